@@ -1,0 +1,88 @@
+"""Predecessors as the new version sees them: frozen networks, label maps by class name, selection. Driver and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from graceful.constraints import ALL, LATEST
+from graceful.errors import SpecError
+from graceful.models.base import Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predecessor:
+    """One older version, ready to run. Always eval mode, fp32, no gradients, outside any engine.
+
+    Attributes:
+        name: Version name, e.g. `v1`; unique in a chain.
+        model_id: Identity in the registry.
+        digest: SHA-256 of the weights.
+        classes: Class names in the order of its logits.
+        embedding_size: d.
+        network: With `embed` and `classify`.
+        transform: Its **own** transform: (raw items, views or None) -> input tensor.
+        transform_digest: SHA-256 of what determines the transform.
+    """
+
+    name: str
+    model_id: str
+    digest: str
+    classes: tuple[str, ...]
+    embedding_size: int
+    network: nn.Module
+    transform: Callable[[Any, NDArray[np.uint64] | None], Tensor]
+    transform_digest: str
+
+    @torch.no_grad()
+    def __call__(self, items: Any, views: NDArray[np.uint64] | None = None) -> Outputs:
+        """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device."""
+        device = next(self.network.parameters()).device
+        inputs = self.transform(items, views).to(device)
+        with torch.autocast(device.type, enabled=False):
+            embedding = self.network.embed(inputs)  # type: ignore[operator]
+            return Outputs(embedding.float(), self.network.classify(embedding).float())  # type: ignore[operator]
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """Put a network into the state predecessors must be in: eval, fp32, no gradients."""
+    return network.eval().float().requires_grad_(False)
+
+
+def label_map(new: Sequence[str], old: Sequence[str]) -> Tensor:
+    """Map new labels to old ones by name.
+
+    Returns:
+        [C_new] int64; -1 where the old version does not know the class.
+    """
+    position = {name: index for index, name in enumerate(old)}
+    return torch.tensor([position.get(name, -1) for name in new], dtype=torch.int64)
+
+
+def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[Predecessor, ...]:
+    """Choose the predecessors that the losses see.
+
+    Args:
+        chain: Latest first.
+        against: `latest`, `all`, or names.
+
+    Raises:
+        SpecError: A name that is not in the chain.
+    """
+    if against == ALL:
+        return tuple(chain)
+    if against == LATEST:
+        return tuple(chain[:1])
+    known = {version.name: version for version in chain}
+    for name in against:
+        if name not in known:
+            raise SpecError(
+                f"compatibility.against: {name!r} is not an ancestor; the chain has {', '.join(known) or 'no versions yet'}"
+            )
+    return tuple(known[name] for name in against)

@@ -1,0 +1,87 @@
+"""Every error graceful raises on purpose, classified by what the caller can do next. Runs in every process.
+
+    GracefulError                     exit 1   (never raised itself)
+    |-- SpecError                     exit 2   the spec or the command line is wrong: edit it
+    |-- DataError                     exit 2   the data named by the spec is missing, corrupt or does not join
+    |-- InfrastructureError           exit 4   a service or disk failed: try again later
+    |   |-- RegistryError             exit 4   MLflow is unreachable or refused
+    |   |-- StorageError              exit 4   disk full, S3 refused, file vanished
+    |   '-- IntegrityError            exit 4   bytes do not have the digest that was recorded for them
+    '-- TrainingError                 exit 5   training failed, was stopped or ran out of time
+        |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
+        '-- CollapsedError            exit 5   held-out error is at chance
+
+A held version is no error: it is a verdict, with exit code 3 (`graceful.gate.EXIT_HELD`).
+Messages say what, value, where, bound and remedy in one line. An error carries one message and optional facts, and
+survives pickling, because it may be raised in a worker and read in the driver.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GracefulError(Exception):
+    """Base of the tree: one line for people, `facts` for programs.
+
+    Args:
+        message: One line: what, value, where, bound, remedy.
+        facts: JSON-serialisable details (step, path, digest ...).
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, facts: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts: dict[str, object] = dict(facts or {})
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[GracefulError], tuple[str, dict[str, object]]]:
+        return type(self), (self.message, self.facts)
+
+
+class SpecError(GracefulError):
+    """The spec or the command line is wrong; editing it is the remedy."""
+
+    exit_code = 2
+
+
+class DataError(GracefulError):
+    """The data that the spec names is missing, corrupt, empty or does not join by id."""
+
+    exit_code = 2
+
+
+class InfrastructureError(GracefulError):
+    """A service or a disk failed; the same command may succeed later."""
+
+    exit_code = 4
+
+
+class RegistryError(InfrastructureError):
+    """MLflow is unreachable, refused, or holds something graceful cannot use."""
+
+
+class StorageError(InfrastructureError):
+    """Reading or writing a file or an object failed: disk full, permission, vanished."""
+
+
+class IntegrityError(InfrastructureError):
+    """Bytes do not have the SHA-256 that was recorded for them."""
+
+
+class TrainingError(GracefulError):
+    """Training failed, was stopped, or ran out of time."""
+
+    exit_code = 5
+
+
+class NonFiniteError(TrainingError):
+    """Loss or gradient became NaN or infinite; raised before the optimiser step."""
+
+
+class CollapsedError(TrainingError):
+    """Held-out error stayed at chance: the candidate is worthless and is never registered."""

@@ -1,0 +1,112 @@
+"""The measured evidence about one version, as plain values that travel as JSON. Floats only; runs in every process."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from graceful.errors import DataError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One metric with its evidence.
+
+    Attributes:
+        value: Rates are fractions in [0, 1]; None where the metric is undefined, with the reason.
+        lower: Lower end of the 95 % interval, None where no interval exists.
+        upper: Upper end of it.
+        count: Numerator where the metric is a count over n.
+        n: Number of ids (queries, pairs) behind the value.
+        reason: Why the value is None, or a caveat about it.
+    """
+
+    value: float | None
+    lower: float | None = None
+    upper: float | None = None
+    count: int | None = None
+    n: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The new version against one ancestor, on ids both can answer.
+
+    Attributes:
+        against: Name of the ancestor, e.g. `v1`.
+        model_id: Its identity in the registry.
+        distance: 1 for the latest predecessor, 2 for the one before it, ...
+        measurements: Metric name -> measurement.
+    """
+
+    against: str
+    model_id: str
+    distance: int
+    measurements: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything the gate may look at. `judge(report, constraints)` needs nothing else.
+
+    Attributes:
+        model: Model family, e.g. `glyphs`.
+        version: Name of the new version, e.g. `v2`.
+        data: Split name -> SHA-256 of the samples that were evaluated.
+        measurements: The new version on its own: `error_rate`, `self_test_recall_at_1`, ...
+        comparisons: Nearest ancestor first; empty for the first link.
+        notes: Caveats for people, one sentence each.
+    """
+
+    model: str
+    version: str
+    data: Mapping[str, str]
+    measurements: Mapping[str, Measurement]
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema: int = field(default=SCHEMA)
+
+    def to_json(self) -> str:
+        """Render as indented JSON with sorted keys; equal reports give equal bytes."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "report") -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: Not JSON, another schema, or a field is missing, unknown or not finite.
+        """
+        try:
+            raw = json.loads(text, parse_constant=_refuse_constant)
+            if raw.get("schema") != SCHEMA:
+                raise DataError(f"{where}: schema is {raw.get('schema')!r}, this graceful reads {SCHEMA}; re-evaluate")
+            comparisons = tuple(
+                Comparison(**{**item, "measurements": _measurements(item["measurements"])})
+                for item in raw["comparisons"]
+            )
+            fields: dict[str, Any] = {
+                **raw,
+                "measurements": _measurements(raw["measurements"]),
+                "comparisons": comparisons,
+                "notes": tuple(raw["notes"]),
+            }
+            return cls(**fields)
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise DataError(f"{where}: not a report of graceful ({e}); write it with `graceful evaluate`") from e
+
+
+def _measurements(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
+    return {name: Measurement(**item) for name, item in raw.items()}
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number a report may hold" if math.isnan(float(name)) else f"{name} is infinite")

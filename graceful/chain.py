@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,17 @@ from torch import Tensor, nn
 from graceful.constraints import ALL, LATEST
 from graceful.errors import SpecError
 from graceful.models.base import Outputs
+
+
+class OldOutputs(NamedTuple):
+    """What one predecessor says about a batch, cached or live; fp32, on the device of the loss."""
+
+    logits: Tensor
+    """[B, C_old] in its own label space."""
+    embedding: Tensor
+    """[B, d_old]"""
+    present: Tensor
+    """[B] bool: False where nothing is known about the sample; such samples get weight 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

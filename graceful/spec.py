@@ -284,7 +284,7 @@ class Targets(Section):
 class Compatibility(Section):
     """What the new version owes its predecessors while it trains."""
 
-    against: Literal["latest", "all"] | tuple[str, ...] = LATEST
+    against: Literal["latest", "all"] | tuple[str, ...] = "latest"
     """Which predecessors the losses see; the evaluation always covers every ancestor."""
     losses: tuple[Loss, ...] = ()
     """Empty: train freely and only measure."""
@@ -310,7 +310,9 @@ class GateConstraint(Section):
     def _rate(self) -> GateConstraint:
         rate = self.metric.endswith(("_rate", "_trust", "relative_nfr"))
         if rate and not 0.0 <= self.bound <= 1.0:
-            raise ValueError(f"bound must be in [0, 1], got {self.bound:g}; write {self.bound / 100:g} for {self.bound:g} percent")
+            raise ValueError(
+                f"bound must be in [0, 1], got {self.bound:g}; write {self.bound / 100:g} for {self.bound:g} percent"
+            )
         return self
 
     def constraint(self) -> Constraint:
@@ -453,7 +455,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
         final = depth == len(parents)
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise SpecError(f"--set {override}: {'.'.join(key.split('.')[:depth])} has {len(node)} items, no {part!r}")
+                raise SpecError(
+                    f"--set {override}: {'.'.join(key.split('.')[:depth])} has {len(node)} items, no {part!r}"
+                )
             if final:
                 node[int(part)] = value
             else:

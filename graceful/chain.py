@@ -1,4 +1,4 @@
-"""Predecessors as the new version sees them: frozen networks, label maps by class name, selection. Driver and workers."""
+"""Predecessors as the new version sees them: frozen networks, label maps by name, selection. Driver and workers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Predecessor:
     Attributes:
         name: Version name, e.g. `v1`; unique in a chain.
         model_id: Identity in the registry.
-        digest: SHA-256 of the weights.
+        digest: SHA-256 of the version bundle: weights and description.
         classes: Class names in the order of its logits.
         embedding_size: d.
         network: With `embed` and `classify`.
         transform: Its **own** transform: (raw items, views or None) -> input tensor.
-        transform_digest: SHA-256 of what determines the transform.
+        transform_digest: SHA-256 of what determines the transform, as it runs now.
+        notes: What a reader of the report must know about this version, e.g. that its transform may have changed.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Predecessor:
     network: nn.Module
     transform: Callable[[Any, NDArray[np.uint64] | None], Tensor]
     transform_digest: str
+    notes: tuple[str, ...] = ()
 
     @torch.no_grad()
     def __call__(self, items: Any, views: NDArray[np.uint64] | None = None) -> Outputs:
@@ -93,7 +95,6 @@ def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[
     known = {version.name: version for version in chain}
     for name in against:
         if name not in known:
-            raise SpecError(
-                f"compatibility.against: {name!r} is not an ancestor; the chain has {', '.join(known) or 'no versions yet'}"
-            )
+            ancestors = ", ".join(known) or "no versions yet"
+            raise SpecError(f"compatibility.against: {name!r} is not an ancestor; the chain has {ancestors}")
     return tuple(known[name] for name in against)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -40,3 +40,20 @@ class Forward(nn.Module):
         """Input [B, ...] -> Outputs."""
         embedding = self.network.embed(x)  # type: ignore[operator]
         return Outputs(embedding, self.network.classify(embedding))  # type: ignore[operator]
+
+
+class Headed(nn.Module):
+    """A Network from two modules: a body that embeds and a head that classifies."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Input [B, ...] -> embedding [B, d]."""
+        return cast(Tensor, self.body(x))
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Embedding [B, d] -> logits [B, C]."""
+        return cast(Tensor, self.head(embedding))

@@ -1,0 +1,38 @@
+"""What a job runs: train, evaluate, refresh. `python -m graceful.programs NAME` reads a resolved spec from stdin."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graceful.errors import SpecError
+from graceful.spec import RefreshSpec
+
+
+def home_of(spec: RefreshSpec) -> Path:
+    """Folder of runs, caches and the default registry: the spec's, else $GRACEFUL_HOME, else .graceful here."""
+    return Path(spec.home or os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve()
+
+
+def run_dir_of(spec: RefreshSpec) -> Path:
+    """Folder of one run."""
+    return home_of(spec) / "runs" / spec.run_id
+
+
+@contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock: two processes never work on one run.
+
+    Raises:
+        SpecError: Another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise SpecError(f"run {run_dir.name} is already being worked on here; wait for it or stop it") from e
+        yield

@@ -1,0 +1,75 @@
+"""Tasks: a model, its data and its transform, built from a spec's `task` section. Driver and workers; loads lazily.
+
+`build` is the factory; `transform_digest` and `view_numbers` decide which cached predecessor outputs may be used for
+which sample. Importing this package loads neither torch nor any library that a single task needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graceful.tasks.hashing import hash_ids, in_split, split_digest, view_numbers
+
+if TYPE_CHECKING:
+    from graceful import spec
+    from graceful.tasks.base import Task
+
+__all__ = ["build", "hash_ids", "in_split", "split_digest", "transform_digest", "view_numbers"]
+
+_TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
+    "glyphs": ("shift",),
+    "digits": ("shift",),
+    "image_folder": ("size", "channels", "shift", "flip"),
+    "python": ("options",),
+}
+"""What of each section its transform depends on; which data is selected and which network learns it are left out."""
+
+_TRANSFORM_VERSION = 1
+"""Raised whenever a shipped transform changes its output, so that outputs cached before are not joined to it."""
+
+
+def build(section: spec.Task) -> Task:
+    """Build the task a section describes. Opens no data yet beyond what names the classes.
+
+    Raises:
+        SpecError: The section asks for what the task has not (a class, an option, a file).
+        DataError: The data is missing, corrupt or empty.
+        StorageError: A bucket cannot be reached.
+    """
+    kind = section.kind
+    if kind == "glyphs":
+        from graceful.tasks.glyphs.task import Glyphs
+
+        return Glyphs(section)
+    if kind == "digits":
+        from graceful.tasks.digits import Digits
+
+        return Digits(section)
+    if kind == "image_folder":
+        from graceful.tasks.image_folder import ImageFolder
+
+        return ImageFolder(section)
+    from graceful.tasks.python_task import load_task
+
+    return load_task(section)
+
+
+def transform_digest(section: spec.Task) -> str:
+    """SHA-256 of what determines the transform: equal digests mean equal network inputs for an item and a view.
+
+    Selecting other data (fonts, classes, root, split) or another network leaves it unchanged. A Python task's file
+    counts with its content, because its transform may be anything in it.
+
+    Raises:
+        SpecError: A Python task's file cannot be read.
+    """
+    from graceful.storage import sha256_json
+
+    parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
+    values = section.model_dump(mode="json")
+    parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind]})
+    if section.kind == "python":
+        from graceful.tasks.python_task import source_digest
+
+        parts["source"] = source_digest(section)
+    return sha256_json(parts)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from graceful.errors import DataError
+from graceful.tasks.hashing import split_digest
 
 Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 """train: gradients. validation: choose hyper-parameters and stop. constraint: multipliers. test: the gate, once.
@@ -37,6 +41,45 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def of(
+        cls,
+        items: NDArray[Any],
+        labels: Sequence[int] | NDArray[Any],
+        *,
+        classes: Sequence[str],
+        ids: Sequence[str] | NDArray[Any],
+        groups: Sequence[str] | NDArray[Any] | None = None,
+    ) -> Self:
+        """Samples from arrays in memory.
+
+        Args:
+            items: [N, ...] raw items; `read` indexes its first axis.
+            labels: [N] indices into `classes`.
+            classes: Names of the labels.
+            ids: [N] unique, stable names.
+            groups: [N] what belongs together; None: every sample is its own group.
+
+        Raises:
+            DataError: Lengths differ, ids repeat, or a label has no class.
+        """
+        names, numbers = np.asarray(ids, dtype=np.str_), np.asarray(labels, dtype=np.int64)
+        if not len(items) == len(names) == len(numbers):
+            raise DataError(f"samples: {len(items)} items, {len(names)} ids, {len(numbers)} labels; give one of each")
+        if len(np.unique(names)) != len(names):
+            raise DataError(f"samples: {len(names) - len(np.unique(names))} ids repeat; ids must be unique in a split")
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes):
+            raise DataError(f"samples: labels span {numbers.min()}..{numbers.max()}, there are {len(classes)} classes")
+        content = hashlib.sha256(np.ascontiguousarray(items).tobytes()).hexdigest()
+        return cls(
+            ids=names,
+            labels=numbers,
+            classes=tuple(classes),
+            groups=names if groups is None else np.asarray(groups, dtype=np.str_),
+            read=lambda positions: items[positions],
+            digest=split_digest(names, numbers, classes, content),
+        )
 
 
 @runtime_checkable

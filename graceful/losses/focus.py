@@ -1,0 +1,109 @@
+"""Focus: which samples a distillation loss weighs most, normalised to mean 1. Runs in workers.
+
+The weight of a sample is `F_i = (alpha + beta * focus_i) / mean(alpha + beta * focus)`, so that the loss weight says how
+much and beta / alpha says where. `all` and `old_correct` depend on old outputs alone: their mean is a number known before
+training. `new_incorrect` and `negative_flip` follow the new model: their mean is a running one with an explicit state.
+
+Source: Yan et al., Positive-congruent training (CVPR 2021), focal distillation (old_correct); Echterhoff et al., MUSCLE
+(2024) (new_incorrect); the normalisation is ours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graceful.spec import Focus
+
+DECAY = 0.99
+"""How much of the running moments survives one batch: the mean looks back over about a hundred batches."""
+
+
+def is_dynamic(focus: Focus) -> bool:
+    """Whether the focus follows the new model, so that its mean changes while training."""
+    return focus in {"new_incorrect", "negative_flip"}
+
+
+@torch.no_grad()
+def raw_weights(focus: Focus, *, alpha: float, beta: float, old_correct: Tensor, new_correct: Tensor) -> Tensor:
+    """Weigh samples before normalisation: `alpha + beta * focus_i`, detached.
+
+    Args:
+        focus: `all`: no sample is in focus; `old_correct`, `new_incorrect`, `negative_flip`: old right and new wrong.
+        alpha: Base weight.
+        beta: Additional weight in focus.
+        old_correct: [B] bool, False where the old version does not know the label.
+        new_correct: [B] bool.
+
+    Returns:
+        [B] fp32.
+    """
+    if focus == "all":
+        return torch.full(old_correct.shape, alpha, device=old_correct.device)
+    chosen = {
+        "old_correct": old_correct,
+        "new_incorrect": ~new_correct,
+        "negative_flip": old_correct & ~new_correct,
+    }[focus]
+    return alpha + beta * chosen.float()
+
+
+def static_mean(focus: Focus, *, alpha: float, beta: float, old_correct_share: float) -> float:
+    """Mean of the raw weights over the training ids that the old version knows.
+
+    Args:
+        focus: `all` or `old_correct`.
+        alpha: Base weight.
+        beta: Additional weight in focus.
+        old_correct_share: Share of those ids that the old version gets right, in [0, 1].
+
+    Raises:
+        ValueError: A dynamic focus, or a share outside [0, 1].
+    """
+    if is_dynamic(focus):
+        raise ValueError(f"focus {focus} follows the new model and has no static mean; use a running one")
+    if focus == "all":
+        return alpha
+    if not 0.0 <= old_correct_share <= 1.0:
+        raise ValueError(f"old_correct_share must be in [0, 1], got {old_correct_share}")
+    return alpha + beta * old_correct_share
+
+
+@torch.no_grad()
+def batch_moments(weights: Tensor, *, participates: Tensor) -> Tensor:
+    """Sum and count of the raw weights of a batch, to be added up over workers.
+
+    Args:
+        weights: [B] raw weights.
+        participates: [B] bool.
+
+    Returns:
+        [2] fp32: sum, count.
+    """
+    mask = participates.float()
+    return torch.stack([(weights * mask).sum(), mask.sum()])
+
+
+@torch.no_grad()
+def advance(state: Tensor, *, batch: Tensor, decay: float = DECAY) -> Tensor:
+    """Take the moments of one batch into the running moments; a batch without participants changes nothing.
+
+    Args:
+        state: [..., 2] running sum and count, zeros at the start. This is what a checkpoint keeps.
+        batch: [..., 2] moments of the batch, summed over workers, so that all workers keep the same state.
+        decay: Share of the state that survives.
+    """
+    return torch.where(batch[..., 1:] > 0.0, decay * state + batch, state)
+
+
+@torch.no_grad()
+def normalise(weights: Tensor, *, mean: float | Tensor) -> Tensor:
+    """Divide raw weights [B] by their mean; mean 0 (nothing ever in focus, alpha 0) gives zeros, no division."""
+    divisor = torch.as_tensor(mean, dtype=weights.dtype, device=weights.device)
+    return torch.where(divisor > 0.0, weights / torch.where(divisor > 0.0, divisor, 1.0), 0.0)
+
+
+@torch.no_grad()
+def mean_of(state: Tensor) -> Tensor:
+    """Running mean [...] of moments [..., 2]; 0 where nothing was counted yet."""
+    return state[..., 0] / state[..., 1].clamp(min=torch.finfo(state.dtype).tiny)

@@ -1,0 +1,129 @@
+"""Networks of timm and torchvision behind `embed` and `classify`, for Python tasks. Both packages load on first use.
+
+Neither is needed by graceful. Their wheels often do not match the installed torch, and then fail while importing with
+RuntimeError rather than ImportError; both become one line that says what to install.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graceful.errors import SpecError
+from graceful.models.heads import CosineHead, LinearHead
+
+_INSTALL = {
+    "timm": "pip install 'graceful-ai[zoo]' with the torchvision build of the same torch",
+    "torchvision": "install the torchvision build of the same torch (CPU or CUDA)",
+}
+
+
+class ZooNetwork(nn.Module):
+    """A body that ends in pooled features, and a fresh head on top.
+
+    Batch normalisation inside the body is kept: predecessors run in eval mode, but its running statistics depend on
+    the micro-batch of each worker.
+
+    Args:
+        body: Input [B, ...] -> features [B, d].
+        embedding_size: d.
+        classes: C.
+        cosine_scale: Scale of a cosine head; None: a linear head.
+    """
+
+    def __init__(self, body: nn.Module, *, embedding_size: int, classes: int, cosine_scale: float | None) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.body = body
+        self.head: nn.Module
+        if cosine_scale is None:
+            self.head = LinearHead(embedding_size, classes)
+        else:
+            self.head = CosineHead(embedding_size, classes, scale=cosine_scale)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Input [B, ...] -> embedding [B, d], not normalised."""
+        return torch.flatten(self.body(x), 1)
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Embedding [B, d] -> logits [B, C]."""
+        logits: Tensor = self.head(embedding)
+        return logits
+
+
+def timm_network(
+    name: str, *, classes: int, pretrained: bool = False, cosine_scale: float | None = None, **options: Any
+) -> ZooNetwork:
+    """A timm model without its classifier.
+
+    Args:
+        name: As `timm.create_model` takes it.
+        classes: C.
+        pretrained: Download weights. Predecessors are rebuilt through the task, so leave it off where no network is.
+        cosine_scale: Scale of a cosine head; None: a linear head.
+        options: Further keywords of `timm.create_model`.
+
+    Raises:
+        SpecError: timm cannot be imported, or has no such model.
+    """
+    timm = _package("timm")
+    try:
+        body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise SpecError(f"timm model {name!r}: {_one_line(e)}; see timm.list_models()") from e
+    size = int(getattr(body, "head_hidden_size", None) or body.num_features)
+    return ZooNetwork(body, embedding_size=size, classes=classes, cosine_scale=cosine_scale)
+
+
+def torchvision_network(
+    name: str, *, classes: int, weights: str | None = None, cosine_scale: float | None = None, **options: Any
+) -> ZooNetwork:
+    """A torchvision classification model whose last linear layer is taken off.
+
+    Args:
+        name: As `torchvision.models.get_model` takes it.
+        classes: C.
+        weights: Name of pretrained weights to download; None: random.
+        cosine_scale: Scale of a cosine head; None: a linear head.
+        options: Further keywords of the model.
+
+    Raises:
+        SpecError: torchvision cannot be imported, has no such model, or the model does not end in a linear layer.
+    """
+    models = _package("torchvision").models
+    try:
+        body: nn.Module = models.get_model(name, weights=weights, **options)
+    except (KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise SpecError(f"torchvision model {name!r}: {_one_line(e)}; see torchvision.models.list_models()") from e
+    size = _behead(body, name)
+    return ZooNetwork(body, embedding_size=size, classes=classes, cosine_scale=cosine_scale)
+
+
+def _behead(body: nn.Module, name: str) -> int:
+    """Replace the classifier's last linear layer by the identity; returns its input size."""
+    for attribute in ("fc", "classifier", "heads", "head"):
+        part = getattr(body, attribute, None)
+        if isinstance(part, nn.Linear):
+            setattr(body, attribute, nn.Identity())
+            return part.in_features
+        if isinstance(part, nn.Sequential) and isinstance(part[-1], nn.Linear):
+            size = part[-1].in_features
+            part[-1] = nn.Identity()
+            return size
+    raise SpecError(f"torchvision model {name!r}: does not end in a linear layer; wrap it in a network of your own")
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as e:
+        raise SpecError(
+            f"{name} cannot be imported ({_one_line(e)}); {_INSTALL[name]}, or use task.network.size"
+        ) from e
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,149 @@
+"""Entry point of a job: `python -m graceful.programs refresh < resolved-spec.json`. Runs in the driver process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from graceful import gate, spec
+from graceful.errors import GracefulError, SpecError
+from graceful.programs import run_dir_of
+from graceful.programs.present import Talk
+
+EXIT_BUG = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one program and return its exit code; errors of ours are one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
+    parser.add_argument("program", choices=sorted(PROGRAMS))
+    parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args(arguments)
+    talk = Console(stderr=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        resolved = spec.parse(_document(sys.stdin.read()), where="the resolved spec")
+        with Talk(console=talk, quiet=options.quiet) as progress:
+            result, code, show = PROGRAMS[options.program](resolved, progress)
+        _print(result, options.output, show)
+    except GracefulError as e:
+        talk.print(f"graceful: {e.message}", markup=False, highlight=False, soft_wrap=True)
+        return e.exit_code
+    except KeyboardInterrupt:
+        talk.print("graceful: interrupted; run the same command again to resume", markup=False, soft_wrap=True)
+        return EXIT_INTERRUPTED
+    except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a log
+        with tempfile.NamedTemporaryFile("w", prefix="graceful-", suffix=".log", delete=False) as log:
+            log.write(traceback.format_exc())
+        line = f"graceful: bug: {type(e).__name__}: {e} (traceback in {log.name}; please report it)"
+        talk.print(line, markup=False, highlight=False, soft_wrap=True)
+        return EXIT_BUG
+    return code
+
+
+Show = Callable[[Console], None]
+Outcome = tuple[dict[str, Any], int, Show]
+
+
+def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.present import Judged, chain_table
+    from graceful.programs.refresh import refresh
+
+    result, report = refresh(resolved, progress=progress)
+
+    def show(console: Console) -> None:
+        title = f"{result.run_id}: {result.outcome}, version {result.version}, champion is version {result.champion}"
+        console.print(chain_table([Judged(report=report, outcome=result.outcome)], title=title))
+        for reason in result.reasons:
+            console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+        page = Path(result.report).with_suffix(".html")
+        console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"next:   graceful lineage {resolved.model}   |   graceful ui   |   graceful gate {result.report} SPEC",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return asdict(result), gate.EXIT_HELD if result.outcome == gate.Outcome.HELD else 0, show
+
+
+def _train(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.refresh import train_only
+
+    trained = train_only(resolved, progress=progress)
+    result = {
+        "run_id": resolved.run_id,
+        "bundle": str(trained.folder),
+        "digest": trained.digest,
+        "steps": trained.result.steps,
+        "seconds": round(trained.result.seconds, 1),
+        "validation_error": trained.result.validation_error,
+    }
+    return result, 0, _lines(result)
+
+
+def _evaluate(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.present import Judged, chain_table
+    from graceful.programs.refresh import evaluate_only
+
+    report, verdict = evaluate_only(resolved, progress=progress)
+    path = run_dir_of(resolved) / "report.json"
+    result = {"run_id": resolved.run_id, "report": str(path), "outcome": str(verdict.outcome)}
+
+    def show(console: Console) -> None:
+        console.print(chain_table([Judged(report=report, outcome=verdict.outcome)], title=resolved.run_id))
+        console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
+
+    return result, 0, show
+
+
+def _lines(result: dict[str, Any]) -> Show:
+    def show(console: Console) -> None:
+        for key, value in result.items():
+            console.print(f"{key}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+    return show
+
+
+PROGRAMS: dict[str, Callable[[spec.RefreshSpec, Talk], Outcome]] = {
+    "refresh": _refresh,
+    "train": _train,
+    "evaluate": _evaluate,
+}
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as e:
+        raise SpecError(f"stdin: must be the resolved spec as JSON ({e}); start jobs through `graceful`") from e
+    if not isinstance(document, dict):
+        raise SpecError(f"stdin: must be the resolved spec as a JSON object, got {type(document).__name__}")
+    return document
+
+
+def _print(result: dict[str, Any], output: str, show: Show) -> None:
+    if output == "json":
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    elif output == "yaml":
+        sys.stdout.write(yaml.safe_dump(result, sort_keys=False))
+    else:
+        show(Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

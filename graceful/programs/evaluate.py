@@ -1,0 +1,144 @@
+"""Measure a version alone and against every ancestor: bundles and data in, a Report out. Runs in the driver."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graceful import tasks
+from graceful.chain import Predecessor
+from graceful.errors import DataError
+from graceful.metrics import flips, retrieval
+from graceful.report import Comparison, Measurement, Report
+from graceful.spec import RefreshSpec
+from graceful.tasks.base import Samples, Split, Task
+
+FLOAT = np.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One version's outputs on one split, in sample order.
+
+    Attributes:
+        logits: [N, C] float32, in its own label space.
+        embeddings: [N, d] float32.
+    """
+
+    logits: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+def evaluate(
+    spec: RefreshSpec, new: Predecessor, ancestors: Sequence[Predecessor], *, task: Task | None = None
+) -> Report:
+    """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
+
+    Args:
+        spec: Names the task whose data is used; every version sees it through its own transform.
+        new: The version to measure.
+        ancestors: Latest first; empty for the first link.
+        task: Already built task, else built from the spec.
+
+    Raises:
+        DataError: The test split is empty or ids do not join.
+    """
+    task = task or tasks.build(spec.task)
+    test = task.samples("test")
+    if not len(test):
+        raise DataError(f"task {spec.task.kind}: the test split is empty; the gate needs at least one sample in it")
+    versions = [new, *ancestors]
+    predictions = [_predictions(version, test, spec.evaluate.batch_size) for version in versions]
+    options = {"draws": spec.evaluate.bootstrap, "seed": spec.train.seed}
+    alone = dict(flips.alone(predictions[0], **options))
+    against = [dict(flips.compare(predictions[0], old, **options)) for old in predictions[1:]]
+    data = {"test": test.digest}
+    if spec.evaluate.retrieval:
+        found = _retrieval(spec, task, versions, test)
+        alone |= found.alone
+        data |= found.data
+        against = [{**flip, **cross} for flip, cross in zip(against, found.against, strict=True)]
+    if against:
+        alone |= flips.chain(predictions[0], predictions[1:], **options)
+    comparisons = tuple(
+        Comparison(against=old.name, model_id=old.model_id, distance=distance, measurements=measured)
+        for distance, (old, measured) in enumerate(zip(ancestors, against, strict=True), start=1)
+    )
+    return Report(
+        model=spec.model,
+        version=spec.name,
+        data=data,
+        measurements=alone,
+        comparisons=comparisons,
+        notes=tuple(itertools.chain.from_iterable(version.notes for version in versions)),
+    )
+
+
+def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:
+    """Run one version over a split."""
+    outputs = [version(items) for items in _batches(samples, batch_size)]
+    return Answers(
+        logits=torch.cat([output.logits for output in outputs]).cpu().numpy(),
+        embeddings=torch.cat([output.embedding for output in outputs]).cpu().numpy(),
+    )
+
+
+def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
+    for start in range(0, len(samples), batch_size):
+        yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
+
+
+def _predictions(version: Predecessor, samples: Samples, batch_size: int) -> flips.Predictions:
+    logits = answers(version, samples, batch_size).logits
+    return flips.Predictions.from_logits(
+        ids=samples.ids,
+        labels=np.asarray(samples.classes)[samples.labels],
+        logits=logits,
+        classes=version.classes,
+        groups=samples.groups,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Retrieval:
+    alone: dict[str, Measurement]
+    against: list[dict[str, Measurement]]
+    data: dict[str, str]
+
+
+def _retrieval(spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], test: Samples) -> _Retrieval:
+    query, gallery = _split(task, "query", test), _split(task, "gallery", test)
+    size = spec.evaluate.batch_size
+    queries = [_embeddings(version, query, size) for version in versions]
+    galleries = queries if gallery is query else [_embeddings(version, gallery, size) for version in versions]
+    options = {"draws": spec.evaluate.bootstrap, "seed": spec.train.seed}
+    return _Retrieval(
+        alone=dict(retrieval.self_test(queries[0], galleries[0], **options)),
+        against=[
+            dict(retrieval.compare_retrieval(queries[0], old_query, old_gallery, **options))
+            for old_query, old_gallery in zip(queries[1:], galleries[1:], strict=True)
+        ],
+        data={"query": query.digest, "gallery": gallery.digest},
+    )
+
+
+def _split(task: Task, name: Split, otherwise: Samples) -> Samples:
+    try:
+        return task.samples(name)
+    except KeyError:
+        return otherwise
+
+
+def _embeddings(version: Predecessor, samples: Samples, batch_size: int) -> retrieval.Embeddings:
+    return retrieval.Embeddings(
+        ids=samples.ids,
+        labels=np.asarray(samples.classes)[samples.labels],
+        vectors=answers(version, samples, batch_size).embeddings,
+        groups=samples.groups,
+    )

@@ -1,0 +1,155 @@
+"""Results for people: the table of versions against ancestors, and progress while a program runs. Runs in the driver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from graceful.report import Measurement, Report
+
+LINE_EVERY = 5.0
+"""Seconds between progress lines where stderr is no terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A report with what the gate said of it."""
+
+    report: Report
+    outcome: str
+
+
+def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
+    """One row for each version and each of its ancestors, in words and percent; a first link has one row."""
+    rows: list[dict[str, str]] = []
+    for judged in versions:
+        report = judged.report
+        alone = {
+            "version": report.version,
+            "error": percent(report.measurements.get("error_rate"), interval=False),
+            "self-test R@1": percent(report.measurements.get("self_test_recall_at_1"), interval=False),
+        }
+        for comparison in report.comparisons:
+            found = comparison.measurements
+            rows.append(
+                {
+                    **alone,
+                    "against": comparison.against,
+                    "NFR [95 %]": percent(found.get("negative_flip_rate")),
+                    "relative NFR": percent(found.get("relative_nfr"), interval=False),
+                    "positive flips": percent(found.get("positive_flip_rate"), interval=False),
+                    "cross-test R@1": percent(found.get("cross_test_recall_at_1"), interval=False),
+                    "old/old R@1": percent(found.get("old_old_recall_at_1"), interval=False),
+                    "verdict": judged.outcome,
+                }
+            )
+        if not report.comparisons:
+            rows.append({**alone, "against": "(first link)", "verdict": judged.outcome})
+    return rows
+
+
+COLUMNS = (
+    "version", "against", "error", "NFR [95 %]", "relative NFR", "positive flips", "self-test R@1", "cross-test R@1",
+    "old/old R@1", "verdict",
+)  # fmt: skip
+COLOURS = {"passed": "green", "held": "yellow"}
+
+
+def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
+    """The rows as a table for the terminal."""
+    table = Table(title=title, title_justify="left", caption="rates in percent", caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("version", "against", "verdict") else "right")
+    for row in chain_rows(versions):
+        colour = COLOURS.get(row["verdict"], "red")
+        cells = [row.get(column, "-") for column in COLUMNS]
+        table.add_row(*cells[:-1], f"[{colour}]{cells[-1]}[/{colour}]")
+    return table
+
+
+def percent(measurement: Measurement | None, *, interval: bool = True) -> str:
+    """A rate as percent, with its interval where it has one; a dash where it was not measured."""
+    if measurement is None or measurement.value is None:
+        return "-"
+    text = f"{100 * measurement.value:.2f}"
+    if interval and measurement.lower is not None and measurement.upper is not None:
+        text += f" [{100 * measurement.lower:.2f}, {100 * measurement.upper:.2f}]"
+    return text
+
+
+@dataclass(kw_only=True)
+class Talk:
+    """Tells on stderr how far a program is: a bar on a terminal, `key=value` lines elsewhere. Use as a context."""
+
+    console: Console
+    quiet: bool = False
+    clock: Any = time.monotonic
+    _bar: Progress | None = None
+    _tasks: dict[str, TaskID] = field(default_factory=dict)
+    _spoken: float = float("-inf")
+    _stage: str = "train"
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal and not self.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description:<28}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, row: Mapping[str, object]) -> None:
+        """Take one row of progress: a stage that begins, or a step of one."""
+        if self.quiet:
+            return
+        if "step" not in row:
+            self.console.print(_line(row), highlight=False, markup=False, soft_wrap=True)
+        elif self._bar is not None:
+            self._advance(row)
+        elif self._due(row):
+            self.console.print(_line(row), highlight=False, markup=False, soft_wrap=True)
+
+    def _due(self, row: Mapping[str, object]) -> bool:
+        now = self.clock()
+        if now - self._spoken < LINE_EVERY and row.get("step") != row.get("steps"):
+            return False
+        self._spoken = now
+        return True
+
+    def _advance(self, row: Mapping[str, object]) -> None:
+        assert self._bar is not None
+        stage = str(row.get("stage", "train"))
+        total = float(str(row.get("steps") or row["step"]))
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total, facts="")
+        facts = {name: row[name] for name in ("loss", "validation_error", "samples_per_second") if name in row}
+        self._bar.update(self._tasks[stage], completed=float(str(row["step"])), total=total, facts=_line(facts))
+
+
+def _line(row: Mapping[str, object]) -> str:
+    return " ".join(f"{key}={_value(value)}" for key, value in row.items() if not isinstance(value, dict))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value).replace(" ", "_")

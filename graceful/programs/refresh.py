@@ -1,0 +1,211 @@
+"""The main program: a spec goes in, a measured, judged and registered version comes out. Runs in the driver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from graceful import gate
+from graceful.errors import SpecError
+from graceful.lineage import LineageRecord, Registration, Store
+from graceful.models import bundle
+from graceful.programs import exclusive, home_of, run_dir_of
+from graceful.programs.evaluate import evaluate
+from graceful.programs.html import render_html
+from graceful.programs.train import Progress, Trained, silent, train
+from graceful.report import Report
+from graceful.spec import RefreshSpec
+from graceful.storage import write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshed:
+    """How a refresh ended, as JSON values.
+
+    Attributes:
+        run_id: `model-name`.
+        outcome: passed or held.
+        reasons: One sentence per constraint.
+        version: Number in the registry.
+        model_id: Identity in the registry.
+        champion: Number of the version that serves after this refresh.
+        report: Path of report.json; verdict.json, report.html and spec.yaml lie beside it.
+        seconds: Seconds spent training.
+    """
+
+    run_id: str
+    outcome: str
+    reasons: tuple[str, ...]
+    version: int
+    model_id: str
+    champion: int | None
+    report: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One ancestor as this run found it when it first started."""
+
+    name: str
+    model_id: str
+    version: int
+    digest: str
+
+
+def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshed, Report]:
+    """Train, evaluate, judge, register and, if passed, promote. Each finished step is a file and is not repeated.
+
+    The chain is read from the registry when the run first starts and kept in `chain.json`: a resumed run has the same
+    predecessors, and promotion is refused if someone moved the champion meanwhile.
+
+    Raises:
+        SpecError, DataError: Nothing was registered.
+        RegistryError, IntegrityError: The registry is unreachable or an ancestor was altered; nothing was registered.
+        TrainingError: Training failed; the champion stays.
+    """
+    home = home_of(spec)
+    run_dir = run_dir_of(spec)
+    with exclusive(run_dir):
+        store = Store(spec.registry.uri, home)
+        finished = _finished(spec, run_dir)
+        if finished:
+            return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
+        tracking = store.begin(spec.dump(), run_id=spec.run_id)
+        links = _chain(store, spec, run_dir)
+        progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
+        ancestors = _fetch(store, spec, run_dir)
+        trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
+        progress({"stage": "evaluate"})
+        report, verdict = measure(spec, trained.folder, ancestors)
+        _write(run_dir, report, verdict)
+        progress({"stage": "register"})
+        store.log_history(tracking, trained.result.history)
+        record = store.register(_registration(spec, run_dir, trained, links, report, verdict, tracking))
+        champion = _promote(store, spec, record, verdict, links)
+        result = Refreshed(
+            run_id=spec.run_id,
+            outcome=verdict.outcome,
+            reasons=tuple(finding.reason for finding in verdict.findings),
+            version=record.version,
+            model_id=record.model_id,
+            champion=champion,
+            report=str(run_dir / "report.json"),
+            seconds=trained.result.seconds,
+        )
+        write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
+    return result, report
+
+
+def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
+    """Train a version against the champion's chain and leave its bundle in the run's folder; register nothing."""
+    run_dir = run_dir_of(spec)
+    with exclusive(run_dir):
+        store = Store(spec.registry.uri, home_of(spec))
+        return train(
+            spec, run_dir=run_dir, home=home_of(spec), ancestors=_fetch(store, spec, run_dir), progress=progress
+        )
+
+
+def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Report, gate.Verdict]:
+    """Measure the bundle that an earlier `train` or `refresh` left in the run's folder; register nothing.
+
+    Raises:
+        SpecError: The run has no bundle yet.
+    """
+    run_dir = run_dir_of(spec)
+    folder = run_dir / "model"
+    if not (folder / "arch.json").exists():
+        raise SpecError(f"run {spec.run_id}: no trained version in {folder}; run `graceful train` or `refresh` first")
+    with exclusive(run_dir):
+        ancestors = _fetch(Store(spec.registry.uri, home_of(spec)), spec, run_dir)
+        progress({"stage": "evaluate"})
+        report, verdict = measure(spec, folder, ancestors)
+        _write(run_dir, report, verdict)
+    return report, verdict
+
+
+def _fetch(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Path]:
+    """Bring the chain's bundles here, every digest checked."""
+    return [store.fetch(store.record(link.model_id)) for link in _chain(store, spec, run_dir)]
+
+
+def measure(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path]) -> tuple[Report, gate.Verdict]:
+    """Evaluate a bundle against its ancestors' bundles and judge the report."""
+    report = evaluate(spec, bundle.load(folder), [bundle.load(ancestor) for ancestor in ancestors])
+    constraints = [item.constraint() for item in spec.gate.constraints]
+    return report, gate.judge(report, constraints, family=spec.gate.family)
+
+
+def _finished(spec: RefreshSpec, run_dir: Path) -> Refreshed | None:
+    path = run_dir / "result.json"
+    if not path.exists():
+        return None
+    recorded = json.loads((run_dir / "spec.json").read_text())
+    if recorded["digest"] != spec.digest():
+        raise SpecError(
+            f"run {spec.run_id} is finished under another spec ({run_dir / 'spec.json'}); give the version another name"
+        )
+    raw = json.loads(path.read_text())
+    return Refreshed(**{**raw, "reasons": tuple(raw["reasons"])})
+
+
+def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
+    """The ancestors of this run, latest first: as recorded, else the champion and its ancestors now."""
+    path = run_dir / "chain.json"
+    if path.exists():
+        return [Link(**raw) for raw in json.loads(path.read_text())]
+    links = [
+        Link(name=record.name, model_id=record.model_id, version=record.version, digest=record.digest)
+        for record in store.chain(spec.model)
+    ]
+    if any(link.name == spec.name for link in links):
+        raise SpecError(f"name: {spec.name} is already an ancestor in model {spec.model}; give the new version another name")
+    write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
+    return links
+
+
+def _write(run_dir: Path, report: Report, verdict: gate.Verdict) -> None:
+    write_text(run_dir / "report.json", report.to_json())
+    write_text(run_dir / "verdict.json", verdict.to_json())
+    write_text(run_dir / "report.html", render_html(report, verdict))
+
+
+def _registration(
+    spec: RefreshSpec,
+    run_dir: Path,
+    trained: Trained,
+    links: Sequence[Link],
+    report: Report,
+    verdict: gate.Verdict,
+    tracking: str,
+) -> Registration:
+    return Registration(
+        spec=spec.dump(),
+        model=spec.model,
+        name=spec.name,
+        run_id=spec.run_id,
+        tracking_run=tracking,
+        bundle=trained.folder,
+        digest=trained.digest,
+        parents=tuple(link.model_id for link in links[:1]),
+        report=report,
+        verdict=verdict,
+        attachments=(run_dir / "report.html",),
+    )
+
+
+def _promote(
+    store: Store, spec: RefreshSpec, record: LineageRecord, verdict: gate.Verdict, links: Sequence[Link]
+) -> int | None:
+    """Move the champion to a passed version, if it still is what this run started from."""
+    expected = links[0].version if links else None
+    if verdict.outcome != gate.Outcome.PASSED:
+        return expected
+    store.promote(
+        spec.model, record.version, expected=expected, reason=f"{spec.run_id} passed the gate", actor="graceful refresh"
+    )
+    return record.version
+

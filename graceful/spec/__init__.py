@@ -1,0 +1,69 @@
+"""What people write: one YAML file, one typed value. pydantic at the edge; imports no torch. Runs on the client first.
+
+Precedence: defaults <- file <- `--set a.b=c`. A misspelt key is refused at every depth with its path. `None` means
+"derive it", and the docstring of the field says how. Each attribute docstring becomes `graceful schema`.
+
+    base           what every section has in common
+    tasks          task, network            training   train, optimizer, engine
+    compatibility  losses, targets          refresh    gate, evaluate, registry, RefreshSpec
+    loading        load, parse              problems, shape   one-line errors, the tree of keys
+"""
+
+from __future__ import annotations
+
+from graceful.spec.base import NAME, Count, Fraction, Positive, Section, Weight
+from graceful.spec.compatibility import (
+    Compatibility,
+    EmbeddingRegression,
+    FocalDistillation,
+    Focus,
+    Influence,
+    LogitDisplacement,
+    Loss,
+    Reference,
+    Reweighting,
+    Targets,
+)
+from graceful.spec.loading import load, parse
+from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry
+from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, Network, PythonTask, Task
+from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
+
+__all__ = [
+    "NAME",
+    "AdamW",
+    "Compatibility",
+    "Count",
+    "DeepSpeedEngine",
+    "DigitsTask",
+    "EmbeddingRegression",
+    "Engine",
+    "Evaluate",
+    "FocalDistillation",
+    "Focus",
+    "Fraction",
+    "Gate",
+    "GateConstraint",
+    "GlyphsTask",
+    "ImageFolderTask",
+    "Influence",
+    "LogitDisplacement",
+    "Loss",
+    "Network",
+    "Optimizer",
+    "Positive",
+    "PythonTask",
+    "Reference",
+    "RefreshSpec",
+    "Registry",
+    "Reweighting",
+    "Section",
+    "Sgd",
+    "Targets",
+    "Task",
+    "TorchEngine",
+    "Train",
+    "Weight",
+    "load",
+    "parse",
+]

@@ -1,0 +1,117 @@
+"""What the new version owes its predecessors while it trains: losses, reference, targets. Runs in every process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from graceful.spec.base import Count, Positive, Section, Weight
+
+Focus = Literal["all", "old_correct", "new_incorrect", "negative_flip"]
+
+
+class FocalDistillation(Section):
+    """Match the old model's outputs, most of all where it was right (positive-congruent training)."""
+
+    kind: Literal["focal_distillation"] = "focal_distillation"
+    form: Literal["kl", "lm"] = "kl"
+    """kl: tempered divergence times temperature squared; lm: centred squared logit distance, its limit."""
+    weight: Weight = 0.3
+    temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 100.0
+    """Below 20 only with `allow_low_temperature`."""
+    allow_low_temperature: bool = False
+    alpha: Annotated[float, Field(ge=0.0)] = 1.0
+    """Base weight of every sample."""
+    beta: Annotated[float, Field(ge=0.0)] = 5.0
+    """Additional weight of the samples in focus; at most 10 x alpha."""
+    focus: Focus = "old_correct"
+    """`all` is plain (uniform) distillation."""
+
+    @model_validator(mode="after")
+    def _stable(self) -> FocalDistillation:
+        if self.alpha <= 0.0:
+            raise ValueError("alpha must be above 0: with focus alone, training from scratch collapses; write 1")
+        if self.beta > 10.0 * self.alpha:
+            raise ValueError(f"beta must be at most 10 x alpha = {10 * self.alpha:g}, got {self.beta:g}; write 5")
+        if self.form == "kl" and self.temperature < 20.0 and not self.allow_low_temperature:
+            raise ValueError(
+                f"temperature must be at least 20, got {self.temperature:g};"
+                " write 100, or add allow_low_temperature: true"
+            )
+        return self
+
+
+class LogitDisplacement(Section):
+    """Penalise logits that move further than a margin from the old model's (LDI)."""
+
+    kind: Literal["logit_displacement"] = "logit_displacement"
+    weight: Weight = 1.0
+    margin: Annotated[float, Field(ge=0.0)] = 0.5
+    power: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    top_k: Count | None = None
+    """Only the k largest old logits of each sample; None: all classes."""
+    exclude_label: bool = False
+
+
+class Influence(Section):
+    """Classify new embeddings with the frozen old head (backward-compatible training)."""
+
+    kind: Literal["influence"] = "influence"
+    weight: Weight = 1.0
+    prototypes: bool = True
+    """Synthesise old prototypes for classes the old head does not know."""
+    scale: Positive = 16.0
+    """Scale of the prototypes' cosine logits."""
+
+
+class EmbeddingRegression(Section):
+    """Pull new embeddings to the old ones, sample by sample."""
+
+    kind: Literal["embedding_regression"] = "embedding_regression"
+    weight: Weight = 5.0
+    distance: Literal["cosine", "l2"] = "cosine"
+
+
+class Reweighting(Section):
+    """Naive baseline: up-weight the samples the old model got right. Not reliable; kept for comparison."""
+
+    kind: Literal["reweighting"] = "reweighting"
+    weight: Weight = 1.0
+
+
+Loss = Annotated[
+    FocalDistillation | LogitDisplacement | Influence | EmbeddingRegression | Reweighting, Field(discriminator="kind")
+]
+
+
+class Reference(Section):
+    """Also distil from unconstrained runs of the same recipe: they pay the accuracy the old model costs."""
+
+    runs: Annotated[int, Field(ge=1, le=16)] = 1
+    """Unconstrained runs with other seeds; their mean logits are the second target."""
+    weight: Weight = 3.0
+    temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 100.0
+
+
+class Targets(Section):
+    """How predecessors' outputs on the training data are had."""
+
+    mode: Literal["auto", "clean", "keyed", "live"] = "auto"
+    """clean: one un-augmented view, cached; keyed: `views` seeded views, cached; live: the old model runs in every
+    step; auto: clean without augmentation, keyed with it."""
+    views: Annotated[int, Field(ge=1, le=64)] = 4
+    """Distinct augmented views per sample in keyed mode; epochs cycle through them."""
+    allow_stale: bool = False
+    """Permit `clean` under augmentation. Loses over half of the effect."""
+
+
+class Compatibility(Section):
+    """What the new version owes its predecessors while it trains."""
+
+    against: Literal["latest", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "latest"
+    """Which predecessors the losses see (a list: these names); the evaluation always covers every ancestor."""
+    losses: tuple[Loss, ...] = ()
+    """Empty: train freely and only measure."""
+    reference: Reference | None = None
+    targets: Targets = Targets()

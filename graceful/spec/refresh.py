@@ -1,0 +1,116 @@
+"""One refresh as a value: task, training, compatibility, gate, registry. Runs in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
+from graceful.spec.base import NAME, Count, Section
+from graceful.spec.compatibility import Compatibility
+from graceful.spec.tasks import Task
+from graceful.spec.training import Train
+
+
+class GateConstraint(Section):
+    """A bound the report must show; see `graceful.constraints.Constraint`."""
+
+    metric: str
+    """Name of a measurement, e.g. negative_flip_rate, error_rate, cross_test_gain_recall_at_1."""
+    direction: Direction = Direction.AT_MOST
+    bound: float
+    """A fraction for rates: 0.02 for two percent."""
+    against: str = ALL
+    """self, latest, all, or one ancestor's name."""
+
+    @model_validator(mode="after")
+    def _rate(self) -> GateConstraint:
+        rate = self.metric.endswith(("_rate", "_trust", "relative_nfr"))
+        if rate and not 0.0 <= self.bound <= 1.0:
+            percent = f"; write {self.bound / 100:g} for {self.bound:g} percent" if 1.0 < self.bound <= 100.0 else ""
+            raise ValueError(f"bound must be in [0, 1], got {self.bound:g}{percent}")
+        return self
+
+    def constraint(self) -> Constraint:
+        """The floats-only value the gate judges."""
+        return Constraint(metric=self.metric, direction=self.direction, bound=self.bound, against=self.against)
+
+
+class Gate(Section):
+    """What decides between passed and held."""
+
+    constraints: tuple[GateConstraint, ...] = (GateConstraint(metric="negative_flip_rate", bound=0.05),)
+    family: Literal["none", "bonferroni"] = "none"
+    """bonferroni: widen each of the K intervals so that all hold jointly at 95 %."""
+
+
+class Evaluate(Section):
+    """What is measured, and on how much."""
+
+    retrieval: bool = True
+    """Also measure new-query/old-gallery retrieval."""
+    batch_size: Count = 1024
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    """Draws behind the intervals of ratios and of retrieval."""
+
+
+class Registry(Section):
+    """Where versions and their lineage are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`."""
+
+
+class RefreshSpec(Section):
+    """Train, evaluate, gate, register, promote: one new version of one model family."""
+
+    kind: Literal["refresh"] = "refresh"
+    model: Annotated[str, Field(pattern=NAME)]
+    """Model family; the registered model's name."""
+    name: Annotated[str, Field(pattern=NAME)]
+    """Name of this version, e.g. v2. `model-name` is the run id: the same id resumes, a changed spec is refused."""
+    description: str = ""
+    task: Task
+    train: Train = Train()
+    compatibility: Compatibility = Compatibility()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    registry: Registry = Registry()
+    home: str | None = None
+    """Folder of runs, caches and the default registry; None: $GRACEFUL_HOME, else .graceful here."""
+
+    @model_validator(mode="after")
+    def _batch(self) -> RefreshSpec:
+        parts = max(self.train.num_workers, 1) * self.train.accumulation
+        if self.train.batch_size % parts:
+            raise ValueError(
+                f"train.batch_size must divide by workers x accumulation = {parts}, got {self.train.batch_size};"
+                f" write {max(self.train.batch_size // parts, 1) * parts}"
+            )
+        if self.name in (SELF, LATEST, ALL):
+            raise ValueError(f"name must not be one of {SELF}, {LATEST}, {ALL}, got {self.name!r}; write v1")
+        return self
+
+    @property
+    def run_id(self) -> str:
+        """Stable identity of the run: the same id resumes."""
+        return f"{self.model}-{self.name}"
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved spec as JSON values; `parse` and `load` read them back unchanged."""
+        return self.model_dump(mode="json")
+
+    def digest(self) -> str:
+        """SHA-256 of what determines the result.
+
+        Left out: where it is kept, how it is described, and how long or how often it may be tried, so that a run that
+        was out of time resumes with a larger `train.timeout`.
+        """
+        limits = {"timeout", "max_failures", "checkpoint_every"}
+        document = self.model_dump(
+            mode="json", exclude={"home": True, "registry": True, "description": True, "train": limits}
+        )
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,159 @@
+"""The spec as a tree of keys, for error messages and `graceful schema`: what may stand where. Runs on the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from graceful.spec.base import Section
+
+WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", dict: "a mapping", NoneType: "null"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key that a spec may hold.
+
+    Attributes:
+        path: Dotted path; `[]` stands for an item of a list, `<kind>` for one member of a union.
+        expects: What may stand there, in words.
+        default: Its default as it is written in YAML; None where the key is required; empty where a section follows.
+        doc: The docstring of the field.
+    """
+
+    path: str
+    expects: str
+    default: str | None
+    doc: str
+
+
+def keys(annotation: Any, path: str = "") -> Iterator[Key]:
+    """Walk every key below an annotation, in the order in which the sections write them."""
+    found = sections(annotation)
+    for section in found:
+        prefix = f"{path}<{kind_of(section)}>" if len(found) > 1 else path
+        for name, field in section.model_fields.items():
+            if name == "kind" and len(found) > 1:
+                continue
+            yield from _field(field, ".".join(filter(None, (prefix, name))))
+
+
+def _field(field: FieldInfo, path: str) -> Iterator[Key]:
+    inner = item(field.annotation)
+    default = None if field.is_required() else _default(field.default)
+    yield Key(path=path, expects=expected(annotation_of(field)), default=default, doc=field.description or "")
+    yield from keys(field.annotation if inner is None else inner, f"{path}[]" if inner is not None else path)
+
+
+def annotation_of(field: FieldInfo) -> Any:
+    """The annotation of a field with its bounds, which pydantic keeps apart from it."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, flattened; an annotation that is none is its own only member."""
+    origin = get_origin(annotation)
+    if origin is Annotated and get_origin(get_args(annotation)[0]) in (Union, UnionType):
+        return members(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return tuple(one for part in get_args(annotation) for one in members(part))
+    return (annotation,)
+
+
+def sections(annotation: Any) -> tuple[type[Section], ...]:
+    """The sections among the alternatives: one for a plain section, several for a union with `kind`."""
+    bare = (_bare(one) for one in members(annotation))
+    return tuple(one for one in bare if isinstance(one, type) and issubclass(one, Section))
+
+
+def item(annotation: Any) -> Any | None:
+    """What the items of a list are, None where no list may stand."""
+    for one in map(_bare, members(annotation)):
+        if get_origin(one) is tuple:
+            return get_args(one)[0]
+    return None
+
+
+def kind_of(section: type[Section]) -> str:
+    """The value of `kind` that selects a section."""
+    return str(section.model_fields["kind"].default)
+
+
+def expected(annotation: Any) -> str:
+    """Say in words what may stand there: `an integer, at least 1, or null`."""
+    return _enumerated([text for one in members(annotation) for text in _words(one)])
+
+
+def _words(annotation: Any) -> list[str]:
+    bare = _bare(annotation)
+    if get_origin(bare) is Literal:
+        return [str(value) for value in get_args(bare)]
+    if isinstance(bare, type) and issubclass(bare, Enum):
+        return [str(value.value) for value in bare]
+    if get_origin(bare) is tuple:
+        few = " (at least one)" if any(isinstance(note, MinLen) for note in _notes(annotation)) else ""
+        return [f"a list of {expected(get_args(bare)[0]).removeprefix('a ').replace('keys', 'sections')}{few}"]
+    if isinstance(bare, type) and issubclass(bare, Section):
+        return [f"kind {kind_of(bare)}" if "kind" in bare.model_fields else "a section of keys"]
+    bounds = _bounds(annotation)
+    return [f"{WORDS.get(get_origin(bare) or bare, 'a value')}{' ' if bounds else ''}{bounds}"]
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _notes(annotation: Any) -> Iterator[Any]:
+    for note in getattr(annotation, "__metadata__", ()):
+        if isinstance(note, FieldInfo):
+            yield from note.metadata
+        elif isinstance(note, Interval):
+            yield from note
+        else:
+            yield note
+
+
+def _bounds(annotation: Any) -> str:
+    low: float | None = None
+    high: float | None = None
+    opening, closing = "[", "]"
+    for note in _notes(annotation):
+        if isinstance(note, Ge | Gt):
+            opening, low = ("[", float(str(note.ge))) if isinstance(note, Ge) else ("(", float(str(note.gt)))
+        elif isinstance(note, Le | Lt):
+            closing, high = ("]", float(str(note.le))) if isinstance(note, Le) else (")", float(str(note.lt)))
+    if high is not None:
+        return f"in {opening}{low or 0.0:g}, {high:.10g}{closing}"
+    return "" if low is None else f"{'of at least' if opening == '[' else 'above'} {low:g}"
+
+
+def _enumerated(words: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(words))
+    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} or {unique[-1]}"
+
+
+def _default(value: Any) -> str | None:
+    if value is PydanticUndefined:
+        return None
+    if isinstance(value, Section):
+        return f"kind {kind_of(type(value))}" if "kind" in type(value).model_fields else ""
+    if isinstance(value, tuple):
+        return f"[{', '.join(_item_text(one) for one in value)}]"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, int | float):
+        return f"{value:g}" if abs(value) < 1e5 else f"{value:.0f}"
+    return str(value.value if isinstance(value, Enum) else value) or '""'
+
+
+def _item_text(value: Any) -> str:
+    if isinstance(value, Section):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.model_dump(mode="json", exclude_unset=True).items()) + "}"
+    return str(value)

@@ -1,0 +1,83 @@
+"""Which model learns what: the shipped tasks, a task of your own, and the networks. Runs in every process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from graceful.spec.base import Positive, Section
+
+
+class Network(Section):
+    """One of graceful's own small networks."""
+
+    size: Literal["xs", "s2", "m"] = "xs"
+    """xs: two convolutions of 6 and 12 channels; s2: 12 and 24; m: 24 and 48."""
+    embedding: Annotated[int, Field(ge=2, le=4096)] = 64
+    """Length of the embedding that galleries store."""
+    head: Literal["linear", "cosine"] = "linear"
+    """linear: weights and bias; cosine: normalised weights times `scale`, for retrieval."""
+    scale: Positive = 16.0
+    """Scale of the cosine head; unused by the linear one."""
+
+
+class GlyphsTask(Section):
+    """Characters of real typefaces, 28x28; split by design family."""
+
+    kind: Literal["glyphs"] = "glyphs"
+    fonts: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training families this version may learn from, in a fixed order: growing data."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """Number of closed-set classes this version knows, in a fixed order; None: all of them."""
+    shift: Annotated[int, Field(ge=0, le=6)] = 0
+    """Random translation in training, in pixels; 0: no augmentation."""
+    split: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split into train, validation, constraint and test families."""
+    open_set: bool = True
+    """Measure retrieval on characters no version was trained on (query and gallery from disjoint typefaces)."""
+    network: Network = Network()
+
+
+class DigitsTask(Section):
+    """scikit-learn's 8x8 digits: mechanics only, half a second a run."""
+
+    kind: Literal["digits"] = "digits"
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training ids."""
+    classes: Annotated[int, Field(ge=2, le=10)] = 10
+    """The first so many digits."""
+    shift: Annotated[int, Field(ge=0, le=2)] = 0
+    split: Annotated[int, Field(ge=0)] = 0
+    network: Network = Network()
+
+
+class ImageFolderTask(Section):
+    """Ordinary images in one folder per class: `root/<class>/<image>`, or `root/<split>/<class>/<image>`."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    root: str
+    """A local folder or s3://bucket/prefix. Without split folders, ids are split by their hash."""
+    size: Annotated[int, Field(ge=8, le=1024)] = 64
+    """Images are resized to fit and centre-cropped to size x size."""
+    channels: Literal[1, 3] = 3
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Random translation in training, in pixels."""
+    flip: bool = False
+    """Random horizontal flips in training."""
+    classes: tuple[str, ...] | None = None
+    """Class folders to use; None: all, sorted by name."""
+    network: Network = Network(size="s2")
+
+
+class PythonTask(Section):
+    """A task of your own: a Python file that defines `task(**options)`."""
+
+    kind: Literal["python"] = "python"
+    file: str
+    """Path of the file, relative to the spec."""
+    options: dict[str, Any] = Field(default={})
+    """Keyword arguments of `task`; a name it does not take is refused."""
+
+
+Task = Annotated[GlyphsTask | DigitsTask | ImageFolderTask | PythonTask, Field(discriminator="kind")]

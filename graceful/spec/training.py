@@ -1,0 +1,80 @@
+"""How the network is optimised: optimizer, engine, schedule, limits. Runs in every process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from graceful.spec.base import Count, Fraction, Positive, Section
+
+
+class Sgd(Section):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+
+
+Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
+
+
+class DeepSpeedEngine(Section):
+    """DeepSpeed; the JSON it reads is derived from this spec."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """0: plain data parallel; 1: shard optimiser state; 2: and gradients; 3: and parameters."""
+
+
+class TorchEngine(Section):
+    """Plain torch, DistributedDataParallel when there is more than one worker."""
+
+    kind: Literal["torch"] = "torch"
+
+
+Engine = Annotated[DeepSpeedEngine | TorchEngine, Field(discriminator="kind")]
+
+
+class Train(Section):
+    """How the network is optimised."""
+
+    epochs: Count = 4
+    batch_size: Count = 128
+    """Samples per optimiser step over all workers."""
+    accumulation: Count = 1
+    """Micro-batches per optimiser step; batch_size must divide by workers x accumulation."""
+    optimizer: Optimizer = Sgd()
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine to zero, or constant."""
+    warmup: Fraction = 0.1
+    """Share of all steps with linearly rising learning rate."""
+    clip: Annotated[float, Field(ge=0.0)] = 5.0
+    """Largest gradient norm; 0 switches clipping off (training has collapsed without it)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    engine: Engine = DeepSpeedEngine()
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    """Ray Train workers; 0 trains in this process without Ray (plain torch or DeepSpeed alike)."""
+    use_gpu: bool | None = None
+    """None: when this machine or cluster has one per worker."""
+    checkpoint_every: Count | None = None
+    """Optimiser steps between checkpoints; None: once per epoch."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a failed worker group is restarted from the last checkpoint."""
+    timeout: Positive = 86_400.0
+    """Seconds after which training is stopped with exit code 5."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -196,29 +196,40 @@ def _require_metric(report: Report, constraint: Constraint) -> None:
 
 def _unknown(constraint: Constraint, known: Mapping[str, Measurement] | set[str], remedy: str | None) -> SpecError:
     near = difflib.get_close_matches(constraint.metric, sorted(known), n=3, cutoff=0.5)
-    advice = remedy or (
-        f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
-    )
-    return SpecError(f"gate: the report has no metric {constraint.metric!r} against {constraint.against}; {advice}")
+    suggestion = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
+    where = f"metric {constraint.metric!r} against {constraint.against}"
+    return SpecError(f"gate: the report has no {where}; {remedy or suggestion}")
 
 
 def _answer(report: Report, question: _Question, z: float) -> Finding:
+    metric = question.constraint.metric
     if question.measurements is None:
-        reason = f"{question.constraint.metric} against {question.against}: no ancestors yet, met without evidence"
+        reason = f"{metric} against {question.against}: no ancestors yet, met without evidence"
         return _found(question, None, met=True, reason=reason)
-    measurement = question.measurements.get(question.constraint.metric)
-    name = question.constraint.metric + ("" if question.against == SELF else f" against {question.against}")
-    if measurement is None:
-        return _found(question, None, met=False, reason=f"{name}: not measured")
-    if measurement.value is None:
-        if question.constraint.metric == "relative_nfr" and _flawless(report, question):
-            reason = f"{name}: the new version makes no error on {_errors(report, question).n} ids, met"
+    measurement = question.measurements.get(metric)
+    name = metric + ("" if question.against == SELF else f" against {question.against}")
+    if measurement is not None and measurement.value is None and metric == "relative_nfr":
+        errors = _errors(report, question)
+        if errors.value == 0.0 and errors.n > 0:
+            reason = f"{name}: the new version makes no error on {errors.n} ids, met"
             return _found(question, measurement, met=True, reason=reason)
-        return _found(question, measurement, met=False, reason=f"{name}: undefined: {_why(measurement)}")
-    if measurement.lower is None or measurement.upper is None:
-        reason = f"{name}: {_number(measurement.value, name)} without an interval; a value alone decides nothing"
-        return _found(question, measurement, met=False, reason=reason)
+    missing = _missing(measurement, name)
+    if missing is not None or measurement is None:
+        return _found(question, measurement, met=False, reason=f"{name}: {missing}")
     return _judged(question, measurement, name=name, z=z)
+
+
+def _missing(measurement: Measurement | None, name: str) -> str | None:
+    """Why there is nothing to judge; None where there is."""
+    if measurement is None:
+        return "not measured"
+    if measurement.value is None:
+        return f"undefined: {measurement.reason or 'no reason was recorded'}"
+    if measurement.lower is None or measurement.upper is None:
+        return f"{_number(measurement.value, name)} without an interval; a value alone decides nothing"
+    if not all(map(math.isfinite, (measurement.value, measurement.lower, measurement.upper))):
+        raise DataError(f"gate: {name} is not a finite number ({measurement}); evaluate again")
+    return None
 
 
 def _found(question: _Question, measurement: Measurement | None, *, met: bool, reason: str) -> Finding:
@@ -227,20 +238,11 @@ def _found(question: _Question, measurement: Measurement | None, *, met: bool, r
     )
 
 
-def _why(measurement: Measurement) -> str:
-    return measurement.reason or "no reason was recorded"
-
-
 def _errors(report: Report, question: _Question) -> Measurement:
     """Error rate of the new version on the ids of the comparison, or on its own."""
     if question.comparison is not None and "new_error_rate" in question.comparison.measurements:
         return question.comparison.measurements["new_error_rate"]
     return report.measurements.get("error_rate", Measurement(value=None))
-
-
-def _flawless(report: Report, question: _Question) -> bool:
-    errors = _errors(report, question)
-    return errors.value == 0.0 and errors.n > 0
 
 
 def _judged(question: _Question, measurement: Measurement, *, name: str, z: float) -> Finding:
@@ -256,7 +258,7 @@ def _judged(question: _Question, measurement: Measurement, *, name: str, z: floa
     if poor:
         reason = f"{name}: insufficient evidence: {poor} ({_evidence(measurement, name)})"
     else:
-        side, verb = _VERBS[constraint.direction, met]
+        side, verb = _WORDS[constraint.direction, met]
         shown, bound = _apart(end, constraint.bound, name)
         reason = f"{name}: {side} end {shown} {verb} the bound {bound} ({_evidence(measurement, name)})"
     if scaled:
@@ -266,7 +268,7 @@ def _judged(question: _Question, measurement: Measurement, *, name: str, z: floa
     return _found(question, measurement, met=met, reason=reason)
 
 
-_VERBS = {
+_WORDS = {
     (Direction.AT_MOST, True): ("upper", "is within"),
     (Direction.AT_MOST, False): ("upper", "exceeds"),
     (Direction.AT_LEAST, True): ("lower", "reaches"),
@@ -289,8 +291,7 @@ def _end(measurement: Measurement, *, upper: bool, z: float) -> tuple[float, boo
     """
     side = 1 if upper else 0
     reported, value = (measurement.lower, measurement.upper)[side], measurement.value
-    assert reported is not None  # callers have looked
-    assert value is not None
+    assert reported is not None and value is not None, "callers have looked"  # noqa: PT018
     if z == quantile():
         return reported, False
     scaled = value + (reported - value) * z / quantile()

@@ -1,7 +1,7 @@
 """Embeddings of different length: the first components of the new one stand for the old one. Runs in workers.
 
-Order matters: slice or pad first, normalise afterwards. Linear old heads saw raw embeddings, so nothing is normalised for
-them; cosine heads normalise by themselves; prototypes and regression use `normalise`.
+Order matters: slice or pad first, normalise afterwards. Linear old heads saw raw embeddings, so nothing is normalised
+for them; cosine heads normalise by themselves; prototypes and regression use `normalise`.
 
 Source: Shen et al., Towards backward-compatible representation learning (CVPR 2020).
 """
@@ -30,11 +30,12 @@ def normalise(vectors: Tensor) -> Tensor:
     """Scale vectors [..., d] to length 1, fp32 at least; zero vectors stay zero and get zero gradient."""
     vectors = accurate(vectors)
     safe = torch.where(has_direction(vectors).unsqueeze(-1), vectors, 1.0)
-    unit = safe / safe.norm(dim=-1, keepdim=True)
+    unit = safe / torch.linalg.vector_norm(safe, dim=-1, keepdim=True)
     return torch.where(has_direction(vectors).unsqueeze(-1), unit, 0.0)
 
 
 @torch.no_grad()
 def has_direction(vectors: Tensor) -> Tensor:
     """Which vectors [..., d] are long enough to have a direction: [...] bool."""
-    return accurate(vectors).norm(dim=-1) > ZERO_NORM
+    lengths: Tensor = torch.linalg.vector_norm(accurate(vectors), dim=-1)
+    return lengths > ZERO_NORM

@@ -3,8 +3,8 @@
     cosine:  D = 1 - cos(P f_new, f_old)
     l2:      D = || n(P f_new) - n(f_old) ||^2 = 2 (1 - cos)          n: normalise, P: align
 
-Needs no labels, so it also covers classes the old version never saw. A vector of zero length has cosine 0 with anything:
-D = 1 or 2, no gradient.
+Needs no labels, so it also covers classes the old version never saw. A vector of zero length has cosine 0 with
+anything: D = 1 or 2, no gradient.
 
 Source: feature regression baselines of Shen et al., Towards backward-compatible representation learning (CVPR 2020).
 """

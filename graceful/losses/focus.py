@@ -1,8 +1,8 @@
 """Focus: which samples a distillation loss weighs most, normalised to mean 1. Runs in workers.
 
-The weight of a sample is `F_i = (alpha + beta * focus_i) / mean(alpha + beta * focus)`, so that the loss weight says how
-much and beta / alpha says where. `all` and `old_correct` depend on old outputs alone: their mean is a number known before
-training. `new_incorrect` and `negative_flip` follow the new model: their mean is a running one with an explicit state.
+The weight of a sample is `F_i = (alpha + beta * focus_i) / mean(alpha + beta * focus)`, so that the loss weight says
+how much and beta / alpha says where. `all` and `old_correct` depend on old outputs alone: their mean is a number known
+before training. `new_incorrect` and `negative_flip` follow the new model: their mean runs, with an explicit state.
 
 Source: Yan et al., Positive-congruent training (CVPR 2021), focal distillation (old_correct); Echterhoff et al., MUSCLE
 (2024) (new_incorrect); the normalisation is ours.

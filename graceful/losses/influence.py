@@ -1,9 +1,9 @@
-"""Influence loss: the frozen old head must be able to classify new embeddings. Runs in workers; prototypes in the driver.
+"""Influence loss: the frozen old head must classify new embeddings. Runs in workers; prototypes in the driver.
 
     D = CE( [ h_old(P f_new) | s * cos(P f_new, w_c) for unseen c ], label )          P: align
 
-Classes the old head does not know get prototypes `w_c = normalise(mean of normalise(f_old(x)) over training images of c)`.
-No forward pass of the old backbone is needed while training. A linear old head sees raw embeddings with its bias, a
+Classes the old head does not know get prototypes `w_c = normalise(mean of normalise(f_old(x)) over images of c)`. No
+forward pass of the old backbone is needed while training. A linear old head sees raw embeddings with its bias, a
 cosine head normalises by itself: the head is called as it was trained.
 
 Source: Shen et al., Towards backward-compatible representation learning (CVPR 2020); cosine logits for the

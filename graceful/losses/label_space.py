@@ -76,7 +76,7 @@ def build(label_map: Tensor, *, old_size: int, device: torch.device | str = "cpu
     """
     if label_map.dim() != 1:
         raise ValueError(f"label_map must have shape [C_new], got {list(label_map.shape)}")
-    if len(label_map) and not (-1 <= int(label_map.min()) and int(label_map.max()) < old_size):
+    if len(label_map) and bool(((label_map < -1) | (label_map >= old_size)).any()):
         raise ValueError(f"label_map must hold old labels in [-1, {old_size}), got {label_map.tolist()}")
     label_map = label_map.cpu().long()
     shared = torch.unique(label_map[label_map >= 0])

@@ -19,7 +19,7 @@ def weighted_mean(values: Tensor, *, weights: Tensor | None = None, participates
 
     Args:
         values: [B] D, one value per sample.
-        weights: [B] F; None: all ones. [B, 1] is refused, since it would broadcast to [B, B] and average the focus away.
+        weights: [B] F; None: all ones. [B, 1] is refused: it would broadcast to [B, B] and average the focus away.
         participates: [B] bool; None: everybody. The values of the others are not read, but they must be finite if a
             gradient is wanted, because zero times NaN is NaN on the way back.
 
@@ -34,7 +34,7 @@ def weighted_mean(values: Tensor, *, weights: Tensor | None = None, participates
     for name, tensor in (("weights", weights), ("participates", participates)):
         if tensor is not None and tensor.shape != values.shape:
             raise ValueError(
-                f"{name} must have shape {list(values.shape)} like the values, got {list(tensor.shape)}; use squeeze(-1)"
+                f"{name} must have shape {list(values.shape)} like values, got {list(tensor.shape)}; use squeeze(-1)"
             )
     weighted = values if weights is None else weights * values
     if participates is not None:

@@ -1,0 +1,1 @@
+"""What is measured: flips, retrieval, compatibility, intervals. Runs in driver and workers; NumPy, no torch."""

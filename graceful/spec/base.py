@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,10 @@ Weight = Annotated[float, Field(ge=0.0, le=100.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _takes(annotation: Any, kind: type) -> bool:
+    return annotation is kind or annotation is Any or kind in get_args(annotation)
+
+
 class Section(BaseModel):
     """A frozen part of a spec that refuses unknown keys and numbers that are not finite.
 
@@ -26,17 +30,22 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_kinds(cls, values: Any) -> Any:
+    def _read(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        kinds = {
-            name: str(getattr(field.default, field.discriminator))
+        for name, field in cls.model_fields.items():
+            if isinstance(values.get(name), bool) and not _takes(field.annotation, bool):
+                got = f"got {str(values[name]).lower()}"
+                raise ValueError(f"{name} must not be true or false (yes, no, on, off mean these in YAML), {got}")
+        return {**values, **cls._default_kinds(values)}
+
+    @classmethod
+    def _default_kinds(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: {"kind": field.default.kind, **values[name]}
             for name, field in cls.model_fields.items()
-            if isinstance(field.discriminator, str) and isinstance(field.default, Section)
+            if field.discriminator == "kind"
+            and hasattr(field.default, "kind")
+            and isinstance(values.get(name), Mapping)
+            and "kind" not in values[name]
         }
-        filled = {
-            name: {"kind": kind, **values[name]}
-            for name, kind in kinds.items()
-            if isinstance(values.get(name), Mapping) and "kind" not in values[name]
-        }
-        return {**values, **filled} if filled else values

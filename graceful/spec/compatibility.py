@@ -18,9 +18,11 @@ class FocalDistillation(Section):
     form: Literal["kl", "lm"] = "kl"
     """kl: tempered divergence times temperature squared; lm: centred squared logit distance, its limit."""
     weight: Weight = 0.3
+    """Factor of this loss beside the task's."""
     temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 100.0
     """Below 20 only with `allow_low_temperature`."""
     allow_low_temperature: bool = False
+    """Permit temperatures that have made training collapse."""
     alpha: Annotated[float, Field(ge=0.0)] = 1.0
     """Base weight of every sample."""
     beta: Annotated[float, Field(ge=0.0)] = 5.0
@@ -47,11 +49,15 @@ class LogitDisplacement(Section):
 
     kind: Literal["logit_displacement"] = "logit_displacement"
     weight: Weight = 1.0
+    """Factor of this loss beside the task's."""
     margin: Annotated[float, Field(ge=0.0)] = 0.5
+    """Displacement that costs nothing."""
     power: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    """Exponent of what exceeds the margin."""
     top_k: Count | None = None
     """Only the k largest old logits of each sample; None: all classes."""
     exclude_label: bool = False
+    """Leave the true class free to move."""
 
 
 class Influence(Section):
@@ -59,6 +65,7 @@ class Influence(Section):
 
     kind: Literal["influence"] = "influence"
     weight: Weight = 1.0
+    """Factor of this loss beside the task's."""
     prototypes: bool = True
     """Synthesise old prototypes for classes the old head does not know."""
     scale: Positive = 16.0
@@ -70,7 +77,9 @@ class EmbeddingRegression(Section):
 
     kind: Literal["embedding_regression"] = "embedding_regression"
     weight: Weight = 5.0
+    """Factor of this loss beside the task's."""
     distance: Literal["cosine", "l2"] = "cosine"
+    """cosine: direction only; l2: squared distance."""
 
 
 class Reweighting(Section):
@@ -78,6 +87,7 @@ class Reweighting(Section):
 
     kind: Literal["reweighting"] = "reweighting"
     weight: Weight = 1.0
+    """Factor of this loss beside the task's."""
 
 
 Loss = Annotated[
@@ -91,7 +101,9 @@ class Reference(Section):
     runs: Annotated[int, Field(ge=1, le=16)] = 1
     """Unconstrained runs with other seeds; their mean logits are the second target."""
     weight: Weight = 3.0
+    """Factor of this loss beside the task's."""
     temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 100.0
+    """Softens both outputs before they are compared."""
 
 
 class Targets(Section):
@@ -112,6 +124,7 @@ class Compatibility(Section):
     against: Literal["latest", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "latest"
     """Which predecessors the losses see (a list: these names); the evaluation always covers every ancestor."""
     losses: tuple[Loss, ...] = ()
-    """Empty: train freely and only measure."""
+    """Terms added to the task's loss; empty: train freely and only measure."""
     reference: Reference | None = None
+    """Second target that keeps accuracy; null: none."""
     targets: Targets = Targets()

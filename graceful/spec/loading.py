@@ -134,7 +134,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def _source(node: yaml.Node) -> str:
-    return str(node.value) if isinstance(node, yaml.ScalarNode) else node.id
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else "(a list or mapping)"
 
 
 def _refused(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:

@@ -84,9 +84,9 @@ def _problem(problem: ErrorDetails, at: Place, root: type[Section]) -> Answer:
 def _kind(problem: ErrorDetails, at: Place) -> Answer:
     kinds = _kinds(at.annotation)
     if problem["type"] == "union_tag_not_found":
-        return (*at.path, "kind"), f"required and missing; must be {_listed(kinds)}"
+        return (*at.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
     got = str(problem["ctx"]["tag"])
-    return (*at.path, "kind"), f"must be {_listed(kinds)}, got {got!r}{_nearest(got, kinds)}"
+    return (*at.path, "kind"), f"must be {shape.enumerated(kinds)}, got {got!r}{_nearest(got, kinds)}"
 
 
 def _value(problem: ErrorDetails, at: Place) -> str:
@@ -117,15 +117,11 @@ def _fields(at: Place) -> set[str]:
 
 def _wanted(at: Place) -> str:
     kinds = _kinds(at.annotation)
-    return f"a section of keys with kind {_listed(kinds)}" if len(kinds) > 1 else shape.expected(at.annotation)
+    return f"a section of keys with kind {shape.enumerated(kinds)}" if len(kinds) > 1 else shape.expected(at.annotation)
 
 
 def _kinds(annotation: Any) -> list[str]:
     return [shape.kind_of(section) for section in shape.sections(annotation) if "kind" in section.model_fields]
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -144,7 +140,11 @@ def _suggestion(at: Place, root: type[Section]) -> str:
     if near:
         return near
     elsewhere = list(dict.fromkeys(_plain(key.path) for key in shape.keys(root) if key.path.endswith(f".{wrong}")))
-    return f"; {wrong} belongs under {_listed([path.rpartition('.')[0] for path in elsewhere])}" if elsewhere else ""
+    return (
+        f"; {wrong} belongs under {shape.enumerated([path.rpartition('.')[0] for path in elsewhere])}"
+        if elsewhere
+        else ""
+    )
 
 
 def _plain(path: str) -> str:

@@ -21,6 +21,7 @@ class GateConstraint(Section):
     metric: str
     """Name of a measurement, e.g. negative_flip_rate, error_rate, cross_test_gain_recall_at_1."""
     direction: Direction = Direction.AT_MOST
+    """Side of the bound on which the unfavourable end of the interval must lie."""
     bound: float
     """A fraction for rates: 0.02 for two percent."""
     against: str = ALL
@@ -43,6 +44,7 @@ class Gate(Section):
     """What decides between passed and held."""
 
     constraints: tuple[GateConstraint, ...] = (GateConstraint(metric="negative_flip_rate", bound=0.05),)
+    """All of them must hold, or the version is held."""
     family: Literal["none", "bonferroni"] = "none"
     """bonferroni: widen each of the K intervals so that all hold jointly at 95 %."""
 
@@ -53,6 +55,7 @@ class Evaluate(Section):
     retrieval: bool = True
     """Also measure new-query/old-gallery retrieval."""
     batch_size: Count = 1024
+    """Samples per forward pass."""
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """Draws behind the intervals of ratios and of retrieval."""
 
@@ -73,7 +76,9 @@ class RefreshSpec(Section):
     name: Annotated[str, Field(pattern=NAME)]
     """Name of this version, e.g. v2. `model-name` is the run id: the same id resumes, a changed spec is refused."""
     description: str = ""
+    """For people; shown in the registry."""
     task: Task
+    """Which model learns what from which data."""
     train: Train = Train()
     compatibility: Compatibility = Compatibility()
     evaluate: Evaluate = Evaluate()

@@ -39,8 +39,10 @@ def keys(annotation: Any, path: str = "") -> Iterator[Key]:
     found = sections(annotation)
     for section in found:
         prefix = f"{path}<{kind_of(section)}>" if len(found) > 1 else path
+        if len(found) > 1:
+            yield Key(path=prefix, expects=f"kind: {kind_of(section)}", default="", doc=_first_line(section))
         for name, field in section.model_fields.items():
-            if name == "kind" and len(found) > 1:
+            if name == "kind":
                 continue
             yield from _field(field, ".".join(filter(None, (prefix, name))))
 
@@ -48,8 +50,14 @@ def keys(annotation: Any, path: str = "") -> Iterator[Key]:
 def _field(field: FieldInfo, path: str) -> Iterator[Key]:
     inner = item(field.annotation)
     default = None if field.is_required() else _default(field.default)
-    yield Key(path=path, expects=expected(annotation_of(field)), default=default, doc=field.description or "")
+    found = sections(field.annotation)
+    doc = field.description or (_first_line(found[0]) if len(found) == 1 else "")
+    yield Key(path=path, expects=expected(annotation_of(field)), default=default, doc=" ".join(doc.split()))
     yield from keys(field.annotation if inner is None else inner, f"{path}[]" if inner is not None else path)
+
+
+def _first_line(section: type[Section]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]
 
 
 def annotation_of(field: FieldInfo) -> Any:
@@ -81,6 +89,22 @@ def item(annotation: Any) -> Any | None:
     return None
 
 
+def child(annotation: Any, part: str) -> Any:
+    """What may stand below: the field of that name, or the member of a union whose `kind` it is.
+
+    Raises:
+        KeyError: Neither.
+    """
+    inner = item(annotation)
+    found = sections(annotation if inner is None else inner)
+    for section in found:
+        if len(found) > 1 and kind_of(section) == part:
+            return section
+        if part in section.model_fields:
+            return annotation_of(section.model_fields[part])
+    raise KeyError(part)
+
+
 def kind_of(section: type[Section]) -> str:
     """The value of `kind` that selects a section."""
     return str(section.model_fields["kind"].default)
@@ -88,7 +112,7 @@ def kind_of(section: type[Section]) -> str:
 
 def expected(annotation: Any) -> str:
     """Say in words what may stand there: `an integer, at least 1, or null`."""
-    return _enumerated([text for one in members(annotation) for text in _words(one)])
+    return enumerated([text for one in members(annotation) for text in _words(one)])
 
 
 def _words(annotation: Any) -> list[str]:
@@ -99,11 +123,19 @@ def _words(annotation: Any) -> list[str]:
         return [str(value.value) for value in bare]
     if get_origin(bare) is tuple:
         few = " (at least one)" if any(isinstance(note, MinLen) for note in _notes(annotation)) else ""
-        return [f"a list of {expected(get_args(bare)[0]).removeprefix('a ').replace('keys', 'sections')}{few}"]
+        return [f"a list of {_items(get_args(bare)[0])}{few}"]
     if isinstance(bare, type) and issubclass(bare, Section):
         return [f"kind {kind_of(bare)}" if "kind" in bare.model_fields else "a section of keys"]
     bounds = _bounds(annotation)
     return [f"{WORDS.get(get_origin(bare) or bare, 'a value')}{' ' if bounds else ''}{bounds}"]
+
+
+def _items(annotation: Any) -> str:
+    found = sections(annotation)
+    if not found:
+        return expected(annotation)
+    kinds = [kind_of(section) for section in found if "kind" in section.model_fields]
+    return f"sections with kind {enumerated(kinds)}" if kinds else "sections"
 
 
 def _bare(annotation: Any) -> Any:
@@ -134,7 +166,8 @@ def _bounds(annotation: Any) -> str:
     return "" if low is None else f"{'of at least' if opening == '[' else 'above'} {low:g}"
 
 
-def _enumerated(words: Sequence[str]) -> str:
+def enumerated(words: Sequence[str]) -> str:
+    """Join words for people: `a, b or c`; repeated words once."""
     unique = list(dict.fromkeys(words))
     return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} or {unique[-1]}"
 

@@ -30,6 +30,8 @@ class GlyphsTask(Section):
     """Share of the training families this version may learn from, in a fixed order: growing data."""
     classes: Annotated[int, Field(ge=2)] | None = None
     """Number of closed-set classes this version knows, in a fixed order; None: all of them."""
+    characters: Literal["alphanumeric", "all"] = "alphanumeric"
+    """alphanumeric: 47 classes; all: 63 marks and accented letters more, for retrieval experiments."""
     shift: Annotated[int, Field(ge=0, le=6)] = 0
     """Random translation in training, in pixels; 0: no augmentation."""
     split: Annotated[int, Field(ge=0)] = 0
@@ -37,6 +39,7 @@ class GlyphsTask(Section):
     open_set: bool = True
     """Measure retrieval on characters no version was trained on (query and gallery from disjoint typefaces)."""
     network: Network = Network()
+    """The network that embeds and classifies."""
 
 
 class DigitsTask(Section):
@@ -48,8 +51,11 @@ class DigitsTask(Section):
     classes: Annotated[int, Field(ge=2, le=10)] = 10
     """The first so many digits."""
     shift: Annotated[int, Field(ge=0, le=2)] = 0
+    """Random translation in training, in pixels; 0: no augmentation."""
     split: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split into train, validation, constraint and test ids."""
     network: Network = Network()
+    """The network that embeds and classifies."""
 
 
 class ImageFolderTask(Section):
@@ -61,6 +67,7 @@ class ImageFolderTask(Section):
     size: Annotated[int, Field(ge=8, le=1024)] = 64
     """Images are resized to fit and centre-cropped to size x size."""
     channels: Literal[1, 3] = 3
+    """1: grey; 3: colour."""
     shift: Annotated[int, Field(ge=0)] = 0
     """Random translation in training, in pixels."""
     flip: bool = False
@@ -68,6 +75,7 @@ class ImageFolderTask(Section):
     classes: tuple[str, ...] | None = None
     """Class folders to use; None: all, sorted by name."""
     network: Network = Network(size="s2")
+    """The network that embeds and classifies."""
 
 
 class PythonTask(Section):

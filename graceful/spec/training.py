@@ -14,9 +14,13 @@ class Sgd(Section):
 
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.05
+    """Learning rate after the warm-up."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Share of the last step's direction that is kept."""
     nesterov: bool = True
+    """Look ahead along the momentum."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """L2 penalty on the weights."""
 
 
 class AdamW(Section):
@@ -24,10 +28,15 @@ class AdamW(Section):
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 1e-3
+    """Learning rate after the warm-up."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Decay of the mean of gradients."""
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the mean of squared gradients."""
     eps: Positive = 1e-8
+    """Added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Share of the weights that a step takes off, times lr."""
 
 
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
@@ -54,11 +63,13 @@ class Train(Section):
     """How the network is optimised."""
 
     epochs: Count = 4
+    """Passes over the training data."""
     batch_size: Count = 128
     """Samples per optimiser step over all workers."""
     accumulation: Count = 1
     """Micro-batches per optimiser step; batch_size must divide by workers x accumulation."""
     optimizer: Optimizer = Sgd()
+    """Which steps are taken; without `kind`: sgd."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine to zero, or constant."""
     warmup: Fraction = 0.1
@@ -66,7 +77,9 @@ class Train(Section):
     clip: Annotated[float, Field(ge=0.0)] = 5.0
     """Largest gradient norm; 0 switches clipping off (training has collapsed without it)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward pass; weights are kept in fp32."""
     engine: Engine = DeepSpeedEngine()
+    """What holds weights and optimiser state; without `kind`: deepspeed."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Ray Train workers; 0 trains in this process without Ray (plain torch or DeepSpeed alike)."""
     use_gpu: bool | None = None
@@ -78,3 +91,4 @@ class Train(Section):
     timeout: Positive = 86_400.0
     """Seconds after which training is stopped with exit code 5."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the initial weights, the order of samples and the augmentation."""

@@ -1,0 +1,210 @@
+"""The commands and their help. Imports click alone; bodies import what they need. Runs on the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from graceful import __version__
+
+OUTPUTS = ("table", "json", "yaml")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SPEC = click.argument("spec", type=click.Path(path_type=Path))
+SET = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. train.epochs=2. Repeatable."
+)
+HOME = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of runs, caches and the default registry.  [default: $GRACEFUL_HOME, else .graceful]",
+)
+OUTPUT = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(OUTPUTS),
+    default="table",
+    show_default=True,
+    help="Form of the result on stdout.",
+)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; errors only.")
+VERBOSE = click.option("-v", "--verbose", count=True, help="More talk on stderr; -vv for everything.")
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+    epilog="""\b
+Exit codes:
+    0  passed, or done           3  held by the gate
+    1  a bug in graceful         4  infrastructure: registry, disk, memory
+    2  usage, spec or data       5  training failed, stopped or out of time
+  130  interrupted: run the same command again to resume
+
+\b
+Every key of a spec:   graceful schema
+Guide and examples:    README.md and jobs/ beside the sources""",
+)
+@click.version_option(__version__, prog_name="graceful", message="%(prog)s %(version)s")
+@click.pass_context
+def graceful(context: click.Context) -> None:
+    """Refresh a model without breaking what already depends on it.
+
+    graceful trains the next version of a model against the whole chain of its predecessors, measures
+    every regression (right before, wrong now), lets a gate decide between passed and held, and records
+    the lineage in MLflow. Results go to stdout, talk to stderr.
+
+    \b
+    Start with:
+      graceful doctor                        is this machine ready?
+      graceful refresh jobs/glyphs/v1.yaml   train, evaluate, gate, register, promote
+      graceful lineage glyphs                every version and what it broke
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@graceful.command()
+@_options(SPEC, SET, HOME)
+@click.option("--dry-run", is_flag=True, help="Print the resolved spec and the steps; do nothing.")
+@_options(OUTPUT, QUIET, VERBOSE)
+def refresh(spec: Path, sets: tuple[str, ...], home: Path | None, dry_run: bool, **talk: Any) -> int:
+    """Train, evaluate, gate, register and promote the version that SPEC describes.
+
+    The champion and its ancestors are the predecessors; without any, this is the first link. A version
+    that the gate holds is registered with its reasons and not promoted (exit code 3). The same command
+    again resumes a run or, when it is finished, repeats its result.
+
+    \b
+    Example:
+      graceful refresh jobs/glyphs/v2.yaml --set train.epochs=2 -o json
+    """
+    from graceful.cli import programs
+
+    resolved = programs.resolve(spec, sets, home)
+    if dry_run:
+        return programs.preview(resolved, talk["output"])
+    return programs.start("refresh", resolved=resolved, **talk)
+
+
+@graceful.command()
+@_options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
+def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
+    """Only train the version that SPEC describes; register nothing.
+
+    \b
+    Example:
+      graceful train jobs/glyphs/v2.yaml --set train.num_workers=1
+    """
+    from graceful.cli import programs
+
+    return programs.start("train", resolved=programs.resolve(spec, sets, home), **talk)
+
+
+@graceful.command()
+@_options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
+def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
+    """Measure the trained version of SPEC against every ancestor and write its report.
+
+    \b
+    Example:
+      graceful evaluate jobs/glyphs/v2.yaml -o json
+    """
+    from graceful.cli import programs
+
+    return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), **talk)
+
+
+@graceful.command()
+@click.argument("report", type=click.Path(path_type=Path))
+@_options(SPEC, SET, OUTPUT)
+def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
+    """Judge a REPORT by the constraints of SPEC: passed (0) or held (3).
+
+    Needs the two files and nothing else: the same files give the same verdict anywhere, any time.
+
+    \b
+    Example:
+      graceful gate .graceful/runs/glyphs-v2/report.json jobs/glyphs/v2.yaml --set gate.constraints.0.bound=0.01
+    """
+    from graceful.cli import judging
+
+    return judging.judge(report, spec, sets, output)
+
+
+@graceful.command()
+@click.argument("model")
+@_options(HOME, OUTPUT, QUIET, VERBOSE)
+def lineage(model: str, home: Path | None, **talk: Any) -> int:
+    """Show every version of MODEL, its predecessors and what was measured between them.
+
+    \b
+    Example:
+      graceful lineage glyphs -o json
+    """
+    from graceful.cli import programs
+
+    return programs.start("lineage", arguments=(model,), home=home, **talk)
+
+
+@graceful.command()
+@click.option("--port", type=click.IntRange(0, 65535), help="Port on this machine.  [default: first free from 5000]")
+@HOME
+def ui(port: int | None, home: Path | None) -> int:
+    """Browse versions, lineage and reports in MLflow's web page, on this machine only.
+
+    Prints the address and stays until Ctrl-C. With $MLFLOW_TRACKING_URI naming a server, prints that
+    server's address and ends.
+
+    \b
+    Example:
+      graceful ui --port 5001
+    """
+    from graceful.cli import browser
+
+    return browser.serve(home=home, port=port)
+
+
+@graceful.command()
+@click.argument("key", required=False)
+@OUTPUT
+def schema(key: str | None, output: str) -> int:
+    """List the keys that a spec may hold: what is expected, the default, what it means.
+
+    \b
+    Example:
+      graceful schema task.network
+      graceful schema -o json > refresh.schema.json
+    """
+    from graceful.cli import keys
+
+    return keys.show(key, output)
+
+
+@graceful.command()
+@_options(HOME, OUTPUT)
+def doctor(home: Path | None, output: str) -> int:
+    """Check this machine: Python, packages, accelerator, disk, registry, data.
+
+    Imports the heavy packages in processes of their own, which takes some seconds. Exit code 4 if
+    something failed.
+
+    \b
+    Example:
+      graceful doctor -o json
+    """
+    from graceful.cli import doctor as checks
+
+    return checks.report(home=home, output=output)

@@ -1,0 +1,57 @@
+"""`graceful gate`: a report and the constraints of a spec give a verdict. Floats only; runs on the client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from graceful import gate
+from graceful.cli import output as out
+from graceful.errors import DataError, SpecError
+from graceful.gate import Finding, Verdict
+from graceful.report import Report
+from graceful.spec import load
+
+
+def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
+    """Print the verdict and return its exit code: 0 passed, 3 held.
+
+    Raises:
+        SpecError: The spec is wrong, of another model, or asks for what the report does not have.
+        DataError: The report is missing or not one.
+    """
+    wanted = load(spec, sets)
+    measured = Report.from_json(_text(report), where=str(report))
+    if measured.model != wanted.model:
+        raise SpecError(f"{report} is about {measured.model}, {spec} about {wanted.model}; give files of one model")
+    constraints = [bound.constraint() for bound in wanted.gate.constraints]
+    verdict = gate.judge(measured, constraints, family=wanted.gate.family)
+    _show(measured, verdict, output)
+    return gate.EXIT_HELD if verdict.outcome is gate.Outcome.HELD else 0
+
+
+def _show(report: Report, verdict: Verdict, output: str) -> None:
+    if output != "table":
+        out.document(json.loads(verdict.to_json()), output)
+        return
+    rows = [_row(finding) for finding in verdict.findings]
+    title = f"{report.model} {report.version}: {verdict.outcome}"
+    out.table(("", "constraint", "against", "found"), rows, title=title)
+    for note in verdict.notes:
+        out.talk(note)
+
+
+def _row(finding: Finding) -> tuple[str, str, str, str]:
+    asked = finding.constraint
+    state = "met" if finding.met else "held"
+    return state, f"{asked.metric} {asked.direction} {asked.bound:g}", finding.against, finding.reason
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such report; write it with `graceful evaluate`") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path}: cannot be read ({e}); give the report.json of a run") from e

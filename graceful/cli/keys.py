@@ -1,0 +1,68 @@
+"""`graceful schema`: the keys of a spec for people, the JSON schema for editors. Runs on the client."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from graceful.cli import output as out
+from graceful.errors import SpecError
+from graceful.spec import RefreshSpec, shape
+
+
+def show(key: str | None, output: str) -> int:
+    """Print all keys, or those at and below one.
+
+    Raises:
+        SpecError: No such key.
+    """
+    found = _below(key)
+    if output != "table":
+        out.document(TypeAdapter(_annotation(key)).json_schema(), output)
+        return 0
+    top = min(_depth(one) for one in found)
+    rows = [_row(one, _depth(one) - top) for one in found]
+    out.table(("key", "expects", "default", "meaning"), rows, title=key)
+    return 0
+
+
+def _below(key: str | None) -> Sequence[shape.Key]:
+    every = list(shape.keys(RefreshSpec))
+    if key is None:
+        return every
+    found = [one for one in every if any(f"{name}.".startswith(f"{key}.") for name in _names(one))]
+    if not found:
+        known = sorted({name for one in every for name in _names(one)})
+        near = difflib.get_close_matches(key, known, n=1)
+        raise SpecError(f"schema: no key {key!r}{f', did you mean {near[0]}?' if near else ''}; see `graceful schema`")
+    return found
+
+
+def _names(key: shape.Key) -> tuple[str, str]:
+    """A key as specs write it (`task.fonts`), and with its kind (`task.glyphs.fonts`)."""
+    path = key.path.replace("[]", "")
+    return re.sub(r"<\w+>", "", path), re.sub(r"<(\w+)>", r".\1", path)
+
+
+def _depth(key: shape.Key) -> int:
+    return key.path.count(".") + key.path.count("<")
+
+
+def _row(key: shape.Key, depth: int) -> tuple[str, str, str, str]:
+    last = key.path.rpartition(".")[2]
+    label = f"- {key.expects}" if key.path.endswith(">") else last
+    expects = "" if key.path.endswith(">") else key.expects
+    default = "required" if key.default is None else key.default
+    return "  " * depth + label, expects, default, key.doc
+
+
+def _annotation(key: str | None) -> Any:
+    """What may stand at a key; of the members of a union the first that has it."""
+    current: Any = RefreshSpec
+    for part in key.split(".") if key else ():
+        current = shape.child(current, part)
+    return current

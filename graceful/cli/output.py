@@ -1,0 +1,55 @@
+"""Results on stdout as table, JSON or YAML; talk on stderr. Runs on the client."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+PIPED_WIDTH = 160
+"""Columns of a table that is not shown on a terminal."""
+
+
+def document(value: Any, output: str) -> None:
+    """Print a JSON value as json or yaml.
+
+    Args:
+        value: Mappings, lists, texts, numbers.
+        output: `json` or `yaml`.
+    """
+    if output == "json":
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    else:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print rows as a table without markup: square brackets in a cell are shown as they are.
+
+    Args:
+        columns: Headings.
+        rows: Cells; a cell that is a known state (ok, passed, held ...) gets its colour on a terminal.
+        title: A line above the table.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    console.print(shown)
+
+
+COLOURS = {"ok": "green", "met": "green", "passed": "green", "warn": "yellow", "held": "yellow", "fail": "bold red"}
+
+
+def talk(line: str) -> None:
+    """Say one line on stderr."""
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,102 @@
+"""Resolve a spec and start a program with it as a process of its own. Runs on the client.
+
+The program reads the resolved spec as JSON from its standard input, prints its result on stdout and talks on stderr;
+its exit code is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from graceful.cli import output as out
+from graceful.launch import local
+from graceful.launch.job import JobSpec
+from graceful.spec import RefreshSpec, load
+
+GPU = Path("/dev/nvidia0")
+LEVELS = ("WARNING", "INFO", "DEBUG")
+
+
+def resolve(path: Path, sets: Sequence[str], home: Path | None) -> RefreshSpec:
+    """Load a spec file with the overrides of the command line.
+
+    Raises:
+        SpecError: As `graceful.spec.load`.
+    """
+    chosen = [] if home is None else [f"home={json.dumps(str(home.expanduser().resolve()))}"]
+    return load(path, [*sets, *chosen])
+
+
+def start(
+    program: str,
+    *,
+    resolved: RefreshSpec | None = None,
+    arguments: Sequence[str] = (),
+    home: Path | None = None,
+    output: str = "table",
+    quiet: bool = False,
+    verbose: int = 0,
+) -> int:
+    """Run `python -m graceful.programs PROGRAM` here and return its exit code.
+
+    Raises:
+        InfrastructureError: It could not be started, or a signal ended it.
+    """
+    flags = ["--output", output, *(["--quiet"] if quiet else [])]
+    job = JobSpec(
+        name=f"{program} {resolved.run_id if resolved else ' '.join(arguments)}",
+        command=(sys.executable, "-m", "graceful.programs", program, *arguments, *flags),
+        env=environment(os.environ, home=home, verbose=verbose),
+        document=None if resolved is None else json.dumps(resolved.dump()),
+    )
+    return local.run(job)
+
+
+def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: int = 0) -> dict[str, str]:
+    """Variables that a program on one machine needs; what the user has set stays."""
+    env = {
+        "OMP_NUM_THREADS": "1",  # workers share the cores; torch's default of all cores each makes them fight
+        "RAY_AUTH_MODE": "disabled",  # the embedded cluster listens on loopback only
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    if not GPU.exists():
+        env["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's own detection warns and probes for compilers
+    if verbose:
+        env["GRACEFUL_LOG_LEVEL"] = LEVELS[min(verbose, len(LEVELS) - 1)]
+    kept = {name: value for name, value in env.items() if name not in ours}
+    return kept if home is None else {**kept, "GRACEFUL_HOME": str(home.expanduser().resolve())}
+
+
+def preview(resolved: RefreshSpec, output: str) -> int:
+    """Print the resolved spec on stdout and, for people, the steps on stderr."""
+    out.document(resolved.dump(), "yaml" if output == "table" else output)
+    for number, step in enumerate(steps(resolved), start=1):
+        out.talk(f"{number} {step}")
+    return 0
+
+
+def steps(resolved: RefreshSpec) -> tuple[str, ...]:
+    """What a refresh of this spec would do, one line each."""
+    compatibility, train = resolved.compatibility, resolved.train
+    losses = ", ".join(loss.kind for loss in compatibility.losses)
+    against = compatibility.against if isinstance(compatibility.against, str) else ", ".join(compatibility.against)
+    workers = f"{train.num_workers} Ray workers" if train.num_workers else "this process"
+    bounds = ", ".join(
+        f"{bound.metric} {bound.direction} {bound.bound:g} ({bound.against})" for bound in resolved.gate.constraints
+    )
+    targets = f"cache outputs of the predecessors ({against}), {compatibility.targets.mode}"
+    return (
+        f"chain: read champion and ancestors of {resolved.model} from the registry",
+        f"targets: {targets if losses else 'none, no compatibility losses'}",
+        f"train: {train.epochs} epochs of {resolved.task.kind}, {train.engine.kind}, {workers};"
+        f" losses: task{', ' + losses if losses else ''}",
+        "evaluate: the new version against every ancestor",
+        f"gate: {bounds or 'no constraints'}",
+        f"register: {resolved.model} {resolved.name}, whatever the verdict",
+        "promote: champion moves only if passed",
+    )

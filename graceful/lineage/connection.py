@@ -1,0 +1,236 @@
+"""Where the registry is and how to reach it: URI, settings, errors in one line, the writer's lock. Driver and client.
+
+mlflow is imported on the first connection, which costs more than a second. A tracking server (http, https) or a
+database (sqlite, postgresql, mysql) can be used; mlflow's file store cannot, it has no safe concurrent writers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from graceful.errors import GracefulError, RegistryError
+
+PROBE_SECONDS = 10
+"""A server that has not answered within this time is unreachable."""
+LOCK_SECONDS = 60.0
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+}
+"""Forced: graceful neither reports usage nor unpickles, whatever the environment says."""
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""Used where the environment says nothing; mlflow's own would retry for minutes."""
+_SERVERS = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql")
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A resolved registry.
+
+    Attributes:
+        uri: For mlflow; a server's carries no credentials (they are moved to the environment).
+        display: For people and logs: never a password.
+        artifacts: Where new experiments keep artifacts; None: the server decides.
+        lock: File that writers of aliases lock.
+    """
+
+    uri: str
+    display: str
+    artifacts: str | None
+    lock: Path
+
+    @property
+    def server(self) -> bool:
+        """Whether a tracking server is asked, not a database."""
+        return urlsplit(self.uri).scheme in _SERVERS
+
+
+def resolve(uri: str | None, home: Path) -> Place:
+    """Explicit URI, else $MLFLOW_TRACKING_URI, else sqlite and files under `home`.
+
+    Raises:
+        RegistryError: A kind of URI that graceful does not use.
+    """
+    home = home.expanduser().absolute()
+    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    scheme = urlsplit(given).scheme.split("+")[0]
+    if scheme not in (*_SERVERS, *_DATABASES):
+        raise RegistryError(
+            f"registry {redact(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set registry.uri or"
+            " $MLFLOW_TRACKING_URI to one of them"
+        )
+    clean = _without_credentials(given) if scheme in _SERVERS else given
+    database = _sqlite_file(given)
+    name = hashlib.sha256(_CREDENTIALS.sub("://", given).encode()).hexdigest()[:16]
+    return Place(
+        uri=clean,
+        display=redact(clean),
+        artifacts=None if scheme in _SERVERS else (home / "artifacts").as_uri(),
+        lock=database.with_name(database.name + ".lock") if database else home / "locks" / f"registry-{name}.lock",
+    )
+
+
+def redact(text: str) -> str:
+    """Replace user and password in every URI of a text."""
+    return _CREDENTIALS.sub("://***@", text)
+
+
+def connect(place: Place) -> Any:
+    """Open a client and ask the registry one question, so that an unreachable one fails here and soon.
+
+    Returns:
+        An `mlflow.tracking.MlflowClient`.
+
+    Raises:
+        RegistryError: Unreachable, refused, or no database.
+    """
+    os.environ.update(SETTINGS)
+    for key, value in DEFAULTS.items():
+        os.environ.setdefault(key, value)
+    with translated(place, "connect"):
+        _probe_sqlite(place)
+        from mlflow.tracking import MlflowClient
+
+        with _environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+            client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
+            client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def translated(place: Place, doing: str) -> Iterator[None]:
+    """Turn what mlflow, the database, the network and the disk raise into one RegistryError line without secrets."""
+    try:
+        yield
+    except GracefulError:
+        raise
+    except _foreign_errors() as e:
+        text = str(e)
+        reason = redact(_first_line(text))
+        cause = e if redact(text) == text else None  # a traceback must not print a password either
+        remedy = (
+            "check that the server runs and that its URI and credentials are right"
+            if place.server
+            else "check the path, its permissions and free space, and that no other program holds it"
+        )
+        raise RegistryError(f"registry {place.display}: cannot {doing}: {reason}; {remedy}") from cause
+
+
+@contextmanager
+def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the writer's lock: alias changes are compare-and-set only among processes that share this file.
+
+    Writers on several machines that share one server need a common lock outside: run promotions in one place (one
+    refresh per model at a time, a Kubernetes Lease, a CI concurrency group) and let only graceful's identity edit.
+
+    Raises:
+        RegistryError: Another process held it all the time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as e:
+                if time.monotonic() >= deadline:
+                    raise RegistryError(
+                        f"{path}: another process is promoting since {seconds:g} s; wait for it or stop it"
+                    ) from e
+                time.sleep(0.05)
+        yield
+
+
+@contextmanager
+def as_global(place: Place) -> Iterator[None]:
+    """Let mlflow's process-wide URI be ours for one call.
+
+    Registering from `models:/m-...` in a database asks a client that takes no URI. The setting also lands in the
+    environment, where another store would read it: hence only for a moment.
+    """
+    import mlflow
+
+    with _environment({"MLFLOW_TRACKING_URI": place.uri}):
+        mlflow.set_tracking_uri(place.uri)
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(None)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
+
+
+def _foreign_errors() -> tuple[type[BaseException], ...]:
+    """Asked only once something was raised, so that it costs no import."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, sqlite3.Error, BotoCoreError, ClientError, OSError)
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    return lines[0] if len(lines[0]) <= 240 else lines[0][:237] + "..."
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.username is None:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    if parts.scheme.split("+")[0] != "sqlite":
+        return None
+    return Path(parts.path.removeprefix("/")).absolute()
+
+
+def _probe_sqlite(place: Place) -> None:
+    """mlflow retries for minutes on a database it cannot write; ask it ourselves first."""
+    path = _sqlite_file(place.uri)
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=PROBE_SECONDS, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()

@@ -1,0 +1,53 @@
+"""From recorded parents to a chain: a walk over nodes, without mlflow, names or timestamps. Driver and client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from graceful.errors import RegistryError
+from graceful.lineage.schema import LineageRecord, Node
+
+
+def trace(root: str, read: Callable[[str], LineageRecord]) -> list[LineageRecord]:
+    """A version and all its ancestors, each once, every version before its own parents.
+
+    Args:
+        root: Identity of the version to start from.
+        read: Identity -> its record.
+
+    Returns:
+        `root` first. Where a version has several parents, the first one recorded comes first.
+
+    Raises:
+        RegistryError: A version is its own ancestor, or `read` could not find a parent.
+    """
+    seen: set[str] = set()
+    done: list[LineageRecord] = []
+    path: list[tuple[LineageRecord, Iterator[Node]]] = []
+
+    def enter(record: LineageRecord) -> None:
+        seen.add(record.model_id)
+        path.append((record, iter(record.parents[::-1])))
+
+    enter(read(root))
+    while path:
+        record, waiting = path[-1]
+        parent = next(waiting, None)
+        if parent is None:
+            done.append(record)
+            path.pop()
+        elif any(parent.model_id == open_.model_id for open_, _ in path):
+            raise RegistryError(
+                f"{record.label}: its recorded parent {parent.name} ({parent.model_id}) descends from it; the lineage"
+                " was altered, restore lineage.json of one of them"
+            )
+        elif parent.model_id not in seen:
+            enter(_parent(record, parent, read))
+    return done[::-1]
+
+
+def _parent(record: LineageRecord, parent: Node, read: Callable[[str], LineageRecord]) -> LineageRecord:
+    try:
+        return read(parent.model_id)
+    except RegistryError as e:
+        raise RegistryError(f"{record.label} has parent {parent.name}: {e.message}", e.facts) from e

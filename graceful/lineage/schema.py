@@ -1,0 +1,237 @@
+"""What is recorded about a version: nodes, edges and `lineage.json`, the truth that all else derives from. No mlflow.
+
+A node is an MLflow LoggedModel id (`m-` and 32 hex digits), never a version number: numbers start again at 1 when a
+registered model is made anew. Descriptions, version tags and pictures are views; every edge can be read back from
+`lineage.json` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+from graceful.errors import RegistryError
+from graceful.gate import Verdict
+from graceful.report import Report
+from graceful.spec import NAME
+
+SCHEMA = 1
+NFR = "negative_flip_rate"
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+
+TAG_REFRESH = "graceful_refresh_id"
+TAG_KIND = "graceful_kind"
+TAG_SPEC = "graceful_spec_digest"
+TAG_GATE = "graceful_gate"
+TAG_PARENTS = "graceful_parents"
+TAG_NFR_MAX = "graceful_nfr_max_pct"
+TAG_DIGEST = "graceful_digest"
+TAG_RECORD = "graceful_lineage_digest"
+TAG_FAMILY = "graceful_family"
+TAG_BASE = "graceful_base"
+TAG_SCHEMA = "graceful_schema"
+TAG_DUPLICATE = "graceful_duplicate_of"
+_PARENT = "graceful_parent_"
+
+NODE_ID = r"^m-[0-9a-f]{32}$"
+_FILE = r"^(?!\.\.?(/|$))[\w.-]+(/(?!\.\.?(/|$))[\w.-]+)*$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+NodeId = Annotated[str, StringConstraints(pattern=NODE_ID)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(max_length=250)]
+Judged = Literal["passed", "held", "unjudged"]
+_STRICT = ConfigDict(extra="forbid", strict=False, regex_engine="python-re", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One version of any model family.
+
+    Attributes:
+        model_id: Its identity.
+        name: What people call it, e.g. `v1`.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    model_id: NodeId
+    name: Name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """The new version measured against one ancestor.
+
+    Attributes:
+        model_id: The ancestor's identity.
+        name: The ancestor's name.
+        distance: 1 for the latest predecessor, 2 for the one before it, ...
+        value: Negative flip rate, a fraction; None where it was not measured.
+        lower: Lower end of its 95 % interval.
+        upper: Upper end of it.
+        bound: The tightest bound the gate applied to it; None: unconstrained.
+        verdict: Whether every constraint against this ancestor was met; `unjudged` where there was none.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    model_id: NodeId
+    name: Name
+    distance: int
+    value: float | None
+    lower: float | None
+    upper: float | None
+    bound: float | None
+    verdict: Judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageRecord:
+    """Everything recorded about one version; written once, as the last file of a registration.
+
+    Attributes:
+        model: Model family.
+        name: Name of the version.
+        model_id: Its identity.
+        refresh_id: `model-name`; the same refresh registers once.
+        run_id: MLflow run that holds its artifacts.
+        parents: Direct predecessors, the one it was refreshed from first. Empty for a first link.
+        constraints: What the gate was asked, as written in the spec.
+        edges: One for each ancestor it was measured against, nearest first.
+        verdict: passed or held.
+        reasons: One sentence for each finding of the gate.
+        metrics: The version's own measurements that have a value; rates are fractions.
+        spec_digest: SHA-256 of the spec.
+        data: Split -> SHA-256 of the samples that were evaluated.
+        digest: Digest of the version bundle, as `graceful.models.bundle` computes it.
+        files: Path -> SHA-256 of each registered file.
+        manifest: SHA-256 over `files`; also a tag of the version.
+        code_version: Release of graceful that registered it.
+        created: UTC time, ISO 8601.
+        version: Number in the registry; 0 where none is listed. Not part of `lineage.json`, since it is no identity.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    model: Name
+    name: Name
+    model_id: NodeId
+    refresh_id: str
+    run_id: str
+    parents: tuple[Node, ...]
+    constraints: tuple[dict[str, Any], ...]
+    edges: tuple[Edge, ...]
+    verdict: Literal["passed", "held"]
+    reasons: tuple[str, ...]
+    metrics: dict[str, float]
+    spec_digest: Sha256
+    data: dict[str, str]
+    digest: str
+    files: dict[Annotated[str, StringConstraints(pattern=_FILE, max_length=250)], Sha256]
+    manifest: Sha256
+    code_version: str
+    created: str
+    version: int = 0
+    schema: Literal[1] = SCHEMA
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.manifest != manifest_digest(self.files):
+            raise ValueError("manifest is not the digest of files")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.model} {self.name} ({self.model_id})"
+
+    @property
+    def worst(self) -> float | None:
+        """The highest measured negative flip rate, a fraction; None for a first link."""
+        return max((edge.value for edge in self.edges if edge.value is not None), default=None)
+
+    def to_json(self) -> str:
+        """Render `lineage.json`: indented, sorted keys; equal records give equal bytes."""
+        document = {key: value for key, value in asdict(self).items() if key != "version"}
+        return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "lineage.json") -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RegistryError: Not JSON, another schema, or a field is missing, unknown or out of range; one line.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as e:
+            raise RegistryError(f"{where}: not JSON ({e}); restore it or register the version again") from e
+        found = raw.get("schema") if isinstance(raw, dict) else None
+        if found != SCHEMA:
+            raise RegistryError(f"{where}: schema is {found!r}, this graceful reads {SCHEMA}; use the one that wrote it")
+        try:
+            return TypeAdapter(cls).validate_python(raw)
+        except ValidationError as e:
+            first, *rest = e.errors(include_url=False)
+            more = f" (and {len(rest)} more)" if rest else ""
+            path = ".".join(str(part) for part in first["loc"]) or "record"
+            raise RegistryError(f"{where}: {path}: {first['msg'].lower()}{more}; restore the file") from e
+
+
+def refresh_id(model: str, name: str) -> str:
+    """Identity of a refresh, the same as `RefreshSpec.run_id`."""
+    return f"{model}-{name}"
+
+
+def parent_tag(model_id: str) -> str:
+    """Key of the tag by which children of a version can be searched."""
+    return _PARENT + model_id.replace("-", "_")
+
+
+def spec_digest(spec: Mapping[str, Any]) -> str:
+    """The same value as `RefreshSpec.digest` for a resolved spec as JSON values."""
+    document = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_text(files: Mapping[str, str]) -> str:
+    """`manifest.sha256` as `sha256sum --check` reads it."""
+    return "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+
+
+def manifest_digest(files: Mapping[str, str]) -> str:
+    """One digest for all registered files."""
+    return hashlib.sha256(manifest_text(files).encode()).hexdigest()
+
+
+def edges(report: Report, verdict: Verdict) -> tuple[Edge, ...]:
+    """What the report and the gate say of each ancestor, nearest first."""
+    return tuple(
+        _edge(report, verdict, index)
+        for index in sorted(range(len(report.comparisons)), key=lambda index: report.comparisons[index].distance)
+    )
+
+
+def _edge(report: Report, verdict: Verdict, index: int) -> Edge:
+    comparison = report.comparisons[index]
+    flips = comparison.measurements.get(NFR)
+    about = [finding for finding in verdict.findings if finding.against == comparison.against]
+    bounds = [finding.constraint.bound for finding in about if finding.constraint.metric == NFR]
+    judged: Judged = "unjudged" if not about else "passed" if all(finding.met for finding in about) else "held"
+    return Edge(
+        model_id=comparison.model_id,
+        name=comparison.against,
+        distance=comparison.distance,
+        value=None if flips is None else flips.value,
+        lower=None if flips is None else flips.lower,
+        upper=None if flips is None else flips.upper,
+        bound=min(bounds, default=None),
+        verdict=judged,
+    )

@@ -1,0 +1,275 @@
+"""The cache of one predecessor's outputs as its readers see it: opened, verified, joined by id. Driver and workers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graceful import storage
+from graceful.chain import OldOutputs, Predecessor
+from graceful.errors import DataError, IntegrityError, StorageError
+from graceful.targets import files
+from graceful.tasks.base import Samples
+
+MIN_COVERAGE = 0.5
+MIN_AGREEMENT = 0.9
+_CHUNK = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How well cached rows match the predecessor run now.
+
+    Attributes:
+        argmax: Share of samples with the same argmax.
+        mean_kl: Mean KL(live || cached) in nats.
+        count: Samples compared.
+    """
+
+    argmax: float
+    mean_kl: float
+    count: int
+
+    @property
+    def note(self) -> str | None:
+        """One line for the report when the rows do not belong to this predecessor and these samples; else None."""
+        if self.argmax >= MIN_AGREEMENT:
+            return None
+        return (
+            f"cached and live outputs agree on {self.argmax:.1%} of {self.count} samples (bound {MIN_AGREEMENT:.0%}),"
+            f" mean KL {self.mean_kl:.2g}; rebuild the cache"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cache:
+    """One predecessor's outputs, memory-mapped. `open` or `build` make it.
+
+    Attributes:
+        folder: Where it lies.
+        key: Digest of what it depends on; the folder's name.
+        name: The predecessor's version name.
+        classes: The predecessor's classes, in the order of the logits.
+        ids: [N] UTF-8.
+        logits: [V, N, C] fp16.
+        offsets: [V, N] fp32.
+        embeddings: [V, N, d] fp16 or fp32.
+        present: [V, N] bool.
+        views: [V, N] uint64; None: clean.
+        order: Positions that callers use -> rows, -1 where there is none; None: the same.
+        device: Where rows go.
+    """
+
+    folder: Path
+    key: str
+    name: str
+    classes: tuple[str, ...]
+    ids: NDArray[np.bytes_]
+    logits: NDArray[np.float16]
+    offsets: NDArray[np.float32]
+    embeddings: NDArray[np.floating[Any]]
+    present: NDArray[np.bool_]
+    views: NDArray[np.uint64] | None
+    order: NDArray[np.int64] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Cache:
+        """Open a finished cache and verify it.
+
+        Files up to 256 MiB are hashed whole, larger ones by size and 64 chunks of 1 MiB spread evenly.
+
+        Raises:
+            StorageError: There is none.
+            IntegrityError: A file does not have its recorded digest.
+        """
+        folder = Path(folder)
+        meta = _meta(folder)
+        files.verify(folder, meta["files"])
+        arrays = {name: np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in meta["files"]}
+        return cls(
+            folder=folder,
+            key=meta["key"],
+            name=meta["name"],
+            classes=tuple(meta["classes"]),
+            ids=arrays["ids.npy"],
+            logits=arrays["logits.npy"],
+            offsets=arrays["offsets.npy"],
+            embeddings=arrays["embeddings.npy"],
+            present=arrays["present.npy"],
+            views=arrays.get("views.npy"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.order is None else len(self.order)
+
+    def align(self, ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.int64]:
+        """Row of each id, -1 where the cache has none. [N'] -> [N'] int64."""
+        wanted = files.encode_ids(ids)
+        if np.array_equal(wanted, self.ids):
+            return np.arange(len(wanted), dtype=np.int64)
+        known = np.asarray(self.ids)
+        sorter = np.argsort(known, kind="stable")
+        place = np.searchsorted(known, wanted, sorter=sorter)
+        row = sorter[np.minimum(place, len(known) - 1)]
+        return np.where(known[row] == wanted, row, -1).astype(np.int64)
+
+    def coverage(self, ids: NDArray[np.str_] | Sequence[str]) -> float:
+        """Share of ids about which something is known in every view; 1.0 for no ids."""
+        return self._covered(self.align(ids))
+
+    def aligned(self, ids: NDArray[np.str_] | Sequence[str], *, device: torch.device | str | None = None) -> Cache:
+        """The same cache, addressed by positions in `ids` and answering on `device`; nothing is copied.
+
+        Raises:
+            DataError: Less than half of the ids are covered.
+        """
+        order = self.align(ids)
+        share = self._covered(order)
+        if share < MIN_COVERAGE:
+            raise DataError(
+                f"{self.folder}: covers {share:.1%} of {len(order)} ids, bound {MIN_COVERAGE:.0%}; check that the ids"
+                f" of the training data are those {self.name} was run on, and that its outputs are finite"
+            )
+        return replace(self, order=order, device=self.device if device is None else torch.device(device))
+
+    def rows(
+        self,
+        positions: NDArray[np.int64],
+        view: int | NDArray[np.int64] = 0,
+        device: torch.device | str | None = None,
+    ) -> OldOutputs:
+        """Cached outputs as fp32.
+
+        Args:
+            positions: [B]; negative: nothing is known, `present` is False.
+            view: Index of the view, or one per position.
+            device: None: the cache's own.
+        """
+        rows = positions if self.order is None else np.where(positions < 0, -1, self.order[positions])
+        known = rows >= 0
+        taken = np.where(known, rows, 0)
+        logits = self.logits[view, taken].astype(np.float32) + self.offsets[view, taken][:, None]
+        embedding = self.embeddings[view, taken].astype(np.float32)
+        present = self.present[view, taken] & known
+        logits[~known], embedding[~known] = 0.0, 0.0
+        where = self.device if device is None else torch.device(device)
+        return OldOutputs(_tensor(logits, where), _tensor(embedding, where), _tensor(present, where))
+
+    def fetch(
+        self, positions: NDArray[np.int64], items: Any, views: NDArray[np.uint64] | None, view_index: int
+    ) -> OldOutputs:
+        """What a training step asks of any source; `items` are not looked at.
+
+        Args:
+            positions: [B] positions of the batch.
+            items: The raw batch.
+            views: [B] view numbers of the batch, None: clean.
+            view_index: Which cached view they are; a clean cache has one and ignores it.
+
+        Raises:
+            DataError: The batch's views are not those the cache was built with.
+        """
+        if self.views is None:
+            return self.rows(positions)
+        rows = positions if self.order is None else self.order[positions]
+        known = rows >= 0
+        if view_index >= len(self.views) or views is None:
+            raise DataError(
+                f"{self.folder}: holds {len(self.views)} views, asked for view {view_index} of {_kind(views)}"
+            )
+        if not np.array_equal(self.views[view_index, rows[known]], views[known]):
+            raise DataError(
+                f"{self.folder}: the batch's views are not the cached view {view_index}; derive both from key_views"
+                " with one seed, or use live targets"
+            )
+        return self.rows(positions, view_index)
+
+    def correct(self, labels: NDArray[np.int64], *, view: int = 0) -> float:
+        """Share of samples that the predecessor gets right, among those with a known row and a class it knows.
+
+        Args:
+            labels: [N] in the predecessor's label space by position, -1: a class it does not know.
+            view: Which cached view.
+
+        Returns:
+            NaN when no sample qualifies.
+        """
+        hits = total = 0
+        for start in range(0, len(self), _CHUNK):
+            stop = min(start + _CHUNK, len(self))
+            outputs = self.rows(np.arange(start, stop), view, "cpu")
+            wanted = torch.from_numpy(np.array(labels[start:stop], dtype=np.int64))
+            judged = outputs.present & (wanted >= 0)
+            hits += int((judged & (outputs.logits.argmax(1) == wanted)).sum())
+            total += int(judged.sum())
+        return hits / total if total else math.nan
+
+    def check(
+        self, predecessor: Predecessor, samples: Samples, views: NDArray[np.uint64] | None, *, count: int = 1000
+    ) -> Agreement:
+        """Run the predecessor on some samples and compare with their rows.
+
+        Args:
+            predecessor: Whose outputs these should be.
+            samples: The training data, joined by id.
+            views: [V, N] as they were built with, None: clean.
+            count: At most so many, spread evenly over samples and in turn over views.
+
+        Raises:
+            DataError: No sample in common.
+        """
+        chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
+        turn = np.arange(len(chosen)) % (1 if views is None else len(views))
+        numbers = None if views is None else views[turn, chosen]
+        live = predecessor(samples.read(chosen), numbers)
+        cached = replace(self, order=None).rows(self.align(samples.ids[chosen]), turn, "cpu")
+        known = cached.present
+        if not bool(known.any()):
+            raise DataError(
+                f"{self.folder}: none of {len(chosen)} samples is cached; check the ids of the training data"
+            )
+        right, left = live.logits.cpu()[known].double(), cached.logits[known].double()
+        kl = torch.nn.functional.kl_div(left.log_softmax(1), right.log_softmax(1), log_target=True, reduction="none")
+        return Agreement(
+            argmax=float((right.argmax(1) == left.argmax(1)).double().mean()),
+            mean_kl=float(kl.sum(1).mean()),
+            count=int(known.sum()),
+        )
+
+    def _covered(self, rows: NDArray[np.int64]) -> float:
+        if len(rows) == 0:
+            return 1.0
+        known: NDArray[np.bool_] = np.logical_and.reduce(self.present, axis=0)
+        return float((known[rows] & (rows >= 0)).mean())
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    path = folder / files.META
+    if not path.is_file():
+        raise StorageError(f"{folder}: no finished cache of predecessor outputs; build it again")
+    try:
+        meta: dict[str, Any] = json.loads(storage.read_bytes(path))
+        key = storage.sha256_json(meta["identity"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise IntegrityError(f"{path}: damaged; delete the folder and run again, it is rebuilt") from e
+    if not key == meta.get("key") == folder.name:
+        raise IntegrityError(f"{path}: describes cache {key[:12]}..., not this folder; delete it and run again")
+    return meta
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def _kind(views: NDArray[np.uint64] | None) -> str:
+    return "clean samples" if views is None else "augmented samples"

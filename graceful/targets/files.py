@@ -1,0 +1,82 @@
+"""Digests of cache files: recorded when a cache is sealed, compared when it is opened. Driver and workers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful import storage
+from graceful.errors import IntegrityError
+
+FORMAT = 1
+META = "meta.json"
+_WHOLE = 256 * 2**20
+_SAMPLES = 64
+_SAMPLE = 2**20
+
+
+def verify(folder: Path, recorded: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare each file with its recorded size and digest; large files by samples.
+
+    Raises:
+        IntegrityError: A file is missing or differs.
+    """
+    for name, wanted in recorded.items():
+        path = folder / name
+        found = fingerprint(path, whole=False) if path.is_file() else {}
+        for fact, value in found.items():
+            if value != wanted.get(fact):
+                raise IntegrityError(
+                    f"{path}: {fact} must be {_short(wanted.get(fact))}, got {_short(value)}; delete {folder} and run"
+                    " again, it is rebuilt",
+                    {"path": str(path), "expected": wanted.get(fact), "found": value},
+                )
+        if not found:
+            raise IntegrityError(f"{path}: missing; delete {folder} and run again, it is rebuilt")
+
+
+def fingerprint(path: Path, *, whole: bool) -> dict[str, Any]:
+    """Size and digests of a file.
+
+    Args:
+        path: The file.
+        whole: Also hash all of a file above 256 MiB; below it is always hashed.
+
+    Returns:
+        `bytes`; `sha256` of all; above 256 MiB `sampled`, the SHA-256 of 64 evenly spread chunks of 1 MiB.
+    """
+    size = path.stat().st_size
+    facts: dict[str, Any] = {"bytes": size}
+    if whole or size <= _WHOLE:
+        facts["sha256"] = storage.sha256_file(path)
+    if size > _WHOLE:
+        sampled = hashlib.sha256()
+        with path.open("rb") as file:
+            for chunk in range(_SAMPLES):
+                file.seek(chunk * (size - _SAMPLE) // (_SAMPLES - 1))
+                sampled.update(file.read(_SAMPLE))
+        facts["sampled"] = sampled.hexdigest()
+    return facts
+
+
+def encode_ids(ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.bytes_]:
+    """Ids as fixed-width UTF-8, which a .npy file holds without pickle."""
+    text = np.asarray(ids, dtype=np.str_)
+    return np.asarray(np.char.encode(text, "utf-8"), dtype=np.bytes_)
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's type, shape and bytes."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data if array.size else b"")
+    return digest.hexdigest()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 20 else f"{text[:12]}..."

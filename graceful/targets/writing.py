@@ -1,0 +1,286 @@
+"""How a cache of predecessor outputs gets onto disk: appended, resumable, sealed with digests. The driver runs it.
+
+Rows are appended in order (view by view), flushed, and only then counted in `progress.json`, so that an interrupted
+build keeps what it counted. Plain appends rather than a writable memory map, because a full disk is then an error
+message and not a bus error. `<key>.partial` becomes `<key>` by one rename; a lock file keeps other builders waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graceful import storage
+from graceful.chain import Predecessor
+from graceful.errors import DataError, StorageError
+from graceful.models.base import Outputs
+from graceful.targets import files
+from graceful.tasks.base import Samples
+
+_PROGRESS = "progress.json"
+_FLUSH_EVERY = 32
+_FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a build runs: see `graceful.targets.build`."""
+
+    predecessor: Predecessor
+    samples: Samples
+    views: NDArray[np.uint64] | None
+    batch_size: int
+    progress: Callable[[int, int], None] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Views V and samples N."""
+        return (1 if self.views is None else len(self.views)), len(self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """One .npy file that grows row by row; its header announces the final shape."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def header(self) -> bytes:
+        text = io.BytesIO()
+        described = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(text, described)
+        return text.getvalue()
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape[2:], dtype=np.int64))
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + self.row_bytes * self.shape[0] * self.shape[1]
+
+
+class _EmbeddingOverflowError(Exception):
+    """An embedding does not fit fp16; the build starts again with fp32. Never leaves this module."""
+
+
+def write(root: Path, *, work: Work, identity: dict[str, Any]) -> Path:
+    """Build the cache `root/<digest of identity>` unless it is there.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        DataError: Outputs of another shape than the predecessor declares.
+        StorageError: The disk is full or refuses, or locks nothing.
+    """
+    key = storage.sha256_json(identity)
+    folder, partial = root / key, root / f"{key}.partial"
+    if folder.exists():
+        return folder
+    with _storage(root), _locked(root / f"{key}.lock"):
+        if not folder.exists():
+            embeddings = _fill(partial, work)
+            _seal(partial, work, identity=identity, columns=_columns(work, embeddings))
+            partial.rename(folder)
+    return folder
+
+
+# --- filling ----------------------------------------------------------------------------------------------------------
+
+
+def _columns(work: Work, embeddings: str) -> tuple[_Column, ...]:
+    views, rows = work.shape
+    classes, size = len(work.predecessor.classes), work.predecessor.embedding_size
+    return (
+        _Column(name="logits.npy", dtype=np.dtype("<f2"), shape=(views, rows, classes)),
+        _Column(name="offsets.npy", dtype=np.dtype("<f4"), shape=(views, rows)),
+        _Column(name="embeddings.npy", dtype=np.dtype(embeddings), shape=(views, rows, size)),
+        _Column(name="present.npy", dtype=np.dtype("?"), shape=(views, rows)),
+    )
+
+
+def _fill(partial: Path, work: Work) -> str:
+    """Append all missing rows; returns the type of the embeddings."""
+    partial.mkdir(parents=True, exist_ok=True)
+    done, embeddings = _resumed(partial)
+    try:
+        _append(partial, work, done=done, embeddings=embeddings)
+    except _EmbeddingOverflowError:
+        embeddings = "<f4"
+        _append(partial, work, done=0, embeddings=embeddings)
+    return embeddings
+
+
+def _resumed(partial: Path) -> tuple[int, str]:
+    """Rows that an interrupted build counted, and its type of embeddings."""
+    path = partial / _PROGRESS
+    if not path.is_file():
+        return 0, "<f2"
+    document = json.loads(storage.read_bytes(path))
+    return int(document["rows"]), str(document["embeddings"])
+
+
+def _append(partial: Path, work: Work, *, done: int, embeddings: str) -> None:
+    columns = _columns(work, embeddings)
+    _check_space(partial, columns)
+    views, rows = work.shape
+    with ExitStack() as stack:
+        done = _agreed(partial, columns, done)
+        outputs = [stack.enter_context(_opened(partial, column, done)) for column in columns]
+        for number, (view, start, stop) in enumerate(_batches(done, views, rows, work.batch_size), start=1):
+            block = _encode(_run(work, view, start, stop), embeddings)
+            for file, column in zip(outputs, columns, strict=True):
+                file.write(np.ascontiguousarray(block[column.name], dtype=column.dtype).data)
+            done = view * rows + stop
+            if number % _FLUSH_EVERY == 0 or done == views * rows:
+                _count(partial, outputs, rows=done, embeddings=embeddings)
+            if work.progress is not None:
+                work.progress(done, views * rows)
+
+
+def _agreed(partial: Path, columns: Sequence[_Column], counted: int) -> int:
+    """Rows that are certainly whole: what was counted, if every file has them under the right header."""
+    for column in columns:
+        path, header = partial / column.name, column.header
+        if not path.is_file() or path.stat().st_size < len(header) + counted * column.row_bytes:
+            return 0
+        with path.open("rb") as file:
+            if file.read(len(header)) != header:
+                return 0
+    return counted
+
+
+@contextmanager
+def _opened(partial: Path, column: _Column, done: int) -> Iterator[BinaryIO]:
+    """The file, cut after the rows that are done."""
+    with (partial / column.name).open("r+b" if done else "wb") as file:
+        if not done:
+            file.write(column.header)
+        file.truncate(len(column.header) + done * column.row_bytes)
+        file.seek(0, os.SEEK_END)
+        yield file
+
+
+def _batches(done: int, views: int, rows: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """View, start and stop of the batches that remain; a batch never spans two views."""
+    while done < views * rows:
+        view, start = divmod(done, rows)
+        stop = min(start + size, rows)
+        yield view, start, stop
+        done += stop - start
+
+
+def _run(work: Work, view: int, start: int, stop: int) -> Outputs:
+    try:
+        items = work.samples.read(np.arange(start, stop, dtype=np.int64))
+    except OSError as e:
+        raise DataError(f"targets of {work.predecessor.name}: samples {start} to {stop} cannot be read ({e})") from e
+    numbers = None if work.views is None else work.views[view, start:stop]
+    with torch.inference_mode():
+        outputs = work.predecessor(items, numbers)
+    wanted = (len(work.predecessor.classes), work.predecessor.embedding_size)
+    found = (outputs.logits.shape[1], outputs.embedding.shape[1])
+    if found != wanted or len(outputs.logits) != stop - start:
+        raise DataError(
+            f"targets of {work.predecessor.name}: {stop - start} samples must give (classes, embedding) {wanted}, got"
+            f" {len(outputs.logits)} of {found}; the version's bundle and its task do not fit"
+        )
+    return outputs
+
+
+def _encode(outputs: Outputs, embeddings: str) -> dict[str, NDArray[Any]]:
+    """fp32 outputs -> blocks of the four files. Logits more than 65504 below the maximum are held at that distance."""
+    logits, embedding = outputs.logits.cpu().numpy(), outputs.embedding.cpu().numpy()
+    present = np.isfinite(logits).all(1) & np.isfinite(embedding).all(1)
+    logits = np.where(present[:, None], logits, np.float32(0))
+    embedding = np.where(present[:, None], embedding, np.float32(0))
+    if embeddings == "<f2" and np.abs(embedding).max(initial=0.0) > _FP16_MAX:
+        raise _EmbeddingOverflowError
+    offsets = logits.max(axis=1)
+    shifted = np.maximum(logits - offsets[:, None], np.float32(-_FP16_MAX))
+    return {
+        "logits.npy": shifted.astype(np.float16),
+        "offsets.npy": offsets,
+        "embeddings.npy": embedding,
+        "present.npy": present,
+    }
+
+
+def _count(partial: Path, outputs: Sequence[BinaryIO], *, rows: int, embeddings: str) -> None:
+    for file in outputs:
+        file.flush()
+        os.fsync(file.fileno())
+    storage.write_json(partial / _PROGRESS, {"rows": rows, "embeddings": embeddings})
+
+
+def _seal(partial: Path, work: Work, *, identity: dict[str, Any], columns: Sequence[_Column]) -> None:
+    """Add ids, views and the description, flush, and drop the count."""
+    extra = {"ids.npy": files.encode_ids(work.samples.ids)}
+    if work.views is not None:
+        extra["views.npy"] = np.asarray(work.views, dtype=np.uint64)
+    for name, array in extra.items():
+        text = io.BytesIO()
+        np.save(text, array, allow_pickle=False)
+        storage.write_bytes(partial / name, text.getvalue())
+    names = [*(column.name for column in columns), *extra]
+    meta = {
+        "key": storage.sha256_json(identity),
+        "identity": identity,
+        "name": work.predecessor.name,
+        "classes": list(work.predecessor.classes),
+        "files": {name: files.fingerprint(partial / name, whole=True) for name in names},
+    }
+    storage.write_json(partial / files.META, meta)
+    (partial / _PROGRESS).unlink(missing_ok=True)
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def _check_space(partial: Path, columns: Sequence[_Column]) -> None:
+    here = sum(path.stat().st_size for path in partial.iterdir())
+    needed = sum(column.size for column in columns) - here
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise StorageError(
+            f"{partial}: needs {needed:,} more bytes for predecessor outputs, {free:,} are free; free some, set home to"
+            " another disk, lower compatibility.targets.views, or write mode: live",
+            {"path": str(partial), "needed": needed, "free": free},
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait for other builders, in this process or others. The kernel frees the lock when a builder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _storage(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "the disk is full; free some space, the build goes on where it stopped"
+        else:
+            remedy = f"{e.strerror or e}; check the path, its permissions, and that its file system supports locks"
+        raise StorageError(f"{root}: predecessor outputs cannot be written, {remedy}", {"path": str(root)}) from e

@@ -92,11 +92,15 @@ def choose(rows: list[dict[str, Any]], split: int) -> dict[str, tuple[float, ...
 def table(rows: list[dict[str, Any]]) -> str:
     """Means, and paired differences to `none` with their 95 % t interval over (split, seed)."""
     untreated = {(row["split"], row["seed"]): row for row in rows if row["treatment"] == "none"}
-    lines = [f"{'treatment':<22}{'error':>8}{'NFR':>7}{'rel':>7}{'d NFR':>16}{'d error':>16}{'NFR fall':>10}{'CPU s':>7}"]
+    lines = [
+        f"{'treatment':<22}{'error':>8}{'NFR':>7}{'rel':>7}{'d NFR':>16}{'d error':>16}{'NFR fall':>10}{'CPU s':>7}"
+    ]
     base = statistics.fmean(row["nfr"] for row in untreated.values())
     for treatment in TREATMENTS:
         own = [row for row in rows if row["treatment"] == treatment]
-        mean = {key: statistics.fmean(row[key] for row in own) for key in ("error", "nfr", "relative_nfr", "cpu_seconds")}
+        mean = {
+            key: statistics.fmean(row[key] for row in own) for key in ("error", "nfr", "relative_nfr", "cpu_seconds")
+        }
         paired = {
             key: runs.mean_interval([row[key] - untreated[row["split"], row["seed"]][key] for row in own])
             for key in ("nfr", "error")
@@ -116,7 +120,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, one split, nothing written")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     options = parser.parse_args()
-    seeds, selection, splits = (SEEDS[:1], SELECTION_SEEDS[:1], SPLITS[:1]) if options.quick else (SEEDS, SELECTION_SEEDS, SPLITS)
+    seeds, selection, splits = (
+        (SEEDS[:1], SELECTION_SEEDS[:1], SPLITS[:1]) if options.quick else (SEEDS, SELECTION_SEEDS, SPLITS)
+    )
     start = time.perf_counter()
     everything = {treatment: tuple(weights) for treatment, weights in TREATMENTS.items()}
     with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=1) as pool:

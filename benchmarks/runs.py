@@ -27,7 +27,9 @@ def refresh_spec(name: str, *, task: Mapping[str, Any], seed: int, **sections: A
     return spec.parse({"model": "bench", "name": name, "task": dict(task), "train": recipe, **sections})
 
 
-def trained(wanted: spec.RefreshSpec, *, folder: Path, ancestors: Sequence[Path] = (), task: Task) -> tuple[Path, float]:
+def trained(
+    wanted: spec.RefreshSpec, *, folder: Path, ancestors: Sequence[Path] = (), task: Task
+) -> tuple[Path, float]:
     """Train a version; its bundle and the CPU seconds that took, reference runs and caches included."""
     before = cpu_seconds()
     done = train(wanted, run_dir=folder, home=folder.parent, ancestors=ancestors, task=task)

@@ -10,6 +10,7 @@ import math
 from statistics import NormalDist
 
 CONFIDENCE = 0.95
+SMALLEST_BOUND = 1e-9
 
 
 def quantile(family_size: int = 1) -> float:
@@ -47,9 +48,9 @@ def minimum_n(bound: float, z: float | None = None) -> int | None:
     """Fewest ids with which zero events show that a proportion is at most `bound`; 381 for one percent.
 
     Returns:
-        n >= z^2 (1/bound - 1); 1 where the bound is 1 or more, None where no number suffices (bound <= 0).
+        n >= z^2 (1/bound - 1); 1 where the bound is 1 or more, None where no number will do (bound under 1e-9).
     """
-    if bound <= 0.0:
+    if bound < SMALLEST_BOUND:
         return None
     if bound >= 1.0:
         return 1

@@ -1,4 +1,4 @@
-"""Files and objects: atomic writes, digests, and the one door to boto3. Every process uses it; boto3 loads on first use.
+"""Files and objects: atomic writes, digests, the one door to boto3 (loaded on first use). Every process uses it.
 
 Writes go to a temporary file beside the target, are flushed to disk and renamed, so that readers see the old content or
 the new and never half of it. `s3://bucket/prefix` is read with the usual AWS variables; AWS_ENDPOINT_URL names another
@@ -230,6 +230,11 @@ def read_cached(stored: StoredObject, cache: Path) -> bytes:
     write_bytes(path, data)
     write_text(record, hashlib.sha256(data).hexdigest())
     return data
+
+
+def object_cache() -> Path:
+    """Where this machine keeps copies of objects: below $GRACEFUL_HOME, else below .graceful here."""
+    return Path(os.environ.get("GRACEFUL_HOME") or ".graceful") / "cache" / "objects"
 
 
 def download(uri: str, folder: Path) -> list[Path]:

@@ -43,7 +43,15 @@ def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], C
     return decorate
 
 
+class _InOrder(click.Group):
+    """Lists commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 @click.group(
+    cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     invoke_without_command=True,
     epilog="""\b
@@ -76,7 +84,7 @@ def graceful(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-@graceful.command()
+@graceful.command(short_help="Train, evaluate, gate, register and promote a version.")
 @_options(SPEC, SET, HOME)
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and the steps; do nothing.")
 @_options(OUTPUT, QUIET, VERBOSE)
@@ -99,7 +107,7 @@ def refresh(spec: Path, sets: tuple[str, ...], home: Path | None, dry_run: bool,
     return programs.start("refresh", resolved=resolved, **talk)
 
 
-@graceful.command()
+@graceful.command(short_help="Only train; register nothing.")
 @_options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
 def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
     """Only train the version that SPEC describes; register nothing.
@@ -113,7 +121,7 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
     return programs.start("train", resolved=programs.resolve(spec, sets, home), **talk)
 
 
-@graceful.command()
+@graceful.command(short_help="Measure a trained version against every ancestor.")
 @_options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
 def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
     """Measure the trained version of SPEC against every ancestor and write its report.
@@ -127,7 +135,7 @@ def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) 
     return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), **talk)
 
 
-@graceful.command()
+@graceful.command(short_help="Judge a report: passed or held.")
 @click.argument("report", type=click.Path(path_type=Path))
 @_options(SPEC, SET, OUTPUT)
 def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
@@ -144,7 +152,7 @@ def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
     return judging.judge(report, spec, sets, output)
 
 
-@graceful.command()
+@graceful.command(short_help="Show the versions of a model and what they broke.")
 @click.argument("model")
 @_options(HOME, OUTPUT, QUIET, VERBOSE)
 def lineage(model: str, home: Path | None, **talk: Any) -> int:
@@ -159,7 +167,7 @@ def lineage(model: str, home: Path | None, **talk: Any) -> int:
     return programs.start("lineage", arguments=(model,), home=home, **talk)
 
 
-@graceful.command()
+@graceful.command(short_help="Browse versions, lineage and reports in a web page.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port on this machine.  [default: first free from 5000]")
 @HOME
 def ui(port: int | None, home: Path | None) -> int:
@@ -177,7 +185,7 @@ def ui(port: int | None, home: Path | None) -> int:
     return browser.serve(home=home, port=port)
 
 
-@graceful.command()
+@graceful.command(short_help="List the keys that a spec may hold.")
 @click.argument("key", required=False)
 @OUTPUT
 def schema(key: str | None, output: str) -> int:
@@ -193,7 +201,7 @@ def schema(key: str | None, output: str) -> int:
     return keys.show(key, output)
 
 
-@graceful.command()
+@graceful.command(short_help="Check this machine.")
 @_options(HOME, OUTPUT)
 def doctor(home: Path | None, output: str) -> int:
     """Check this machine: Python, packages, accelerator, disk, registry, data.

@@ -53,3 +53,9 @@ COLOURS = {"ok": "green", "met": "green", "passed": "green", "warn": "yellow", "
 def talk(line: str) -> None:
     """Say one line on stderr."""
     sys.stderr.write(line + "\n")
+
+
+def line(text: str) -> None:
+    """Print one line of result on stdout, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from graceful.cli import output as out
+from graceful.cli import places
 from graceful.launch import local
 from graceful.launch.job import JobSpec
 from graceful.spec import RefreshSpec, load
@@ -27,7 +28,7 @@ def resolve(path: Path, sets: Sequence[str], home: Path | None) -> RefreshSpec:
     Raises:
         SpecError: As `graceful.spec.load`.
     """
-    chosen = [] if home is None else [f"home={json.dumps(str(home.expanduser().resolve()))}"]
+    chosen = [] if home is None else [f"home={json.dumps(str(places.home_folder(home)))}"]
     return load(path, [*sets, *chosen])
 
 
@@ -69,7 +70,7 @@ def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: i
     if verbose:
         env["GRACEFUL_LOG_LEVEL"] = LEVELS[min(verbose, len(LEVELS) - 1)]
     kept = {name: value for name, value in env.items() if name not in ours}
-    return kept if home is None else {**kept, "GRACEFUL_HOME": str(home.expanduser().resolve())}
+    return kept if home is None else {**kept, "GRACEFUL_HOME": str(places.home_folder(home))}
 
 
 def preview(resolved: RefreshSpec, output: str) -> int:

@@ -20,7 +20,7 @@ from graceful.gate import Verdict
 from graceful.report import Report
 from graceful.spec import NAME
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 NFR = "negative_flip_rate"
 
 CHAMPION = "champion"
@@ -175,7 +175,9 @@ class LineageRecord:
             raise RegistryError(f"{where}: not JSON ({e}); restore it or register the version again") from e
         found = raw.get("schema") if isinstance(raw, dict) else None
         if found != SCHEMA:
-            raise RegistryError(f"{where}: schema is {found!r}, this graceful reads {SCHEMA}; use the one that wrote it")
+            raise RegistryError(
+                f"{where}: schema is {found!r}, this graceful reads {SCHEMA}; use the one that wrote it"
+            )
         try:
             return TypeAdapter(cls).validate_python(raw)
         except ValidationError as e:

@@ -220,29 +220,22 @@ def alone(new: Predictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Me
     return {"error_rate": error_rate(ok[known], evidence, reason=reason)}
 
 
-def compare(
-    new: Predictions,
-    old: Predictions,
-    *,
-    mapping: Mapping[Any, Any] | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-) -> dict[str, Measurement]:
-    """Measure the new version against one old version, on the ids both can answer.
+def compare(new: Predictions, old: Predictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
+    """Measure the new version against one old version, on the ids both can answer; classes match by name.
+
+    Where classes were merged or split, `join` with a mapping and `measure` the result.
 
     Args:
         new: The new version's predictions.
         old: The old version's predictions on the same ids.
-        mapping: New class name -> old class name (see `predictions.join`).
         draws: Bootstrap draws.
         seed: Seed of the draws.
 
     Raises:
         DataError: Ids do not join, duplicates or labels conflict.
     """
-    joined = join(new, old, mapping=mapping)
-    evidence = joined.evidence(draws=draws, seed=seed)
-    return measure(joined, evidence)
+    joined = join(new, old)
+    return measure(joined, joined.evidence(draws=draws, seed=seed))
 
 
 def measure(joined: Joined, evidence: Evidence) -> dict[str, Measurement]:
@@ -313,6 +306,5 @@ class FlipAccumulator:
         Raises:
             DataError: Nothing was gathered, ids do not join, duplicates or labels conflict.
         """
-        return compare(
-            concatenate(self._new), concatenate(self._old), mapping=self.mapping, draws=self.draws, seed=self.seed
-        )
+        joined = join(concatenate(self._new), concatenate(self._old), mapping=self.mapping)
+        return measure(joined, joined.evidence(draws=self.draws, seed=self.seed))

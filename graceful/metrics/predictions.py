@@ -117,7 +117,7 @@ class Predictions:
         """[N] False where the prediction is no class."""
         kind = self.predicted.dtype.kind
         if kind == "f":
-            return np.logical_not(np.isnan(self.predicted))
+            return np.asarray(~np.isnan(self.predicted), dtype=np.bool_)
         if kind in "iu":
             return np.asarray(self.predicted >= 0)
         return np.array([name not in (NO_ANSWER, None) for name in self.predicted.tolist()], np.bool_)

@@ -16,6 +16,9 @@ __all__ = ["ConvNet", "CosineHead", "Forward", "LinearHead", "Network", "Outputs
 def build(section: spec.Network, *, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Build an untrained network; its weights follow from torch's global seed.
 
+    A linear head gets rectified embeddings, or it would only be one more linear layer; a cosine head gets signed ones,
+    whose angles use the whole sphere.
+
     Args:
         section: Size, embedding and head.
         classes: Number of logits.
@@ -33,10 +36,15 @@ def build(section: spec.Network, *, classes: int, input_shape: tuple[int, ...]) 
         )
     channels, height, width = input_shape
     head: nn.Module
+    activation: nn.Module
     if section.head == "cosine":
-        head = CosineHead(section.embedding, classes, scale=section.scale)
+        head, activation = CosineHead(section.embedding, classes, scale=section.scale), nn.Identity()
     else:
-        head = LinearHead(section.embedding, classes)
+        head, activation = LinearHead(section.embedding, classes), nn.ReLU()
     return ConvNet(
-        (channels, height, width), widths=CHANNELS[section.size], embedding_size=section.embedding, head=head
+        (channels, height, width),
+        widths=CHANNELS[section.size],
+        embedding_size=section.embedding,
+        activation=activation,
+        head=head,
     )

@@ -26,11 +26,18 @@ class ConvNet(nn.Module):
         input_shape: (channels, height, width).
         widths: Channels of the first two convolutions.
         embedding_size: d.
+        activation: What follows the embedding layer.
         head: Embedding [B, d] -> logits [B, C].
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], *, widths: tuple[int, int], embedding_size: int, head: nn.Module
+        self,
+        input_shape: tuple[int, int, int],
+        *,
+        widths: tuple[int, int],
+        embedding_size: int,
+        activation: nn.Module,
+        head: nn.Module,
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
@@ -44,11 +51,12 @@ class ConvNet(nn.Module):
         self.embedding_size = embedding_size
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.projection = nn.Linear(second * height * width, embedding_size)
+        self.activation = activation
         self.head = head
 
     def embed(self, x: Tensor) -> Tensor:
         """Images [B, channels, height, width] -> embedding [B, d], not normalised."""
-        embedding: Tensor = self.projection(self.features(x))
+        embedding: Tensor = self.activation(self.projection(self.features(x)))
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from graceful import tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError
 from graceful.metrics import flips, retrieval
+from graceful.metrics.chain_flips import chain_flips
+from graceful.metrics.compatibility import compare_retrieval
+from graceful.metrics.predictions import Predictions
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples, Split, Task
-
-FLOAT = np.float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,9 @@ def evaluate(
         raise DataError(f"task {spec.task.kind}: the test split is empty; the gate needs at least one sample in it")
     versions = [new, *ancestors]
     predictions = [_predictions(version, test, spec.evaluate.batch_size) for version in versions]
-    options = {"draws": spec.evaluate.bootstrap, "seed": spec.train.seed}
-    alone = dict(flips.alone(predictions[0], **options))
-    against = [dict(flips.compare(predictions[0], old, **options)) for old in predictions[1:]]
+    draws, seed = spec.evaluate.bootstrap, spec.train.seed
+    alone = dict(flips.alone(predictions[0], draws=draws, seed=seed))
+    against = [dict(flips.compare(predictions[0], old, draws=draws, seed=seed)) for old in predictions[1:]]
     data = {"test": test.digest}
     if spec.evaluate.retrieval:
         found = _retrieval(spec, task, versions, test)
@@ -65,7 +66,7 @@ def evaluate(
         data |= found.data
         against = [{**flip, **cross} for flip, cross in zip(against, found.against, strict=True)]
     if against:
-        alone |= flips.chain(predictions[0], predictions[1:], **options)
+        alone |= chain_flips(predictions[0], predictions[1:], draws=draws, seed=seed)
     comparisons = tuple(
         Comparison(against=old.name, model_id=old.model_id, distance=distance, measurements=measured)
         for distance, (old, measured) in enumerate(zip(ancestors, against, strict=True), start=1)
@@ -94,12 +95,11 @@ def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
         yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
 
 
-def _predictions(version: Predecessor, samples: Samples, batch_size: int) -> flips.Predictions:
-    logits = answers(version, samples, batch_size).logits
-    return flips.Predictions.from_logits(
+def _predictions(version: Predecessor, samples: Samples, batch_size: int) -> Predictions:
+    return Predictions.from_logits(
+        answers(version, samples, batch_size).logits,
         ids=samples.ids,
         labels=np.asarray(samples.classes)[samples.labels],
-        logits=logits,
         classes=version.classes,
         groups=samples.groups,
     )
@@ -117,12 +117,12 @@ def _retrieval(spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], t
     size = spec.evaluate.batch_size
     queries = [_embeddings(version, query, size) for version in versions]
     galleries = queries if gallery is query else [_embeddings(version, gallery, size) for version in versions]
-    options = {"draws": spec.evaluate.bootstrap, "seed": spec.train.seed}
+    draws, seed = spec.evaluate.bootstrap, spec.train.seed
     return _Retrieval(
-        alone=dict(retrieval.self_test(queries[0], galleries[0], **options)),
+        alone=dict(retrieval.self_test(queries[0], galleries[0], draws=draws, seed=seed)),
         against=[
-            dict(retrieval.compare_retrieval(queries[0], old_query, old_gallery, **options))
-            for old_query, old_gallery in zip(queries[1:], galleries[1:], strict=True)
+            dict(compare_retrieval(queries[0], galleries[0], *old, draws=draws, seed=seed))
+            for old in zip(queries[1:], galleries[1:], strict=True)
         ],
         data={"query": query.digest, "gallery": gallery.digest},
     )

@@ -69,12 +69,12 @@ def _bar(name: str, found: Measurement, bound: float | None, *, y: int, top: flo
         return BAR_LEFT + BAR_WIDTH * rate / top
 
     value, lower, upper = found.value or 0.0, found.lower or 0.0, found.upper or 0.0
-    over = bound is not None and upper > bound
-    middle = y + 11
+    fill = "#e0a458" if bound is not None and upper > bound else "#6aa9a0"
+    middle, width = y + 11, x(value) - BAR_LEFT
     marks = [
         f"<text x='{BAR_LEFT - 10}' y='{y + 16}' text-anchor='end' font-size='14'>{escape(name)}</text>",
-        f"<rect x='{BAR_LEFT}' y='{y}' width='{x(value) - BAR_LEFT:.1f}' height='22' fill='{'#e0a458' if over else '#6aa9a0'}'/>",
-        f"<line x1='{x(lower):.1f}' x2='{x(upper):.1f}' y1='{middle}' y2='{middle}' stroke='#1c2430' stroke-width='2'/>",
+        f"<rect x='{BAR_LEFT}' y='{y}' width='{width:.1f}' height='22' fill='{fill}'/>",
+        f"<line x1='{x(lower):.1f}' x2='{x(upper):.1f}' y1='{middle}' y2='{middle}' stroke='#1c2430'/>",
         f"<text x='{BAR_LEFT + BAR_WIDTH + 10}' y='{y + 16}' font-size='13'>{escape(percent(found))} %</text>",
     ]
     if bound is not None:

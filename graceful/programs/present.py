@@ -1,4 +1,4 @@
-"""Results for people: the table of versions against ancestors, and progress while a program runs. Runs in the driver."""
+"""Results for people: the table of versions against ancestors, progress while a program runs. In the driver."""
 
 from __future__ import annotations
 

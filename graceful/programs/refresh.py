@@ -76,14 +76,24 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = _chain(store, spec, run_dir)
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
-        ancestors = _fetch(store, spec, run_dir)
+        ancestors = _fetch(store, links)
         trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
-        report, verdict = measure(spec, trained.folder, ancestors)
+        report, verdict = measure(spec, trained.folder, links, ancestors)
         _write(run_dir, report, verdict)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
-        record = store.register(_registration(spec, run_dir, trained, links, report, verdict, tracking))
+        record = store.register(
+            _registration(
+                spec,
+                run_dir=run_dir,
+                trained=trained,
+                links=links,
+                report=report,
+                verdict=verdict,
+                tracking=tracking,
+            )
+        )
         champion = _promote(store, spec, record, verdict, links)
         result = Refreshed(
             run_id=spec.run_id,
@@ -104,9 +114,8 @@ def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
     run_dir = run_dir_of(spec)
     with exclusive(run_dir):
         store = Store(spec.registry.uri, home_of(spec))
-        return train(
-            spec, run_dir=run_dir, home=home_of(spec), ancestors=_fetch(store, spec, run_dir), progress=progress
-        )
+        ancestors = _fetch(store, _chain(store, spec, run_dir))
+        return train(spec, run_dir=run_dir, home=home_of(spec), ancestors=ancestors, progress=progress)
 
 
 def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Report, gate.Verdict]:
@@ -120,21 +129,29 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
     if not (folder / "arch.json").exists():
         raise SpecError(f"run {spec.run_id}: no trained version in {folder}; run `graceful train` or `refresh` first")
     with exclusive(run_dir):
-        ancestors = _fetch(Store(spec.registry.uri, home_of(spec)), spec, run_dir)
+        store = Store(spec.registry.uri, home_of(spec))
+        links = _chain(store, spec, run_dir)
+        ancestors = _fetch(store, links)
         progress({"stage": "evaluate"})
-        report, verdict = measure(spec, folder, ancestors)
+        report, verdict = measure(spec, folder, links, ancestors)
         _write(run_dir, report, verdict)
     return report, verdict
 
 
-def _fetch(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Path]:
+def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
     """Bring the chain's bundles here, every digest checked."""
-    return [store.fetch(store.record(link.model_id)) for link in _chain(store, spec, run_dir)]
+    return [store.fetch(store.record(link.model_id)) for link in links]
 
 
-def measure(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path]) -> tuple[Report, gate.Verdict]:
+def measure(
+    spec: RefreshSpec, folder: Path, links: Sequence[Link], ancestors: Sequence[Path]
+) -> tuple[Report, gate.Verdict]:
     """Evaluate a bundle against its ancestors' bundles and judge the report."""
-    report = evaluate(spec, bundle.load(folder), [bundle.load(ancestor) for ancestor in ancestors])
+    chain = [
+        bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id)
+        for link, ancestor in zip(links, ancestors, strict=True)
+    ]
+    report = evaluate(spec, bundle.load(folder), chain)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return report, gate.judge(report, constraints, family=spec.gate.family)
 
@@ -162,7 +179,9 @@ def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
         for record in store.chain(spec.model)
     ]
     if any(link.name == spec.name for link in links):
-        raise SpecError(f"name: {spec.name} is already an ancestor in model {spec.model}; give the new version another name")
+        raise SpecError(
+            f"name: {spec.name} is already an ancestor in model {spec.model}; give the new version another name"
+        )
     write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
 
@@ -175,6 +194,7 @@ def _write(run_dir: Path, report: Report, verdict: gate.Verdict) -> None:
 
 def _registration(
     spec: RefreshSpec,
+    *,
     run_dir: Path,
     trained: Trained,
     links: Sequence[Link],
@@ -208,4 +228,3 @@ def _promote(
         spec.model, record.version, expected=expected, reason=f"{spec.run_id} passed the gate", actor="graceful refresh"
     )
     return record.version
-

@@ -82,7 +82,7 @@ def train(
         TrainingError: Training failed; nothing of the chain is touched.
     """
     built = task or tasks.build(spec.task)
-    versions = [bundle.load(folder) for folder in ancestors]
+    versions = [bundle.load(folder, augment_like=spec.task) for folder in ancestors]
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
     views = _views(spec, built)
@@ -92,7 +92,8 @@ def train(
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
         caches=tuple(
-            None if views.live else _cache(version, spec, built, views, home, progress) for version in wanted
+            None if views.live else _cache(version, spec=spec, task=built, views=views, home=home, progress=progress)
+            for version in wanted
         ),
         references=references,
         task=task,
@@ -107,11 +108,14 @@ def _views(spec: RefreshSpec, task: Task) -> Views:
             raise SpecError("compatibility.targets.mode: live has no cache for reference runs; write keyed")
         return Views(live=mode == "live")
     ids = task.samples("train").ids
-    epochs = range(spec.compatibility.targets.views)
-    return Views(keyed=np.stack([tasks.view_numbers(ids, seed=spec.train.seed, epoch=epoch) for epoch in epochs]))
+    return Views(keyed=targets.key_views(ids, seed=spec.train.seed, count=spec.compatibility.targets.views))
 
 
-def _cache(version: Predecessor, spec: RefreshSpec, task: Task, views: Views, home: Path, progress: Progress) -> Path:
+def _cache(
+    version: Predecessor, *, spec: RefreshSpec, task: Task, views: Views, home: Path, progress: Progress
+) -> Path:
+    """Folder of the version's outputs on the training data."""
+
     def tell(done: int, total: int) -> None:
         progress({"stage": f"outputs of {version.name}", "step": done, "steps": total})
 
@@ -143,7 +147,8 @@ def _references(spec: RefreshSpec, *, home: Path, task: Task, views: Views, prog
         with exclusive(folder):
             result = run_training(TrainingJob(spec=free, run_dir=folder, task=task), progress=progress)
             trained = _export(free, task, result, folder / "model")
-        caches.append(_cache(bundle.load(trained.folder), spec, task, views, home, progress))
+        version = bundle.load(trained.folder, augment_like=spec.task)
+        caches.append(_cache(version, spec=spec, task=task, views=views, home=home, progress=progress))
     return tuple(caches)
 
 

@@ -35,13 +35,19 @@ class Place:
 
 def explain(error: ValidationError, root: type[Section], where: str) -> str:
     """One line for the first problem, and how many other keys have one."""
-    problems = error.errors(include_url=False)
+    problems = sorted(error.errors(include_url=False), key=_is_consequence)
     places = [place(root, problem["loc"]) for problem in problems]
     first = places[0]
     others = len({at.path for at in places}) - 1
     key, text = _problem(problems[0], first, root)
     more = f" (and {others} more)" if others else ""
-    return f"{'.'.join(key) or 'spec'} in {where}: {text}{more}"
+    path = ".".join(part if part.isprintable() else repr(part) for part in key)
+    return f"{path or 'spec'} in {where}: {text}{more}"
+
+
+def _is_consequence(problem: ErrorDetails) -> bool:
+    """A misspelt key is told first: that the right one is missing follows from it."""
+    return problem["type"] != "extra_forbidden"
 
 
 def place(root: type[Section], location: tuple[int | str, ...]) -> Place:
@@ -130,7 +136,7 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _nearest_word(got: Any, at: Place) -> str:
-    return _nearest(got, shape.expected(at.annotation).replace(",", "").split()) if isinstance(got, str) else ""
+    return _nearest(got, shape.choices(at.annotation)) if isinstance(got, str) else ""
 
 
 def _suggestion(at: Place, root: type[Section]) -> str:

@@ -115,12 +115,23 @@ def expected(annotation: Any) -> str:
     return enumerated([text for one in members(annotation) for text in _words(one)])
 
 
-def _words(annotation: Any) -> list[str]:
-    bare = _bare(annotation)
+def choices(annotation: Any) -> list[str]:
+    """The words among which a value is chosen; empty where any text or number may stand."""
+    return [word for one in members(annotation) for word in _choices(_bare(one))]
+
+
+def _choices(bare: Any) -> list[str]:
     if get_origin(bare) is Literal:
         return [str(value) for value in get_args(bare)]
     if isinstance(bare, type) and issubclass(bare, Enum):
         return [str(value.value) for value in bare]
+    return []
+
+
+def _words(annotation: Any) -> list[str]:
+    bare = _bare(annotation)
+    if words := _choices(bare):
+        return words
     if get_origin(bare) is tuple:
         few = " (at least one)" if any(isinstance(note, MinLen) for note in _notes(annotation)) else ""
         return [f"a list of {_items(get_args(bare)[0])}{few}"]

@@ -137,8 +137,8 @@ class Cache:
         share = self._covered(order)
         if share < MIN_COVERAGE:
             raise DataError(
-                f"{self.folder}: covers {share:.1%} of {len(order)} ids, bound {MIN_COVERAGE:.0%}; check that the ids"
-                f" of the training data are those {self.name} was run on, and that its outputs are finite"
+                f"{self.folder}: covers {round(share * len(order))} of {len(order)} ids, bound {MIN_COVERAGE:.0%};"
+                f" check that the ids of the training data are those {self.name} was run on and its outputs are finite"
             )
         return replace(self, order=order, device=self.device if device is None else torch.device(device))
 

@@ -36,16 +36,17 @@ def build(section: spec.Task) -> Task:
         DataError: The data is missing, corrupt or empty.
         StorageError: A bucket cannot be reached.
     """
-    kind = section.kind
-    if kind == "glyphs":
+    from graceful import spec
+
+    if isinstance(section, spec.GlyphsTask):
         from graceful.tasks.glyphs.task import Glyphs
 
         return Glyphs(section)
-    if kind == "digits":
+    if isinstance(section, spec.DigitsTask):
         from graceful.tasks.digits import Digits
 
         return Digits(section)
-    if kind == "image_folder":
+    if isinstance(section, spec.ImageFolderTask):
         from graceful.tasks.image_folder import ImageFolder
 
         return ImageFolder(section)
@@ -63,12 +64,13 @@ def transform_digest(section: spec.Task) -> str:
     Raises:
         SpecError: A Python task's file cannot be read.
     """
+    from graceful import spec
     from graceful.storage import sha256_json
 
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
     values = section.model_dump(mode="json")
     parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind]})
-    if section.kind == "python":
+    if isinstance(section, spec.PythonTask):
         from graceful.tasks.python_task import source_digest
 
         parts["source"] = source_digest(section)

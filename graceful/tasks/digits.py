@@ -80,14 +80,15 @@ class Digits:
 
     def _grown(self, ids: NDArray[np.str_], train: NDArray[np.bool_]) -> NDArray[np.bool_]:
         rank = np.where(train, fractions(ids, salt=2 * self._section.split + 1), 2.0).argsort().argsort()
-        return rank < np.ceil(self._section.share * train.sum())
+        chosen: NDArray[np.bool_] = rank < np.ceil(self._section.share * train.sum())
+        return chosen
 
     def _check(self, split: Split, labels: NDArray[np.int64]) -> None:
         counts = np.bincount(labels, minlength=len(self.classes))
         if len(labels) == 0 or (split == "train" and not counts.all()):
             missing = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
             raise DataError(
-                f"task.share: {self._section.share:g} leaves no {split} image of {', '.join(missing)}; use a larger share"
+                f"task.share: {self._section.share:g} leaves no {split} image of {' '.join(missing)}; use a larger one"
             )
 
 

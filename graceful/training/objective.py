@@ -100,7 +100,12 @@ class Objective:
         self._device = torch.device(device)
         self._versions = tuple(versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
-        self._needs_outputs = bool(needs(compatibility) & {"logits", "embedding"})
+        asked = needs(compatibility)
+        self._needs_outputs = bool(asked & {"logits", "embedding"})
+        for version in self._versions if "correctness" in asked else ():
+            share = version.correct_share
+            if share is None or not 0.0 <= share <= 1.0:
+                raise ValueError(f"correct_share of {version.name} must be in [0, 1], got {share}")
         self._spaces = [
             label_space.build(label_map(classes, one.classes), old_size=len(one.classes), device=self._device)
             for one in self._versions
@@ -215,7 +220,7 @@ class Objective:
         if not found or not pairs:
             return None
         right = torch.stack([pair.old_correct for pair in pairs]).float().mean(0)
-        shares = [pair.version.correct_share * pair.version.known_share for pair in pairs]
+        shares = [(pair.version.correct_share or 0.0) * pair.version.known_share for pair in pairs]
         return reweighting(right, weight=math.fsum(found), mean_share=math.fsum(shares) / len(shares))
 
     def _focus_means(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:

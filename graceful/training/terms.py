@@ -31,7 +31,8 @@ class OldVersion:
         classes: Class names in the order of its logits.
         embedding_size: d_old.
         head: Its classifier, [B, d_old] -> [B, C_old], frozen, on the device of the objective; None where it is lost.
-        correct_share: Share of the training ids whose class it knows that it gets right on the clean view, in [0, 1].
+        correct_share: Share of the training ids whose class it knows that it gets right on the clean view, in [0, 1];
+            None only where `needs` does not ask for correctness.
         known_share: Share of all training ids whose class it knows, in [0, 1]; only reweighting reads it.
         prototypes: [C_new, d_old] of unit length for new classes that its head does not know, NaN rows where there is
             none or none is needed. None: no prototypes at all.
@@ -41,7 +42,7 @@ class OldVersion:
     classes: tuple[str, ...]
     embedding_size: int
     head: Callable[[Tensor], Tensor] | None = None
-    correct_share: float = 0.0
+    correct_share: float | None = None
     known_share: float = 1.0
     prototypes: Tensor | None = None
 
@@ -168,12 +169,10 @@ def _distillation(loss: spec.FocalDistillation, pair: Pair, *, mean: Tensor | No
         distances = kl_divergence(pair.new_logits, pair.old_logits, temperature=loss.temperature)
     else:
         distances = logit_matching(pair.new_logits, pair.old_logits)
-    share = pair.version.correct_share
-    divisor: float | Tensor = (
-        focus.static_mean(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct_share=share)
-        if mean is None
-        else mean
-    )
+    share = pair.version.correct_share or 0.0
+    divisor: float | Tensor | None = mean
+    if divisor is None:
+        divisor = focus.static_mean(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct_share=share)
     weights = focus.normalise(pair.raw_weights(loss), mean=divisor)
     return weighted_mean(distances, weights=weights, participates=pair.participates)
 

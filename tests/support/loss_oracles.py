@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from decimal import Decimal, localcontext
 
 import numpy as np
 
@@ -20,12 +21,28 @@ def log_softmax(z):
 
 
 def kl(new, old, temperature):
-    """[B]: tau^2 * sum_c p_old (log p_old - log p_new)."""
+    """[B]: tau^2 * sum_c p_old (log p_old - log p_new); 40 digits for few classes, where values can be tiny."""
+    if np.shape(new)[1] <= 10:
+        return np.array([exact_kl(n, o, temperature) for n, o in zip(new, old, strict=True)])
     out = []
     for n, o in zip(np.asarray(new, LONG), np.asarray(old, LONG), strict=True):
         log_p, log_q = log_softmax(n / LONG(temperature)), log_softmax(o / LONG(temperature))
         out.append(LONG(temperature) ** 2 * (np.exp(log_q) * (log_q - log_p)).sum())
     return np.array(out, np.float64)
+
+
+def exact_kl(new, old, temperature):
+    with localcontext() as context:
+        context.prec = 40
+        tau = Decimal(float(temperature))
+
+        def log_probabilities(logits):
+            scaled = [Decimal(float(z)) / tau for z in logits]
+            total = sum(z.exp() for z in scaled).ln()
+            return [z - total for z in scaled]
+
+        log_p, log_q = log_probabilities(new), log_probabilities(old)
+        return float(tau**2 * sum(b.exp() * (b - a) for a, b in zip(log_p, log_q, strict=True)))
 
 
 def kl_gradient(new, old, temperature):

@@ -55,10 +55,8 @@ def test_kl_takes_the_old_distribution_first():
     list(itertools.product([2, 10, 100, 1000], [1.0, 20.0, 100.0, 1000.0], [0.001, 0.01, 0.5, 10.0], [1.0, 10.0])),
 )
 def test_kl_error_of_a_sample_in_fp32(classes, temperature, step, rms):
-    old, new = old_and_new(64, classes, rms=rms, step=step)
-    # What fp32 logits can express bounds what any formula can find: below, a step is a few hundred roundings.
-    bound = 5e-6 if step / rms > 5e-4 else 2e-5
-    assert worst_error(kl_divergence(new, old, temperature=temperature), oracle.kl(new, old, temperature)) < bound
+    old, new = old_and_new(32, classes, rms=rms, step=step)
+    assert worst_error(kl_divergence(new, old, temperature=temperature), oracle.kl(new, old, temperature)) < 5e-6
 
 
 @pytest.mark.parametrize(("classes", "temperature"), list(itertools.product([2, 10, 1000], [2.0, 100.0, 1000.0])))
@@ -117,7 +115,9 @@ def test_kl_is_finite_for_extreme_logits(size, temperature):
     assert torch.isfinite(new.grad).all()
     np.testing.assert_allclose(value.detach(), oracle.kl(new.detach(), old, temperature), rtol=1e-5, atol=1e-6)
     truth = oracle.kl_gradient(new.detach(), old, temperature)
-    np.testing.assert_allclose(new.grad, truth, rtol=1e-4, atol=1e-5 * temperature)
+    np.testing.assert_allclose(
+        new.grad, truth, rtol=5e-3, atol=1e-6 * temperature
+    )  # one rounding of 65000 is 0.4 percent of a probability
 
 
 @given(seed=SEEDS, classes=st.integers(1, 40), temperature=st.sampled_from([1.0, 20.0, 100.0, 1000.0]))
@@ -128,7 +128,9 @@ def test_kl_is_never_negative_and_ignores_constants_and_class_order(seed, classe
     order = torch.from_numpy(np.random.default_rng(seed).permutation(classes))
     assert (value >= 0.0).all()
     torch.testing.assert_close(kl_divergence(new[:, order], old[:, order], temperature=temperature), value)
-    torch.testing.assert_close(kl_divergence(new + 3.0, old - 1.0, temperature=temperature), value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        kl_divergence(new + 3.0, old - 1.0, temperature=temperature), value, rtol=1e-4, atol=1e-5
+    )
     assert (kl_divergence(old, old, temperature=temperature) == 0.0).all()
 
 
@@ -155,7 +157,8 @@ def test_lm_matches_its_oracle_and_gradcheck():
 
 
 @pytest.mark.parametrize(
-    ("classes", "rms", "of_mean", "of_sample"), [(10, 3.0, 0.002, 0.06), (10, 10.0, 0.02, 0.20), (100, 3.0, 0.002, 0.013)]
+    ("classes", "rms", "of_mean", "of_sample"),
+    [(10, 3.0, 0.002, 0.06), (10, 10.0, 0.02, 0.20), (100, 3.0, 0.002, 0.013)],
 )
 def test_kl_at_temperature_100_is_close_to_lm(classes, rms, of_mean, of_sample):
     old, new = logits(20_000, classes, rms=rms).double(), logits(20_000, classes, rms=rms, seed=1).double()
@@ -217,7 +220,10 @@ def test_one_merged_target_has_the_gradient_of_all_predecessors(seed, versions, 
 def test_the_mixture_of_probabilities_is_not_the_mean_of_logits():
     olds = np.array([[[6.0, 0.0, 0.0]], [[0.0, 6.0, 0.0]]])
     weights = np.ones((2, 1))
-    assert np.abs(oracle.merged_mixture(olds, weights, 2.0) - (m := oracle.merged_logits(olds, weights)) + m.mean()).max() > 0.1
+    assert (
+        np.abs(oracle.merged_mixture(olds, weights, 2.0) - (m := oracle.merged_logits(olds, weights)) + m.mean()).max()
+        > 0.1
+    )
 
 
 # --- reference --------------------------------------------------------------------------------------------------------

@@ -37,6 +37,13 @@ def test_channels_follow_the_recipe() -> None:
     assert [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions] == [(12, 5, 2), (24, 3, 2)]
 
 
+@pytest.mark.parametrize(("head", "signed"), [("linear", False), ("cosine", True)])
+def test_embeddings_are_signed_for_cosine_heads_only(head: str, signed: bool) -> None:
+    section = spec.Network.model_validate({"head": head})
+    embedding = models.build(section, classes=3, input_shape=(1, 8, 8)).embed(torch.rand(4, 1, 8, 8))
+    assert bool((embedding < 0).any()) is signed
+
+
 def test_weights_follow_from_the_seed() -> None:
     def built(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)

@@ -59,7 +59,7 @@ def main() -> int:
     for package, licence in listed():
         gather(harvest, package=package, licence=licence)
     kept, copies = without_copies(harvest.faces)
-    harvest.dropped["identical to another face"] += len(copies)
+    harvest.dropped["copy of another face"] += len(copies)
     keys, joined = keys_of(kept)
     chosen = representatives(kept, keys)
     harvest.dropped["more faces of a design than the archive keeps"] += len(kept) - len(chosen)
@@ -132,7 +132,9 @@ def names(faces: Sequence[Face]) -> list[str]:
     """Unique names: the file's stem, with its package where two files share one; no slash, no space."""
     stems = Counter(face.name for face in faces)
     unique = [face.name if stems[face.name] == 1 else f"{face.package}-{face.name}" for face in faces]
-    return [re.sub(r"[^A-Za-z0-9._-]+", "-", name) for name in unique]
+    plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name) for name in unique]
+    assert len(set(plain)) == len(plain), "two faces of one name would share ids"
+    return plain
 
 
 def describe(

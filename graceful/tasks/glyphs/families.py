@@ -108,14 +108,17 @@ def near_pairs(faces: Sequence[Face], bound: float) -> list[tuple[int, int, floa
 
 
 def without_copies(faces: Sequence[Face]) -> tuple[list[Face], list[Face]]:
-    """Faces sorted by name, and those dropped because an earlier one has the same letters and digits, pixel by pixel."""
-    seen: set[bytes] = set()
+    """Faces sorted by name, and those dropped as copies of an earlier one.
+
+    A copy has exactly the same letters and digits, or is the same file name of a package in another format or folder.
+    """
+    seen: set[bytes | tuple[str, str]] = set()
     kept: list[Face] = []
     copies: list[Face] = []
     for face in sorted(faces, key=lambda face: (face.name, face.package)):
-        pixels = face.images[: len(ALPHANUMERIC)].tobytes()
-        (copies if pixels in seen else kept).append(face)
-        seen.add(pixels)
+        marks = {face.images[: len(ALPHANUMERIC)].tobytes(), (face.package, face.name)}
+        (copies if marks & seen else kept).append(face)
+        seen |= marks
     return kept, copies
 
 

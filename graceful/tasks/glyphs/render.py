@@ -22,6 +22,13 @@ BLANK, SOLID = 0.004, 0.9
 """Bounds of the mean ink of a glyph: a full stop has 0.01, a bold W 0.5."""
 DISTINCT = 45
 """Least number of distinct images among the 47 classes; faces with capitals only in place of small letters have 36."""
+FAINT = 160
+"""Least brightness that the median glyph reaches: hairlines fade away at this size."""
+UNICASE = 0.6
+"""Largest mean correlation of small letters with their capitals, cropped and scaled alike: faces that draw capitals
+twice have 0.63 and more, all others 0.56 and less."""
+MIXED = {"eurofurence classic", "eurofurence classic light"}
+"""Families that exchange some capitals and small letters on purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,7 @@ def render(path: Path, *, package: str, licence: str) -> Face | str:
     images = np.stack([_draw(sized, c) if there else _empty() for c, there in zip(CHARACTERS, present, strict=True)])
     ink = images.mean(axis=(1, 2)) / 255
     usable = (ink > BLANK) & (ink < SOLID)
-    reason = _unusable(images, usable)
+    reason = "mixes capitals and small letters" if family in MIXED else _unusable(images, usable)
     if reason:
         return reason
     return Face(
@@ -96,7 +103,8 @@ def _draw(font: object, character: str) -> NDArray[np.uint8]:
     assert isinstance(font, ImageFont.FreeTypeFont)
     left, _, right, _ = font.getbbox(character, anchor="ls")
     canvas = Image.new("L", (SIZE, SIZE), 0)
-    ImageDraw.Draw(canvas).text(((SIZE - (right - left)) / 2 - left, BASELINE), character, font=font, fill=255, anchor="ls")
+    start = (SIZE - (right - left)) / 2 - left
+    ImageDraw.Draw(canvas).text((start, BASELINE), character, font=font, fill=255, anchor="ls")
     step = 255 / (LEVELS - 1)
     grey: NDArray[np.uint8] = (np.round(np.asarray(canvas) / step) * step).astype(np.uint8)
     return grey
@@ -113,10 +121,33 @@ def _unusable(images: NDArray[np.uint8], usable: NDArray[np.bool_]) -> str:
     first = {class_of(c): images[i].tobytes() for i, c in reversed(list(enumerate(ALPHANUMERIC)))}
     if len(set(first.values())) < DISTINCT:
         return f"fewer than {DISTINCT} distinct glyphs"
+    if np.median(images[: len(ALPHANUMERIC)].max(axis=(1, 2))) < FAINT:
+        return "too thin to be seen"
+    if _likeness_of_cases(images) > UNICASE:
+        return "draws capitals in place of small letters"
     return ""
+
+
+def _likeness_of_cases(images: NDArray[np.uint8]) -> float:
+    """Mean correlation between small letters of their own shape and their capitals."""
+    small = [c for c in ALPHANUMERIC if c.islower() and class_of(c) == c]
+    pairs = [(_cropped(images[CHARACTERS.index(c)]), _cropped(images[CHARACTERS.index(c.upper())])) for c in small]
+    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in pairs]))
+
+
+def _cropped(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[256]: the inked rectangle, scaled to 16x16."""
+    from PIL import Image
+
+    rows, columns = np.nonzero(image > 60)
+    if len(rows) == 0:
+        return np.arange(256, dtype=np.float64)
+    box = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return np.asarray(Image.fromarray(box).resize((16, 16)), dtype=np.float64).ravel()
 
 
 def _not_the_placeholder(images: NDArray[np.uint8], font: object) -> NDArray[np.bool_]:
     """Where a glyph is not the box that stands for a missing one."""
     box = _draw(font, "\U0010fffd")
-    return (images != box).any(axis=(1, 2))
+    differs: NDArray[np.bool_] = (images != box).any(axis=(1, 2))
+    return differs

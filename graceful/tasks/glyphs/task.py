@@ -81,7 +81,7 @@ class Glyphs:
         if len(samples) == 0 or (split == "train" and not counts.all()):
             missing = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
             raise DataError(
-                f"task.fonts: {self._section.fonts:g} leaves no {split} image of {' '.join(missing)}; use a larger share"
+                f"task.fonts: {self._section.fonts:g} leaves no {split} image of {' '.join(missing)}; use a larger one"
             )
         return samples
 
@@ -104,9 +104,7 @@ def split_designs(keys: NDArray[np.str_], seed: int) -> dict[str, NDArray[np.str
     shuffled = designs[np.argsort(fractions(designs, salt=2 * seed), kind="stable")]
     bounds = np.rint(np.cumsum([0.0, *SHARES.values()]) * len(designs)).astype(int)
     parts = {name: shuffled[bounds[i] : bounds[i + 1]] for i, name in enumerate(SHARES)}
-    return {
-        name: part[np.argsort(fractions(part, salt=2 * seed + 1), kind="stable")] for name, part in parts.items()
-    }
+    return {name: part[np.argsort(fractions(part, salt=2 * seed + 1), kind="stable")] for name, part in parts.items()}
 
 
 def _halves(designs: NDArray[np.str_], seed: int) -> dict[str, NDArray[np.str_]]:
@@ -125,17 +123,17 @@ def _select(
     in_split = np.isin(archive.keys, designs)
     split = len(ALPHANUMERIC)
     sources: list[NDArray[np.uint8]] = []
-    faces, characters, rows = [], [], []
+    picks: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
     if (label_of[:split] >= 0).any():
         face, character = np.nonzero(in_split[:, None] & (label_of[None, :split] >= 0))
         sources.append(archive.alphanumeric().reshape(-1, 28, 28))
-        faces.append(face), characters.append(character), rows.append(face * split + character)
+        picks.append((face, character, face * split + character))
     if (label_of[split:] >= 0).any():
         images, face, character = archive.others()
         chosen = np.flatnonzero(in_split[face] & (label_of[character] >= 0))
         sources.append(images)
-        faces.append(face[chosen]), characters.append(character[chosen]), rows.append(chosen)
-    face, character = np.concatenate(faces), np.concatenate(characters)
+        picks.append((face[chosen], character[chosen], chosen))
+    face, character = (np.concatenate([pick[part] for pick in picks]) for part in (0, 1))
     labels = label_of[character].astype(np.int64)
     code = np.asarray([f"/U+{ord(c):04X}" for c in CHARACTERS])
     ids = np.char.add(archive.faces[face], code[character])
@@ -144,7 +142,7 @@ def _select(
         labels=labels,
         classes=classes,
         groups=archive.keys[face],
-        read=_Reader(sources=sources, rows=rows),
+        read=_Reader(sources=sources, rows=[pick[2] for pick in picks]),
         digest=split_digest(ids, labels, classes, archive.digest),
     )
 

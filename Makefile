@@ -1,0 +1,56 @@
+# Everything a contributor or a CI machine runs. `make test` is the whole of it; the first call builds .venv.
+
+PYTHON ?= python3
+# The one line that depends on the machine: for an accelerator or a CPU-only build, name that build's wheel, e.g.
+#   make venv TORCH='torch==2.13.0+cpu'    (with pip configured for the index that has it)
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+HOME_OF_DEMO := .graceful
+export OMP_NUM_THREADS ?= 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help venv demo test unit lint types golden bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+venv: .venv/.stamp  ## Build .venv with pinned dependencies; instant when nothing changed.
+
+.venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graceful needs Python 3.11 or newer; make venv PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: venv  ## Three versions of a model, one after the other, and the chain they form. A held version is a result.
+	@for version in v1 v2 v3; do \
+	  GRACEFUL_HOME=$(HOME_OF_DEMO) $(BIN)/graceful refresh jobs/glyphs/$$version.yaml || test $$? -eq 3 || exit 1; \
+	done
+	@GRACEFUL_HOME=$(HOME_OF_DEMO) $(BIN)/graceful lineage glyphs
+
+test: lint types  ## Lint, types, import contracts, unit, contract and integration tests.
+	$(BIN)/python -m pytest -m 'not gpu and not cluster'
+
+unit: venv  ## Unit tests only: no sockets, no Ray.
+	$(BIN)/python -m pytest tests/unit
+
+lint: venv  ## ruff (lint and format) and the import contracts.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: venv  ## mypy --strict.
+	$(BIN)/mypy
+
+golden: venv  ## Rewrite golden files; review them as a diff.
+	$(BIN)/python -m pytest tests -k golden --write-golden -m 'not gpu and not cluster'
+
+bench: venv  ## Start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
+	$(BIN)/python -m benchmarks.cli_startup
+
+clean:  ## Remove caches of tools; runs and the registry stay.
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

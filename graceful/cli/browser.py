@@ -1,0 +1,113 @@
+"""`graceful ui`: MLflow's web page over the registry, on this machine only, until Ctrl-C. Runs on the client."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from graceful.cli import output as out
+from graceful.cli import places
+from graceful.errors import InfrastructureError, RegistryError
+from graceful.launch import local
+from graceful.launch.job import JobSpec
+
+HOST = "127.0.0.1"
+FIRST_PORT, LAST_PORT = 5000, 5099
+START_SECONDS = 120.0
+"""A cold start of the server takes 12 to 76 seconds on small machines."""
+PAGE = "#/models?workflowType=machine_learning"
+"""Without the parameter the page starts in a mode that hides the registry."""
+
+
+def serve(*, home: Path | None, port: int | None) -> int:
+    """Serve the page, print its address once it answers, and wait for Ctrl-C.
+
+    Raises:
+        RegistryError: There is no registry yet.
+        InfrastructureError: The port is taken, or the server failed.
+    """
+    folder = places.home_folder(home)
+    uri = places.registry_uri(folder)
+    if uri.startswith(("http://", "https://")):
+        out.line(f"{uri.rstrip('/')}/{PAGE}")
+        return 0
+    file = places.database(uri)
+    if file is not None and not file.exists():
+        raise RegistryError(f"no registry at {file} yet; run `graceful refresh SPEC` first, or give its --home")
+    chosen = free_port(port)
+    done = threading.Event()
+    threading.Thread(target=_announce, args=(chosen, done), daemon=True).start()
+    try:
+        code = local.run(server(uri, folder, chosen))
+    finally:
+        done.set()
+    if code not in (0, local.EXIT_INTERRUPTED):
+        raise InfrastructureError(f"ui: mlflow's server ended with exit code {code}; its last lines above say why")
+    return 0
+
+
+def server(uri: str, home: Path, port: int) -> JobSpec:
+    """The server as a job: loopback, one worker, no job execution, no telemetry; the URI may hold a password."""
+    options = ("--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning")
+    return JobSpec(
+        name="ui",
+        command=(sys.executable, "-m", "mlflow", "server", *options, "--allowed-hosts", _hosts(port)),
+        env={
+            "MLFLOW_BACKEND_STORE_URI": uri,
+            "MLFLOW_REGISTRY_STORE_URI": uri,
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT": (home / "artifacts").as_uri(),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "PYTHONWARNINGS": "ignore",  # the server's own dependencies deprecate each other
+        },
+    )
+
+
+def free_port(wanted: int | None) -> int:
+    """The wanted port if it is free; None or 0: the first free one from 5000.
+
+    Raises:
+        InfrastructureError: It is taken, or all hundred are.
+    """
+    if wanted:
+        if not _is_free(wanted):
+            raise InfrastructureError(f"--port {wanted}: taken by another program; leave it out to get a free one")
+        return wanted
+    for port in range(FIRST_PORT, LAST_PORT + 1):
+        if _is_free(port):
+            return port
+    raise InfrastructureError(f"ports {FIRST_PORT} to {LAST_PORT} are all taken; give a free one with --port")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _hosts(port: int) -> str:
+    return ",".join(f"{name}:{port}" for name in (HOST, "localhost"))
+
+
+def _announce(port: int, done: threading.Event) -> None:
+    """Print the address when the server answers; give up when it ended or takes too long."""
+    waited, pause = 0.0, 0.25
+    while waited < START_SECONDS and not done.wait(pause):
+        waited += pause
+        with contextlib.suppress(urllib.error.URLError, OSError):  # not up yet: ask again
+            urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5).close()
+            out.line(f"http://{HOST}:{port}/{PAGE}")
+            out.talk("Ctrl-C stops it")
+            return
+    if not done.is_set():
+        out.talk(f"graceful: the page did not answer within {START_SECONDS:g} s; see the lines above")

@@ -1,0 +1,186 @@
+"""`graceful doctor`: what a refresh needs, checked one by one, with a remedy for what is missing. Runs on the client.
+
+Heavy packages are imported in processes of their own (`graceful.programs.probe`), a few at a time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from graceful import __version__
+from graceful.cli import output as out
+from graceful.cli import places, programs
+
+EXIT_FAILED = 4
+DISTRIBUTION = "graceful-ai"
+OLDEST_PYTHON = (3, 11)
+PROBE_SECONDS = 180
+GIB = 2**30
+DISK_LOW, DISK_TOO_LOW = 5 * GIB, GIB // 2
+"""A refresh of the shipped examples writes some megabytes; checkpoints of larger models fill gigabytes."""
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_LOW = GIB // 2
+"""Ray keeps objects there and falls back to the disk below it."""
+State = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the result.
+
+    Attributes:
+        name: What was looked at.
+        state: ok; warn: works, with a drawback; fail: a refresh cannot work.
+        found: What is there.
+        remedy: What to do, empty if ok.
+    """
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def report(*, home: Path | None, output: str) -> int:
+    """Run every check, print them, and return 0, or 4 if one failed."""
+    folder = places.home_folder(home)
+    checks = gather(folder)
+    if output == "table":
+        rows = [(check.state, check.name, check.found, check.remedy) for check in checks]
+        out.table(("", "check", "found", "remedy"), rows)
+    else:
+        out.document([asdict(check) for check in checks], output)
+    return EXIT_FAILED if any(check.state == "fail" for check in checks) else 0
+
+
+def gather(home: Path) -> list[Check]:
+    """All checks in the order in which they are shown."""
+    checks: list[Callable[[], Check]] = [
+        python,
+        packages,
+        *(partial(probe, name, home=home, remedy=remedy) for name, remedy in PROBES.items()),
+        partial(disk, home),
+        shared_memory,
+        partial(registry, home),
+    ]
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda check: check(), checks))
+
+
+PROBES: Mapping[str, str] = {
+    "torch": "install torch for this machine first, see TORCH in the Makefile",
+    "deepspeed": "install it again, or train with train.engine.kind=torch",
+    "ray": "install it again, or train with train.num_workers=0",
+    "mlflow": "install it again; nothing can be registered without it",
+    "glyphs": "install graceful-ai again; other tasks work without it",
+}
+
+
+def python() -> Check:
+    """The interpreter's version."""
+    found = f"{platform.python_version()}, graceful {__version__}"
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        return Check(name="python", state="fail", found=found, remedy=f"use Python {oldest} or newer")
+    return Check(name="python", state="ok", found=found)
+
+
+def packages() -> Check:
+    """Every requirement of this distribution against what is installed."""
+    wrong = unmet(importlib.metadata.requires(DISTRIBUTION) or ())
+    if wrong:
+        return Check(name="packages", state="fail", found="; ".join(wrong), remedy="make venv")
+    return Check(name="packages", state="ok", found="all requirements are met")
+
+
+def unmet(requirements: Sequence[str]) -> list[str]:
+    """Requirements that the installed versions do not meet; extras are left out."""
+    found = []
+    for text in requirements:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            found.append(f"{wanted.name} {version} is not {wanted.specifier}")
+    return found
+
+
+def probe(name: str, *, home: Path, remedy: str) -> Check:
+    """Ask a process of its own whether one thing works."""
+    command = [sys.executable, "-m", "graceful.programs.probe", name]
+    env = {**os.environ, **programs.environment(os.environ, home=home)}
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name=name, state="fail", found=f"no answer within {PROBE_SECONDS} s", remedy=remedy)
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"ended with exit code {done.returncode} and no word"
+    if done.returncode != 0:
+        return Check(name=name, state="fail", found=last, remedy=remedy)
+    facts: dict[str, str] = json.loads(last)
+    return Check(name=name, state="ok", found=", ".join(_fact(key, value) for key, value in facts.items()))
+
+
+def _fact(key: str, value: str) -> str:
+    return value if key in ("version", "uri") else f"{key} {value[:12] if key == 'sha256' else value}"
+
+
+def disk(home: Path) -> Check:
+    """Free space where runs and caches are kept."""
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        return Check(name="home", state="fail", found=f"{home} is not writable", remedy="give another --home")
+    free = shutil.disk_usage(existing).free
+    found = f"{home}, {free / GIB:.1f} GiB free"
+    if free < DISK_LOW:
+        state: State = "fail" if free < DISK_TOO_LOW else "warn"
+        return Check(name="home", state=state, found=found, remedy="free some space or give another --home")
+    return Check(name="home", state="ok", found=found)
+
+
+def shared_memory() -> Check:
+    """Room for Ray's objects."""
+    if not SHARED_MEMORY.exists():
+        return Check(name="shared memory", state="ok", found="none on this system, Ray uses files")
+    size = shutil.disk_usage(SHARED_MEMORY).total
+    found = f"{size / GIB:.1f} GiB at {SHARED_MEMORY}"
+    if size < SHARED_MEMORY_LOW:
+        return Check(
+            name="shared memory", state="warn", found=found, remedy="give the container more, e.g. --shm-size=2g"
+        )
+    return Check(name="shared memory", state="ok", found=found)
+
+
+def registry(home: Path) -> Check:
+    """Whether versions can be recorded; a registry that does not exist yet is fine."""
+    file = places.database(places.registry_uri(home))
+    if file is not None and not file.exists():
+        return Check(name="registry", state="ok", found=f"none at {file} yet, the first refresh creates it")
+    return probe("registry", home=home, remedy="check registry.uri, $MLFLOW_TRACKING_URI and the server")

@@ -1,0 +1,362 @@
+"""Registering a version: files, numbers, edges, and `lineage.json` last. Runs in the driver, once per refresh.
+
+Each step looks before it writes, because an answer lost on the network makes mlflow's client repeat a request that was
+carried out: duplicates are folded onto the oldest. A record that exists is final; what is missing after it is added.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import graceful
+from graceful.errors import RegistryError, StorageError
+from graceful.gate import Verdict
+from graceful.lineage import render, schema
+from graceful.lineage.connection import as_global
+from graceful.lineage.registry import RECORD, Registry, quoted
+from graceful.lineage.schema import LineageRecord, Node
+from graceful.report import Report
+from graceful.storage import sha256_file
+
+BATCH = 1000
+"""Metrics in one request, mlflow's limit."""
+MAX_PARAMS = 100
+LOADER = "graceful.lineage.serving"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """Everything that makes a version.
+
+    Attributes:
+        spec: The resolved spec as JSON values.
+        model: Model family.
+        name: Name of the version.
+        run_id: Identity of the refresh, `model-name`.
+        tracking_run: What `Store.begin` returned.
+        bundle: Folder of the version bundle; every file in it is registered.
+        digest: Digest of the bundle.
+        parents: Identities of the direct predecessors, the one it was refreshed from first.
+        report: The evidence.
+        verdict: What the gate said of it.
+        attachments: Further files for people, e.g. report.html.
+    """
+
+    spec: Mapping[str, Any]
+    model: str
+    name: str
+    run_id: str
+    tracking_run: str
+    bundle: Path
+    digest: str
+    parents: tuple[str, ...]
+    report: Report
+    verdict: Verdict
+    attachments: tuple[Path, ...] = ()
+
+
+def register(registry: Registry, item: Registration, parents: Sequence[LineageRecord]) -> LineageRecord:
+    """Do what `Store.register` promises; `parents` are the records of `item.parents`."""
+    node = _node(registry, item)
+    record = registry.recorded(node)
+    if record is None:
+        record = _write(registry, item, node, parents)
+    elif record.digest != item.digest or record.spec_digest != schema.spec_digest(item.spec):
+        raise RegistryError(
+            f"{record.label}: is registered with other weights or another spec; give the version another name"
+        )
+    number = _list(registry, record, parents)
+    registry.client.set_terminated(record.run_id, status="FINISHED")
+    return replace(record, version=number)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def runs(registry: Registry, experiment: str, run_id: str) -> list[Any]:
+    """Runs of one refresh, oldest first; more than one only after a lost answer."""
+    query = f"tags.{schema.TAG_REFRESH} = {quoted(run_id)} and tags.{schema.TAG_KIND} = 'refresh'"
+    found = registry.client.search_runs([experiment], query)
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def run_tags(spec: Mapping[str, Any], run_id: str) -> dict[str, str]:
+    """Tags of a refresh's run."""
+    return {
+        schema.TAG_REFRESH: run_id,
+        schema.TAG_KIND: "refresh",
+        schema.TAG_FAMILY: str(spec["model"]),
+        schema.TAG_SPEC: schema.spec_digest(spec),
+        "mlflow.source.name": "graceful refresh",
+        "mlflow.note.content": render.escape_markdown(str(spec.get("description") or "")),
+    }
+
+
+def params(spec: Mapping[str, Any]) -> list[Any]:
+    """The spec as run parameters; where it is kept (which may name a password) is left out."""
+    from mlflow.entities import Param
+
+    kept = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
+    flat = list(_flat("", kept))[:MAX_PARAMS]
+    return [Param(re.sub(r"[^\w.\-/: ]", "_", key), value[:500]) for key, value in flat]
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+# --- the node ---------------------------------------------------------------------------------------------------------
+
+
+def _node(registry: Registry, item: Registration) -> Any:
+    """The LoggedModel of a refresh, made if missing."""
+    experiment = registry.experiment(item.model)
+    found = _nodes(registry, experiment, item.run_id)
+    if not found:
+        registry.client.create_logged_model(
+            experiment,
+            name=item.run_id,
+            source_run_id=item.tracking_run,
+            model_type="graceful",
+            tags=_node_tags(item),
+            params={"name": item.name, "n_predecessors": str(len(item.report.comparisons))},
+        )
+        found = _nodes(registry, experiment, item.run_id)
+    first, *repeated = found
+    for node in repeated:
+        registry.client.delete_logged_model(node.model_id)
+    return first
+
+
+def _nodes(registry: Registry, experiment: str, run_id: str) -> list[Any]:
+    found = registry.client.search_logged_models([experiment], f"tags.{schema.TAG_REFRESH} = {quoted(run_id)}")
+    return sorted(found, key=lambda node: (node.creation_timestamp, node.model_id))
+
+
+def _node_tags(item: Registration) -> dict[str, str]:
+    edges = {schema.parent_tag(edge.model_id): edge.verdict for edge in schema.edges(item.report, item.verdict)}
+    return {
+        schema.TAG_REFRESH: item.run_id,
+        schema.TAG_FAMILY: item.model,
+        schema.TAG_SCHEMA: str(schema.SCHEMA),
+        schema.TAG_GATE: str(item.verdict.outcome),
+        schema.TAG_BASE: item.parents[0] if item.parents else "",
+        **edges,
+    }
+
+
+# --- what it consists of ----------------------------------------------------------------------------------------------
+
+
+def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[LineageRecord]) -> LineageRecord:
+    client = registry.client
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory() as scratch:
+        files, notes = Path(scratch) / "files", Path(scratch) / "lineage"
+        digests = _stage(item, node, files, created)
+        record = _record(item, node, parents, digests, created)
+        client.log_model_artifacts(node.model_id, str(files))
+        client.finalize_logged_model(node.model_id, "READY")
+        _numbers(registry, record, parents)
+        _notes(item, record, notes)
+        client.log_artifacts(record.run_id, str(notes), "lineage")
+        last = Path(scratch) / "lineage.json"
+        last.write_text(record.to_json(), encoding="utf-8")
+        tags = {
+            **_node_tags(item),
+            schema.TAG_DIGEST: record.manifest,
+            schema.TAG_RECORD: sha256_file(last),
+            "mlflow.note.content": render.description(record),
+        }
+        client.set_logged_model_tags(node.model_id, tags)
+        client.set_tag(record.run_id, schema.TAG_GATE, record.verdict)
+        client.log_artifact(record.run_id, str(last), RECORD.rpartition("/")[0])
+    return record
+
+
+def _stage(item: Registration, node: Any, folder: Path, created: str) -> dict[str, str]:
+    """Copy the bundle, add what `mlflow.pyfunc` needs to serve it, and digest all of it."""
+    if not item.bundle.is_dir():
+        raise StorageError(f"{item.bundle}: no such folder; give the folder of the version bundle")
+    shutil.copytree(item.bundle, folder, ignore=shutil.ignore_patterns(".*"))
+    flavor = {"python_function": {"loader_module": LOADER, "env": {"virtualenv": "python_env.yaml"}}}
+    described = {
+        "artifact_path": node.artifact_location,
+        "flavors": flavor,
+        "model_id": node.model_id,
+        "model_uuid": node.model_id.removeprefix("m-"),
+        "run_id": item.tracking_run,
+        "utc_time_created": created,
+    }
+    requirement = f"graceful-ai=={graceful.__version__}"
+    (folder / "MLmodel").write_text(yaml.safe_dump(described), encoding="utf-8")
+    (folder / "requirements.txt").write_text(requirement + "\n", encoding="utf-8")
+    environment = {"python": "3.11", "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(yaml.safe_dump(environment), encoding="utf-8")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+def _record(
+    item: Registration, node: Any, parents: Sequence[LineageRecord], digests: dict[str, str], created: str
+) -> LineageRecord:
+    measured = item.report.measurements.items()
+    return LineageRecord(
+        model=item.model,
+        name=item.name,
+        model_id=node.model_id,
+        refresh_id=item.run_id,
+        run_id=item.tracking_run,
+        parents=tuple(Node(model_id=parent.model_id, name=parent.name) for parent in parents),
+        constraints=tuple(dict(entry) for entry in item.spec.get("gate", {}).get("constraints", ())),
+        edges=schema.edges(item.report, item.verdict),
+        verdict="passed" if item.verdict.outcome == "passed" else "held",
+        reasons=tuple(finding.reason for finding in item.verdict.findings),
+        metrics={name: found.value for name, found in measured if found.value is not None},
+        spec_digest=schema.spec_digest(item.spec),
+        data=dict(item.report.data),
+        digest=item.digest,
+        files=digests,
+        manifest=schema.manifest_digest(digests),
+        code_version=graceful.__version__,
+        created=created,
+    )
+
+
+def _notes(item: Registration, record: LineageRecord, folder: Path) -> None:
+    """The files for people beside the run; `lineage.json` is not among them, it comes last."""
+    folder.mkdir()
+    kept = {key: value for key, value in item.spec.items() if key not in ("home", "registry")}
+    texts = {
+        "report.json": item.report.to_json(),
+        "verdict.json": item.verdict.to_json(),
+        "spec.yaml": yaml.safe_dump(kept, sort_keys=False),
+        "manifest.sha256": schema.manifest_text(record.files),
+        "lineage.svg": render.picture(record),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for path in item.attachments:
+        shutil.copy(path, folder / path.name)
+
+
+def _numbers(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> None:
+    """Inputs, output and metrics: what MLflow's own tables and charts show. Equal rows are stored once."""
+    from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric
+    from mlflow.exceptions import MlflowException
+
+    client, run = registry.client, record.run_id
+    links = client.get_run(run)
+    known = {item.model_id for item in links.inputs.model_inputs}
+    wanted = [edge.model_id for edge in record.edges] + [parent.model_id for parent in parents]
+    missing = [model_id for model_id in dict.fromkeys(wanted) if model_id not in known]
+    client.log_inputs(run, datasets=_datasets(record), models=[LoggedModelInput(item) for item in missing])
+    if not links.outputs.model_outputs:
+        try:
+            client.log_outputs(run, [LoggedModelOutput(record.model_id, 0)])
+        except MlflowException:  # refused as a duplicate when the first answer was lost: then it is there
+            if not client.get_run(run).outputs.model_outputs:
+                raise
+    time = int(datetime.fromisoformat(record.created).timestamp() * 1000)
+    numbers = [(key, value, 0) for key, value in headline(record).items()]
+    steps = {parent.model_id: parent.version for parent in parents}
+    for edge in record.edges:
+        listed = steps.get(edge.model_id) or _number(registry, record.model, edge.model_id)
+        if edge.value is not None and listed:
+            numbers.append(("nfr_by_predecessor_pct", 100 * edge.value, listed))
+    metrics = [Metric(key, value, time, step, model_id=record.model_id) for key, value, step in numbers]
+    client.log_batch(run, metrics=metrics)
+
+
+def _number(registry: Registry, model: str, model_id: str) -> int:
+    return next((int(listed.version) for listed in registry.listed(model, model_id)), 0)
+
+
+def headline(record: LineageRecord) -> dict[str, float]:
+    """The metrics of a version's page; rates that charts must not round away are in percent."""
+    numbers = dict(record.metrics)
+    if "error_rate" in numbers:
+        numbers["error_rate_pct"] = 100 * numbers["error_rate"]
+        numbers["accuracy"] = 1.0 - numbers["error_rate"]
+    if record.worst is not None:
+        numbers["nfr_max_pct"] = 100 * record.worst
+    for edge in record.edges:
+        if edge.value is not None:
+            numbers[f"nfr_pct/{edge.name}"] = 100 * edge.value
+    return numbers
+
+
+def _datasets(record: LineageRecord) -> list[Any]:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    return [
+        DatasetInput(
+            Dataset(name=f"{record.model}-{split}", digest=digest[:32], source_type="graceful", source="{}"),
+            [InputTag("mlflow.data.context", "gate")],
+        )
+        for split, digest in sorted(record.data.items())
+    ]
+
+
+# --- the number in the registry ---------------------------------------------------------------------------------------
+
+
+def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> int:
+    """List the node under its family once, whatever was lost or repeated; returns its number."""
+    _family(registry, record.model)
+    if not registry.listed(record.model, record.model_id):
+        with as_global(registry.place):
+            registry.client.create_model_version(
+                record.model,
+                source=f"models:/{record.model_id}",
+                run_id=record.run_id,
+                model_id=record.model_id,
+                tags=_version_tags(record, parents),
+                description=render.description(record),
+                await_creation_for=0,
+            )
+    first, *repeated = registry.listed(record.model, record.model_id)
+    aliased = set(registry.aliases(record.model).values()) if repeated else set()
+    for listed in repeated:
+        registry.client.set_model_version_tag(record.model, listed.version, schema.TAG_DUPLICATE, str(first.version))
+        if int(listed.version) not in aliased:
+            registry.client.delete_model_version(record.model, listed.version)
+    return int(first.version)
+
+
+def _family(registry: Registry, model: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if registry.point(registry.client.get_registered_model, model) is None:
+        try:
+            registry.client.create_registered_model(model, tags={schema.TAG_FAMILY: model})
+        except MlflowException as e:  # made by someone else meanwhile, or by a request whose answer was lost
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _version_tags(record: LineageRecord, parents: Sequence[LineageRecord]) -> dict[str, str]:
+    """At most five: the versions table shows every one of them in every row."""
+    tags = {
+        schema.TAG_REFRESH: record.refresh_id,
+        schema.TAG_GATE: record.verdict,
+        schema.TAG_PARENTS: "".join(f"/{parent.model}@{parent.version}" for parent in parents) + "/",
+        schema.TAG_DIGEST: record.manifest,
+    }
+    if record.worst is not None:
+        tags[schema.TAG_NFR_MAX] = f"{100 * record.worst:.2f}"
+    return tags

@@ -1,0 +1,159 @@
+"""One open registry: the few questions and downloads that every step is made of. Driver and client."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from graceful.errors import IntegrityError, RegistryError
+from graceful.lineage import connection, schema
+from graceful.lineage.schema import LineageRecord
+from graceful.storage import sha256_file
+
+RECORD = "lineage/lineage.json"
+
+
+class Registry:
+    """Where versions are kept. Building it touches nothing; the first question connects.
+
+    Args:
+        uri: MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`.
+        home: Folder of local state.
+    """
+
+    def __init__(self, uri: str | None, home: Path) -> None:
+        self.home = Path(home).expanduser().absolute()
+        self.place = connection.resolve(uri, self.home)
+
+    @cached_property
+    def client(self) -> Any:
+        """The connected mlflow client."""
+        return connection.connect(self.place)
+
+    @contextmanager
+    def door(self, doing: str) -> Iterator[Any]:
+        """The client, with whatever is raised around it turned into one RegistryError line."""
+        client = self.client
+        with connection.translated(self.place, doing):
+            yield client
+
+    def experiment(self, model: str) -> str:
+        """Id of the family's experiment, made if missing."""
+        from mlflow.exceptions import MlflowException
+
+        name = f"graceful-{model}"
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name, artifact_location=self.place.artifacts))
+            except MlflowException as e:  # made by someone else meanwhile, or by a request whose answer was lost
+                if e.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise RegistryError(f"registry {self.place.display}: experiment {name} is deleted; restore it in MLflow")
+        return str(found.experiment_id)
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Alias -> version number; {} for an unknown family."""
+        found = self.point(self.client.get_registered_model, model)
+        return {} if found is None else {name: int(version) for name, version in found.aliases.items()}
+
+    def node(self, model_id: str) -> Any | None:
+        """The LoggedModel; None where there is none."""
+        return self.point(self.client.get_logged_model, model_id)
+
+    def point(self, read: Callable[..., Any], *key: str) -> Any | None:
+        """One point read that may find nothing."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return read(*key)
+        except MlflowException as e:
+            if e.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def node_id(self, listed: Any) -> str:
+        """Identity of a registered version."""
+        model_id = str(listed.source).removeprefix("models:/")
+        if not re.match(schema.NODE_ID, model_id):
+            raise RegistryError(
+                f"{listed.name} version {listed.version}: was not registered by graceful (source"
+                f" {connection.redact(str(listed.source))}); move the alias to a version that was"
+            )
+        return model_id
+
+    def listed(self, model: str, model_id: str) -> list[Any]:
+        """Registered versions of a node, lowest number first; more than one only after a lost answer."""
+        query = f"name = {quoted(model)} and source_path = {quoted(f'models:/{model_id}')}"
+        return sorted(self.client.search_model_versions(query), key=lambda item: int(item.version))
+
+    def recorded(self, node: Any) -> LineageRecord | None:
+        """Read and verify `lineage.json` of a node; None where its registration was never finished."""
+        run = node.source_run_id
+        if RECORD not in {item.path for item in self.client.list_artifacts(run, "lineage")}:
+            return None
+        where = f"{node.name} ({node.model_id}): lineage.json"
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(self.client.download_artifacts(run, RECORD, scratch))
+            require_same(where, found=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
+            record = LineageRecord.from_json(path.read_text(encoding="utf-8"), where=where)
+        if record.model_id != node.model_id:
+            raise IntegrityError(f"{where}: is about {record.model_id}; restore the file that belongs here")
+        return record
+
+    def download(self, record: LineageRecord, folder: Path) -> None:
+        """Copy the registered files; verify the manifest's digest before and each file's after."""
+        from mlflow.artifacts import download_artifacts
+
+        node = self.node(record.model_id)
+        if node is None:
+            raise RegistryError(f"registry {self.place.display}: holds no {record.label}; restore it from a backup")
+        what = f"{record.label}: tag {schema.TAG_DIGEST}"
+        require_same(what, found=node.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
+        for path in sorted(record.files):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            uri = f"{node.artifact_location}/{path}"
+            download_artifacts(uri, dst_path=str(target.parent), tracking_uri=self.place.uri)
+        for path, found in damage(folder, record):
+            require_same(f"{record.label}: {path}", found=found, expected=record.files[path])
+
+
+def quoted(text: str) -> str:
+    """A literal of MLflow's filter language, which has no escapes.
+
+    Raises:
+        RegistryError: The text holds a quote.
+    """
+    if "'" in text or "\\" in text:
+        raise RegistryError(f"{text!r}: a name must not hold quotes; use letters, digits and hyphens")
+    return f"'{text}'"
+
+
+def damage(folder: Path, record: LineageRecord) -> Iterator[tuple[str, str]]:
+    """Files that do not have the recorded digest, with what they have."""
+    for path, expected in sorted(record.files.items()):
+        found = sha256_file(folder / path) if (folder / path).is_file() else "nothing"
+        if found != expected:
+            yield path, found
+
+
+def require_same(what: str, *, found: str, expected: str) -> None:
+    """Compare a digest with the recorded one.
+
+    Raises:
+        IntegrityError: They differ.
+    """
+    if found != expected:
+        raise IntegrityError(
+            f"{what}: SHA-256 must be {expected}, got {found}; restore it from a backup, or register the version again"
+            " under another name",
+            {"expected": expected, "found": found},
+        )

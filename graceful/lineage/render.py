@@ -1,0 +1,155 @@
+"""A record as people read it: table rows, the Markdown of MLflow's pages, an SVG of the ancestors. Pure; any process.
+
+Everything that comes from outside is escaped for where it goes. MLflow strips inline SVG, and absolute links break
+behind a prefix: so the picture is an artifact shown through a relative link.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from graceful.lineage.schema import Edge, LineageRecord
+
+DESCRIPTION_LIMIT = 4500
+"""Characters; Postgres refuses descriptions above 5000."""
+WIDTH = 860
+_ROW, _TOP, _BOX, _GAP = 64, 84, 190, 44
+_COLOURS = {"passed": "#1a7f37", "held": "#b35900", "unjudged": "#57606a"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+
+
+def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
+    """One row for each version and each ancestor it was measured against; a first link has one row.
+
+    Rates are fractions; what was not measured is None.
+    """
+    rows: list[dict[str, object]] = []
+    for record in records:
+        alone: dict[str, object] = {
+            "model": record.model,
+            "name": record.name,
+            "version": record.version,
+            "model_id": record.model_id,
+            "parents": [parent.name for parent in record.parents],
+            "verdict": record.verdict,
+            "error_rate": record.metrics.get("error_rate"),
+        }
+        for edge in record.edges:
+            interval = None if edge.lower is None or edge.upper is None else [edge.lower, edge.upper]
+            measured = {"nfr": edge.value, "interval": interval, "bound": edge.bound, "met": edge.verdict}
+            rows.append({**alone, "against": edge.name, **measured})
+        if not record.edges:
+            rows.append({**alone, "against": None, "nfr": None, "interval": None, "bound": None, "met": None})
+    return rows
+
+
+def summary(record: LineageRecord) -> str:
+    """One plain line: verdict, worst NFR, accuracy."""
+    count = len(record.edges)
+    worst = (
+        "first version" if not count else f"worst NFR {_percent(record.worst)} vs {count} predecessor{'s'[: count > 1]}"
+    )
+    error = record.metrics.get("error_rate")
+    accuracy = "" if error is None else f", accuracy {1.0 - error:.3f}"
+    return f"{record.verdict.upper()}: {worst}{accuracy}"
+
+
+def description(record: LineageRecord) -> str:
+    """Markdown of a version: the summary, the picture, a table of ancestors, reasons where it is held, links.
+
+    At most `DESCRIPTION_LIMIT` characters; rows that do not fit are counted.
+    """
+    artifact = f"get-artifact?run_uuid={record.run_id}&path=lineage/"
+    links = ", ".join(f"[{name}]({artifact}{name})" for name in ("report.json", "verdict.json", "lineage.json"))
+    head = [summary(record), "", f"![ancestors of {escape_markdown(record.name)}]({artifact}lineage.svg)", ""]
+    foot = ["", f"Evidence: {links}. Digest `{record.manifest[:12]}`."]
+    rows = [
+        f"| {escape_markdown(edge.name)} | {_evidence(edge)} | {_percent(edge.bound)} | {edge.verdict} |"
+        for edge in record.edges
+    ]
+    table = ["| predecessor | NFR [95 %] | budget | verdict |", "|---|---|---|---|"]
+    reasons = [f"- {escape_markdown(reason)}" for reason in record.reasons] if record.verdict == "held" else []
+    room = DESCRIPTION_LIMIT - len("\n".join([*head, *table, *foot])) - 120
+    body = _fitting([*rows, *(["", *reasons] if reasons else [])], room)
+    return "\n".join([*head, *(table if rows else []), *body, *foot])
+
+
+def picture(record: LineageRecord) -> str:
+    """SVG: ancestors left, nearest on top, the version right; each edge says NFR, budget and verdict, also by colour.
+
+    Fixed width of `WIDTH` pixels, no links, no fonts of its own.
+    """
+    edges = record.edges
+    height = _TOP + max(len(edges), 1) * _ROW + 16
+    middle = _TOP + max(len(edges), 1) * _ROW // 2
+    right = WIDTH - _BOX - 20
+    title = escape(_cut(f"{record.model} {record.name}", 60))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+        ' font-family="system-ui, sans-serif" font-size="13">',
+        f"<title>{escape(record.model)} {escape(record.name)}: {escape(summary(record))}</title>",
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text x="20" y="32" font-size="17" font-weight="600">{title}</text>',
+        f'<text x="20" y="56" fill="{_COLOURS[record.verdict]}" font-weight="600">{escape(summary(record))}</text>',
+    ]
+    parents = {parent.model_id for parent in record.parents}
+    for index, edge in enumerate(edges):
+        parts.extend(_edge(edge, _TOP + index * _ROW + _ROW // 2, middle, right, direct=edge.model_id in parents))
+    if not edges:
+        parts.append(f'<text x="20" y="{middle + 5}" fill="#57606a">no predecessors: the first version</text>')
+    parts.extend(_node(right, middle, record.name, record.verdict, _COLOURS[record.verdict]))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Make a text harmless inside a Markdown line or table cell: no markup, no HTML, no line breaks."""
+    return _MARKDOWN.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _edge(edge: Edge, y: int, middle: int, right: int, *, direct: bool) -> list[str]:
+    colour = _COLOURS[edge.verdict]
+    start, label = 20 + _BOX, 20 + _BOX + _GAP // 2
+    text = f"NFR {_evidence(edge)}, budget {_percent(edge.bound)}: {edge.verdict}"
+    bend = right - 90
+    line = f"M {start} {y} H {bend - 20} C {bend + 40} {y}, {right - 50} {middle}, {right} {middle}"
+    return [
+        f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="{2.5 if direct else 1.2}"/>',
+        *_node(20, y, edge.name, "parent" if direct else f"{edge.distance} back", "#57606a"),
+        f'<text x="{label}" y="{y - 7}" fill="{colour}">{escape(text)}</text>',
+    ]
+
+
+def _node(x: int, y: int, name: str, role: str, colour: str) -> list[str]:
+    return [
+        f'<rect x="{x}" y="{y - 22}" width="{_BOX}" height="44" rx="8" fill="#f6f8fa" stroke="{colour}"/>',
+        f'<text x="{x + 12}" y="{y - 3}" font-weight="600">{escape(_cut(name, 22))}</text>',
+        f'<text x="{x + 12}" y="{y + 14}" font-size="11" fill="{colour}">{escape(role)}</text>',
+    ]
+
+
+def _fitting(lines: Sequence[str], room: int) -> list[str]:
+    kept: list[str] = []
+    for index, line in enumerate(lines):
+        room -= len(line) + 1
+        if room < 0:
+            return [*kept, "", f"and {len(lines) - index} more lines in lineage.json"]
+        kept.append(line)
+    return kept
+
+
+def _evidence(edge: Edge) -> str:
+    if edge.value is None:
+        return "not measured"
+    if edge.lower is None or edge.upper is None:
+        return _percent(edge.value)
+    return f"{_percent(edge.value)} [{100 * edge.lower:.2f}, {100 * edge.upper:.2f}]"
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.2f}%"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,46 @@
+"""What `mlflow.pyfunc.load_model("models:/glyphs@champion")` calls to serve a version, without pickle. Serving process.
+
+The folder holds safetensors and JSON; the network is rebuilt by graceful's own code, so the serving environment needs
+graceful and, for a task of your own, its Python file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.chain import Predecessor
+
+
+class Served:
+    """A frozen version that answers with class names and probabilities.
+
+    Args:
+        version: The version, loaded.
+    """
+
+    def __init__(self, version: Predecessor) -> None:
+        self.version = version
+
+    def predict(self, items: Any, params: dict[str, Any] | None = None) -> dict[str, NDArray[Any]]:
+        """Classify a batch of raw items.
+
+        Args:
+            items: What the task reads, e.g. uint8 images [B, H, W].
+            params: Unused; part of mlflow's signature.
+
+        Returns:
+            `label` [B] class names, `probability` [B, C] fp32 in the order of `classes` [C].
+        """
+        probability = self.version(np.asarray(items)).logits.softmax(dim=1).cpu().numpy()
+        classes = np.asarray(self.version.classes)
+        return {"label": classes[probability.argmax(axis=1)], "probability": probability, "classes": classes}
+
+
+def _load_pyfunc(path: str) -> Served:
+    """Entry point that `MLmodel` names; digests of the bundle are verified by loading it."""
+    from graceful.models import bundle
+
+    return Served(bundle.load(path))

@@ -1,0 +1,273 @@
+"""May new embeddings query an old gallery? Cross-test, compatibility matrix, gains. Runs in driver and workers, NumPy.
+
+C[i][j] is a retrieval metric with queries embedded by version i and the gallery by version j, oldest version first.
+M(new, old) is the cross-test, M(new, new) the self-test; phi* is the run without any constraint (the paragon).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import DataError
+from graceful.metrics.intervals import Evidence, paired_difference, proportion
+from graceful.metrics.join import require_same_ids
+from graceful.metrics.retrieval import Embeddings, Ranking, mean_average_precision, normalised, rank, recall_at_k
+from graceful.report import Measurement
+
+Matrix = tuple[tuple[float | None, ...], ...]
+FIRST_LINK = "a chain of one version has no pairs"
+
+
+def compatibility_matrix(cells: Mapping[tuple[str, str], float | None], versions: Sequence[str]) -> Matrix:
+    """Arrange cells (query version, gallery version) -> value; oldest version first.
+
+    Returns:
+        T x T; None where a cell is missing (no index, not measured), never 0.
+
+    Raises:
+        DataError: A cell of a version that is not named.
+    """
+    strangers = sorted({name for pair in cells for name in pair} - set(versions))
+    if strangers:
+        raise DataError(f"compatibility_matrix: cells of {', '.join(strangers)}, which are not among the versions")
+    return tuple(tuple(cells.get((query, gallery)) for gallery in versions) for query in versions)
+
+
+def average_compatibility(matrix: Matrix, *, independent: Sequence[float | None] | None = None) -> Measurement:
+    """Share of pairs of versions that meet the empirical criterion: C[i][j] > C[j][j], strictly, for j < i.
+
+    Args:
+        matrix: T x T.
+        independent: Scores of each version trained without constraints, instead of the diagonal. The choice can change
+            the verdict: report both.
+
+    Returns:
+        None for one version or where a cell is missing. The reason counts ties, which are not compatible.
+    """
+    size = len(matrix)
+    bar = [matrix[j][j] for j in range(size)] if independent is None else list(independent)
+    pairs = [(matrix[i][j], bar[j]) for i in range(size) for j in range(i)]
+    if not pairs:
+        return Measurement(value=None, reason=FIRST_LINK)
+    known = [(cross, own) for cross, own in pairs if cross is not None and own is not None]
+    if len(known) < len(pairs):
+        return Measurement(
+            value=None, n=len(pairs), reason=f"{len(pairs) - len(known)} of {len(pairs)} pairs are missing"
+        )
+    met, ties = sum(cross > own for cross, own in known), sum(cross == own for cross, own in known)
+    reason = f"{ties} ties, which are not compatible" if ties else None
+    return Measurement(value=met / len(pairs), count=met, n=len(pairs), reason=reason)
+
+
+def average_multimodel_accuracy(matrix: Matrix) -> Measurement:
+    """Mean of the lower triangle with the diagonal, true zeros included; None where a cell is missing."""
+    return _mean([matrix[i][j] for i in range(len(matrix)) for j in range(i + 1)], empty="no versions")
+
+
+def backward_compatibility(matrix: Matrix) -> Measurement:
+    """What the newest version gains on older galleries, on average: mean over k < T of C[T][k] - C[k][k]."""
+    last = len(matrix) - 1
+    return _mean([_minus(matrix[last][k], matrix[k][k]) for k in range(last)], empty=FIRST_LINK)
+
+
+def forward_compatibility(matrix: Matrix) -> Measurement:
+    """What is lost, on average, by not backfilling at each step: mean over t of C[t][t-1] - C[t][t]."""
+    return _mean([_minus(matrix[t][t - 1], matrix[t][t]) for t in range(1, len(matrix))], empty=FIRST_LINK)
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _mean(values: Sequence[float | None], *, empty: str) -> Measurement:
+    known = [value for value in values if value is not None]
+    if not values:
+        return Measurement(value=None, reason=empty)
+    if len(known) < len(values):
+        reason = f"{len(values) - len(known)} of {len(values)} cells are missing"
+        return Measurement(value=None, n=len(values), reason=reason)
+    return Measurement(value=math.fsum(known) / len(known), n=len(known))
+
+
+def update_gain(*, cross: float, old: float, paragon: float) -> Measurement:
+    """Share of the possible gain that needs no backfill: (M(new, old) - M(old, old)) / (M(phi*, phi*) - M(old, old)).
+
+    Always print `self_discount` next to it: a new version that gave up its own accuracy can have a large gain.
+    """
+    return _share(cross - old, paragon - old, "the unconstrained new version is not better than the old one")
+
+
+def self_discount(*, self_test: float, paragon: float) -> float:
+    """What compatibility costs the new version on its own gallery: M(phi*, phi*) - M(new, new)."""
+    return paragon - self_test
+
+
+def gain_ratio(*, cross: float, query: float, gallery: float) -> Measurement:
+    """Small query model on a large gallery model: (M(q, g) - M(q, q)) / (M(g, g) - M(q, q))."""
+    return _share(cross - query, gallery - query, "the gallery model is not better than the query model")
+
+
+def _share(gained: float, possible: float, reason: str) -> Measurement:
+    if possible <= 0.0:
+        return Measurement(value=None, reason=reason)
+    return Measurement(value=gained / possible)
+
+
+def _sigmoid(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
+
+
+def p_up(self_tests: Sequence[float], paragons: Sequence[float]) -> float:
+    """Mean over data sets of sigmoid((M(new, new) - M(phi*, phi*)) / M(phi*, phi*)); one half: no self discount.
+
+    Raises:
+        DataError: No data set, or a paragon of 0.
+    """
+    if any(best <= 0.0 for best in paragons):
+        raise DataError(f"p_up: paragons must be above 0, got {min(paragons):g}")
+    return _averaged([_sigmoid((own - best) / best) for own, best in zip(self_tests, paragons, strict=True)])
+
+
+def p_comp(gains: Sequence[float]) -> float:
+    """Mean over data sets of sigmoid(update gain)."""
+    return _averaged([_sigmoid(gain) for gain in gains])
+
+
+def p_1(self_tests: Sequence[float], paragons: Sequence[float], gains: Sequence[float]) -> float:
+    """Mean over data sets of the harmonic mean of their `p_up` and `p_comp`."""
+    pairs = [(p_up([own], [best]), p_comp([gain])) for own, best, gain in zip(self_tests, paragons, gains, strict=True)]
+    return _averaged([2.0 * up * comp / (up + comp) for up, comp in pairs])
+
+
+def _averaged(values: Sequence[float]) -> float:
+    if not values:
+        raise DataError("p_up, p_comp, p_1: need at least one data set")
+    return math.fsum(values) / len(values)
+
+
+def retrieval_nfr(old_old: Ranking, new: Ranking, *, state: str, draws: int = 1000, seed: int = 0) -> Measurement:
+    """Queries right at rank 1 before and wrong now, among queries with a positive in both galleries.
+
+    Args:
+        old_old: Old queries on the old gallery.
+        new: New queries on the gallery as it is now.
+        state: What that gallery holds, for the reason, e.g. `old gallery`, `backfilled gallery`.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
+    kept, evidence = _paired(old_old, new, draws=draws, seed=seed)
+    flips = (old_old.first_hit[kept] == 1) & (new.first_hit[kept] != 1)
+    return proportion(flips, evidence, empty="no query has a positive in the gallery", reason=f"on the {state}")
+
+
+def _paired(first: Ranking, second: Ranking, *, draws: int, seed: int) -> tuple[NDArray[np.bool_], Evidence]:
+    require_same_ids(first.ids, second.ids, names=("old queries", "new queries"))
+    kept = first.judged & second.judged
+    groups = first.groups if first.groups is not None else second.groups
+    return kept, Evidence.of(None if groups is None else groups[kept], draws=draws, seed=seed)
+
+
+def _gain(old_old: Ranking, cross: Ranking, *, draws: int, seed: int) -> dict[str, Measurement]:
+    kept, evidence = _paired(old_old, cross, draws=draws, seed=seed)
+    right, was_right = (ranking.first_hit[kept] == 1 for ranking in (cross, old_old))
+    precision, was_precision = (ranking.average_precision[kept] for ranking in (cross, old_old))
+    return {
+        "cross_test_gain_recall_at_1": paired_difference(right, was_right, evidence, reason=cross.caveat),
+        "cross_test_gain_map": paired_difference(precision, was_precision, evidence, reason=cross.caveat),
+    }
+
+
+def compare_retrieval(
+    new_queries: Embeddings,
+    new_gallery: Embeddings | None,
+    old_queries: Embeddings,
+    old_gallery: Embeddings,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Measurement]:
+    """Measure new queries on the old gallery against old queries on the old gallery, query by query.
+
+    New vectors are cut to the length of the old ones, or padded with zeros, then normalised.
+
+    Args:
+        new_queries: Same ids as `old_queries`.
+        new_gallery: Same ids as `old_gallery`; None: not embedded yet, `retrieval_nfr_backfilled` is left out.
+        old_queries: By the old version.
+        old_gallery: By the old version.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        `cross_test_*` and `old_old_*` `recall_at_1` and `map`; `cross_test_gain_*`, their paired differences, on which
+        the strict criterion (above 0) is put; `retrieval_nfr` on the old gallery; `retrieval_nfr_backfilled`.
+
+    Raises:
+        DataError: Ids do not join, labels differ, or duplicates conflict.
+    """
+    new_queries, old_queries = same_samples(new_queries, old_queries, "queries")
+    old_old = rank(old_queries, old_gallery)
+    cross = rank(new_queries.aligned(old_gallery.size), old_gallery)
+    found = _gain(old_old, cross, draws=draws, seed=seed)
+    for name, ranking in (("cross_test", cross), ("old_old", old_old)):
+        found[f"{name}_recall_at_1"] = recall_at_k(ranking, draws=draws, seed=seed)
+        found[f"{name}_map"] = mean_average_precision(ranking, draws=draws, seed=seed)
+    found["retrieval_nfr"] = retrieval_nfr(old_old, cross, state="old gallery", draws=draws, seed=seed)
+    if new_gallery is not None:
+        new_gallery, _ = same_samples(new_gallery, old_gallery, "gallery")
+        backfilled = rank(new_queries, new_gallery)
+        found["retrieval_nfr_backfilled"] = retrieval_nfr(
+            old_old, backfilled, state="backfilled gallery", draws=draws, seed=seed
+        )
+    return found
+
+
+def same_samples(new: Embeddings, old: Embeddings, what: str) -> tuple[Embeddings, Embeddings]:
+    """Both versions' embeddings of the same ids, each id once, in the order of the ids.
+
+    Raises:
+        DataError: Ids do not join, labels differ, or duplicates conflict.
+    """
+    new, old = new.unique(where=f"new {what}"), old.unique(where=f"old {what}")
+    require_same_ids(new.ids, old.ids, names=(f"new {what}", f"old {what}"))
+    differs = new.labels != old.labels
+    if np.any(differs):
+        example = str(new.ids[np.argmax(differs)])
+        raise DataError(f"{what}: {int(np.sum(differs))} ids have different labels in new and old, e.g. {example!r}")
+    return new, old
+
+
+def strict_pair_rate(new: Embeddings, old: Embeddings, *, pairs: int = 100_000, seed: int = 0) -> Measurement:
+    """Share of sampled pairs that meet the strict criterion.
+
+    Same label: the new query is at least as near to the old item as the old query was; other label: at least as far.
+    Outliers make 1 unattainable. Pairs (i, j), i != j, are drawn evenly, so that most have different labels; the
+    reason gives the share of either kind.
+
+    Args:
+        new: By the new version, same ids as `old`.
+        old: By the old version.
+        pairs: How many to draw.
+        seed: Seed of the draw and of the interval, which treats the pairs of one query as one group.
+    """
+    new, old = same_samples(new, old, "embeddings")
+    count = len(old)
+    if count < 2:
+        return Measurement(value=None, reason="fewer than two ids")
+    rng = np.random.default_rng(seed)
+    query = rng.integers(0, count, size=pairs)
+    item = (query + rng.integers(1, count, size=pairs)) % count
+    left, right = normalised(new.aligned(old.size).vectors), normalised(old.vectors)
+    cross = np.einsum("nd,nd->n", left[query], right[item])
+    before = np.einsum("nd,nd->n", right[query], right[item])
+    same = old.labels[query] == old.labels[item]
+    tolerance = 1e-12
+    met = np.where(same, cross >= before - tolerance, cross <= before + tolerance)
+    parts = [f"{name} {met[kind].mean():.4f}" for name, kind in (("same label", same), ("other", ~same)) if kind.any()]
+    groups = query if old.groups is None else old.groups[query]
+    reason = f"{', '.join(parts)}; {pairs} pairs drawn with seed {seed}"
+    return proportion(met, Evidence.of(groups, seed=seed), reason=reason)

@@ -1,0 +1,300 @@
+"""Retrieval by nearest neighbour: CMC, recall, mean average precision, per query. Runs in driver and workers, NumPy.
+
+Ranking is by cosine similarity, computed in double precision and rounded to fp32, then by gallery id: the order does
+not depend on how the work is split, on threads, or on the order of the lists. A gallery item with the query's own id is
+never a result. Queries go through in chunks; memory does not grow with queries x gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import DataError
+from graceful.metrics.intervals import Evidence, proportion, statistic
+from graceful.metrics.join import encode, sorted_unique
+from graceful.report import Measurement
+
+_CELLS = 4_000_000
+_LOW = np.uint64(0xFFFFFFFF)
+_UNREACHABLE = np.uint64(0xFF800000 << 32)
+NEVER = np.iinfo(np.int64).max
+"""Rank of a hit that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """One version's embeddings of one split.
+
+    Attributes:
+        ids: [N] sample ids; repeated ids are allowed if they say the same.
+        labels: [N] class names, in one space for queries and gallery.
+        vectors: [N, d]; need not be normalised. A row with NaN or infinity is never found and never right.
+        groups: [N] what belongs together; None: independent ids.
+    """
+
+    ids: NDArray[Any]
+    labels: NDArray[Any]
+    vectors: NDArray[np.floating[Any]]
+    groups: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.vectors.shape[1] == 0:
+            raise DataError(f"embeddings.vectors: must be [N, d] with d > 0, got shape {self.vectors.shape}")
+        for name, column in (("labels", self.labels), ("vectors", self.vectors), ("groups", self.groups)):
+            if column is not None and len(column) != len(self.ids):
+                raise DataError(f"embeddings.{name}: must have {len(self.ids)} rows like the ids, got {len(column)}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def size(self) -> int:
+        """d, the length of a vector."""
+        return int(self.vectors.shape[1])
+
+    def unique(self, *, where: str = "embeddings") -> Self:
+        """Each id once, in the order of the ids.
+
+        Raises:
+            DataError: An id occurs twice with different label, group or vector.
+        """
+        columns = {"labels": self.labels, "vectors": self.vectors, "groups": self.groups}
+        kept = sorted_unique(self.ids, columns, where=where)
+        groups = None if self.groups is None else self.groups[kept]
+        return type(self)(ids=self.ids[kept], labels=self.labels[kept], vectors=self.vectors[kept], groups=groups)
+
+    def aligned(self, size: int) -> Self:
+        """The first `size` components, or padded with zeros to `size`: comparable with vectors of that length."""
+        vectors = self.vectors[:, :size]
+        if self.size < size:
+            vectors = np.pad(vectors, ((0, 0), (0, size - self.size)))
+        return type(self)(ids=self.ids, labels=self.labels, vectors=vectors, groups=self.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """What each query found, in the order of the query ids.
+
+    Attributes:
+        ids: [Q]
+        groups: [Q] or None.
+        positives: [Q] gallery items that share the label, the query itself left out; 0: excluded from the averages.
+        first_hit: [Q] int64, rank of the first positive, from 1; `NEVER` where there is none.
+        average_precision: [Q] precision at each hit, averaged over the positives; NaN where there are none.
+        average_precision_at: k -> [Q], only the first k results, divided by min(positives, k).
+        top_score: [Q] fp32 similarity of the best result, -inf for an empty gallery.
+        unanswered: [Q] the query vector is not finite; counts as wrong.
+    """
+
+    ids: NDArray[Any]
+    groups: NDArray[Any] | None
+    positives: NDArray[np.int64]
+    first_hit: NDArray[np.int64]
+    average_precision: NDArray[np.float64]
+    average_precision_at: dict[int, NDArray[np.float64]]
+    top_score: NDArray[np.float32]
+    unanswered: NDArray[np.bool_]
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """[Q] has at least one positive."""
+        return np.asarray(self.positives > 0)
+
+    def evidence(self, *, draws: int, seed: int) -> Evidence:
+        """How the judged queries hang together."""
+        groups = None if self.groups is None else self.groups[self.judged]
+        return Evidence.of(groups, draws=draws, seed=seed)
+
+    @property
+    def caveat(self) -> str | None:
+        """How many queries were left out or had no vector."""
+        out, broken = int((~self.judged).sum()), int((self.unanswered & self.judged).sum())
+        reasons = []
+        if out:
+            reasons.append(f"{out} of {len(self.ids)} queries have no positive in the gallery and are left out")
+        if broken:
+            reasons.append(f"{broken} query vectors are not finite and count as wrong")
+        return "; ".join(reasons) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Part of a gallery, with the queries as that part sees them (a half backfilled gallery has two parts)."""
+
+    queries: NDArray[np.floating[Any]]
+    gallery: NDArray[np.floating[Any]]
+
+
+def rank(queries: Embeddings, gallery: Embeddings, *, cutoffs: Sequence[int] = ()) -> Ranking:
+    """Search the gallery with every query.
+
+    Args:
+        queries: [Q, d]
+        gallery: [G, d]
+        cutoffs: Depths k of `average_precision_at`.
+
+    Raises:
+        DataError: Vectors of different length, an empty gallery, or conflicting duplicates.
+    """
+    queries, gallery = queries.unique(where="queries"), gallery.unique(where="gallery")
+    if queries.size != gallery.size:
+        raise DataError(
+            f"queries have {queries.size} components, the gallery {gallery.size}; align them with Embeddings.aligned"
+        )
+    return rank_parts(queries, gallery, [Index(queries=queries.vectors, gallery=gallery.vectors)], cutoffs=cutoffs)
+
+
+def rank_parts(
+    queries: Embeddings, gallery: Embeddings, parts: Sequence[Index], *, cutoffs: Sequence[int] = ()
+) -> Ranking:
+    """Search a gallery whose parts were embedded by different versions.
+
+    Args:
+        queries: Unique, in the order of the ids; the vectors are those of `parts`.
+        gallery: Unique; ids and labels of the parts' rows, one part after the other.
+        parts: Vectors, each pair of its own length.
+        cutoffs: Depths k of `average_precision_at`.
+    """
+    if len(gallery) == 0:
+        raise DataError("gallery: is empty; give at least one item")
+    order = np.argsort(gallery.ids, kind="stable")
+    position = np.empty(len(gallery), dtype=np.uint64)
+    position[order] = np.arange(len(gallery), dtype=np.uint64)
+    table: dict[Any, int] = {}
+    own_labels = encode(table, queries.labels)
+    labels = encode(table, gallery.labels)[order]
+    own = _own_columns(queries.ids, gallery.ids)
+    sides = [(normalised(part.queries), normalised(part.gallery)) for part in parts]
+    step = max(1, _CELLS // len(gallery))
+    chunks = []
+    fixed: dict[str, Any] = {"labels": labels, "position": position, "cutoffs": cutoffs}
+    for start in range(0, len(queries), step):
+        rows = slice(start, min(start + step, len(queries)))
+        scores = np.concatenate([left[rows] @ right.T for left, right in sides], axis=1).astype(np.float32)
+        chunks.append(_rank_chunk(scores, own=own[rows], own_labels=own_labels[rows], **fixed))
+    columns = [np.concatenate(column) for column in zip(*chunks, strict=True)] if chunks else _no_queries(len(cutoffs))
+    positives, first_hit, precision, top, *at = columns
+    broken = ~np.isfinite(sum(left.sum(axis=1) for left, _ in sides)) if len(queries) else np.zeros(0, dtype=np.bool_)
+    wrong = broken & (positives > 0)
+    return Ranking(
+        ids=queries.ids,
+        groups=queries.groups,
+        positives=positives,
+        first_hit=np.where(wrong, NEVER, first_hit),
+        average_precision=np.where(wrong, 0.0, precision),
+        average_precision_at={k: np.where(wrong, 0.0, value) for k, value in zip(cutoffs, at, strict=True)},
+        top_score=top,
+        unanswered=np.asarray(broken),
+    )
+
+
+def _no_queries(cutoffs: int) -> list[NDArray[Any]]:
+    whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
+    return [whole, whole, real, np.zeros(0, dtype=np.float32), *[real] * cutoffs]
+
+
+def _own_columns(query_ids: NDArray[Any], gallery_ids: NDArray[Any]) -> NDArray[np.int64]:
+    """[Q] the column of the query itself; -1 where it is not in the gallery."""
+    column = {name: index for index, name in enumerate(gallery_ids.tolist())}
+    return np.array([column.get(name, -1) for name in query_ids.tolist()], dtype=np.int64)
+
+
+def normalised(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Rows of length 1; zero rows stay zero, rows that are not finite become NaN."""
+    wide = np.asarray(vectors, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        length = np.sqrt((wide**2).sum(axis=1, keepdims=True))
+        scaled = wide / np.where(length == 0.0, 1.0, length)
+    scaled[~np.isfinite(wide).all(axis=1)] = np.nan
+    return scaled
+
+
+def _rank_chunk(
+    scores: NDArray[np.float32],
+    *,
+    own: NDArray[np.int64],
+    own_labels: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    position: NDArray[np.uint64],
+    cutoffs: Sequence[int],
+) -> tuple[NDArray[Any], ...]:
+    """Sort one key per (query, item): falling score above, id order below; then read the hits off the order."""
+    rows = np.arange(len(scores))
+    scores[np.isnan(scores)] = -np.inf
+    keys = (_falling(scores) << np.uint64(32)) | position
+    present = own >= 0
+    keys[rows[present], own[present]] |= _LOW << np.uint64(32)
+    scores[rows[present], own[present]] = -np.inf
+    keys.sort(axis=1)
+    hits = labels[(keys & _LOW).astype(np.int64)] == own_labels[:, None]
+    hits[present, -1] = False
+    positives = hits.sum(axis=1)
+    row, column = np.nonzero(hits & (keys < _UNREACHABLE))
+    reached = np.bincount(row, minlength=len(scores))
+    start = np.cumsum(reached) - reached
+    found = np.arange(len(row)) - start[row] + 1
+    precision = found / (column + 1.0)
+    first = np.full(len(scores), NEVER, dtype=np.int64)
+    first[reached > 0] = column[start[reached > 0]] + 1
+    at = [_averaged(row, np.where(column < k, precision, 0.0), np.minimum(positives, k)) for k in cutoffs]
+    return positives, first, _averaged(row, precision, positives), scores.max(axis=1), *at
+
+
+def _averaged(
+    row: NDArray[np.int64], precision: NDArray[np.float64], divisor: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    total = np.bincount(row, weights=precision, minlength=len(divisor))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(divisor > 0, total / divisor, np.nan))
+
+
+def _falling(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Whole numbers that rise as the scores fall; equal scores (0 and -0 too) give equal numbers."""
+    bits = (-scores + np.float32(0.0)).view(np.uint32)
+    rising = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(0x80000000))
+    return rising.astype(np.uint64)
+
+
+def recall_at_k(ranking: Ranking, k: int = 1, *, draws: int = 1000, seed: int = 0) -> Measurement:
+    """Share of queries with a positive among the first k results; queries without positives are left out."""
+    hit = ranking.first_hit[ranking.judged] <= k
+    evidence = ranking.evidence(draws=draws, seed=seed)
+    return proportion(hit, evidence, empty="no query has a positive in the gallery", reason=ranking.caveat)
+
+
+cmc_at_k = recall_at_k
+
+
+def mean_average_precision(ranking: Ranking, *, at: int | None = None, draws: int = 1000, seed: int = 0) -> Measurement:
+    """Mean of the queries' average precision over the whole gallery, or over the first `at` results.
+
+    Args:
+        ranking: Searched with `cutoffs` containing `at`.
+        at: None: all results.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
+    every = ranking.average_precision if at is None else ranking.average_precision_at[at]
+    values = every[ranking.judged]
+    columns = np.stack([values, np.ones_like(values)], axis=1)
+    return statistic(
+        columns,
+        lambda sums: np.asarray(sums[..., 0] / sums[..., 1]),
+        ranking.evidence(draws=draws, seed=seed),
+        undefined="no query has a positive in the gallery",
+        reason=ranking.caveat,
+    )
+
+
+def self_test(queries: Embeddings, gallery: Embeddings, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
+    """Search a version's own gallery: `self_test_recall_at_1` and `self_test_map`."""
+    ranking = rank(queries, gallery)
+    return {
+        "self_test_recall_at_1": recall_at_k(ranking, draws=draws, seed=seed),
+        "self_test_map": mean_average_precision(ranking, draws=draws, seed=seed),
+    }

@@ -1,0 +1,75 @@
+"""Is one thing that programs need usable here? `python -m graceful.programs.probe torch`; a process of its own, because
+importing is the test, and a broken package may take its process down. Started by `graceful doctor`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from graceful.errors import GracefulError
+
+Facts = dict[str, str]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one probe; its facts go to stdout as one JSON object, a failure to stderr as one line with exit code 4."""
+    (name,) = sys.argv[1:] if arguments is None else arguments
+    try:
+        facts = PROBES[name]()
+    except GracefulError as e:
+        sys.stderr.write(f"{e.message}\n")
+        return 4
+    except Exception as e:  # noqa: BLE001  # whatever a foreign package raises on import is the finding
+        sys.stderr.write(f"{type(e).__name__}: {' '.join(str(e).split())}\n")
+        return 4
+    sys.stdout.write(json.dumps(facts) + "\n")
+    return 0
+
+
+def _version(module: str) -> str:
+    return str(importlib.import_module(module).__version__)
+
+
+def _torch() -> Facts:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    return {"version": torch.__version__, "accelerator": names or "none, training runs on the CPU"}
+
+
+def _deepspeed() -> Facts:
+    found = importlib.import_module("deepspeed.accelerator").get_accelerator()
+    return {"version": _version("deepspeed"), "accelerator": str(found.device_name())}
+
+
+def _registry() -> Facts:
+    from graceful.lineage import connection
+
+    place = connection.resolve(None, Path(os.environ.get("GRACEFUL_HOME") or ".graceful"))
+    connection.connect(place)
+    return {"uri": place.display}
+
+
+def _glyphs() -> Facts:
+    from graceful.tasks.glyphs.archive import open_archive
+
+    return {"sha256": open_archive().digest}
+
+
+PROBES: dict[str, Callable[[], Facts]] = {
+    "torch": _torch,
+    "deepspeed": _deepspeed,
+    "ray": lambda: {"version": _version("ray")},
+    "mlflow": lambda: {"version": _version("mlflow")},
+    "registry": _registry,
+    "glyphs": _glyphs,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Ordinary images in class folders, on disk or in a bucket. Driver and workers; Pillow loads on first use.
+
+Items are decoded images at their own size, so that every version of a chain brings them to the size it was trained at.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from graceful.errors import DataError, SpecError
+from graceful.spec import ImageFolderTask
+from graceful.tasks.augment import random_flip, random_shift
+from graceful.tasks.base import Samples, Split
+from graceful.tasks.hashing import fractions, split_digest
+from graceful.tasks.image_listing import Image, Listing, list_images, pool
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "train": (0.0, 0.6),
+    "validation": (0.6, 0.7),
+    "constraint": (0.7, 0.8),
+    "test": (0.8, 1.0),
+}
+"""Without split folders, images are split by the hash of their relative path."""
+_CARVED: dict[str, tuple[float, float]] = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "constraint": (0.9, 1.0)}
+"""With them, whichever of validation and constraint has no folder is taken out of the train folder, likewise."""
+
+
+class ImageFolder:
+    """The task of the `image_folder` section.
+
+    Ids are relative paths. Groups are the ids: nothing is known about which images belong together. The root is listed
+    on first need, so that a predecessor's transform works where its training data is gone.
+    """
+
+    def __init__(self, section: ImageFolderTask) -> None:
+        self._section = section
+        self.augments = section.shift > 0 or section.flip
+
+    classes: tuple[str, ...]
+    """Class folders, sorted by name, or those the section names, in its order; listed when first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "classes":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self.classes = self._named()
+        return self.classes
+
+    def _named(self) -> tuple[str, ...]:
+        found = self._listing.labels("train" if self._listing.splits() else "")
+        for name in self._section.classes or ():
+            if name not in found:
+                close = difflib.get_close_matches(name, found, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(found[:10])}"
+                raise SpecError(f"task.classes: {self._section.root} has no class folder {name!r}; {hint}")
+        return self._section.classes or tuple(found)
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return list_images(self._section.root)
+
+    def network(self, classes: tuple[str, ...]) -> nn.Module:
+        """Build the section's network for [B, channels, size, size] inputs."""
+        from graceful import models
+
+        shape = (self._section.channels, self._section.size, self._section.size)
+        return models.build(self._section.network, classes=len(classes), input_shape=shape)
+
+    def samples(self, split: Split) -> Samples:
+        """Open a split; `read` returns a list of decoded images.
+
+        Raises:
+            DataError: An empty split, a class without a training image, a class the train folder lacks.
+            KeyError: query or gallery without a folder of that name.
+        """
+        if split in ("query", "gallery"):
+            images, classes = self._open_set(split)
+        else:
+            images, classes = self._closed_set(split), self.classes
+        position = {name: index for index, name in enumerate(classes)}
+        labels = np.asarray([position[image.label] for image in images], dtype=np.int64)
+        self._check(split, labels, classes)
+        ids = np.asarray([image.path for image in images])
+        return Samples(
+            ids=ids,
+            labels=labels,
+            classes=classes,
+            groups=ids,
+            read=partial(_read, images),
+            digest=split_digest(ids, labels, classes, list(pool().map(lambda image: image.tag(), images))),
+        )
+
+    def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
+        """Decoded images -> float32 [B, channels, size, size] in [-1, 1]; augmented when there are views."""
+        pixels = np.stack(list(pool().map(partial(_fitted, self._section), items)))
+        if views is not None:
+            pixels = random_shift(pixels, views, self._section.shift, fill="edge")
+            if self._section.flip:
+                pixels = random_flip(pixels, views)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        return tensor.float() / 127.5 - 1.0
+
+    def _closed_set(self, split: Split) -> list[Image]:
+        folders = self._listing.splits()
+        if not folders:
+            images, bounds = list(self._listing.images), _BOUNDS[split]
+        elif split in folders and split != "train":
+            images, bounds = self._of(split), (0.0, 1.0)
+        elif split == "test":
+            raise DataError(f"task.root: {self._section.root} has split folders but no test; add root/test/<class>")
+        else:
+            images, bounds = self._of("train"), self._carved(split)
+        for image in images:
+            if image.label not in self.classes and self._section.classes is None:
+                raise DataError(f"{image.where}: class {image.label!r} has no folder in train; add or move the image")
+        known = [image for image in images if image.label in self.classes]
+        place = fractions([image.path for image in known], salt=0)
+        return [image for image, at in zip(known, place, strict=True) if bounds[0] <= at < bounds[1]]
+
+    def _carved(self, split: Split) -> tuple[float, float]:
+        """The part of the train folder a split takes: train keeps what no folderless split needs."""
+        if split != "train":
+            return _CARVED[split]
+        folders = self._listing.splits()
+        if "constraint" not in folders:
+            return _CARVED["train"]
+        return (0.0, _CARVED["validation"][1] if "validation" not in folders else 1.0)
+
+    def _open_set(self, split: Split) -> tuple[list[Image], tuple[str, ...]]:
+        if split not in self._listing.splits():
+            raise KeyError(split)
+        both = {*self._listing.labels("query"), *self._listing.labels("gallery")}
+        return self._of(split), tuple(sorted(both))
+
+    def _of(self, split: str) -> list[Image]:
+        return [image for image in self._listing.images if image.split == split]
+
+    def _check(self, split: Split, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+        if len(labels) == 0:
+            raise DataError(f"task.root: {self._section.root} has no image for the {split} split; add some")
+        counts = np.bincount(labels, minlength=len(classes))
+        if split == "train" and not counts.all():
+            empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+            raise DataError(
+                f"task.root: class {empty[0]!r} of {self._section.root} has no training image"
+                f" ({len(empty)} such classes); add images or remove the folder"
+            )
+
+
+def _read(images: Sequence[Image], positions: NDArray[np.int64]) -> list[Picture]:
+    return list(pool().map(_decoded, [images[position] for position in positions.tolist()]))
+
+
+def _decoded(image: Image) -> Picture:
+    """Decode one image upright and in colour.
+
+    Raises:
+        DataError: Corrupt, truncated or absurdly large; names the file.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    try:
+        with Pillow.open(io.BytesIO(image.load())) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as e:
+        reason = " ".join(str(e).split()).replace("<_io.BytesIO object at ", "<bytes at ")
+        raise DataError(f"{image.where}: not a readable image ({reason}); repair or remove it") from e
+
+
+def _fitted(section: ImageFolderTask, picture: Picture) -> NDArray[np.uint8]:
+    """[size, size, channels]: scaled until both sides cover the square, the middle kept."""
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    square = ImageOps.fit(picture, (section.size, section.size), method=Pillow.Resampling.BILINEAR)
+    pixels = np.asarray(square.convert("L" if section.channels == 1 else "RGB"))
+    return pixels.reshape(section.size, section.size, section.channels)

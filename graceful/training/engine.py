@@ -1,0 +1,202 @@
+"""The Engine protocol, and DeepSpeed behind it. Runs in workers; the only door to deepspeed, opened on first use.
+
+Engines hold weights, optimiser state and arithmetic, nothing else. They keep no scheduler: the caller gives each step's
+learning rate. Batch means are formed by the caller's equal slices, so gradients are plain means over ranks and slices.
+Weights are fp32; bf16 and fp16 are torch autocast, within DeepSpeed through its `torch_autocast` section.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from graceful import spec
+from graceful.errors import SpecError
+from graceful.models.base import Forward, Outputs
+from graceful.training.plain import StepInfo, TorchEngine, bad_gradient, optimizer_options, portable, rank, world_size
+
+__all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "build", "deepspeed_config"]
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+_TAG = "engine"
+
+
+class Engine(Protocol):
+    """A network in training. Every method is collective: all ranks call it, in the same order."""
+
+    def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
+        """Inputs [B, ...] of this rank -> Outputs. Without `train`: eval mode, no gradients."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one slice; called `accumulation` times before each step."""
+        ...
+
+    def step(self, lr: float) -> StepInfo:
+        """Clip, update the weights with this learning rate, clear the gradients.
+
+        Raises:
+            NonFiniteError: The gradient is NaN or infinite (with fp16 the step is skipped instead).
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimiser state into an empty folder of its own."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what all ranks saved, merged into one folder. Verify it first: it may hold pickles."""
+        ...
+
+    def export(self) -> dict[str, Tensor] | None:
+        """The Network's whole state, fp32 on the CPU, on rank 0; None on the others."""
+        ...
+
+
+def build(train: spec.Train, network: nn.Module, *, device: torch.device) -> Engine:
+    """Build the engine a spec names around a network; the default process group must exist if there are more ranks.
+
+    Raises:
+        SpecError: fp16 without a GPU.
+    """
+    if train.precision == "fp16" and device.type == "cpu":
+        raise SpecError("train.precision: fp16 needs a GPU, this worker computes on cpu; write bf16 or fp32")
+    if train.engine.kind == "deepspeed":
+        return DeepSpeedEngine(train, network, device=device)
+    return TorchEngine(train, network, device=device)
+
+
+def deepspeed_config(train: spec.Train, *, world_size: int) -> dict[str, Any]:
+    """The JSON that DeepSpeed reads: all of it follows from the spec.
+
+    No scheduler section (the caller sets each step's rate) and no fused optimiser (torch's own is built everywhere and
+    takes the same steps as the plain engine's; fused ones compile C++ on first use).
+
+    Args:
+        train: The spec's section; its engine must be DeepSpeed.
+        world_size: Ranks; batch_size must divide by ranks x accumulation.
+    """
+    assert isinstance(train.engine, spec.DeepSpeedEngine)
+    name, options = optimizer_options(train.optimizer)
+    if name == "AdamW":
+        options["torch_adam"] = True
+    config: dict[str, Any] = {
+        "train_batch_size": train.batch_size,
+        "train_micro_batch_size_per_gpu": train.batch_size // (world_size * train.accumulation),
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": train.clip,
+        "optimizer": {"type": name, "params": options},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": train.engine.zero_stage},
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if train.engine.zero_stage == 3:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if train.precision != "fp32":
+        config["torch_autocast"] = {"enabled": True, "dtype": _DTYPES[train.precision]}
+    return config
+
+
+class DeepSpeedEngine:
+    """DeepSpeed with ZeRO 0 to 3. Needs a default process group, of one rank if need be."""
+
+    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device) -> None:
+        self._train, self._zero3 = train, train.engine == spec.DeepSpeedEngine(zero_stage=3)
+        self._slice = 0
+        self._network = Forward(network.to(device))
+        with _deepspeed(device) as deepspeed:
+            self._deepspeed = deepspeed
+            self._engine, *_ = deepspeed.initialize(
+                model=self._network,
+                model_parameters=[p for p in self._network.parameters() if p.requires_grad],
+                config=deepspeed_config(train, world_size=world_size()),
+                dist_init_required=False,
+            )
+
+    def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
+        """As `Engine.forward`."""
+        self._engine.train(train)
+        with torch.set_grad_enabled(train):
+            outputs: Outputs = self._engine(inputs)
+        return outputs
+
+    def backward(self, loss: Tensor) -> None:
+        """As `Engine.backward`."""
+        self._engine.backward(loss)
+        self._slice += 1
+        if self._slice < self._train.accumulation:
+            self._engine.step()
+
+    def step(self, lr: float) -> StepInfo:
+        """As `Engine.step`; DeepSpeed tells the norm only afterwards: weights after a bad gradient are worthless."""
+        self._slice = 0
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        before = self._engine.skipped_steps
+        self._engine.step()
+        found = self._engine.get_global_grad_norm()
+        norm = None if found is None else float(found)
+        finite = norm is None or math.isfinite(norm)
+        if norm is not None and not finite and self._train.precision != "fp16":
+            raise bad_gradient(norm)
+        return StepInfo(grad_norm=norm if finite else None, skipped=self._engine.skipped_steps > before or not finite)
+
+    def save(self, folder: Path) -> None:
+        """As `Engine.save`."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """As `Engine.load`. These files are pickles: whoever calls this has verified them."""
+        self._engine.load_checkpoint(str(folder), tag=_TAG)
+
+    def export(self) -> dict[str, Tensor] | None:
+        """As `Engine.export`; at ZeRO 3 one parameter is gathered at a time."""
+        network, keep = self._network.network, rank() == 0
+        if not self._zero3:
+            return portable(network.state_dict()) if keep else None
+        parameters = dict(network.named_parameters())
+        state = {name: tensor for name, tensor in network.state_dict().items() if name not in parameters}
+        for name, parameter in parameters.items():
+            with self._deepspeed.zero.GatheredParameters([parameter]):
+                if keep:
+                    state[name] = parameter.detach().clone()
+        return portable(state) if keep else None
+
+
+@contextmanager
+def _deepspeed(device: torch.device) -> Iterator[Any]:
+    """Import deepspeed for a device, quietly and without compiling anything.
+
+    On CPU, deepspeed would build a shared-memory collective with g++ (a minute, and slower than gloo for small nets);
+    and one of its optimisers compiles at import, which loads torch's compiler (two seconds) unless dynamo is off.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import deepspeed
+
+            logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # a former engine's, in this process
+            yield deepspeed
+    finally:
+        os.environ.pop("TORCHDYNAMO_DISABLE")
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before

@@ -1,0 +1,152 @@
+"""The plain torch engine, and what both engines share: optimisers, portable states, ranks. Runs in workers."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from graceful import spec
+from graceful.errors import NonFiniteError
+from graceful.models.base import Forward, Outputs
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FILE = "engine.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInfo:
+    """What one optimiser step did.
+
+    Attributes:
+        grad_norm: Global 2-norm before clipping; None where the engine does not compute it (no clipping at ZeRO 0) or
+            fp16 skipped the step.
+        skipped: fp16 found an overflow and lowered its loss scale instead of stepping.
+    """
+
+    grad_norm: float | None
+    skipped: bool = False
+
+
+class TorchEngine:
+    """Plain torch; DistributedDataParallel when the default process group has more than one rank."""
+
+    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device) -> None:
+        self._train, self._device = train, device
+        self._network = Forward(network.to(device))
+        self._optimizer = _torch_optimizer(train.optimizer, self._network)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self._slice = 0
+        self._parallel: nn.Module = self._network
+        if world_size() > 1:
+            ids = [device.index or 0] if device.type == "cuda" else None
+            self._parallel = nn.parallel.DistributedDataParallel(self._network, device_ids=ids)
+
+    def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
+        """As `Engine.forward`."""
+        self._network.train(train)
+        with torch.set_grad_enabled(train), self._autocast(), self._unsynchronised():
+            outputs: Outputs = (self._parallel if train else self._network)(inputs)
+        return outputs
+
+    def backward(self, loss: Tensor) -> None:
+        """As `Engine.backward`."""
+        with self._unsynchronised():
+            scaled: Tensor = self._scaler.scale(loss / self._train.accumulation)
+            scaled.backward()  # type: ignore[no-untyped-call]
+        self._slice += 1
+
+    def step(self, lr: float) -> StepInfo:
+        """As `Engine.step`."""
+        self._slice = 0
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._scaler.unscale_(self._optimizer)
+        parameters = [p for p in self._network.parameters() if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._train.clip or float("inf")))
+        finite = math.isfinite(norm)
+        if not finite and self._train.precision != "fp16":
+            raise bad_gradient(norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepInfo(grad_norm=norm if finite else None, skipped=not finite)
+
+    def save(self, folder: Path) -> None:
+        """As `Engine.save`: rank 0 writes everything, tensors and numbers only."""
+        if rank() == 0:
+            state = {
+                "network": self._network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+            }
+            torch.save(state, folder / _FILE)
+
+    def load(self, folder: Path) -> None:
+        """As `Engine.load`; this file is read without running any code in it."""
+        state = torch.load(folder / _FILE, map_location=self._device, weights_only=True)
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def export(self) -> dict[str, Tensor] | None:
+        """As `Engine.export`."""
+        return portable(self._network.network.state_dict()) if rank() == 0 else None
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = _AUTOCAST.get(self._train.precision)
+        return nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
+
+    def _unsynchronised(self) -> AbstractContextManager[Any]:
+        """Gradients travel once a step: in the last slice."""
+        inner = self._slice < self._train.accumulation - 1
+        if inner and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
+            synchronised: AbstractContextManager[Any] = self._parallel.no_sync()
+            return synchronised
+        return nullcontext()
+
+
+def _torch_optimizer(section: spec.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    name, options = optimizer_options(section)
+    factory: type[torch.optim.Optimizer] = getattr(torch.optim, name)
+    return factory(parameters, **options)
+
+
+def optimizer_options(section: spec.Optimizer) -> tuple[str, dict[str, Any]]:
+    """Name in torch.optim and keyword arguments; both engines use them, so both take the same steps."""
+    common = {"lr": section.lr, "weight_decay": section.weight_decay}
+    if isinstance(section, spec.AdamW):
+        return "AdamW", {**common, "betas": [section.beta1, section.beta2], "eps": section.eps}
+    nesterov = section.nesterov and section.momentum > 0.0
+    return "SGD", {**common, "momentum": section.momentum, "nesterov": nesterov}
+
+
+def portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, floating-point as fp32."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in state.items()
+    }
+
+
+def bad_gradient(norm: float) -> NonFiniteError:
+    """The error for a gradient that must not be applied."""
+    return NonFiniteError(
+        f"gradient norm is {norm}, must be finite; lower train.optimizer.lr, or set train.clip above 0"
+    )
+
+
+def rank() -> int:
+    """This process's rank in the default process group; 0 without one."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Ranks of the default process group; 1 without one."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

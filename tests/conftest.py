@@ -1,0 +1,53 @@
+"""What every test may use: golden files, and the command line as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="Rewrite golden files in place of comparing.")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/NAME; `make golden` rewrites it, and its diff is reviewed."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--write-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"no golden file {name}; `make golden` writes it"
+        assert text == path.read_text(encoding="utf-8"), f"{name} differs; if meant, run `make golden` and review"
+
+    return compare
+
+
+@pytest.fixture
+def command_line(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `graceful ...` in an empty folder with a home of its own."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "GRACEFUL_HOME": str(tmp_path / "home"), "COLUMNS": "100"}
+        env.pop("MLFLOW_TRACKING_URI", None)
+        return subprocess.run(
+            [sys.executable, "-m", "graceful.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=env,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run

@@ -1,0 +1,133 @@
+"""What every Engine must do, judged on two gloo ranks; one reference for all: plain torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from graceful import spec
+from graceful.errors import SpecError
+from graceful.training.engine import build, deepspeed_config
+from tests.support import training as support
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed.json"
+Ranks = list[dict[str, dict[str, Any]]]
+engines = pytest.mark.parametrize("kind", list(support.ENGINES))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return support.run_distributed(support.all_experiments, 2, str(tmp_path_factory.mktemp("engines")))
+
+
+def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray], *, rtol: float) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_allclose(left[name], right[name], rtol=rtol, atol=1e-7, err_msg=name)
+
+
+@engines
+def test_engines_take_the_same_steps_as_plain_torch(ranks: Ranks, kind: str) -> None:
+    np.testing.assert_allclose(ranks[0][kind]["losses"], ranks[0]["torch"]["losses"], rtol=1e-6)
+    np.testing.assert_allclose(ranks[0][kind]["norms"], ranks[0]["torch"]["norms"], rtol=1e-5)
+    np.testing.assert_allclose(ranks[0][kind]["adamw_losses"], ranks[0]["torch"]["adamw_losses"], rtol=1e-5)
+    same(ranks[0][kind]["weights"], ranks[0]["torch"]["weights"], rtol=1e-4)
+
+
+def test_the_loss_falls(ranks: Ranks) -> None:
+    alone = support.Trained(support.section("torch")).run(range(support.STEPS))
+    np.testing.assert_allclose(alone.losses, ranks[0]["torch"]["losses"], rtol=1e-6)
+    first, last = ({} for _ in range(2))
+    del first, last
+    assert alone.norms[-1] is not None
+
+
+@engines
+def test_a_loaded_engine_continues_bit_for_bit(ranks: Ranks, kind: str) -> None:
+    found = ranks[0][kind]
+    assert found["resumed_losses"] == found["losses"][3:]
+    for name, value in found["weights"].items():
+        np.testing.assert_array_equal(found["resumed_weights"][name], value, err_msg=name)
+
+
+@engines
+def test_two_slices_equal_one_batch(ranks: Ranks, kind: str) -> None:
+    found = ranks[0][kind]
+    np.testing.assert_allclose(found["sliced_losses"], found["losses"], rtol=1e-5)
+    same(found["sliced_weights"], found["weights"], rtol=1e-4)
+
+
+@engines
+def test_clipping_bounds_the_step(ranks: Ranks, kind: str) -> None:
+    found = ranks[0][kind]
+    assert found["clipped_norm"] > 0.01
+    assert found["clipped_move"] == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+@engines
+def test_only_rank_0_exports_and_what_it_exports_fits_the_network(ranks: Ranks, kind: str) -> None:
+    assert ranks[1][kind]["weights"] == {}
+    state = {name: torch.from_numpy(value) for name, value in ranks[0][kind]["weights"].items()}
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    support.TinyNet().load_state_dict(state, strict=True)
+
+
+@engines
+def test_both_ranks_agree_on_loss_and_norm(ranks: Ranks, kind: str) -> None:
+    assert ranks[0][kind]["losses"] == ranks[1][kind]["losses"]
+    np.testing.assert_allclose(ranks[0][kind]["norms"], ranks[1][kind]["norms"], rtol=1e-6)
+
+
+@engines
+def test_evaluation_builds_no_graph(ranks: Ranks, kind: str) -> None:
+    assert ranks[0][kind]["eval_requires_grad"] is False
+
+
+@engines
+def test_a_gradient_that_is_not_finite_is_an_error(ranks: Ranks, kind: str) -> None:
+    assert "must be finite" in ranks[0][kind]["not_finite"]
+
+
+@engines
+def test_bf16_stays_within_one_percent_of_fp32_and_leaves_no_trace(ranks: Ranks, kind: str) -> None:
+    found = ranks[0][kind]
+    np.testing.assert_allclose(found["bf16_losses"], found["losses"], rtol=1e-2)
+    assert found["bf16_losses"] != found["losses"]
+    assert found["after_bf16_losses"] == found["losses"]
+
+
+def test_ranks_write_different_files(ranks: Ranks) -> None:
+    assert not set(ranks[0]["zero2"]["files"]) & set(ranks[1]["zero2"]["files"])
+    assert ranks[1]["torch"]["files"] == []
+
+
+def test_fp16_on_cpu_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"train\.precision: fp16 needs a GPU"):
+        build(support.section("torch", precision="fp16"), support.TinyNet(), device=torch.device("cpu"))
+
+
+def test_deepspeed_config_matches_the_golden_file() -> None:
+    cases = {
+        "defaults": (spec.Train(), 2),
+        "zero3_bf16_adamw": (
+            spec.Train(
+                engine=spec.DeepSpeedEngine(zero_stage=3),
+                precision="bf16",
+                optimizer=spec.AdamW(),
+                batch_size=512,
+                accumulation=4,
+            ),
+            8,
+        ),
+        "zero0_fp16_unclipped": (
+            spec.Train(engine=spec.DeepSpeedEngine(zero_stage=0), precision="fp16", clip=0.0, num_workers=1),
+            1,
+        ),
+    }
+    found = {name: deepspeed_config(train, world_size=size) for name, (train, size) in cases.items()}
+    assert found == json.loads(GOLDEN.read_text())

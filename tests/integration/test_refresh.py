@@ -1,0 +1,179 @@
+"""The whole path with real parts: train, evaluate, gate, register and promote on sqlite, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+FAST: dict[str, Any] = {"num_workers": 0, "engine": {"kind": "torch"}, "epochs": 6, "batch_size": 32}
+
+
+def graceful(*arguments: object, home: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "graceful.cli", *map(str, arguments)]
+    environment = {**os.environ, "GRACEFUL_HOME": str(home), **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
+def write_spec(folder: Path, name: str, **sections: Any) -> Path:
+    document = {
+        "model": "digits",
+        "name": name,
+        "task": {"kind": "digits"},
+        "train": FAST,
+        "gate": {"constraints": [{"metric": "error_rate", "bound": 0.5, "against": "self"}]},
+        **sections,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose registry holds digits v1, passed and champion."""
+    home = tmp_path_factory.mktemp("home")
+    path = write_spec(home, "v1", task={"kind": "digits", "share": 0.5, "classes": 8})
+    done = graceful("refresh", path, "-o", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["outcome"], result["version"], result["champion"]) == ("passed", 1, 1)
+    return home
+
+
+@pytest.fixture
+def home(first: Path, tmp_path: Path) -> Path:
+    """A copy of that home for one test to change."""
+    return Path(shutil.copytree(first, tmp_path / "home"))
+
+
+def champion(home: Path) -> int:
+    done = graceful("lineage", "digits", "-o", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    return next(version["version"] for version in json.loads(done.stdout) if "champion" in version["aliases"])
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("graceful: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_second_version_is_trained_against_the_first_and_promoted(home: Path) -> None:
+    losses = [{"kind": "focal_distillation"}, {"kind": "influence"}, {"kind": "embedding_regression"}]
+    path = write_spec(home, "v2", compatibility={"losses": losses, "reference": {"runs": 1}})
+    done = graceful("refresh", path, "-o", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    assert champion(home) == 2
+    report = json.loads(Path(json.loads(done.stdout)["report"]).read_text())
+    [edge] = report["comparisons"]
+    flips = edge["measurements"]["negative_flip_rate"]
+    assert edge["against"] == "v1"
+    assert flips["value"] == flips["count"] / flips["n"]
+    assert flips["lower"] <= flips["value"] <= flips["upper"] < 0.2
+    again = graceful("refresh", path, "-o", "json", home=home)
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
+def test_a_held_version_is_registered_with_reasons_and_does_not_move_the_champion(home: Path) -> None:
+    tight = {"constraints": [{"metric": "negative_flip_rate", "bound": 0.0001}]}
+    path = write_spec(home, "v2", gate=tight)
+    done = graceful("refresh", path, "-o", "json", home=home)
+    assert done.returncode == 3, done.stderr
+    result = json.loads(done.stdout)
+    assert result["outcome"] == "held"
+    assert "negative_flip_rate" in " ".join(result["reasons"])
+    assert champion(home) == 1
+    replay = graceful("gate", result["report"], path, "-o", "json", home=home)
+    assert replay.returncode == 3
+    relaxed = graceful("gate", result["report"], path, "--set", "gate.constraints.0.bound=0.5", home=home)
+    assert relaxed.returncode == 0, relaxed.stderr
+
+
+def test_another_spec_under_a_finished_name_is_refused(home: Path) -> None:
+    path = write_spec(home, "v1", train={**FAST, "seed": 7})
+    assert_one_line(graceful("refresh", path, home=home), 2, "digits-v1", "name")
+
+
+def test_a_run_killed_while_training_resumes_and_registers_once(home: Path) -> None:
+    path = write_spec(home, "v2", train={**FAST, "epochs": 60, "checkpoint_every": 10})
+    environment = {**os.environ, "GRACEFUL_HOME": str(home)}
+    command = [sys.executable, "-m", "graceful.programs", "refresh", "--output", "json"]
+    from graceful import spec
+
+    document = json.dumps(spec.load(path).dump())
+    trace = home / "runs" / "digits-v2" / "metrics.jsonl"
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True)
+    assert child.stdin is not None
+    child.stdin.write(document)
+    child.stdin.close()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        if trace.exists() and trace.read_text().count("\n") > 40:
+            break
+        time.sleep(0.05)  # polling a file that another process writes
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert trace.exists()
+    done = graceful("refresh", path, "-o", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == 2
+    steps = [row["step"] for row in map(json.loads, trace.read_text().splitlines()) if "loss" in row]
+    assert steps == sorted(set(steps))
+    assert champion(home) == 2
+
+
+def test_an_altered_ancestor_is_refused_before_anything_is_trained(home: Path) -> None:
+    for folder in (home / "artifacts", home / "versions"):
+        for weights in folder.rglob("model.safetensors"):
+            data = bytearray(weights.read_bytes())
+            data[-1] ^= 1
+            weights.write_bytes(data)
+    path = write_spec(home, "v2")
+    assert_one_line(graceful("refresh", path, home=home), 4, "model.safetensors")
+    assert not (home / "runs" / "digits-v2" / "model").exists()
+    assert champion(home) == 1
+
+
+def test_an_unreachable_registry_is_one_line(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, "v1", registry={"uri": "http://127.0.0.1:9"})
+    start = time.monotonic()
+    assert_one_line(graceful("refresh", path, home=tmp_path), 4, "127.0.0.1:9")
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "word"),
+    [
+        ("task.clases=3", 2, "task.clases"),
+        ("task.network.sise=xs", 2, "task.network.sise"),
+        ("compatibility.against=[v9]", 2, "v9"),
+        ("train.batch_size=100000", 2, "batch_size"),
+        ("gate.constraints=[{metric: negativ_flip_rate, bound: 0.1}]", 2, "negativ_flip_rate"),
+    ],
+)
+def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, code: int, word: str) -> None:
+    path = write_spec(home, "v2", compatibility={"losses": [{"kind": "focal_distillation"}]})
+    assert_one_line(graceful("refresh", path, "--set", override, home=home), code, word)
+    assert champion(home) == 1
+
+
+def test_the_readme_example_runs_as_written(tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        done = graceful("refresh", ROOT / "jobs" / "wine" / f"{name}.yaml", "-o", "json", home=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == 2

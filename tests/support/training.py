@@ -1,0 +1,219 @@
+"""Run a function in several gloo ranks, and the experiments that every engine must pass."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from graceful import spec
+from graceful.errors import NonFiniteError
+from graceful.training import engine as engines
+from graceful.training import schedule
+
+ENGINES: dict[str, spec.Engine] = {
+    "torch": spec.TorchEngine(),
+    **{f"zero{stage}": spec.DeepSpeedEngine(zero_stage=stage) for stage in (0, 1, 2, 3)},
+}
+STEPS = 5
+
+
+def run_distributed(fn: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """Call `fn(*arguments)` in so many fresh processes, ranks of one gloo group on loopback; results by rank.
+
+    `fn` must be importable, results picklable. An exception in a rank is raised here, with its traceback as a note.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        results = context.SimpleQueue()
+        ranks = [
+            context.Process(target=_rank_main, args=(fn, rank, world_size, f"{folder}/store", results, arguments))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout=180)
+            if process.is_alive():
+                process.kill()
+        found = {}
+        while not results.empty():
+            rank, value = results.get()
+            found[rank] = value
+    for rank in range(world_size):
+        if isinstance(found.get(rank), Exception):
+            raise found[rank]
+        assert rank in found, f"rank {rank} ended with exit code {ranks[rank].exitcode} and no result"
+    return [found[rank] for rank in range(world_size)]
+
+
+def _rank_main(fn: Callable[..., Any], rank: int, size: int, store: str, results: Any, arguments: tuple[Any, ...]) -> None:
+    import traceback
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), GLOO_SOCKET_IFNAME="lo")
+    try:
+        with process_group(store, rank=rank, size=size):
+            results.put((rank, fn(*arguments)))
+    except Exception as e:
+        e.add_note(traceback.format_exc())
+        results.put((rank, e))
+
+
+@contextmanager
+def process_group(store: str | Path, *, rank: int = 0, size: int = 1) -> Iterator[None]:
+    """A gloo group that meets at a file."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+class TinyNet(nn.Module):
+    """Two layers, a buffer, an embedding of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16))
+        self.head = nn.Linear(16, 4)
+        self.register_buffer("scale", torch.full((1,), 2.0))
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.body(x) * self.scale
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        return self.head(embedding)
+
+
+def section(kind: str, **changes: Any) -> spec.Train:
+    return spec.Train(engine=ENGINES[kind], batch_size=32, **changes)
+
+
+def batch(step: int, *, accumulation: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's slices of one global batch of 32."""
+    generator = torch.Generator().manual_seed(step)
+    x, y = torch.randn(32, 12, generator=generator), torch.randint(0, 4, (32,), generator=generator)
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    size = distributed.get_world_size() if distributed.is_initialized() else 1
+    for xs, ys in zip(x.chunk(accumulation), y.chunk(accumulation), strict=True):
+        yield xs.chunk(size)[rank], ys.chunk(size)[rank]
+
+
+class Trained:
+    """One engine with a tiny net, stepped by hand; keeps the loss, norm and rate of each step."""
+
+    def __init__(self, train: spec.Train) -> None:
+        torch.manual_seed(7)
+        self.train = train
+        self.engine = engines.build(train, TinyNet(), device=torch.device("cpu"))
+        self.losses: list[float] = []
+        self.norms: list[float | None] = []
+
+    def run(self, steps: range, *, lr: float | None = None) -> Trained:
+        for step in steps:
+            loss = 0.0
+            for x, y in batch(step, accumulation=self.train.accumulation):
+                value = F.cross_entropy(self.engine.forward(x).logits.float(), y)
+                self.engine.backward(value)
+                loss += _mean(value.detach()) / self.train.accumulation
+            rate = lr or schedule.learning_rate(step, total=STEPS, base=self.train.optimizer.lr, warmup=0.2)
+            self.norms.append(self.engine.step(rate).grad_norm)
+            self.losses.append(loss)
+        return self
+
+    def weights(self) -> dict[str, np.ndarray]:
+        state = self.engine.export() or {}
+        return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def _mean(value: Tensor) -> float:
+    if not distributed.is_initialized():
+        return float(value)
+    total = value.clone()
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
+
+
+def experiments(kind: str, folder: str) -> dict[str, Any]:
+    """What one rank sees of every experiment with one engine. The tests judge it."""
+    whole = Trained(section(kind)).run(range(STEPS))
+    found: dict[str, Any] = {"losses": whole.losses, "norms": whole.norms, "weights": whole.weights()}
+
+    first = Trained(section(kind)).run(range(3))
+    own = Path(folder) / f"rank{distributed.get_rank()}"
+    own.mkdir(parents=True)
+    first.engine.save(own)
+    found["files"] = sorted(path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file())
+    merged = _merge(Path(folder))
+    second = Trained(section(kind, seed=1))
+    second.engine.load(merged)
+    second.run(range(3, STEPS))
+    found["resumed_losses"], found["resumed_weights"] = second.losses, second.weights()
+
+    sliced = Trained(section(kind, accumulation=2)).run(range(STEPS))
+    found["sliced_losses"], found["sliced_weights"] = sliced.losses, sliced.weights()
+
+    plain = spec.Sgd(momentum=0.0, nesterov=False, weight_decay=0.0)
+    before = {name: tensor.numpy() for name, tensor in _initial().items()}
+    clipped = Trained(section(kind, clip=0.01, optimizer=plain)).run(range(1), lr=0.5)
+    after = clipped.weights()
+    found["clipped_norm"] = clipped.norms[0]
+    found["clipped_move"] = float(np.sqrt(sum(((after[k] - before[k]) ** 2).sum() for k in after)))
+
+    adam = Trained(section(kind, optimizer=spec.AdamW())).run(range(STEPS))
+    found["adamw_losses"] = adam.losses
+
+    evaluated = Trained(section(kind))
+    (x, _), = batch(0, accumulation=1)
+    found["eval_requires_grad"] = evaluated.engine.forward(x, train=False).logits.requires_grad
+    found["not_finite"] = _poisoned(kind)
+    found["bf16_losses"] = Trained(section(kind, precision="bf16")).run(range(STEPS)).losses
+    found["after_bf16_losses"] = Trained(section(kind)).run(range(STEPS)).losses
+    return found
+
+
+def all_experiments(folder: str) -> dict[str, dict[str, Any]]:
+    """Every engine in one pair of processes: importing torch and deepspeed is most of the time."""
+    return {kind: experiments(kind, f"{folder}/{kind}") for kind in ENGINES}
+
+
+def _initial() -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return TinyNet().state_dict()
+
+
+def _merge(folder: Path) -> Path:
+    """What Ray does with the folders of all ranks."""
+    import shutil
+
+    distributed.barrier()
+    merged = folder / "merged"
+    if distributed.get_rank() == 0:
+        for part in sorted(folder.glob("rank*")):
+            shutil.copytree(part, merged, dirs_exist_ok=True)
+    distributed.barrier()
+    return merged
+
+
+def _poisoned(kind: str) -> str:
+    poisoned = Trained(section(kind))
+    (x, _), = batch(0, accumulation=1)
+    poisoned.engine.backward(poisoned.engine.forward(x).logits.sum() * float("nan"))
+    try:
+        poisoned.engine.step(0.1)
+    except NonFiniteError as e:
+        return str(e)
+    return ""

@@ -1,0 +1,194 @@
+"""What people get to read when a spec is wrong: one line with key, file, bound, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graceful import spec
+from graceful.errors import SpecError
+from graceful.spec import shape
+
+MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
+REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
+"""Values of the keys that have no default."""
+
+
+def refusal(document: dict[str, Any]) -> str:
+    with pytest.raises(SpecError) as caught:
+        spec.parse(document, where="v1.yaml")
+    return caught.value.message
+
+
+def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
+    """Every key of a section, and of those below; of a union member number `choice`, of a list one item of each."""
+    document: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        inner = shape.item(field.annotation)
+        found = shape.sections(field.annotation if inner is None else inner)
+        if inner is not None and found:
+            document[name] = [filled(one, choice) for one in found]
+        elif found:
+            document[name] = filled(found[choice % len(found)], choice)
+        else:
+            value = REQUIRED[name] if field.is_required() else field.default
+            document[name] = list(value) if isinstance(value, tuple) else value
+    return document
+
+
+def places(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Path of every key of every section; `options` of a Python task is free."""
+    if isinstance(document, list):
+        for index, item in enumerate(document):
+            yield from places(item, (*path, index))
+    elif isinstance(document, dict) and path[-1:] != ("options",):
+        for key, value in document.items():
+            yield (*path, key)
+            yield from places(value, (*path, key))
+
+
+def misspelt(document: Any, path: tuple[str | int, ...]) -> Any:
+    head, *rest = path
+    if isinstance(document, list):
+        return [misspelt(item, tuple(rest)) if index == head else item for index, item in enumerate(document)]
+    if rest:
+        return {key: misspelt(value, tuple(rest)) if key == head else value for key, value in document.items()}
+    return {f"{key}x" if key == head else key: value for key, value in document.items()}
+
+
+CASES = {
+    (choice, path): filled(spec.RefreshSpec, choice)
+    for choice in range(4)
+    for path in places(filled(spec.RefreshSpec, choice))
+}
+
+
+def test_the_filled_documents_are_valid_and_cover_every_key() -> None:
+    documents = [filled(spec.RefreshSpec, choice) for choice in range(4)]
+    for document in documents:
+        spec.parse(document)
+    covered = {".".join(str(part) for part in path if isinstance(part, str)) for _, path in CASES}
+    known = {re.sub(r"<\w+>|\[\]", "", key.path) for key in shape.keys(spec.RefreshSpec)}
+    assert known - covered == set()
+
+
+@pytest.mark.parametrize(
+    ("choice", "path"), CASES, ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else str(value)
+)
+def test_a_misspelt_key_is_refused_with_its_path_at_every_depth(choice: int, path: tuple[str | int, ...]) -> None:
+    message = refusal(misspelt(CASES[choice, path], path))
+    *parents, key = map(str, path)
+    if key == "kind" and f"{'.'.join([*parents, 'kindx'])} in" not in message:
+        assert message.startswith(f"{'.'.join([*parents, 'kind'])} in v1.yaml: required and missing")
+        return
+    assert message.startswith(f"{'.'.join([*parents, key + 'x'])} in v1.yaml: unknown key, did you mean {key}?")
+    assert "\n" not in message
+
+
+def test_a_key_of_another_section_is_told_where_it_belongs() -> None:
+    assert "lr belongs under train.optimizer" in refusal({**MINIMAL, "train": {"lr": 0.1}})
+
+
+def test_suggestions_come_from_the_same_section() -> None:
+    message = refusal({**MINIMAL, "compatibility": {"reference": {"rnus": 2}}})
+    assert message.startswith("compatibility.reference.rnus in v1.yaml: unknown key, did you mean runs?")
+
+
+WRONG: list[dict[str, Any]] = [
+    {"task": {"kind": "glyfs"}},
+    {"task": {}},
+    {"task": 3},
+    {"compatibility": {"against": 7}},
+    {"compatibility": {"against": []}},
+    {"compatibility": {"losses": [{"kind": "influense"}]}},
+    {"compatibility": {"losses": {"kind": "influence"}}},
+    {"compatibility": None},
+    {"gate": {"constraints": {}}},
+    {"gate": {"constraints": ["x"]}},
+    {"gate": {"constraints": [{"metric": "negative_flip_rate", "bound": 7}]}},
+    {"gate": {"constraints": [{"metric": "negative_flip_rate", "bound": -1}]}},
+    {"gate": {"constraints": [{"metric": "error_rate"}]}},
+    {"gate": {"constraints": [{"metric": "a", "bound": float("nan")}]}},
+    {"gate": {"constraints": [{"metric": "a", "bound": 1, "direction": "at_mots"}]}},
+    {"train": {"epochs": "many"}},
+    {"train": {"epochs": 0}},
+    {"train": {"epochs": True}},
+    {"train": {"optimizer": {"momentum": 1}}},
+    {"train": {"engine": {"zero_stage": 4}}},
+    {"train": {"batch_size": 127}},
+    {"train": {"use_gpu": "perhaps"}},
+    {"compatibility": {"losses": [{"kind": "focal_distillation", "alpha": 0}]}},
+    {"name": 2},
+    {"name": "V 2"},
+    {"name": "all"},
+    {"train": {"epochs": 0, "warmup": 2}},
+    {"description": ["x" * 99]},
+]
+
+
+def test_golden_messages_about_wrong_values(golden: Callable[[str, str], None]) -> None:
+    told = [f"{json.dumps(change)}\n    {refusal({**MINIMAL, **change})}\n" for change in WRONG]
+    golden("spec-errors.txt", "".join(told))
+
+
+FILES: list[tuple[str, str]] = [
+    ("model: a\nmodel: b\n", "not valid YAML (key 'model' is written twice; keep one, line 2)"),
+    ("model: a\ntrain: {epochs: 1, seed: 2, epochs: 3}\n", "key 'epochs' is written twice; keep one, line 2"),
+    ("model: a\non: b\n", "key 'on' is not text; put it in quotes, line 2"),
+    ("model: a\n1: b\n", "key '1' is not text; put it in quotes, line 2"),
+    ("model: [a\n", "not valid YAML ("),
+    ("- a\n", "must be a mapping of keys, got list; see `graceful schema`"),
+    ("", "must be a mapping of keys, got NoneType; see `graceful schema`"),
+    ("a: !!python/object:os.system x\n", "not valid YAML (could not determine a constructor"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES)
+def test_a_file_that_is_no_spec_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "v1.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        spec.load(path)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no such spec file; check the path"):
+        spec.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(SpecError, match="cannot be read"):
+        spec.load(tmp_path)
+
+
+OVERRIDES: list[tuple[str, str]] = [
+    ("train.epochs", "must look like a.b=value"),
+    ("=3", "must look like a.b=value"),
+    ("train..epochs=3", "must look like a.b=value"),
+    ("train.epochs=[", "the value is not valid YAML"),
+    ("model.x=3", "model is a value ('glyphs'), not a section"),
+    ("gate.constraints.1.bound=3", "gate.constraints is a list of 1, it has no item '1'; count from 0"),
+    ("gate.constraints.last.bound=3", "gate.constraints is a list of 1, it has no item 'last'; count from 0"),
+    ("compatibility.losses.0.weight=3", "compatibility.losses is not in the file, so it has no items to change"),
+    ("train.epohcs=3", "train.epohcs in"),
+    ("train.optimizer.kind=adam", "train.optimizer.kind in"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), OVERRIDES)
+def test_a_wrong_override_is_told_in_one_line(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "v1.yaml"
+    path.write_text(json.dumps({**MINIMAL, "gate": {"constraints": [{"metric": "a", "bound": 1}]}}), encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        spec.load(path, [override])
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert [key.path for key in shape.keys(spec.RefreshSpec) if not key.doc] == []

@@ -10,7 +10,7 @@ HOME_OF_DEMO := .graceful
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help venv demo test unit lint types golden bench clean
+.PHONY: help venv demo test unit lint types golden bench pin clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -50,6 +50,12 @@ golden: venv  ## Rewrite golden files; review them as a diff.
 
 bench: venv  ## Start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
 	$(BIN)/python -m benchmarks.cli_startup
+
+pin: venv  ## Rewrite constraints.txt from what .venv holds.
+	{ head -n 1 constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude graceful-ai --exclude-editable | grep -v '^#' | sed -E 's/\+[a-z0-9.]+$$//'; \
+	} > constraints.new
+	mv constraints.new constraints.txt
 
 clean:  ## Remove caches of tools; runs and the registry stay.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

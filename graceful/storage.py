@@ -261,12 +261,12 @@ def download(uri: str, folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def _client() -> Any:
-    """One client per process; safe to share between threads."""
+    """One client per process, of a session of its own; safe to share between threads."""
     import boto3
     from botocore.config import Config
 
     own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
-    return boto3.client(
+    return boto3.Session().client(
         "s3",
         config=Config(
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
@@ -286,7 +286,9 @@ def _as_object_error(uri: str) -> Iterator[None]:
         yield
     except ClientError as e:
         code = str(e.response.get("Error", {}).get("Code", "unknown"))
-        raise StorageError(f"{uri}: {_REMEDIES.get(code, f'the server refused ({code}); try again later')}") from e
+        ours = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) < 500
+        other = f"the server refused ({code}); {'check the address and the credentials' if ours else 'try again later'}"
+        raise StorageError(f"{uri}: {_REMEDIES.get(code, other)}", {"uri": uri, "code": code}) from e
     except NoCredentialsError as e:
         raise StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from e
     except BotoCoreError as e:

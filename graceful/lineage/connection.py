@@ -40,6 +40,14 @@ DEFAULTS = {
 """Used where the environment says nothing; mlflow's own would retry for minutes."""
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql")
+_TROUBLES = {
+    "Connection refused": "connection refused",
+    "ReadTimeout": "no answer in time",
+    "ConnectTimeout": "no answer in time",
+    "timed out": "no answer in time",
+    "NameResolutionError": "unknown host",
+    "SSLError": "its certificate is not trusted or it does not speak TLS",
+}
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
@@ -126,7 +134,7 @@ def translated(place: Place, doing: str) -> Iterator[None]:
         raise
     except _foreign_errors() as e:
         text = str(e)
-        reason = redact(_first_line(text))
+        reason = _reason(text)
         cause = e if redact(text) == text else None  # a traceback must not print a password either
         remedy = (
             "check that the server runs and that its URI and credentials are right"
@@ -201,8 +209,12 @@ def _foreign_errors() -> tuple[type[BaseException], ...]:
     return (MlflowException, SQLAlchemyError, sqlite3.Error, BotoCoreError, ClientError, OSError)
 
 
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+def _reason(text: str) -> str:
+    """A few words for the usual network troubles, else the first line; never a password."""
+    for sign, words in _TROUBLES.items():
+        if sign in text:
+            return words
+    lines = [line.strip() for line in redact(text).splitlines() if line.strip()] or ["no reason given"]
     return lines[0] if len(lines[0]) <= 240 else lines[0][:237] + "..."
 
 

@@ -6,11 +6,9 @@ carried out: duplicates are folded onto the oldest. A record that exists is fina
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +19,13 @@ import yaml
 import graceful
 from graceful.errors import RegistryError, StorageError
 from graceful.gate import Verdict
-from graceful.lineage import render, schema
+from graceful.lineage import render, schema, tables
 from graceful.lineage.connection import as_global
 from graceful.lineage.registry import RECORD, Registry, quoted
 from graceful.lineage.schema import LineageRecord, Node
 from graceful.report import Report
 from graceful.storage import sha256_file
 
-BATCH = 1000
-"""Metrics in one request, mlflow's limit."""
-MAX_PARAMS = 100
 LOADER = "graceful.lineage.serving"
 
 
@@ -78,45 +73,6 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
     number = _list(registry, record, parents)
     registry.client.set_terminated(record.run_id, status="FINISHED")
     return replace(record, version=number)
-
-
-# --- the run ----------------------------------------------------------------------------------------------------------
-
-
-def runs(registry: Registry, experiment: str, run_id: str) -> list[Any]:
-    """Runs of one refresh, oldest first; more than one only after a lost answer."""
-    query = f"tags.{schema.TAG_REFRESH} = {quoted(run_id)} and tags.{schema.TAG_KIND} = 'refresh'"
-    found = registry.client.search_runs([experiment], query)
-    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
-
-
-def run_tags(spec: Mapping[str, Any], run_id: str) -> dict[str, str]:
-    """Tags of a refresh's run."""
-    return {
-        schema.TAG_REFRESH: run_id,
-        schema.TAG_KIND: "refresh",
-        schema.TAG_FAMILY: str(spec["model"]),
-        schema.TAG_SPEC: schema.spec_digest(spec),
-        "mlflow.source.name": "graceful refresh",
-        "mlflow.note.content": render.escape_markdown(str(spec.get("description") or "")),
-    }
-
-
-def params(spec: Mapping[str, Any]) -> list[Any]:
-    """The spec as run parameters; where it is kept (which may name a password) is left out."""
-    from mlflow.entities import Param
-
-    kept = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
-    flat = list(_flat("", kept))[:MAX_PARAMS]
-    return [Param(re.sub(r"[^\w.\-/: ]", "_", key), value[:500]) for key, value in flat]
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
-    else:
-        yield prefix, value if isinstance(value, str) else json.dumps(value)
 
 
 # --- the node ---------------------------------------------------------------------------------------------------------
@@ -171,7 +127,7 @@ def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[
         record = _record(item, node, parents, digests, created)
         client.log_model_artifacts(node.model_id, str(files))
         client.finalize_logged_model(node.model_id, "READY")
-        _numbers(registry, record, parents)
+        tables.write(registry, record, parents)
         _notes(item, record, notes)
         client.log_artifacts(record.run_id, str(notes), "lineage")
         last = Path(scratch) / "lineage.json"
@@ -195,7 +151,7 @@ def _stage(item: Registration, node: Any, folder: Path, created: str) -> dict[st
     shutil.copytree(item.bundle, folder, ignore=shutil.ignore_patterns(".*"))
     flavor = {"python_function": {"loader_module": LOADER, "env": {"virtualenv": "python_env.yaml"}}}
     described = {
-        "artifact_path": node.artifact_location,
+        "artifact_path": node.name,
         "flavors": flavor,
         "model_id": node.model_id,
         "model_uuid": node.model_id.removeprefix("m-"),
@@ -252,64 +208,6 @@ def _notes(item: Registration, record: LineageRecord, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     for path in item.attachments:
         shutil.copy(path, folder / path.name)
-
-
-def _numbers(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> None:
-    """Inputs, output and metrics: what MLflow's own tables and charts show. Equal rows are stored once."""
-    from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric
-    from mlflow.exceptions import MlflowException
-
-    client, run = registry.client, record.run_id
-    links = client.get_run(run)
-    known = {item.model_id for item in links.inputs.model_inputs}
-    wanted = [edge.model_id for edge in record.edges] + [parent.model_id for parent in parents]
-    missing = [model_id for model_id in dict.fromkeys(wanted) if model_id not in known]
-    client.log_inputs(run, datasets=_datasets(record), models=[LoggedModelInput(item) for item in missing])
-    if not links.outputs.model_outputs:
-        try:
-            client.log_outputs(run, [LoggedModelOutput(record.model_id, 0)])
-        except MlflowException:  # refused as a duplicate when the first answer was lost: then it is there
-            if not client.get_run(run).outputs.model_outputs:
-                raise
-    time = int(datetime.fromisoformat(record.created).timestamp() * 1000)
-    numbers = [(key, value, 0) for key, value in headline(record).items()]
-    steps = {parent.model_id: parent.version for parent in parents}
-    for edge in record.edges:
-        listed = steps.get(edge.model_id) or _number(registry, record.model, edge.model_id)
-        if edge.value is not None and listed:
-            numbers.append(("nfr_by_predecessor_pct", 100 * edge.value, listed))
-    metrics = [Metric(key, value, time, step, model_id=record.model_id) for key, value, step in numbers]
-    client.log_batch(run, metrics=metrics)
-
-
-def _number(registry: Registry, model: str, model_id: str) -> int:
-    return next((int(listed.version) for listed in registry.listed(model, model_id)), 0)
-
-
-def headline(record: LineageRecord) -> dict[str, float]:
-    """The metrics of a version's page; rates that charts must not round away are in percent."""
-    numbers = dict(record.metrics)
-    if "error_rate" in numbers:
-        numbers["error_rate_pct"] = 100 * numbers["error_rate"]
-        numbers["accuracy"] = 1.0 - numbers["error_rate"]
-    if record.worst is not None:
-        numbers["nfr_max_pct"] = 100 * record.worst
-    for edge in record.edges:
-        if edge.value is not None:
-            numbers[f"nfr_pct/{edge.name}"] = 100 * edge.value
-    return numbers
-
-
-def _datasets(record: LineageRecord) -> list[Any]:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    return [
-        DatasetInput(
-            Dataset(name=f"{record.model}-{split}", digest=digest[:32], source_type="graceful", source="{}"),
-            [InputTag("mlflow.data.context", "gate")],
-        )
-        for split, digest in sorted(record.data.items())
-    ]
 
 
 # --- the number in the registry ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, Validati
 from graceful.errors import RegistryError
 from graceful.gate import Verdict
 from graceful.report import Report
-from graceful.spec import NAME
+from graceful.spec import NAME, parse
 
 SCHEMA: Literal[1] = 1
 NFR = "negative_flip_rate"
@@ -198,9 +198,12 @@ def parent_tag(model_id: str) -> str:
 
 
 def spec_digest(spec: Mapping[str, Any]) -> str:
-    """The same value as `RefreshSpec.digest` for a resolved spec as JSON values."""
-    document = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of what determines the result, as the spec itself computes it.
+
+    Raises:
+        SpecError: Not a spec of a refresh.
+    """
+    return parse(spec).digest()
 
 
 def manifest_text(files: Mapping[str, str]) -> str:

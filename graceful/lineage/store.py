@@ -9,7 +9,6 @@ MLflow holds: one experiment per model family (`graceful-<model>`), one run per 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
@@ -18,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graceful.errors import RegistryError, SpecError
-from graceful.lineage import connection, graph, promotion, registration, schema
+from graceful.errors import RegistryError
+from graceful.lineage import connection, graph, promotion, registration, schema, tracking
 from graceful.lineage.registration import Registration
 from graceful.lineage.registry import Registry, damage, quoted
 from graceful.lineage.schema import LineageRecord
@@ -83,21 +82,8 @@ class Store:
             SpecError: The refresh was begun with another spec.
             RegistryError: Unreachable or refused.
         """
-        with self.registry.door(f"begin {run_id}") as client:
-            experiment = self.registry.experiment(spec["model"])
-            runs = registration.runs(self.registry, experiment, run_id)
-            if not runs:
-                client.create_run(experiment, run_name=run_id, tags=registration.run_tags(spec, run_id))
-                runs = registration.runs(self.registry, experiment, run_id)
-            first, *repeated = runs
-            for run in repeated:
-                client.delete_run(run.info.run_id)
-            if first.data.tags[schema.TAG_SPEC] != schema.spec_digest(spec):
-                raise SpecError(
-                    f"run {run_id}: was begun with another spec; restore that one or give the version another name"
-                )
-            client.log_batch(first.info.run_id, params=registration.params(spec))
-        return str(first.info.run_id)
+        with self.registry.door(f"begin {run_id}"):
+            return tracking.begin(self.registry, spec, run_id)
 
     def log_history(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Record the training history; the same rows again change nothing.
@@ -109,18 +95,8 @@ class Store:
         Raises:
             RegistryError: Unreachable or refused.
         """
-        with self.registry.door("log the history") as client:
-            from mlflow.entities import Metric
-
-            start = client.get_run(run).info.start_time
-            metrics = [
-                Metric(re.sub(r"[^\w.\-/: ]", "_", key), float(value), start + int(row["step"]), int(row["step"]))
-                for row in rows
-                for key, value in row.items()
-                if key != "step" and isinstance(value, int | float) and math.isfinite(value)
-            ]
-            for index in range(0, len(metrics), registration.BATCH):
-                client.log_batch(run, metrics=metrics[index : index + registration.BATCH])
+        with self.registry.door("log the history"):
+            tracking.log_history(self.registry, run, rows)
 
     def abandon(self, run: str) -> None:
         """Mark the run of a refresh that failed, so that it does not stay running for ever."""

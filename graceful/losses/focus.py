@@ -99,8 +99,9 @@ def advance(state: Tensor, *, batch: Tensor, decay: float = DECAY) -> Tensor:
 @torch.no_grad()
 def normalise(weights: Tensor, *, mean: float | Tensor) -> Tensor:
     """Divide raw weights [B] by their mean; mean 0 (nothing ever in focus, alpha 0) gives zeros, no division."""
-    divisor = torch.as_tensor(mean, dtype=weights.dtype, device=weights.device)
-    return torch.where(divisor > 0.0, weights / torch.where(divisor > 0.0, divisor, 1.0), 0.0)
+    if isinstance(mean, Tensor):
+        return torch.where(mean > 0.0, weights / torch.where(mean > 0.0, mean, 1.0), 0.0)
+    return weights / mean if mean > 0.0 else torch.zeros_like(weights)
 
 
 @torch.no_grad()

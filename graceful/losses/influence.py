@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graceful.losses.alignment import normalise
-from graceful.losses.reduction import accurate
+from graceful.losses.reduction import accurate, full_precision
 
 
 def influence(
@@ -44,7 +44,7 @@ def influence(
     """
     embedding = accurate(embedding)
     logits = []
-    with torch.autocast(embedding.device.type, enabled=False):
+    with full_precision(embedding.device):
         if head is not None:
             logits.append(accurate(head(embedding)))
         if prototypes is not None and len(prototypes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,13 @@ from torch import Tensor
 def accurate(values: Tensor) -> Tensor:
     """Bring values to the precision that losses are computed in: fp32 at least, fp64 stays fp64."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Switch autocast off inside, on devices that have it, so that products of matrices stay fp32."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def weighted_mean(values: Tensor, *, weights: Tensor | None = None, participates: Tensor | None = None) -> Tensor:

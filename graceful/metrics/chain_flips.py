@@ -29,7 +29,7 @@ NAMES = (
 )
 
 
-def chain(
+def chain_flips(
     new: Predictions,
     olds: Sequence[Predictions],
     usage: Sequence[float] | None = None,

@@ -1,8 +1,9 @@
 """Retrieval by nearest neighbour: CMC, recall, mean average precision, per query. Runs in driver and workers, NumPy.
 
-Ranking is by cosine similarity, computed in double precision and rounded to fp32, then by gallery id: the order does
-not depend on how the work is split, on threads, or on the order of the lists. A gallery item with the query's own id is
-never a result. Queries go through in chunks; memory does not grow with queries x gallery.
+Ranking is by cosine similarity, computed in double precision and rounded to 2^-24 (the resolution of fp32), then by
+gallery id: equal similarities are equal, and the order does not depend on how the work is split, on threads, or on the
+order of the lists. A gallery item with the query's own id is never a result. Queries go through in chunks; memory does
+not grow with queries x gallery.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from graceful.report import Measurement
 
 _CELLS = 4_000_000
 _LOW = np.uint64(0xFFFFFFFF)
-_UNREACHABLE = np.uint64(0xFF800000 << 32)
+_UNREACHABLE = 0xFFFFFFFE
+_ITSELF = np.uint64(0xFFFFFFFF << 32)
+_GRID = 2.0**24
 NEVER = np.iinfo(np.int64).max
 """Rank of a hit that does not exist."""
 
@@ -175,7 +178,7 @@ def rank_parts(
     fixed: dict[str, Any] = {"labels": labels, "position": position, "cutoffs": cutoffs}
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
-        scores = np.concatenate([left[rows] @ right.T for left, right in sides], axis=1).astype(np.float32)
+        scores = np.concatenate([left[rows] @ right.T for left, right in sides], axis=1)
         chunks.append(_rank_chunk(scores, own=own[rows], own_labels=own_labels[rows], **fixed))
     columns = [np.concatenate(column) for column in zip(*chunks, strict=True)] if chunks else _no_queries(len(cutoffs))
     positives, first_hit, precision, top, *at = columns
@@ -215,7 +218,7 @@ def normalised(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def _rank_chunk(
-    scores: NDArray[np.float32],
+    scores: NDArray[np.float64],
     *,
     own: NDArray[np.int64],
     own_labels: NDArray[np.int64],
@@ -223,18 +226,16 @@ def _rank_chunk(
     position: NDArray[np.uint64],
     cutoffs: Sequence[int],
 ) -> tuple[NDArray[Any], ...]:
-    """Sort one key per (query, item): falling score above, id order below; then read the hits off the order."""
-    rows = np.arange(len(scores))
-    scores[np.isnan(scores)] = -np.inf
-    keys = (_falling(scores) << np.uint64(32)) | position
-    present = own >= 0
-    keys[rows[present], own[present]] |= _LOW << np.uint64(32)
-    scores[rows[present], own[present]] = -np.inf
+    """Sort one key per (query, item), distance above and id order below; then read the hits off the order."""
+    rows, present = np.arange(len(scores)), own >= 0
+    keys = (_distances(scores) << np.uint64(32)) | position
+    keys[rows[present], own[present]] |= _ITSELF
+    scores[rows[present], own[present]] = np.nan
     keys.sort(axis=1)
     hits = labels[(keys & _LOW).astype(np.int64)] == own_labels[:, None]
     hits[present, -1] = False
     positives = hits.sum(axis=1)
-    row, column = np.nonzero(hits & (keys < _UNREACHABLE))
+    row, column = np.nonzero(hits & (keys < np.uint64(_UNREACHABLE << 32)))
     reached = np.bincount(row, minlength=len(scores))
     start = np.cumsum(reached) - reached
     found = np.arange(len(row)) - start[row] + 1
@@ -242,7 +243,8 @@ def _rank_chunk(
     first = np.full(len(scores), NEVER, dtype=np.int64)
     first[reached > 0] = column[start[reached > 0]] + 1
     at = [_averaged(row, np.where(column < k, precision, 0.0), np.minimum(positives, k)) for k in cutoffs]
-    return positives, first, _averaged(row, precision, positives), scores.max(axis=1), *at
+    top = np.fmax.reduce(scores, axis=1, initial=-np.inf).astype(np.float32)
+    return positives, first, _averaged(row, precision, positives), top, *at
 
 
 def _averaged(
@@ -253,11 +255,10 @@ def _averaged(
         return np.asarray(np.where(divisor > 0, total / divisor, np.nan))
 
 
-def _falling(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Whole numbers that rise as the scores fall; equal scores (0 and -0 too) give equal numbers."""
-    bits = (-scores + np.float32(0.0)).view(np.uint32)
-    rising = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(0x80000000))
-    return rising.astype(np.uint64)
+def _distances(scores: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """1 - cosine in whole steps of 2^-24; what is not finite is farther than anything."""
+    steps = np.rint((1.0 - scores) * _GRID)
+    return np.where(np.isnan(steps), _UNREACHABLE, steps).astype(np.uint64)
 
 
 def recall_at_k(ranking: Ranking, k: int = 1, *, draws: int = 1000, seed: int = 0) -> Measurement:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from graceful import storage
 from graceful.chain import Predecessor, freeze
 from graceful.errors import DataError, IntegrityError, NonFiniteError
-from graceful.spec import RefreshSpec
+from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
 
@@ -118,8 +118,9 @@ def load(
         expected_digest: What `save` returned, from the registry; None: only the weights are checked.
         model_id: Identity in the registry; None: `<model>-<name>`.
         augment_like: Task section of the version in training. The predecessor then draws its augmented views as that
-            section does (shift, flip), so that both see the same view; clean inputs are unaffected. None, or a task of
-            another kind: as its own section says, which for a version trained without augmentation means clean.
+            section does (shift, flip), so that both see the same view; clean inputs are unaffected. If both are Python
+            tasks, this section's file is the one that runs: what a registry names is not trusted. None, or a task of
+            another kind: as its own section says; a Python file then runs only if its content is the recorded one.
 
     Returns:
         The predecessor; its `notes` say when its transform may no longer be the one it was trained with.
@@ -132,11 +133,15 @@ def load(
 
     folder = Path(folder)
     described, weights, identity = _verified(folder, expected_digest)
-    section = _section(described, folder)
+    section = _trusted(_section(described, folder), augment_like)
+    current = tasks.transform_digest(section)
+    if section.kind == "python" and augment_like is None and current != described.transform_digest:
+        raise DataError(
+            f"{folder / DESCRIPTION}: {section.file} is not the file {described.name} was saved with; restore that file"
+        )
     task = tasks.build(section)
     network = _network(task, described.classes)
     _fill(network, weights, path=folder / WEIGHTS, described=described)
-    current = tasks.transform_digest(section)
     viewed = _augmented(section, augment_like)
     return Predecessor(
         name=described.name,
@@ -226,6 +231,13 @@ def _section(described: Description, folder: Path) -> TaskSection:
         raise DataError(
             f"{folder / DESCRIPTION}: {where}: {first['msg'].lower()}; use the graceful release that wrote it"
         ) from e
+    return section
+
+
+def _trusted(section: TaskSection, like: TaskSection | None) -> TaskSection:
+    """Replace a recorded Python file by the one the user names now."""
+    if isinstance(section, PythonTask) and isinstance(like, PythonTask):
+        return section.model_copy(update={"file": like.file})
     return section
 
 

@@ -148,10 +148,10 @@ def measure(
 ) -> tuple[Report, gate.Verdict]:
     """Evaluate a bundle against its ancestors' bundles and judge the report."""
     chain = [
-        bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id)
+        bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id, augment_like=spec.task)
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
-    report = evaluate(spec, bundle.load(folder), chain)
+    report = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return report, gate.judge(report, constraints, family=spec.gate.family)
 

@@ -106,9 +106,10 @@ class Objective:
             share = version.correct_share
             if share is None or not 0.0 <= share <= 1.0:
                 raise ValueError(f"correct_share of {version.name} must be in [0, 1], got {share}")
+        self._maps = [label_map(classes, version.classes) for version in self._versions]
         self._spaces = [
-            label_space.build(label_map(classes, one.classes), old_size=len(one.classes), device=self._device)
-            for one in self._versions
+            label_space.build(known, old_size=len(version.classes), device=self._device)
+            for known, version in zip(self._maps, self._versions, strict=True)
         ]
         self._terms = tuple(self._bind())
         self._dynamic = tuple(term for term in self._terms if term.is_dynamic)
@@ -136,15 +137,14 @@ class Objective:
             ValueError: `old` or `reference` is missing or was not asked for.
         """
         self._check(old, reference)
-        with torch.autocast(self._device.type, enabled=False):
-            outputs = Outputs(accurate(outputs.embedding), accurate(outputs.logits))
-            values = self._values(outputs, labels, self._pairs(outputs, labels, old))
-            if self._compatibility.reference is not None and reference is not None:
-                temperature = self._compatibility.reference.temperature
-                distances = reference_divergence(outputs.logits, reference, temperature=temperature)
-                values["reference"] = weighted_mean(distances)
-            weights = self.weights
-            total = torch.stack([weights[key] * one for key, one in values.items()]).sum()
+        outputs = Outputs(accurate(outputs.embedding), accurate(outputs.logits))
+        values = self._values(outputs, labels, self._pairs(outputs, labels, old))
+        if self._compatibility.reference is not None and reference is not None:
+            temperature = self._compatibility.reference.temperature
+            distances = reference_divergence(outputs.logits, reference, temperature=temperature)
+            values["reference"] = weighted_mean(distances)
+        weights = self.weights
+        total = torch.stack([weights[key] * one for key, one in values.items()]).sum()
         correct = (outputs.logits.detach().argmax(-1) == labels).sum()
         return ObjectiveValue(total=total, parts={key: one.detach() for key, one in values.items()}, correct=correct)
 
@@ -177,7 +177,7 @@ class Objective:
             seen[loss.kind] += 1
             kind = loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}"
             for index, version in enumerate(self._versions):
-                slots, rows = self._spaces[index].label_map, None
+                slots, rows = self._maps[index], None
                 if isinstance(loss, spec.Influence):
                     slots, rows = old_classifier(version, known=slots, use_prototypes=loss.prototypes)
                 term = Term(

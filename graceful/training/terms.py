@@ -195,7 +195,7 @@ def old_classifier(version: OldVersion, *, known: Tensor, use_prototypes: bool) 
 
     Args:
         version: The old version; its prototypes are read only for classes that its head does not know.
-        known: [C_new] label map.
+        known: [C_new] label map, on the CPU.
         use_prototypes: Whether the spec wants them.
 
     Returns:
@@ -206,7 +206,6 @@ def old_classifier(version: OldVersion, *, known: Tensor, use_prototypes: bool) 
     """
     if isinstance(version.head, nn.Module) and any(one.requires_grad for one in version.head.parameters()):
         raise ValueError(f"the head of {version.name} must be frozen; call chain.freeze on its network first")
-    known = known.cpu()
     slots = known.clone() if version.head is not None else torch.full_like(known, -1)
     unseen = int((slots < 0).sum())
     if version.head is None and not use_prototypes:

@@ -177,6 +177,11 @@ def test_begin_finds_the_same_run_and_refuses_another_spec(empty: Store) -> None
         empty.begin(versions.spec("v1", task={"kind": "digits", "share": 0.5}), "glyphs-v1")
 
 
+def test_resumed_refresh_may_have_more_time(empty: Store) -> None:
+    run = empty.begin(versions.spec("v1", train={"max_failures": 1}), "glyphs-v1")
+    assert empty.begin(versions.spec("v1", train={"max_failures": 2}), "glyphs-v1") == run
+
+
 def test_registry_password_reaches_neither_parameters_nor_artifacts(empty: Store, tmp_path: Path) -> None:
     item = versions.registration(empty, tmp_path, "v1", registry={"uri": "http://me:secret@host"})
     record = empty.register(item)

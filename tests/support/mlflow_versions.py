@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def registration(
         report=evidence,
         verdict=verdict(evidence),
     )
+
+
+def changed(item: Registration, **fields: Any) -> Registration:
+    return replace(item, **fields)
 
 
 def add(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,39 +37,37 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *arguments: Any) ->
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        results = context.SimpleQueue()
         ranks = [
-            context.Process(target=_rank_main, args=(fn, rank, world_size, f"{folder}/store", results, arguments))
-            for rank in range(world_size)
+            context.Process(target=_rank_main, args=(fn, rank, world_size, folder, arguments)) for rank in range(world_size)
         ]
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(timeout=180)
+            process.join(timeout=120)
             if process.is_alive():
                 process.kill()
-        found = {}
-        while not results.empty():
-            rank, value = results.get()
-            found[rank] = value
-    for rank in range(world_size):
-        if isinstance(found.get(rank), Exception):
-            raise found[rank]
-        assert rank in found, f"rank {rank} ended with exit code {ranks[rank].exitcode} and no result"
-    return [found[rank] for rank in range(world_size)]
+        results = [_result(Path(folder) / f"{rank}.pickle") for rank in range(world_size)]
+    for rank, value in enumerate(results):
+        if isinstance(value, Exception):
+            raise value
+        assert value is not None, f"rank {rank} ended with exit code {ranks[rank].exitcode} and no result"
+    return results
 
 
-def _rank_main(fn: Callable[..., Any], rank: int, size: int, store: str, results: Any, arguments: tuple[Any, ...]) -> None:
-    import traceback
+def _result(path: Path) -> Any:
+    return pickle.loads(path.read_bytes()) if path.exists() else None
 
+
+def _rank_main(fn: Callable[..., Any], rank: int, size: int, folder: str, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), GLOO_SOCKET_IFNAME="lo")
     try:
-        with process_group(store, rank=rank, size=size):
-            results.put((rank, fn(*arguments)))
+        with process_group(f"{folder}/store", rank=rank, size=size):
+            result = fn(*arguments)
     except Exception as e:
         e.add_note(traceback.format_exc())
-        results.put((rank, e))
+        result = e
+    Path(f"{folder}/{rank}.pickle").write_bytes(pickle.dumps(result))
 
 
 @contextmanager

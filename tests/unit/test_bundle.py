@@ -251,7 +251,9 @@ def test_a_python_task_that_changed_is_loaded_with_a_note(tmp_path: Path) -> Non
     unchanged: Predecessor = bundle.load(folder)
     assert unchanged.notes == ()
     source.write_text(PYTHON_TASK.replace("FACTOR = 1.0", "FACTOR = 2.0"))
-    changed = bundle.load(folder)
+    with pytest.raises(DataError, match="is not the file v1 was saved with"):
+        bundle.load(folder)
+    changed = bundle.load(folder, augment_like=spec.PythonTask(file=str(source)))
     assert len(changed.notes) == 1
     assert "own.py changed since" in changed.notes[0]
     assert "may differ" in changed.notes[0]
@@ -259,8 +261,20 @@ def test_a_python_task_that_changed_is_loaded_with_a_note(tmp_path: Path) -> Non
     assert float(changed.transform([[1.0, 1.0, 1.0]], None).max()) == 2.0
 
 
+def test_the_file_that_a_registry_names_gives_way_to_the_one_the_user_names(tmp_path: Path) -> None:
+    source, folder = _python_version(tmp_path)
+    moved = source.rename(tmp_path / "moved.py")
+    trap = "raise SystemExit('the recorded file ran')"
+    source.write_text(trap)
+    loaded = bundle.load(folder, augment_like=spec.PythonTask(file=str(moved)))
+    assert float(loaded.transform([[1.0, 1.0, 1.0]], None).max()) == 1.0
+    assert loaded.notes == ()
+
+
 def test_a_python_task_with_another_network_is_refused(tmp_path: Path) -> None:
     source, folder = _python_version(tmp_path)
     source.write_text(PYTHON_TASK.replace("Linear(3, 2)", "Linear(4, 2)"))
-    message = _refusal(folder, DataError)
+    with pytest.raises(DataError) as caught:
+        bundle.load(folder, augment_like=spec.PythonTask(file=str(source)))
+    message = str(caught.value)
     assert "body.weight must have shape [2, 4], got [2, 3]; its Python file has changed" in message

@@ -283,6 +283,23 @@ def test_half_precision_outputs_are_computed_in_fp32(dtype):
     torch.testing.assert_close(inside, value.total.detach(), rtol=1e-6, atol=0)
 
 
+def test_a_step_reads_no_value_back_and_stays_on_its_device():
+    """Tensors on `meta` have no values: reading one back, or mixing in a CPU tensor, fails."""
+    outputs, labels, old = batch()
+    bound = objective(
+        *EVERY_LOSS,
+        spec.Reweighting(),
+        versions=[version(head=head().to("meta")), version("v0", head=head().to("meta"), classes=("c", "c2", "a"))],
+        reference=spec.Reference(),
+        device="meta",
+    )
+    away = Outputs(*(x.detach().to("meta").requires_grad_() for x in outputs))
+    moved = OldOutputs(*(x.to("meta") for x in old))
+    value = bound(away, labels.to("meta"), [moved, moved], normal(BATCH, 4).to("meta"))
+    value.total.backward()
+    assert away.logits.grad.device.type == value.correct.device.type == "meta"
+
+
 def test_extreme_logits_stay_finite():
     outputs, labels, old = batch()
     big = Outputs(outputs.embedding, (outputs.logits.detach().sign() * 300).requires_grad_())

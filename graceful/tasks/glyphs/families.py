@@ -116,7 +116,7 @@ def without_copies(faces: Sequence[Face]) -> tuple[list[Face], list[Face]]:
     kept: list[Face] = []
     copies: list[Face] = []
     for face in sorted(faces, key=lambda face: (face.name, face.package)):
-        marks = {face.images[: len(ALPHANUMERIC)].tobytes(), (face.package, face.name)}
+        marks: set[bytes | tuple[str, str]] = {face.images[: len(ALPHANUMERIC)].tobytes(), (face.package, face.name)}
         (copies if marks & seen else kept).append(face)
         seen |= marks
     return kept, copies

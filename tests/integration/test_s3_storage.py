@@ -1,0 +1,188 @@
+"""Buckets on a real S3 server: listing, caching, errors a user can act on, and a task that lives there."""
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graceful import storage, tasks
+from graceful.errors import DataError, StorageError
+from graceful.spec import ImageFolderTask
+
+pytestmark = pytest.mark.integration
+TESTBED = Path(__file__).resolve().parents[3] / "shared" / "testbed" / "testbed"
+
+
+@contextlib.contextmanager
+def environment(values):
+    """Set variables for a while; boto3 must not take a client built before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    storage._client.cache_clear()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+        storage._client.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The test bed's S3 server, else moto's, on a port of its own; stopped at the end."""
+    if TESTBED.exists():
+        with from_testbed() as endpoint, environment(variables(endpoint, "graceful", "graceful-secret")):
+            yield endpoint
+        return
+    moto = pytest.importorskip("moto.server", reason="neither ../shared/testbed nor moto is here to serve S3")
+    started = moto.ThreadedMotoServer(port=0)
+    started.start()
+    try:
+        _, port = started.get_host_and_port()
+        with environment(variables(f"http://127.0.0.1:{port}", "key", "secret")):
+            yield f"http://127.0.0.1:{port}"
+    finally:
+        started.stop()
+
+
+@contextlib.contextmanager
+def from_testbed():
+    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graceful-testbed"
+    home = usual.with_name("graceful-testbed-storage")
+    home.mkdir(parents=True, exist_ok=True)
+    if (usual / "bin" / ".release").exists() and not (home / "bin").exists():
+        (home / "bin").symlink_to(usual / "bin")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shell = {**os.environ, "TESTBED_HOME": str(home), "S3_PORT": str(port)}
+    subprocess.run([TESTBED, "s3", "down"], env=shell, check=True, capture_output=True)
+    try:
+        subprocess.run(
+            [TESTBED, "s3", "up"], env=shell, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        subprocess.run([TESTBED, "s3", "down"], env=shell, check=True, capture_output=True)
+
+
+def variables(endpoint, key, secret):
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+@pytest.fixture
+def bucket(server):
+    name = f"graceful-{uuid.uuid4().hex[:8]}"
+    storage._client().create_bucket(Bucket=name)
+    return name
+
+
+def put(bucket, key, data):
+    storage._client().put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def picture(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (12, 12), colour).save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_listing_is_sorted_pages_and_stops_at_the_prefix(bucket):
+    for number in range(12):
+        put(bucket, f"data/{number:02d}.bin", b"x" * number)
+    put(bucket, "data-of-others/1.bin", b"x")
+    found = storage.list_objects(f"s3://{bucket}/data")
+    assert [stored.key for stored in found] == [f"data/{number:02d}.bin" for number in range(12)]
+    assert [stored.size for stored in found] == list(range(12))
+    assert len(storage.list_objects(f"s3://{bucket}")) == 13
+
+
+def test_a_folder_downloads_once_and_repairs_itself(bucket, tmp_path):
+    put(bucket, "model/arch.json", b"{}")
+    put(bucket, "model/deep/weights.bin", b"w" * 1000)
+    paths = storage.download(f"s3://{bucket}/model", tmp_path / "copy")
+    assert [path.relative_to(tmp_path / "copy").as_posix() for path in paths] == ["arch.json", "deep/weights.bin"]
+    assert paths[1].read_bytes() == b"w" * 1000
+    paths[1].write_bytes(b"damaged")
+    shutil.rmtree(tmp_path / "copy" / ".objects")
+    assert storage.download(f"s3://{bucket}/model", tmp_path / "copy")[1].read_bytes() == b"w" * 1000
+
+
+def test_errors_name_the_object_and_the_remedy_in_one_line(bucket):
+    with pytest.raises(StorageError, match=rf"s3://{bucket}/gone: no such object; check the key") as caught:
+        storage.read_object(f"s3://{bucket}/gone")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StorageError, match="no such bucket"):
+        storage.list_objects(f"s3://{bucket}-not-there/x")
+
+
+def test_a_wrong_key_and_a_dead_server_are_told_apart(bucket, server):
+    with (
+        environment({"AWS_SECRET_ACCESS_KEY": "wr0ng-s3cret"}),
+        pytest.raises(StorageError, match=r"wrong secret key|access denied") as refused,
+    ):
+        storage.list_objects(f"s3://{bucket}/x")
+    assert "wr0ng-s3cret" not in str(refused.value)
+    with (
+        environment({"AWS_ACCESS_KEY_ID": "nobody"}),
+        pytest.raises(StorageError, match=r"unknown access key|access denied|check the address and the credentials"),
+    ):
+        storage.list_objects(f"s3://{bucket}/x")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    with (
+        environment({"AWS_ENDPOINT_URL": dead, "AWS_MAX_ATTEMPTS": "1"}),
+        pytest.raises(StorageError, match="not reachable") as gone,
+    ):
+        storage.list_objects(f"s3://{bucket}/x")
+    assert "AWS_ENDPOINT_URL" in str(gone.value)
+
+
+@pytest.fixture
+def images(bucket):
+    for label, colour in (("ant", (255, 0, 0)), ("bee", (0, 0, 255))):
+        for number in range(30):
+            put(bucket, f"insects/{label}/{number:02d}.png", picture(colour))
+    put(bucket, "insects/ant/.hidden.png", b"no image")
+    put(bucket, "insects/ant/notes.txt", b"no image")
+    return f"s3://{bucket}/insects"
+
+
+def test_a_task_in_a_bucket_reads_like_one_on_disk(images, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    remote = tasks.build(ImageFolderTask(root=images, size=8))
+    storage.download(images, tmp_path / "local")
+    local = tasks.build(ImageFolderTask(root=str(tmp_path / "local"), size=8))
+    there, here = remote.samples("train"), local.samples("train")
+    assert remote.classes == ("ant", "bee")
+    assert np.array_equal(there.ids, here.ids)
+    positions = np.asarray([0, len(there) - 1])
+    assert remote.transform(there.read(positions), None).equal(local.transform(here.read(positions), None))
+    put(bucket, f"insects/{there.ids[0]}", picture((1, 2, 3)))
+    assert tasks.build(ImageFolderTask(root=images, size=8)).samples("train").digest != there.digest
+
+
+def test_a_corrupt_object_is_named(images, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path))
+    put(bucket, "insects/bee/00.png", b"not an image")
+    task = tasks.build(ImageFolderTask(root=images, size=8))
+    opened = [task.samples(split) for split in ("train", "validation", "constraint", "test")]
+    samples = next(part for part in opened if "bee/00.png" in part.ids)
+    with pytest.raises(DataError, match=rf"s3://{bucket}/insects/bee/00\.png: not a readable image"):
+        samples.read(np.flatnonzero(samples.ids == "bee/00.png"))

@@ -1,0 +1,116 @@
+"""Files: whole or not at all. Digests: of content alone. Objects: what can be said without a server."""
+
+import errno
+import hashlib
+import os
+import stat
+
+import pytest
+
+from graceful import storage
+from graceful.errors import IntegrityError, SpecError, StorageError
+
+
+def test_a_digest_is_that_of_the_bytes(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"x" * 3_000_000)
+    assert storage.sha256_file(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_json_digest_ignores_the_order_of_keys_and_nothing_else():
+    assert storage.sha256_json({"a": 1, "b": [1, 2]}) == storage.sha256_json({"b": [1, 2], "a": 1})
+    assert storage.sha256_json({"a": [1, 2]}) != storage.sha256_json({"a": [2, 1]})
+    assert storage.sha256_json({"a": 1}) != storage.sha256_json({"a": 1.0})
+    with pytest.raises(ValueError):
+        storage.sha256_json(float("nan"))
+
+
+def test_writing_replaces_the_file_makes_folders_and_leaves_no_temporary(tmp_path):
+    path = tmp_path / "deep" / "er" / "a.txt"
+    storage.write_text(path, "old")
+    storage.write_text(path, "né")
+    assert path.read_bytes() == "né".encode()
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~storage._umask()
+
+
+def test_a_full_disk_keeps_the_old_content_and_says_so_in_one_line(tmp_path, monkeypatch):
+    path = storage.write_text(tmp_path / "a.txt", "old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"a\.txt: cannot write, the disk is full; free some space") as caught:
+        storage.write_text(path, "new")
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read in (storage.sha256_file, storage.read_bytes):
+        with pytest.raises(StorageError, match=r"gone\.bin: cannot read"):
+            read(tmp_path / "gone.bin")
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"), [("s3://b/some/key", ("b", "some/key")), ("s3://b", ("b", "")), ("s3://b/", ("b", ""))]
+)
+def test_addresses_split_into_bucket_and_key(uri, parts):
+    assert storage.split_uri(uri) == parts
+
+
+@pytest.mark.parametrize("uri", ["s3://", "/local/folder", "gs://bucket/x"])
+def test_other_addresses_are_refused(uri):
+    with pytest.raises(SpecError, match="must look like s3://bucket/prefix"):
+        storage.split_uri(uri)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Objects by address, without a server; counts how often each was asked for."""
+    objects: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    def read(uri):
+        asked.append(uri)
+        return objects[uri]
+
+    monkeypatch.setattr(storage, "read_object", read)
+    return objects, asked
+
+
+def test_an_object_is_fetched_once_and_again_when_its_copy_is_damaged(served, tmp_path):
+    objects, asked = served
+    objects["s3://b/k"] = b"content"
+    stored = storage.StoredObject(bucket="b", key="k", size=7, etag="e")
+    assert [storage.read_cached(stored, tmp_path) for _ in range(2)] == [b"content"] * 2
+    assert asked == ["s3://b/k"]
+    copy = next(path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".sha256")
+    copy.write_bytes(b"c0ntent")
+    assert storage.read_cached(stored, tmp_path) == b"content"
+    assert asked == ["s3://b/k"] * 2
+
+
+def test_an_object_that_changed_is_fetched_again(served, tmp_path):
+    objects, _ = served
+    objects["s3://b/k"] = b"first"
+    storage.read_cached(storage.StoredObject(bucket="b", key="k", size=5, etag="1"), tmp_path)
+    objects["s3://b/k"] = b"other"
+    assert storage.read_cached(storage.StoredObject(bucket="b", key="k", size=5, etag="2"), tmp_path) == b"other"
+
+
+def test_fewer_bytes_than_listed_are_refused_and_not_kept(served, tmp_path):
+    objects, _ = served
+    objects["s3://b/k"] = b"cut"
+    with pytest.raises(IntegrityError, match="3 bytes where the listing says 7"):
+        storage.read_cached(storage.StoredObject(bucket="b", key="k", size=7, etag="e"), tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_key_that_leaves_the_folder_is_refused(served, monkeypatch, tmp_path):
+    evil = storage.StoredObject(bucket="b", key="p/../../evil", size=1, etag="e")
+    monkeypatch.setattr(storage, "list_objects", lambda uri: [evil])
+    with pytest.raises(StorageError, match="leaves the folder"):
+        storage.download("s3://b/p", tmp_path / "in")

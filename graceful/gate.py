@@ -23,17 +23,8 @@ EXIT_HELD = 3
 SCHEMA = 1
 FAMILIES = ("none", "bonferroni")
 
-CHAIN_METRICS = frozenset(
-    {
-        "chain_max_nfr",
-        "chain_mean_nfr",
-        "usage_weighted_nfr",
-        "union_nfr",
-        "unanimous_nfr",
-        "step_nfr",
-        "cumulative_negative_flips",
-    }
-)
+_OVER_ANCESTORS = ("chain_max_nfr", "chain_mean_nfr", "usage_weighted_nfr", "union_nfr", "unanimous_nfr", "step_nfr")
+CHAIN_METRICS = frozenset({*_OVER_ANCESTORS, "cumulative_negative_flips"})
 """Measured on the new version itself but about its ancestors: vacuous for a first link."""
 
 _RATES = ("rate", "nfr", "trust", "error", "recall", "map", "cmc", "tar_", "tpir", "inconsistency", "impact", "gain")

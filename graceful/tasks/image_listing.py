@@ -128,8 +128,6 @@ def _local(root: Path) -> tuple[set[_Parts], dict[_Parts, _File]]:
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, bool]]:
     """Everything below a folder, links followed but never back into a folder on the way down."""
     real = folder.resolve()
-    if real in above:
-        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as e:

@@ -111,8 +111,8 @@ class DeepSpeedEngine:
     """DeepSpeed with ZeRO 0 to 3. Needs a default process group, of one rank if need be."""
 
     def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device) -> None:
-        self._train, self._zero3 = train, train.engine == spec.DeepSpeedEngine(zero_stage=3)
-        self._slice = 0
+        assert isinstance(train.engine, spec.DeepSpeedEngine)
+        self._train, self._stage, self._slice = train, train.engine.zero_stage, 0
         self._network = Forward(network.to(device))
         with _deepspeed(device) as deepspeed:
             self._deepspeed = deepspeed
@@ -142,14 +142,21 @@ class DeepSpeedEngine:
         self._slice = 0
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        before = self._engine.skipped_steps
+        before, norm = self._engine.skipped_steps, self._unsharded_norm()
         self._engine.step()
-        found = self._engine.get_global_grad_norm()
-        norm = None if found is None else float(found)
+        if norm is None:
+            norm = _number(self._engine.get_global_grad_norm())
         finite = norm is None or math.isfinite(norm)
         if norm is not None and not finite and self._train.precision != "fp16":
             raise bad_gradient(norm)
         return StepInfo(grad_norm=norm if finite else None, skipped=self._engine.skipped_steps > before or not finite)
+
+    def _unsharded_norm(self) -> float | None:
+        """At ZeRO 0 DeepSpeed tells no norm, but whole gradients are there to be measured."""
+        if self._stage > 0 or self._train.precision == "fp16":
+            return None
+        gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     def save(self, folder: Path) -> None:
         """As `Engine.save`."""
@@ -162,7 +169,7 @@ class DeepSpeedEngine:
     def export(self) -> dict[str, Tensor] | None:
         """As `Engine.export`; at ZeRO 3 one parameter is gathered at a time."""
         network, keep = self._network.network, rank() == 0
-        if not self._zero3:
+        if self._stage < 3:
             return portable(network.state_dict()) if keep else None
         parameters = dict(network.named_parameters())
         state = {name: tensor for name, tensor in network.state_dict().items() if name not in parameters}
@@ -200,3 +207,7 @@ def _deepspeed(device: torch.device) -> Iterator[Any]:
         os.environ.pop("TORCHDYNAMO_DISABLE")
         if before is not None:
             os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -38,7 +38,8 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *arguments: Any) ->
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank_main, args=(fn, rank, world_size, folder, arguments)) for rank in range(world_size)
+            context.Process(target=_rank_main, args=(fn, rank, world_size, folder, arguments))
+            for rank in range(world_size)
         ]
         for process in ranks:
             process.start()
@@ -177,7 +178,7 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     found["adamw_losses"] = adam.losses
 
     evaluated = Trained(section(kind))
-    (x, _), = batch(0, accumulation=1)
+    ((x, _),) = batch(0, accumulation=1)
     found["eval_requires_grad"] = evaluated.engine.forward(x, train=False).logits.requires_grad
     found["not_finite"] = _poisoned(kind)
     found["bf16_losses"] = Trained(section(kind, precision="bf16")).run(range(STEPS)).losses
@@ -210,7 +211,7 @@ def _merge(folder: Path) -> Path:
 
 def _poisoned(kind: str) -> str:
     poisoned = Trained(section(kind))
-    (x, _), = batch(0, accumulation=1)
+    ((x, _),) = batch(0, accumulation=1)
     poisoned.engine.backward(poisoned.engine.forward(x).logits.sum() * float("nan"))
     try:
         poisoned.engine.step(0.1)

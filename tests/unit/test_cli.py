@@ -125,32 +125,38 @@ def test_gate_holds_with_exit_code_3(command_line: Run, report_and_spec: tuple[P
     assert [finding["met"] for finding in verdict["findings"]] == [False, True]
 
 
-def test_gate_refuses_files_of_two_models(command_line: Run, report_and_spec: tuple[Path, Path]) -> None:
-    done = command_line("gate", *report_and_spec, "--set", "model=glyphs")
-    assert done.returncode == 2
-    assert "is about digits" in told(done)
+def test_gate_refuses_files_of_two_models(
+    report_and_spec: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["gate", *map(str, report_and_spec), "--set", "model=glyphs"]) == 2
+    assert "is about digits" in capsys.readouterr().err
 
 
-def test_gate_refuses_what_is_no_report(command_line: Run, report_and_spec: tuple[Path, Path]) -> None:
+def test_gate_refuses_what_is_no_report(report_and_spec: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     report, path = report_and_spec
-    assert "no such report" in told(command_line("gate", report.with_name("nowhere.json"), path))
+    assert cli.main(["gate", str(report.with_name("nowhere.json")), str(path)]) == 2
+    assert "no such report" in capsys.readouterr().err
     report.write_text("{}", encoding="utf-8")
-    done = command_line("gate", report, path)
-    assert done.returncode == 2
-    assert str(report) in told(done)
+    assert cli.main(["gate", str(report), str(path)]) == 2
+    assert str(report) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["table", "json", "yaml"])
 def test_a_dry_run_prints_a_spec_that_repeats_the_run(
-    command_line: Run, report_and_spec: tuple[Path, Path], output: str
+    report_and_spec: tuple[Path, Path],
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = report_and_spec[1]
-    done = command_line("refresh", path, "--dry-run", "--set", "train.epochs=2", "--home", "h", "-o", output)
-    assert done.returncode == 0
-    resolved = spec.parse(yaml.safe_load(done.stdout))
+    monkeypatch.chdir(path.parent)
+    asked = ["refresh", str(path), "--dry-run", "--set", "train.epochs=2", "--home", "h", "-o", output]
+    assert cli.main(asked) == 0
+    printed = capsys.readouterr()
+    resolved = spec.parse(yaml.safe_load(printed.out))
     assert resolved.train.epochs == 2
     assert resolved.home == str(path.parent / "h")
-    assert "promote: champion moves only if passed" in done.stderr
+    assert "promote: champion moves only if passed" in printed.err
 
 
 def command_that(error: BaseException) -> click.Command:

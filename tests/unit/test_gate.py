@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
@@ -256,6 +256,7 @@ def test_an_end_that_rounds_to_the_bound_is_shown_with_enough_digits() -> None:
 measured = st.builds(lambda count, extra: share(count, count + extra), st.integers(0, 50), st.integers(1, 5000))
 
 
+@settings(deadline=None)
 @given(st.lists(measured, min_size=1, max_size=4), st.floats(0, 1), st.sampled_from(["none", "bonferroni"]))
 def test_the_same_report_and_constraints_give_the_same_bytes(
     found: list[Measurement], bound: float, family: str
@@ -268,6 +269,7 @@ def test_the_same_report_and_constraints_give_the_same_bytes(
     assert Verdict.from_json(text).to_json() == text
 
 
+@settings(deadline=None)
 @given(measured, st.floats(0, 1))
 def test_loosening_a_bound_or_dropping_the_family_never_turns_passed_into_held(item: Measurement, bound: float) -> None:
     evidence = report({}, {"negative_flip_rate": item}, {"negative_flip_rate": item})
@@ -320,6 +322,7 @@ def test_upper_ends_of_wilson_as_published(count: float, n: int, upper: float) -
     assert round(100 * wilson(count, n)[1], 2) == upper
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.data())
 def test_wilson_solves_its_quadratic_and_contains_the_value(n: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, n))

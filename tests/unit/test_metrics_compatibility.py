@@ -66,7 +66,7 @@ def test_a_tie_is_not_compatible_and_is_counted() -> None:
     assert found.reason == "2 ties, which are not compatible"
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 5), st.data())
 def test_average_compatibility_equals_its_definition(size: int, data: st.DataObject) -> None:
     drawn = data.draw(st.lists(st.integers(0, 3), min_size=size * size, max_size=size * size))

@@ -128,6 +128,7 @@ def test_mcnemar_exact_p_values(gained: int, lost: int, p: float) -> None:
     assert mcnemar(lost, gained) == mcnemar(gained, lost)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_equals_the_binomial_sum(gained: int, lost: int) -> None:
     n = gained + lost
@@ -135,7 +136,7 @@ def test_mcnemar_equals_the_binomial_sum(gained: int, lost: int) -> None:
     assert mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20))
 def test_unique_keeps_each_id_once_in_order(names: list[str]) -> None:
     ids = np.array(names)

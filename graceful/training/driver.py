@@ -1,0 +1,86 @@
+"""Train a job: find out what is done, start what is not, follow it, record how it ended. Runs in the driver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from graceful.training import checkpoint
+from graceful.training.job import TrainingJob, TrainingResult, claim, finished, record
+from graceful.training.loop import Place, run
+
+__all__ = ["TrainingJob", "TrainingResult", "train"]
+
+Progress = Callable[[Mapping[str, object]], None]
+
+
+def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResult:
+    """Train a job to its end. An interrupted one resumes, a finished one returns what was recorded.
+
+    Without workers (`train.num_workers: 0`) everything happens in this process and Ray is not imported.
+
+    Args:
+        job: What to train.
+        progress: Called with each row of the trace, in this thread.
+
+    Raises:
+        SpecError: The folder belongs to another job, or the spec does not fit the data or the machine.
+        DataError, IntegrityError: Data, predecessors, caches or a checkpoint are missing or damaged.
+        TrainingError: Training failed, collapsed or ran out of time; checkpoints stay.
+        KeyboardInterrupt: Passed on after the workers are gone; checkpoints stay.
+    """
+    digest = claim(job)
+    known = finished(job)
+    if known is not None:
+        return known
+    started = time.monotonic()
+    if job.spec.train.num_workers == 0:
+        outcome = _inline(job, digest=digest, progress=progress)
+    else:
+        from graceful.training import ray_fit
+
+        outcome = ray_fit.fit(job, digest=digest, progress=progress)
+    return record(job, outcome, seconds=time.monotonic() - started)
+
+
+def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict[str, Any]:
+    root = job.run_dir / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob(".part-*"):
+        shutil.rmtree(left)
+    wanted = job.spec.train.use_gpu
+    gpu = torch.cuda.is_available() if wanted is None else wanted
+    if job.spec.train.engine.kind == "deepspeed":
+        _group_of_one()
+
+    @contextmanager
+    def restore() -> Iterator[Path | None]:
+        yield checkpoint.latest(root)
+
+    def publish(part: Path, step: int, metrics: Mapping[str, float]) -> None:
+        checkpoint.publish(part, root=root, step=step)
+
+    place = Place(
+        device=torch.device("cuda", 0) if gpu else torch.device("cpu"),
+        scratch=root,
+        restore=restore,
+        publish=publish,
+        tell=progress,
+        deadline=time.monotonic() + job.spec.train.timeout,
+    )
+    return run(job, place, digest=digest)
+
+
+def _group_of_one() -> None:
+    """DeepSpeed needs a process group even alone. It keeps references to it, so the group lives as long as the process."""
+    if not distributed.is_initialized():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)

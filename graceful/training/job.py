@@ -1,0 +1,203 @@
+"""One training run as values and files: what is to be trained, whose folder it is, how it ended. Driver and workers.
+
+spec.json         what the folder's run is: spec, seed, predecessors, references; written first, never changed
+metrics.jsonl     the trace; see trace.py
+model.safetensors weights of the finished run
+training.json     the result, written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graceful.errors import DataError, IntegrityError, SpecError
+from graceful.spec import Compatibility, RefreshSpec
+from graceful.storage import read_bytes, sha256_file, sha256_json, write_json
+from graceful.tasks.base import Task
+from graceful.training import trace
+
+SPEC, RESULT, WEIGHTS = "spec.json", "training.json", "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What to train, and where.
+
+    Attributes:
+        spec: The refresh; its task, train and compatibility sections are read.
+        run_dir: Folder of the run; the same folder resumes. With workers on other machines: shared with them.
+        predecessors: Bundle folders of the versions that the losses see, in order.
+        caches: Folder of each predecessor's outputs; None: it runs live in every step. Empty: all live.
+        references: Folders of the reference runs' outputs.
+        seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
+        constrained: False trains freely, whatever the spec's compatibility section says.
+        task: The spec's task, if it is built already; used only without Ray.
+    """
+
+    spec: RefreshSpec
+    run_dir: Path
+    predecessors: tuple[Path, ...] = ()
+    caches: tuple[Path | None, ...] = ()
+    references: tuple[Path, ...] = ()
+    seed: int | None = None
+    constrained: bool = True
+    task: Task | None = None
+
+    def __post_init__(self) -> None:
+        if self.caches and len(self.caches) != len(self.predecessors):
+            raise ValueError(f"{len(self.predecessors)} predecessors, but {len(self.caches)} caches")
+
+    @property
+    def effective_seed(self) -> int:
+        """The seed that counts."""
+        return self.spec.train.seed if self.seed is None else self.seed
+
+    @property
+    def compatibility(self) -> Compatibility:
+        """The section that counts."""
+        return self.spec.compatibility if self.constrained else Compatibility()
+
+    def portable(self) -> TrainingJob:
+        """What is sent to another process: absolute paths, no built task."""
+        return replace(
+            self,
+            task=None,
+            run_dir=self.run_dir.resolve(),
+            predecessors=tuple(path.resolve() for path in self.predecessors),
+            caches=tuple(path and path.resolve() for path in self.caches),
+            references=tuple(path.resolve() for path in self.references),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the result, as JSON: equal identities may share a folder."""
+        from graceful.models import bundle
+
+        limits = {"timeout", "max_failures", "checkpoint_every"}
+        document = self.spec.model_dump(
+            mode="json",
+            include={"model": True, "name": True, "task": True, "train": True, "compatibility": True},
+            exclude={"train": limits},
+        )
+        document["train"]["seed"] = self.effective_seed
+        document["compatibility"] = self.compatibility.model_dump(mode="json")
+        document["predecessors"] = [bundle.digest(folder) for folder in self.predecessors]
+        document["references"] = [folder.name for folder in self.references]
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How training ended.
+
+    Attributes:
+        weights: safetensors file with the network's state, fp32.
+        history: The trace's row of every epoch.
+        steps: Optimiser steps of the whole run.
+        seconds: Wall clock of the call that finished it.
+        validation_error: Error on the validation split after the last epoch.
+        resumed_from: Step at which that call took the run up; None: it began it.
+    """
+
+    weights: Path
+    history: tuple[dict[str, Any], ...]
+    steps: int
+    seconds: float
+    validation_error: float
+    resumed_from: int | None = None
+
+
+def claim(job: TrainingJob) -> str:
+    """Make the folder this job's, or find that it is.
+
+    Returns:
+        Digest of the job's identity; checkpoints carry it.
+
+    Raises:
+        SpecError: The folder belongs to another job; the first difference is named.
+    """
+    wanted, path = job.identity(), job.run_dir / SPEC
+    if not path.exists():
+        write_json(path, {"schema": 1, "digest": sha256_json(wanted), "job": wanted})
+        return sha256_json(wanted)
+    found = _read(path)["job"]
+    difference = _difference(found, wanted)
+    if difference is not None:
+        key, old, new = difference
+        raise SpecError(
+            f"{key}: run {job.run_dir.name} was started with {_short(old)}, now it is {_short(new)};"
+            f" choose another name, or delete {job.run_dir}",
+            {"key": key},
+        )
+    return sha256_json(wanted)
+
+
+def finished(job: TrainingJob) -> TrainingResult | None:
+    """The recorded result of a run that is done; None if it is not.
+
+    Raises:
+        IntegrityError: The weights are not those that were recorded.
+    """
+    path = job.run_dir / RESULT
+    if not path.exists():
+        return None
+    document, weights = _read(path), job.run_dir / WEIGHTS
+    if not weights.exists() or sha256_file(weights) != document["weights_sha256"]:
+        raise IntegrityError(f"{weights}: missing or changed since training ended; delete {path} to train again")
+    return TrainingResult(
+        weights=weights,
+        history=tuple(document["history"]),
+        steps=document["steps"],
+        seconds=document["seconds"],
+        validation_error=document["validation_error"],
+        resumed_from=document["resumed_from"],
+    )
+
+
+def record(job: TrainingJob, outcome: Mapping[str, Any], *, seconds: float) -> TrainingResult:
+    """Write how a run ended; from now on it is finished.
+
+    Args:
+        job: The job.
+        outcome: What rank 0's loop returned.
+        seconds: Wall clock of this call.
+    """
+    history = [row for row in trace.read(job.run_dir / trace.FILE) if row["event"] == "epoch"]
+    document = {"schema": 1, **outcome, "seconds": round(seconds, 3), "history": history}
+    write_json(job.run_dir / RESULT, document)
+    result = finished(job)
+    assert result is not None
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(read_bytes(path))
+    except ValueError as e:
+        raise DataError(f"{path}: not JSON; delete the run's folder") from e
+    assert isinstance(document, dict)
+    return document
+
+
+_ABSENT = object()
+
+
+def _difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """First leaf that differs: dotted key and both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*new, *(name for name in old if name not in new)]:
+            found = _difference(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else name)
+            if found is not None:
+                return found
+        return None
+    return None if old == new else (key, old, new)
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "nothing"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

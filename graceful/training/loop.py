@@ -1,0 +1,423 @@
+"""The training loop of one rank: steps, epochs, evaluation, checkpoints. Runs in Ray workers, or inline without Ray.
+
+Every decision that ends or turns the loop (non-finite loss, collapse, end of time) is taken from all-reduced numbers, so
+all ranks take it in the same step. A step's random state follows from (seed, step, rank): nothing random needs saving.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor, distributed
+
+from graceful import tasks
+from graceful.errors import CollapsedError, GracefulError, NonFiniteError, SpecError, TrainingError
+from graceful.storage import sha256_file, write_bytes
+from graceful.training import batches, checkpoint, engine
+from graceful.training.job import WEIGHTS, TrainingJob
+from graceful.training.objective import Objective
+from graceful.training.sampler import Sampler, shard
+from graceful.training.schedule import learning_rate
+from graceful.training.trace import FILE, Trace
+
+CHANCE = 0.95
+"""Held-out error of at least this share of chance, in two consecutive epochs after the first, is a collapse."""
+WARM_UP = 2
+"""Steps of an attempt that its speed leaves out."""
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a loop runs: who it is, and what becomes of its checkpoints.
+
+    Attributes:
+        rank: This rank.
+        world_size: Ranks; the default process group joins them if there is more than one.
+        device: Where it computes.
+        scratch: Folder for checkpoints in the making; None: the system's.
+        restore: Opens the newest checkpoint for reading, or None.
+        publish: Takes (folder, step, metrics) of a sealed checkpoint part and consumes the folder.
+        tell: Called with each trace row on rank 0.
+        deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    scratch: Path | None = None
+    restore: Callable[[], AbstractContextManager[Path | None]]
+    publish: Callable[[Path, int, Mapping[str, float]], None]
+    tell: Callable[[Mapping[str, object]], None] | None = None
+    deadline: float | None = None
+
+
+@dataclass
+class Progress:
+    """What changes while training, besides weights and focus means; saved with every checkpoint."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    right: int = 0
+    streak: int = 0
+    validation_error: float = 1.0
+
+
+@dataclass
+class Clock:
+    """Speed of this attempt, warm-up not counted."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0
+
+    def tick(self) -> None:
+        """Count a step."""
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self.started = time.monotonic()
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """None while warming up."""
+        counted = self.steps - WARM_UP
+        return (time.monotonic() - self.started) / counted if counted > 0 else None
+
+
+def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Args:
+        job: What to train.
+        place: Where.
+        digest: Of the job's identity; a checkpoint of another one is refused.
+
+    Returns:
+        `steps`, `validation_error`, `weights_sha256`, `resumed_from`; the weights lie in the run's folder.
+
+    Raises:
+        NonFiniteError, CollapsedError, TrainingError, DataError, SpecError, IntegrityError: On all ranks alike where
+            the fact `unanimous` is set.
+    """
+    torch.set_num_threads(1 if place.world_size > 1 else torch.get_num_threads())
+    loop = _together(place, lambda: Loop(job, place, digest=digest))
+    loop.start()
+    try:
+        while loop.progress.step < loop.steps:
+            loop.epoch()
+        return loop.finish()
+    finally:
+        loop.close()
+
+
+class Loop:
+    """One rank's run. Making it opens data and predecessors and talks to no other rank."""
+
+    def __init__(self, job: TrainingJob, place: Place, *, digest: str) -> None:
+        self.job, self.place, self.digest = job, place, digest
+        self.train = job.spec.train
+        task = job.task or tasks.build(job.spec.task)
+        self.materials = batches.gather(job, task, device=place.device)
+        self.sampler = Sampler(
+            samples=len(self.materials.train),
+            batch_size=self.train.batch_size,
+            accumulation=self.train.accumulation,
+            world_size=place.world_size,
+            seed=job.effective_seed,
+        )
+        self.steps = self.train.epochs * self.sampler.steps_per_epoch
+        self.objective = Objective(job.compatibility, task.classes, self.materials.versions, place.device)
+        torch.manual_seed(job.effective_seed)
+        self.network = task.network(task.classes)
+        self.progress, self.clock, self.resumed_from = Progress(), Clock(), None
+        self.trace: Trace | None = None
+
+    def start(self) -> None:
+        """Build the engine, take up the newest checkpoint, open the trace."""
+        self.engine = engine.build(self.train, self.network, device=self.place.device)
+        with self.place.restore() as folder:
+            if folder is not None:
+                self._resume(folder)
+        pids = self._pids()
+        if self.place.rank == 0:
+            self.trace = Trace(self.job.run_dir / FILE, step=self.progress.step)
+        self._write(
+            event="start",
+            step=self.progress.step,
+            steps=self.steps,
+            epochs=self.train.epochs,
+            pids=pids,
+            world_size=self.place.world_size,
+            batch=f"{self.place.world_size} ranks x {self.train.accumulation} slices x {self.sampler.slice_size}"
+            f" = {self.train.batch_size}",
+            samples=len(self.materials.train),
+            seed=self.job.effective_seed,
+            engine=self.train.engine.kind,
+            precision=self.train.precision,
+            device=str(self.place.device),
+        )
+
+    def epoch(self) -> None:
+        """Train to the end of the current epoch, evaluate, save."""
+        epoch, done = divmod(self.progress.step, self.sampler.steps_per_epoch)
+        if done == 0:
+            self.progress.loss_sum, self.progress.right = 0.0, 0
+        order = self.sampler.epoch(epoch)[done:, :, self.place.rank]
+        begun = time.monotonic()
+        for slices in self.materials.slices(order, epoch=epoch):
+            self._step(slices, epoch=epoch)
+            if self.progress.step % self.sampler.steps_per_epoch == 0:
+                self._evaluate(epoch, seconds=time.monotonic() - begun)
+            every = self.train.checkpoint_every or self.sampler.steps_per_epoch
+            if self.progress.step % every == 0 or self.progress.step == self.steps:
+                self._save()
+
+    def finish(self) -> dict[str, Any]:
+        """Export the weights; what rank 0 returns is the outcome."""
+        state = self.engine.export()
+        path = self.job.run_dir / WEIGHTS
+        if state is None:
+            return {}
+        write_bytes(path, serialise({name: tensor.contiguous() for name, tensor in state.items()}))
+        return {
+            "steps": self.progress.step,
+            "validation_error": self.progress.validation_error,
+            "weights_sha256": sha256_file(path),
+            "resumed_from": self.resumed_from,
+        }
+
+    def close(self) -> None:
+        """Close the trace."""
+        if self.trace is not None:
+            self.trace.close()
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _step(self, slices: list[batches.Slice], *, epoch: int) -> None:
+        step = self.progress.step
+        torch.manual_seed(_seed(self.job.effective_seed, step, self.place.rank))
+        sums: dict[str, float] = {}
+        for one in slices:
+            value = self.objective(self.engine.forward(one.inputs), one.labels, one.old, one.reference)
+            names = ["total", *value.parts]
+            numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
+            means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))
+            self._check(means, step=step, epoch=epoch)
+            self.engine.backward(value.total)
+            for name, number in means.items():
+                sums[name] = sums.get(name, 0.0) + number / len(slices)
+        rate = learning_rate(
+            step,
+            total=self.steps,
+            base=self.train.optimizer.lr,
+            warmup=self.train.warmup,
+            schedule=self.train.schedule,
+        )
+        norm = self._update(rate, step=step, epoch=epoch)
+        self.clock.tick()
+        self.progress.step += 1
+        self.progress.loss_sum += sums["total"]
+        self.progress.right += round(sums["correct"] * self.place.world_size * len(slices))
+        self._report(sums, rate=rate, norm=norm, epoch=epoch)
+
+    def _update(self, rate: float, *, step: int, epoch: int) -> float | None:
+        try:
+            return self.engine.step(rate).grad_norm
+        except NonFiniteError as e:
+            raise unanimous(
+                NonFiniteError(f"step {step + 1}, epoch {epoch + 1}: {e.message}", {"step": step + 1})
+            ) from e
+
+    def _mean(self, numbers: Tensor) -> list[float]:
+        """Means over ranks."""
+        numbers = numbers.double()
+        if self.place.world_size > 1:
+            distributed.all_reduce(numbers)
+        found: list[float] = (numbers / self.place.world_size).tolist()
+        return found
+
+    def _check(self, means: Mapping[str, float], *, step: int, epoch: int) -> None:
+        """Before the gradients are touched: end the run if a number is not finite, or time is up."""
+        bad = [name for name, number in means.items() if not math.isfinite(number)]
+        if bad:
+            name = next((name for name in bad if name != "total"), "total")
+            remedy = (
+                "lower train.optimizer.lr, or keep train.clip above 0"
+                if name in ("task", "total")
+                else f"lower the weight of {name.partition('/')[0]}, or train.optimizer.lr"
+            )
+            raise unanimous(
+                NonFiniteError(
+                    f"step {step + 1}, epoch {epoch + 1}: loss {name} is {means[name]}, must be finite; {remedy}",
+                    {"step": step + 1, "part": name},
+                )
+            )
+        if self.place.deadline is not None and time.monotonic() > self.place.deadline:
+            raise out_of_time(self.train.timeout)
+
+    def _report(self, means: Mapping[str, float], *, rate: float, norm: float | None, epoch: int) -> None:
+        pace = self.clock.seconds_per_step
+        left = self.steps - self.progress.step
+        self._write(
+            event="step",
+            step=self.progress.step,
+            epoch=epoch + 1,
+            loss=means["total"],
+            parts={name: number for name, number in means.items() if name not in ("total", "correct")},
+            lr=rate,
+            grad_norm=norm,
+            samples_per_second=round(self.train.batch_size / pace, 1) if pace else None,
+            memory_mb=_memory_mb(self.place.device),
+            eta=round(left * pace, 1) if pace else None,
+        )
+
+    # --- epochs -------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, epoch: int, *, seconds: float) -> None:
+        mine = shard(
+            len(self.materials.validation),
+            rank=self.place.rank,
+            world_size=self.place.world_size,
+            size=_EVALUATION_BATCH,
+        )
+        counts = torch.tensor(
+            batches.evaluate(
+                self.materials.task,
+                self.materials.validation,
+                mine,
+                forward=lambda inputs: self.engine.forward(inputs, train=False),
+                device=self.place.device,
+            ),
+            device=self.place.device,
+        )
+        if self.place.world_size > 1:
+            distributed.all_reduce(counts)
+        right, total = counts.tolist()
+        self.progress.validation_error = 1.0 - right / total
+        seen = self.sampler.steps_per_epoch * self.train.batch_size
+        self._write(
+            event="epoch",
+            step=self.progress.step,
+            epoch=epoch + 1,
+            loss=self.progress.loss_sum / self.sampler.steps_per_epoch,
+            train_error=1.0 - self.progress.right / seen,
+            validation_error=self.progress.validation_error,
+            seconds=round(seconds, 3),
+        )
+        self._check_collapse(epoch)
+
+    def _check_collapse(self, epoch: int) -> None:
+        classes = len(self.materials.task.classes)
+        bound = CHANCE * (1.0 - 1.0 / classes)
+        error = self.progress.validation_error
+        self.progress.streak = self.progress.streak + 1 if epoch >= 1 and error >= bound else 0
+        if self.progress.streak >= 2:
+            raise unanimous(
+                CollapsedError(
+                    f"epoch {epoch + 1}: validation error is {error:.3f} for the second time, chance for {classes} classes"
+                    f" begins at {bound:.3f}; lower train.optimizer.lr or the weights in compatibility.losses",
+                    {"epoch": epoch + 1, "validation_error": error},
+                )
+            )
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.place.scratch))
+        self.engine.save(part)
+        state = {
+            "schema": 1,
+            "digest": self.digest,
+            "progress": dict(vars(self.progress)),
+            "objective": self.objective.state_dict(),
+        }
+        checkpoint.seal(part, state=state, rank=self.place.rank, world_size=self.place.world_size)
+        if self.trace is not None:
+            self.trace.sync()
+        metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
+        self.place.publish(part, self.progress.step, metrics)
+
+    def _resume(self, folder: Path) -> None:
+        state = _together(self.place, lambda: self._verified(folder))
+        self.engine.load(folder)
+        self.objective.load_state_dict(state["objective"])
+        self.progress = Progress(**state["progress"])
+        self.resumed_from = self.progress.step
+
+    def _verified(self, folder: Path) -> dict[str, Any]:
+        state = checkpoint.verify(folder)
+        if state["digest"] != self.digest:
+            raise SpecError(f"{folder}: checkpoint of another spec; choose another name, or delete {self.job.run_dir}")
+        return state
+
+    # --- trace --------------------------------------------------------------------------------------------------------
+
+    def _write(self, **row: object) -> None:
+        if self.trace is not None:
+            self.trace.write(row)
+            if row["event"] == "epoch":
+                self.trace.sync()
+        if self.place.tell is not None and self.place.rank == 0:
+            self.place.tell(row)
+
+    def _pids(self) -> list[int]:
+        numbers = torch.zeros(self.place.world_size, dtype=torch.int64, device=self.place.device)
+        numbers[self.place.rank] = os.getpid()
+        if self.place.world_size > 1:
+            distributed.all_reduce(numbers)
+        found: list[int] = numbers.tolist()
+        return found
+
+
+def unanimous(error: GracefulError) -> GracefulError:
+    """Mark an error that every rank raises in the same place, so that no rank waits for another."""
+    error.facts["unanimous"] = True
+    return error
+
+
+def out_of_time(seconds: float) -> TrainingError:
+    """The error for a run whose time is up."""
+    return TrainingError(
+        f"train.timeout: not done after {seconds:g} seconds; raise it and run the same spec again, it resumes"
+    )
+
+
+def _together[T](place: Place, prepare: Callable[[], T]) -> T:
+    """Do something that may fail on one rank alone; if it does, no rank goes on."""
+    error: Exception | None = None
+    result: T | None = None
+    try:
+        result = prepare()
+    except Exception as e:  # noqa: BLE001  raised again below, once the other ranks know
+        error = e
+    failed = torch.tensor(int(error is not None), device=place.device)
+    if place.world_size > 1:
+        distributed.all_reduce(failed)
+    if error is not None:
+        raise unanimous(error) if isinstance(error, GracefulError) else error
+    if int(failed):
+        raise unanimous(TrainingError("another worker could not start", {"bystander": True}))
+    assert result is not None
+    return result
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _memory_mb(device: torch.device) -> int:
+    """Peak memory: of the device on GPUs, of the process otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) / 2**20)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -1,0 +1,294 @@
+"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Runs in the driver; `worker` in workers.
+
+Without RAY_ADDRESS a private Ray is started in this process and kept until it ends: no dashboard, a secret token that
+only its own processes know, no files outside its session folder. Ray restarts a worker group that lost a process from
+the last checkpoint; an error that would only come again is not worth a restart and is handed over as a file instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graceful import errors
+from graceful.errors import GracefulError, InfrastructureError, SpecError, StorageError, TrainingError
+from graceful.storage import write_json, write_text
+from graceful.training import checkpoint, trace
+from graceful.training.job import TrainingJob
+
+POLL_SECONDS = 0.2
+JOIN_SECONDS = 300.0
+"""How long nodes of an existing cluster may take to join."""
+_KNOBS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1200",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_PRIVATE_KNOBS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+}
+_DETERMINISTIC = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ImportError,
+    AssertionError,
+    ArithmeticError,
+)
+"""Errors of a program, which the next attempt would make again; a lost peer, device or disk shows as something else."""
+
+
+def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, object]], None] | None) -> dict[str, Any]:
+    """Train a job on Ray workers.
+
+    Returns:
+        What rank 0's loop returned.
+
+    Raises:
+        SpecError: This machine has fewer CPUs or GPUs than workers need.
+        InfrastructureError: The cluster's nodes did not join in time.
+        GracefulError: Whatever a worker raised.
+        TrainingError: Out of time, or the workers failed too often; `error.log` has the traceback.
+    """
+    deadline = time.monotonic() + job.spec.train.timeout
+    private = _connect()
+    use_gpu = _require(job, private=private, deadline=deadline)
+    failure = job.run_dir / "error.json"
+    failure.unlink(missing_ok=True)
+    follower = trace.Follower(job.run_dir / trace.FILE)
+    trainer = _trainer(job, digest=digest, use_gpu=use_gpu, private=private)
+    fitting = _Fitting(trainer.fit)
+    fitting.start()
+    try:
+        while fitting.is_alive():
+            fitting.join(POLL_SECONDS)
+            for row in follower.rows():
+                if progress is not None:
+                    progress(row)
+            if time.monotonic() > deadline:
+                from graceful.training.loop import out_of_time
+
+                raise out_of_time(job.spec.train.timeout)
+    except BaseException:
+        _disconnect(fitting)
+        raise
+    if failure.exists():
+        raise _recorded(failure)
+    if fitting.error is not None:
+        raise _failed(job, fitting.error) from fitting.error
+    return dict(fitting.result.return_value)
+
+
+class _Fitting(threading.Thread):
+    """`fit` in a thread, so that the main one can follow the trace, watch the clock and be interrupted."""
+
+    def __init__(self, fit: Callable[[], Any]) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._fit = fit
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._fit()
+        except BaseException as e:  # noqa: BLE001  raised by the main thread
+            self.error = e
+
+
+# --- cluster ----------------------------------------------------------------------------------------------------------
+
+
+def _connect() -> bool:
+    """Join the cluster of RAY_ADDRESS, or start a private one; True: private."""
+    for name, value in _KNOBS.items():
+        os.environ.setdefault(name, value)
+    private = "RAY_ADDRESS" not in os.environ
+    if private:
+        for name, value in _PRIVATE_KNOBS.items():
+            os.environ.setdefault(name, value)
+        if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if not ray.is_initialized():
+        quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+        if private:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        else:
+            ray.init(**quiet)
+    return private
+
+
+def _disconnect(fitting: threading.Thread) -> None:
+    """Take Ray down, and with it the workers: the private one whole, elsewhere what belongs to this driver."""
+    import ray
+
+    ray.shutdown()
+    fitting.join(10.0)
+
+
+def _require(job: TrainingJob, *, private: bool, deadline: float) -> bool:
+    """Check that the workers fit; True: they compute on GPUs."""
+    import ray
+
+    workers, wanted = job.spec.train.num_workers, job.spec.train.use_gpu
+    until = min(deadline, time.monotonic() + (0.0 if private else JOIN_SECONDS))
+    while True:
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        if cpus >= workers and (gpus >= workers or not wanted):
+            return gpus >= workers if wanted is None else wanted
+        if time.monotonic() >= until:
+            break
+        time.sleep(1.0)
+    kind, have = ("CPUs", cpus) if cpus < workers else ("GPUs", gpus)
+    place = "this machine" if private else "the cluster"
+    message = f"train.num_workers: {workers} workers need {workers} {kind}, {place} has {have}"
+    if private:
+        raise SpecError(f"{message}; write {max(have, 1)}, or 0 to train without Ray")
+    raise InfrastructureError(f"{message} after {JOIN_SECONDS:.0f} seconds; check that its nodes are running")
+
+
+def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    class Lean(TorchTrainer):  # type: ignore[misc]
+        """On one machine, without datasets: leave out two actors that nobody needs, each a process of two seconds."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if private else {"DatasetsCallback"}
+            return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unneeded]
+
+    per_worker = {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+    return Lean(
+        worker,
+        train_loop_config={"job": job.portable(), "digest": digest},
+        scaling_config=ScalingConfig(
+            num_workers=job.spec.train.num_workers, use_gpu=use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=RunConfig(
+            name=job.spec.run_id,
+            storage_path=str((job.run_dir / "ray").resolve()),
+            failure_config=FailureConfig(max_failures=job.spec.train.max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _recorded(path: Path) -> GracefulError:
+    """The error a worker wrote down."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    kind = getattr(errors, document["class"], None)
+    if not (isinstance(kind, type) and issubclass(kind, GracefulError)):
+        kind = TrainingError
+    return kind(document["message"], document["facts"])
+
+
+def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
+    """One line for what Ray gave up on; the whole story goes into the log."""
+    log = write_text(job.run_dir / "error.log", "".join(traceback.format_exception(error)))
+    by_rank = getattr(error, "worker_failures", None) or {}
+    causes = {rank: _first_line(cause) for rank, cause in by_rank.items()}
+    first = next(iter(causes.items()), None)
+    what = f"rank {first[0]}: {first[1]}" if first else _first_line(error)
+    return TrainingError(
+        f"training failed {job.spec.train.max_failures + 1} times, last with {what}; see {log}, then run it again",
+        {"causes": {str(rank): cause for rank, cause in causes.items()}},
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray worker runs."""
+    import ray.train.torch
+
+    from graceful.training.loop import Place, run
+
+    job: TrainingJob = config["job"]
+    failure = job.run_dir / "error.json"
+    if failure.exists():
+        return {}
+    context = ray.train.get_context()
+    place = Place(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        restore=_restore,
+        publish=_publish,
+    )
+    try:
+        return run(job, place, digest=config["digest"])
+    except Exception as e:
+        facts = e.facts if isinstance(e, GracefulError) else {}
+        if not facts.get("bystander") and _would_come_again(e):
+            _write_down(e, failure)
+        if facts.get("unanimous"):
+            return {}
+        raise
+
+
+@contextmanager
+def _restore() -> Iterator[Path | None]:
+    import ray.train
+
+    found = ray.train.get_checkpoint()
+    if found is None:
+        yield None
+        return
+    with found.as_directory() as folder:
+        yield Path(folder)
+
+
+def _publish(part: Path, step: int, metrics: Mapping[str, float]) -> None:
+    import ray.train
+
+    ray.train.report(
+        dict(metrics),
+        checkpoint=ray.train.Checkpoint.from_directory(part),
+        checkpoint_dir_name=checkpoint.name_of(step),
+    )
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def _would_come_again(error: Exception) -> bool:
+    if isinstance(error, GracefulError):
+        return not isinstance(error, StorageError)
+    return isinstance(error, _DETERMINISTIC)
+
+
+def _write_down(error: Exception, path: Path) -> None:
+    if isinstance(error, GracefulError):
+        facts = {name: value for name, value in error.facts.items() if name != "unanimous"}
+        write_json(path, {"class": type(error).__name__, "message": error.message, "facts": facts})
+        return
+    log = write_text(path.parent / "error.log", "".join(traceback.format_exception(error)))
+    message = f"{_first_line(error)}; see {log}, mend it and run it again"
+    write_json(path, {"class": "TrainingError", "message": message, "facts": {}})

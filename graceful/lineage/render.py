@@ -48,9 +48,13 @@ def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
 def summary(record: LineageRecord) -> str:
     """One plain line: verdict, worst NFR, accuracy."""
     count = len(record.edges)
-    worst = (
-        "first version" if not count else f"worst NFR {_percent(record.worst)} vs {count} predecessor{'s'[: count > 1]}"
-    )
+    against = f"vs {count} predecessor{'s' if count > 1 else ''}"
+    if not count:
+        worst = "first version"
+    elif record.worst is None:
+        worst = f"NFR not measured {against}"
+    else:
+        worst = f"worst NFR {_percent(record.worst)} {against}"
     error = record.metrics.get("error_rate")
     accuracy = "" if error is None else f", accuracy {1.0 - error:.3f}"
     return f"{record.verdict.upper()}: {worst}{accuracy}"

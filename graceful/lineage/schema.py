@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from graceful.errors import RegistryError
 from graceful.gate import Verdict
@@ -45,7 +45,7 @@ _FILE = r"^(?!\.\.?(/|$))[\w.-]+(/(?!\.\.?(/|$))[\w.-]+)*$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 NodeId = Annotated[str, StringConstraints(pattern=NODE_ID)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(max_length=250)]
+FileName = Annotated[str, StringConstraints(pattern=_FILE, max_length=250)]
 Judged = Literal["passed", "held", "unjudged"]
 _STRICT = ConfigDict(extra="forbid", strict=False, regex_engine="python-re", allow_inf_nan=False)
 
@@ -134,7 +134,7 @@ class LineageRecord:
     spec_digest: Sha256
     data: dict[str, str]
     digest: str
-    files: dict[Annotated[str, StringConstraints(pattern=_FILE, max_length=250)], Sha256]
+    files: dict[FileName, Sha256]
     manifest: Sha256
     code_version: str
     created: str

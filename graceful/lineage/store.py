@@ -199,10 +199,19 @@ class Store:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
                 fresh = Path(scratch) / "files"
                 self.registry.download(record, fresh)
-                if folder.exists():
-                    os.replace(folder, Path(scratch) / "damaged")
-                os.replace(fresh, folder)
+                _put(fresh, folder, aside=Path(scratch) / "damaged", record=record)
         return folder
+
+
+def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord) -> None:
+    """Move a verified download into place; a process that was faster with the same files wins."""
+    if folder.exists():
+        os.replace(folder, aside)
+    try:
+        os.replace(fresh, folder)
+    except OSError:
+        if not folder.is_dir() or any(damage(folder, record)):
+            raise
 
 
 def _line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:

@@ -14,7 +14,12 @@ from graceful.spec import RefreshSpec
 
 def home_of(spec: RefreshSpec) -> Path:
     """Folder of runs, caches and the default registry: the spec's, else $GRACEFUL_HOME, else .graceful here."""
-    return Path(spec.home or os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve()
+    return Path(spec.home).expanduser().resolve() if spec.home else default_home()
+
+
+def default_home() -> Path:
+    """$GRACEFUL_HOME, else .graceful here."""
+    return Path(os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve()
 
 
 def run_dir_of(spec: RefreshSpec) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -18,26 +20,33 @@ from rich.console import Console
 
 from graceful import gate, spec
 from graceful.errors import GracefulError, SpecError
-from graceful.programs import run_dir_of
+from graceful.programs import default_home, run_dir_of
 from graceful.programs.present import Talk
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
+PIPED_WIDTH = 160
+"""Columns of a table that is not shown on a terminal."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
-    parser.add_argument("program", choices=sorted(PROGRAMS))
+    parser.add_argument("program", choices=sorted([*PROGRAMS, "lineage"]))
+    parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
-        resolved = spec.parse(_document(sys.stdin.read()), where="the resolved spec")
-        with Talk(console=talk, quiet=options.quiet) as progress:
-            result, code, show = PROGRAMS[options.program](resolved, progress)
+        if options.program == "lineage":
+            result, code, show = _lineage(options.model)
+        else:
+            resolved = spec.parse(_document(sys.stdin.read()), where="the resolved spec")
+            with Talk(console=talk, quiet=options.quiet) as progress:
+                result, code, show = PROGRAMS[options.program](resolved, progress)
         _print(result, options.output, show)
     except GracefulError as e:
         talk.print(f"graceful: {e.message}", markup=False, highlight=False, soft_wrap=True)
@@ -55,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 Show = Callable[[Console], None]
-Outcome = tuple[dict[str, Any], int, Show]
+Outcome = tuple[Any, int, Show]
 
 
 def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
@@ -66,7 +75,7 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
 
     def show(console: Console) -> None:
         title = f"{result.run_id}: {result.outcome}, version {result.version}, champion is version {result.champion}"
-        console.print(chain_table([Judged(report=report, outcome=result.outcome)], title=title))
+        console.print(chain_table([Judged.of(report, result.outcome)], title=title))
         for reason in result.reasons:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
         page = Path(result.report).with_suffix(".html")
@@ -105,10 +114,26 @@ def _evaluate(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     result = {"run_id": resolved.run_id, "report": str(path), "outcome": str(verdict.outcome)}
 
     def show(console: Console) -> None:
-        console.print(chain_table([Judged(report=report, outcome=verdict.outcome)], title=resolved.run_id))
+        console.print(chain_table([Judged.of(report, verdict.outcome)], title=resolved.run_id))
         console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
     return result, 0, show
+
+
+def _lineage(model: str | None) -> Outcome:
+    from graceful.lineage import Store
+    from graceful.programs.lineage import versions
+    from graceful.programs.present import chain_table
+
+    if not model:
+        raise SpecError("lineage: give the name of a model, e.g. `graceful lineage glyphs`")
+    store = Store(None, default_home())
+    found = versions(store, model)
+
+    def show(console: Console) -> None:
+        console.print(chain_table([version.judged() for version in found], title=f"{model}, in {store.display_uri}"))
+
+    return [version.document() for version in found], 0, show
 
 
 def _lines(result: dict[str, Any]) -> Show:
@@ -136,13 +161,13 @@ def _document(text: str) -> dict[str, Any]:
     return document
 
 
-def _print(result: dict[str, Any], output: str, show: Show) -> None:
+def _print(result: Any, output: str, show: Show) -> None:
     if output == "json":
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     elif output == "yaml":
         sys.stdout.write(yaml.safe_dump(result, sort_keys=False))
     else:
-        show(Console())
+        show(Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH))
 
 
 if __name__ == "__main__":

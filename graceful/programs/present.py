@@ -20,46 +20,48 @@ LINE_EVERY = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A report with what the gate said of it."""
+    """One version's numbers with what the gate said of it.
 
-    report: Report
+    Attributes:
+        name: Name of the version.
+        outcome: passed or held.
+        alone: Its own measurements.
+        against: Ancestor -> measurements, nearest first; empty for a first link.
+    """
+
+    name: str
     outcome: str
+    alone: Mapping[str, Measurement]
+    against: Mapping[str, Mapping[str, Measurement]]
+
+    @classmethod
+    def of(cls, report: Report, outcome: str) -> Self:
+        """From a report."""
+        against = {comparison.against: comparison.measurements for comparison in report.comparisons}
+        return cls(name=report.version, outcome=outcome, alone=report.measurements, against=against)
+
+
+ALONE = {"error": "error_rate", "self-test R@1": "self_test_recall_at_1"}
+AGAINST = {
+    "NFR [95 %]": "negative_flip_rate",
+    "relative NFR": "relative_nfr",
+    "positive flips": "positive_flip_rate",
+    "cross-test R@1": "cross_test_recall_at_1",
+    "old/old R@1": "old_old_recall_at_1",
+}
+COLUMNS = ("version", "against", *ALONE, *AGAINST, "verdict")
+COLOURS = {"passed": "green", "held": "yellow"}
 
 
 def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
     """One row for each version and each of its ancestors, in words and percent; a first link has one row."""
     rows: list[dict[str, str]] = []
-    for judged in versions:
-        report = judged.report
-        alone = {
-            "version": report.version,
-            "error": percent(report.measurements.get("error_rate"), interval=False),
-            "self-test R@1": percent(report.measurements.get("self_test_recall_at_1"), interval=False),
-        }
-        for comparison in report.comparisons:
-            found = comparison.measurements
-            rows.append(
-                {
-                    **alone,
-                    "against": comparison.against,
-                    "NFR [95 %]": percent(found.get("negative_flip_rate")),
-                    "relative NFR": percent(found.get("relative_nfr"), interval=False),
-                    "positive flips": percent(found.get("positive_flip_rate"), interval=False),
-                    "cross-test R@1": percent(found.get("cross_test_recall_at_1"), interval=False),
-                    "old/old R@1": percent(found.get("old_old_recall_at_1"), interval=False),
-                    "verdict": judged.outcome,
-                }
-            )
-        if not report.comparisons:
-            rows.append({**alone, "against": "(first link)", "verdict": judged.outcome})
+    for version in versions:
+        alone = {column: percent(version.alone.get(key), interval=False) for column, key in ALONE.items()}
+        for ancestor, found in (version.against or {"(first link)": {}}).items():
+            measured = {column: percent(found.get(key), interval="[" in column) for column, key in AGAINST.items()}
+            rows.append({"version": version.name, "against": ancestor, **alone, **measured, "verdict": version.outcome})
     return rows
-
-
-COLUMNS = (
-    "version", "against", "error", "NFR [95 %]", "relative NFR", "positive flips", "self-test R@1", "cross-test R@1",
-    "old/old R@1", "verdict",
-)  # fmt: skip
-COLOURS = {"passed": "green", "held": "yellow"}
 
 
 def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
@@ -69,7 +71,7 @@ def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
         table.add_column(column, justify="left" if column in ("version", "against", "verdict") else "right")
     for row in chain_rows(versions):
         colour = COLOURS.get(row["verdict"], "red")
-        cells = [row.get(column, "-") for column in COLUMNS]
+        cells = [row[column] for column in COLUMNS]
         table.add_row(*cells[:-1], f"[{colour}]{cells[-1]}[/{colour}]")
     return table
 

@@ -31,6 +31,7 @@ class Refreshed:
         version: Number in the registry.
         model_id: Identity in the registry.
         champion: Number of the version that serves after this refresh.
+        spec_digest: SHA-256 of the spec.
         report: Path of report.json; verdict.json, report.html and spec.yaml lie beside it.
         seconds: Seconds spent training.
     """
@@ -41,6 +42,7 @@ class Refreshed:
     version: int
     model_id: str
     champion: int | None
+    spec_digest: str
     report: str
     seconds: float
 
@@ -102,6 +104,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             version=record.version,
             model_id=record.model_id,
             champion=champion,
+            spec_digest=spec.digest(),
             report=str(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
@@ -160,12 +163,9 @@ def _finished(spec: RefreshSpec, run_dir: Path) -> Refreshed | None:
     path = run_dir / "result.json"
     if not path.exists():
         return None
-    recorded = json.loads((run_dir / "spec.json").read_text())
-    if recorded["digest"] != spec.digest():
-        raise SpecError(
-            f"run {spec.run_id} is finished under another spec ({run_dir / 'spec.json'}); give the version another name"
-        )
     raw = json.loads(path.read_text())
+    if raw["spec_digest"] != spec.digest():
+        raise SpecError(f"name: run {spec.run_id} is finished under another spec ({run_dir}); choose another name")
     return Refreshed(**{**raw, "reasons": tuple(raw["reasons"])})
 
 

@@ -1,4 +1,4 @@
-"""What a training step eats: inputs, labels, what predecessors say about them. Prepared one slice ahead. Runs in workers."""
+"""What a training step eats: inputs, labels, what predecessors say about them; one slice ahead. Runs in workers."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ def _survey(
 ) -> tuple[int, int, Tensor, Tensor]:
     """Ask a predecessor about all training samples, clean view (or the first cached one).
 
-    Every rank asks all, so that all know the same; live predecessors make that cost one evaluation of the training data.
+    Every rank asks all, so that all know the same; of a live predecessor that costs one pass over the training data.
 
     Returns:
-        Samples it gets right, samples of classes it knows, embeddings [n, d] (empty without `keep`), their positions [n].
+        Samples it gets right, samples of classes it knows; embeddings [n, d] and positions [n], empty without `keep`.
     """
     hits = judged = 0
     embeddings, positions = [], []

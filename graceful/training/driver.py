@@ -15,7 +15,8 @@ from torch import distributed
 
 from graceful.training import checkpoint
 from graceful.training.job import TrainingJob, TrainingResult, claim, finished, record
-from graceful.training.loop import Place, run
+from graceful.training.loop import run
+from graceful.training.place import Place
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]
 
@@ -80,7 +81,7 @@ def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict
 
 
 def _group_of_one() -> None:
-    """DeepSpeed needs a process group even alone. It keeps references to it, so the group lives as long as the process."""
+    """DeepSpeed needs a process group even alone, and keeps referring to it: it lives as long as this process."""
     if not distributed.is_initialized():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        distributed.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)

@@ -1,7 +1,7 @@
 """The training loop of one rank: steps, epochs, evaluation, checkpoints. Runs in Ray workers, or inline without Ray.
 
-Every decision that ends or turns the loop (non-finite loss, collapse, end of time) is taken from all-reduced numbers, so
-all ranks take it in the same step. A step's random state follows from (seed, step, rank): nothing random needs saving.
+Every decision that ends the loop (non-finite loss, collapse) is taken from all-reduced numbers, so all ranks take it in
+the same step. A step's random state follows from (seed, step, rank): nothing random needs saving.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +22,19 @@ from safetensors.torch import save as serialise
 from torch import Tensor, distributed
 
 from graceful import tasks
-from graceful.errors import CollapsedError, GracefulError, NonFiniteError, SpecError, TrainingError
+from graceful.errors import CollapsedError, NonFiniteError, SpecError
 from graceful.storage import sha256_file, write_bytes
 from graceful.training import batches, checkpoint, engine
 from graceful.training.job import WEIGHTS, TrainingJob
 from graceful.training.objective import Objective
+from graceful.training.place import Clock, Place, out_of_time, together, unanimous
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
 from graceful.training.trace import FILE, Trace
 
 CHANCE = 0.95
 """Held-out error of at least this share of chance, in two consecutive epochs after the first, is a collapse."""
-WARM_UP = 2
-"""Steps of an attempt that its speed leaves out."""
 _EVALUATION_BATCH = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a loop runs: who it is, and what becomes of its checkpoints.
-
-    Attributes:
-        rank: This rank.
-        world_size: Ranks; the default process group joins them if there is more than one.
-        device: Where it computes.
-        scratch: Folder for checkpoints in the making; None: the system's.
-        restore: Opens the newest checkpoint for reading, or None.
-        publish: Takes (folder, step, metrics) of a sealed checkpoint part and consumes the folder.
-        tell: Called with each trace row on rank 0.
-        deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = torch.device("cpu")
-    scratch: Path | None = None
-    restore: Callable[[], AbstractContextManager[Path | None]]
-    publish: Callable[[Path, int, Mapping[str, float]], None]
-    tell: Callable[[Mapping[str, object]], None] | None = None
-    deadline: float | None = None
 
 
 @dataclass
@@ -73,26 +46,6 @@ class Progress:
     right: int = 0
     streak: int = 0
     validation_error: float = 1.0
-
-
-@dataclass
-class Clock:
-    """Speed of this attempt, warm-up not counted."""
-
-    started: float = field(default_factory=time.monotonic)
-    steps: int = 0
-
-    def tick(self) -> None:
-        """Count a step."""
-        self.steps += 1
-        if self.steps == WARM_UP:
-            self.started = time.monotonic()
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """None while warming up."""
-        counted = self.steps - WARM_UP
-        return (time.monotonic() - self.started) / counted if counted > 0 else None
 
 
 def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
@@ -111,7 +64,7 @@ def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
             the fact `unanimous` is set.
     """
     torch.set_num_threads(1 if place.world_size > 1 else torch.get_num_threads())
-    loop = _together(place, lambda: Loop(job, place, digest=digest))
+    loop = together(place, lambda: Loop(job, place, digest=digest))
     loop.start()
     try:
         while loop.progress.step < loop.steps:
@@ -140,7 +93,8 @@ class Loop:
         self.objective = Objective(job.compatibility, task.classes, self.materials.versions, place.device)
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
-        self.progress, self.clock, self.resumed_from = Progress(), Clock(), None
+        self.progress, self.clock = Progress(), Clock()
+        self.resumed_from: int | None = None
         self.trace: Trace | None = None
 
     def start(self) -> None:
@@ -325,8 +279,8 @@ class Loop:
         if self.progress.streak >= 2:
             raise unanimous(
                 CollapsedError(
-                    f"epoch {epoch + 1}: validation error is {error:.3f} for the second time, chance for {classes} classes"
-                    f" begins at {bound:.3f}; lower train.optimizer.lr or the weights in compatibility.losses",
+                    f"epoch {epoch + 1}: validation error is {error:.3f}, twice in a row at least {bound:.3f}, where"
+                    f" chance begins for {classes} classes; lower train.optimizer.lr or the weights of losses",
                     {"epoch": epoch + 1, "validation_error": error},
                 )
             )
@@ -349,7 +303,7 @@ class Loop:
         self.place.publish(part, self.progress.step, metrics)
 
     def _resume(self, folder: Path) -> None:
-        state = _together(self.place, lambda: self._verified(folder))
+        state = together(self.place, lambda: self._verified(folder))
         self.engine.load(folder)
         self.objective.load_state_dict(state["objective"])
         self.progress = Progress(**state["progress"])
@@ -378,38 +332,6 @@ class Loop:
             distributed.all_reduce(numbers)
         found: list[int] = numbers.tolist()
         return found
-
-
-def unanimous(error: GracefulError) -> GracefulError:
-    """Mark an error that every rank raises in the same place, so that no rank waits for another."""
-    error.facts["unanimous"] = True
-    return error
-
-
-def out_of_time(seconds: float) -> TrainingError:
-    """The error for a run whose time is up."""
-    return TrainingError(
-        f"train.timeout: not done after {seconds:g} seconds; raise it and run the same spec again, it resumes"
-    )
-
-
-def _together[T](place: Place, prepare: Callable[[], T]) -> T:
-    """Do something that may fail on one rank alone; if it does, no rank goes on."""
-    error: Exception | None = None
-    result: T | None = None
-    try:
-        result = prepare()
-    except Exception as e:  # noqa: BLE001  raised again below, once the other ranks know
-        error = e
-    failed = torch.tensor(int(error is not None), device=place.device)
-    if place.world_size > 1:
-        distributed.all_reduce(failed)
-    if error is not None:
-        raise unanimous(error) if isinstance(error, GracefulError) else error
-    if int(failed):
-        raise unanimous(TrainingError("another worker could not start", {"bystander": True}))
-    assert result is not None
-    return result
 
 
 def _seed(*parts: int) -> int:

@@ -1,4 +1,4 @@
-"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Runs in the driver; `worker` in workers.
+"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Runs in the driver; `worker` not.
 
 Without RAY_ADDRESS a private Ray is started in this process and kept until it ends: no dashboard, a secret token that
 only its own processes know, no files outside its session folder. Ray restarts a worker group that lost a process from
@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from graceful.errors import GracefulError, InfrastructureError, SpecError, Stora
 from graceful.storage import write_json, write_text
 from graceful.training import checkpoint, trace
 from graceful.training.job import TrainingJob
+from graceful.training.place import Place, out_of_time
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 300.0
@@ -81,8 +83,6 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
                 if progress is not None:
                     progress(row)
             if time.monotonic() > deadline:
-                from graceful.training.loop import out_of_time
-
                 raise out_of_time(job.spec.train.timeout)
     except BaseException:
         _disconnect(fitting)
@@ -123,6 +123,7 @@ def _connect() -> bool:
             os.environ.setdefault(name, value)
         if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray(\.|$)")
     import ray
 
     if not ray.is_initialized():
@@ -211,9 +212,10 @@ def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
     by_rank = getattr(error, "worker_failures", None) or {}
     causes = {rank: _first_line(cause) for rank, cause in by_rank.items()}
     first = next(iter(causes.items()), None)
-    what = f"rank {first[0]}: {first[1]}" if first else _first_line(error)
+    times = f"failed {job.spec.train.max_failures + 1} times, last with"
+    what = f"training {times} rank {first[0]}: {first[1]}" if first else f"Ray Train failed: {_first_line(error)}"
     return TrainingError(
-        f"training failed {job.spec.train.max_failures + 1} times, last with {what}; see {log}, then run it again",
+        f"{what}; see {log}, then run it again",
         {"causes": {str(rank): cause for rank, cause in causes.items()}},
     )
 
@@ -230,7 +232,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray worker runs."""
     import ray.train.torch
 
-    from graceful.training.loop import Place, run
+    from graceful.training.loop import run
 
     job: TrainingJob = config["job"]
     failure = job.run_dir / "error.json"

@@ -27,8 +27,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 
 def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray], *, rtol: float) -> None:
     assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_allclose(left[name], right[name], rtol=rtol, atol=1e-7, err_msg=name)
+    for name, value in left.items():
+        np.testing.assert_allclose(value, right[name], rtol=rtol, atol=1e-7, err_msg=name)
 
 
 @engines

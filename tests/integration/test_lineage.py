@@ -150,6 +150,18 @@ def test_damaged_local_copy_is_fetched_again(store: Store, three: list[LineageRe
     assert weights.read_bytes() == original
 
 
+def test_processes_that_fetch_at_once_share_the_result(store: Store, three: list[LineageRecord]) -> None:
+    folders: list[Path] = []
+    threads = [threading.Thread(target=lambda: folders.append(store.fetch(three[0]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert folders == [store.registry.home / "versions" / three[0].model_id] * 4
+    assert {path.name for path in folders[0].iterdir()} == set(three[0].files)
+    assert [path.name for path in folders[0].parent.iterdir()] == [three[0].model_id]
+
+
 def test_tampered_artifact_is_refused_with_both_digests(store: Store, three: list[LineageRecord]) -> None:
     path = artifact(store, three[2], "model.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"x")

@@ -17,6 +17,8 @@ def test_first_line_says_verdict_worst_flip_rate_and_accuracy() -> None:
         render.summary(record("v4", ["v3", "v2", "v1"])) == "PASSED: worst NFR 0.88% vs 3 predecessors, accuracy 0.879"
     )
     assert render.summary(record("v2", ["v1"])) == "PASSED: worst NFR 0.88% vs 1 predecessor, accuracy 0.879"
+    unmeasured = record("v2", ["v1"], metrics={}, edges=(edge("v1", value=None),))
+    assert render.summary(unmeasured) == "PASSED: NFR not measured vs 1 predecessor"
     assert render.summary(record("v1", verdict="held", metrics={})) == "HELD: first version"
 
 

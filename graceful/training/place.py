@@ -1,0 +1,101 @@
+"""Where a training loop runs, how fast, and how its ranks end together. Runs in workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from graceful.errors import GracefulError, TrainingError
+
+WARM_UP = 2
+"""Steps of an attempt that its speed leaves out."""
+_CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a loop runs: who it is, and what becomes of its checkpoints.
+
+    Attributes:
+        rank: This rank.
+        world_size: Ranks; the default process group joins them if there is more than one.
+        device: Where it computes.
+        scratch: Folder for checkpoints in the making; None: the system's.
+        restore: Opens the newest checkpoint for reading, or None.
+        publish: Takes (folder, step, metrics) of a sealed checkpoint part and consumes the folder.
+        tell: Called with each trace row on rank 0.
+        deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = _CPU
+    scratch: Path | None = None
+    restore: Callable[[], AbstractContextManager[Path | None]]
+    publish: Callable[[Path, int, Mapping[str, float]], None]
+    tell: Callable[[Mapping[str, object]], None] | None = None
+    deadline: float | None = None
+
+
+@dataclass
+class Clock:
+    """Speed of this attempt, warm-up not counted."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0
+
+    def tick(self) -> None:
+        """Count a step."""
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self.started = time.monotonic()
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """None while warming up."""
+        counted = self.steps - WARM_UP
+        return (time.monotonic() - self.started) / counted if counted > 0 else None
+
+
+def unanimous(error: GracefulError) -> GracefulError:
+    """Mark an error that every rank raises in the same place, so that no rank waits for another."""
+    error.facts["unanimous"] = True
+    return error
+
+
+def out_of_time(seconds: float) -> TrainingError:
+    """The error for a run whose time is up."""
+    return TrainingError(
+        f"train.timeout: not done after {seconds:g} seconds; raise it and run the same spec again, it resumes"
+    )
+
+
+def together(place: Place, prepare: Callable[[], T]) -> T:
+    """Do something that may fail on one rank alone; if it does, no rank goes on.
+
+    Raises:
+        TrainingError: With the fact `bystander`: another rank failed, and has the reason.
+    """
+    error: Exception | None = None
+    result: T | None = None
+    try:
+        result = prepare()
+    except Exception as e:  # noqa: BLE001  raised again below, once the other ranks know
+        error = e
+    failed = torch.tensor(int(error is not None), device=place.device)
+    if place.world_size > 1:
+        distributed.all_reduce(failed)
+    if error is not None:
+        raise unanimous(error) if isinstance(error, GracefulError) else error
+    if int(failed):
+        raise unanimous(TrainingError("another worker could not start", {"bystander": True}))
+    assert result is not None
+    return result

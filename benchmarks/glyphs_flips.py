@@ -28,30 +28,38 @@ OLD = {"kind": "glyphs", "fonts": 0.4, "network": {"size": "xs", "embedding": 64
 NEW = {"kind": "glyphs", "fonts": 1.0, "network": {"size": "s2", "embedding": 64}}
 ALLOWED_ERROR = 0.5
 SEEDS, SELECTION_SEEDS, SPLITS = (0, 1, 2, 3, 4), (100, 101), (0, 1)
-DISTILLATION = (0.1, 0.3, 1.0, 3.0)
+WEIGHTS = (0.03, 0.1, 0.3, 1.0)
+REFERENCES = ((0.3, 0.1), (0.3, 0.3), (1.0, 0.1), (1.0, 0.3), (3.0, 0.3), (3.0, 1.0))
 
 
 def _distillation(weight: float, **options: Any) -> dict[str, Any]:
     return {"kind": "focal_distillation", "weight": weight, **options}
 
 
-TREATMENTS: Mapping[str, Mapping[float, dict[str, Any]]] = {
-    "none": {0.0: {}},
-    "uniform_distillation": {w: {"losses": [_distillation(w, focus="all", beta=0.0)]} for w in DISTILLATION},
-    "focal_kl": {w: {"losses": [_distillation(w)]} for w in DISTILLATION},
-    "focal_lm": {w: {"losses": [_distillation(w, form="lm")]} for w in DISTILLATION},
-    "logit_displacement": {w: {"losses": [{"kind": "logit_displacement", "weight": w}]} for w in (0.03, 0.1, 0.3, 1.0)},
-    "influence": {w: {"losses": [{"kind": "influence", "weight": w}]} for w in (0.3, 1.0, 3.0)},
-    "influence+focal_kl": {
-        w: {"losses": [{"kind": "influence", "weight": 1.0}, _distillation(w)]} for w in DISTILLATION
+def _influence(weight: float) -> dict[str, Any]:
+    return {"kind": "influence", "weight": weight}
+
+
+def _reference(weight: float, distillation: float) -> dict[str, Any]:
+    return {"losses": [_distillation(distillation)], "reference": {"runs": 3, "weight": weight}}
+
+
+TREATMENTS: Mapping[str, Mapping[str, dict[str, Any]]] = {
+    "none": {"0": {}},
+    "uniform_distillation": {f"{w:g}": {"losses": [_distillation(w, focus="all", beta=0.0)]} for w in WEIGHTS},
+    "focal_kl": {f"{w:g}": {"losses": [_distillation(w)]} for w in WEIGHTS},
+    "focal_lm": {f"{w:g}": {"losses": [_distillation(w, form="lm")]} for w in WEIGHTS},
+    "logit_displacement": {
+        f"{w:g}": {"losses": [{"kind": "logit_displacement", "weight": w}]} for w in (0.003, 0.01, 0.03, 0.1)
     },
-    "reference+focal_kl": {
-        w: {"losses": [_distillation(w)], "reference": {"runs": 3, "weight": 3.0}} for w in (0.3, 1.0, 1.5, 3.0)
-    },
+    "influence": {f"{w:g}": {"losses": [_influence(w)]} for w in (0.3, 1.0, 3.0)},
+    "influence+focal_kl": {f"1+{w:g}": {"losses": [_influence(1.0), _distillation(w)]} for w in WEIGHTS},
+    "reference+focal_kl": {f"{nu:g}+{w:g}": _reference(nu, w) for nu, w in REFERENCES},
 }
+"""Treatment -> weights, as they are shown -> compatibility section."""
 
 
-def measure(split: int, seed: int, on: str, plan: Mapping[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+def measure(split: int, seed: int, on: str, plan: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
     """Train the old version and every planned treatment with one seed; one row each, measured on one split."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,7 +81,7 @@ def measure(split: int, seed: int, on: str, plan: Mapping[str, tuple[float, ...]
     return rows
 
 
-def choose(rows: list[dict[str, Any]], split: int) -> dict[str, tuple[float, ...]]:
+def choose(rows: list[dict[str, Any]], split: int) -> dict[str, tuple[str, ...]]:
     """Pick each treatment's weight from validation rows of one split."""
     mine = [row for row in rows if row["split"] == split]
     untreated = statistics.fmean(row["error"] for row in mine if row["treatment"] == "none")

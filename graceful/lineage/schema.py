@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -78,6 +78,7 @@ class Edge:
         upper: Upper end of it.
         bound: The tightest bound the gate applied to it; None: unconstrained.
         verdict: Whether every constraint against this ancestor was met; `unjudged` where there was none.
+        metrics: All measurements against it that have a value; rates are fractions.
     """
 
     __pydantic_config__ = _STRICT
@@ -90,6 +91,7 @@ class Edge:
     upper: float | None
     bound: float | None
     verdict: Judged
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,4 +241,5 @@ def _edge(report: Report, verdict: Verdict, index: int) -> Edge:
         upper=None if flips is None else flips.upper,
         bound=min(bounds, default=None),
         verdict=judged,
+        metrics={name: found.value for name, found in comparison.measurements.items() if found.value is not None},
     )

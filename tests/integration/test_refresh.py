@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.support.mlflow_versions import copied_store
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(first: Path, tmp_path: Path) -> Path:
     """A copy of that home for one test to change."""
-    return Path(shutil.copytree(first, tmp_path / "home"))
+    return copied_store(first, tmp_path / "home").home
 
 
 def champion(home: Path) -> int:

@@ -1,0 +1,233 @@
+"""The loop without Ray on a tiny task: it learns, resumes, refuses and stops where it must."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from graceful import spec, targets, tasks
+from graceful.errors import CollapsedError, IntegrityError, NonFiniteError, SpecError, TrainingError
+from graceful.models import bundle
+from graceful.training import batches, trace
+from graceful.training.driver import TrainingJob, TrainingResult, train
+from tests.support import training_task
+
+TASK = training_task.__file__
+
+
+class StoppedError(Exception):
+    """What a test raises in the middle of a run."""
+
+
+def parse(
+    *, options: dict[str, Any] | None = None, compatibility: dict[str, Any] | None = None, **train: Any
+) -> spec.RefreshSpec:
+    recipe = {
+        "epochs": 3,
+        "batch_size": 24,
+        "optimizer": {"kind": "adamw", "lr": 0.02},
+        "engine": {"kind": "torch"},
+        "num_workers": 0,
+    }
+    return spec.parse(
+        {
+            "model": "blobs",
+            "name": "v2",
+            "task": {"kind": "python", "file": TASK, "options": options or {}},
+            "train": {**recipe, **train},
+            "compatibility": compatibility or {},
+        }
+    )
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in trace.read(run_dir / trace.FILE) if row["event"] == "step"]
+
+
+def stop_at(step: int) -> Any:
+    def progress(row: Mapping[str, object]) -> None:
+        if row["event"] == "step" and row["step"] == step:
+            raise StoppedError
+
+    return progress
+
+
+def test_training_learns_and_records_how(tmp_path: Path) -> None:
+    rows: list[Mapping[str, object]] = []
+    result = train(TrainingJob(spec=parse(), run_dir=tmp_path), progress=rows.append)
+    assert result.validation_error < 0.2
+    assert result.steps == 30
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert [row["event"] for row in rows].count("step") == 30
+    assert rows[0]["batch"] == "1 ranks x 1 slices x 24 = 24"
+    network = training_task.BlobNet(3)
+    network.load_state_dict(load_file(result.weights))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    job = TrainingJob(spec=parse(epochs=1), run_dir=tmp_path)
+    first = train(job)
+    assert train(job, progress=stop_at(1)) == first
+    first.weights.write_bytes(b"other")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: missing or changed since training ended"):
+        train(job)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(tmp_path: Path, accumulation: int) -> None:
+    document = parse(checkpoint_every=4, accumulation=accumulation)
+    whole = train(TrainingJob(spec=document, run_dir=tmp_path / "whole"))
+    job = TrainingJob(spec=document, run_dir=tmp_path / "parts")
+    for step in (2, 11, 19):
+        with pytest.raises(StoppedError):
+            train(job, progress=stop_at(step))
+    last = train(job)
+    assert last.resumed_from == 16
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert [row["validation_error"] for row in last.history] == [row["validation_error"] for row in whole.history]
+    assert [row["train_error"] for row in last.history] == [row["train_error"] for row in whole.history]
+    left, right = load_file(whole.weights), load_file(last.weights)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_seeds_differ(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train(TrainingJob(spec=parse(epochs=1), run_dir=tmp_path / str(seed), seed=seed))
+    assert losses(tmp_path / "0") != losses(tmp_path / "1")
+
+
+def test_a_damaged_checkpoint_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    job = TrainingJob(spec=parse(), run_dir=tmp_path)
+    with pytest.raises(StoppedError):
+        train(job, progress=stop_at(25))
+    (path,) = tmp_path.glob("checkpoints/step-000000020/engine.pt")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(IntegrityError, match=r"engine\.pt has not the SHA-256"):
+        train(job)
+
+
+def test_a_loss_that_is_not_finite_stops_before_its_step(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"step 5, epoch 1: loss task is nan, must be finite; lower") as caught:
+        train(TrainingJob(spec=parse(options={"poison": 5}), run_dir=tmp_path))
+    assert caught.value.facts["step"] == 5
+    assert len(losses(tmp_path)) == 4
+    assert not (tmp_path / "training.json").exists()
+
+
+def test_a_run_at_chance_is_a_collapse(tmp_path: Path) -> None:
+    wild = {"kind": "sgd", "lr": 1e-9, "momentum": 0.0, "nesterov": False}
+    with pytest.raises(CollapsedError, match=r"epoch 3: validation error is .*, twice in a row at least 0\.9"):
+        train(TrainingJob(spec=parse(options={"classes": 40}, optimizer=wild, epochs=5), run_dir=tmp_path))
+    assert [row["epoch"] for row in trace.read(tmp_path / trace.FILE) if row["event"] == "epoch"] == [1, 2, 3]
+
+
+def test_data_smaller_than_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"at most the 240 training samples, got 300"):
+        train(TrainingJob(spec=parse(batch_size=300), run_dir=tmp_path))
+
+
+def test_a_run_out_of_time_says_so_and_resumes(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"train\.timeout: not done after 1e-06 seconds; raise it"):
+        train(TrainingJob(spec=parse(epochs=1, timeout=1e-6), run_dir=tmp_path))
+    assert train(TrainingJob(spec=parse(epochs=1), run_dir=tmp_path)).steps == 10
+
+
+def test_training_inline_imports_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
+    before = {name for name in ("ray", "deepspeed") if name in sys.modules}
+    train(TrainingJob(spec=parse(epochs=1), run_dir=tmp_path))
+    assert {name for name in ("ray", "deepspeed") if name in sys.modules} == before
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old")
+    document = parse(epochs=1).model_copy(update={"name": "v1"})
+    result = train(TrainingJob(spec=document, run_dir=folder))
+    network = training_task.BlobNet(3)
+    network.load_state_dict(load_file(result.weights))
+    bundle.save(folder / "model", network=network, spec=document, classes=("blob-0", "blob-1", "blob-2"))
+    return folder / "model"
+
+
+LOSSES = [
+    {"kind": "focal_distillation"},
+    {"kind": "focal_distillation", "focus": "negative_flip"},
+    {"kind": "influence"},
+    {"kind": "embedding_regression"},
+    {"kind": "logit_displacement"},
+    {"kind": "reweighting"},
+]
+
+
+def cached(document: spec.RefreshSpec, folder: Path, root: Path) -> Path:
+    train_samples = tasks.build(document.task).samples("train")
+    views = targets.key_views(train_samples.ids, seed=document.train.seed, count=document.compatibility.targets.views)
+    predecessor = bundle.load(folder, augment_like=document.task)
+    return targets.build(predecessor, train_samples, views=views, root=root).folder
+
+
+def constrained(document: spec.RefreshSpec, run_dir: Path, old: Path, cache: Path | None) -> TrainingResult:
+    return train(TrainingJob(spec=document, run_dir=run_dir, predecessors=(old,), caches=(cache,)))
+
+
+def test_every_loss_trains_against_a_cached_predecessor(tmp_path: Path, old: Path) -> None:
+    document = parse(compatibility={"losses": LOSSES, "targets": {"views": 2}})
+    result = constrained(document, tmp_path / "run", old, cached(document, old, tmp_path / "targets"))
+    assert result.validation_error < 0.3
+    parts = {
+        name for row in trace.read(tmp_path / "run" / trace.FILE) if row["event"] == "step" for name in row["parts"]
+    }
+    assert parts == {
+        "task",
+        "focal_distillation/v1",
+        "focal_distillation-2/v1",
+        "influence/v1",
+        "embedding_regression/v1",
+        "logit_displacement/v1",
+    }
+
+
+def test_cached_and_live_predecessors_give_the_same_run(tmp_path: Path, old: Path) -> None:
+    section = {"losses": [{"kind": "focal_distillation", "weight": 5.0, "focus": "all"}], "targets": {"views": 3}}
+    document = parse(compatibility=section)
+    constrained(document, tmp_path / "cached", old, cached(document, old, tmp_path / "targets"))
+    live = parse(compatibility={**section, "targets": {"views": 3, "mode": "live"}})
+    constrained(live, tmp_path / "live", old, None)
+    left, right = losses(tmp_path / "cached"), losses(tmp_path / "live")
+    np.testing.assert_allclose([loss for _, loss in left], [loss for _, loss in right], rtol=2e-3)
+    free = train(TrainingJob(spec=document, run_dir=tmp_path / "free", predecessors=(old,), constrained=False))
+    assert free.steps == 30
+    assert losses(tmp_path / "free") != left
+
+
+def test_reference_runs_join_the_loss(tmp_path: Path, old: Path) -> None:
+    document = parse(compatibility={"reference": {"runs": 1}, "targets": {"views": 2}})
+    cache = cached(document, old, tmp_path / "targets")
+    train(TrainingJob(spec=document, run_dir=tmp_path / "run", references=(cache,)))
+    row = next(row for row in trace.read(tmp_path / "run" / trace.FILE) if row["event"] == "step")
+    assert set(row["parts"]) == {"task", "reference"}
+
+
+def test_epochs_see_new_views_and_keyed_runs_cycle_through_them(tmp_path: Path, old: Path) -> None:
+    document = parse(compatibility={"losses": [{"kind": "focal_distillation"}], "targets": {"views": 2}})
+    cache = cached(document, old, tmp_path)
+    task = tasks.build(document.task)
+    positions = np.arange(5)
+
+    keyed_job = TrainingJob(spec=document, run_dir=tmp_path, predecessors=(old,), caches=(cache,))
+    keyed = batches.gather(keyed_job, task, device=torch.device("cpu"))
+    inputs = [keyed.slice(positions, epoch=epoch).inputs for epoch in range(4)]
+    assert torch.equal(inputs[0], inputs[2])
+    assert torch.equal(inputs[1], inputs[3])
+    assert not torch.equal(inputs[0], inputs[1])
+
+    free = batches.gather(TrainingJob(spec=parse(), run_dir=tmp_path), task, device=torch.device("cpu"))
+    inputs = [free.slice(positions, epoch=epoch).inputs for epoch in range(4)]
+    assert not any(torch.equal(inputs[0], other) for other in inputs[1:])

@@ -84,4 +84,5 @@ def _group_of_one() -> None:
     """DeepSpeed needs a process group even alone, and keeps referring to it: it lives as long as this process."""
     if not distributed.is_initialized():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        distributed.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        store = distributed.HashStore()  # type: ignore[attr-defined]
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

@@ -33,7 +33,9 @@ from graceful.training.schedule import learning_rate
 from graceful.training.trace import FILE, Trace
 
 CHANCE = 0.95
-"""Held-out error of at least this share of chance, in two consecutive epochs after the first, is a collapse."""
+"""Held-out error of at least this share of chance is at chance."""
+PROGRESS = 0.99
+"""A held-out error below this share of the last one is progress: a slow start, no collapse."""
 _EVALUATION_BATCH = 512
 
 
@@ -46,6 +48,7 @@ class Progress:
     right: int = 0
     streak: int = 0
     validation_error: float = 1.0
+    former_error: float = 1.0
 
 
 def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
         NonFiniteError, CollapsedError, TrainingError, DataError, SpecError, IntegrityError: On all ranks alike where
             the fact `unanimous` is set.
     """
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
     torch.set_num_threads(1 if place.world_size > 1 else torch.get_num_threads())
     loop = together(place, lambda: Loop(job, place, digest=digest))
     loop.start()
@@ -272,10 +277,16 @@ class Loop:
         self._check_collapse(epoch)
 
     def _check_collapse(self, epoch: int) -> None:
+        """Two epochs in a row at chance without progress; those that began in the first or the warm-up do not count."""
         classes = len(self.materials.task.classes)
         bound = CHANCE * (1.0 - 1.0 / classes)
-        error = self.progress.validation_error
-        self.progress.streak = self.progress.streak + 1 if epoch >= 1 and error >= bound else 0
+        error, before = self.progress.validation_error, self.progress.former_error
+        self.progress.former_error = error
+        excused = epoch * self.sampler.steps_per_epoch < max(round(self.train.warmup * self.steps), 1)
+        if error < bound or excused:
+            self.progress.streak = 0
+        else:
+            self.progress.streak = 1 + (self.progress.streak if error > PROGRESS * before else 0)
         if self.progress.streak >= 2:
             raise unanimous(
                 CollapsedError(

@@ -91,7 +91,10 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
         raise _recorded(failure)
     if fitting.error is not None:
         raise _failed(job, fitting.error) from fitting.error
-    return dict(fitting.result.return_value)
+    outcome = dict(fitting.result.return_value or {})
+    if not outcome:
+        raise TrainingError(f"a worker ended without a result; {job.run_dir} must be a folder that all workers share")
+    return outcome
 
 
 class _Fitting(threading.Thread):
@@ -114,7 +117,11 @@ class _Fitting(threading.Thread):
 
 
 def _connect() -> bool:
-    """Join the cluster of RAY_ADDRESS, or start a private one; True: private."""
+    """Join the cluster of RAY_ADDRESS, or start a private one; True: private.
+
+    Raises:
+        InfrastructureError: Neither is possible.
+    """
     for name, value in _KNOBS.items():
         os.environ.setdefault(name, value)
     private = "RAY_ADDRESS" not in os.environ
@@ -126,12 +133,19 @@ def _connect() -> bool:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray(\.|$)")
     import ray
 
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return private
+    try:
         quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
         if private:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
             ray.init(**quiet)
+    except (ConnectionError, OSError, RuntimeError) as e:
+        where = "a Ray on this machine" if private else f"Ray at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
+        raise InfrastructureError(
+            f"{where} does not start: {_first_line(e)}; look into /tmp/ray, then try again"
+        ) from e
     return private
 
 
@@ -161,7 +175,8 @@ def _require(job: TrainingJob, *, private: bool, deadline: float) -> bool:
     place = "this machine" if private else "the cluster"
     message = f"train.num_workers: {workers} workers need {workers} {kind}, {place} has {have}"
     if private:
-        raise SpecError(f"{message}; write {max(have, 1)}, or 0 to train without Ray")
+        remedy = f"write {have}" if have else "write use_gpu: false"
+        raise SpecError(f"{message}; {remedy}, or num_workers: 0 to train without Ray")
     raise InfrastructureError(f"{message} after {JOIN_SECONDS:.0f} seconds; check that its nodes are running")
 
 
@@ -212,8 +227,8 @@ def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
     by_rank = getattr(error, "worker_failures", None) or {}
     causes = {rank: _first_line(cause) for rank, cause in by_rank.items()}
     first = next(iter(causes.items()), None)
-    times = f"failed {job.spec.train.max_failures + 1} times, last with"
-    what = f"training {times} rank {first[0]}: {first[1]}" if first else f"Ray Train failed: {_first_line(error)}"
+    attempts = f"training failed after {job.spec.train.max_failures} restarts"
+    what = f"{attempts}, rank {first[0]}: {first[1]}" if first else f"Ray Train failed, {_first_line(error)}"
     return TrainingError(
         f"{what}; see {log}, then run it again",
         {"causes": {str(rank): cause for rank, cause in causes.items()}},
@@ -292,5 +307,5 @@ def _write_down(error: Exception, path: Path) -> None:
         write_json(path, {"class": type(error).__name__, "message": error.message, "facts": facts})
         return
     log = write_text(path.parent / "error.log", "".join(traceback.format_exception(error)))
-    message = f"{_first_line(error)}; see {log}, mend it and run it again"
+    message = f"training failed, {_first_line(error)}; see {log}, mend it and run it again"
     write_json(path, {"class": "TrainingError", "message": message, "facts": {}})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from graceful.errors import SpecError
 from graceful.training.engine import build, deepspeed_config
 from tests.support import training as support
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "deepspeed.json"
 Ranks = list[dict[str, dict[str, Any]]]
 engines = pytest.mark.parametrize("kind", list(support.ENGINES))
 
@@ -109,7 +108,7 @@ def test_fp16_on_cpu_is_refused() -> None:
         build(support.section("torch", precision="fp16"), support.TinyNet(), device=torch.device("cpu"))
 
 
-def test_deepspeed_config_matches_the_golden_file() -> None:
+def test_deepspeed_config_matches_the_golden_file(golden: Callable[[str, str], None]) -> None:
     cases = {
         "defaults": (spec.Train(), 2),
         "zero3_bf16_adamw": (
@@ -128,4 +127,4 @@ def test_deepspeed_config_matches_the_golden_file() -> None:
         ),
     }
     found = {name: deepspeed_config(train, world_size=size) for name, (train, size) in cases.items()}
-    assert found == json.loads(GOLDEN.read_text())
+    golden("deepspeed.json", json.dumps(found, indent=2) + "\n")

@@ -128,6 +128,13 @@ def test_a_run_at_chance_is_a_collapse(tmp_path: Path) -> None:
     assert [row["epoch"] for row in trace.read(tmp_path / trace.FILE) if row["event"] == "epoch"] == [1, 2, 3]
 
 
+def test_a_slow_start_is_no_collapse(tmp_path: Path) -> None:
+    slow = {"kind": "sgd", "lr": 0.004, "momentum": 0.9}
+    result = train(TrainingJob(spec=parse(options={"classes": 30}, optimizer=slow, epochs=12), run_dir=tmp_path))
+    assert min(row["validation_error"] for row in result.history[1:3]) >= 0.95 * 29 / 30
+    assert result.validation_error < 0.9
+
+
 def test_data_smaller_than_a_batch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"at most the 240 training samples, got 300"):
         train(TrainingJob(spec=parse(batch_size=300), run_dir=tmp_path))

@@ -14,6 +14,46 @@ class Direction(StrEnum):
     ABOVE = "above"
 
 
+OWN_METRICS = (
+    "error_rate",
+    "self_test_recall_at_1",
+    "self_test_map",
+    "chain_max_nfr",
+    "chain_mean_nfr",
+    "usage_weighted_nfr",
+    "union_nfr",
+    "unanimous_nfr",
+    "step_nfr",
+    "cumulative_negative_flips",
+)
+"""What an evaluation measures on a version itself, or over all of its ancestors together."""
+
+COMPARISON_METRICS = (
+    "negative_flip_rate",
+    "positive_flip_rate",
+    "relative_nfr",
+    "macro_nfr",
+    "negative_flip_impact",
+    "negative_flip_severity",
+    "severe_flip_share",
+    "backward_trust",
+    "backward_error",
+    "inconsistency",
+    "new_error_rate",
+    "old_error_rate",
+    "error_rate_change",
+    "shared_class_coverage",
+    "cross_test_recall_at_1",
+    "cross_test_map",
+    "cross_test_gain_recall_at_1",
+    "cross_test_gain_map",
+    "old_old_recall_at_1",
+    "old_old_map",
+    "retrieval_nfr",
+    "retrieval_nfr_backfilled",
+)
+"""What an evaluation measures against each ancestor."""
+
 SELF = "self"
 LATEST = "latest"
 ALL = "all"

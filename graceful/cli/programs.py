@@ -88,7 +88,8 @@ def steps(resolved: RefreshSpec) -> tuple[str, ...]:
     against = compatibility.against if isinstance(compatibility.against, str) else ", ".join(compatibility.against)
     workers = f"{train.num_workers} Ray workers" if train.num_workers else "this process"
     bounds = ", ".join(
-        f"{bound.metric} {bound.direction} {bound.bound:g} ({bound.against})" for bound in resolved.gate.constraints
+        f"{bound.metric} {bound.direction} {bound.bound:g} ({bound.against})"
+        for bound in (item.constraint() for item in resolved.gate.constraints)
     )
     targets = f"cache outputs of the predecessors ({against}), {compatibility.targets.mode}"
     return (

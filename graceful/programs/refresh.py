@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from graceful import gate
+from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
@@ -78,6 +79,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = _chain(store, spec, run_dir)
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
+        _check_names(spec, links)
         ancestors = _fetch(store, links)
         trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
@@ -139,6 +141,15 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
         report, verdict = measure(spec, folder, links, ancestors)
         _write(run_dir, report, verdict)
     return report, verdict
+
+
+def _check_names(spec: RefreshSpec, links: Sequence[Link]) -> None:
+    """Refuse ancestors that do not exist before hours of training, not after."""
+    known = {SELF, LATEST, ALL, *(link.name for link in links)}
+    for index, item in enumerate(spec.gate.constraints):
+        if item.against is not None and item.against not in known:
+            names = ", ".join(link.name for link in links) or "no versions yet"
+            raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
 
 
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
+from graceful.constraints import ALL, COMPARISON_METRICS, LATEST, OWN_METRICS, SELF, Constraint, Direction
 from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import Compatibility
 from graceful.spec.tasks import Task
@@ -24,8 +25,19 @@ class GateConstraint(Section):
     """Side of the bound on which the unfavourable end of the interval must lie."""
     bound: float
     """A fraction for rates: 0.02 for two percent."""
-    against: str = ALL
-    """self, latest, all, or one ancestor's name."""
+    against: str | None = None
+    """self, latest, all, or one ancestor's name; None: self for a version's own metrics, else all."""
+
+    @model_validator(mode="after")
+    def _known(self) -> GateConstraint:
+        own = self.metric in OWN_METRICS
+        if not own and self.metric not in COMPARISON_METRICS:
+            near = difflib.get_close_matches(self.metric, [*OWN_METRICS, *COMPARISON_METRICS], n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMPARISON_METRICS)}"
+            raise ValueError(f"metric {self.metric!r} is not measured; {remedy}")
+        if self.against is not None and own != (self.against == SELF):
+            raise ValueError(f"against must be {'self' if own else 'an ancestor'} for {self.metric}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _rate(self) -> GateConstraint:
@@ -37,7 +49,8 @@ class GateConstraint(Section):
 
     def constraint(self) -> Constraint:
         """The floats-only value the gate judges."""
-        return Constraint(metric=self.metric, direction=self.direction, bound=self.bound, against=self.against)
+        against = self.against or (SELF if self.metric in OWN_METRICS else ALL)
+        return Constraint(metric=self.metric, direction=self.direction, bound=self.bound, against=against)
 
 
 class Gate(Section):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from graceful.constraints import COMPARISON_METRICS, OWN_METRICS
 from tests.support.mlflow_versions import copied_store
 
 pytestmark = pytest.mark.integration
@@ -167,7 +168,8 @@ def test_an_unreachable_registry_is_one_line(tmp_path: Path) -> None:
         ("task.network.sise=xs", 2, "task.network.sise"),
         ("compatibility.against=[v9]", 2, "v9"),
         ("train.batch_size=100000", 2, "batch_size"),
-        ("gate.constraints=[{metric: negativ_flip_rate, bound: 0.1}]", 2, "negativ_flip_rate"),
+        ("gate.constraints=[{metric: negativ_flip_rate, bound: 0.1}]", 2, "did you mean negative_flip_rate"),
+        ("gate.constraints=[{metric: negative_flip_rate, bound: 0.1, against: v9}]", 2, "v9"),
     ],
 )
 def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, code: int, word: str) -> None:
@@ -181,3 +183,12 @@ def test_the_readme_example_runs_as_written(tmp_path: Path) -> None:
         done = graceful("refresh", ROOT / "jobs" / "wine" / f"{name}.yaml", "-o", "json", home=tmp_path)
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["version"] == 2
+
+
+def test_every_measurement_may_be_constrained_and_only_those(home: Path) -> None:
+    path = write_spec(home, "v2", compatibility={"losses": [{"kind": "embedding_regression"}]})
+    done = graceful("refresh", path, "-o", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(Path(json.loads(done.stdout)["report"]).read_text())
+    assert set(report["measurements"]) == set(OWN_METRICS)
+    assert set(report["comparisons"][0]["measurements"]) == set(COMPARISON_METRICS)

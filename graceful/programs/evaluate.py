@@ -18,6 +18,7 @@ from graceful.metrics import flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
 from graceful.metrics.compatibility import compare_retrieval
 from graceful.metrics.predictions import Predictions
+from graceful.programs.flipped import Flip, negative_flips
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples, Split, Task
@@ -36,9 +37,24 @@ class Answers:
     embeddings: NDArray[np.float32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation yields.
+
+    Attributes:
+        report: The evidence, for the gate.
+        flips: Negative flips against every ancestor, for people.
+        test: The samples that flipped, to look at.
+    """
+
+    report: Report
+    flips: tuple[Flip, ...]
+    test: Samples
+
+
 def evaluate(
     spec: RefreshSpec, new: Predecessor, ancestors: Sequence[Predecessor], *, task: Task | None = None
-) -> Report:
+) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
     Args:
@@ -71,7 +87,7 @@ def evaluate(
         Comparison(against=old.name, model_id=old.model_id, distance=distance, measurements=measured)
         for distance, (old, measured) in enumerate(zip(ancestors, against, strict=True), start=1)
     )
-    return Report(
+    report = Report(
         model=spec.model,
         version=spec.name,
         data=data,
@@ -79,6 +95,11 @@ def evaluate(
         comparisons=comparisons,
         notes=tuple(itertools.chain.from_iterable(version.notes for version in versions)),
     )
+    flipped = [
+        negative_flips(predictions[0], old, against=version.name)
+        for version, old in zip(ancestors, predictions[1:], strict=True)
+    ]
+    return Evaluation(report=report, flips=tuple(itertools.chain.from_iterable(flipped)), test=test)
 
 
 def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:

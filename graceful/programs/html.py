@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from graceful.gate import Verdict
+from graceful.programs.flipped import Flip
 from graceful.programs.present import percent
 from graceful.report import Comparison, Measurement, Report
 
@@ -12,24 +14,31 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#1c2430}
 h1{margin-bottom:.1em}table{border-collapse:collapse;margin:1em 0;width:100%}
 th,td{padding:.35em .7em;border-bottom:1px solid #d9dee6;text-align:right}th:first-child,td:first-child{text-align:left}
+.flips{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0;width:72px;text-align:center}
+figure img{border:1px solid #d9dee6}small{color:#5b6675}.all td:last-child{text-align:left}
 .passed{color:#1a7f4b}.held{color:#b35c00}.note{color:#5b6675}svg{width:100%;height:auto}
 """
 BAR_LEFT, BAR_WIDTH, ROW_HEIGHT = 150, 560, 34
 HEADLINE = ("negative_flip_rate", "positive_flip_rate", "relative_nfr", "cross_test_recall_at_1", "cross_test_map")
 
 
-def render_html(report: Report, verdict: Verdict) -> str:
+def render_html(
+    report: Report, verdict: Verdict, *, flips: Sequence[Flip] = (), pictures: Mapping[str, str] | None = None
+) -> str:
     """Draw a report and its verdict.
 
     Args:
         report: The evidence.
         verdict: What the gate made of it.
+        flips: Negative flips to show, worst first.
+        pictures: Sample id -> image as a data URI.
     """
     title = f"{report.model} {report.version}"
     parts = [
         f"<h1>{escape(title)} <span class='{verdict.outcome}'>{escape(verdict.outcome)}</span></h1>",
         _findings(verdict),
         "<h2>Negative flips by ancestor</h2>" + _flip_bars(report, verdict) if report.comparisons else "",
+        _flips(flips, pictures or {}) if flips else "",
         "<h2>Against each ancestor</h2>" + _comparisons(report.comparisons) if report.comparisons else "",
         "<h2>All measurements</h2>" + _measurements(report),
         "".join(f"<p class='note'>{escape(note)}</p>" for note in report.notes),
@@ -85,6 +94,20 @@ def _bar(name: str, found: Measurement, bound: float | None, *, y: int, top: flo
     return "".join(marks)
 
 
+def _flips(flips: Sequence[Flip], pictures: Mapping[str, str]) -> str:
+    """A card for each flip: the picture, what it is, what the new version says, and how sure it is."""
+    cards = []
+    for flip in flips:
+        picture = f"<img src='{pictures[flip.id]}' alt=''>" if flip.id in pictures else ""
+        says = f"<b>{escape(flip.label)}</b> &rarr; {escape(flip.predicted)}"
+        cards.append(
+            f"<figure title='{escape(flip.id, quote=True)}'>{picture}"
+            f"<figcaption>{says}<br><small>{100 * flip.confidence:.0f} %</small></figcaption></figure>"
+        )
+    title = f"Right in {escape(flips[0].against)}, wrong now: the most confident {len(flips)}"
+    return f"<h2>{title}</h2><div class='flips'>{''.join(cards)}</div>"
+
+
 def _comparisons(comparisons: tuple[Comparison, ...]) -> str:
     head = "<tr><th>ancestor</th>" + "".join(f"<th>{escape(name)}, %</th>" for name in HEADLINE) + "</tr>"
     rows = "".join(
@@ -101,7 +124,7 @@ def _measurements(report: Report) -> str:
     sections += [(f"against {item.against}", item.measurements) for item in report.comparisons]
     rows = "".join(_measurement(where, name, found) for where, table in sections for name, found in table.items())
     head = "<tr><th>measurement</th><th>of</th><th>value</th><th>95 %</th><th>n</th><th>remark</th></tr>"
-    return f"<table>{head}{rows}</table>"
+    return f"<table class='all'>{head}{rows}</table>"
 
 
 def _measurement(where: str, name: str, found: Measurement) -> str:

@@ -13,12 +13,16 @@ from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
 from graceful.programs import exclusive, home_of, run_dir_of
-from graceful.programs.evaluate import evaluate
+from graceful.programs.evaluate import Evaluation, evaluate
+from graceful.programs.flipped import pictures
 from graceful.programs.html import render_html
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
-from graceful.storage import write_text
+from graceful.storage import write_json, write_text
+
+SHOWN = 48
+"""Negative flips against the latest ancestor that the HTML report shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +87,8 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         ancestors = _fetch(store, links)
         trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
-        report, verdict = measure(spec, trained.folder, links, ancestors)
-        _write(run_dir, report, verdict)
+        found, verdict = measure(spec, trained.folder, links, ancestors)
+        _write(run_dir, found, verdict)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
         record = store.register(
@@ -93,7 +97,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
                 run_dir=run_dir,
                 trained=trained,
                 links=links,
-                report=report,
+                report=found.report,
                 verdict=verdict,
                 tracking=tracking,
             )
@@ -111,7 +115,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             seconds=trained.result.seconds,
         )
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
-    return result, report
+    return result, found.report
 
 
 def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
@@ -138,9 +142,9 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
         links = _chain(store, spec, run_dir)
         ancestors = _fetch(store, links)
         progress({"stage": "evaluate"})
-        report, verdict = measure(spec, folder, links, ancestors)
-        _write(run_dir, report, verdict)
-    return report, verdict
+        found, verdict = measure(spec, folder, links, ancestors)
+        _write(run_dir, found, verdict)
+    return found.report, verdict
 
 
 def _check_names(spec: RefreshSpec, links: Sequence[Link]) -> None:
@@ -159,15 +163,15 @@ def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
 
 def measure(
     spec: RefreshSpec, folder: Path, links: Sequence[Link], ancestors: Sequence[Path]
-) -> tuple[Report, gate.Verdict]:
+) -> tuple[Evaluation, gate.Verdict]:
     """Evaluate a bundle against its ancestors' bundles and judge the report."""
     chain = [
         bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id, augment_like=spec.task)
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
-    report = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain)
+    found = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain)
     constraints = [item.constraint() for item in spec.gate.constraints]
-    return report, gate.judge(report, constraints, family=spec.gate.family)
+    return found, gate.judge(found.report, constraints, family=spec.gate.family)
 
 
 def _finished(spec: RefreshSpec, run_dir: Path) -> Refreshed | None:
@@ -197,10 +201,13 @@ def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
     return links
 
 
-def _write(run_dir: Path, report: Report, verdict: gate.Verdict) -> None:
-    write_text(run_dir / "report.json", report.to_json())
+def _write(run_dir: Path, found: Evaluation, verdict: gate.Verdict) -> None:
+    write_text(run_dir / "report.json", found.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
-    write_text(run_dir / "report.html", render_html(report, verdict))
+    write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
+    latest = [flip for flip in found.flips if flip.against == found.flips[0].against][:SHOWN]
+    page = render_html(found.report, verdict, flips=latest, pictures=pictures(latest, found.test))
+    write_text(run_dir / "report.html", page)
 
 
 def _registration(
@@ -224,7 +231,7 @@ def _registration(
         parents=tuple(link.model_id for link in links[:1]),
         report=report,
         verdict=verdict,
-        attachments=(run_dir / "report.html",),
+        attachments=(run_dir / "report.html", run_dir / "flips.json"),
     )
 
 

@@ -1,8 +1,9 @@
 """Training one version: a driver that starts and follows it, workers that do it, an engine that steps. Loads lazily.
 
-driver     run folder, identity, result             [driver]     ray_fit    Ray Train V2          [driver]
-loop       epochs, steps, evaluation                [workers]    batches    read, transform, old  [workers]
-engine     DeepSpeed | plain torch                  [workers]    objective  losses of a batch     [workers]
-checkpoint folders with a manifest                  [workers]    trace      metrics.jsonl         [both]
-sampler, schedule                                   pure functions
+driver      what is done, what is not     [driver]      ray_fit     Ray Train V2                  [driver, worker]
+job         a run as values and files     [both]        trace       metrics.jsonl                 [both]
+loop        steps, epochs, evaluation     [worker]      place       rank, device, checkpoints     [worker]
+batches     read, transform, old outputs  [worker]      objective   losses of a batch, by terms   [worker]
+engine      DeepSpeed                     [worker]      plain       torch alone                   [worker]
+checkpoint  folders with manifests        [worker]      sampler, schedule   pure functions        [worker]
 """

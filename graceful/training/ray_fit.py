@@ -1,4 +1,4 @@
-"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Runs in the driver; `worker` not.
+"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Driver; `worker` runs in workers.
 
 Without RAY_ADDRESS a private Ray is started in this process and kept until it ends: no dashboard, a secret token that
 only its own processes know, no files outside its session folder. Ray restarts a worker group that lost a process from

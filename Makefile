@@ -30,6 +30,10 @@ demo: venv  ## Three versions of a model, one after the other, and the chain the
 	  GRACEFUL_HOME=$(HOME_OF_DEMO) $(BIN)/graceful refresh jobs/glyphs/$$version.yaml || test $$? -eq 3 || exit 1; \
 	done
 	@GRACEFUL_HOME=$(HOME_OF_DEMO) $(BIN)/graceful lineage glyphs
+	@echo 'reports:  $(HOME_OF_DEMO)/runs/glyphs-*/report.html (what flipped, with pictures)'
+	@echo 'registry: $(BIN)/graceful ui'
+	@echo 'next:     $(BIN)/graceful refresh jobs/wine/v1.yaml    (a task of your own)'
+	@echo '          $(BIN)/graceful gate $(HOME_OF_DEMO)/runs/glyphs-v3/report.json jobs/glyphs/v3.yaml --set gate.constraints.0.bound=0.01'
 
 test: lint types  ## Lint, types, import contracts, unit, contract and integration tests.
 	$(BIN)/python -m pytest -m 'not gpu and not cluster'

@@ -74,7 +74,8 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     result, report = refresh(resolved, progress=progress)
 
     def show(console: Console) -> None:
-        title = f"{result.run_id}: {result.outcome}, version {result.version}, champion is version {result.champion}"
+        champion = "there is no champion yet" if result.champion is None else f"champion is version {result.champion}"
+        title = f"{result.run_id}: {result.outcome}, version {result.version}, {champion}"
         console.print(chain_table([Judged.of(report, result.outcome)], title=title))
         for reason in result.reasons:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -7,17 +7,49 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one worker needs at least; None: as much as the place gives by default.
+
+    Attributes:
+        cpu: Cores.
+        memory: Bytes.
+        gpu: Accelerators.
+    """
+
+    cpu: float | None = None
+    memory: int | None = None
+    gpu: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobSpec:
     """Everything a place needs to know in order to run a program.
 
     Attributes:
         name: For people: messages and process lists.
         command: Program and arguments; never a shell line.
-        env: Variables added to those that the place has anyway.
-        document: Text that the program reads from its standard input; None: it inherits ours.
+        env: Variables added to those that the place has anyway; no secrets, which come from the place.
+        document: Text that the program reads: from its standard input on this machine (None: it inherits ours), from
+            the file named by GRACEFUL_RUN_SPEC on a cluster.
+        run_id: The run that is computed; the same id is the same job, however often it is submitted.
+        image: Container image; None: that of the place.
+        workers: Processes that train; 0: the driver does it alone.
+        resources: Of one worker.
+        queue: Where it waits for its turn; None: that of the place, if it has one.
+        labels: Facts recorded with the job: digest of the spec, commit, user.
+        retries: How often a failed job is started again; None: the place's default.
+        deadline: Seconds after which an attempt is stopped; None: the place's default.
     """
 
     name: str
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     document: str | None = None
+    run_id: str = ""
+    image: str | None = None
+    workers: int = 0
+    resources: Resources = Resources()
+    queue: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    retries: int | None = None
+    deadline: float | None = None

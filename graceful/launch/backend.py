@@ -1,0 +1,256 @@
+"""What every place where programs run must offer, and the values that cross that line. Runs on the client.
+
+    JobSpec --plan--> Plan --submit--> Handle --status, logs, stop--> Status, lines
+                      (a value: print it, test it, diff it)
+
+A plan describes and judges, `submit` alone changes anything. All backends pass one contract suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from graceful.errors import SpecError
+from graceful.launch.job import JobSpec
+
+Document = Mapping[str, Any]
+"""One Kubernetes object, or whatever the place is sent, as JSON values."""
+
+
+class Phase(StrEnum):
+    """Where a job is in its life; every backend's own states map to these."""
+
+    QUEUED = "QUEUED"
+    """Accepted and waiting for quota or its turn."""
+    PROVISIONING = "PROVISIONING"
+    """Machines, images and the cluster are being made ready."""
+    RUNNING = "RUNNING"
+    RETRYING = "RETRYING"
+    """An attempt failed and the next has not started."""
+    SUCCEEDED = "SUCCEEDED"
+    """The program ended by itself; the exit code says passed (0) or held (3)."""
+    STOPPED = "STOPPED"
+    """Stopped by a person; the same run id resumes."""
+    FAILED = "FAILED"
+    INVALID = "INVALID"
+    """The place refused the job as written; it never ran."""
+
+    @property
+    def terminal(self) -> bool:
+        """Nothing happens any more unless somebody acts."""
+        return self in (Phase.SUCCEEDED, Phase.STOPPED, Phase.FAILED, Phase.INVALID)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Handle:
+    """Names one job for good: `kuberay://namespace/name`, `local://run-id`, `rayjobs://host:port/submission-id`.
+
+    Attributes:
+        scheme: kuberay, rayjobs or local.
+        place: Namespace or address; empty for local.
+        name: Name of the job there.
+    """
+
+    scheme: str
+    place: str = ""
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.place}/{self.name}" if self.place else f"{self.scheme}://{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Handle:
+        """Read what `str` wrote.
+
+        Raises:
+            SpecError: It has no scheme or no name.
+        """
+        scheme, separator, rest = text.partition("://")
+        place, _, name = rest.rpartition("/")
+        if not (separator and scheme and name):
+            raise SpecError(f"handle {text!r}: must look like kuberay://namespace/name; `graceful list` shows them")
+        return cls(scheme=scheme, place=place, name=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What a job is doing, and why, for people and for programs.
+
+    Attributes:
+        handle: Whose status it is.
+        run_id: The run that the job computes.
+        phase: Where it is in its life.
+        attempt: 1 for the first; counts retries, and restarts of the driver that the place itself hides.
+        attempts: At most this many; None: not known.
+        cause: One line for people: why it waits, failed or was restarted; empty if there is nothing to say.
+        exit_code: As `graceful --help` lists them; None while it is not over.
+        created: When it was submitted; None: not known.
+    """
+
+    handle: Handle
+    run_id: str
+    phase: Phase
+    attempt: int = 1
+    attempts: int | None = None
+    cause: str = ""
+    exit_code: int | None = None
+    created: datetime | None = None
+
+
+class Severity(StrEnum):
+    """What a finding means for a submission."""
+
+    ERROR = "error"
+    """It would be refused, hang or lose work: not sent."""
+    WARNING = "warning"
+    """It runs, and someone will regret it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with a plan, and its remedy.
+
+    Attributes:
+        rule: Stable id, e.g. `ttl-without-shutdown`.
+        severity: Whether it stops a submission.
+        where: Object and field, e.g. `RayJob.spec.ttlSecondsAfterFinished`.
+        message: What is wrong, with the value.
+        remedy: What to write instead.
+    """
+
+    rule: str
+    severity: Severity
+    where: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A group of equal machines (pods, processes) that a plan needs.
+
+    Attributes:
+        role: head, worker, submitter or driver.
+        count: How many.
+        cpu: Cores of each.
+        memory: Bytes of each; 0: not limited.
+        gpu: Accelerators of each.
+        price: Per hour for all of them, in the currency of the price table; None: no table.
+    """
+
+    role: str
+    count: int
+    cpu: float
+    memory: int = 0
+    gpu: int = 0
+    price: float | None = None
+
+
+class Change(StrEnum):
+    """What sending a document would do."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    NONE = "none"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+    """The place was not asked, or did not answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One document against what is there.
+
+    Attributes:
+        document: E.g. `RayJob glyphs-v2`.
+        change: What sending it would do.
+        lines: Unified diff of an update; the place's own words if it refused.
+    """
+
+    document: str
+    change: Change
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will run where, as a value; nothing has happened yet.
+
+    Attributes:
+        job: What runs.
+        where: For people: `kuberay, namespace team-a, context kind`.
+        handle: The job's name once it is submitted.
+        documents: What the place is sent, in order. May hold secrets: print `redact.documents(...)` of it only.
+        findings: Of lint and validation, errors first.
+        parts: Machines needed.
+        differences: One per document, against what is there.
+        currency: Of the prices.
+        notes: One line each: queue, deadline, worst case of retries.
+    """
+
+    job: JobSpec
+    where: str
+    handle: Handle
+    documents: tuple[Document, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    parts: tuple[Part, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    currency: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that stop a submission."""
+        return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
+
+    @property
+    def gpus(self) -> int:
+        """Accelerators in all."""
+        return sum(part.count * part.gpu for part in self.parts)
+
+    @property
+    def price(self) -> float | None:
+        """Per hour for everything; None if one part has no price."""
+        prices = [part.price for part in self.parts]
+        return None if not prices or None in prices else sum(price for price in prices if price is not None)
+
+
+class Backend(Protocol):
+    """A place where programs run: this machine, a Ray cluster, Kubernetes."""
+
+    def plan(self, job: JobSpec) -> Plan:
+        """Describe and judge what `submit` would do; change nothing."""
+        ...
+
+    def submit(self, plan: Plan) -> Handle:
+        """Send it. Idempotent by run id: a job that is there already is answered with its handle.
+
+        Raises:
+            SpecError: The plan has errors, or another job of that name computes something else.
+            InfrastructureError: The place is unreachable or refused; the message names the missing permission.
+        """
+        ...
+
+    def status(self, handle: Handle) -> Status:
+        """Ask what the job is doing.
+
+        Raises:
+            InfrastructureError: There is no such job, or the place is unreachable.
+        """
+        ...
+
+    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
+        """Lines without newline, each once; with `follow` until the job is over, across lost connections."""
+        ...
+
+    def stop(self, handle: Handle) -> Status:
+        """Stop it so that it can resume; stopping what is over changes nothing."""
+        ...
+
+    def list(self) -> Sequence[Status]:
+        """Every job of graceful there, newest first."""
+        ...

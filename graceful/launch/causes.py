@@ -1,0 +1,224 @@
+"""Why a job waits, restarts or failed: what pods, events and the queue say, as one line for people. Pure. Client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graceful.launch import names
+from graceful.launch.backend import Document
+from graceful.launch.outcome import Outcome
+
+CLUSTER_LABEL = "ray.io/cluster"
+TYPE_LABEL = "ray.io/node-type"
+IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"}
+CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
+LONGEST = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known about a job besides its own status.
+
+    Attributes:
+        pods: Of the run: those there are, and those a follower has seen and that are gone.
+        events: About job, cluster and pods.
+        workload: Kueue's object for the job; None: no queue.
+        outcome: What the program said at its end; None: nothing found.
+    """
+
+    pods: Sequence[Document] = field(default_factory=tuple)
+    events: Sequence[Document] = field(default_factory=tuple)
+    workload: Document | None = None
+    outcome: Outcome | None = None
+
+
+def role(pod: Document) -> str:
+    """head, worker or submitter."""
+    labels = pod["metadata"].get("labels") or {}
+    kind = labels.get(TYPE_LABEL) or {"rank": "worker"}.get(labels.get(names.ROLE, ""), labels.get(names.ROLE, ""))
+    return kind if kind in ("head", "worker") else "submitter"
+
+
+def cluster(pod: Document) -> str:
+    """Name of the RayCluster a pod belongs to; empty for submitters."""
+    return str((pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL, ""))
+
+
+def waiting(evidence: Evidence, ray_cluster: str) -> str:
+    """Why machines are not ready: image, scheduling, quota, admission, a missing secret; empty if nothing says.
+
+    Pods say it first; where they are gone, events do, which the server keeps for an hour.
+    """
+    current = [pod for pod in evidence.pods if not leaving(pod) and cluster(pod) in ("", ray_cluster)]
+    return (
+        _first(map(_image, current))
+        or _first(map(_container, current))
+        or _refused(evidence.events)
+        or _first(_unschedulable(pod, evidence.events) for pod in current)
+        or _from_events(evidence.events)
+    )
+
+
+def out_of_memory(message: str, pods: Sequence[Document]) -> str:
+    """Whether Ray's monitor or the kernel killed something for its memory; empty if not.
+
+    Ray's monitor acts at 95 percent of the limit, before the kernel: no pod says OOMKilled then.
+    """
+    if "running low on memory" in message or "OOM kill" in message:
+        used = re.search(r"was (\S+ used / \S+ limit)", message)
+        return f"out of memory: Ray's monitor killed the process{f' at {used[1]}' if used else ''}; raise memory"
+    for pod in pods:
+        for state in _container_states(pod):
+            if (state.get("terminated") or {}).get("reason") == "OOMKilled":
+                return f"out of memory: the kernel killed the {role(pod)} {pod['metadata']['name']}; raise its memory"
+    return ""
+
+
+def removed(pods: Sequence[Document]) -> str:
+    """Whether the cluster took a pod away: preempted, evicted, drained; empty if not."""
+    for pod in pods:
+        status = pod.get("status") or {}
+        if status.get("reason") == "Evicted":
+            return f"{role(pod)} evicted: {_short(status.get('message', 'no reason given'))}"
+        for condition in _true(status.get("conditions"), "DisruptionTarget"):
+            word = "preempted" if "Preempt" in condition.get("reason", "") else "removed"
+            return f"{role(pod)} {word} ({condition.get('reason', '')}): {_short(condition.get('message', ''))}"
+    return ""
+
+
+def queued(workload: Document | None, queue: str) -> str:
+    """What Kueue says: preempted, over quota, or merely waiting."""
+    conditions = ((workload or {}).get("status") or {}).get("conditions")
+    for kind in ("Preempted", "Evicted"):
+        for condition in _true(conditions, kind):
+            word = "preempted" if "Preempt" in kind + condition.get("reason", "") else "evicted from the queue"
+            return f"{word}: {_short(condition.get('message', ''))}"
+    for condition in conditions or ():
+        if condition["type"] == "QuotaReserved" and condition["status"] == "False" and condition.get("message"):
+            return f"over quota: {_short(condition['message'])}"
+    return f"waiting in queue {queue}"
+
+
+def evictions(workload: Document | None) -> int:
+    """How often the queue took the job's machines away."""
+    status = (workload or {}).get("status") or {}
+    counted = ((status.get("schedulingStats") or {}).get("evictions")) or ()
+    total = sum(int(entry.get("count", 0)) for entry in counted)
+    seen = any(condition["type"] == "Evicted" for condition in status.get("conditions") or ())
+    return total or int(seen)
+
+
+def restarts(evidence: Evidence, of: str, ray_cluster: str) -> int:
+    """How many pods of a role were made beyond the first in one cluster, plus restarts of their containers.
+
+    KubeRay makes a new head or worker in silence: the job's status does not change.
+
+    Args:
+        evidence: Pods by uid, and the events in which KubeRay says it made one.
+        of: head, worker or submitter.
+        ray_cluster: The cluster; submitters belong to none.
+    """
+    where = "" if of == "submitter" else ray_cluster
+    pods = {pod["metadata"]["uid"]: pod for pod in evidence.pods if role(pod) == of and cluster(pod) == where}
+    made = sum(
+        max(1, int(event.get("count") or 1))
+        for event in evidence.events
+        if event.get("reason") == f"Created{of.capitalize()}Pod"
+        and event.get("involvedObject", {}).get("name") == ray_cluster
+    )
+    again = sum(int(state.get("restartCount") or 0) for pod in pods.values() for state in _statuses(pod))
+    return max(len(pods), made) + again
+
+
+def leaving(pod: Document) -> bool:
+    """Being deleted."""
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def _image(pod: Document) -> str:
+    for state in _statuses(pod):
+        waiting_state = (state.get("state") or {}).get("waiting") or {}
+        if waiting_state.get("reason") in IMAGE_REASONS:
+            image = state.get("image") or "the image"
+            return f"image pull: {role(pod)} cannot get {image} ({waiting_state['reason']}); check name and credentials"
+    return ""
+
+
+def _container(pod: Document) -> str:
+    for state in _statuses(pod):
+        waiting_state = (state.get("state") or {}).get("waiting") or {}
+        if waiting_state.get("reason") in CONTAINER_REASONS:
+            said = _short(waiting_state.get("message", ""))
+            return f"{role(pod)} cannot start ({waiting_state['reason']}){f': {said}' if said else ''}"
+    return ""
+
+
+def _unschedulable(pod: Document, events: Sequence[Document]) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            said = condition.get("message") or _message(events, "FailedScheduling")
+            return f"unschedulable: {role(pod)}: {_short(said)}"
+    return ""
+
+
+def _refused(events: Sequence[Document]) -> str:
+    """KubeRay could not even create a pod: only the cluster's events say so."""
+    for event in _newest(events):
+        said = event.get("message", "")
+        if not event.get("reason", "").startswith("FailedToCreate") or "already exists" in said:
+            continue
+        _, quota, rest = said.partition("exceeded quota: ")
+        if quota:
+            return f"over quota: {_short(rest)}"
+        if "PodSecurity" in said:
+            return f"refused by PodSecurity: {_short(said.partition('PodSecurity')[2].lstrip(': '))}"
+        if "forbidden" in said or "denied" in said:
+            return f"refused by the cluster: {_short(said)}"
+    return ""
+
+
+def _from_events(events: Sequence[Document]) -> str:
+    for event in _newest(events):
+        said, reason = event.get("message", ""), event.get("reason", "")
+        if reason in IMAGE_REASONS or (reason == "Failed" and "image" in said.lower()):
+            return f"image pull: {_short(said)}; check name and credentials"
+        if reason == "FailedScheduling":
+            return f"unschedulable: {_short(said)}"
+        if reason == "FailedMount":
+            return f"volume: {_short(said)}"
+    return ""
+
+
+def _message(events: Sequence[Document], reason: str) -> str:
+    return _first(str(event.get("message", "")) for event in _newest(events) if event.get("reason") == reason)
+
+
+def _newest(events: Sequence[Document]) -> list[Document]:
+    return sorted(
+        events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), reverse=True
+    )
+
+
+def _statuses(pod: Document) -> list[Mapping[str, Any]]:
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _container_states(pod: Document) -> list[Mapping[str, Any]]:
+    return [state.get(key) or {} for state in _statuses(pod) for key in ("state", "lastState")]
+
+
+def _true(conditions: Iterable[Mapping[str, Any]] | None, kind: str) -> list[Mapping[str, Any]]:
+    return [condition for condition in conditions or () if condition["type"] == kind and condition["status"] == "True"]
+
+
+def _first(texts: Iterable[str]) -> str:
+    return next((text for text in texts if text), "")
+
+
+def _short(text: str) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

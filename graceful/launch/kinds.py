@@ -1,0 +1,46 @@
+"""The few kinds of Kubernetes objects that graceful touches, and where they live; no discovery. Runs on the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Where objects of a kind live: `apis/ray.io/v1`, `rayjobs`."""
+
+    api: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def resource(self) -> str:
+        """`rayjobs.ray.io`, `pods`."""
+        group = self.api.rpartition("/")[0]
+        return f"{self.plural}.{group}" if group else self.plural
+
+
+KINDS = {
+    "RayJob": Kind("ray.io/v1", "rayjobs"),
+    "RayCluster": Kind("ray.io/v1", "rayclusters"),
+    "Pod": Kind("v1", "pods"),
+    "Event": Kind("v1", "events"),
+    "ConfigMap": Kind("v1", "configmaps"),
+    "Secret": Kind("v1", "secrets"),
+    "Service": Kind("v1", "services"),
+    "ServiceAccount": Kind("v1", "serviceaccounts"),
+    "ResourceQuota": Kind("v1", "resourcequotas"),
+    "LimitRange": Kind("v1", "limitranges"),
+    "Namespace": Kind("v1", "namespaces", False),
+    "Node": Kind("v1", "nodes", False),
+    "Job": Kind("batch/v1", "jobs"),
+    "CronJob": Kind("batch/v1", "cronjobs"),
+    "NetworkPolicy": Kind("networking.k8s.io/v1", "networkpolicies"),
+    "Role": Kind("rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": Kind("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "Lease": Kind("coordination.k8s.io/v1", "leases"),
+    "CustomResourceDefinition": Kind("apiextensions.k8s.io/v1", "customresourcedefinitions", False),
+    "SelfSubjectAccessReview": Kind("authorization.k8s.io/v1", "selfsubjectaccessreviews", False),
+    "Workload": Kind("kueue.x-k8s.io/v1beta2", "workloads"),
+    "LocalQueue": Kind("kueue.x-k8s.io/v1beta2", "localqueues"),
+}

@@ -1,0 +1,289 @@
+"""The door to a Kubernetes API server: typed REST calls, errors by what the caller can do. Runs on the client.
+
+Plain REST, because a command that prints one status must not pay half a second for the import of generated models or
+for discovery: the few kinds we touch are in `KINDS`. Reads, deletes and server-side applies are repeated on 429, 5xx
+and lost connections; a create is not once it may have arrived (its caller reads and decides).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from graceful.launch.backend import Document
+from graceful.launch.kinds import KINDS
+from graceful.launch.kubeconfig import Access, load
+from graceful.launch.patience import Patience
+from graceful.launch.refusals import GoneError, InvalidObjectError, Request, refused
+from graceful.launch.wire import READ_SECONDS, Wire
+
+MANAGER = "graceful"
+PAGE = 500
+LATE = 15.0
+"""Seconds after the end of a watch's own time at which a silent connection counts as lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A collection at one moment; a watch goes on from its resource version."""
+
+    items: tuple[Document, ...]
+    resource_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchEvent:
+    """ADDED, MODIFIED, DELETED or BOOKMARK, and the object; of a bookmark only metadata.resourceVersion counts."""
+
+    type: str
+    object: Document
+
+
+@dataclass(kw_only=True)
+class Kube:
+    """One API server, one identity, one default namespace. Thread-safe as urllib3's pools are.
+
+    Attributes:
+        access: How it is reached.
+        namespace: Used where a call names none; "": that of the context.
+        patience: Between repeated requests.
+        late: Seconds added to a watch's time before silence counts as a lost connection.
+    """
+
+    access: Access
+    namespace: str = ""
+    patience: Patience = field(default_factory=Patience)
+    late: float = LATE
+
+    def __post_init__(self) -> None:
+        self.namespace = self.namespace or self.access.namespace
+        self._wire = Wire(access=self.access, patience=self.patience)
+
+    @classmethod
+    def connect(cls, *, context: str | None = None, namespace: str | None = None) -> Kube:
+        """A client of a context of the kubeconfig; nothing is sent yet.
+
+        Raises:
+            SpecError: As `kubeconfig.load`.
+        """
+        return cls(access=load(context), namespace=namespace or "")
+
+    def get(self, kind: str, name: str, *, namespace: str | None = None) -> Document:
+        """One object.
+
+        Raises:
+            NotFoundError: It does not exist.
+            ApiError: As `refusals` draws them; so does every method.
+        """
+        return self._call("GET", "get", kind, name, namespace=namespace)
+
+    def list(self, kind: str, *, selector: str = "", fields: str = "", namespace: str | None = None) -> Listing:
+        """Every object that matches, read in pages; a list that expires between two pages is read again.
+
+        Args:
+            kind: Key of `KINDS`.
+            selector: Labels: `a=b,c`.
+            fields: Fields: `involvedObject.uid=...`.
+            namespace: None: ours.
+        """
+        for failures in range(1, self.patience.tries + 1):
+            try:
+                return self._pages(kind, {"labelSelector": selector, "fieldSelector": fields}, namespace)
+            except GoneError as e:
+                if failures == self.patience.tries:
+                    raise
+                self.patience.pause(failures, e)
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def create(self, document: Document, *, dry_run: bool = False) -> Document:
+        """Create; the server refuses unknown fields.
+
+        Raises:
+            ConflictError: It exists already.
+        """
+        query = {"fieldManager": MANAGER, **_flags(dry_run)}
+        return self._call(
+            "POST", "create", *_names(document, new=True), namespace=_space(document), body=document, query=query
+        )
+
+    def apply(self, document: Document, *, dry_run: bool = False, force: bool = False) -> Document:
+        """Server-side apply; the same document twice changes nothing and wakes no watch.
+
+        Args:
+            document: Complete intent; fields that we applied before and that are missing now are removed.
+            dry_run: The server defaults, validates, admits and persists nothing.
+            force: Take over fields that another manager owns.
+
+        Raises:
+            ConflictError: Another manager owns a field; the message lists them.
+        """
+        query = {"fieldManager": MANAGER, "force": str(force).lower(), **_flags(dry_run)}
+        names = _names(document)
+        return self._call(
+            "PATCH", "patch", *names, namespace=_space(document), body=document, form="apply", query=query
+        )
+
+    def patch(self, kind: str, name: str, body: Document, *, part: str = "", namespace: str | None = None) -> Document:
+        """Merge-patch one object, or its subresource `part` (status)."""
+        return self._call("PATCH", "patch", kind, name, part=part, namespace=namespace, body=body, form="merge")
+
+    def delete(
+        self, kind: str, name: str, *, propagation: str = "Background", uid: str = "", namespace: str | None = None
+    ) -> None:
+        """Delete one object and, by propagation, what it owns.
+
+        Args:
+            kind: Key of `KINDS`.
+            name: Of the object.
+            propagation: Background, Foreground or Orphan.
+            uid: Delete this very object, not a successor of the same name (ConflictError then).
+            namespace: None: ours.
+        """
+        body: dict[str, Any] = {"propagationPolicy": propagation}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        self._call("DELETE", "delete", kind, name, namespace=namespace, body=body)
+
+    def watch(
+        self,
+        kind: str,
+        *,
+        resource_version: str,
+        seconds: float,
+        selector: str = "",
+        fields: str = "",
+        namespace: str | None = None,
+    ) -> Iterator[WatchEvent]:
+        """Changes after a resource version, with bookmarks, for some seconds; one connection, never reopened here.
+
+        Raises:
+            GoneError: The resource version is too old.
+            UnreachableError: The connection was cut, or silent for `late` seconds after the watch's own end.
+        """
+        query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": resource_version}
+        query |= {"timeoutSeconds": str(max(1, round(seconds))), "labelSelector": selector, "fieldSelector": fields}
+        request, url = self._where("watch", kind, "", namespace=namespace, query=query)
+        for line in self._wire.lines(url, request, silence=seconds + self.late):
+            event = json.loads(line)
+            if event["type"] == "ERROR":
+                raise refused(request, int(event["object"].get("code") or 500), json.dumps(event["object"]))
+            yield WatchEvent(type=event["type"], object=event["object"])
+
+    def pod_logs(
+        self,
+        pod: str,
+        *,
+        container: str = "",
+        follow: bool = False,
+        since: datetime | None = None,
+        tail: int | None = None,
+        namespace: str | None = None,
+    ) -> Iterator[str]:
+        """Lines of a pod's log, each after its timestamp and one space; a line cut in the middle is not given.
+
+        Args:
+            pod: Name.
+            container: Empty: the only one.
+            follow: Go on until the container ends.
+            since: The server knows whole seconds only: lines of the same second come again.
+            tail: Only the last lines.
+            namespace: None: ours.
+
+        Raises:
+            InvalidObjectError: The container has not started yet.
+            UnreachableError: The connection was cut.
+        """
+        query = {"container": container, "timestamps": "true"} | ({"follow": "true"} if follow else {})
+        if since is not None:
+            query["sinceTime"] = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if tail is not None:
+            query["tailLines"] = str(tail)
+        request, url = self._where("get", "Pod", pod, part="log", namespace=namespace, query=query)
+        for line in self._wire.lines(url, request, silence=None if follow else READ_SECONDS):
+            yield line.decode("utf-8", errors="replace")
+
+    def events_for(self, uid: str, *, namespace: str | None = None) -> tuple[Document, ...]:
+        """Events about one object, as the server still has them (an hour)."""
+        return self.list("Event", fields=f"involvedObject.uid={uid}", namespace=namespace).items
+
+    def can_i(self, verb: str, resource: str, *, namespace: str | None = None) -> bool:
+        """Whether we may; `rayjobs.ray.io`, `pods/log`."""
+        plural, _, group = resource.partition(".")
+        plural, _, part = plural.partition("/")
+        asked = {"verb": verb, "group": group, "resource": plural, "subresource": part}
+        asked["namespace"] = namespace or self.namespace
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        return bool(self.create(review).get("status", {}).get("allowed"))
+
+    def version(self) -> str:
+        """The server's, e.g. v1.36.3: the cheapest question there is."""
+        request = Request(verb="get", resource="version", identity=self.access.identity)
+        return str(self._wire.ask("GET", f"{self.access.server}/version", request)["gitVersion"])
+
+    def _pages(self, kind: str, query: Mapping[str, str], namespace: str | None) -> Listing:
+        items: list[Document] = []
+        token = ""
+        while True:
+            page = self._call(
+                "GET", "list", kind, "", namespace=namespace, query={**query, "limit": str(PAGE), "continue": token}
+            )
+            items += page.get("items") or ()
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return Listing(items=tuple(items), resource_version=page["metadata"].get("resourceVersion", ""))
+
+    def _call(
+        self,
+        method: str,
+        verb: str,
+        kind: str,
+        name: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        part: str = "",
+        namespace: str | None = None,
+        body: Document | None = None,
+        form: str = "",
+    ) -> Document:
+        request, url = self._where(verb, kind, name, part=part, namespace=namespace, query=query or {})
+        return self._wire.ask(method, url, request, body, form)
+
+    def _where(
+        self, verb: str, kind: str, name: str, *, part: str = "", namespace: str | None, query: Mapping[str, str]
+    ) -> tuple[Request, str]:
+        where = KINDS[kind]
+        space = (namespace or self.namespace) if where.namespaced else ""
+        root = f"apis/{where.api}" if "/" in where.api else f"api/{where.api}"
+        pieces = [root, *(["namespaces", quote(space)] if space else []), where.plural]
+        pieces += [quote(piece) for piece in (name, part) if piece]
+        given = urlencode({key: value for key, value in query.items() if value})
+        resource = where.resource if not part else where.resource.replace(where.plural, f"{where.plural}/{part}", 1)
+        request = Request(verb=verb, resource=resource, name=name, namespace=space, identity=self.access.identity)
+        return request, f"{self.access.server}/{'/'.join(pieces)}{f'?{given}' if given else ''}"
+
+
+def _flags(dry_run: bool) -> dict[str, str]:
+    return {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
+
+
+def _names(document: Document, *, new: bool = False) -> tuple[str, str]:
+    """Kind and name in the URL; a collection takes what is new."""
+    kind = document.get("kind", "")
+    if kind not in KINDS:
+        raise InvalidObjectError(
+            f"object of kind {kind!r}: not one that graceful sends; known: {', '.join(sorted(KINDS))}"
+        )
+    return kind, "" if new else str(document["metadata"]["name"])
+
+
+def _space(document: Document) -> str | None:
+    space: str | None = document.get("metadata", {}).get("namespace")
+    return space

@@ -1,0 +1,257 @@
+"""Render a job for KubeRay: a ConfigMap with what it reads and a RayJob. Pure functions, no templates. Client.
+
+Retries make new clusters, so everything that must survive lies under the run's folder; names follow from the run id,
+so that the same run is the same object. KubeRay's traps that shape these documents are named where they bite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from graceful.errors import SpecError
+from graceful.launch import harden, names
+from graceful.launch.job import JobSpec
+from graceful.launch.resources import cores, quantity, written
+
+if TYPE_CHECKING:
+    from graceful.launch.profile import KubeRay, Machine
+
+SPEC_FOLDER = "/etc/graceful"
+SPEC_FILE = "spec.json"
+SPEC_VARIABLE = "GRACEFUL_RUN_SPEC"
+GRACE_SECONDS = 120
+"""Between SIGTERM and SIGKILL, on ranks and head: the control store must outlive ranks that drain."""
+DRAIN_SECONDS = 100
+"""How long Ray waits for a node to become idle; below the grace period, or it is killed while draining."""
+STOP_SECONDS = 90
+"""How long a stopped driver may take to write its checkpoint."""
+GROUP = "workers"
+_SUBMITTER = {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
+Json = dict[str, Any]
+
+
+def render(job: JobSpec, profile: KubeRay) -> tuple[Json, ...]:
+    """Documents in the order in which they are sent: ConfigMap (if the job reads a document), RayJob.
+
+    Raises:
+        SpecError: The command holds characters that the submitter's shell would read.
+    """
+    return (*((config_map(job, profile),) if job.document is not None else ()), rayjob(job, profile))
+
+
+def config_map(job: JobSpec, profile: KubeRay) -> Json:
+    """The document that the driver reads, named by its content and immutable."""
+    text = job.document or ""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.document_name(names.job_name(job.run_id), text),
+            "namespace": profile.namespace,
+            "labels": _labels(job),
+        },
+        "immutable": True,
+        "data": {SPEC_FILE: text},
+    }
+
+
+def rayjob(job: JobSpec, profile: KubeRay) -> Json:
+    """The RayJob that computes the run."""
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": names.job_name(job.run_id),
+            "namespace": profile.namespace,
+            "labels": {**_labels(job), **_queue(job, profile)},
+            "annotations": _annotations(job, profile),
+        },
+        "spec": {
+            "submissionMode": "K8sJobMode",  # the submitter's log outlives the cluster, and its pod can be hardened
+            "entrypoint": entrypoint(job.command),
+            "backoffLimit": profile.retries.job if job.retries is None else job.retries,
+            "submitterConfig": {"backoffLimit": profile.retries.submitter},
+            "preRunningDeadlineSeconds": profile.deadlines.start,  # unset means: waits for ever
+            **_deadline(job, profile),
+            "shutdownAfterJobFinishes": True,  # the default leaves machines running; Kueue demands it too
+            "ttlSecondsAfterFinished": profile.deadlines.keep,
+            "submitterPodTemplate": _submitter(job, profile),
+            "rayClusterSpec": {
+                "rayVersion": profile.ray_version,
+                "enableInTreeAutoscaling": False,  # fixed size: gang scheduling and quota stay simple
+                "authOptions": {"mode": "token"},
+                "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": _head(job, profile)},
+                "workerGroupSpecs": [_group(job, profile)] if job.workers else [],
+            },
+        },
+    }
+
+
+def entrypoint(command: tuple[str, ...]) -> str:
+    """The command as one line.
+
+    KubeRay pastes it unquoted into a shell script that runs in the submitter, so that only plain words are safe.
+
+    Raises:
+        SpecError: A word holds anything that a shell would read.
+    """
+    odd = next((word for word in command if not _PLAIN.fullmatch(word)), None)
+    if odd is not None:
+        raise SpecError(f"command word {odd!r}: a shell would read it; use letters, digits and _./:=,@%+- only")
+    return " ".join(command)
+
+
+def worker(job: JobSpec, profile: KubeRay) -> Machine:
+    """The profile's worker, raised to what the job needs at least."""
+    machine, needs = profile.worker, job.resources
+    raised: Json = {}
+    if needs.cpu is not None and needs.cpu > quantity(machine.cpu):
+        raised["cpu"] = cores(needs.cpu)
+    if needs.memory is not None and needs.memory > quantity(machine.memory):
+        raised["memory"] = written(needs.memory)
+    return machine.model_copy(update=raised) if raised else machine
+
+
+def _head(job: JobSpec, profile: KubeRay) -> Json:
+    env = {
+        "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray's default kills the driver after 3 s, in the middle of a checkpoint
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+        **({SPEC_VARIABLE: f"{SPEC_FOLDER}/{SPEC_FILE}"} if job.document is not None else {}),
+    }
+    mounts: list[Json] = []
+    volumes: list[Json] = []
+    if job.document is not None:
+        name = names.document_name(names.job_name(job.run_id), job.document)
+        mounts.append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
+        volumes.append({"name": "spec", "configMap": {"name": name}})
+    container = _ray_container(job, profile, profile.head, name="ray-head", env=env)
+    container["volumeMounts"] = [*container["volumeMounts"], *mounts]
+    return _template(job, profile, profile.head, container, role="head", volumes=volumes)
+
+
+def _group(job: JobSpec, profile: KubeRay) -> Json:
+    machine = worker(job, profile)
+    container = _ray_container(job, profile, machine, name="ray-worker", env={})
+    return {
+        "groupName": GROUP,
+        "replicas": job.workers,
+        "minReplicas": job.workers,
+        "maxReplicas": job.workers,
+        "rayStartParams": {},  # from the limits; num-* here would contradict them
+        "template": _template(job, profile, machine, container, role="rank", volumes=[]),
+    }
+
+
+def _ray_container(job: JobSpec, profile: KubeRay, machine: Machine, *, name: str, env: Mapping[str, str]) -> Json:
+    variables = {**_environment(job, profile), **env, **profile.env, **machine.env, **job.env}
+    return {
+        "name": name,
+        "image": job.image or profile.image,
+        "imagePullPolicy": profile.pull_policy,
+        "env": _pairs(variables),
+        "envFrom": [{"secretRef": {"name": secret}} for secret in _secrets(profile)],
+        "resources": _resources(machine),
+        "volumeMounts": [{"name": "runs", "mountPath": profile.storage.path}],
+    }
+
+
+def _environment(job: JobSpec, profile: KubeRay) -> dict[str, str]:
+    uri = profile.mlflow.uri
+    return {
+        "GRACEFUL_HOME": profile.storage.path,
+        **({"MLFLOW_TRACKING_URI": uri} if uri else {}),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),
+        **({} if worker(job, profile).gpu else {"DS_ACCELERATOR": "cpu"}),
+    }
+
+
+def _template(
+    job: JobSpec, profile: KubeRay, machine: Machine, container: Json, *, role: str, volumes: list[Json]
+) -> Json:
+    """Pod labels are repeated here: the RayJob's reach the RayCluster, never the pods."""
+    claim = profile.storage.claim
+    runs = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
+    spec = {
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        **_service_account(profile),
+        **({"nodeSelector": machine.node_selector} if machine.node_selector else {}),
+        **({"tolerations": _tolerations(machine)} if machine.tolerations else {}),
+        **({"priorityClassName": machine.priority_class} if machine.priority_class else {}),
+        "containers": [container],
+        "volumes": [{"name": "runs", **runs}, *volumes],
+    }
+    return {
+        "metadata": {"labels": {**_labels(job), names.ROLE: role}},
+        "spec": harden.pod(spec, user=profile.user),
+    }
+
+
+def _submitter(job: JobSpec, profile: KubeRay) -> Json:
+    """Without a template the operator's own has no security context and 200 MiB; the command is the operator's."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": job.image or profile.image,
+        "imagePullPolicy": profile.pull_policy,
+        "resources": _SUBMITTER,
+    }
+    spec = {"restartPolicy": "Never", **_service_account(profile), "containers": [container]}
+    return {
+        "metadata": {"labels": {**_labels(job), names.ROLE: "submitter"}},
+        "spec": harden.pod(spec, user=profile.user),
+    }
+
+
+def _service_account(profile: KubeRay) -> Json:
+    pulls = [{"name": name} for name in profile.pull_secrets]
+    return {
+        **({"serviceAccountName": profile.service_account} if profile.service_account else {}),
+        **({"imagePullSecrets": pulls} if pulls else {}),
+    }
+
+
+def _resources(machine: Machine) -> Json:
+    amounts = {"cpu": str(machine.cpu), "memory": str(machine.memory)}
+    if machine.gpu:
+        amounts[machine.gpu_resource] = str(machine.gpu)
+    return {"requests": amounts, "limits": dict(amounts)}
+
+
+def _tolerations(machine: Machine) -> list[Json]:
+    return [toleration.model_dump(exclude_none=True) for toleration in machine.tolerations]
+
+
+def _secrets(profile: KubeRay) -> tuple[str, ...]:
+    token = profile.mlflow.token_secret
+    return (*profile.env_from_secrets, *((token,) if token else ()))
+
+
+def _labels(job: JobSpec) -> dict[str, str]:
+    key, value = names.MANAGED_BY
+    return {key: value, names.RUN_ID: names.label_value(job.run_id)}
+
+
+def _queue(job: JobSpec, profile: KubeRay) -> dict[str, str]:
+    queue = job.queue or profile.queue
+    return {names.QUEUE: queue} if queue else {}
+
+
+def _annotations(job: JobSpec, profile: KubeRay) -> dict[str, str]:
+    image = job.image or profile.image
+    facts = {**job.labels, "run-id": job.run_id, **({"image-digest": image.partition("@")[2]} if "@" in image else {})}
+    return {f"{names.PREFIX}{key}": facts[key] for key in sorted(facts)}
+
+
+def _deadline(job: JobSpec, profile: KubeRay) -> Json:
+    seconds = profile.deadlines.run if job.deadline is None else int(job.deadline)
+    return {"activeDeadlineSeconds": seconds} if seconds else {}
+
+
+def _pairs(variables: Mapping[str, str]) -> list[Json]:
+    return [{"name": name, "value": value} for name, value in variables.items()]

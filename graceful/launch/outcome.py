@@ -1,0 +1,72 @@
+"""How a program on a cluster tells its end: one line in its log, or the exit code that Ray repeats. Driver and client.
+
+Kubernetes has no place for a result of ours, and a pod of ours may not write to its API. The submitter's log outlives
+the cluster, so the driver's last line there is the outcome; without it, Ray's message names the exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+MARK = "graceful-outcome: "
+KNOWN_CODES = (0, 1, 2, 3, 4, 5)
+"""Exit codes with a meaning of ours, as `graceful --help` lists them."""
+HELD = 3
+_EXIT_CODE = re.compile(r"command failed with exit code (\d+)")
+_ERROR_LINE = re.compile(r"^graceful: (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes:
+        exit_code: Its own.
+        message: One line for people; empty if there is nothing to say.
+        error: Class of the error that ended it; empty if none did.
+        retryable: Whether the same command may do better.
+    """
+
+    exit_code: int
+    message: str = ""
+    error: str = ""
+    retryable: bool = False
+
+    def line(self) -> str:
+        """The line that `last` finds again."""
+        return MARK + json.dumps(asdict(self), ensure_ascii=False)
+
+
+def last(lines: Iterable[str]) -> Outcome | None:
+    """The newest outcome in a log; lines that merely look like one are passed over."""
+    found = None
+    for line in lines:
+        _, mark, rest = line.partition(MARK)
+        if mark:
+            found = _parsed(rest) or found
+    return found
+
+
+def from_message(message: str) -> Outcome | None:
+    """What Ray's message about a failed entrypoint says: its exit code, and our own last words if it quotes them."""
+    code = _EXIT_CODE.search(message)
+    if code is None:
+        return None
+    said = _ERROR_LINE.findall(message)
+    return Outcome(exit_code=int(code[1]), message=said[-1].strip() if said else "")
+
+
+def _parsed(text: str) -> Outcome | None:
+    try:
+        document = json.loads(text)
+        return Outcome(
+            exit_code=int(document["exit_code"]),
+            message=str(document.get("message", "")),
+            error=str(document.get("error", "")),
+            retryable=bool(document.get("retryable", False)),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,275 @@
+"""A cluster profile: where jobs run, as people write it in cluster/NAME.yaml. The only pydantic of launch. Client.
+
+A profile says what differs between places: addresses, images, machines, queues, prices. What differs between runs is
+in the spec. Unknown keys are refused at every depth.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from graceful.errors import SpecError
+from graceful.launch.resources import quantity
+
+FOLDER = Path("cluster")
+DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+
+
+def _quantity(value: str | float) -> str:
+    quantity(value)
+    return str(value)
+
+
+Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
+Name = Annotated[str, Field(pattern=DNS_LABEL)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[int, Field(ge=1)]
+Price = Annotated[float, Field(ge=0.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Toleration(_Section):
+    """A taint of nodes that pods accept, as in a pod's specification."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Machine(_Section):
+    """One pod of the cluster: requests equal limits, because Ray believes the limits."""
+
+    cpu: Quantity = "1"
+    """Cores."""
+    memory: Quantity = "4Gi"
+    """Hard limit."""
+    gpu: Count = 0
+    """Accelerators."""
+    gpu_resource: str = "nvidia.com/gpu"
+    """Name under which nodes offer them."""
+    node_selector: dict[str, str] = {}
+    """Labels that nodes must have."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints that are accepted."""
+    spot: bool = False
+    """The nodes may vanish at short notice."""
+    priority_class: str | None = None
+    """PriorityClass of the pods."""
+    env: dict[str, str] = {}
+    """Variables of these pods alone, e.g. NCCL_DEBUG. No secrets."""
+
+
+class Storage(_Section):
+    """Where runs, checkpoints and caches are kept; without a claim they are lost with the pods."""
+
+    claim: Name | None = None
+    """PersistentVolumeClaim (ReadWriteMany for more than one node) that every pod mounts."""
+    path: Annotated[str, Field(pattern=r"^/[^:]*$")] = "/runs"
+    """Folder in the pods under which the claim lies; becomes GRACEFUL_HOME."""
+
+
+class Mlflow(_Section):
+    """The registry that jobs write to."""
+
+    uri: str | None = None
+    """Tracking server as pods reach it; None: a database in `storage.path`."""
+    token_secret: Name | None = None
+    """Secret whose keys become variables, e.g. MLFLOW_TRACKING_TOKEN."""
+
+
+class Retries(_Section):
+    """How often what is started again."""
+
+    job: Count = 2
+    """Failed jobs, each with a new cluster; the run resumes from its checkpoints."""
+    submitter: Count = 2
+    """The pod that submits and watches; it finds the running job again."""
+
+
+class Deadlines(_Section):
+    """Seconds after which we do not wait any more."""
+
+    start: Seconds = 1800
+    """For pods to be scheduled and images pulled, per attempt."""
+    run: Seconds | None = None
+    """For an attempt in all; None: no limit."""
+    keep: Annotated[int, Field(ge=0)] = 600
+    """After the end, until the pods are deleted."""
+
+
+class Prices(_Section):
+    """What machines cost per hour; used by `graceful plan` alone."""
+
+    currency: str = "USD"
+    cpu: Price = 0.0
+    """One core."""
+    memory: Price = 0.0
+    """One GiB."""
+    gpu: Price = 0.0
+    """One accelerator."""
+    spot_factor: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """Share of the price that spot machines cost."""
+
+
+class Local(_Section):
+    """This machine: programs are child processes."""
+
+    kind: Literal["local"]
+    env: dict[str, str] = {}
+    """Variables added to ours."""
+
+
+class RayJobs(_Section):
+    """A Ray cluster that exists already, reached through its dashboard."""
+
+    kind: Literal["rayjobs"]
+    address: Annotated[str, Field(pattern=r"^https?://.+")]
+    """The dashboard, e.g. http://127.0.0.1:8265."""
+    home: Annotated[str, Field(pattern=r"^/.*$")]
+    """Folder for runs that all its nodes share; becomes GRACEFUL_HOME."""
+    mlflow: Mlflow = Mlflow()
+    env: dict[str, str] = {}
+    """Variables of the job. No secrets: the dashboard shows them."""
+
+
+class KubeRay(_Section):
+    """Kubernetes with the KubeRay operator: a cluster of pods for every job."""
+
+    kind: Literal["kuberay"]
+    context: str | None = None
+    """Entry of the kubeconfig; None: $GRACEFUL_CONTEXT, else the current one, else the pod's service account."""
+    namespace: Name
+    """Where everything is created."""
+    image: str
+    """Holds graceful and Ray; the same for head, workers and submitter. Pin it by digest."""
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[Name, ...] = ()
+    """Secrets with the registry's credentials."""
+    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"
+    """Of the image."""
+    production: bool = False
+    """Warnings about what must not happen in production become errors."""
+    service_account: Name | None = None
+    """Of the pods; its token is not mounted. None: the namespace's default."""
+    queue: Name | None = None
+    """Kueue's LocalQueue."""
+    head: Machine = Machine(cpu="2", memory="4Gi")
+    """The driver runs here: loading data and evaluating happen on it."""
+    worker: Machine = Machine()
+    """One per training process."""
+    storage: Storage = Storage()
+    mlflow: Mlflow = Mlflow()
+    env: dict[str, str] = {}
+    """Variables of all pods. No secrets: they are readable in the RayJob."""
+    env_from_secrets: tuple[Name, ...] = ()
+    """Secrets whose keys become variables of head and workers, e.g. for S3."""
+    user: Annotated[int, Field(ge=1)] = 1000
+    """Numeric user and group of the processes; never root."""
+    retries: Retries = Retries()
+    deadlines: Deadlines = Deadlines()
+    prices: Prices | None = None
+    """None: `graceful plan` shows no costs."""
+
+    @model_validator(mode="after")
+    def _drained_head(self) -> KubeRay:
+        if self.head.gpu:
+            raise ValueError(f"head.gpu must be 0, got {self.head.gpu}: the head schedules nothing; give it to worker")
+        return self
+
+
+Profile = Local | RayJobs | KubeRay
+KINDS: dict[str, type[Local] | type[RayJobs] | type[KubeRay]] = {
+    "local": Local,
+    "rayjobs": RayJobs,
+    "kuberay": KubeRay,
+}
+
+
+def load(name: str, *, folder: Path | None = None) -> Profile:
+    """Read the profile that `--on` names.
+
+    Args:
+        name: A path that ends in .yaml, else the name of a file in `folder` without its ending.
+        folder: Default: `cluster` in the working directory.
+
+    Raises:
+        SpecError: No such profile (the nearest name is proposed), or a key is wrong (with its path).
+    """
+    if name == "local" and not (folder or FOLDER).joinpath("local.yaml").exists():
+        return Local(kind="local")
+    path = Path(name) if name.endswith((".yaml", ".yml")) else (folder or FOLDER) / f"{name}.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise SpecError(f"--on {name}: no profile {path}{_others(name, path.parent)}") from e
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise SpecError(f"--on {name}: {path} cannot be read ({' '.join(str(e).split())})") from e
+    return parse(document, where=str(path))
+
+
+def parse(document: object, *, where: str = "profile") -> Profile:
+    """Validate an already loaded document.
+
+    Raises:
+        SpecError: One line: key path, file, what is wrong, remedy.
+    """
+    kind = document.get("kind") if isinstance(document, Mapping) else None
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, n=1)
+        remedy = f"; did you mean {near[0]}?" if near else ""
+        raise SpecError(f"kind in {where}: must be one of {', '.join(KINDS)}, got {kind!r}{remedy}")
+    try:
+        return KINDS[str(kind)].model_validate(document)
+    except ValidationError as e:
+        raise SpecError(_explain(e, KINDS[str(kind)], where)) from e
+
+
+def _others(name: str, folder: Path) -> str:
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there is {', '.join(known)}" if known else "; write one, or give a path that ends in .yaml"
+
+
+def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
+    """One line for the first problem; a misspelt key is told before what follows from it."""
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _keys(root, first["loc"][:-1]), n=1)
+        text = f"unknown key{f', did you mean {near[0]}?' if near else ''}"
+    elif first["type"] == "missing":
+        text = "required and missing"
+    elif first["type"] == "value_error":
+        text = f"{first['msg'].removeprefix('Value error, ')}"
+    else:
+        text = f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{path or 'profile'} in {where}: {text}{more}"
+
+
+def _keys(root: type[_Section], location: Sequence[int | str]) -> list[str]:
+    """Fields of the section at a location of pydantic's."""
+    section = root
+    for part in location:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_in(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[_Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,147 @@
+"""What a Kubernetes API server refused or failed at, classified by what the caller can do about it. Runs on the client.
+
+ApiError            exit 4   anything below; raised itself for 5xx that outlast the retries
+|-- NotFoundError        exit 4   404: create it, or look elsewhere
+|-- ConflictError        exit 4   409: somebody else has it, or was faster: read again, then decide
+|-- ForbiddenError       exit 4   401, 403: names verb, resource, identity, and the role to grant
+|-- InvalidObjectError   exit 2   400, 422: the object is wrong: edit it
+|-- GoneError            exit 4   410: the watch is too old: list again
+|-- ThrottledError       exit 4   429: wait `facts["retry_after"]` seconds
+'-- UnreachableError     exit 4   no answer: name, network, certificate
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graceful.errors import InfrastructureError
+
+LONGEST = 400
+"""Characters of a server's own words that are shown."""
+
+
+class ApiError(InfrastructureError):
+    """The API server answered with an error that is none of the kinds below."""
+
+
+class NotFoundError(ApiError):
+    """The object, or its kind, does not exist there."""
+
+
+class ConflictError(ApiError):
+    """It exists already, has changed since it was read, or another manager owns the field."""
+
+
+class ForbiddenError(ApiError):
+    """The identity lacks a permission, or is not known at all."""
+
+
+class InvalidObjectError(ApiError):
+    """The server refused the object as written; editing it is the remedy."""
+
+    exit_code = 2
+
+
+class GoneError(ApiError):
+    """The resource version is no longer kept: list again."""
+
+
+class ThrottledError(ApiError):
+    """Too many requests; `facts["retry_after"]` holds the seconds the server asks for, if it does."""
+
+
+class UnreachableError(ApiError):
+    """No answer at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked, for messages.
+
+    Attributes:
+        verb: get, list, watch, create, patch, delete.
+        resource: Plural, with its group: `rayjobs.ray.io`.
+        name: Of the object; empty for a collection.
+        namespace: Empty for cluster-wide kinds.
+        identity: Who asked, as far as the client knows.
+    """
+
+    verb: str
+    resource: str
+    name: str = ""
+    namespace: str = ""
+    identity: str = ""
+
+    def __str__(self) -> str:
+        where = f" in namespace {self.namespace}" if self.namespace else ""
+        return f"{self.verb} {self.resource}{f' {self.name}' if self.name else ''}{where}"
+
+
+def refused(request: Request, code: int, body: bytes | str, headers: Mapping[str, str] | None = None) -> ApiError:
+    """The error that an HTTP answer stands for; one line, the server's own words shortened.
+
+    Args:
+        request: What was asked.
+        code: HTTP status, 400 or more (or the code of a watch's ERROR event).
+        body: A `Status` object as JSON, or whatever a proxy wrote.
+        headers: For Retry-After.
+    """
+    said, facts = _said(body), {"code": code, "request": str(request)}
+    if code in (401, 403):
+        return ForbiddenError(_forbidden(request, code, said), facts)
+    if code == 429:
+        return ThrottledError(
+            f"{request}: the API server is busy ({said}); try again", facts | _retry_after(headers or {})
+        )
+    if code == 500 and "failed to create typed patch" in said:  # a server-side apply with an unknown or wrong field
+        code = 422
+    kind, remedy = KINDS.get(code, (ApiError, "the API server's log says more; try again"))
+    return kind(f"{request}: {said or f'HTTP {code}'}; {remedy}", facts)
+
+
+KINDS: dict[int, tuple[type[ApiError], str]] = {
+    400: (InvalidObjectError, "correct the object"),
+    404: (NotFoundError, "check name, namespace and context (`graceful list`), or install what defines the kind"),
+    409: (ConflictError, "read it again and decide"),
+    410: (GoneError, "list again"),
+    422: (InvalidObjectError, "correct the object"),
+}
+
+
+def unreachable(request: Request, server: str, error: Exception) -> UnreachableError:
+    """No answer came: say from where and why, in one line."""
+    reason = getattr(error, "reason", None) or error
+    words = " ".join(str(reason).split())[:LONGEST]
+    return UnreachableError(
+        f"{request}: no answer from {server} ({words}); check the network, the context and its certificate",
+        {"server": server, "request": str(request)},
+    )
+
+
+def _forbidden(request: Request, code: int, said: str) -> str:
+    who = request.identity or "this identity"
+    if code == 401:
+        return f"{request}: {who} is not known to the API server (401); log in again or choose another context"
+    group = request.resource.partition(".")[2]
+    rule = f'apiGroups: ["{group}"], resources: ["{request.resource.partition(".")[0]}"], verbs: ["{request.verb}"]'
+    return f"{request}: forbidden for {who} ({said}); grant a Role with {rule}"
+
+
+def _said(body: bytes | str) -> str:
+    text = body.decode("utf-8", errors="replace") if isinstance(body, bytes) else body
+    try:
+        document: Any = json.loads(text)
+    except ValueError:
+        document = None
+    if isinstance(document, dict) and isinstance(document.get("message"), str):
+        text = document["message"]
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+def _retry_after(headers: Mapping[str, str]) -> dict[str, object]:
+    given = headers.get("Retry-After", "")
+    return {"retry_after": float(given)} if given.isdigit() else {}

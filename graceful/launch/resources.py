@@ -1,0 +1,57 @@
+"""Quantities as Kubernetes writes them (500m, 4Gi), and what machines cost. Pure functions. Runs on the client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_UNITS: dict[str, float] = {
+    "": 1,
+    "m": 1e-3,
+    **{unit: 1000**power for power, unit in enumerate(("k", "M", "G", "T", "P"), start=1)},
+    **{f"{unit}i": 1024**power for power, unit in enumerate(("K", "M", "G", "T", "P"), start=1)},
+}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(" + "|".join(sorted(_UNITS, key=len, reverse=True)) + ")")
+GIB = 1024**3
+GPU_SUFFIX = "/gpu"
+
+
+def quantity(value: str | float) -> float:
+    """Number behind a quantity: cores for `500m`, bytes for `4Gi`.
+
+    Raises:
+        ValueError: It is none; the message says what is.
+    """
+    found = _QUANTITY.fullmatch(str(value).strip())
+    if found is None:
+        raise ValueError(f"must be a quantity such as 2, 500m or 4Gi, got {value!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def written(memory: int) -> str:
+    """Bytes as the shortest exact quantity."""
+    for unit in ("Ti", "Gi", "Mi", "Ki"):
+        if memory and memory % int(_UNITS[unit]) == 0:
+            return f"{memory // int(_UNITS[unit])}{unit}"
+    return str(memory)
+
+
+def cores(cpu: float) -> str:
+    """Cores as a quantity: whole ones plain, parts in thousandths."""
+    return str(int(cpu)) if cpu == int(cpu) else f"{round(cpu * 1000)}m"
+
+
+def demand(container: Mapping[str, Any]) -> tuple[float, int, int]:
+    """(cores, bytes, accelerators) that a container may use at most; what has no limit counts as 0.
+
+    Ray reads the same: CPU from limits, else requests; every `*/gpu` key is accelerators.
+    """
+    resources = container.get("resources") or {}
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    gpus = sum(quantity(value) for key, value in limits.items() if key.endswith(GPU_SUFFIX))
+    return (
+        quantity(limits.get("cpu", requests.get("cpu", 0))),
+        int(quantity(limits.get("memory", 0))),
+        int(gpus),
+    )

@@ -1,0 +1,236 @@
+"""The one table from what a RayJob and its pods say to phase, attempt, cause and exit code. Pure. Runs on the client.
+
+deployment status          job status, reason        phase
+Suspended, Suspending      a queue holds it           QUEUED
+                           spec.suspend, no queue     STOPPED
+"", Initializing           any                        PROVISIONING; "" with a queue QUEUED
+Running                    "", PENDING                PROVISIONING (submitting)
+                           FAILED, retries left       RETRYING
+                           any other                  RUNNING
+Retrying                   any                        RETRYING
+Complete                   SUCCEEDED                  SUCCEEDED
+                           STOPPED, FAILED            STOPPED, FAILED
+Failed                     AppFailed, exit code 3     SUCCEEDED (held by the gate)
+                           any other                  FAILED, exit code by reason
+ValidationFailed, Waiting  any                        INVALID: KubeRay never ends it, we do
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from graceful.launch import causes, names
+from graceful.launch.backend import Document, Handle, Phase, Status
+from graceful.launch.causes import Evidence
+from graceful.launch.outcome import HELD, KNOWN_CODES, Outcome, from_message
+
+TRAINING_ENDED = 5
+INFRASTRUCTURE = 4
+INVALID = 2
+REASONS = {
+    "PreRunningDeadlineExceeded": (INFRASTRUCTURE, "the machines did not come in time (preRunningDeadlineSeconds)"),
+    "DeadlineExceeded": (TRAINING_ENDED, "deadline: out of time (activeDeadlineSeconds); raise it, then resume"),
+    "SubmissionFailed": (INFRASTRUCTURE, "the submitter could not submit the job; its log says why"),
+    "JobDeploymentStatusTransitionGracePeriodExceeded": (
+        INFRASTRUCTURE,
+        "Ray ended the job and KubeRay did not notice in time; resume",
+    ),
+    "JobStatusCheckTimeoutExceeded": (
+        INFRASTRUCTURE,
+        "head unreachable for minutes; KubeRay does not retry this: resume",
+    ),
+}
+"""Exit code and words of what KubeRay gives as a reason for Failed; AppFailed needs a closer look."""
+
+
+def read(job: Document, evidence: Evidence | None = None) -> Status:
+    """Status of one RayJob.
+
+    Args:
+        job: The object, with or without status.
+        evidence: Pods, events, workload and outcome; without any the phase is the same and causes are coarser.
+    """
+    return _Reading(job, evidence or Evidence()).status()
+
+
+def handle(job: Document) -> Handle:
+    """The name under which people find it again."""
+    meta = job["metadata"]
+    return Handle(scheme="kuberay", place=meta["namespace"], name=meta["name"])
+
+
+def run_id(job: Document) -> str:
+    """In full from the annotation, else from the label, else the job's name."""
+    meta = job["metadata"]
+    found = (meta.get("annotations") or {}).get(names.RUN_ID) or (meta.get("labels") or {}).get(names.RUN_ID)
+    return str(found or meta["name"])
+
+
+class _Reading:
+    """One look at one job."""
+
+    def __init__(self, job: Document, evidence: Evidence) -> None:
+        self.job, self.evidence = job, evidence
+        self.now: dict[str, Any] = job.get("status") or {}
+        self.spec: dict[str, Any] = job.get("spec") or {}
+        self.cluster = str(self.now.get("rayClusterName") or "")
+        self.queue = (job["metadata"].get("labels") or {}).get(names.QUEUE, "")
+        self.message = str(self.now.get("message") or "")
+        self.failed = int(self.now.get("failed") or 0)
+        self.retries = int(self.spec.get("backoffLimit") or 0)
+
+    def status(self) -> Status:
+        """Look the deployment status up and add what all phases share."""
+        deployment = str(self.now.get("jobDeploymentStatus") or "")
+        phase, cause, code = TABLE.get(deployment, _Reading.unknown)(self)
+        created = self.job["metadata"].get("creationTimestamp")
+        return Status(
+            handle=handle(self.job),
+            run_id=run_id(self.job),
+            phase=phase,
+            attempt=self.attempt(phase),
+            attempts=self.retries + 1,
+            cause=cause,
+            exit_code=code,
+            created=datetime.fromisoformat(created) if created else None,
+        )
+
+    def attempt(self, phase: Phase) -> int:
+        """Failed attempts KubeRay counts, clusters seen, evictions by the queue, and heads replaced in silence."""
+        counted = self.failed + (0 if phase is Phase.FAILED and self.failed else 1)
+        clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster or "-"}
+        heads = sum(max(0, causes.restarts(self.evidence, "head", name) - 1) for name in clusters)
+        return max(counted, len(clusters - {"-"}), causes.evictions(self.evidence.workload) + 1) + heads
+
+    def new(self) -> tuple[Phase, str, int | None]:
+        """Nobody has looked at it yet, or the queue suspended it at once."""
+        if self.queue:
+            return Phase.QUEUED, causes.queued(self.evidence.workload, self.queue), None
+        return Phase.PROVISIONING, "waiting for the KubeRay operator", None
+
+    def suspended(self) -> tuple[Phase, str, int | None]:
+        """By a queue, or by a person."""
+        if self.queue:
+            return Phase.QUEUED, causes.queued(self.evidence.workload, self.queue), None
+        if self.spec.get("suspend"):
+            return Phase.STOPPED, "suspended by a person; resume goes on from the last checkpoint", TRAINING_ENDED
+        return Phase.QUEUED, "being resumed", None
+
+    def initializing(self) -> tuple[Phase, str, int | None]:
+        """Machines come, or something keeps them from coming."""
+        return Phase.PROVISIONING, causes.waiting(self.evidence, self.cluster) or self.previous(), None
+
+    def running(self) -> tuple[Phase, str, int | None]:
+        """The cluster is there; the job may be at any point."""
+        job_status = self.now.get("jobStatus") or ""
+        if job_status in ("", "PENDING"):
+            return Phase.PROVISIONING, self.restarted() or "the cluster is ready, submitting the job", None
+        if job_status == "FAILED":
+            phase = Phase.RETRYING if self.failed < self.retries else Phase.RUNNING
+            return phase, self.app_failed()[1], None
+        if job_status in ("SUCCEEDED", "STOPPED"):
+            return Phase.RUNNING, "the program has ended, KubeRay is cleaning up", None
+        return Phase.RUNNING, self.restarted() or self.previous(), None
+
+    def retrying(self) -> tuple[Phase, str, int | None]:
+        """Between two attempts: reason and message are already gone, as a rule."""
+        return Phase.RETRYING, self.failure()[1] if self.now.get("reason") else self.previous(), None
+
+    def complete(self) -> tuple[Phase, str, int | None]:
+        """Ended by itself, or stopped."""
+        job_status = self.now.get("jobStatus")
+        if job_status == "STOPPED":
+            return Phase.STOPPED, "stopped; resume goes on from the last checkpoint", TRAINING_ENDED
+        if job_status == "FAILED":
+            return self.app_failed()
+        outcome = self.evidence.outcome or Outcome(exit_code=0)
+        held = "held by the gate" if outcome.exit_code == HELD else ""
+        return Phase.SUCCEEDED, outcome.message or held or self.restarted(over=True), outcome.exit_code
+
+    def failure(self) -> tuple[Phase, str, int | None]:
+        """By KubeRay's reason, and what pods and events add."""
+        reason = str(self.now.get("reason") or "")
+        if reason == "AppFailed" or reason not in REASONS:
+            return self.app_failed()
+        code, words = REASONS[reason]
+        if reason == "PreRunningDeadlineExceeded":
+            words = causes.waiting(self.evidence, self.cluster) or words
+        return Phase.FAILED, words, code
+
+    def app_failed(self) -> tuple[Phase, str, int | None]:
+        """The entrypoint failed: memory first, then machines taken away, then its own words and exit code."""
+        if "Ray job not found" in self.message:
+            return Phase.FAILED, "head lost: the job vanished with its head; resume", INFRASTRUCTURE
+        memory = causes.out_of_memory(self.message, self.evidence.pods)
+        if memory:
+            return Phase.FAILED, memory, TRAINING_ENDED
+        outcome = self.evidence.outcome or from_message(self.message)
+        if outcome is not None and outcome.exit_code == HELD:
+            return Phase.SUCCEEDED, outcome.message or "held by the gate", HELD
+        taken = causes.removed(self.evidence.pods)
+        if taken:
+            return Phase.FAILED, taken, INFRASTRUCTURE
+        if outcome is None:
+            said = " ".join(self.message.split())[: causes.LONGEST]
+            return Phase.FAILED, said or "the program failed and left no message; its log may say why", TRAINING_ENDED
+        code = outcome.exit_code if outcome.exit_code in KNOWN_CODES else TRAINING_ENDED
+        return Phase.FAILED, outcome.message or f"the program ended with exit code {outcome.exit_code}", code
+
+    def invalid(self) -> tuple[Phase, str, int | None]:
+        """Refused by the operator, which never ends such a job."""
+        return Phase.INVALID, f"invalid: {' '.join(self.message.split()) or 'no reason given'}", INVALID
+
+    def waiting(self) -> tuple[Phase, str, int | None]:
+        """Interactive mode, which we never ask for, waits for ever."""
+        return Phase.INVALID, "invalid: submissionMode InteractiveMode waits for a job that nobody submits", INVALID
+
+    def unknown(self) -> tuple[Phase, str, int | None]:
+        """A state of a newer KubeRay: not terminal, and said."""
+        return (
+            Phase.RUNNING,
+            f"KubeRay says {self.now.get('jobDeploymentStatus')}, which this version does not know",
+            None,
+        )
+
+    def restarted(self, *, over: bool = False) -> str:
+        """Pods that were replaced in silence, and why if a pod says so."""
+        heads = causes.restarts(self.evidence, "head", self.cluster)
+        here = [pod for pod in self.evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
+        if here and not over and not any(causes.role(pod) == "head" and not causes.leaving(pod) for pod in here):
+            return "head lost; KubeRay makes a new one and the job starts again from its last checkpoint"
+        why = causes.out_of_memory("", here) or causes.removed(here)
+        tail = f" ({why})" if why else ""
+        if heads > 1:
+            return f"head restarted, attempt {self.attempt(Phase.RUNNING)} from the last checkpoint{tail}"
+        groups = (self.spec.get("rayClusterSpec") or {}).get("workerGroupSpecs") or ()
+        wanted = sum(int(group.get("replicas") or 0) for group in groups) or 1
+        workers = causes.restarts(self.evidence, "worker", self.cluster) - wanted
+        if workers > 0:
+            return f"worker restarted{f' {workers} times' if workers > 1 else ''}, training went on from there{tail}"
+        clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster}
+        if causes.restarts(self.evidence, "submitter", self.cluster) > max(len(clusters), self.failed + 1):
+            return "submitter restarted, the job went on"
+        return ""
+
+    def previous(self) -> str:
+        """What is known of earlier attempts."""
+        if causes.evictions(self.evidence.workload):
+            return "preempted earlier, re-admitted; goes on from the last checkpoint"
+        if self.failed:
+            return f"{self.failed} failed {'attempt' if self.failed == 1 else 'attempts'} before this one"
+        return ""
+
+
+TABLE = {
+    "": _Reading.new,
+    "Initializing": _Reading.initializing,
+    "Waiting": _Reading.waiting,
+    "Running": _Reading.running,
+    "Suspending": _Reading.suspended,
+    "Suspended": _Reading.suspended,
+    "Retrying": _Reading.retrying,
+    "Complete": _Reading.complete,
+    "Failed": _Reading.failure,
+    "ValidationFailed": _Reading.invalid,
+}

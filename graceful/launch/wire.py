@@ -1,0 +1,133 @@
+"""HTTP to an API server: one question or a stream of lines, repeated with patience where that is safe. Client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import urllib3
+
+from graceful import __version__
+from graceful.launch.backend import Document
+from graceful.launch.kubeconfig import Access
+from graceful.launch.patience import Patience
+from graceful.launch.refusals import ApiError, Request, ThrottledError, UnreachableError, refused, unreachable
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+PASSING = (500, 502, 503, 504)
+"""Server errors that may pass."""
+
+
+@dataclass(kw_only=True)
+class Wire:
+    """Connections to one API server as one identity.
+
+    Attributes:
+        access: How it is reached.
+        patience: Between repeated requests.
+    """
+
+    access: Access
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        options: dict[str, Any] = {"maxsize": 4, "retries": False}
+        if self.access.tls is not None:
+            options["ssl_context"] = self.access.tls
+            if self.access.hostname:
+                options |= {"server_hostname": self.access.hostname, "assert_hostname": self.access.hostname}
+        proxy = self.access.proxy
+        self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+
+    def ask(self, method: str, url: str, request: Request, body: Document | None = None, form: str = "") -> Document:
+        """Send until answered; what may be repeated is, within patience.
+
+        Args:
+            method: Of HTTP.
+            url: Where.
+            request: For messages.
+            body: JSON.
+            form: Of the body: apply, merge, or empty for plain JSON.
+
+        Raises:
+            ApiError: As `refusals` draws them.
+        """
+        failures = 0
+        while True:
+            try:
+                return self._once(method, url, request, body, form)
+            except ApiError as e:
+                failures += 1
+                if failures >= self.patience.tries or not _repeatable(method, e):
+                    raise
+                self.patience.pause(failures, e)
+
+    def _once(self, method: str, url: str, request: Request, body: Document | None, form: str) -> Document:
+        data = None if body is None else json.dumps(body).encode()
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+        try:
+            answer = self._pool.request(method, url, body=data, headers=self._headers(form), timeout=timeout)
+            if answer.status < 400:
+                found: Document = json.loads(answer.data)
+                return found
+        except urllib3.exceptions.HTTPError as e:
+            raise unreachable(request, self.access.server, e) from e
+        except ValueError as e:
+            raise unreachable(request, self.access.server, ValueError("an answer that is no JSON")) from e
+        raise refused(request, answer.status, answer.data, answer.headers)
+
+    def lines(self, url: str, request: Request, *, silence: float | None) -> Iterator[bytes]:
+        """Complete lines of an answer as they arrive; never repeated here.
+
+        Args:
+            url: Where.
+            request: For messages.
+            silence: Seconds without a byte after which the connection counts as lost; None: never.
+
+        Raises:
+            ApiError: As `refusals` draws them.
+        """
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=silence)
+        headers = self._headers("") | {"Accept-Encoding": "identity"}
+        try:
+            answer = self._pool.request("GET", url, headers=headers, timeout=timeout, preload_content=False)
+            try:
+                if answer.status >= 400:
+                    raise refused(request, answer.status, answer.read(), answer.headers)
+                yield from _lines(answer)
+            finally:
+                answer.close()
+        except urllib3.exceptions.HTTPError as e:
+            raise unreachable(request, self.access.server, e) from e
+
+    def _headers(self, form: str) -> dict[str, str]:
+        content = {"apply": "application/apply-patch+yaml", "merge": "application/merge-patch+json"}
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "Content-Type": content.get(form, "application/json"),
+            "User-Agent": f"graceful/{__version__}",
+        }
+        return headers if self.access.token is None else headers | {"Authorization": f"Bearer {self.access.token()}"}
+
+
+def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    kept = b""
+    for chunk in answer.stream(65536):
+        *whole, kept = (kept + chunk).split(b"\n")
+        yield from whole
+    if kept:  # the stream ended as it should: the last line merely lacks its newline
+        yield kept
+
+
+def _repeatable(method: str, error: ApiError) -> bool:
+    if isinstance(error, ThrottledError):
+        return True
+    if method == "POST":
+        return isinstance(
+            error.__cause__, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
+        )
+    return isinstance(error, UnreachableError) or error.facts.get("code") in PASSING

@@ -4,7 +4,7 @@
     python -m benchmarks.glyphs_flips --quick    # 1 seed, 1 split, prints only
 
 The old version is `xs` on 40 % of the training families, the new one `s2` on all of them. For each treatment and split
-the weight is the one with the lowest validation NFR among those whose validation error is at most 0.5 points above the
+the weight (and temperature) is the one with the lowest validation NFR among those whose validation error is at most 0.5 points above the
 untreated error, over selection seeds that the report never uses; if none qualifies, the one with the lowest error.
 """
 
@@ -24,39 +24,51 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import results, runs
 
-OLD = {"kind": "glyphs", "fonts": 0.4, "network": {"size": "xs", "embedding": 64}}
-NEW = {"kind": "glyphs", "fonts": 1.0, "network": {"size": "s2", "embedding": 64}}
+HEAD = {"embedding": 64, "head": "cosine"}
+OLD = {"kind": "glyphs", "fonts": 0.4, "network": {"size": "xs", **HEAD}}
+NEW = {"kind": "glyphs", "fonts": 1.0, "network": {"size": "s2", **HEAD}}
+RECIPE = {"epochs": 6}
 ALLOWED_ERROR = 0.5
 SEEDS, SELECTION_SEEDS, SPLITS = (0, 1, 2, 3, 4), (100, 101), (0, 1)
-WEIGHTS = (0.03, 0.1, 0.3, 1.0)
-REFERENCES = ((0.3, 0.1), (0.3, 0.3), (1.0, 0.1), (1.0, 0.3), (3.0, 0.3), (3.0, 1.0))
+TEMPERED = ((100, 0.03), (100, 0.1), (100, 0.3), (2, 0.1), (2, 0.3), (2, 1.0))
+"""Temperature and weight of KL terms."""
+REFERENCES = ((100, 0.3, 0.1), (100, 1.0, 0.3), (2, 1.0, 0.3), (2, 3.0, 0.3), (2, 3.0, 1.0))
+"""Temperature, weight of the reference, weight of the distillation."""
 
 
-def _distillation(weight: float, **options: Any) -> dict[str, Any]:
-    return {"kind": "focal_distillation", "weight": weight, **options}
+def _kl(temperature: float, weight: float, **options: Any) -> dict[str, Any]:
+    low = {"allow_low_temperature": True} if temperature < 20 else {}
+    return {"kind": "focal_distillation", "weight": weight, "temperature": temperature, **low, **options}
+
+
+def _lm(weight: float) -> dict[str, Any]:
+    return {"kind": "focal_distillation", "weight": weight, "form": "lm"}
 
 
 def _influence(weight: float) -> dict[str, Any]:
     return {"kind": "influence", "weight": weight}
 
 
-def _reference(weight: float, distillation: float) -> dict[str, Any]:
-    return {"losses": [_distillation(distillation)], "reference": {"runs": 3, "weight": weight}}
+def _reference(temperature: float, weight: float, distillation: float) -> dict[str, Any]:
+    return {
+        "losses": [_kl(temperature, distillation)],
+        "reference": {"runs": 3, "weight": weight, "temperature": temperature},
+    }
 
 
 TREATMENTS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "none": {"0": {}},
-    "uniform_distillation": {f"{w:g}": {"losses": [_distillation(w, focus="all", beta=0.0)]} for w in WEIGHTS},
-    "focal_kl": {f"{w:g}": {"losses": [_distillation(w)]} for w in WEIGHTS},
-    "focal_lm": {f"{w:g}": {"losses": [_distillation(w, form="lm")]} for w in WEIGHTS},
+    "uniform_distillation": {f"{w:g}@{t}": {"losses": [_kl(t, w, focus="all", beta=0.0)]} for t, w in TEMPERED},
+    "focal_kl": {f"{w:g}@{t}": {"losses": [_kl(t, w)]} for t, w in TEMPERED},
+    "focal_lm": {f"{w:g}": {"losses": [_lm(w)]} for w in (0.03, 0.1, 0.3)},
     "logit_displacement": {
-        f"{w:g}": {"losses": [{"kind": "logit_displacement", "weight": w}]} for w in (0.003, 0.01, 0.03, 0.1)
+        f"{w:g}": {"losses": [{"kind": "logit_displacement", "weight": w}]} for w in (0.01, 0.03, 0.1)
     },
     "influence": {f"{w:g}": {"losses": [_influence(w)]} for w in (0.3, 1.0, 3.0)},
-    "influence+focal_kl": {f"1+{w:g}": {"losses": [_influence(1.0), _distillation(w)]} for w in WEIGHTS},
-    "reference+focal_kl": {f"{nu:g}+{w:g}": _reference(nu, w) for nu, w in REFERENCES},
+    "influence+focal_kl": {f"1+{w:g}@{t}": {"losses": [_influence(1.0), _kl(t, w)]} for t, w in TEMPERED},
+    "reference+focal_kl": {f"{nu:g}+{w:g}@{t}": _reference(t, nu, w) for t, nu, w in REFERENCES},
 }
-"""Treatment -> weights, as they are shown -> compatibility section."""
+"""Treatment -> weights (and temperature after the @), as they are shown -> compatibility section."""
 
 
 def measure(split: int, seed: int, on: str, plan: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
@@ -65,14 +77,18 @@ def measure(split: int, seed: int, on: str, plan: Mapping[str, tuple[str, ...]])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         old_task, new_task = (runs.task_of({**task, "split": split}) for task in (OLD, NEW))
-        spec = runs.refresh_spec("old", task={**OLD, "split": split}, seed=seed)
+        spec = runs.refresh_spec("old", task={**OLD, "split": split}, seed=seed, train=RECIPE)
         old, _ = runs.trained(spec, folder=folder / "old", task=old_task)
         for treatment, weights in plan.items():
             for weight in weights:
                 name = f"new-{len(rows)}"
                 compatibility = TREATMENTS[treatment][weight]
                 spec = runs.refresh_spec(
-                    name, task={**NEW, "split": split}, seed=seed + 10_000, compatibility=compatibility
+                    name,
+                    task={**NEW, "split": split},
+                    seed=seed + 10_000,
+                    train=RECIPE,
+                    compatibility=compatibility,
                 )
                 new, seconds = runs.trained(spec, folder=folder / name, ancestors=[old], task=new_task)
                 found = runs.flips(runs.load(new), runs.load(old), task=new_task, split=on)

@@ -4,8 +4,9 @@
     python -m benchmarks.glyphs_flips --quick    # 1 seed, 1 split, prints only
 
 The old version is `xs` on 40 % of the training families, the new one `s2` on all of them. For each treatment and split
-the weight (and temperature) is the one with the lowest validation NFR among those whose validation error is at most 0.5 points above the
-untreated error, over selection seeds that the report never uses; if none qualifies, the one with the lowest error.
+the weight (and temperature) is the one with the lowest validation NFR among those whose validation error is at most 0.5
+points above the untreated error, over selection seeds that the report never uses; if none qualifies, the one with the
+lowest error.
 """
 
 from __future__ import annotations

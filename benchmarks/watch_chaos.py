@@ -19,7 +19,7 @@ from tests.support.watch_chaos import storm
 
 LIFE_CYCLES = 200
 NAMESPACE = "graceful-chaos"
-CHANCE = 0.1
+CHANCE = 0.2
 """That a request, or one part of a stream, meets a fault."""
 WEATHERS: dict[str, tuple[Fault, ...]] = {**{fault.value: (fault,) for fault in Fault}, "all of them": tuple(Fault)}
 

@@ -1,24 +1,22 @@
 """Does following a job survive what happens to watches? 200 recorded life-cycles through a proxy that injects faults.
 
 python -m benchmarks.watch_chaos [LIFE_CYCLES]     needs the current kube context (a cluster with KubeRay's CRDs, whose
-                                                   operator does not watch the namespace graceful-chaos);
+                                                   operator does not watch namespaces graceful-chaos-*);
                                                    prints a table, writes benchmarks/results/watch_chaos.json
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 
 from benchmarks.results import write
 from graceful.launch.kube import Kube
-from graceful.launch.refusals import ConflictError
 from tests.support.apiserver_proxy import Fault, Weather
 from tests.support.watch_chaos import storm
 
 LIFE_CYCLES = 200
-NAMESPACE = "graceful-chaos"
+NAMESPACE = f"graceful-chaos-{int(time.time())}"
 CHANCE = 0.2
 """That a request, or one part of a stream, meets a fault."""
 WEATHERS: dict[str, tuple[Fault, ...]] = {**{fault.value: (fault,) for fault in Fault}, "all of them": tuple(Fault)}
@@ -29,14 +27,13 @@ def main(arguments: list[str]) -> int:
     total = int(arguments[0]) if arguments else LIFE_CYCLES
     start = time.monotonic()
     kube = Kube.connect(namespace=NAMESPACE)
-    with contextlib.suppress(ConflictError):
-        kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     rows = []
     for number, (name, faults) in enumerate(WEATHERS.items()):
         share = total * (number + 1) // len(WEATHERS) - total * number // len(WEATHERS)
         begun = time.monotonic()
         weather = Weather(faults=faults, chance=CHANCE, seed=number)
-        row = storm(kube, weather, count=share, prefix=f"c{int(time.time())}-{number}")
+        row = storm(kube, weather, count=share, prefix=f"c{number}")
         rows.append({"fault": name, **row, "seed": number, "seconds": round(time.monotonic() - begun, 1)})
         print(rows[-1], flush=True)
     kube.delete("Namespace", NAMESPACE)

@@ -41,6 +41,7 @@ class Predecessor:
         transform: Its **own** transform: (raw items, views or None) -> input tensor.
         transform_digest: SHA-256 of what determines the transform, as it runs now.
         notes: What a reader of the report must know about this version, e.g. that its transform may have changed.
+        training_ids: Opens the ids it was trained on, [N]; raises DataError where they are gone. None: unknown.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Predecessor:
     transform: Callable[[Any, NDArray[np.uint64] | None], Tensor]
     transform_digest: str
     notes: tuple[str, ...] = ()
+    training_ids: Callable[[], NDArray[np.str_]] | None = None
 
     @torch.no_grad()
     def __call__(self, items: Any, views: NDArray[np.uint64] | None = None) -> Outputs:

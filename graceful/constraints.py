@@ -14,10 +14,7 @@ class Direction(StrEnum):
     ABOVE = "above"
 
 
-OWN_METRICS = (
-    "error_rate",
-    "self_test_recall_at_1",
-    "self_test_map",
+CHAIN_METRICS = (
     "chain_max_nfr",
     "chain_mean_nfr",
     "usage_weighted_nfr",
@@ -26,6 +23,9 @@ OWN_METRICS = (
     "step_nfr",
     "cumulative_negative_flips",
 )
+"""Measured on a version itself but about all of its ancestors: vacuous for a first link."""
+
+OWN_METRICS = ("error_rate", "self_test_recall_at_1", "self_test_map", *CHAIN_METRICS)
 """What an evaluation measures on a version itself, or over all of its ancestors together."""
 
 COMPARISON_METRICS = (

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
+from graceful.constraints import ALL, CHAIN_METRICS, LATEST, SELF, Constraint, Direction
 from graceful.errors import DataError, SpecError
 from graceful.proportions import minimum_n, quantile, wilson
 from graceful.report import Comparison, Measurement, Report
@@ -22,10 +22,6 @@ from graceful.report import Comparison, Measurement, Report
 EXIT_HELD = 3
 SCHEMA = 1
 FAMILIES = ("none", "bonferroni")
-
-_OVER_ANCESTORS = ("chain_max_nfr", "chain_mean_nfr", "usage_weighted_nfr", "union_nfr", "unanimous_nfr", "step_nfr")
-CHAIN_METRICS = frozenset({*_OVER_ANCESTORS, "cumulative_negative_flips"})
-"""Measured on the new version itself but about its ancestors: vacuous for a first link."""
 
 _RATES = ("rate", "nfr", "trust", "error", "recall", "map", "cmc", "tar_", "tpir", "inconsistency", "impact", "gain")
 

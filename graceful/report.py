@@ -97,15 +97,39 @@ class Report:
                 "comparisons": comparisons,
                 "notes": tuple(raw["notes"]),
             }
-            return cls(**fields)
+            found = cls(**fields)
+            _require_names(found)
+            return found
         except DataError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise DataError(f"{where}: not a report of graceful ({e}); write it with `graceful evaluate`") from e
 
 
 def _measurements(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement]:
-    return {name: Measurement(**item) for name, item in raw.items()}
+    return {name: _measurement(name, item) for name, item in raw.items()}
+
+
+def _measurement(name: str, raw: Mapping[str, Any]) -> Measurement:
+    """What JSON lets through and the gate cannot judge: texts, truth values and infinities in place of numbers."""
+    found = Measurement(**raw)
+    for key in ("value", "lower", "upper"):
+        number = getattr(found, key)
+        if number is not None and (type(number) not in (int, float) or not math.isfinite(number)):
+            raise ValueError(f"{name}.{key} must be a finite number, got {number!r:.40}")
+    for key in ("count", "n"):
+        number = getattr(found, key)
+        if type(number) is not int and (key, number) != ("count", None):
+            raise ValueError(f"{name}.{key} must be a whole number, got {number!r:.40}")
+    return found
+
+
+def _require_names(report: Report) -> None:
+    named = {"model": report.model, "version": report.version}
+    named |= {f"comparisons.{index}.against": item.against for index, item in enumerate(report.comparisons)}
+    for key, name in named.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{key} must be a name, got {name!r:.40}")
 
 
 def _refuse_constant(name: str) -> float:

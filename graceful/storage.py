@@ -42,7 +42,7 @@ def sha256_file(path: str | Path) -> str:
     Raises:
         StorageError: The file cannot be read.
     """
-    with _as_storage_error(path, "read"), Path(path).open("rb") as file:
+    with guarded(path, "read"), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -70,7 +70,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         StorageError: Disk full, permission; the old content is untouched.
     """
     target = Path(path)
-    with _as_storage_error(target, "write"):
+    with guarded(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         try:
@@ -104,12 +104,18 @@ def read_bytes(path: str | Path) -> bytes:
     Raises:
         StorageError: Missing or unreadable.
     """
-    with _as_storage_error(path, "read"):
+    with guarded(path, "read"):
         return Path(path).read_bytes()
 
 
 @contextmanager
-def _as_storage_error(path: str | Path, verb: str) -> Iterator[None]:
+def guarded(path: str | Path, verb: str) -> Iterator[None]:
+    """Turn what the operating system refuses into one StorageError line about a path.
+
+    Args:
+        path: What is read or written.
+        verb: `read`, `write`, or with an object.
+    """
     try:
         yield
     except OSError as e:

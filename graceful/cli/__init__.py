@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error is one line on stderr."""
-    from graceful.cli.app import graceful
-    from graceful.cli.boundary import guarded
-
+    try:
+        from graceful.cli.app import graceful
+        from graceful.cli.boundary import guarded
+    except KeyboardInterrupt:  # before there is anybody to say so
+        return 130
     return guarded(graceful, arguments)

@@ -155,6 +155,8 @@ def _fact(key: str, value: str) -> str:
 def disk(home: Path) -> Check:
     """Free space where runs and caches are kept."""
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not existing.is_dir():
+        return Check(name="home", state="fail", found=f"{existing} is a file", remedy="give another --home")
     if not os.access(existing, os.W_OK):
         return Check(name="home", state="fail", found=f"{home} is not writable", remedy="give another --home")
     free = shutil.disk_usage(existing).free

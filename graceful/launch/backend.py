@@ -119,7 +119,7 @@ class Finding:
         severity: Whether it stops a submission.
         where: Object and field, e.g. `RayJob.spec.ttlSecondsAfterFinished`.
         message: What is wrong, with the value.
-        remedy: What to write instead.
+        remedy: What to write instead; empty where the message says it.
     """
 
     rule: str
@@ -127,6 +127,11 @@ class Finding:
     where: str
     message: str
     remedy: str
+
+    def line(self) -> str:
+        """One line for people."""
+        where = "" if self.message.startswith(self.where) else f"{self.where}: "
+        return f"{where}{self.message}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,8 +111,8 @@ def evictions(workload: Document | None) -> int:
     return total or int(seen)
 
 
-def restarts(evidence: Evidence, of: str, ray_cluster: str) -> int:
-    """How many pods of a role were made beyond the first in one cluster, plus restarts of their containers.
+def made(evidence: Evidence, of: str, ray_cluster: str) -> int:
+    """How many pods of a role were made in one cluster, plus restarts of their containers: 1 head is undisturbed.
 
     KubeRay makes a new head or worker in silence: the job's status does not change.
 
@@ -123,14 +123,14 @@ def restarts(evidence: Evidence, of: str, ray_cluster: str) -> int:
     """
     where = "" if of == "submitter" else ray_cluster
     pods = {pod["metadata"]["uid"]: pod for pod in evidence.pods if role(pod) == of and cluster(pod) == where}
-    made = sum(
+    told = sum(
         max(1, int(event.get("count") or 1))
         for event in evidence.events
         if event.get("reason") == f"Created{of.capitalize()}Pod"
         and event.get("involvedObject", {}).get("name") == ray_cluster
     )
     again = sum(int(state.get("restartCount") or 0) for pod in pods.values() for state in _statuses(pod))
-    return max(len(pods), made) + again
+    return max(len(pods), told) + again
 
 
 def leaving(pod: Document) -> bool:

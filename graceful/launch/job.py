@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FILES = "/etc/graceful"
+"""Where a cluster mounts a job's document and files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -31,6 +34,7 @@ class JobSpec:
         env: Variables added to those that the place has anyway; no secrets, which come from the place.
         document: Text that the program reads: from its standard input on this machine (None: it inherits ours), from
             the file named by GRACEFUL_RUN_SPEC on a cluster.
+        files: Texts by file name that lie beside the document on a cluster, in the folder FILES.
         run_id: The run that is computed; the same id is the same job, however often it is submitted.
         image: Container image; None: that of the place.
         workers: Processes that train; 0: the driver does it alone.
@@ -45,6 +49,7 @@ class JobSpec:
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     document: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""
     image: str | None = None
     workers: int = 0

@@ -8,7 +8,8 @@ and lost connections; a create is not once it may have arrived (its caller reads
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,11 +19,13 @@ from graceful.launch.backend import Document
 from graceful.launch.kinds import KINDS
 from graceful.launch.kubeconfig import Access, load
 from graceful.launch.patience import Patience
-from graceful.launch.refusals import GoneError, InvalidObjectError, Request, refused
+from graceful.launch.refusals import GoneError, InvalidObjectError, Request, UnreachableError, refused
 from graceful.launch.wire import READ_SECONDS, Wire
 
 MANAGER = "graceful"
 PAGE = 500
+FOLLOW_SILENCE = 60.0
+"""Seconds without a line after which a followed log is opened anew: its connection may have died without a word."""
 LATE = 15.0
 """Seconds after the end of a watch's own time at which a silent connection counts as lost."""
 
@@ -157,7 +160,7 @@ class Kube:
         selector: str = "",
         fields: str = "",
         namespace: str | None = None,
-    ) -> Iterator[WatchEvent]:
+    ) -> Generator[WatchEvent, None, None]:
         """Changes after a resource version, with bookmarks, for some seconds; one connection, never reopened here.
 
         Raises:
@@ -167,11 +170,17 @@ class Kube:
         query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": resource_version}
         query |= {"timeoutSeconds": str(max(1, round(seconds))), "labelSelector": selector, "fieldSelector": fields}
         request, url = self._where("watch", kind, "", namespace=namespace, query=query)
-        for line in self._wire.lines(url, request, silence=seconds + self.late):
-            event = json.loads(line)
-            if event["type"] == "ERROR":
-                raise refused(request, int(event["object"].get("code") or 500), json.dumps(event["object"]))
-            yield WatchEvent(type=event["type"], object=event["object"])
+        with closing(self._wire.lines(url, request, silence=seconds + self.late)) as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError as e:
+                    raise UnreachableError(
+                        f"{request}: cut in the middle of an event", {"request": str(request)}
+                    ) from e
+                if event["type"] == "ERROR":
+                    raise refused(request, int(event["object"].get("code") or 500), json.dumps(event["object"]))
+                yield WatchEvent(type=event["type"], object=event["object"])
 
     def pod_logs(
         self,
@@ -182,8 +191,8 @@ class Kube:
         since: datetime | None = None,
         tail: int | None = None,
         namespace: str | None = None,
-    ) -> Iterator[str]:
-        """Lines of a pod's log, each after its timestamp and one space; a line cut in the middle is not given.
+    ) -> Generator[str, None, None]:
+        """Lines of a pod's log, each after its timestamp and one space; without a newline: cut, or the very last.
 
         Args:
             pod: Name.
@@ -195,7 +204,7 @@ class Kube:
 
         Raises:
             InvalidObjectError: The container has not started yet.
-            UnreachableError: The connection was cut.
+            UnreachableError: The connection was cut; `facts["silent"]` if it merely said nothing for a minute.
         """
         query = {"container": container, "timestamps": "true"} | ({"follow": "true"} if follow else {})
         if since is not None:
@@ -203,8 +212,9 @@ class Kube:
         if tail is not None:
             query["tailLines"] = str(tail)
         request, url = self._where("get", "Pod", pod, part="log", namespace=namespace, query=query)
-        for line in self._wire.lines(url, request, silence=None if follow else READ_SECONDS):
-            yield line.decode("utf-8", errors="replace")
+        with closing(self._wire.lines(url, request, silence=FOLLOW_SILENCE if follow else READ_SECONDS)) as lines:
+            for line in lines:
+                yield line.decode("utf-8", errors="replace")
 
     def events_for(self, uid: str, *, namespace: str | None = None) -> tuple[Document, ...]:
         """Events about one object, as the server still has them (an hour)."""

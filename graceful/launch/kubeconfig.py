@@ -52,13 +52,14 @@ def load(context: str | None = None, *, files: Sequence[Path] | None = None, pod
     """Read $KUBECONFIG, else ~/.kube/config; without these, in a pod, its service account.
 
     Args:
-        context: Name of a context; None: the current one.
+        context: Name of a context; None: $GRACEFUL_CONTEXT, else the current one.
         files: In place of $KUBECONFIG; the first file that has an entry wins.
         pod: Where a pod finds its service account.
 
     Raises:
         SpecError: No configuration, no such context, or a file that cannot be read.
     """
+    context = context or os.environ.get("GRACEFUL_CONTEXT") or None
     paths = [path for path in (_files() if files is None else files) if path.is_file()]
     if not paths and context is None and (pod / "token").is_file():
         return _in_cluster(pod)
@@ -212,6 +213,8 @@ def _through_the_client(name: str, paths: Sequence[Path], place: dict[str, str])
         raise SpecError(
             f"kube context {name!r}: its login failed ({' '.join(str(e).split())[:200]}); log in again"
         ) from e
+    if not found.api_key and not found.cert_file:  # the client logs why a plugin failed, and goes on as nobody
+        raise SpecError(f"kube context {name!r}: its login failed; log in again, then repeat the command")
     tls = ssl.create_default_context(cafile=found.ssl_ca_cert) if found.host.startswith("https") else None
     if tls is not None and not found.verify_ssl:
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE

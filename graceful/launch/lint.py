@@ -20,15 +20,13 @@ HEAD_MEMORY = 4 * GIB
 DEFAULT_GRACE = 30.0
 DEFAULT_DRAIN = 30.0
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-SPOT = f"{names.PREFIX}spot"
-ENGINE = f"{names.PREFIX}engine"
 _SPOT_LABELS = {
     "karpenter.sh/capacity-type": "spot",
     "eks.amazonaws.com/capacityType": "SPOT",
     "cloud.google.com/gke-spot": "true",
     "cloud.google.com/gke-preemptible": "true",
     "kubernetes.azure.com/scalesetpriority": "spot",
-    SPOT: "true",
+    names.SPOT: "true",
 }
 _PERSISTENT = ("persistentVolumeClaim", "csi", "nfs", "ephemeral")
 _PROBES_HANG = ((2, 11), (2, 37))
@@ -282,7 +280,7 @@ def _mutable_image(subject: Subject) -> Found:
 
 
 def _elastic(subject: Subject) -> Found:
-    if (subject.metadata.get("annotations") or {}).get(ENGINE) != "deepspeed":
+    if (subject.metadata.get("annotations") or {}).get(names.ENGINE) != "deepspeed":
         return
     for number, group in enumerate(subject.groups):
         smallest, largest = group.get("minReplicas"), group.get("maxReplicas")

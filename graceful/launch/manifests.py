@@ -6,19 +6,20 @@ so that the same run is the same object. KubeRay's traps that shape these docume
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graceful.errors import SpecError
 from graceful.launch import harden, names
-from graceful.launch.job import JobSpec
+from graceful.launch.job import FILES, JobSpec
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:
     from graceful.launch.profile import KubeRay, Machine
 
-SPEC_FOLDER = "/etc/graceful"
 SPEC_FILE = "spec.json"
 SPEC_VARIABLE = "GRACEFUL_RUN_SPEC"
 GRACE_SECONDS = 120
@@ -27,6 +28,8 @@ DRAIN_SECONDS = 100
 """How long Ray waits for a node to become idle; below the grace period, or it is killed while draining."""
 STOP_SECONDS = 90
 """How long a stopped driver may take to write its checkpoint."""
+LARGEST = 1_000_000
+"""Bytes that a ConfigMap holds, with some room for its own fields."""
 GROUP = "workers"
 _SUBMITTER = {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
@@ -37,24 +40,30 @@ def render(job: JobSpec, profile: KubeRay) -> tuple[Json, ...]:
     """Documents in the order in which they are sent: ConfigMap (if the job reads a document), RayJob.
 
     Raises:
-        SpecError: The command holds characters that the submitter's shell would read.
+        SpecError: The command holds characters that the submitter's shell would read, or the document is too large.
     """
     return (*((config_map(job, profile),) if job.document is not None else ()), rayjob(job, profile))
 
 
 def config_map(job: JobSpec, profile: KubeRay) -> Json:
-    """The document that the driver reads, named by its content and immutable."""
-    text = job.document or ""
+    """The document that the driver reads, named by its content and immutable.
+
+    Raises:
+        SpecError: It is too large.
+    """
+    size = sum(len(text.encode()) for text in _data(job).values())
+    if size > LARGEST:
+        raise SpecError(f"{job.name}: spec and files hold {size} bytes, a ConfigMap at most {LARGEST}; build an image")
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": names.document_name(names.job_name(job.run_id), text),
+            "name": _config_name(job),
             "namespace": profile.namespace,
             "labels": _labels(job),
         },
         "immutable": True,
-        "data": {SPEC_FILE: text},
+        "data": _data(job),
     }
 
 
@@ -119,17 +128,10 @@ def _head(job: JobSpec, profile: KubeRay) -> Json:
     env = {
         "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray's default kills the driver after 3 s, in the middle of a checkpoint
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-        **({SPEC_VARIABLE: f"{SPEC_FOLDER}/{SPEC_FILE}"} if job.document is not None else {}),
+        **({SPEC_VARIABLE: f"{FILES}/{SPEC_FILE}"} if job.document is not None else {}),
     }
-    mounts: list[Json] = []
-    volumes: list[Json] = []
-    if job.document is not None:
-        name = names.document_name(names.job_name(job.run_id), job.document)
-        mounts.append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
-        volumes.append({"name": "spec", "configMap": {"name": name}})
     container = _ray_container(job, profile, profile.head, name="ray-head", env=env)
-    container["volumeMounts"] = [*container["volumeMounts"], *mounts]
-    return _template(job, profile, profile.head, container, role="head", volumes=volumes)
+    return _template(job, profile, profile.head, container, role="head")
 
 
 def _group(job: JobSpec, profile: KubeRay) -> Json:
@@ -141,7 +143,7 @@ def _group(job: JobSpec, profile: KubeRay) -> Json:
         "minReplicas": job.workers,
         "maxReplicas": job.workers,
         "rayStartParams": {},  # from the limits; num-* here would contradict them
-        "template": _template(job, profile, machine, container, role="rank", volumes=[]),
+        "template": _template(job, profile, machine, container, role="rank"),
     }
 
 
@@ -152,9 +154,12 @@ def _ray_container(job: JobSpec, profile: KubeRay, machine: Machine, *, name: st
         "image": job.image or profile.image,
         "imagePullPolicy": profile.pull_policy,
         "env": _pairs(variables),
-        "envFrom": [{"secretRef": {"name": secret}} for secret in _secrets(profile)],
+        **_env_from(profile),
         "resources": _resources(machine),
-        "volumeMounts": [{"name": "runs", "mountPath": profile.storage.path}],
+        "volumeMounts": [
+            {"name": "runs", "mountPath": profile.storage.path},
+            *([{"name": "spec", "mountPath": FILES, "readOnly": True}] if job.document is not None else []),
+        ],
     }
 
 
@@ -168,13 +173,11 @@ def _environment(job: JobSpec, profile: KubeRay) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),
-        **({} if worker(job, profile).gpu else {"DS_ACCELERATOR": "cpu"}),
+        **({} if job.workers and worker(job, profile).gpu else {"DS_ACCELERATOR": "cpu"}),
     }
 
 
-def _template(
-    job: JobSpec, profile: KubeRay, machine: Machine, container: Json, *, role: str, volumes: list[Json]
-) -> Json:
+def _template(job: JobSpec, profile: KubeRay, machine: Machine, container: Json, *, role: str) -> Json:
     """Pod labels are repeated here: the RayJob's reach the RayCluster, never the pods."""
     claim = profile.storage.claim
     runs = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
@@ -185,10 +188,14 @@ def _template(
         **({"tolerations": _tolerations(machine)} if machine.tolerations else {}),
         **({"priorityClassName": machine.priority_class} if machine.priority_class else {}),
         "containers": [container],
-        "volumes": [{"name": "runs", **runs}, *volumes],
+        "volumes": [
+            {"name": "runs", **runs},
+            *([{"name": "spec", "configMap": {"name": _config_name(job)}}] if job.document is not None else []),
+        ],
     }
+    spot = {names.SPOT: "true"} if machine.spot else {}
     return {
-        "metadata": {"labels": {**_labels(job), names.ROLE: role}},
+        "metadata": {"labels": {**_labels(job), names.ROLE: role, **spot}},
         "spec": harden.pod(spec, user=profile.user),
     }
 
@@ -227,14 +234,25 @@ def _tolerations(machine: Machine) -> list[Json]:
     return [toleration.model_dump(exclude_none=True) for toleration in machine.tolerations]
 
 
-def _secrets(profile: KubeRay) -> tuple[str, ...]:
+def _env_from(profile: KubeRay) -> Json:
     token = profile.mlflow.token_secret
-    return (*profile.env_from_secrets, *((token,) if token else ()))
+    secrets = (*profile.env_from_secrets, *((token,) if token else ()))
+    return {"envFrom": [{"secretRef": {"name": secret}} for secret in secrets]} if secrets else {}
 
 
 def _labels(job: JobSpec) -> dict[str, str]:
     key, value = names.MANAGED_BY
     return {key: value, names.RUN_ID: names.label_value(job.run_id)}
+
+
+def _data(job: JobSpec) -> dict[str, str]:
+    return {SPEC_FILE: job.document or "", **job.files}
+
+
+def _config_name(job: JobSpec) -> str:
+    """By content: a job that is running keeps what it was started with."""
+    content = json.dumps(_data(job), sort_keys=True)
+    return names.document_name(names.job_name(job.run_id), content)
 
 
 def _queue(job: JobSpec, profile: KubeRay) -> dict[str, str]:
@@ -244,7 +262,13 @@ def _queue(job: JobSpec, profile: KubeRay) -> dict[str, str]:
 
 def _annotations(job: JobSpec, profile: KubeRay) -> dict[str, str]:
     image = job.image or profile.image
-    facts = {**job.labels, "run-id": job.run_id, **({"image-digest": image.partition("@")[2]} if "@" in image else {})}
+    digest = hashlib.sha256((job.document or entrypoint(job.command)).encode()).hexdigest()
+    facts = {
+        "config-hash": digest,
+        **job.labels,
+        "run-id": job.run_id,
+        **({"image-digest": image.partition("@")[2]} if "@" in image else {}),
+    }
     return {f"{names.PREFIX}{key}": facts[key] for key in sorted(facts)}
 
 

@@ -11,9 +11,14 @@ RUN_ID = f"{PREFIX}run-id"
 ROLE = f"{PREFIX}role"
 CONFIG_HASH = f"{PREFIX}config-hash"
 """Annotation: SHA-256 of what determines the result; tells two jobs of one name apart."""
+ENGINE = f"{PREFIX}engine"
+"""Annotation: what holds the optimiser's state."""
+SPOT = f"{PREFIX}spot"
+"""Label of pods whose machines may vanish at short notice."""
 MANAGED_BY = ("app.kubernetes.io/managed-by", "graceful")
 QUEUE = "kueue.x-k8s.io/queue-name"
-FIELD_MANAGER = "graceful"
+SELECTOR = "=".join(MANAGED_BY)
+"""Selects everything of ours."""
 
 LONGEST = 47
 """Characters of a RayJob's name: KubeRay appends to it and a label ends at 63."""

@@ -147,7 +147,7 @@ class KubeRay(_Section):
 
     kind: Literal["kuberay"]
     context: str | None = None
-    """Entry of the kubeconfig; None: $GRACEFUL_CONTEXT, else the current one, else the pod's service account."""
+    """Entry of the kubeconfig; None: the current one, or in a pod its service account."""
     namespace: Name
     """Where everything is created."""
     image: str
@@ -224,14 +224,14 @@ def parse(document: object, *, where: str = "profile") -> Profile:
         SpecError: One line: key path, file, what is wrong, remedy.
     """
     kind = document.get("kind") if isinstance(document, Mapping) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1)
         remedy = f"; did you mean {near[0]}?" if near else ""
         raise SpecError(f"kind in {where}: must be one of {', '.join(KINDS)}, got {kind!r}{remedy}")
     try:
-        return KINDS[str(kind)].model_validate(document)
+        return KINDS[kind].model_validate(document)
     except ValidationError as e:
-        raise SpecError(_explain(e, KINDS[str(kind)], where)) from e
+        raise SpecError(_explain(e, KINDS[kind], where)) from e
 
 
 def _others(name: str, folder: Path) -> str:

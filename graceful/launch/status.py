@@ -25,6 +25,8 @@ from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.causes import Evidence
 from graceful.launch.outcome import HELD, KNOWN_CODES, Outcome, from_message
 
+RESUMES = f"{names.PREFIX}resumes"
+"""Annotation: how often the run was sent again after it was stopped or had failed."""
 TRAINING_ENDED = 5
 INFRASTRUCTURE = 4
 INVALID = 2
@@ -100,8 +102,9 @@ class _Reading:
         """Failed attempts KubeRay counts, clusters seen, evictions by the queue, and heads replaced in silence."""
         counted = self.failed + (0 if phase is Phase.FAILED and self.failed else 1)
         clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster or "-"}
-        heads = sum(max(0, causes.restarts(self.evidence, "head", name) - 1) for name in clusters)
-        return max(counted, len(clusters - {"-"}), causes.evictions(self.evidence.workload) + 1) + heads
+        heads = sum(max(0, causes.made(self.evidence, "head", name) - 1) for name in clusters)
+        resumes = int((self.job["metadata"].get("annotations") or {}).get(RESUMES, "0"))
+        return max(counted, len(clusters - {"-"}), causes.evictions(self.evidence.workload) + 1) + heads + resumes
 
     def new(self) -> tuple[Phase, str, int | None]:
         """Nobody has looked at it yet, or the queue suspended it at once."""
@@ -195,7 +198,7 @@ class _Reading:
 
     def restarted(self, *, over: bool = False) -> str:
         """Pods that were replaced in silence, and why if a pod says so."""
-        heads = causes.restarts(self.evidence, "head", self.cluster)
+        heads = causes.made(self.evidence, "head", self.cluster)
         here = [pod for pod in self.evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
         if here and not over and not any(causes.role(pod) == "head" and not causes.leaving(pod) for pod in here):
             return "head lost; KubeRay makes a new one and the job starts again from its last checkpoint"
@@ -205,11 +208,11 @@ class _Reading:
             return f"head restarted, attempt {self.attempt(Phase.RUNNING)} from the last checkpoint{tail}"
         groups = (self.spec.get("rayClusterSpec") or {}).get("workerGroupSpecs") or ()
         wanted = sum(int(group.get("replicas") or 0) for group in groups) or 1
-        workers = causes.restarts(self.evidence, "worker", self.cluster) - wanted
+        workers = causes.made(self.evidence, "worker", self.cluster) - wanted
         if workers > 0:
             return f"worker restarted{f' {workers} times' if workers > 1 else ''}, training went on from there{tail}"
         clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster}
-        if causes.restarts(self.evidence, "submitter", self.cluster) > max(len(clusters), self.failed + 1):
+        if causes.made(self.evidence, "submitter", self.cluster) > max(len(clusters), self.failed + 1):
             return "submitter restarted, the job went on"
         return ""
 

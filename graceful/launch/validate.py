@@ -39,10 +39,9 @@ def validate(document: Document) -> tuple[Finding, ...]:
     if document.get("kind") != "RayJob":
         return ()
     spec = document.get("spec") or {}
-    problems = [
-        *(("schema", *problem) for problem in _walk(spec, schema()["properties"]["spec"], "spec")),
-        *(("operator", *problem) for problem in _refused(spec, document.get("metadata") or {})),
-    ]
+    problems = [("schema", *problem) for problem in _walk(spec, schema()["properties"]["spec"], "spec")]
+    if not problems:  # the operator never sees what the schema refuses
+        problems = [("operator", *problem) for problem in _refused(spec, document.get("metadata") or {})]
     return tuple(
         Finding(
             rule=rule,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import ssl
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ class Wire:
     def __post_init__(self) -> None:
         options: dict[str, Any] = {"maxsize": 4, "retries": False}
         if self.access.tls is not None:
+            if self.access.tls.verify_mode is ssl.CERT_NONE:  # the kubeconfig says so: no need to say it each time
+                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             options["ssl_context"] = self.access.tls
             if self.access.hostname:
                 options |= {"server_hostname": self.access.hostname, "assert_hostname": self.access.hostname}
@@ -79,8 +82,8 @@ class Wire:
             raise unreachable(request, self.access.server, ValueError("an answer that is no JSON")) from e
         raise refused(request, answer.status, answer.data, answer.headers)
 
-    def lines(self, url: str, request: Request, *, silence: float | None) -> Iterator[bytes]:
-        """Complete lines of an answer as they arrive; never repeated here.
+    def lines(self, url: str, request: Request, *, silence: float | None) -> Generator[bytes, None, None]:
+        """Lines of an answer as they arrive, each with its newline; one without is cut or the last. Never repeated.
 
         Args:
             url: Where.
@@ -101,7 +104,9 @@ class Wire:
             finally:
                 answer.close()
         except urllib3.exceptions.HTTPError as e:
-            raise unreachable(request, self.access.server, e) from e
+            lost = unreachable(request, self.access.server, e)
+            lost.facts["silent"] = isinstance(e, urllib3.exceptions.ReadTimeoutError)
+            raise lost from e
 
     def _headers(self, form: str) -> dict[str, str]:
         content = {"apply": "application/apply-patch+yaml", "merge": "application/merge-patch+json"}
@@ -118,8 +123,8 @@ def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     kept = b""
     for chunk in answer.stream(65536):
         *whole, kept = (kept + chunk).split(b"\n")
-        yield from whole
-    if kept:  # the stream ended as it should: the last line merely lacks its newline
+        yield from (line + b"\n" for line in whole)
+    if kept:  # cut on the far side of the server, which ends its answer as if nothing were missing; or a last line
         yield kept
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import sqlite3
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from graceful.errors import GracefulError, RegistryError
+from graceful.errors import GracefulError, RegistryError, SpecError
 
 PROBE_SECONDS = 10
 """A server that has not answered within this time is unreachable."""
@@ -46,6 +47,9 @@ _TROUBLES = {
     "ConnectTimeout": "no answer in time",
     "timed out": "no answer in time",
     "NameResolutionError": "unknown host",
+    "ResponseError": "the server answers with errors of its own (5xx); its log says why",
+    "not in a valid JSON format": "what answers there is no MLflow server",
+    "database or disk is full": "the disk is full",
     "SSLError": "its certificate is not trusted or it does not speak TLS",
 }
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
@@ -77,13 +81,13 @@ def resolve(uri: str | None, home: Path) -> Place:
     """Explicit URI, else $MLFLOW_TRACKING_URI, else sqlite and files under `home`.
 
     Raises:
-        RegistryError: A kind of URI that graceful does not use.
+        SpecError: A kind of URI that graceful does not use.
     """
     home = home.expanduser().absolute()
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     scheme = urlsplit(given).scheme.split("+")[0]
     if scheme not in (*_SERVERS, *_DATABASES):
-        raise RegistryError(
+        raise SpecError(
             f"registry {redact(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set registry.uri or"
             " $MLFLOW_TRACKING_URI to one of them"
         )
@@ -119,6 +123,7 @@ def connect(place: Place) -> Any:
         _probe_sqlite(place)
         from mlflow.tracking import MlflowClient
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what we say in a line
         with _environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
             client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
             client.search_experiments(max_results=1)
@@ -215,7 +220,8 @@ def _reason(text: str) -> str:
         if sign in text:
             return words
     lines = [line.strip() for line in redact(text).splitlines() if line.strip()] or ["no reason given"]
-    return lines[0] if len(lines[0]) <= 240 else lines[0][:237] + "..."
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return first if len(first) <= 240 else first[:237] + "..."
 
 
 def _without_credentials(uri: str) -> str:

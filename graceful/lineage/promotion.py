@@ -40,7 +40,7 @@ def promote(registry: Registry, change: Promotion) -> None:
     if champion != change.expected:
         raise RegistryError(
             f"{change.model}: champion is {_named(champion)}, not {_named(change.expected)} as when version"
-            f" {change.version} was judged; refresh again from the champion of now"
+            f" {change.version} was judged; refresh it under another name, from the champion of now"
         )
     _verify(registry, change)
     audit = _audit(registry, change)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graceful.errors import IntegrityError, RegistryError
+from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import connection, schema
 from graceful.lineage.schema import LineageRecord
 from graceful.storage import sha256_file
@@ -130,10 +130,10 @@ def quoted(text: str) -> str:
     """A literal of MLflow's filter language, which has no escapes.
 
     Raises:
-        RegistryError: The text holds a quote.
+        SpecError: The text holds a quote.
     """
     if "'" in text or "\\" in text:
-        raise RegistryError(f"{text!r}: a name must not hold quotes; use letters, digits and hyphens")
+        raise SpecError(f"{text!r}: a name must not hold quotes; use letters, digits and hyphens")
     return f"'{text}'"
 
 

@@ -189,11 +189,6 @@ class LineageRecord:
             raise RegistryError(f"{where}: {path}: {first['msg'].lower()}{more}; restore the file") from e
 
 
-def refresh_id(model: str, name: str) -> str:
-    """Identity of a refresh, the same as `RefreshSpec.run_id`."""
-    return f"{model}-{name}"
-
-
 def parent_tag(model_id: str) -> str:
     """Key of the tag by which children of a version can be searched."""
     return _PARENT + model_id.replace("-", "_")

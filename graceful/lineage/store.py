@@ -1,7 +1,7 @@
 """The registry of versions and their lineage, as programs and people use it. Driver and client.
 
     begin -> log_history -> register -> promote        one refresh; every step may be repeated and changes nothing
-    chain, record, find, versions, fetch               what the next refresh and people ask
+    chain, record, versions, fetch               what the next refresh and people ask
 
 MLflow holds: one experiment per model family (`graceful-<model>`), one run per refresh, one LoggedModel per version
 (its id is the node of the lineage), one registered model with the aliases `champion` and `previous`.
@@ -55,7 +55,7 @@ class Store:
         home: Folder of local state: default registry, fetched versions, locks.
 
     Raises:
-        RegistryError: A kind of URI that graceful does not use.
+        SpecError: A kind of URI that graceful does not use.
     """
 
     def __init__(self, uri: str | None, home: Path) -> None:
@@ -99,7 +99,7 @@ class Store:
             tracking.log_history(self.registry, run, rows)
 
     def abandon(self, run: str) -> None:
-        """Mark the run of a refresh that failed, so that it does not stay running for ever."""
+        """Mark the run of a refresh that failed, so that it does not stay running; `begin` takes it up again."""
         with self.registry.door("mark the run as failed") as client:
             client.set_terminated(run, status="FAILED")
 
@@ -164,14 +164,6 @@ class Store:
                 raise RegistryError(f"{node.name} ({model_id}): not completely registered; run its refresh again")
             numbers = [int(listed.version) for listed in self.registry.listed(record.model, model_id)]
         return replace(record, version=min(numbers, default=0))
-
-    def find(self, model: str, name: str) -> LineageRecord | None:
-        """The version of a family by its name; None where there is none."""
-        with self.registry.door(f"find {model} {name}") as client:
-            wanted = quoted(schema.refresh_id(model, name))
-            found = client.search_model_versions(f"name = {quoted(model)} and tags.{schema.TAG_REFRESH} = {wanted}")
-            first = min(found, key=lambda listed: int(listed.version), default=None)
-            return None if first is None else self.record(self.registry.node_id(first))
 
     def versions(self, model: str) -> list[Listed]:
         """Every version of a family, newest first; [] where the family is unknown."""

@@ -29,6 +29,8 @@ def begin(registry: Registry, spec: Mapping[str, Any], run_id: str) -> str:
         client.delete_run(run.info.run_id)
     if first.data.tags[schema.TAG_SPEC] != schema.spec_digest(spec):
         raise SpecError(f"run {run_id}: was begun with another spec; restore that one or give the version another name")
+    if first.info.status == "FAILED":
+        client.update_run(first.info.run_id, status="RUNNING")
     told = [param for param in _params(spec) if param.key not in first.data.params]
     client.log_batch(first.info.run_id, params=told)
     return str(first.info.run_id)

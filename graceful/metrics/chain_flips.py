@@ -11,22 +11,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from graceful.constraints import CHAIN_METRICS
 from graceful.errors import DataError
 from graceful.metrics.flips import negative_flip_rate
 from graceful.metrics.intervals import Evidence, Floats, proportion, statistic
 from graceful.metrics.predictions import Joined, Predictions, join
 from graceful.proportions import wilson
 from graceful.report import Measurement
-
-NAMES = (
-    "chain_max_nfr",
-    "chain_mean_nfr",
-    "usage_weighted_nfr",
-    "union_nfr",
-    "unanimous_nfr",
-    "step_nfr",
-    "cumulative_negative_flips",
-)
 
 
 def chain_flips(
@@ -60,7 +51,7 @@ def chain_flips(
     if usage is not None and (len(usage) != len(olds) or min(usage, default=0.0) < 0 or abs(sum(usage) - 1) > 1e-6):
         raise DataError(f"usage: needs {len(olds)} shares that add up to 1, one per ancestor, got {list(usage)}")
     if not olds:
-        return {name: Measurement(value=None, reason="no ancestors yet") for name in NAMES}
+        return {name: Measurement(value=None, reason="no ancestors yet") for name in CHAIN_METRICS}
     new = new.unique(where="new predictions")
     wrong, right, known = _masks(new, [join(new, old) for old in olds])
     evidence = Evidence.of(new.groups, draws=draws, seed=seed)
@@ -99,7 +90,7 @@ def _over_ancestors(
     own, counts = rates(columns.sum(axis=0).astype(np.float64)), known.sum(axis=0)
     if not counts.all():
         empty = f"{int((counts == 0).sum())} of {k} ancestors share no id with the new version"
-        return dict.fromkeys(NAMES[:3], Measurement(value=None, n=len(flips), reason=empty))
+        return dict.fromkeys(CHAIN_METRICS[:3], Measurement(value=None, n=len(flips), reason=empty))
 
     def floor(value: float, n: int) -> tuple[float, float]:
         return wilson(min(value, 1.0) * n, n)

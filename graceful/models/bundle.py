@@ -135,7 +135,8 @@ def load(
     described, weights, identity = _verified(folder, expected_digest)
     section = _trusted(_section(described, folder), augment_like)
     current = tasks.transform_digest(section)
-    if section.kind == "python" and augment_like is None and current != described.transform_digest:
+    named_now = isinstance(augment_like, PythonTask)
+    if isinstance(section, PythonTask) and not named_now and current != described.transform_digest:
         raise DataError(
             f"{folder / DESCRIPTION}: {section.file} is not the file {described.name} was saved with; restore that file"
         )
@@ -153,6 +154,7 @@ def load(
         transform=(task if viewed is section else tasks.build(viewed)).transform,
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
+        training_ids=lambda: task.samples("train").ids,
     )
 
 

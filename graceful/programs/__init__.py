@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from graceful import storage
 from graceful.errors import SpecError
 from graceful.spec import RefreshSpec
 
@@ -33,9 +34,12 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
     Raises:
         SpecError: Another process holds it.
+        StorageError: The folder cannot be made or written.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "lock").open("w") as lock:
+    with storage.guarded(run_dir, "write"):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        opened = (run_dir / "lock").open("w")
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:

@@ -1,8 +1,13 @@
-"""Entry point of a job: `python -m graceful.programs refresh < resolved-spec.json`. Runs in the driver process."""
+"""Entry point of a job: `python -m graceful.programs refresh < resolved-spec.json`. Runs in the driver process.
+
+On a cluster the resolved spec is the file that GRACEFUL_RUN_SPEC names, and the last line on stdout is the outcome. A
+held version ends with 0 there: a cluster that sees another code starts the job again, for the same verdict.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -20,17 +25,32 @@ from rich.console import Console
 
 from graceful import gate, spec
 from graceful.errors import GracefulError, SpecError
+from graceful.launch import outcome
 from graceful.programs import default_home, run_dir_of
 from graceful.programs.present import Talk
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+"""What a shell reports for SIGPIPE: the reader of stdout went away, and a verdict must not look like passed."""
 PIPED_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
 
+RUN_SPEC = "GRACEFUL_RUN_SPEC"
+"""Names the file with the resolved spec, where a cluster started us."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
+    code = _main(arguments)
+    if RUN_SPEC not in os.environ:
+        return code
+    sys.stdout.write(outcome.Outcome(exit_code=code).line() + "\n")
+    return 0 if code == gate.EXIT_HELD else code
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
     parser.add_argument("program", choices=sorted([*PROGRAMS, "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
@@ -44,13 +64,16 @@ def main(arguments: list[str] | None = None) -> int:
         if options.program == "lineage":
             result, code, show = _lineage(options.model)
         else:
-            resolved = spec.parse(_document(sys.stdin.read()), where="the resolved spec")
-            with Talk(console=talk, quiet=options.quiet) as progress:
+            resolved = spec.parse(_document(), where="the resolved spec")
+            with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
                 result, code, show = PROGRAMS[options.program](resolved, progress)
         _print(result, options.output, show)
     except GracefulError as e:
         talk.print(f"graceful: {e.message}", markup=False, highlight=False, soft_wrap=True)
         return e.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        return EXIT_PIPE_CLOSED
     except KeyboardInterrupt:
         talk.print("graceful: interrupted; run the same command again to resume", markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED
@@ -152,14 +175,25 @@ PROGRAMS: dict[str, Callable[[spec.RefreshSpec, Talk], Outcome]] = {
 }
 
 
-def _document(text: str) -> dict[str, Any]:
+def _document() -> dict[str, Any]:
+    path = os.environ.get(RUN_SPEC)
+    where = path or "stdin"
     try:
-        document = json.loads(text)
+        document = json.loads(Path(path).read_text(encoding="utf-8") if path else sys.stdin.read())
+    except OSError as e:
+        raise SpecError(f"{where}: cannot be read ({e.strerror}); {RUN_SPEC} must name the resolved spec") from e
     except ValueError as e:
-        raise SpecError(f"stdin: must be the resolved spec as JSON ({e}); start jobs through `graceful`") from e
+        raise SpecError(f"{where}: must be the resolved spec as JSON ({e}); start jobs through `graceful`") from e
     if not isinstance(document, dict):
-        raise SpecError(f"stdin: must be the resolved spec as a JSON object, got {type(document).__name__}")
+        raise SpecError(f"{where}: must be the resolved spec as a JSON object, got {type(document).__name__}")
     return document
+
+
+class _Pipe(Console):
+    """rich would end the program with the exit code of a bug when the reader of stdout goes away."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def _print(result: Any, output: str, show: Show) -> None:
@@ -168,7 +202,8 @@ def _print(result: Any, output: str, show: Show) -> None:
     elif output == "yaml":
         sys.stdout.write(yaml.safe_dump(result, sort_keys=False))
     else:
-        show(Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH))
+        show(_Pipe() if sys.stdout.isatty() else _Pipe(width=PIPED_WIDTH))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

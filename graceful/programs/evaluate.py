@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graceful import tasks
 from graceful.chain import Predecessor
-from graceful.errors import DataError
+from graceful.errors import DataError, GracefulError
 from graceful.metrics import flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
 from graceful.metrics.compatibility import compare_retrieval
@@ -53,7 +53,12 @@ class Evaluation:
 
 
 def evaluate(
-    spec: RefreshSpec, new: Predecessor, ancestors: Sequence[Predecessor], *, task: Task | None = None
+    spec: RefreshSpec,
+    new: Predecessor,
+    ancestors: Sequence[Predecessor],
+    *,
+    task: Task | None = None,
+    notes: Sequence[str] = (),
 ) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
@@ -62,6 +67,7 @@ def evaluate(
         new: The version to measure.
         ancestors: Latest first; empty for the first link.
         task: Already built task, else built from the spec.
+        notes: Further caveats for the report.
 
     Raises:
         DataError: The test split is empty or ids do not join.
@@ -71,13 +77,14 @@ def evaluate(
     if not len(test):
         raise DataError(f"task {spec.task.kind}: the test split is empty; the gate needs at least one sample in it")
     versions = [new, *ancestors]
-    predictions = [_predictions(version, test, spec.evaluate.batch_size) for version in versions]
+    said = [answers(version, test, spec.evaluate.batch_size) for version in versions]
+    predictions = [_predictions(version, test, one) for version, one in zip(versions, said, strict=True)]
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     alone = dict(flips.alone(predictions[0], draws=draws, seed=seed))
     against = [dict(flips.compare(predictions[0], old, draws=draws, seed=seed)) for old in predictions[1:]]
     data = {"test": test.digest}
     if spec.evaluate.retrieval:
-        found = _retrieval(spec, task, versions, test)
+        found = _retrieval(spec, task, versions, test, said)
         alone |= found.alone
         data |= found.data
         against = [{**flip, **cross} for flip, cross in zip(against, found.against, strict=True)]
@@ -93,7 +100,7 @@ def evaluate(
         data=data,
         measurements=alone,
         comparisons=comparisons,
-        notes=tuple(itertools.chain.from_iterable(version.notes for version in versions)),
+        notes=(*notes, *(note for version in versions for note in version.notes), *_overlaps(versions, test)),
     )
     flipped = [
         negative_flips(predictions[0], old, against=version.name)
@@ -116,14 +123,33 @@ def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
         yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
 
 
-def _predictions(version: Predecessor, samples: Samples, batch_size: int) -> Predictions:
+def _predictions(version: Predecessor, samples: Samples, said: Answers) -> Predictions:
     return Predictions.from_logits(
-        answers(version, samples, batch_size).logits,
+        said.logits,
         ids=samples.ids,
         labels=np.asarray(samples.classes)[samples.labels],
         classes=version.classes,
         groups=samples.groups,
     )
+
+
+def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:
+    """One sentence for each version that was trained on test ids, where it is too good to be compared with."""
+    notes = []
+    for version in versions:
+        if version.training_ids is None:
+            continue
+        try:
+            shared = int(np.isin(test.ids, version.training_ids()).sum())
+        except GracefulError as e:
+            notes.append(f"{version.name}: whether test ids are in its training data is unknown ({e.message})")
+            continue
+        if shared:
+            notes.append(
+                f"{version.name}: {shared} of {len(test)} test ids are in its training data; its errors are"
+                " underestimated, and negative flips against it overestimated"
+            )
+    return notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +159,19 @@ class _Retrieval:
     data: dict[str, str]
 
 
-def _retrieval(spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], test: Samples) -> _Retrieval:
+def _retrieval(
+    spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], test: Samples, said: Sequence[Answers]
+) -> _Retrieval:
+    """Retrieval by every version; `said` is what they said of the test split, which stands in for absent splits."""
     query, gallery = _split(task, "query", test), _split(task, "gallery", test)
     size = spec.evaluate.batch_size
-    queries = [_embeddings(version, query, size) for version in versions]
-    galleries = queries if gallery is query else [_embeddings(version, gallery, size) for version in versions]
+
+    def embedded(samples: Samples) -> list[retrieval.Embeddings]:
+        known = said if samples is test else [answers(version, samples, size) for version in versions]
+        return [_embeddings(samples, one) for one in known]
+
+    queries = embedded(query)
+    galleries = queries if gallery is query else embedded(gallery)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     return _Retrieval(
         alone=dict(retrieval.self_test(queries[0], galleries[0], draws=draws, seed=seed)),
@@ -156,10 +190,10 @@ def _split(task: Task, name: Split, otherwise: Samples) -> Samples:
         return otherwise
 
 
-def _embeddings(version: Predecessor, samples: Samples, batch_size: int) -> retrieval.Embeddings:
+def _embeddings(samples: Samples, said: Answers) -> retrieval.Embeddings:
     return retrieval.Embeddings(
         ids=samples.ids,
         labels=np.asarray(samples.classes)[samples.labels],
-        vectors=answers(version, samples, batch_size).embeddings,
+        vectors=said.embeddings,
         groups=samples.groups,
     )

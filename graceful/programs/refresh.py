@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from graceful import gate
 from graceful.constraints import ALL, LATEST, SELF
-from graceful.errors import SpecError
+from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
 from graceful.programs import exclusive, home_of, run_dir_of
@@ -21,6 +22,8 @@ from graceful.report import Report
 from graceful.spec import RefreshSpec
 from graceful.storage import write_json, write_text
 
+RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
+"""How the names of measurements begin that `evaluate.retrieval` switches off."""
 SHOWN = 48
 """Negative flips against the latest ancestor that the HTML report shows."""
 
@@ -79,15 +82,17 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         store = Store(spec.registry.uri, home)
         finished = _finished(spec, run_dir)
         if finished:
+            _require_registered(store, finished, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = _chain(store, spec, run_dir)
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
-        _check_names(spec, links)
+        _check_gate(spec, links)
         ancestors = _fetch(store, links)
-        trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
+        with _abandoned(store, tracking):
+            trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
-        found, verdict = measure(spec, trained.folder, links, ancestors)
+        found, verdict = measure(spec, trained.folder, links, ancestors, notes=trained.notes)
         _write(run_dir, found, verdict)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
@@ -147,13 +152,18 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
     return found.report, verdict
 
 
-def _check_names(spec: RefreshSpec, links: Sequence[Link]) -> None:
-    """Refuse ancestors that do not exist before hours of training, not after."""
+def _check_gate(spec: RefreshSpec, links: Sequence[Link]) -> None:
+    """Refuse what the gate could not judge before hours of training, not after."""
     known = {SELF, LATEST, ALL, *(link.name for link in links)}
     for index, item in enumerate(spec.gate.constraints):
         if item.against is not None and item.against not in known:
             names = ", ".join(link.name for link in links) or "no versions yet"
             raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
+        if item.metric.startswith(RETRIEVAL) and not spec.evaluate.retrieval:
+            raise SpecError(
+                f"gate.constraints.{index}.metric: {item.metric} is not measured with evaluate.retrieval: false;"
+                " write true, or leave the constraint out"
+            )
 
 
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
@@ -162,14 +172,14 @@ def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
 
 
 def measure(
-    spec: RefreshSpec, folder: Path, links: Sequence[Link], ancestors: Sequence[Path]
+    spec: RefreshSpec, folder: Path, links: Sequence[Link], ancestors: Sequence[Path], *, notes: Sequence[str] = ()
 ) -> tuple[Evaluation, gate.Verdict]:
     """Evaluate a bundle against its ancestors' bundles and judge the report."""
     chain = [
         bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id, augment_like=spec.task)
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
-    found = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain)
+    found = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain, notes=notes)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return found, gate.judge(found.report, constraints, family=spec.gate.family)
 
@@ -178,17 +188,51 @@ def _finished(spec: RefreshSpec, run_dir: Path) -> Refreshed | None:
     path = run_dir / "result.json"
     if not path.exists():
         return None
-    raw = json.loads(path.read_text())
-    if raw["spec_digest"] != spec.digest():
+    with _written_here(path):
+        raw = json.loads(path.read_text())
+        result = Refreshed(**{**raw, "reasons": tuple(raw["reasons"])})
+    if result.spec_digest != spec.digest():
         raise SpecError(f"name: run {spec.run_id} is finished under another spec ({run_dir}); choose another name")
-    return Refreshed(**{**raw, "reasons": tuple(raw["reasons"])})
+    return result
+
+
+def _require_registered(store: Store, result: Refreshed, run_dir: Path) -> None:
+    """Or a run whose registry was lost would be called passed, and the next version would have no ancestors."""
+    try:
+        store.record(result.model_id)
+    except RegistryError as e:
+        raise RegistryError(
+            f"run {result.run_id} is finished, but {e.message}; or delete {run_dir} to refresh again"
+        ) from e
+
+
+@contextmanager
+def _abandoned(store: Store, tracking: str) -> Iterator[None]:
+    """Mark the run in the registry when training fails; resuming it takes it up again."""
+    try:
+        yield
+    except (SpecError, DataError, TrainingError):
+        with suppress(RegistryError):  # why training failed is what people must read
+            store.abandon(tracking)
+        raise
+
+
+@contextmanager
+def _written_here(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as e:
+        raise IntegrityError(
+            f"{path}: not what a refresh wrote ({type(e).__name__}: {e}); delete {path.parent} to refresh again"
+        ) from e
 
 
 def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
     """The ancestors of this run, latest first: as recorded, else the champion and its ancestors now."""
     path = run_dir / "chain.json"
     if path.exists():
-        return [Link(**raw) for raw in json.loads(path.read_text())]
+        with _written_here(path):
+            return [Link(**raw) for raw in json.loads(path.read_text())]
     links = [
         Link(name=record.name, model_id=record.model_id, version=record.version, digest=record.digest)
         for record in store.chain(spec.model)
@@ -205,7 +249,8 @@ def _write(run_dir: Path, found: Evaluation, verdict: gate.Verdict) -> None:
     write_text(run_dir / "report.json", found.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
     write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
-    latest = [flip for flip in found.flips if flip.against == found.flips[0].against][:SHOWN]
+    nearest = next((item.against for item in found.report.comparisons), None)
+    latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
     page = render_html(found.report, verdict, flips=latest, pictures=pictures(latest, found.test))
     write_text(run_dir / "report.html", page)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 
 from graceful import targets, tasks
 from graceful.chain import Predecessor, select
-from graceful.errors import SpecError
+from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.spec import Compatibility, RefreshSpec
+from graceful.spec.training import LIMITS
 from graceful.storage import sha256_json
-from graceful.tasks.base import Task
+from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
+from graceful.training.objective import needs
 
 Progress = Callable[[Mapping[str, object]], None]
 REFERENCE_SEED_STRIDE = 1009
@@ -51,11 +53,13 @@ class Trained:
         folder: Its bundle.
         digest: SHA-256 of the bundle.
         result: How training went.
+        notes: What a reader of the report must know of the predecessors' outputs it was trained with.
     """
 
     folder: Path
     digest: str
     result: TrainingResult
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -82,78 +86,113 @@ def train(
         TrainingError: Training failed; nothing of the chain is touched.
     """
     built = task or tasks.build(spec.task)
+    samples = built.samples("train")
+    _require_sound(built, samples)
     versions = [bundle.load(folder, augment_like=spec.task) for folder in ancestors]
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
-    views = _views(spec, built)
-    references = _references(spec, home=home, task=built, views=views, progress=progress)
+    views = _views(spec, samples, augments=built.augments)
+    outputs = _Outputs(samples=samples, views=views, root=home / "targets", spec=spec, progress=progress)
+    references = _references(spec, home=home, task=built, outputs=outputs, data=samples.digest, progress=progress)
+    live = views.live or not needs(spec.compatibility) - {"head"}
     job = TrainingJob(
         spec=spec,
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
-        caches=tuple(
-            None if views.live else _cache(version, spec=spec, task=built, views=views, home=home, progress=progress)
-            for version in wanted
-        ),
+        caches=tuple(None if live else outputs.of(version) for version in wanted),
         references=references,
         task=task,
+        data=samples.digest,
     )
-    return _export(spec, built, run_training(job, progress=progress), run_dir / "model")
+    return _export(spec, built, run_training(job, progress=progress), run_dir / "model", notes=tuple(outputs.notes))
 
 
-def _views(spec: RefreshSpec, task: Task) -> Views:
-    mode = targets.plan_views(spec.compatibility.targets, augments=task.augments)
+def _require_sound(task: Task, train: Samples) -> None:
+    """Refuse data on which a verdict would mean nothing: one class, or a test split that was trained on."""
+    if len(task.classes) < 2:
+        raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
+    shared = np.intersect1d(train.ids, task.samples("test").ids)
+    if len(shared):
+        raise DataError(f"task: {len(shared)} ids are in train and in test, e.g. {shared[0]}; keep them apart")
+
+
+def _views(spec: RefreshSpec, samples: Samples, *, augments: bool) -> Views:
+    mode = targets.plan_views(spec.compatibility.targets, augments=augments)
     if mode != "keyed":
         if mode == "live" and spec.compatibility.reference:
             raise SpecError("compatibility.targets.mode: live has no cache for reference runs; write keyed")
         return Views(live=mode == "live")
-    ids = task.samples("train").ids
-    return Views(keyed=targets.key_views(ids, seed=spec.train.seed, count=spec.compatibility.targets.views))
+    count = spec.compatibility.targets.views
+    return Views(keyed=targets.key_views(samples.ids, seed=spec.train.seed, count=count))
 
 
-def _cache(
-    version: Predecessor, *, spec: RefreshSpec, task: Task, views: Views, home: Path, progress: Progress
-) -> Path:
-    """Folder of the version's outputs on the training data."""
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
+    """Caches of what versions say about the training data, and notes about those that are not what they should be."""
 
-    def tell(done: int, total: int) -> None:
-        progress({"stage": f"outputs of {version.name}", "step": done, "steps": total})
+    samples: Samples
+    views: Views
+    root: Path
+    spec: RefreshSpec
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
 
-    cache = targets.build(
-        version,
-        task.samples("train"),
-        views=views.keyed,
-        root=home / "targets",
-        batch_size=spec.evaluate.batch_size,
-        progress=tell,
-    )
-    return cache.folder
+    def of(self, version: Predecessor) -> Path:
+        """Folder of a version's outputs, built if need be and compared with the version run now."""
+
+        def tell(done: int, total: int) -> None:
+            self.progress({"stage": f"outputs of {version.name}", "step": done, "steps": total})
+
+        cache = targets.build(
+            version,
+            self.samples,
+            views=self.views.keyed,
+            root=self.root,
+            batch_size=self.spec.evaluate.batch_size,
+            progress=tell,
+        )
+        covered = cache.coverage(self.samples.ids)
+        partial = None if covered == 1.0 else f"its outputs are finite on {covered:.1%} of the training samples"
+        for note in (cache.check(version, self.samples, self.views.keyed).note, partial):
+            if note is not None:
+                self.notes.append(f"{version.name}: {note}")
+        return cache.folder
 
 
-def _references(spec: RefreshSpec, *, home: Path, task: Task, views: Views, progress: Progress) -> tuple[Path, ...]:
+def _references(
+    spec: RefreshSpec, *, home: Path, task: Task, outputs: _Outputs, data: str, progress: Progress
+) -> tuple[Path, ...]:
     """Train the unconstrained reference runs and cache their outputs like any predecessor's.
 
-    A reference run depends on task and training recipe alone, so it is kept under that digest and shared by all runs.
+    A reference run depends on task, training data and recipe alone, so it is kept under their digest and shared by all
+    runs, whichever model family they belong to.
     """
     wanted = spec.compatibility.reference
     caches: list[Path] = []
     for index in range(1, (wanted.runs if wanted else 0) + 1):
         seed = spec.train.seed + index * REFERENCE_SEED_STRIDE
         train = spec.train.model_copy(update={"seed": seed})
-        recipe = {"task": spec.task.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+        recipe = {
+            "task": spec.task.model_dump(mode="json"),
+            "transform": tasks.transform_digest(spec.task),
+            "train": train.model_dump(mode="json", exclude=LIMITS),
+            "data": data,
+        }
         name = f"reference-{sha256_json(recipe)[:16]}"
-        free = spec.model_copy(update={"name": name, "compatibility": Compatibility(), "train": train})
+        shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
+        free = spec.model_copy(update=shared)
         folder = home / "references" / name
         with exclusive(folder):
-            result = run_training(TrainingJob(spec=free, run_dir=folder, task=task), progress=progress)
+            result = run_training(TrainingJob(spec=free, run_dir=folder, task=task, data=data), progress=progress)
             trained = _export(free, task, result, folder / "model")
-        version = bundle.load(trained.folder, augment_like=spec.task)
-        caches.append(_cache(version, spec=spec, task=task, views=views, home=home, progress=progress))
+        caches.append(outputs.of(bundle.load(trained.folder, augment_like=spec.task)))
     return tuple(caches)
 
 
-def _export(spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path) -> Trained:
+def _export(
+    spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, notes: tuple[str, ...] = ()
+) -> Trained:
     network = task.network(task.classes)
     network.load_state_dict(load_file(result.weights))
     digest = bundle.save(folder, network=network, spec=spec, classes=task.classes)
-    return Trained(folder=folder, digest=digest, result=result)
+    return Trained(folder=folder, digest=digest, result=result, notes=notes)

@@ -13,7 +13,7 @@ from graceful.constraints import ALL, COMPARISON_METRICS, LATEST, OWN_METRICS, S
 from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import Compatibility
 from graceful.spec.tasks import Task
-from graceful.spec.training import Train
+from graceful.spec.training import LIMITS, Train
 
 
 class GateConstraint(Section):
@@ -127,8 +127,7 @@ class RefreshSpec(Section):
         Left out: where it is kept, how it is described, and how long or how often it may be tried, so that a run that
         was out of time resumes with a larger `train.timeout`.
         """
-        limits = {"timeout", "max_failures", "checkpoint_every"}
         document = self.model_dump(
-            mode="json", exclude={"home": True, "registry": True, "description": True, "train": limits}
+            mode="json", exclude={"home": True, "registry": True, "description": True, "train": LIMITS}
         )
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

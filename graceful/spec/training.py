@@ -92,3 +92,7 @@ class Train(Section):
     """Seconds after which training is stopped with exit code 5."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights, the order of samples and the augmentation."""
+
+
+LIMITS = {"timeout", "max_failures", "checkpoint_every"}
+"""How long and how often training may be tried: does not change what comes out, so no digest covers it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -194,18 +195,18 @@ class Cache:
             )
         return self.rows(positions, view_index)
 
-    def correct(self, labels: NDArray[np.int64], *, view: int = 0) -> float:
-        """Share of samples that the predecessor gets right, among those with a known row and a class it knows.
+    def correct(self, labels: NDArray[np.int64]) -> float:
+        """Share of rows (samples in all views) that the predecessor gets right, of those with a class it knows.
 
         Args:
             labels: [N] in the predecessor's label space by position, -1: a class it does not know.
-            view: Which cached view.
 
         Returns:
             NaN when no sample qualifies.
         """
         hits = total = 0
-        for start in range(0, len(self), _CHUNK):
+        views = 1 if self.views is None else len(self.views)
+        for view, start in itertools.product(range(views), range(0, len(self), _CHUNK)):
             stop = min(start + _CHUNK, len(self))
             outputs = self.rows(np.arange(start, stop), view, "cpu")
             wanted = torch.from_numpy(np.array(labels[start:stop], dtype=np.int64))

@@ -45,7 +45,7 @@ class Samples:
     @classmethod
     def of(
         cls,
-        items: NDArray[Any],
+        items: NDArray[Any] | Sequence[Any],
         labels: Sequence[int] | NDArray[Any],
         *,
         classes: Sequence[str],
@@ -62,22 +62,28 @@ class Samples:
             groups: [N] what belongs together; None: every sample is its own group.
 
         Raises:
-            DataError: Lengths differ, ids repeat, or a label has no class.
+            DataError: Lengths differ, ids repeat, a label is no index or has no class, or items are Python objects.
         """
-        names, numbers = np.asarray(ids, dtype=np.str_), np.asarray(labels, dtype=np.int64)
-        if not len(items) == len(names) == len(numbers):
-            raise DataError(f"samples: {len(items)} items, {len(names)} ids, {len(numbers)} labels; give one of each")
+        raw = np.asarray(items)
+        names, numbers = np.asarray(ids, dtype=np.str_), np.asarray(labels).astype(np.int64)
+        if numbers.ndim != 1 or not np.array_equal(numbers, np.asarray(labels)):
+            first = np.asarray(labels)[:3].tolist()
+            raise DataError(f"samples: labels {first!s:.60} ... must be whole numbers, indices into classes")
+        if raw.dtype.hasobject:
+            raise DataError("samples: items are Python objects; give an array, or make Samples with your own read")
+        if not len(raw) == len(names) == len(numbers):
+            raise DataError(f"samples: {len(raw)} items, {len(names)} ids, {len(numbers)} labels; give one of each")
         if len(np.unique(names)) != len(names):
             raise DataError(f"samples: {len(names) - len(np.unique(names))} ids repeat; ids must be unique in a split")
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes):
             raise DataError(f"samples: labels span {numbers.min()}..{numbers.max()}, there are {len(classes)} classes")
-        content = hashlib.sha256(np.ascontiguousarray(items).tobytes()).hexdigest()
+        content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
         return cls(
             ids=names,
             labels=numbers,
             classes=tuple(classes),
             groups=names if groups is None else np.asarray(groups, dtype=np.str_),
-            read=lambda positions: items[positions],
+            read=lambda positions: raw[positions],
             digest=split_digest(names, numbers, classes, content),
         )
 

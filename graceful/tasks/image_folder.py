@@ -173,10 +173,25 @@ def _decoded(image: Image) -> Picture:
 
     try:
         with Pillow.open(io.BytesIO(image.load())) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            return _eight_bit(ImageOps.exif_transpose(picture)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as e:
         reason = " ".join(str(e).split()).replace("<_io.BytesIO object at ", "<bytes at ")
         raise DataError(f"{image.where}: not a readable image ({reason}); repair or remove it") from e
+
+
+def _eight_bit(picture: Picture) -> Picture:
+    """Grey of 16 bits, scaled to 8, which Pillow would clip to white.
+
+    Raises:
+        ValueError: 32 bits, whose range nobody knows.
+    """
+    from PIL import Image as Pillow
+
+    if picture.mode.startswith("I;16"):
+        return Pillow.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("32-bit pixels; save it with 8 or 16 bits")
+    return picture
 
 
 def _fitted(section: ImageFolderTask, picture: Picture) -> NDArray[np.uint8]:

@@ -11,21 +11,20 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from graceful.errors import GracefulError, SpecError
+from graceful.errors import SpecError
 from graceful.spec import PythonTask
-from graceful.tasks.base import Task
+from graceful.tasks.watched import Watched, blamed
 
 _METHODS = ("network", "samples", "transform")
 _ATTRIBUTES = ("classes", "augments")
 
 
-def load_task(section: PythonTask) -> Task:
+def load_task(section: PythonTask) -> Watched:
     """Load the file and call its `task` with the options.
 
     Raises:
@@ -37,15 +36,10 @@ def load_task(section: PythonTask) -> Task:
     if not callable(factory):
         raise SpecError(f"{path}: defines no function task(**options); add one that returns the task")
     _check_options(path, factory, section.options)
-    try:
+    with blamed(path):
         built = factory(**section.options)
-    except GracefulError:
-        raise
-    except Exception as e:
-        raise SpecError(_blame(path, e)) from e
     _check_members(path, built)
-    task: Task = built
-    return task
+    return Watched(built, path)
 
 
 def source_digest(section: PythonTask) -> str:
@@ -78,10 +72,11 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        exec(compile(source, str(resolved), "exec"), module.__dict__)
-    except Exception as e:
+        with blamed(path):
+            exec(compile(source, str(resolved), "exec"), module.__dict__)
+    except BaseException:
         del sys.modules[name]
-        raise SpecError(_blame(path, e)) from e
+        raise
     module.__dict__["__source_sha256__"] = hashlib.sha256(source).hexdigest()
     return module
 
@@ -114,14 +109,3 @@ def _check_members(path: Path, built: object) -> None:
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise SpecError(f"{path}: classes must differ, {twice!r} occurs twice; rename one")
-
-
-def _blame(path: Path, error: Exception) -> str:
-    """One line: the deepest line of the user's file on the way to the error, and what was raised."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}; correct the file"
-    ours = str(path.resolve())
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ours]
-    where = f"{path}:{lines[-1]}" if lines else str(path)
-    reason = " ".join(str(error).split())
-    return f"{where}: {type(error).__name__}: {reason}; correct the file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from graceful import targets
 from graceful.chain import OldOutputs, Predecessor, label_map
+from graceful.errors import DataError, SpecError
 from graceful.losses.influence import prototypes
 from graceful.models import bundle
+from graceful.models.base import Forward
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
 from graceful.training.job import TrainingJob
@@ -30,7 +33,7 @@ class Slice(NamedTuple):
     inputs: Tensor
     labels: Tensor
     old: tuple[OldOutputs, ...]
-    reference: Tensor | None
+    reference: OldOutputs | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Materials:
         index = epoch % self.views if self.views else epoch
         views = view_numbers(self.train.ids[positions], self.seed, index) if self.task.augments else None
         items = self.train.read(positions)
-        reference = self.reference.fetch(positions, items, views, index).logits if self.reference else None
+        reference = self.reference.fetch(positions, items, views, index) if self.reference else None
         return Slice(
             inputs=self.task.transform(items, views).to(self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
@@ -95,6 +98,11 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         DataError, IntegrityError, SpecError: Something does not fit or is damaged.
     """
     train, compatibility = task.samples("train"), job.compatibility
+    if job.data not in (None, train.digest):
+        raise DataError(
+            f"{job.run_dir}: the training data are not those this run began with (SHA-256 {train.digest[:12]}..., then"
+            f" {str(job.data)[:12]}...); restore them, or give the version another name"
+        )
     wanted = needs(compatibility)
     folders = job.predecessors if compatibility.losses else ()
     caches = job.caches or (None,) * len(folders)
@@ -122,58 +130,73 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     )
 
 
+def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
+    """Run an untrained network on one sample, so that one that does not fit is refused before it is trained.
+
+    Raises:
+        SpecError: It does not take what the transform gives, or does not give an embedding and a logit for each class.
+    """
+    inputs = task.transform(samples.read(np.zeros(1, dtype=np.int64)), None)
+    given = f"one sample, {list(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
+    network.eval()
+    try:
+        with torch.no_grad():
+            outputs = Forward(network)(inputs)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as e:
+        reason = " ".join(str(e).split())
+        raise SpecError(f"task: the network fails on {given}: {reason}; mend network() or transform()") from e
+    wanted, found = [1, len(task.classes)], list(outputs.logits.shape)
+    if found != wanted or outputs.embedding.shape[:-1] != (1,):
+        raise SpecError(
+            f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {found} of {given};"
+            f" must be [1, d] and {wanted}, one logit for each class"
+        )
+
+
 def _version(
     predecessor: Predecessor, source: targets.Cache | targets.Live, train: Samples, task: Task, wanted: frozenset[str]
 ) -> OldVersion:
-    known = label_map(task.classes, predecessor.classes)[torch.from_numpy(train.labels)]
-    correct, units = 0.0, None
-    if "correctness" in wanted or ("prototypes" in wanted and bool((known < 0).any())):
-        hits, judged, embeddings, kept = _survey(source, train, known, keep="prototypes" in wanted)
-        correct = hits / judged if judged else 0.0
-        if "prototypes" in wanted:
-            units, _ = prototypes(embeddings, torch.from_numpy(train.labels)[kept], len(task.classes))
+    """What the objective must know beforehand. Every rank asks about all samples, so that all know the same."""
+    labels = torch.from_numpy(train.labels)
+    known = label_map(task.classes, predecessor.classes)[labels]
+    clean = source if isinstance(source, targets.Cache) and source.views is None else None
+    units = None
+    if "prototypes" in wanted and bool((known < 0).any()):
+        blocks = _clean(clean or targets.Live(predecessor=predecessor), train)
+        embeddings, kept = zip(*((out.embedding.cpu(), out.present.cpu()) for _, out in blocks), strict=True)
+        present = torch.cat(kept)
+        units, _ = prototypes(torch.cat(embeddings)[present], labels[present], len(task.classes))
     return OldVersion(
         name=predecessor.name,
         classes=predecessor.classes,
         embedding_size=predecessor.embedding_size,
         head=predecessor.network.classify if "head" in wanted else None,  # type: ignore[arg-type]
-        correct_share=correct,
+        correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
         known_share=float((known >= 0).double().mean()),
         prototypes=units,
     )
 
 
-def _survey(
-    source: targets.Cache | targets.Live, train: Samples, known: Tensor, *, keep: bool
-) -> tuple[int, int, Tensor, Tensor]:
-    """Ask a predecessor about all training samples, clean view (or the first cached one).
-
-    Every rank asks all, so that all know the same; of a live predecessor that costs one pass over the training data.
-
-    Returns:
-        Samples it gets right, samples of classes it knows; embeddings [n, d] and positions [n], empty without `keep`.
+def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: Tensor) -> float:
+    """Share of the samples of known classes that the predecessor gets right: over the cached views, as training will
+    meet them, or of a live one on the clean view. 0 where it knows none.
     """
+    if isinstance(source, targets.Cache):
+        share = source.correct(known.numpy())
+        return 0.0 if math.isnan(share) else share
     hits = judged = 0
-    embeddings, positions = [], []
-    for chunk in _chunks(len(train)):
-        outputs = (
-            source.rows(chunk, 0)
-            if isinstance(source, targets.Cache)
-            else source.fetch(chunk, train.read(chunk), None, 0)
-        )
-        present, labels = outputs.present.cpu(), known[torch.from_numpy(chunk)]
-        asked = present & (labels >= 0)
-        hits += int((asked & (outputs.logits.argmax(1).cpu() == labels)).sum())
+    for chunk, outputs in _clean(source, train):
+        asked = outputs.present.cpu() & (known[chunk] >= 0)
+        hits += int((asked & (outputs.logits.argmax(1).cpu() == known[chunk])).sum())
         judged += int(asked.sum())
-        if keep:
-            embeddings.append(outputs.embedding.cpu()[present])
-            positions.append(torch.from_numpy(chunk)[present])
-    empty = torch.zeros(0, dtype=torch.int64)
-    return hits, judged, torch.cat(embeddings or [torch.zeros(0, 1)]), torch.cat(positions or [empty])
+    return hits / judged if judged else 0.0
 
 
-def _chunks(count: int) -> Sequence[NDArray[np.int64]]:
-    return [np.arange(start, min(start + _CHUNK, count), dtype=np.int64) for start in range(0, count, _CHUNK)]
+def _clean(source: targets.Source, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
+    """Positions and outputs of all training samples on the clean view, chunk by chunk."""
+    for start in range(0, len(train), _CHUNK):
+        chunk = np.arange(start, min(start + _CHUNK, len(train)), dtype=np.int64)
+        yield torch.from_numpy(chunk), source.fetch(chunk, train.read(chunk), None, 0)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from graceful.storage import guarded
 from graceful.training import checkpoint
 from graceful.training.job import TrainingJob, TrainingResult, claim, finished, record
 from graceful.training.loop import run
@@ -54,9 +55,10 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
 
 def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict[str, Any]:
     root = job.run_dir / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob(".part-*"):
-        shutil.rmtree(left)
+    with guarded(root, "write"):
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".part-*"):
+            shutil.rmtree(left)
     wanted = job.spec.train.use_gpu
     gpu = torch.cuda.is_available() if wanted is None else wanted
     if job.spec.train.engine.kind == "deepspeed":

@@ -1,6 +1,6 @@
 """One training run as values and files: what is to be trained, whose folder it is, how it ended. Driver and workers.
 
-spec.json         what the folder's run is: spec, seed, predecessors, references; written first, never changed
+spec.json         what the folder's run is: spec, seed, data, predecessors, references; written first, never changed
 metrics.jsonl     the trace; see trace.py
 model.safetensors weights of the finished run
 training.json     the result, written last
@@ -16,6 +16,7 @@ from typing import Any
 
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.spec import Compatibility, RefreshSpec
+from graceful.spec.training import LIMITS
 from graceful.storage import read_bytes, sha256_file, sha256_json, write_json
 from graceful.tasks.base import Task
 from graceful.training import trace
@@ -36,6 +37,7 @@ class TrainingJob:
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
         task: The spec's task, if it is built already; used only without Ray.
+        data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
     """
 
     spec: RefreshSpec
@@ -46,6 +48,7 @@ class TrainingJob:
     seed: int | None = None
     constrained: bool = True
     task: Task | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if self.caches and len(self.caches) != len(self.predecessors):
@@ -75,13 +78,15 @@ class TrainingJob:
     def identity(self) -> dict[str, Any]:
         """What determines the result, as JSON: equal identities may share a folder."""
         from graceful.models import bundle
+        from graceful.tasks import transform_digest
 
-        limits = {"timeout", "max_failures", "checkpoint_every"}
         document = self.spec.model_dump(
             mode="json",
             include={"model": True, "name": True, "task": True, "train": True, "compatibility": True},
-            exclude={"train": limits},
+            exclude={"train": LIMITS},
         )
+        document["data"] = self.data
+        document["transform"] = transform_digest(self.spec.task)
         document["train"]["seed"] = self.effective_seed
         document["compatibility"] = self.compatibility.model_dump(mode="json")
         document["predecessors"] = [bundle.digest(folder) for folder in self.predecessors]

@@ -6,9 +6,10 @@ the same step. A step's random state follows from (seed, step, rank): nothing ra
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ from torch import Tensor, distributed
 
 from graceful import tasks
 from graceful.errors import CollapsedError, NonFiniteError, SpecError
-from graceful.storage import sha256_file, write_bytes
+from graceful.storage import guarded, sha256_file, write_bytes
 from graceful.training import batches, checkpoint, engine
 from graceful.training.job import WEIGHTS, TrainingJob
 from graceful.training.objective import Objective
-from graceful.training.place import Clock, Place, out_of_time, together, unanimous
+from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
 from graceful.training.trace import FILE, Trace
@@ -37,6 +38,8 @@ CHANCE = 0.95
 PROGRESS = 0.99
 """A held-out error below this share of the last one is progress: a slow start, no collapse."""
 _EVALUATION_BATCH = 512
+_FULL = 2**16
+"""Free bytes below which a disk is full."""
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Loop:
         self.objective = Objective(job.compatibility, task.classes, self.materials.versions, place.device)
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
+        batches.try_out(task, self.network, self.materials.train)
         self.progress, self.clock = Progress(), Clock()
         self.resumed_from: int | None = None
         self.trace: Trace | None = None
@@ -237,7 +241,7 @@ class Loop:
             lr=rate,
             grad_norm=norm,
             samples_per_second=round(self.train.batch_size / pace, 1) if pace else None,
-            memory_mb=_memory_mb(self.place.device),
+            memory_mb=peak_memory_mb(self.place.device),
             eta=round(left * pace, 1) if pace else None,
         )
 
@@ -299,8 +303,10 @@ class Loop:
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.place.scratch))
-        self.engine.save(part)
+        with guarded(self.place.scratch or tempfile.gettempdir(), "write a checkpoint"):
+            part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.place.scratch))
+        with guarded(part, "write a checkpoint"):
+            self._save_engine(part)
         state = {
             "schema": 1,
             "digest": self.digest,
@@ -312,6 +318,15 @@ class Loop:
             self.trace.sync()
         metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
         self.place.publish(part, self.progress.step, metrics)
+
+    def _save_engine(self, part: Path) -> None:
+        """torch hides a full disk in a RuntimeError about positions in its archive."""
+        try:
+            self.engine.save(part)
+        except RuntimeError as e:
+            if shutil.disk_usage(part).free > _FULL:
+                raise
+            raise OSError(errno.ENOSPC, "no space left") from e
 
     def _resume(self, folder: Path) -> None:
         state = together(self.place, lambda: self._verified(folder))
@@ -347,10 +362,3 @@ class Loop:
 
 def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _memory_mb(device: torch.device) -> int:
-    """Peak memory: of the device on GPUs, of the process otherwise."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device) / 2**20)
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

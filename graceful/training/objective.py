@@ -123,7 +123,7 @@ class Objective:
         return {"task": 1.0, **{term.key: term.weight for term in self._terms}, **extra}
 
     def __call__(
-        self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs] = (), reference: Tensor | None = None
+        self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs] = (), reference: OldOutputs | None = None
     ) -> ObjectiveValue:
         """Compute the loss of one batch; no value leaves the device.
 
@@ -131,7 +131,7 @@ class Objective:
             outputs: Of the new version, any float dtype: embedding [B, d], logits [B, C].
             labels: [B] int64 in [0, C).
             old: One per version, in the same order; may be empty where `needs` asks neither logits nor embedding.
-            reference: [B, C] mean logits of the reference runs, in the new version's class order.
+            reference: Mean logits of the reference runs, [B, C] in the new version's class order.
 
         Raises:
             ValueError: `old` or `reference` is missing or was not asked for.
@@ -141,8 +141,8 @@ class Objective:
         values = self._values(outputs, labels, self._pairs(outputs, labels, old))
         if self._compatibility.reference is not None and reference is not None:
             temperature = self._compatibility.reference.temperature
-            distances = reference_divergence(outputs.logits, reference, temperature=temperature)
-            values["reference"] = weighted_mean(distances)
+            distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)
+            values["reference"] = weighted_mean(distances, participates=reference.present)
         weights = self.weights
         total = torch.stack([weights[key] * one for key, one in values.items()]).sum()
         correct = (outputs.logits.detach().argmax(-1) == labels).sum()
@@ -191,7 +191,7 @@ class Objective:
                 terms.append(term)
         return terms
 
-    def _check(self, old: Sequence[OldOutputs], reference: Tensor | None) -> None:
+    def _check(self, old: Sequence[OldOutputs], reference: OldOutputs | None) -> None:
         allowed = {len(self._versions)} if self._needs_outputs else {len(self._versions), 0}
         if len(old) not in allowed:
             raise ValueError(f"old must have one entry for each of {len(self._versions)} versions, got {len(old)}")

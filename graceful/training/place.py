@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -63,6 +64,13 @@ class Clock:
         """None while warming up."""
         counted = self.steps - WARM_UP
         return (time.monotonic() - self.started) / counted if counted > 0 else None
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Peak memory: of the device on GPUs, of the process otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) / 2**20)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def unanimous(error: GracefulError) -> GracefulError:

@@ -31,8 +31,8 @@ class OldVersion:
         classes: Class names in the order of its logits.
         embedding_size: d_old.
         head: Its classifier, [B, d_old] -> [B, C_old], frozen, on the device of the objective; None where it is lost.
-        correct_share: Share of the training ids whose class it knows that it gets right on the clean view, in [0, 1];
-            None only where `needs` does not ask for correctness.
+        correct_share: Share of the training ids whose class it knows that it gets right, in [0, 1]: over cached views,
+            as training meets them, or on the clean view of a live predecessor. None only where `needs` asks not for it.
         known_share: Share of all training ids whose class it knows, in [0, 1]; only reweighting reads it.
         prototypes: [C_new, d_old] of unit length for new classes that its head does not know, NaN rows where there is
             none or none is needed. None: no prototypes at all.

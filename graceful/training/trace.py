@@ -16,8 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graceful.errors import StorageError
-from graceful.storage import write_text
+from graceful.storage import guarded, write_text
 
 FILE = "metrics.jsonl"
 
@@ -37,7 +36,8 @@ class Trace:
         kept = [row for row in read(path) if _place(row) <= step] if step else []
         write_text(path, "".join(_line(row) for row in kept))
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        with guarded(path, "write"):
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; it survives the death of this process.
@@ -45,15 +45,14 @@ class Trace:
         Raises:
             StorageError: The disk is full.
         """
-        try:
+        with guarded(self._path, "write"):
             self._file.write(_line(row))
             self._file.flush()
-        except OSError as e:
-            raise StorageError(f"{self._path}: cannot write ({e.strerror}); free some space") from e
 
     def sync(self) -> None:
         """Make everything written survive the death of the machine."""
-        os.fsync(self._file.fileno())
+        with guarded(self._path, "write"):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush to disk and close."""

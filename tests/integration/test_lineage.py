@@ -189,6 +189,14 @@ def test_begin_finds_the_same_run_and_refuses_another_spec(empty: Store) -> None
         empty.begin(versions.spec("v1", task={"kind": "digits", "share": 0.5}), "glyphs-v1")
 
 
+def test_a_refresh_that_failed_is_marked_and_taken_up_again(empty: Store) -> None:
+    run = empty.begin(versions.spec("v1"), "glyphs-v1")
+    empty.abandon(run)
+    assert empty.registry.client.get_run(run).info.status == "FAILED"
+    assert empty.begin(versions.spec("v1"), "glyphs-v1") == run
+    assert empty.registry.client.get_run(run).info.status == "RUNNING"
+
+
 def test_resumed_refresh_may_have_more_time(empty: Store) -> None:
     run = empty.begin(versions.spec("v1", train={"max_failures": 1}), "glyphs-v1")
     assert empty.begin(versions.spec("v1", train={"max_failures": 2}), "glyphs-v1") == run
@@ -286,15 +294,13 @@ def test_history_is_stored_once_however_often_it_is_logged(empty: Store) -> None
     assert "bad" not in empty.registry.client.get_run(run).data.metrics
 
 
-def test_versions_and_find(store: Store, three: list[LineageRecord]) -> None:
+def test_versions(store: Store, three: list[LineageRecord]) -> None:
     lines = store.versions("glyphs")
     assert [(line.version, line.name, line.gate, line.aliases) for line in lines] == [
         (3, "v3", "passed", ("champion",)),
         (2, "v2", "passed", ("previous",)),
         (1, "v1", "passed", ()),
     ]
-    assert store.find("glyphs", "v2") == three[1]
-    assert store.find("glyphs", "v7") is None
     assert store.versions("other") == []
 
 

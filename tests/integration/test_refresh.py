@@ -178,6 +178,16 @@ def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, 
     assert champion(home) == 1
 
 
+def test_a_refresh_that_fails_does_not_stay_running_in_the_registry(home: Path) -> None:
+    from graceful.lineage import Store
+
+    path = write_spec(home, "v2", train={**FAST, "batch_size": 100_000})
+    assert_one_line(graceful("refresh", path, home=home), 2, "batch_size")
+    registry = Store(None, home).registry
+    runs = registry.client.search_runs([registry.experiment("digits")], "tags.graceful_refresh_id = 'digits-v2'")
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
 def test_the_readme_example_runs_as_written(tmp_path: Path) -> None:
     for name in ("v1", "v2"):
         done = graceful("refresh", ROOT / "jobs" / "wine" / f"{name}.yaml", "-o", "json", home=tmp_path)

@@ -253,6 +253,8 @@ def test_a_python_task_that_changed_is_loaded_with_a_note(tmp_path: Path) -> Non
     source.write_text(PYTHON_TASK.replace("FACTOR = 1.0", "FACTOR = 2.0"))
     with pytest.raises(DataError, match="is not the file v1 was saved with"):
         bundle.load(folder)
+    with pytest.raises(DataError, match="is not the file v1 was saved with"):
+        bundle.load(folder, augment_like=spec.DigitsTask())
     changed = bundle.load(folder, augment_like=spec.PythonTask(file=str(source)))
     assert len(changed.notes) == 1
     assert "own.py changed since" in changed.notes[0]

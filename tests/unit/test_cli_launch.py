@@ -192,6 +192,12 @@ def test_little_disk_space_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert bool(check.remedy) is (state != "ok")
 
 
+def test_a_home_that_is_a_file_fails_the_check(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    check = doctor.disk(tmp_path / "home")
+    assert (check.state, check.found) == ("fail", f"{tmp_path / 'home'} is a file")
+
+
 def test_a_probe_that_fails_is_a_failure_with_its_last_line(tmp_path: Path) -> None:
     check = doctor.probe("no-such-probe", home=tmp_path, remedy="do this")
     assert check.state == "fail"

@@ -13,7 +13,7 @@ import pytest
 
 from graceful import spec as specs
 from graceful.constraints import Constraint, Direction
-from graceful.errors import RegistryError
+from graceful.errors import RegistryError, SpecError
 from graceful.gate import judge
 from graceful.lineage import LineageRecord, Node, connection, graph, schema
 from graceful.report import Comparison, Measurement, Report
@@ -81,7 +81,6 @@ def test_text_that_is_no_record_is_refused(text: str) -> None:
 def test_spec_digest_is_the_specs_own() -> None:
     spec = specs.parse({"model": "glyphs", "name": "v2", "task": {"kind": "digits"}, "home": "/x", "description": "d"})
     assert schema.spec_digest(spec.dump()) == spec.digest()
-    assert schema.refresh_id("glyphs", "v2") == spec.run_id
 
 
 def test_edges_carry_the_tightest_bound_and_the_worst_finding() -> None:
@@ -171,7 +170,7 @@ def test_writers_with_different_homes_share_the_lock_of_one_database(tmp_path: P
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///mlruns", "databricks", "ftp://host", "databricks://me:secret@host"])
 def test_other_registries_are_refused_in_one_line(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"must be http\(s\)://") as raised:
+    with pytest.raises(SpecError, match=r"must be http\(s\)://") as raised:
         connection.resolve(uri, tmp_path)
     assert "secret" not in raised.value.message
 
@@ -197,6 +196,24 @@ def test_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
         " program holds it"
     )
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        ("API request failed ... (Caused by ResponseError('too many 500 error responses'))", "errors of its own"),
+        ("the response body was not in a valid JSON format. Response body: '<html>'", "no MLflow server"),
+        (
+            "(raised as a result of autoflush)\n(sqlite3.OperationalError) database or disk is full\n[SQL",
+            "disk is full;",
+        ),
+        ("The following failures occurred:\n##### File a #####\nmore", "occurred: ##### File a #####;"),
+    ],
+)
+def test_what_a_strange_server_answers_becomes_a_few_words(tmp_path: Path, raised: str, words: str) -> None:
+    place = connection.resolve("http://127.0.0.1:9", tmp_path)
+    with pytest.raises(RegistryError, match=words), connection.translated(place, "connect"):
+        raise OSError(raised)
 
 
 def test_importing_the_room_imports_neither_mlflow_nor_torch() -> None:

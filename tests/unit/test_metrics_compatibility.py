@@ -258,3 +258,24 @@ def test_an_incompatible_update_dips_and_a_wrong_order_is_refused() -> None:
     assert curve.dips
     with pytest.raises(DataError, match="each of the 60 gallery ids once"):
         backfill_curve(queries, new, old, order=old.ids[:5], old_old=0.9)
+
+
+def test_intervals_of_the_cross_test_widen_where_queries_come_in_groups() -> None:
+    """Two of ten designs lose their place in the old gallery, whole: ten observations, not two hundred."""
+    labels = np.array(["a", "b"] * 100)
+    axes = np.eye(2)[np.arange(200) % 2]
+    designs = np.repeat(np.arange(10), 20)
+    names = np.array([f"q{index:03d}" for index in range(200)])
+    gallery = Embeddings(ids=np.array(["ga", "gb"]), labels=np.array(["a", "b"]), vectors=np.eye(2))
+
+    def embedded(vectors: np.ndarray, groups: np.ndarray | None) -> Embeddings:
+        return Embeddings(ids=names, labels=labels, vectors=vectors, groups=groups)
+
+    moved = np.where((designs < 2)[:, None], axes[:, ::-1], axes)
+    loose, grouped = (
+        compare_retrieval(embedded(moved, groups), None, embedded(axes, groups), gallery) for groups in (None, designs)
+    )
+    for name, value in (("cross_test_gain_recall_at_1", -0.2), ("cross_test_gain_map", -0.1)):
+        assert loose[name].value == grouped[name].value == pytest.approx(value)
+        assert grouped[name].lower < loose[name].lower - 0.05, name
+    assert grouped["retrieval_nfr"].upper > loose["retrieval_nfr"].upper + 0.1

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from graceful.constraints import CHAIN_METRICS
 from graceful.errors import DataError
-from graceful.gate import CHAIN_METRICS
 from graceful.metrics import flips
-from graceful.metrics.chain_flips import NAMES, chain_flips, step_nfrs
+from graceful.metrics.chain_flips import chain_flips, step_nfrs
 from graceful.metrics.intervals import Evidence
 from graceful.metrics.predictions import NO_ANSWER, Predictions, join
 from graceful.report import Measurement
@@ -398,7 +398,7 @@ def test_severity_is_measured_over_the_flips_only() -> None:
 
 def test_a_chain_without_ancestors_is_undefined() -> None:
     found = chain_flips(said("a", "a"), [])
-    assert set(found) == set(NAMES) == CHAIN_METRICS
+    assert set(found) == set(CHAIN_METRICS)
     assert {measurement.reason for measurement in found.values()} == {"no ancestors yet"}
 
 
@@ -478,3 +478,18 @@ def test_no_answer_is_wrong_even_where_the_label_is_missing_too() -> None:
     found = Predictions(ids=np.array([1, 2]), labels=np.array([-1, 0]), predicted=np.array([-1, 0]))
     assert flips.alone(found)["error_rate"].count == 1
     assert join(found, found).ok_new.tolist() == [False, True]
+
+
+def test_intervals_over_the_chain_widen_where_flips_come_in_groups() -> None:
+    """Two designs of twenty flip whole: independent ids would pretend to forty observations."""
+    ids, labels = np.arange(400), np.zeros(400, dtype=np.int64)
+    groups = ids // 20
+    wrong = np.where(groups < 2, 1, 0)
+    olds = [Predictions(ids=ids, labels=labels, predicted=labels)] * 2
+    loose, grouped = (
+        chain_flips(Predictions(ids=ids, labels=labels, predicted=wrong, groups=known), olds)
+        for known in (None, groups)
+    )
+    for name in ("chain_max_nfr", "chain_mean_nfr", "union_nfr", "unanimous_nfr", "step_nfr"):
+        assert loose[name].value == grouped[name].value == 0.1
+        assert grouped[name].upper > loose[name].upper + 0.05, name

@@ -94,7 +94,7 @@ def test_without_predecessors_the_total_is_cross_entropy():
 def test_total_is_the_weighted_sum_of_its_parts():
     outputs, labels, old = batch()
     bound = objective(*EVERY_LOSS, versions=[version("v2"), version("v1")], reference=spec.Reference(weight=2.0))
-    value = bound(outputs, labels, [old, batch(seed=20)[2]], normal(BATCH, 4, seed=9))
+    value = bound(outputs, labels, [old, batch(seed=20)[2]], reference_outputs(normal(BATCH, 4, seed=9)))
     assert len(value.parts) == 2 * len(EVERY_LOSS) + 2
     assert set(value.parts) == set(bound.weights)
     by_hand = sum(bound.weights[key] * part for key, part in value.parts.items())
@@ -183,14 +183,22 @@ def test_a_lost_head_is_replaced_by_prototypes_of_all_classes():
     )
 
 
+def reference_outputs(logits, *, present=None):
+    known = torch.ones(len(logits), dtype=torch.bool) if present is None else present
+    return OldOutputs(logits, logits.new_zeros(len(logits), 0), known.to(logits.device))
+
+
 def test_reference_is_tempered_divergence_over_everybody():
     outputs, labels, _ = batch()
     target = normal(BATCH, 4, seed=9)
     bound = objective(versions=[], reference=spec.Reference(weight=3.0, temperature=20.0))
-    value = bound(outputs, labels, reference=target)
-    expected = oracle.kl(outputs.logits.detach(), target, 20.0).mean()
-    assert value.parts["reference"].item() == pytest.approx(expected, rel=1e-5)
+    value = bound(outputs, labels, reference=reference_outputs(target))
+    expected = oracle.kl(outputs.logits.detach(), target, 20.0)
+    assert value.parts["reference"].item() == pytest.approx(expected.mean(), rel=1e-5)
     torch.testing.assert_close(value.total.detach(), value.parts["task"] + 3 * value.parts["reference"])
+    present = torch.arange(BATCH) % 3 > 0
+    value = bound(outputs, labels, reference=reference_outputs(target, present=present))
+    assert value.parts["reference"].item() == pytest.approx(expected[present.numpy()].sum() / BATCH, rel=1e-5)
 
 
 def test_reweighting_changes_the_task_and_adds_no_term():
@@ -295,7 +303,7 @@ def test_a_step_reads_no_value_back_and_stays_on_its_device():
     )
     away = Outputs(*(x.detach().to("meta").requires_grad_() for x in outputs))
     moved = OldOutputs(*(x.to("meta") for x in old))
-    value = bound(away, labels.to("meta"), [moved, moved], normal(BATCH, 4).to("meta"))
+    value = bound(away, labels.to("meta"), [moved, moved], reference_outputs(normal(BATCH, 4).to("meta")))
     value.total.backward()
     assert away.logits.grad.device.type == value.correct.device.type == "meta"
 
@@ -409,7 +417,7 @@ def test_old_outputs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="no reference logits"):
         objective(reference=spec.Reference())(outputs, labels)
     with pytest.raises(ValueError, match="is not set"):
-        objective()(outputs, labels, reference=outputs.logits)
+        objective()(outputs, labels, reference=reference_outputs(outputs.logits))
 
 
 @pytest.mark.parametrize(

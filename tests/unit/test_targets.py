@@ -260,6 +260,8 @@ def test_the_mean_of_reference_runs_has_mean_logits_and_no_embedding(
     torch.testing.assert_close(outputs.logits, wanted, rtol=1e-3, atol=1e-4)
     assert outputs.embedding.shape == (9, 0)
     assert outputs.present.all()
+    gap = mean.fetch(np.array([0, -1]), samples.read(positions[:2]), None, 0)
+    assert gap.present.tolist() == [True, False], "what one source does not know has no mean"
 
 
 # --- identity and integrity -------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graceful import tasks
+from graceful.errors import DataError
 from graceful.spec import DigitsTask, GlyphsTask, ImageFolderTask, Network, PythonTask
 from graceful.tasks.augment import draw, random_flip, random_shift
-from graceful.tasks.base import Task
+from graceful.tasks.base import Samples, Task
 from graceful.tasks.hashing import fractions
 
 IDS = np.asarray([f"face-{i % 7}/U+{i:04X}" for i in range(500)])
@@ -151,3 +152,24 @@ def test_a_python_task_is_known_by_the_content_of_its_file(tmp_path):
     digests = [tasks.transform_digest(PythonTask(file=str(path))) for path in (first, copy, edited)]
     assert digests[0] == digests[1] != digests[2]
     assert tasks.transform_digest(PythonTask(file=str(first), options={"k": 1})) != digests[0]
+
+
+@pytest.mark.parametrize(
+    ("items", "labels", "said"),
+    [
+        (np.zeros((2, 3)), [0.0, 1.7], "must be whole numbers"),
+        (np.zeros((2, 3)), [[0], [1]], "must be whole numbers"),
+        (np.zeros((2, 3)), [0, 2], "labels span 0..2, there are 2 classes"),
+        (np.asarray([{}, {}]), [0, 1], "items are Python objects"),
+        (np.zeros((3, 3)), [0, 1], "3 items, 2 ids, 2 labels"),
+    ],
+)
+def test_arrays_that_are_no_samples_are_refused_in_one_line(items, labels, said):
+    with pytest.raises(DataError, match=said):
+        Samples.of(items, labels, classes=("a", "b"), ids=["one", "two"])
+
+
+def test_samples_of_a_list_are_read_by_position():
+    samples = Samples.of(["first", "second"], np.asarray([0.0, 1.0]), classes=("a", "b"), ids=["one", "two"])
+    assert samples.read(np.asarray([1, 0])).tolist() == ["second", "first"]
+    assert samples.labels.dtype == np.int64

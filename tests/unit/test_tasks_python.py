@@ -3,7 +3,9 @@
 import pickle
 import textwrap
 
+import numpy as np
 import pytest
+import torch
 
 from graceful import tasks
 from graceful.errors import DataError, SpecError
@@ -57,12 +59,12 @@ def message_of(path, **options):
 def test_a_file_that_defines_task_is_a_task(write):
     task = build(write(GOOD), depth=3)
     assert isinstance(task, Task)
-    assert task.depth == 3
+    assert task.own.depth == 3
 
 
 def test_its_objects_survive_pickling_in_a_process_that_loaded_it(write):
     path = write(GOOD)
-    assert pickle.loads(pickle.dumps(build(path, depth=5))).depth == 5  # noqa: S301
+    assert pickle.loads(pickle.dumps(build(path, depth=5))).own.depth == 5  # noqa: S301
     assert type(build(path)) is type(build(path))
 
 
@@ -121,3 +123,91 @@ def test_errors_that_speak_for_themselves_pass(write):
     )
     with pytest.raises(DataError, match="no data here; fetch it"):
         build(path)
+
+
+WHOLE = """
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from graceful.models.base import Headed
+    from graceful.tasks.base import Samples
+
+
+    class Own:
+        classes = ("a", "b")
+        augments = False
+
+        def network(self, classes):
+            return Headed(nn.Linear(3, 4), nn.Linear(4, len(classes)))
+
+        def samples(self, split):
+            if split in ("query", "gallery"):
+                raise KeyError(split)
+            return Samples.of(np.zeros((2, 3), np.float32), [0, 1], classes=self.classes, ids=[split, split + "1"])
+
+        def transform(self, items, views):
+            return torch.from_numpy(items)
+
+
+    def task():
+        return Own()
+"""
+
+
+def used(task):
+    """Ask a task for everything that training asks it for."""
+    assert isinstance(task.network(task.classes), torch.nn.Module)
+    for split in ("query", "gallery"):
+        with pytest.raises(KeyError):
+            task.samples(split)
+    for split in ("train", "validation", "test"):
+        samples = task.samples(split)
+        assert task.transform(samples.read(np.asarray([1, 0, 1])), None).shape == (3, 3)
+
+
+def test_a_good_task_is_passed_through(write):
+    used(build(write(WHOLE)))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        ("return Headed(nn.Linear(3, 4), nn.Linear(4, len(classes)))", "raise OSError('gone')", "py:14: OSError: gone"),
+        ("return Headed(nn.Linear(3, 4), nn.Linear(4, len(classes)))", "return nn.Linear(3, 2)", "without embed and"),
+        ("raise KeyError(split)", "raise SystemExit('bye')", "py:18: SystemExit: bye"),
+        ("return Samples.of(", "return len(", "py:19: TypeError"),
+        ("return Samples.of(", "return tuple(", "TypeError"),
+        ("return Samples.of(np", "return None and Samples.of(np", "samples('train') returned a NoneType"),
+        ("return torch.from_numpy(items)", "return items @ items[:1]", "py:22: ValueError: matmul"),
+        ("return torch.from_numpy(items)", "return items", "transform() returned a ndarray"),
+        ("return torch.from_numpy(items)", "return torch.from_numpy(items)[1:]", "made [2, 3] of 3 items"),
+    ],
+)
+def test_what_a_task_does_wrong_later_is_said_with_its_file(write, good, bad, said):
+    assert good in WHOLE
+    task = build(write(WHOLE.replace(good, bad)))
+    with pytest.raises(SpecError) as caught:
+        used(task)
+    assert said in str(caught.value)
+    assert str(task.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("Samples.of(np.zeros((0, 3), np.float32), [], classes=self.classes, ids=[])", "is empty; training needs"),
+        ("Samples.of(np.zeros((1, 3)), [0], classes=('a', 'z'), ids=['x'])", "has classes ('a', 'z'), the task"),
+    ],
+)
+def test_splits_that_cannot_train_are_refused(write, bad, said):
+    whole = 'Samples.of(np.zeros((2, 3), np.float32), [0, 1], classes=self.classes, ids=[split, split + "1"])'
+    assert whole in WHOLE
+    with pytest.raises(DataError) as caught:
+        build(write(WHOLE.replace(whole, bad))).samples("train")
+    assert said in str(caught.value)
+
+
+def test_a_file_that_ends_the_program_is_an_error_of_the_file(write):
+    assert "own.py:1: SystemExit: 3" in message_of(write("raise SystemExit(3)\n"))

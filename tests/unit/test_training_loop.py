@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from graceful import spec, targets, tasks
-from graceful.errors import CollapsedError, IntegrityError, NonFiniteError, SpecError, TrainingError
+from graceful.errors import CollapsedError, IntegrityError, NonFiniteError, SpecError, StorageError, TrainingError
 from graceful.models import bundle
 from graceful.training import batches, trace
 from graceful.training.driver import TrainingJob, TrainingResult, train
+from graceful.training.job import claim
+from graceful.training.engine import TorchEngine
 from tests.support import training_task
 
 TASK = training_task.__file__
@@ -71,6 +75,20 @@ def test_training_learns_and_records_how(tmp_path: Path) -> None:
     network.load_state_dict(load_file(result.weights))
 
 
+def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(self: TorchEngine, folder: Path) -> None:
+        raise RuntimeError("unexpected pos 576 vs 534")
+
+    monkeypatch.setattr(TorchEngine, "save", save)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        train(TrainingJob(spec=parse(epochs=1), run_dir=tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(StorageError, match="cannot write a checkpoint, the disk is full; free some space"):
+        train(TrainingJob(spec=parse(epochs=1), run_dir=tmp_path))
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     job = TrainingJob(spec=parse(epochs=1), run_dir=tmp_path)
     first = train(job)
@@ -93,6 +111,7 @@ def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(tmp_path: Path, accumul
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert [row["validation_error"] for row in last.history] == [row["validation_error"] for row in whole.history]
     assert [row["train_error"] for row in last.history] == [row["train_error"] for row in whole.history]
+    assert last.history[-1]["train_error"] < 0.3, "every slice counts"
     left, right = load_file(whole.weights), load_file(last.weights)
     assert all(torch.equal(left[name], right[name]) for name in left)
 
@@ -111,6 +130,14 @@ def test_a_damaged_checkpoint_ends_the_run_with_its_name(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(IntegrityError, match=r"engine\.pt has not the SHA-256"):
         train(job)
+
+
+def test_a_checkpoint_of_another_spec_is_refused_even_if_the_folder_forgot_whose_it_is(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        train(TrainingJob(spec=parse(), run_dir=tmp_path), progress=stop_at(15))
+    (tmp_path / "spec.json").unlink()
+    with pytest.raises(SpecError, match="checkpoint of another spec; choose another name"):
+        train(TrainingJob(spec=parse(epochs=4), run_dir=tmp_path))
 
 
 def test_a_loss_that_is_not_finite_stops_before_its_step(tmp_path: Path) -> None:
@@ -163,6 +190,15 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+def test_a_folder_with_other_predecessors_or_references_is_refused(tmp_path: Path, old: Path) -> None:
+    first = TrainingJob(spec=parse(), run_dir=tmp_path)
+    claim(first)
+    with pytest.raises(SpecError, match=r"predecessors: run .* was started with \[\], now it is"):
+        claim(replace(first, predecessors=(old,)))
+    with pytest.raises(SpecError, match=r"references: run .* was started with \[\], now it is"):
+        claim(replace(first, references=(tmp_path / "cache",)))
+
+
 LOSSES = [
     {"kind": "focal_distillation"},
     {"kind": "focal_distillation", "focus": "negative_flip"},
@@ -199,6 +235,17 @@ def test_every_loss_trains_against_a_cached_predecessor(tmp_path: Path, old: Pat
         "embedding_regression/v1",
         "logit_displacement/v1",
     }
+
+
+def test_a_resumed_run_keeps_the_running_mean_of_a_focus_that_follows_it(tmp_path: Path, old: Path) -> None:
+    focal = {"kind": "focal_distillation", "focus": "negative_flip", "weight": 3.0}
+    document = parse(compatibility={"losses": [focal], "targets": {"mode": "live"}}, checkpoint_every=4)
+    constrained(document, tmp_path / "whole", old, None)
+    job = TrainingJob(spec=document, run_dir=tmp_path / "parts", predecessors=(old,), caches=(None,))
+    with pytest.raises(StoppedError):
+        train(job, progress=stop_at(14))
+    assert train(job).resumed_from == 12
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_cached_and_live_predecessors_give_the_same_run(tmp_path: Path, old: Path) -> None:

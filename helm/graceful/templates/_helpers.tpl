@@ -49,7 +49,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $account.name | default (printf "%s-%s" (include "graceful.prefix" .root) .part) -}}
 {{- end -}}
 
-{{/* Variables of every pod: what the user sets, and the connections. YAML of a mapping. */}}
+{{/* Variables of pods that compute: what the user sets, and S3. YAML of a mapping. */}}
 {{- define "graceful.environment" -}}
 {{- $env := dict -}}
 {{- with .Values.s3.endpoint }}{{ $_ := set $env "AWS_ENDPOINT_URL" . }}{{ end -}}
@@ -94,4 +94,56 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- range . }}
 - {protocol: TCP, port: {{ . }}}
 {{- end -}}
+{{- end -}}
+
+{{/* A container of a scheduled pod; only one that trains by itself gets connections and credentials.
+     Argument: dict root, schedule, command (of the schedule), name, arguments. */}}
+{{- define "graceful.scheduled" -}}
+{{- $values := .root.Values -}}
+{{- $env := dict -}}
+{{- $secrets := list -}}
+{{- if eq .command "refresh" -}}
+{{- $env = include "graceful.environment" .root | fromYaml -}}
+{{- $_ := set $env "GRACEFUL_HOME" $values.storage.path -}}
+{{- with $values.mlflow.uri }}{{ $_ := set $env "MLFLOW_TRACKING_URI" . }}{{ end -}}
+{{- $secrets = compact (list $values.mlflow.secretName $values.s3.secretName) -}}
+{{- end -}}
+- name: {{ .name }}
+  image: {{ include "graceful.image" .root }}
+  imagePullPolicy: {{ $values.image.pullPolicy }}
+  command: [graceful]
+  args:
+    {{- toYaml .arguments | nindent 4 }}
+  env:
+    - name: HOME
+      value: /home/ray
+    # The Job's name: one per firing, the same for its retries, so that a retry resumes the run.
+    - name: GRACEFUL_FIRING
+      valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
+    {{- range $key, $value := mergeOverwrite $env (deepCopy (.schedule.env | default dict)) }}
+    - name: {{ $key }}
+      value: {{ $value | quote }}
+    {{- end }}
+  {{- with $secrets }}
+  envFrom:
+    {{- range . }}
+    - secretRef: {name: {{ . }}}
+    {{- end }}
+  {{- end }}
+  resources:
+    {{- .schedule.resources | default (index $values.scheduled (printf "%sResources" .command)) | toYaml | nindent 4 }}
+  securityContext:
+    allowPrivilegeEscalation: false
+    readOnlyRootFilesystem: true
+    capabilities: {drop: [ALL]}
+  volumeMounts:
+    - {name: tmp, mountPath: /tmp}
+    - {name: home, mountPath: /home/ray}
+    - {name: job, mountPath: /etc/graceful/job, readOnly: true}
+    {{- if eq .command "submit" }}
+    - {name: profiles, mountPath: /etc/graceful/profiles, readOnly: true}
+    {{- else }}
+    - {name: runs, mountPath: {{ $values.storage.path }}}
+    - {name: shared-memory, mountPath: /dev/shm}
+    {{- end }}
 {{- end -}}

@@ -1,0 +1,254 @@
+"""`graceful plan` and `graceful submit`: a spec and a cluster profile become a plan, and the plan a job. Client."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from graceful import __version__
+from graceful.cli import output as out
+from graceful.cli import programs
+from graceful.errors import SpecError
+from graceful.launch import kuberay, plan, profile, redact
+from graceful.launch.backend import Change, Finding, Handle, Plan, Severity
+from graceful.launch.job import FILES, JobSpec, Resources
+from graceful.launch.resources import cores, written
+from graceful.spec import RefreshSpec
+
+COMMAND = ("python", "-m", "graceful.programs", "refresh")
+TASK_FILE = "task.py"
+EXIT_USAGE = 2
+EXIT_PLACE = 4
+GIT_SECONDS = 2.0
+
+
+def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str) -> int:
+    """Print what would run where; change nothing.
+
+    Returns:
+        0; 2 if the job or the profile is wrong; 4 if the place refused or did not answer.
+    """
+    _, planned = make(path, sets, on=on, offline=offline)
+    present(planned, output)
+    if not planned.errors:
+        return 0
+    return EXIT_PLACE if all(finding.rule in kuberay.PLACE for finding in planned.errors) else EXIT_USAGE
+
+
+def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) -> int:
+    """Print the plan, ask, send it, print the handle and what to do next.
+
+    Raises:
+        SpecError: The plan has errors, nobody can be asked, or the run id belongs to another spec.
+        InfrastructureError: Unreachable or forbidden.
+    """
+    backend, planned = make(path, sets, on=on, offline=False)
+    if output == "table":
+        _people(planned, out.talk)
+    kuberay.refuse(planned)
+    if not (yes or _agreed(planned)):
+        out.talk("not sent")
+        return 0
+    handle = backend.submit(planned)
+    if output == "table":
+        out.line(str(handle))
+        if planned.differences[-1].change in (Change.NONE, Change.UPDATE):
+            out.talk("it was there already and is left as it is; `graceful resume` starts an ended run again")
+        _follow_up(handle, on)
+    else:
+        out.document({"handle": str(handle), "run_id": planned.job.run_id, "where": planned.where}, output)
+    return 0
+
+
+def make(path: Path, sets: Sequence[str], *, on: str, offline: bool) -> tuple[kuberay.KubeRayBackend, Plan]:
+    """Load spec and profile and plan.
+
+    Raises:
+        SpecError: One of them is wrong, or the profile's kind cannot be planned for.
+    """
+    resolved = programs.resolve(path, sets, None)
+    chosen = profile.load(on)
+    if not isinstance(chosen, profile.KubeRay):
+        raise SpecError(f"--on {on}: kind {chosen.kind} needs no plan; run `graceful refresh {path}` there")
+    backend = kuberay.KubeRayBackend(profile=chosen, connect=None if offline else kuberay.connector(chosen))
+    job = job_of(resolved)
+    planned = backend.plan(job)
+    return backend, replace(planned, findings=(*planned.findings, *_regrets(resolved, chosen)))
+
+
+def job_of(resolved: RefreshSpec) -> JobSpec:
+    """The job that refreshes a spec on a cluster.
+
+    A task file of the user's travels with the job; where runs are kept is the place's business, so `home` is left out.
+
+    Raises:
+        SpecError: The task file cannot be read.
+    """
+    document = {**resolved.dump(), "home": None}
+    files = _task_files(resolved)
+    if files:
+        document["task"] = {**document["task"], "file": f"{FILES}/{TASK_FILE}"}
+    return JobSpec(
+        name=f"refresh {resolved.run_id}",
+        run_id=resolved.run_id,
+        command=COMMAND,
+        document=json.dumps(document, indent=1),
+        files=files,
+        workers=resolved.train.num_workers,
+        resources=Resources(gpu=1 if resolved.train.use_gpu else None),
+        labels=_facts(resolved, files),
+    )
+
+
+def _task_files(resolved: RefreshSpec) -> dict[str, str]:
+    file = getattr(resolved.task, "file", None)
+    if file is None:
+        return {}
+    try:
+        return {TASK_FILE: Path(file).read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as e:
+        raise SpecError(f"task.file {file}: cannot be read ({e}); it travels with the job") from e
+
+
+def _facts(resolved: RefreshSpec, files: dict[str, str]) -> dict[str, str]:
+    """What is recorded with a job: who submitted which content from which commit."""
+    content = resolved.digest() + "".join(files.values())
+    facts = {
+        "config-hash": hashlib.sha256(content.encode()).hexdigest() if files else resolved.digest(),
+        "engine": resolved.train.engine.kind,
+        "model": resolved.model,
+        "client": __version__,
+        "git-sha": _commit(),
+        "user": _user(),
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""
+
+
+def _commit() -> str:
+    """The commit that the working directory is at; empty outside a repository."""
+    try:
+        found = subprocess.run(
+            ("git", "rev-parse", "HEAD"), capture_output=True, text=True, check=False, timeout=GIT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def _regrets(resolved: RefreshSpec, chosen: profile.KubeRay) -> tuple[Finding, ...]:
+    """What the spec says that a cluster may not have."""
+    found: list[tuple[str, str, str, str]] = []
+    root = getattr(resolved.task, "root", None)
+    if root is not None and "://" not in root:
+        missing = f"{root} is a path of this machine; pods have it only if the image or a volume does"
+        found.append(("local-path", "task.root", missing, "use s3://bucket/prefix, or a path under storage.path"))
+    if chosen.mlflow.uri is None and resolved.registry.uri is None:
+        risk = "not set: the registry is a sqlite file on the volume, for one run at a time on one node"
+        found.append(("registry-on-volume", "profile.mlflow.uri", risk, "name an MLflow server"))
+    return tuple(
+        Finding(rule=rule, severity=Severity.WARNING, where=where, message=message, remedy=remedy)
+        for rule, where, message, remedy in found
+    )
+
+
+def present(planned: Plan, output: str) -> None:
+    """Print a plan: for people, as manifests (yaml), or whole (json). Secrets are hidden in all of them."""
+    if output == "yaml":
+        sys.stdout.write(plan.as_yaml(*planned.documents))
+        for finding in planned.findings:
+            out.talk(f"{finding.severity}: {finding.line()}")
+    elif output == "json":
+        out.document(document(planned), "json")
+    else:
+        _people(planned, out.line)
+
+
+def document(planned: Plan) -> dict[str, Any]:
+    """The plan as JSON values, secrets hidden."""
+    hidden: dict[str, Any] = redact.hidden(
+        {
+            "handle": str(planned.handle),
+            "run_id": planned.job.run_id,
+            "where": planned.where,
+            "command": list(planned.job.command),
+            "parts": [asdict(part) for part in planned.parts],
+            "gpus": planned.gpus,
+            "price_per_hour": planned.price,
+            "currency": planned.currency,
+            "notes": list(planned.notes),
+            "findings": [asdict(finding) for finding in planned.findings],
+            "differences": [{**asdict(item), "lines": list(item.lines)} for item in planned.differences],
+            "documents": list(planned.documents),
+        }
+    )
+    return hidden
+
+
+def _people(planned: Plan, say: Any) -> None:
+    """Lines for people; `say` prints one."""
+    say(f"{planned.job.name} -> {planned.handle}   ({planned.where})")
+    say(f"command: {' '.join(planned.job.command)}")
+    image = plan.image(planned.documents[-1])
+    say(f"image:   {image}")
+    say("")
+    for row in _rows(planned):
+        say("  ".join(row).rstrip())
+    say("")
+    for note in planned.notes:
+        say(note)
+    for finding in planned.findings:
+        say(redact.shown(f"{finding.severity}: {finding.line()}"))
+    say("")
+    for difference in planned.differences:
+        say(f"{difference.change}: {difference.document}")
+        for line in difference.lines:
+            say(f"  {redact.shown(line)}")
+
+
+def _rows(planned: Plan) -> list[tuple[str, ...]]:
+    """Machines as aligned columns; works before rich is imported, which takes longer than the rest of a plan."""
+    priced = planned.price is not None
+    heading = ("part", "count", "cpu", "memory", "gpu", f"{planned.currency} per hour" if priced else "")
+    rows = [
+        (
+            part.role,
+            str(part.count),
+            cores(part.cpu),
+            written(part.memory) if part.memory else "no limit",
+            str(part.gpu),
+            f"{part.price:.2f}" if part.price is not None else "",
+        )
+        for part in planned.parts
+    ]
+    total = ("in all", str(sum(part.count for part in planned.parts)), "", "", str(planned.gpus))
+    rows.append((*total, f"{planned.price:.2f}" if planned.price is not None else ""))
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    return [tuple(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heading, *rows)]
+
+
+def _agreed(planned: Plan) -> bool:
+    if not sys.stdin.isatty():
+        raise SpecError("submit: nobody can be asked here (stdin is no terminal); add --yes")
+    import click
+
+    cost = "" if planned.price is None else f", {planned.price:.2f} {planned.currency} per hour"
+    return click.confirm(f"submit {planned.job.run_id} to {planned.where}{cost}?", err=True)
+
+
+def _follow_up(handle: Handle, on: str) -> None:
+    for words in ("status", "logs -f", "stop"):
+        out.talk(f"  graceful {words} {handle} --on {on}")

@@ -1,0 +1,127 @@
+"""What finished runs leave on a cluster, and its removal: a value first, then done or only shown. Client.
+
+KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
+goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
+all they need to resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from graceful.launch import names
+from graceful.launch.backend import Document, Phase
+from graceful.launch.kube import Kube
+from graceful.launch.refusals import ConflictError, NotFoundError
+from graceful.launch.runs import STATE
+from graceful.launch.status import read
+
+AFTER = timedelta(days=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """One object that nobody needs any more.
+
+    Attributes:
+        kind: RayJob, Job or ConfigMap.
+        name: Of the object.
+        uid: This very object: a successor of the same name is not touched.
+        why: For people.
+    """
+
+    kind: str
+    name: str
+    uid: str
+    why: str
+
+
+def find(kube: Kube, *, now: datetime, after: timedelta = AFTER) -> tuple[Removal, ...]:
+    """What could go: finished jobs, submitters and documents whose run is gone. Changes nothing.
+
+    Args:
+        kube: The API server.
+        now: With a time zone.
+        after: Only what ended, or was made, longer ago.
+    """
+    jobs = kube.list("RayJob", selector=names.SELECTOR).items
+    submitters = kube.list("Job", selector="ray.io/originated-from-crd=RayJob").items
+    documents = kube.list("ConfigMap", selector=f"{names.SELECTOR},{names.RUN_ID}").items
+    old = now - after
+    finished = [
+        _removal("RayJob", job, f"{read(job).phase} since {_ended(job):%Y-%m-%d %H:%M}")
+        for job in jobs
+        if _over(job, old)
+    ]
+    gone = {removal.uid for removal in finished}
+    staying = [job for job in jobs if job["metadata"]["uid"] not in gone]
+    return (*finished, *_submitters(submitters, jobs, old), *_documents(documents, staying, old))
+
+
+def remove(kube: Kube, removals: Iterable[Removal]) -> tuple[Removal, ...]:
+    """Delete them; what is gone already, or has a successor of the same name, is passed over.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        ApiError: A permission is missing; what came before is deleted.
+    """
+    done = []
+    for removal in removals:
+        with contextlib.suppress(NotFoundError, ConflictError):
+            kube.delete(removal.kind, removal.name, uid=removal.uid)
+            done.append(removal)
+    return tuple(done)
+
+
+def _over(job: Document, old: datetime) -> bool:
+    """Finished for good: a suspended job is stopped, yet resumes as it stands."""
+    suspended = bool((job.get("spec") or {}).get("suspend"))
+    phase = read(job).phase
+    return phase.terminal and not (suspended and phase is Phase.STOPPED) and _ended(job) < old
+
+
+def _ended(job: Document) -> datetime:
+    end = (job.get("status") or {}).get("endTime")
+    return datetime.fromisoformat(end or job["metadata"]["creationTimestamp"])
+
+
+def _submitters(submitters: Sequence[Document], jobs: Sequence[Document], old: datetime) -> list[Removal]:
+    """Those that were orphaned: what a job owns goes with it."""
+    owners = {job["metadata"]["uid"] for job in jobs}
+    found = []
+    for submitter in submitters:
+        labels = submitter["spec"]["template"]["metadata"].get("labels") or {}
+        mine = labels.get(names.MANAGED_BY[0]) == names.MANAGED_BY[1]
+        owned = any(owner["uid"] in owners for owner in submitter["metadata"].get("ownerReferences") or ())
+        if mine and not owned and not (submitter.get("status") or {}).get("active") and _made(submitter) < old:
+            found.append(_removal("Job", submitter, "its RayJob is gone"))
+    return found
+
+
+def _documents(documents: Sequence[Document], staying: Sequence[Document], old: datetime) -> list[Removal]:
+    """ConfigMaps of runs that neither run nor are stopped; records of stopped runs stay."""
+    needed = {_run(document) for document in documents if _is_record(document)} | {_run(job) for job in staying}
+    unused = [item for item in documents if not _is_record(item) and _run(item) not in needed and _made(item) < old]
+    return [_removal("ConfigMap", document, "no job of its run is left") for document in unused]
+
+
+def _is_record(document: Document) -> bool:
+    return STATE in document["metadata"]["labels"]
+
+
+def _run(document: Document) -> str:
+    return str((document["metadata"].get("labels") or {}).get(names.RUN_ID, ""))
+
+
+def _made(document: Document) -> datetime:
+    return datetime.fromisoformat(document["metadata"]["creationTimestamp"])
+
+
+def _removal(kind: str, document: Document, why: str) -> Removal:
+    meta = document["metadata"]
+    return Removal(kind=kind, name=meta["name"], uid=meta["uid"], why=why)

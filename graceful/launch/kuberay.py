@@ -1,0 +1,300 @@
+"""Kubernetes with the KubeRay operator as a place to run: a RayJob per run, named by its run id. Runs on the client.
+
+`plan` asks the server by dry runs and changes nothing. `submit` creates, never overwrites: of two submitters at once
+one makes the job and both get its handle; a job of the same name that computes something else is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from graceful.errors import GracefulError, InfrastructureError, SpecError
+from graceful.launch import lint, manifests, names, plan, validate
+from graceful.launch.backend import Change, Difference, Document, Finding, Handle, Plan, Severity, Status
+from graceful.launch.job import JobSpec
+from graceful.launch.refusals import ApiError, ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
+
+if TYPE_CHECKING:
+    from graceful.launch.kube import Kube
+    from graceful.launch.profile import KubeRay
+
+SCHEME = "kuberay"
+TRIES = 5
+"""Of a create that may or may not have arrived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubeRayBackend:
+    """RayJobs in one namespace; a `backend.Backend`.
+
+    Attributes:
+        profile: Where and on what.
+        connect: Opens the API server when it is first needed; None: plan without asking it.
+    """
+
+    profile: KubeRay
+    connect: Callable[[], Kube] | None = None
+
+    def plan(self, job: JobSpec) -> Plan:
+        """Describe, judge and compare with what is there; change nothing.
+
+        Raises:
+            SpecError: The job cannot be rendered.
+        """
+        documents = manifests.render(job, self.profile)
+        rayjob = documents[-1]
+        differences, refusals = self._ask(documents)
+        prices = self.profile.prices
+        findings = (
+            *lint.lint(rayjob, client_ray=client_ray(), production=self.profile.production),
+            *validate.validate(rayjob),
+            *_unmet(job, self.profile),
+            *refusals,
+        )
+        return Plan(
+            job=job,
+            where=self._where(),
+            handle=Handle(scheme=SCHEME, place=self.profile.namespace, name=rayjob["metadata"]["name"]),
+            documents=documents,
+            findings=tuple(sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR)),
+            parts=plan.parts(rayjob, prices),
+            differences=differences,
+            currency=prices.currency if prices else "",
+            notes=_notes(rayjob, self.profile),
+        )
+
+    def submit(self, planned: Plan) -> Handle:
+        """Create what the plan says; what is there already with the same content is kept.
+
+        Raises:
+            SpecError: The plan has errors, or the run id belongs to another spec.
+            InfrastructureError: Unreachable or forbidden.
+        """
+        refuse(planned)
+        kube = self._kube()
+        *config, rayjob = planned.documents
+        made = [document for document in config if _create(kube, document)]
+        live = rayjob if (created := _create(kube, rayjob)) is None else created
+        if live is rayjob:
+            live = kube.get("RayJob", rayjob["metadata"]["name"], namespace=self.profile.namespace)
+            if not same_run(live, rayjob):
+                for document in made:
+                    kube.delete("ConfigMap", document["metadata"]["name"], namespace=self.profile.namespace)
+                raise taken(rayjob, live)
+        for document in config:
+            _own(kube, document, live)
+        return planned.handle
+
+    def status(self, handle: Handle) -> Status:
+        """What the job is doing, and why."""
+        from graceful.launch import runs
+
+        return runs.status(self._kube(), self._name(handle))
+
+    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
+        """The submitter's log, which outlives the cluster."""
+        from graceful.launch import logs
+
+        return logs.lines(self._kube(), self._name(handle), follow=follow, since=since)
+
+    def stop(self, handle: Handle) -> Status:
+        """Write the job down and delete it; resume sends it again."""
+        from graceful.launch import runs
+
+        return runs.stop(self._kube(), self._name(handle))
+
+    def list(self) -> Sequence[Status]:
+        """Every run of graceful in the namespace, newest first."""
+        from graceful.launch import runs
+
+        return runs.listing(self._kube())
+
+    def _kube(self) -> Kube:
+        if self.connect is None:
+            raise InfrastructureError("planned without a cluster; leave --offline out")
+        return self.connect()
+
+    def _name(self, handle: Handle) -> str:
+        from graceful.launch import runs
+
+        return runs.name_of(str(handle), namespace=self.profile.namespace)
+
+    def _where(self) -> str:
+        context = f", context {self.profile.context}" if self.profile.context else ""
+        queue = f", queue {self.profile.queue}" if self.profile.queue else ""
+        return f"kuberay, namespace {self.profile.namespace}{context}{queue}"
+
+    def _ask(self, documents: tuple[Document, ...]) -> tuple[tuple[Difference, ...], tuple[Finding, ...]]:
+        """What the server says to each document; a server that does not answer is asked once only."""
+        if self.connect is None:
+            return tuple(_unknown(document, "not asked") for document in documents), ()
+        differences: list[Difference] = []
+        findings: list[Finding] = []
+        unanswered = ""
+        for document in documents:
+            if unanswered:
+                differences.append(_unknown(document, unanswered))
+                continue
+            try:
+                differences.append(_dry_run(self.connect(), document))
+            except GracefulError as e:
+                finding = _refusal(document, e)
+                findings.append(finding)
+                refused = finding.rule != "unreachable"
+                unanswered = "" if refused else e.message
+                change = Change.REFUSED if refused else Change.UNKNOWN
+                differences.append(Difference(document=plan.title(document), change=change, lines=(e.message,)))
+        return tuple(differences), tuple(findings)
+
+
+def refuse(planned: Plan) -> None:
+    """Raise the first error of a plan that must not be sent, and say how many there are.
+
+    Raises:
+        InfrastructureError: The place refused or did not answer; nothing in the job is wrong.
+        SpecError: The job or the profile is wrong.
+    """
+    errors = planned.errors
+    if not errors:
+        return
+    more = f" (and {len(errors) - 1} more; `graceful plan` lists them)" if len(errors) > 1 else ""
+    if all(error.rule in PLACE for error in errors):
+        raise InfrastructureError(f"{errors[0].line()}{more}")
+    raise SpecError(f"{errors[0].line()}{more}")
+
+
+PLACE = {"forbidden", "absent", "unreachable"}
+"""Rules of findings that are the place's, not the job's: exit code 4."""
+
+
+def connector(profile: KubeRay) -> Callable[[], Kube]:
+    """Opens the API server of a profile once, when it is first asked."""
+
+    @cache
+    def connect() -> Kube:
+        from graceful.launch.kube import Kube
+
+        return Kube.connect(context=profile.context, namespace=profile.namespace)
+
+    return connect
+
+
+def client_ray() -> str | None:
+    """Version of Ray beside this command, read without importing it."""
+    try:
+        return metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def same_run(live: Document, ours: Document) -> bool:
+    """Whether a job that is there computes what ours would."""
+    keys = (names.CONFIG_HASH, names.RUN_ID)
+    found, wanted = ((document["metadata"].get("annotations") or {}) for document in (live, ours))
+    return all(found.get(key) == wanted.get(key) for key in keys)
+
+
+def taken(ours: Document, live: Document) -> SpecError:
+    """The error for a name that another job has."""
+    there = (live["metadata"].get("annotations") or {}).get(names.CONFIG_HASH, "")
+    what = f"with another spec (digest {there[:12]})" if there else "which graceful did not make"
+    name = ours["metadata"]["name"]
+    return SpecError(
+        f"{plan.title(ours)} is there already {what}; give this version another `name`, or stop and delete that one"
+        f" (`kubectl delete rayjob {name} -n {ours['metadata']['namespace']}`)"
+    )
+
+
+def _create(kube: Kube, document: Document) -> Document | None:
+    """Create; None if something of that name is there. A create that may have arrived is sent again: names are ours."""
+    for failures in range(1, TRIES + 1):
+        try:
+            return kube.create(document)
+        except ConflictError:
+            return None
+        except (ForbiddenError, InvalidObjectError, NotFoundError):
+            raise
+        except ApiError as e:
+            if failures == TRIES:
+                raise
+            kube.patience.pause(failures, e)
+    raise AssertionError("unreachable: the loop returns or raises")
+
+
+def _own(kube: Kube, document: Document, live: Document) -> None:
+    """Let the document go with its job: whoever deletes the RayJob deletes it too."""
+    owner = {
+        "apiVersion": live["apiVersion"],
+        "kind": live["kind"],
+        "name": live["metadata"]["name"],
+        "uid": live["metadata"]["uid"],
+    }
+    body = {"metadata": {"ownerReferences": [owner]}}
+    kube.patch(document["kind"], document["metadata"]["name"], body, namespace=document["metadata"]["namespace"])
+
+
+def _dry_run(kube: Kube, document: Document) -> Difference:
+    kind, metadata = document["kind"], document["metadata"]
+    try:
+        live = kube.get(kind, metadata["name"], namespace=metadata["namespace"])
+    except NotFoundError:
+        return plan.difference(document, None, kube.create(document, dry_run=True))
+    if kind == "RayJob" and not same_run(live, document):
+        raise taken(document, live)
+    return plan.difference(document, live, kube.apply(document, dry_run=True, force=True))
+
+
+def _refusal(document: Document, error: GracefulError) -> Finding:
+    rules: tuple[tuple[type[GracefulError], str], ...] = (
+        (ForbiddenError, "forbidden"),
+        (NotFoundError, "absent"),
+        (InvalidObjectError, "invalid"),
+        (ConflictError, "conflict"),
+        (SpecError, "run-id-taken" if error.message.startswith(plan.title(document)) else "unreachable"),
+    )
+    rule = next((name for kind, name in rules if isinstance(error, kind)), "unreachable")
+    return Finding(
+        rule=rule,
+        severity=Severity.ERROR,
+        where=plan.title(document),
+        message=error.message,
+        remedy="",
+    )
+
+
+def _unknown(document: Document, why: str) -> Difference:
+    return Difference(document=plan.title(document), change=Change.UNKNOWN, lines=(why,))
+
+
+def _unmet(job: JobSpec, profile: KubeRay) -> tuple[Finding, ...]:
+    """What the job asks for and the profile cannot give."""
+    gpus, wanted = manifests.worker(job, profile).gpu, job.resources.gpu or 0
+    if wanted <= gpus or not job.workers:
+        return ()
+    return (
+        Finding(
+            rule="no-gpu",
+            severity=Severity.ERROR,
+            where="profile.worker.gpu",
+            message=f"the job needs {wanted} per worker, the profile gives {gpus}",
+            remedy="set worker.gpu, or train.use_gpu: false",
+        ),
+    )
+
+
+def _notes(rayjob: Document, profile: KubeRay) -> tuple[str, ...]:
+    spec = rayjob["spec"]
+    retries, start, run = spec["backoffLimit"], profile.deadlines.start, spec.get("activeDeadlineSeconds")
+    wait = f"waits at most {start} s for machines, {(retries + 1) * start} s with all {retries} retries"
+    limit = f"an attempt runs at most {run} s" if run else "an attempt has no time limit besides train.timeout"
+    queue = (rayjob["metadata"].get("labels") or {}).get(names.QUEUE)
+    return (
+        *((f"queue: {queue}",) if queue else ()),
+        f"{wait}; {limit}",
+        f"pods are deleted {spec['ttlSecondsAfterFinished']} s after the end; the job stays until `graceful gc`",
+    )

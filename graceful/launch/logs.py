@@ -1,0 +1,197 @@
+"""The log of a run as one stream: across cut connections, new submitter pods and deleted clusters. Client.
+
+The submitter's pod repeats the driver's output and outlives the cluster, so its log is the run's. The server resumes a
+log by whole seconds only; lines carry nanoseconds, so what was given already is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from graceful.launch import names, wait
+from graceful.launch.backend import Document
+from graceful.launch.causes import role
+from graceful.launch.kube import Kube
+from graceful.launch.patience import Patience
+from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError
+from graceful.launch.status import read, run_id
+
+POLL = 2.0
+"""Seconds between looks for a pod that has not started or a job that has not ended."""
+ENDED = ("Succeeded", "Failed")
+
+
+@dataclass(kw_only=True)
+class Cursor:
+    """How far one pod's log has been given.
+
+    Attributes:
+        stamp: Timestamp of the last line, as the server writes it; empty at the beginning.
+        same: Lines given that bear this very timestamp, with how often.
+    """
+
+    stamp: str = ""
+    same: Counter[str] = field(default_factory=Counter)
+    again: Counter[str] = field(default_factory=Counter)
+
+    def reopened(self) -> datetime | None:
+        """The moment to ask from; lines of that second will come again."""
+        self.again = Counter(self.same)
+        return _moment(self.stamp)
+
+    def new(self, line: str) -> str | None:
+        """The text of a line that has not been given, else None.
+
+        Args:
+            line: `2026-11-22T13:36:11.539000001Z text`.
+        """
+        stamp, _, text = line.partition(" ")
+        if _order(stamp) < _order(self.stamp):
+            return None
+        if stamp == self.stamp and self.again[text] > 0:
+            self.again[text] -= 1
+            return None
+        if stamp != self.stamp:
+            self.stamp, self.same, self.again = stamp, Counter(), Counter()
+        self.same[text] += 1
+        return text
+
+
+def lines(
+    kube: Kube,
+    name: str,
+    *,
+    follow: bool = False,
+    since: datetime | None = None,
+    patience: Patience | None = None,
+    trouble: Callable[[ApiError], None] = lambda error: None,
+) -> Iterator[str]:
+    """The run's log, each line once, oldest pod first.
+
+    Args:
+        kube: The API server.
+        name: Of the RayJob.
+        follow: Until the job is over.
+        since: Only lines of this moment and later.
+        patience: Pauses and clock.
+        trouble: Told of failures that pass.
+
+    Raises:
+        NotFoundError: There is no such job.
+        ApiError: It does not pass, e.g. forbidden.
+    """
+    reader = _Reader(kube=kube, name=name, since=since, patience=patience or kube.patience, trouble=trouble)
+    job: Document | None = kube.get("RayJob", name)
+    over = False
+    while True:
+        progress = yield from reader.read(job, follow=follow)
+        if not reader.failures and not progress and (over or not follow):  # the last lines come after the end
+            return
+        job, over = reader.look(job)
+        if follow and not progress and not over:
+            reader.patience.sleep(POLL)
+
+
+@dataclass(kw_only=True)
+class _Reader:
+    kube: Kube
+    name: str
+    since: datetime | None
+    patience: Patience
+    trouble: Callable[[ApiError], None]
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    failures: int = 0
+    healthy: bool = True
+
+    def look(self, job: Document | None) -> tuple[Document | None, bool]:
+        """The job as it is now, and whether it is over; a job that was deleted is."""
+        try:
+            job = self.kube.get("RayJob", self.name)
+        except NotFoundError:
+            return job, True
+        except ApiError as e:
+            self.tolerate(e)
+            return job, False
+        return job, read(job).phase.terminal
+
+    def read(self, job: Document | None, *, follow: bool) -> Generator[str, None, bool]:
+        """Give what is new in every submitter's log; returns whether anything was."""
+        progress, self.failures = False, 0 if self.healthy else self.failures
+        self.healthy = True
+        for pod in self.pods(job):
+            for text in self.pod(pod, follow=follow):
+                progress = True
+                yield text
+        return progress
+
+    def pods(self, job: Document | None) -> list[Document]:
+        """Submitters of the run that have more to say, oldest first."""
+        if job is None:
+            return []
+        label = names.label_value(run_id(job))
+        try:
+            found = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
+        except ApiError as e:
+            self.tolerate(e)
+            return []
+        mine = [pod for pod in found if role(pod) == "submitter" and pod["metadata"]["uid"] not in self.finished]
+        return sorted(mine, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+    def pod(self, pod: Document, *, follow: bool) -> Iterator[str]:
+        """New lines of one pod, until its log ends or the connection does."""
+        uid = pod["metadata"]["uid"]
+        cursor = self.cursors.setdefault(uid, Cursor())
+        ended = (pod.get("status") or {}).get("phase") in ENDED
+        start, new, cut = cursor.reopened() or self.since, False, ""
+        try:
+            log = self.kube.pod_logs(pod["metadata"]["name"], follow=follow and not ended, since=start)
+            with closing(log):
+                for line in log:
+                    self.failures = 0
+                    if not line.endswith("\n"):
+                        cut = line
+                        continue
+                    text = cursor.new(line[:-1])
+                    if text is not None:
+                        new = True
+                        yield text
+            if ended and not new:  # a cut behind the server looks like an end: only a reading without news is one
+                self.finished.add(uid)
+                yield from filter(None, [cursor.new(cut)] if cut else [])
+        except NotFoundError:  # deleted: what was read is what there is
+            self.finished.add(uid)
+        except InvalidObjectError:  # the container has not started
+            return
+        except ApiError as e:
+            if not e.facts.get("silent"):  # a program that says nothing for a while is no failure: ask again
+                self.tolerate(e)
+
+    def tolerate(self, error: ApiError) -> None:
+        """Pause after what passes; raise what does not, or what has lasted too long."""
+        if not wait.passing(error) or self.failures >= LONGEST_ROW:
+            raise error
+        self.failures, self.healthy = self.failures + 1, False
+        self.trouble(error)
+        self.patience.pause(self.failures, error)
+
+
+LONGEST_ROW = 60
+"""Failures in a row before giving up: with pauses of 10 s about ten minutes."""
+
+
+def _moment(stamp: str) -> datetime | None:
+    if not stamp:
+        return None
+    whole, _, _ = stamp.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00")
+
+
+def _order(stamp: str) -> str:
+    """Timestamps drop trailing zeros; padded, they sort as text."""
+    whole, _, part = stamp.rstrip("Z").partition(".")
+    return f"{whole}.{part:0<9}"

@@ -1,0 +1,165 @@
+"""Look at one run: gather what its status alone does not tell, remember it, follow it to its end. Client.
+
+KubeRay replaces pods in silence and deletes them when a job ends, so a follower keeps every pod it has seen. A single
+look has the events instead, which the server keeps for an hour. What we may not read makes causes coarser, not the
+status impossible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from graceful.launch import names, wait
+from graceful.launch.backend import Document, Phase, Status
+from graceful.launch.causes import Evidence, role
+from graceful.launch.kube import Kube
+from graceful.launch.outcome import Outcome, last
+from graceful.launch.refusals import ApiError, NotFoundError
+from graceful.launch.status import read, run_id
+
+TAIL = 200
+"""Lines at the end of a log among which an outcome is sought."""
+STARTING_WINDOW = 5.0
+"""Seconds between looks at pods and events while machines come; the job itself is watched."""
+RUNNING_WINDOW = 20.0
+ENDED = 5
+
+
+@dataclass(kw_only=True)
+class Observer:
+    """One run and everything seen of it so far.
+
+    Attributes:
+        kube: The API server.
+        name: Of the RayJob.
+        starting: Seconds of a watch while machines come.
+        running: Seconds of a watch while the program runs.
+    """
+
+    kube: Kube
+    name: str
+    starting: float = STARTING_WINDOW
+    running: float = RUNNING_WINDOW
+    pods: dict[str, Document] = field(default_factory=dict)
+    events: dict[str, Document] = field(default_factory=dict)
+
+    def now(self) -> Status:
+        """One look.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        return self.look(self.kube.get("RayJob", self.name))
+
+    def look(self, job: Document) -> Status:
+        """Status of the job as given, with the evidence of this moment and before."""
+        rough = read(job)
+        if rough.phase is Phase.INVALID:
+            return rough
+        workload = None
+        with contextlib.suppress(ApiError):
+            self._pods(job)
+        with contextlib.suppress(ApiError):
+            self._events(job)
+        with contextlib.suppress(ApiError):
+            workload = self._workload(job)
+        pods, events = tuple(self.pods.values()), tuple(self.events.values())
+        outcome = self._outcome() if rough.phase.terminal else None
+        return read(job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome))
+
+    def submitters(self) -> list[Document]:
+        """Pods that hold the job's log, oldest first, as far as they have been seen."""
+        found = [pod for pod in self.pods.values() if role(pod) == "submitter"]
+        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+
+    def _pods(self, job: Document) -> None:
+        label = names.label_value(run_id(job))
+        there = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
+        live = {pod["metadata"]["uid"]: pod for pod in there}
+        for uid in self.pods.keys() - live.keys():  # gone: it stays evidence, and is no machine any more
+            gone = self.pods[uid]
+            stamp = gone["metadata"].get("deletionTimestamp", "unknown")
+            self.pods[uid] = {**gone, "metadata": {**gone["metadata"], "deletionTimestamp": stamp}}
+        self.pods.update(live)
+
+    def _events(self, job: Document) -> None:
+        cluster = (job.get("status") or {}).get("rayClusterName") or ""
+        warnings = self.kube.list("Event", fields="type=Warning").items
+        about_cluster = self.kube.list("Event", fields=f"involvedObject.name={cluster}").items if cluster else ()
+        mine = {self.name, *(pod["metadata"]["name"] for pod in self.pods.values())}
+        for event in (*warnings, *about_cluster):
+            about = event["involvedObject"].get("name", "")
+            if about in mine or (cluster and (about == cluster or about.startswith(f"{cluster}-"))):
+                self.events[event["metadata"]["uid"]] = event
+
+    def _workload(self, job: Document) -> Document | None:
+        if names.QUEUE not in (job["metadata"].get("labels") or {}):
+            return None
+        uid = job["metadata"]["uid"]
+        found = self.kube.list("Workload", selector=f"kueue.x-k8s.io/job-uid={uid}").items
+        return found[0] if found else None
+
+    def _outcome(self) -> Outcome | None:
+        for pod in reversed(self.submitters()):
+            with contextlib.suppress(ApiError):
+                found = last(self.kube.pod_logs(pod["metadata"]["name"], tail=TAIL))
+                if found is not None:
+                    return found
+        return None
+
+
+def follow(
+    observer: Observer,
+    *,
+    seconds: float | None = None,
+    trouble: Callable[[ApiError], None] = lambda error: None,
+) -> Iterator[Status]:
+    """Every new status of a run, the last of them terminal; a job deleted meanwhile ends as stopped.
+
+    Args:
+        observer: The run.
+        seconds: Overall deadline; None: none.
+        trouble: Told when the API server fails, once per row of failures.
+
+    Raises:
+        NotFoundError: There is no such job.
+        InfrastructureError: As `wait.changes`.
+    """
+    shown = observer.now()
+    yield shown
+    seen = wait.changes(
+        observer.kube,
+        "RayJob",
+        fields=f"metadata.name={observer.name}",
+        window=lambda: observer.running if shown.phase is Phase.RUNNING else observer.starting,
+        seconds=seconds,
+        patience=observer.kube.patience,
+        trouble=trouble,
+    )
+    with contextlib.closing(seen):
+        while not shown.phase.terminal:
+            status = _next(observer, next(seen), shown)
+            if status != shown:
+                shown = status
+                yield shown
+
+
+def _next(observer: Observer, change: wait.Change, before: Status) -> Status:
+    if change.what is wait.What.GONE:
+        return _deleted(before)
+    if change.what is not wait.What.QUIET:
+        return observer.look(change.object)
+    try:
+        return observer.now()
+    except NotFoundError:
+        return _deleted(before)
+    except ApiError as e:
+        if not wait.passing(e):
+            raise
+        return before
+
+
+def _deleted(before: Status) -> Status:
+    return replace(before, phase=Phase.STOPPED, cause="deleted while it was followed", exit_code=ENDED)

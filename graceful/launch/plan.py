@@ -1,0 +1,107 @@
+"""What a plan says besides its documents: machines, prices, differences from what is there. Pure functions. Client."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from graceful.launch import names, redact
+from graceful.launch.backend import Change, Difference, Document, Part
+from graceful.launch.resources import GIB, demand
+
+if TYPE_CHECKING:
+    from graceful.launch.profile import Prices
+
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_SERVERS_OWN = {"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink"}
+CONTEXT_LINES = 2
+
+
+def parts(rayjob: Document, prices: Prices | None = None) -> tuple[Part, ...]:
+    """Machines that a RayJob needs: head, one part per worker group, submitter."""
+    spec = rayjob["spec"]
+    cluster = spec["rayClusterSpec"]
+    groups = [(f"worker {group['groupName']}", group["replicas"], group) for group in cluster["workerGroupSpecs"]]
+    pods = [
+        ("head", 1, cluster["headGroupSpec"]["template"]),
+        *((role if len(groups) > 1 else "worker", count, group["template"]) for role, count, group in groups),
+        ("submitter", 1, spec["submitterPodTemplate"]),
+    ]
+    return tuple(_part(role, count, template, prices) for role, count, template in pods)
+
+
+def _part(role: str, count: int, template: Mapping[str, Any], prices: Prices | None) -> Part:
+    cpu, memory, gpu = demand(template["spec"]["containers"][0])
+    part = Part(role=role, count=count, cpu=cpu, memory=memory, gpu=gpu)
+    if prices is None:
+        return part
+    spot = template["metadata"]["labels"].get(names.SPOT) == "true"
+    each = cpu * prices.cpu + memory / GIB * prices.memory + gpu * prices.gpu
+    price = round(count * each * (prices.spot_factor if spot else 1.0), 6)
+    return Part(role=role, count=count, cpu=cpu, memory=memory, gpu=gpu, price=price)
+
+
+def title(document: Document) -> str:
+    """`RayJob glyphs-v2`."""
+    return f"{document.get('kind')} {(document.get('metadata') or {}).get('name')}"
+
+
+def difference(document: Document, live: Document | None, sent: Document) -> Difference:
+    """Compare what is there with what the server would make of our document.
+
+    Args:
+        document: Ours.
+        live: What is there; None: nothing.
+        sent: The server's answer to a dry run.
+    """
+    if live is None:
+        return Difference(document=title(document), change=Change.CREATE)
+    lines = diff(live, sent)
+    return Difference(document=title(document), change=Change.UPDATE if lines else Change.NONE, lines=lines)
+
+
+def diff(before: Document, after: Document) -> tuple[str, ...]:
+    """Unified diff of two objects as YAML, secrets hidden; what the server alone writes is left out."""
+    there, planned = (as_yaml(_ours(document)).splitlines() for document in (before, after))
+    return tuple(difflib.unified_diff(there, planned, "there", "planned", lineterm="", n=CONTEXT_LINES))
+
+
+def as_yaml(*documents: Document) -> str:
+    """Documents as one YAML stream, in the order of their keys, secrets hidden."""
+    shown = [redact.hidden(document) for document in documents]
+    return str(yaml.dump_all(shown, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True))
+
+
+class _Plain(_DUMPER):  # type: ignore[misc]  # the C dumper where PyYAML has it
+    """No anchors: a document that repeats a value is read by people."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: Any, text: str) -> Any:
+    """Texts of several lines as they are, not on one line full of escapes."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Plain.add_representer(str, _text)
+
+
+def _ours(document: Document) -> dict[str, Any]:
+    kept = {key: _sorted(part) for key, part in document.items() if key not in ("status", "metadata")}
+    metadata = {key: part for key, part in (document.get("metadata") or {}).items() if key not in _SERVERS_OWN}
+    return {"metadata": _sorted(metadata), **kept}
+
+
+def _sorted(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _sorted(node[key]) for key in sorted(node)}
+    return [_sorted(part) for part in node] if isinstance(node, list | tuple) else node
+
+
+def image(rayjob: Document) -> str:
+    """The image that a RayJob runs."""
+    return str(rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])

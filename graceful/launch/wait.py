@@ -1,0 +1,188 @@
+"""Follow objects of an API server: list, watch, list again; every change once, no hang, no lost end. Client.
+
+A watch is a long answer over one connection, and every part of that breaks: the version it starts from expires (410:
+list again), the server is busy (429, 500: pause, longer each time, never in step with other clients) or the connection
+dies without a word (each watch asks for a short time and silence beyond it counts as lost). What was listed or watched
+is known by uid and resourceVersion, so that a repetition is dropped and a disappearance is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from graceful.errors import InfrastructureError
+from graceful.launch.backend import Document
+from graceful.launch.kube import Listing, WatchEvent
+from graceful.launch.patience import Patience
+from graceful.launch.refusals import ApiError, GoneError, ThrottledError, UnreachableError
+from graceful.launch.wire import PASSING
+
+WINDOW = 30.0
+"""Seconds that one watch asks for; the longest that a silently dead connection can go unnoticed, plus `wire`'s rest."""
+GIVE_UP = 900.0
+"""Seconds of failures in a row after which the last one is raised."""
+
+
+class What(StrEnum):
+    """What happened to an object."""
+
+    ADDED = "added"
+    CHANGED = "changed"
+    GONE = "gone"
+    QUIET = "quiet"
+    """Nothing, for the length of a window; a moment to look at things that have no watch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change; of QUIET the object is empty, of GONE it is the last that was known."""
+
+    what: What
+    object: Document = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """What is needed of `kube.Kube`."""
+
+    def list(self, kind: str, *, selector: str = "", fields: str = "") -> Listing:
+        """As `Kube.list`."""
+        ...
+
+    def watch(
+        self, kind: str, *, resource_version: str, seconds: float, selector: str = "", fields: str = ""
+    ) -> Generator[WatchEvent, None, None]:
+        """As `Kube.watch`."""
+        ...
+
+
+def changes(
+    source: Source,
+    kind: str,
+    *,
+    selector: str = "",
+    fields: str = "",
+    window: Callable[[], float] = lambda: WINDOW,
+    seconds: float | None = None,
+    give_up: float = GIVE_UP,
+    patience: Patience | None = None,
+    trouble: Callable[[ApiError], None] = lambda error: None,
+) -> Generator[Change, None, None]:
+    """Every change of every matching object, in order, each once; first what is there already, as ADDED.
+
+    States between two looks may be missed when a connection is lost; the newest state never is.
+
+    Args:
+        source: The API server.
+        kind: As in `kinds.KINDS`.
+        selector: Labels.
+        fields: Fields, e.g. `metadata.name=glyphs-v2`.
+        window: Asked before each watch: its seconds.
+        seconds: Overall deadline; None: until the caller stops asking.
+        give_up: Seconds of failures in a row.
+        patience: Pauses and clock.
+        trouble: Told the first failure of each row, for people.
+
+    Raises:
+        InfrastructureError: The overall deadline has passed.
+        ApiError: It does not pass: forbidden, no such kind, or failing for `give_up` seconds.
+    """
+    follower = _Follower(
+        source=source,
+        kind=kind,
+        match={"selector": selector, "fields": fields},
+        patience=patience or Patience(first=0.5, longest=30.0),
+        give_up=give_up,
+        trouble=trouble,
+    )
+    end = None if seconds is None else follower.patience.now() + seconds
+    while True:
+        left = None if end is None else end - follower.patience.now()
+        if left is not None and left <= 0:
+            raise InfrastructureError(
+                f"{kind} {fields or selector}: not over after {seconds:g} s; it goes on without us"
+            )
+        yield from follower.round(window() if left is None else min(window(), left), end)
+
+
+@dataclass(kw_only=True)
+class _Follower:
+    source: Source
+    kind: str
+    match: dict[str, str]
+    patience: Patience
+    give_up: float
+    trouble: Callable[[ApiError], None]
+    version: str | None = None
+    failures: int = 0
+    failing_since: float = 0.0
+    known: dict[str, Document] = field(default_factory=dict)
+
+    def round(self, seconds: float, end: float | None) -> Iterator[Change]:
+        """List if there is nothing to go on from, watch once; failures end the round, not the following."""
+        try:
+            if self.version is None:
+                listing = self.source.list(self.kind, **self.match)
+                self.version = listing.resource_version
+                yield from self.compared(listing)
+            watch = self.source.watch(self.kind, resource_version=self.version, seconds=seconds, **self.match)
+            with closing(watch):
+                for event in watch:
+                    self.failures = 0
+                    self.version = event.object["metadata"]["resourceVersion"]
+                    yield from self.told(event)
+                    if end is not None and self.patience.now() >= end:
+                        return
+            self.failures = 0
+            yield Change(what=What.QUIET)
+        except GoneError as e:
+            self.version = None
+            self.failed(e)
+        except ApiError as e:
+            if not passing(e):
+                raise
+            self.failed(e)
+
+    def compared(self, listing: Listing) -> Iterator[Change]:
+        """What a new list says against what is known: changes that no watch told us."""
+        there = {item["metadata"]["uid"]: item for item in listing.items}
+        for uid in [uid for uid in self.known if uid not in there]:
+            yield Change(what=What.GONE, object=self.known.pop(uid))
+        for item in there.values():
+            yield from self.learnt(item)
+
+    def told(self, event: WatchEvent) -> Iterator[Change]:
+        """One event of a watch."""
+        if event.type == "DELETED":
+            if self.known.pop(event.object["metadata"]["uid"], None) is not None:
+                yield Change(what=What.GONE, object=event.object)
+        elif event.type in ("ADDED", "MODIFIED"):
+            yield from self.learnt(event.object)
+
+    def learnt(self, item: Document) -> Iterator[Change]:
+        """An object as it is now, unless that is known."""
+        uid = item["metadata"]["uid"]
+        before = self.known.get(uid)
+        if before is not None and before["metadata"]["resourceVersion"] == item["metadata"]["resourceVersion"]:
+            return
+        self.known[uid] = item
+        yield Change(what=What.ADDED if before is None else What.CHANGED, object=item)
+
+    def failed(self, error: ApiError) -> None:
+        """Pause, unless it has failed for too long."""
+        now = self.patience.now()
+        if self.failures == 0:
+            self.failing_since = now
+            self.trouble(error)
+        elif now - self.failing_since >= self.give_up:
+            raise error
+        self.failures += 1
+        self.patience.pause(self.failures, error)
+
+
+def passing(error: ApiError) -> bool:
+    """Whether the same request may do better later."""
+    return isinstance(error, ThrottledError | UnreachableError) or error.facts.get("code") in PASSING

@@ -1,0 +1,94 @@
+"""Cluster profiles: the shipped ones load, misspelt keys are refused at every depth, errors are one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from graceful.errors import SpecError
+from graceful.launch import profile
+from tests.support.launch import CLUSTER, changed
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(path.stem for path in (ROOT / "cluster").glob("*.yaml"))
+
+
+def refused(document: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        profile.parse(document, where="p.yaml")
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_the_profiles_we_ship_are_these() -> None:
+    assert {"local", "kind", "gpu-spot", "queue"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_profile_is_valid_and_says_what_it_is_for(name: str) -> None:
+    profile.load(name, folder=ROOT / "cluster")
+    assert (ROOT / "cluster" / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
+
+
+def test_a_profile_is_found_by_name_and_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(CLUSTER), encoding="utf-8")
+    assert profile.load("mine", folder=tmp_path) == profile.load(str(path)) == profile.parse(CLUSTER)
+
+
+def test_local_needs_no_file(tmp_path: Path) -> None:
+    assert profile.load("local", folder=tmp_path) == profile.Local(kind="local")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("gpu-spott", "did you mean gpu-spot?"), ("zzz", "there is gpu-spot, kind"), ("no/such.yaml", "write one")],
+)
+def test_a_missing_profile_proposes_what_there_is(name: str, told: str) -> None:
+    with pytest.raises(SpecError, match=f"--on {name}: no profile") as caught:
+        profile.load(name, folder=ROOT / "cluster")
+    assert told in caught.value.message
+
+
+DEPTHS = ["", "head", "worker", "storage", "mlflow", "retries", "deadlines", "prices"]
+
+
+@pytest.mark.parametrize("section", DEPTHS)
+def test_a_misspelt_key_is_refused_at_every_depth(section: str) -> None:
+    path = f"{section}/nonsens" if section else "nonsens"
+    assert refused(changed(CLUSTER, path, 1)).startswith(f"{path.replace('/', '.')} in p.yaml: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("namespce", "x", "namespce in p.yaml: unknown key, did you mean namespace?"),
+        ("worker/memry", "x", "worker.memry in p.yaml: unknown key, did you mean memory?"),
+        ("worker/tolerations", [{"efect": "NoSchedule"}], "worker.tolerations.0.efect in p.yaml: unknown key, did you"),
+        ("worker/memory", "4GB", "worker.memory in p.yaml: must be a quantity such as 2, 500m or 4Gi, got '4GB'"),
+        ("namespace", None, "namespace in p.yaml: required and missing"),
+        ("namespace", "Team A", "namespace in p.yaml: "),
+        ("kind", "kuberai", "kind in p.yaml: must be one of local, rayjobs, kuberay, got 'kuberai'; did you mean"),
+        ("head/gpu", 1, "head.gpu must be 0, got 1"),
+        ("user", 0, "user in p.yaml: input should be greater than or equal to 1, got 0"),
+        ("storage/path", "s3://bucket", "storage.path in p.yaml: "),
+        ("retries/job", -1, "retries.job in p.yaml: input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_errors_name_key_file_value_and_remedy(path: str, value: Any, told: str) -> None:
+    assert told in refused(changed(CLUSTER, path, value))
+
+
+@pytest.mark.parametrize("document", [None, [], "kuberay", {}, {"kind": ["kuberay"]}])
+def test_what_is_no_profile_is_refused(document: Any) -> None:
+    assert refused(document).startswith("kind in p.yaml: must be one of")
+
+
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("kind: [\n", encoding="utf-8")
+    with pytest.raises(SpecError, match="cannot be read"):
+        profile.load(str(path))

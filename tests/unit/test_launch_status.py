@@ -1,0 +1,202 @@
+"""The status table: every recorded life-cycle ends in the right phase, exit code and human cause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from graceful.launch import causes, outcome, status
+from graceful.launch.backend import Phase, Status
+from graceful.launch.causes import Evidence
+from graceful.launch.outcome import Outcome
+from tests.support.kuberay_sequences import LifeCycle, life_cycles, rayjob
+
+P = Phase
+STARTED = [P.PROVISIONING, P.RUNNING]
+EXPECTED: dict[str, tuple[list[Phase], int, int, str, str]] = {
+    # case: phases in order, exit code, attempt, cause at the end, cause shown meanwhile
+    "succeeds": ([*STARTED, P.SUCCEEDED], 0, 1, "", ""),
+    "application error, no retry": ([*STARTED, P.FAILED], 5, 1, "exit code 7", "exit code 7"),
+    "application error, one retry": (
+        [P.PROVISIONING, P.RETRYING, *STARTED, P.FAILED], 5, 2, "exit code 7", "1 failed attempt before this one",
+    ),
+    "invalid: ttl without shutdown": ([P.PROVISIONING, P.INVALID], 2, 1, "TTLSecondsAfterFinished", ""),
+    "image does not exist, preRunningDeadlineSeconds 30": (
+        [P.PROVISIONING, P.FAILED], 4, 1, "image pull: head", "image pull: head",
+    ),
+    "worker unschedulable, preRunningDeadlineSeconds 30": (
+        [P.PROVISIONING, P.FAILED], 4, 1, "unschedulable: worker: 0/1 nodes", "Insufficient cpu",
+    ),
+    "activeDeadlineSeconds 45 exceeded": ([*STARTED, P.FAILED], 5, 1, "deadline: out of time", ""),
+    "submitter pod deleted while running": ([*STARTED, P.SUCCEEDED], 0, 1, "", "submitter restarted"),
+    "worker pod deleted while running": ([*STARTED, P.SUCCEEDED], 0, 1, "", "worker restarted"),
+    "operator restarted while running": ([*STARTED, P.SUCCEEDED], 0, 1, "", ""),
+    "head pod deleted while running, one retry": (
+        [*STARTED, P.SUCCEEDED], 0, 2, "head restarted", "head restarted, attempt 2",
+    ),
+    "head out of memory": ([*STARTED, P.FAILED], 5, 1, "out of memory: Ray's monitor", "1.15GB used / 1.17GB limit"),
+    "suspended while running, then resumed": (
+        [P.PROVISIONING, P.RUNNING, P.QUEUED, *STARTED, P.SUCCEEDED], 0, 2, "", "being resumed",
+    ),
+    "preempted by Kueue while running, re-admitted": (
+        [P.QUEUED, P.PROVISIONING, P.RUNNING, P.QUEUED, *STARTED, P.SUCCEEDED],
+        0, 2, "", "preempted: Preempted to accommodate a workload",
+    ),
+    "ResourceQuota exceeded by the worker, preRunningDeadlineSeconds 30": (
+        [P.PROVISIONING, P.FAILED], 4, 1, "over quota: rq", "requested: requests.cpu=200m",
+    ),
+}  # fmt: skip
+
+
+def history(cycle: LifeCycle) -> list[Status]:
+    return [status.read(moment.job, moment.evidence) for moment in cycle.moments]
+
+
+def phases(statuses: list[Status]) -> list[Phase]:
+    found: list[Phase] = []
+    for one in statuses:
+        if not found or found[-1] is not one.phase:
+            found.append(one.phase)
+    return found
+
+
+def test_all_fifteen_recorded_cases_are_expected() -> None:
+    assert {cycle.case for cycle in life_cycles()} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("cycle", life_cycles(), ids=lambda cycle: cycle.case)
+def test_a_recorded_life_cycle_is_read_as_what_it_was(cycle: LifeCycle) -> None:
+    wanted_phases, code, attempt, final, meanwhile = EXPECTED[cycle.case]
+    statuses = history(cycle)
+    last = statuses[-1]
+    assert phases(statuses) == wanted_phases
+    assert last.exit_code == code
+    assert last.attempt == attempt
+    assert final in last.cause
+    assert any(meanwhile in one.cause for one in statuses)
+    assert all("\n" not in one.cause for one in statuses)
+
+
+@pytest.mark.parametrize("cycle", life_cycles(), ids=lambda cycle: cycle.case)
+def test_only_the_end_of_a_life_cycle_is_terminal_and_has_an_exit_code(cycle: LifeCycle) -> None:
+    statuses = history(cycle)
+    ends = [one.phase.terminal for one in statuses]
+    assert ends.index(True) == len(ends) - ends.count(True)
+    assert all((one.exit_code is not None) == one.phase.terminal for one in statuses)
+
+
+@pytest.mark.parametrize("cycle", life_cycles(), ids=lambda cycle: cycle.case)
+def test_without_any_evidence_the_phase_at_the_end_is_the_same(cycle: LifeCycle) -> None:
+    assert status.read(cycle.moments[-1].job).phase is history(cycle)[-1].phase
+
+
+def job(deployment: str, job_status: str = "", **fields: Any) -> dict[str, Any]:
+    document = rayjob("glyphs-v2")
+    spec = fields.pop("spec", {})
+    document["spec"] |= spec
+    document["metadata"]["labels"] |= fields.pop("labels", {})
+    return {**document, "status": {"jobDeploymentStatus": deployment, "jobStatus": job_status, **fields}}
+
+
+def pod(kind: str, name: str = "", **state: Any) -> dict[str, Any]:
+    labels = {"ray.io/node-type": kind, "ray.io/cluster": "c"}
+    return {"metadata": {"name": name or kind, "uid": name or kind, "labels": labels}, "status": state}
+
+
+def test_a_held_version_is_a_success_with_exit_code_3_however_it_comes() -> None:
+    said = "Job entrypoint command failed with exit code 3, last available logs:\n"
+    by_code = status.read(job("Failed", "FAILED", reason="AppFailed", message=said))
+    by_line = status.read(job("Complete", "SUCCEEDED"), Evidence(outcome=Outcome(exit_code=3)))
+    assert by_code.phase is by_line.phase is Phase.SUCCEEDED
+    assert by_code.exit_code == by_line.exit_code == 3
+    assert by_code.cause == by_line.cause == "held by the gate"
+
+
+def test_the_last_words_of_a_failed_program_are_the_cause() -> None:
+    said = "Job entrypoint command failed with exit code 2, last available logs:\ngraceful: data.csv: no such file\n"
+    found = status.read(job("Failed", "FAILED", reason="AppFailed", message=said))
+    assert (found.exit_code, found.cause) == (2, "data.csv: no such file")
+
+
+@pytest.mark.parametrize(
+    ("document", "phase", "code", "cause"),
+    [
+        (job("Complete", "STOPPED"), Phase.STOPPED, 5, "stopped"),
+        (job("Waiting"), Phase.INVALID, 2, "InteractiveMode"),
+        (job("Retrying"), Phase.RETRYING, None, ""),
+        (job("Suspended", spec={"suspend": True}), Phase.STOPPED, 5, "suspended by a person"),
+        (job("Failed", reason="SubmissionFailed"), Phase.FAILED, 4, "submitter"),
+        (job("Failed", reason="JobStatusCheckTimeoutExceeded"), Phase.FAILED, 4, "head unreachable"),
+        (
+            job(
+                "Failed", "RUNNING", reason="AppFailed", message="Submitter completed but Ray job not found in cluster"
+            ),
+            Phase.FAILED,
+            4,
+            "head lost",
+        ),
+        (
+            job("Complete", "SUCCEEDED", reason="JobDeploymentStatusTransitionGracePeriodExceeded"),
+            Phase.SUCCEEDED,
+            0,
+            "",
+        ),
+        (job("Dreaming"), Phase.RUNNING, None, "does not know"),
+    ],
+)
+def test_states_that_no_recording_has(document: dict[str, Any], phase: Phase, code: int | None, cause: str) -> None:
+    found = status.read(document)
+    assert (found.phase, found.exit_code) == (phase, code)
+    assert cause in found.cause
+
+
+def test_a_container_killed_by_the_kernel_is_out_of_memory() -> None:
+    killed = pod("worker", containerStatuses=[{"state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}])
+    message = "Job entrypoint command failed with exit code 1, last available logs:"
+    failed = job("Failed", "FAILED", reason="AppFailed", message=message)
+    found = status.read(failed, Evidence(pods=(killed,)))
+    assert found.cause.startswith("out of memory: the kernel killed the worker")
+
+
+def test_a_pod_that_the_scheduler_preempted_is_told_as_preempted() -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "m"}
+    assert causes.removed([pod("worker", conditions=[condition])]) == "worker preempted (PreemptionByScheduler): m"
+    assert "evicted" in causes.removed([pod("head", reason="Evicted", message="low on memory")])
+
+
+def test_a_running_job_without_a_head_says_so() -> None:
+    gone = pod("head")
+    gone["metadata"]["deletionTimestamp"] = "x"
+    running = job("Running", "RUNNING", rayClusterName="c")
+    assert "head lost" in status.read(running, Evidence(pods=(gone, pod("worker")))).cause
+
+
+def test_events_tell_of_a_replaced_head_when_nobody_watched() -> None:
+    made = {"reason": "CreatedHeadPod", "count": 2, "involvedObject": {"name": "c"}, "metadata": {"uid": "e"}}
+    running = job("Running", "RUNNING", rayClusterName="c")
+    found = status.read(running, Evidence(pods=(pod("head"), pod("worker")), events=(made,)))
+    assert found.attempt == 2
+    assert "head restarted" in found.cause
+
+
+def test_over_quota_in_a_queue_shows_what_is_missing() -> None:
+    condition = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for cpu"}
+    queued = job("Suspended", labels={"kueue.x-k8s.io/queue-name": "q"})
+    found = status.read(queued, Evidence(workload={"status": {"conditions": [condition]}}))
+    assert (found.phase, found.cause) == (Phase.QUEUED, "over quota: insufficient unused quota for cpu")
+    assert status.read(queued).cause == "waiting in queue q"
+
+
+def test_a_refusal_by_pod_security_is_told() -> None:
+    said = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation'
+    event = {"reason": "FailedToCreateHeadPod", "message": said, "involvedObject": {"name": "c"}}
+    waiting = status.read(job("Initializing", rayClusterName="c"), Evidence(events=(event,)))
+    assert waiting.cause.startswith("refused by PodSecurity: ")
+
+
+def test_an_outcome_survives_its_line_and_noise_is_passed_over() -> None:
+    said = Outcome(exit_code=3, message="held: NFR 7 %, at most 5 %", error="", retryable=False)
+    assert outcome.last(["x", f"(driver) {said.line()}", "graceful-outcome: {broken", "y"]) == said
+    assert outcome.last(["graceful-outcome: []", "graceful-outcome: {}"]) is None
+    assert outcome.from_message("Unexpected error occurred") is None

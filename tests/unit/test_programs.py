@@ -1,0 +1,138 @@
+"""What a program says about a home, a run's folder and data that it cannot use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from graceful import spec
+from graceful.errors import CollapsedError, DataError, IntegrityError, RegistryError, SpecError, StorageError
+from graceful.programs import exclusive, run_dir_of
+from graceful.programs.refresh import Refreshed, refresh
+from graceful.programs.train import train
+from tests.support.training_task import Blobs
+
+
+def parse(home: Path, **train: Any) -> spec.RefreshSpec:
+    recipe = {"num_workers": 0, "engine": {"kind": "torch"}, **train}
+    return spec.parse({"model": "digits", "name": "v1", "task": {"kind": "digits"}, "train": recipe, "home": str(home)})
+
+
+def finish(resolved: spec.RefreshSpec, text: str | None = None) -> Path:
+    """Leave the folder that a finished refresh leaves."""
+    folder = run_dir_of(resolved)
+    folder.mkdir(parents=True)
+    result = Refreshed(
+        run_id=resolved.run_id,
+        outcome="passed",
+        reasons=(),
+        version=1,
+        model_id="m-" + "0" * 32,
+        champion=1,
+        spec_digest=resolved.digest(),
+        report=str(folder / "report.json"),
+        seconds=1.0,
+    )
+    (folder / "result.json").write_text(json.dumps(asdict(result)) if text is None else text)
+    return folder
+
+
+def test_a_home_that_is_a_file_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write, .*; check the path"), exclusive(tmp_path / "home" / "run"):
+        pass
+
+
+def test_a_run_is_worked_on_once_at_a_time(tmp_path: Path) -> None:
+    already = pytest.raises(SpecError, match="already being worked on")
+    with exclusive(tmp_path / "run"), already, exclusive(tmp_path / "run"):
+        pass
+    with exclusive(tmp_path / "run"):
+        assert (tmp_path / "run" / "lock").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"spec_digest": 1}'])
+def test_a_result_that_cannot_be_read_names_its_file_and_the_remedy(tmp_path: Path, text: str) -> None:
+    resolved = parse(tmp_path)
+    folder = finish(resolved, text)
+    with pytest.raises(IntegrityError) as raised:
+        refresh(resolved)
+    assert str(folder / "result.json") in raised.value.message
+    assert raised.value.message.endswith(f"delete {folder} to refresh again")
+
+
+def test_a_finished_run_that_the_registry_does_not_know_is_not_called_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = parse(tmp_path)
+    folder = finish(resolved)
+
+    def record(model_id: str) -> None:
+        raise RegistryError(f"registry here: holds no {model_id}; restore it from a backup")
+
+    monkeypatch.setattr("graceful.programs.refresh.Store", lambda *_: SimpleNamespace(record=record))
+    with pytest.raises(RegistryError) as raised:
+        refresh(resolved)
+    assert raised.value.message == (
+        f"run digits-v1 is finished, but registry here: holds no m-{'0' * 32}; restore it from a backup;"
+        f" or delete {folder} to refresh again"
+    )
+
+
+def test_data_that_is_in_train_and_in_test_is_refused(tmp_path: Path) -> None:
+    class Leaking(Blobs):
+        def samples(self, split: Any) -> Any:
+            return super().samples("train" if split == "test" else split)
+
+    task = Leaking(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    with pytest.raises(DataError, match=r"240 ids are in train and in test, e\.g\. train/000"):
+        train(parse(tmp_path), run_dir=tmp_path / "run", home=tmp_path, task=task)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    task = Blobs(classes=1, die_in_rank=0, die_at=None, marker=None, poison=None)
+    with pytest.raises(DataError, match="one class, 'blob-0', leaves nothing to tell apart"):
+        train(parse(tmp_path), run_dir=tmp_path / "run", home=tmp_path, task=task)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_training_that_failed_is_marked_in_the_registry_and_keeps_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, reachable: bool
+) -> None:
+    marked = []
+
+    def abandon(run: str) -> None:
+        marked.append(run)
+        if not reachable:
+            raise RegistryError("registry: gone")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise CollapsedError("epoch 3: at chance")
+
+    store = SimpleNamespace(begin=lambda *_, **__: "run", chain=lambda _: [], display_uri="", abandon=abandon)
+    monkeypatch.setattr("graceful.programs.refresh.Store", lambda *_: store)
+    monkeypatch.setattr("graceful.programs.refresh.train", fail)
+    with pytest.raises(CollapsedError, match="at chance"):
+        refresh(parse(tmp_path))
+    assert marked == ["run"]
+
+
+def test_networks_that_do_not_fit_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    from torch import nn
+
+    from graceful.models.base import Headed
+    from graceful.training.batches import try_out
+
+    task = Blobs(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    samples = task.samples("train")
+    try_out(task, task.network(task.classes), samples)
+    with pytest.raises(SpecError, match=r"logits \[1, 2\] of one sample, \[1, 6\] float32; must be .* \[1, 3\]"):
+        try_out(task, Headed(nn.Linear(6, 4), nn.Linear(4, 2)), samples)
+    with pytest.raises(SpecError, match=r"fails on one sample, \[1, 6\] float32: mat1 and mat2"):
+        try_out(task, Headed(nn.Linear(5, 4), nn.Linear(4, 3)), samples)

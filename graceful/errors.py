@@ -7,9 +7,9 @@
     |   |-- RegistryError             exit 4   MLflow is unreachable or refused
     |   |-- StorageError              exit 4   disk full, S3 refused, file vanished
     |   |-- IntegrityError            exit 4   bytes do not have the digest that was recorded for them
-    |   '-- ApiError                  exit 4   Kubernetes refused; in graceful/launch/refusals.py, with what can be done:
-    |                                          NotFoundError, ConflictError, ForbiddenError, InvalidObjectError (exit 2),
-    |                                          GoneError, ThrottledError, UnreachableError
+    |   '-- ApiError                  exit 4   Kubernetes refused; in launch/refusals.py by what can be done:
+    |                                          NotFoundError, ConflictError, ForbiddenError, GoneError,
+    |                                          ThrottledError, UnreachableError, InvalidObjectError (exit 2)
     '-- TrainingError                 exit 5   training failed, was stopped or ran out of time
         |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
         '-- CollapsedError            exit 5   held-out error is at chance

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PIPED_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
@@ -34,17 +37,27 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
         rows: Cells; a cell that is a known state (ok, passed, held ...) gets its colour on a terminal.
         title: A line above the table.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
-    console.print(shown)
+    _console().print(shown)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    class Pipe(Console):
+        """rich would end the program with the exit code of a bug when the reader of stdout goes away."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Pipe(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 COLOURS = {"ok": "green", "met": "green", "passed": "green", "warn": "yellow", "held": "yellow", "fail": "bold red"}

@@ -79,7 +79,7 @@ class Store:
             MLflow's run id.
 
         Raises:
-            SpecError: The refresh was begun with another spec.
+            SpecError: The refresh was begun with another spec, and not abandoned.
             RegistryError: Unreachable or refused.
         """
         with self.registry.door(f"begin {run_id}"):

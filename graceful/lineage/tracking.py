@@ -28,6 +28,9 @@ def begin(registry: Registry, spec: Mapping[str, Any], run_id: str) -> str:
     for run in repeated:
         client.delete_run(run.info.run_id)
     if first.data.tags[schema.TAG_SPEC] != schema.spec_digest(spec):
+        if first.info.status == "FAILED":  # nothing came of it: a corrected spec may take the name
+            client.delete_run(first.info.run_id)
+            return begin(registry, spec, run_id)
         raise SpecError(f"run {run_id}: was begun with another spec; restore that one or give the version another name")
     if first.info.status == "FAILED":
         client.update_run(first.info.run_id, status="RUNNING")

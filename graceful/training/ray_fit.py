@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import threading
 import time
 import traceback
@@ -135,6 +136,7 @@ def _connect() -> bool:
 
     if ray.is_initialized():
         return private
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
         if private:
@@ -146,6 +148,8 @@ def _connect() -> bool:
         raise InfrastructureError(
             f"{where} does not start: {_first_line(e)}; look into /tmp/ray, then try again"
         ) from e
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack and ends the process at once
     return private
 
 

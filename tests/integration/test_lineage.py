@@ -185,8 +185,13 @@ def test_manifest_tag_that_differs_is_refused(store: Store, three: list[LineageR
 def test_begin_finds_the_same_run_and_refuses_another_spec(empty: Store) -> None:
     run = empty.begin(versions.spec("v1"), "glyphs-v1")
     assert empty.begin(versions.spec("v1", home="/elsewhere"), "glyphs-v1") == run
+    other = versions.spec("v1", task={"kind": "digits", "share": 0.5})
     with pytest.raises(SpecError, match="glyphs-v1: was begun with another spec"):
-        empty.begin(versions.spec("v1", task={"kind": "digits", "share": 0.5}), "glyphs-v1")
+        empty.begin(other, "glyphs-v1")
+    empty.abandon(run)
+    corrected = empty.begin(other, "glyphs-v1")
+    assert corrected != run
+    assert empty.begin(other, "glyphs-v1") == corrected
 
 
 def test_a_refresh_that_failed_is_marked_and_taken_up_again(empty: Store) -> None:

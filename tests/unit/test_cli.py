@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,3 +232,13 @@ def test_steps_tell_what_would_be_done() -> None:
     assert len(steps) == 7
     assert "losses: task, influence" in steps[2]
     assert "negative_flip_rate at_most 0.05 (all)" in steps[4]
+
+
+def test_a_reader_that_goes_away_is_neither_a_verdict_nor_a_bug(report_and_spec: tuple[Path, Path]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "graceful.cli", "gate", *map(str, report_and_spec)]
+    with os.fdopen(writing, "wb") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 141
+    assert "bug" not in done.stderr

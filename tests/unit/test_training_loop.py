@@ -19,8 +19,8 @@ from graceful.errors import CollapsedError, IntegrityError, NonFiniteError, Spec
 from graceful.models import bundle
 from graceful.training import batches, trace
 from graceful.training.driver import TrainingJob, TrainingResult, train
-from graceful.training.job import claim
 from graceful.training.engine import TorchEngine
+from graceful.training.job import claim
 from tests.support import training_task
 
 TASK = training_task.__file__

@@ -25,6 +25,9 @@ CHAIN_METRICS = (
 )
 """Measured on a version itself but about all of its ancestors: vacuous for a first link."""
 
+UNMEASURED = ("usage_weighted_nfr",)
+"""Reported, but undefined until shares of usage are recorded: no bound on them could ever be met."""
+
 OWN_METRICS = ("error_rate", "self_test_recall_at_1", "self_test_map", *CHAIN_METRICS)
 """What an evaluation measures on a version itself, or over all of its ancestors together."""
 

@@ -17,7 +17,7 @@ from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.spec import Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
-from graceful.storage import sha256_json
+from graceful.storage import Mirror, sha256_json
 from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
@@ -53,12 +53,14 @@ class Trained:
         folder: Its bundle.
         digest: SHA-256 of the bundle.
         result: How training went.
+        data: Digest of the training samples.
         notes: What a reader of the report must know of the predecessors' outputs it was trained with.
     """
 
     folder: Path
     digest: str
     result: TrainingResult
+    data: str
     notes: tuple[str, ...] = ()
 
 
@@ -92,7 +94,8 @@ def train(
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
     views = _views(spec, samples, augments=built.augments)
-    outputs = _Outputs(samples=samples, views=views, root=home / "targets", spec=spec, progress=progress)
+    mirror = Mirror.of(home)
+    outputs = _Outputs(samples=samples, views=views, home=home, mirror=mirror, spec=spec, progress=progress)
     references = _references(spec, home=home, task=built, outputs=outputs, data=samples.digest, progress=progress)
     live = views.live or not needs(spec.compatibility) - {"head"}
     job = TrainingJob(
@@ -103,8 +106,10 @@ def train(
         references=references,
         task=task,
         data=samples.digest,
+        mirror=mirror,
     )
-    return _export(spec, built, run_training(job, progress=progress), run_dir / "model", notes=tuple(outputs.notes))
+    result = run_training(job, progress=progress)
+    return _export(spec, built, result, run_dir / "model", data=samples.digest, notes=tuple(outputs.notes))
 
 
 def _require_sound(task: Task, train: Samples) -> None:
@@ -132,7 +137,8 @@ class _Outputs:
 
     samples: Samples
     views: Views
-    root: Path
+    home: Path
+    mirror: Mirror
     spec: RefreshSpec
     progress: Progress
     notes: list[str] = field(default_factory=list)
@@ -147,7 +153,8 @@ class _Outputs:
             version,
             self.samples,
             views=self.views.keyed,
-            root=self.root,
+            root=self.home / "targets",
+            mirror=self.mirror,
             batch_size=self.spec.evaluate.batch_size,
             progress=tell,
         )
@@ -183,16 +190,17 @@ def _references(
         free = spec.model_copy(update=shared)
         folder = home / "references" / name
         with exclusive(folder):
-            result = run_training(TrainingJob(spec=free, run_dir=folder, task=task, data=data), progress=progress)
-            trained = _export(free, task, result, folder / "model")
+            job = TrainingJob(spec=free, run_dir=folder, task=task, data=data, mirror=outputs.mirror)
+            result = run_training(job, progress=progress)
+            trained = _export(free, task, result, folder / "model", data=data)
         caches.append(outputs.of(bundle.load(trained.folder, augment_like=spec.task)))
     return tuple(caches)
 
 
 def _export(
-    spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, notes: tuple[str, ...] = ()
+    spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, data: str, notes: tuple[str, ...] = ()
 ) -> Trained:
     network = task.network(task.classes)
     network.load_state_dict(load_file(result.weights))
     digest = bundle.save(folder, network=network, spec=spec, classes=task.classes)
-    return Trained(folder=folder, digest=digest, result=result, notes=notes)
+    return Trained(folder=folder, digest=digest, result=result, data=data, notes=notes)

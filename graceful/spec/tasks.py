@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graceful.spec.base import Positive, Section
 
@@ -69,13 +69,21 @@ class ImageFolderTask(Section):
     channels: Literal[1, 3] = 3
     """1: grey; 3: colour."""
     shift: Annotated[int, Field(ge=0)] = 0
-    """Random translation in training, in pixels."""
+    """Random translation in training, in pixels, less than `size`; 0: none."""
     flip: bool = False
     """Random horizontal flips in training."""
     classes: tuple[str, ...] | None = None
     """Class folders to use; None: all, sorted by name."""
     network: Network = Network(size="s2")
     """The network that embeds and classifies."""
+
+    @model_validator(mode="after")
+    def _visible(self) -> ImageFolderTask:
+        if self.shift >= self.size:
+            raise ValueError(
+                f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
+            )
+        return self
 
 
 class PythonTask(Section):

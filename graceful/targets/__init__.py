@@ -28,6 +28,7 @@ from torch import Tensor
 from graceful import spec
 from graceful.chain import OldOutputs, Predecessor
 from graceful.errors import DataError, SpecError
+from graceful.storage import Mirror
 from graceful.targets import files, writing
 from graceful.targets.cache import Agreement, Cache
 from graceful.tasks import view_numbers
@@ -112,6 +113,7 @@ def build(
     root: str | Path,
     batch_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
+    mirror: Mirror = Mirror.NONE,
 ) -> Cache:
     """Run a predecessor over the training data once, or reopen what was built before.
 
@@ -124,6 +126,7 @@ def build(
         root: Folder of caches; the cache becomes `root/<key>`.
         batch_size: Samples per forward pass.
         progress: Called with rows done and rows in all.
+        mirror: Where other machines find caches, and leave theirs.
 
     Raises:
         DataError: No samples, or outputs of another shape than the predecessor declares.
@@ -142,7 +145,7 @@ def build(
         "views": "clean" if views is None else files.array_digest(views),
     }
     work = writing.Work(predecessor=predecessor, samples=samples, views=views, batch_size=batch_size, progress=progress)
-    return Cache.open(writing.write(Path(root), work=work, identity=identity))
+    return Cache.open(writing.write(Path(root), work=work, identity=identity, mirror=mirror))
 
 
 def _finite(embedding: Tensor, logits: Tensor) -> OldOutputs:

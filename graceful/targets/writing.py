@@ -79,7 +79,7 @@ class _EmbeddingOverflowError(Exception):
     """An embedding does not fit fp16; the build starts again with fp32. Never leaves this module."""
 
 
-def write(root: Path, *, work: Work, identity: dict[str, Any]) -> Path:
+def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.Mirror) -> Path:
     """Build the cache `root/<digest of identity>` unless it is there.
 
     Returns:
@@ -91,13 +91,14 @@ def write(root: Path, *, work: Work, identity: dict[str, Any]) -> Path:
     """
     key = storage.sha256_json(identity)
     folder, partial = root / key, root / f"{key}.partial"
-    if folder.exists():
+    if mirror.unseal(folder):
         return folder
     with _storage(root), _locked(root / f"{key}.lock"):
         if not folder.exists():
             embeddings = _fill(partial, work)
             _seal(partial, work, identity=identity, columns=_columns(work, embeddings))
             partial.rename(folder)
+    mirror.seal(folder)
     return folder
 
 

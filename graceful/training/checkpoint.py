@@ -10,24 +10,46 @@ has the digest its manifest says. Digests find truncation and rot; they are no s
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from graceful.errors import IntegrityError
-from graceful.storage import sha256_file, write_json
+from graceful.storage import guarded, sha256_file, write_json
 
 STATE = "state.json"
 KEEP = 2
 """Local checkpoints kept; the older one is for the reader of a post-mortem and for a disk that lies."""
+_FULL = 2**16
+"""Free bytes below which a disk is full."""
+_LOG = logging.getLogger(__name__)
 
 
 def name_of(step: int) -> str:
     """Folder of a step's checkpoint: fixed, so that a repeated step overwrites what a dying attempt left."""
     return f"step-{step:09d}"
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is written into one line about its folder.
+
+    Raises:
+        StorageError: Disk full, permission. torch hides a full disk in a RuntimeError about positions in its archive.
+    """
+    with guarded(folder, "write a checkpoint"):
+        try:
+            yield
+        except RuntimeError as e:
+            if shutil.disk_usage(folder).free > _FULL:
+                raise
+            raise OSError(errno.ENOSPC, "no space left") from e
 
 
 def seal(folder: Path, *, state: Mapping[str, Any], rank: int, world_size: int) -> None:
@@ -56,9 +78,9 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: A file is missing, truncated or changed.
     """
-    first = _load(folder, _manifest(0))
-    for rank in range(int(first["world_size"])):
-        for name, expected in _load(folder, _manifest(rank))["files"].items():
+    ranks, _ = _listed(folder, rank=0)
+    for rank in range(ranks):
+        for name, expected in _listed(folder, rank=rank)[1].items():
             path = folder / name
             if not path.is_file():
                 raise _damaged(path, "is missing")
@@ -68,23 +90,53 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def publish(part: Path, *, root: Path, step: int) -> Path:
-    """Move a sealed folder beside the others in one rename and delete the oldest; for runs without Ray."""
+    """Move a sealed folder beside the others in one rename; for runs without Ray.
+
+    Deleted are the oldest, and those of later steps: the run would not be here again if they were whole.
+    """
     target = root / name_of(step)
     if target.exists():
         shutil.rmtree(target)
     part.rename(target)
-    for old in sorted(root.glob("step-*"))[:-KEEP]:
+    found = sorted(root.glob("step-*"))
+    good = found[: found.index(target) + 1]
+    for old in [*good[:-KEEP], *found[len(good) :]]:
         shutil.rmtree(old)
     return target
 
 
 def latest(root: Path) -> Path | None:
-    """Newest published folder; None if there is none."""
-    return max(root.glob("step-*"), default=None)
+    """Newest published folder that is whole; a damaged one is passed over with a warning. None if there is none.
+
+    Raises:
+        IntegrityError: There are some, and none is whole; about the newest.
+    """
+    damages: list[IntegrityError] = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            verify(folder)
+        except IntegrityError as e:
+            damages.append(e)
+            continue
+        for damage in damages:
+            _LOG.warning("%s; going on from %s, the steps since are trained again", damage.facts["found"], folder.name)
+        return folder
+    if damages:
+        raise damages[0]
+    return None
 
 
 def _manifest(rank: int) -> str:
     return f"manifest-{rank:05d}.json"
+
+
+def _listed(folder: Path, *, rank: int) -> tuple[int, dict[str, str]]:
+    """From the manifest of one rank: how many ranks there are, and the digests of this one's files."""
+    document = _load(folder, _manifest(rank))
+    ranks, files = document.get("world_size"), document.get("files")
+    if not isinstance(ranks, int) or ranks < 1 or not isinstance(files, dict):
+        raise _damaged(folder / _manifest(rank), "is not a manifest")
+    return ranks, {name: str(digest) for name, digest in files.items()}
 
 
 def _load(folder: Path, name: str) -> dict[str, Any]:
@@ -100,8 +152,9 @@ def _load(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _damaged(path: Path, problem: str) -> IntegrityError:
+    found = f"checkpoint file {path} {problem}"
     return IntegrityError(
-        f"checkpoint file {path} {problem}; delete the run's folder to start the run again", {"path": str(path)}
+        f"{found}; delete the run's folder to start the run again", {"path": str(path), "found": found}
     )
 
 

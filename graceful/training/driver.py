@@ -14,8 +14,8 @@ import torch
 from torch import distributed
 
 from graceful.storage import guarded
-from graceful.training import checkpoint
-from graceful.training.job import TrainingJob, TrainingResult, claim, finished, record
+from graceful.training import checkpoint, trace
+from graceful.training.job import NOT_MIRRORED, TrainingJob, TrainingResult, claim, finished, record
 from graceful.training.loop import run
 from graceful.training.place import Place
 
@@ -39,10 +39,12 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
         TrainingError: Training failed, collapsed or ran out of time; checkpoints stay.
         KeyboardInterrupt: Passed on after the workers are gone; checkpoints stay.
     """
+    job.mirror.restore(job.run_dir, but=NOT_MIRRORED)
     digest = claim(job)
     known = finished(job)
     if known is not None:
         return known
+    job.mirror.save(job.run_dir, but=NOT_MIRRORED)
     started = time.monotonic()
     if job.spec.train.num_workers == 0:
         outcome = _inline(job, digest=digest, progress=progress)
@@ -50,11 +52,15 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
         from graceful.training import ray_fit
 
         outcome = ray_fit.fit(job, digest=digest, progress=progress)
-    return record(job, outcome, seconds=time.monotonic() - started)
+    result = record(job, outcome, seconds=time.monotonic() - started)
+    job.mirror.save(job.run_dir, but=NOT_MIRRORED)
+    return result
 
 
 def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict[str, Any]:
     root = job.run_dir / "checkpoints"
+    if not root.exists():
+        job.mirror.restore(root)
     with guarded(root, "write"):
         root.mkdir(parents=True, exist_ok=True)
         for left in root.glob(".part-*"):
@@ -69,7 +75,12 @@ def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict
         yield checkpoint.latest(root)
 
     def publish(part: Path, step: int, metrics: Mapping[str, float]) -> None:
+        before = set(root.glob("step-*"))
         checkpoint.publish(part, root=root, step=step)
+        for gone in before.difference(root.glob("step-*")):
+            job.mirror.forget_folder(gone)
+        job.mirror.save(job.run_dir, only=(trace.FILE,))
+        job.mirror.save(root)
 
     place = Place(
         device=torch.device("cuda", 0) if gpu else torch.device("cpu"),

@@ -17,11 +17,15 @@ from typing import Any
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.spec import Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
-from graceful.storage import read_bytes, sha256_file, sha256_json, write_json
+from graceful.storage import Mirror, read_bytes, sha256_file, sha256_json, write_json
 from graceful.tasks.base import Task
 from graceful.training import trace
 
 SPEC, RESULT, WEIGHTS = "spec.json", "training.json", "model.safetensors"
+FAILURE, LOG = "error.json", "error.log"
+"""Why a worker gave up, for the driver and for people."""
+NOT_MIRRORED = ("lock", "ray", "checkpoints")
+"""What of a run's folder is copied by others or not at all: Ray writes its checkpoints to the mirror itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class TrainingJob:
         constrained: False trains freely, whatever the spec's compatibility section says.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
+        mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
     """
 
     spec: RefreshSpec
@@ -49,6 +54,7 @@ class TrainingJob:
     constrained: bool = True
     task: Task | None = None
     data: str | None = None
+    mirror: Mirror = Mirror.NONE
 
     def __post_init__(self) -> None:
         if self.caches and len(self.caches) != len(self.predecessors):
@@ -63,6 +69,11 @@ class TrainingJob:
     def compatibility(self) -> Compatibility:
         """The section that counts."""
         return self.spec.compatibility if self.constrained else Compatibility()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Folders that workers read, sealed ones all."""
+        return (*self.predecessors, *(path for path in self.caches if path is not None), *self.references)
 
     def portable(self) -> TrainingJob:
         """What is sent to another process: absolute paths, no built task."""
@@ -176,6 +187,12 @@ def record(job: TrainingJob, outcome: Mapping[str, Any], *, seconds: float) -> T
     result = finished(job)
     assert result is not None
     return result
+
+
+def first_line(error: BaseException) -> str:
+    """Class and first line of an error, for messages of one line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _read(path: Path) -> dict[str, Any]:

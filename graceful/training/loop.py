@@ -6,10 +6,8 @@ the same step. A step's random state follows from (seed, step, rank): nothing ra
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,9 +21,10 @@ from safetensors.torch import save as serialise
 from torch import Tensor, distributed
 
 from graceful import tasks
-from graceful.errors import CollapsedError, NonFiniteError, SpecError
-from graceful.storage import guarded, sha256_file, write_bytes
+from graceful.errors import NonFiniteError, SpecError
+from graceful.storage import sha256_file, write_bytes
 from graceful.training import batches, checkpoint, engine
+from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.job import WEIGHTS, TrainingJob
 from graceful.training.objective import Objective
 from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
@@ -33,13 +32,7 @@ from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
 from graceful.training.trace import FILE, Trace
 
-CHANCE = 0.95
-"""Held-out error of at least this share of chance is at chance."""
-PROGRESS = 0.99
-"""A held-out error below this share of the last one is progress: a slow start, no collapse."""
 _EVALUATION_BATCH = 512
-_FULL = 2**16
-"""Free bytes below which a disk is full."""
 
 
 @dataclass
@@ -267,7 +260,8 @@ class Loop:
         if self.place.world_size > 1:
             distributed.all_reduce(counts)
         right, total = counts.tolist()
-        self.progress.validation_error = 1.0 - right / total
+        found = HeldOut(wrong=total - right, n=total, classes=len(self.materials.task.classes))
+        self.progress.validation_error = found.error
         seen = self.sampler.steps_per_epoch * self.train.batch_size
         self._write(
             event="epoch",
@@ -278,35 +272,23 @@ class Loop:
             validation_error=self.progress.validation_error,
             seconds=round(seconds, 3),
         )
-        self._check_collapse(epoch)
+        self._check_collapse(found, epoch=epoch)
 
-    def _check_collapse(self, epoch: int) -> None:
-        """Two epochs in a row at chance without progress; those that began in the first or the warm-up do not count."""
-        classes = len(self.materials.task.classes)
-        bound = CHANCE * (1.0 - 1.0 / classes)
-        error, before = self.progress.validation_error, self.progress.former_error
-        self.progress.former_error = error
+    def _check_collapse(self, found: HeldOut, *, epoch: int) -> None:
+        """End the run at its second epoch in a row at chance; those begun in the first or the warm-up do not count."""
         excused = epoch * self.sampler.steps_per_epoch < max(round(self.train.warmup * self.steps), 1)
-        if error < bound or excused:
-            self.progress.streak = 0
-        else:
-            self.progress.streak = 1 + (self.progress.streak if error > PROGRESS * before else 0)
-        if self.progress.streak >= 2:
-            raise unanimous(
-                CollapsedError(
-                    f"epoch {epoch + 1}: validation error is {error:.3f}, twice in a row at least {bound:.3f}, where"
-                    f" chance begins for {classes} classes; lower train.optimizer.lr or the weights of losses",
-                    {"epoch": epoch + 1, "validation_error": error},
-                )
-            )
+        former, self.progress.former_error = self.progress.former_error, found.error
+        self.progress.streak = found.streak(self.progress.streak, former_error=former, excused=excused)
+        if self.progress.streak >= PATIENCE:
+            raise unanimous(found.collapsed(epoch + 1))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        with guarded(self.place.scratch or tempfile.gettempdir(), "write a checkpoint"):
+        with checkpoint.writing(self.place.scratch or Path(tempfile.gettempdir())):
             part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.place.scratch))
-        with guarded(part, "write a checkpoint"):
-            self._save_engine(part)
+        with checkpoint.writing(part):
+            self.engine.save(part)
         state = {
             "schema": 1,
             "digest": self.digest,
@@ -318,15 +300,6 @@ class Loop:
             self.trace.sync()
         metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
         self.place.publish(part, self.progress.step, metrics)
-
-    def _save_engine(self, part: Path) -> None:
-        """torch hides a full disk in a RuntimeError about positions in its archive."""
-        try:
-            self.engine.save(part)
-        except RuntimeError as e:
-            if shutil.disk_usage(part).free > _FULL:
-                raise
-            raise OSError(errno.ENOSPC, "no space left") from e
 
     def _resume(self, folder: Path) -> None:
         state = together(self.place, lambda: self._verified(folder))

@@ -1,8 +1,8 @@
-"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Driver; `worker` runs in workers.
+"""One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Driver.
 
 Without RAY_ADDRESS a private Ray is started in this process and kept until it ends: no dashboard, a secret token that
 only its own processes know, no files outside its session folder. Ray restarts a worker group that lost a process from
-the last checkpoint; an error that would only come again is not worth a restart and is handed over as a file instead.
+the last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import signal
 import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from graceful import errors
-from graceful.errors import GracefulError, InfrastructureError, SpecError, StorageError, TrainingError
-from graceful.storage import write_json, write_text
+from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
+from graceful.storage import write_text
 from graceful.training import checkpoint, trace
-from graceful.training.job import TrainingJob
-from graceful.training.place import Place, out_of_time
+from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
+from graceful.training.place import out_of_time
+from graceful.training.ray_worker import worker
 
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 300.0
@@ -43,17 +42,6 @@ _PRIVATE_KNOBS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
 }
-_DETERMINISTIC = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    NameError,
-    ImportError,
-    AssertionError,
-    ArithmeticError,
-)
-"""Errors of a program, which the next attempt would make again; a lost peer, device or disk shows as something else."""
 
 
 def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, object]], None] | None) -> dict[str, Any]:
@@ -71,15 +59,19 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
     deadline = time.monotonic() + job.spec.train.timeout
     private = _connect()
     use_gpu = _require(job, private=private, deadline=deadline)
-    failure = job.run_dir / "error.json"
-    failure.unlink(missing_ok=True)
-    follower = trace.Follower(job.run_dir / trace.FILE)
+    failure = job.run_dir / FAILURE
+    job.mirror.forget(failure)
+    for folder in job.inputs:
+        job.mirror.seal(folder)
+    fetcher = trace.Fetcher(job.run_dir / trace.FILE, mirror=job.mirror)
+    follower = trace.Follower(fetcher.path)
     trainer = _trainer(job, digest=digest, use_gpu=use_gpu, private=private)
     fitting = _Fitting(trainer.fit)
     fitting.start()
     try:
         while fitting.is_alive():
             fitting.join(POLL_SECONDS)
+            fetcher.fetch(now=not fitting.is_alive())
             for row in follower.rows():
                 if progress is not None:
                     progress(row)
@@ -88,13 +80,18 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
     except BaseException:
         _disconnect(fitting)
         raise
-    if failure.exists():
+    if job.mirror.restore_file(failure) or failure.exists():
         raise _recorded(failure)
     if fitting.error is not None:
         raise _failed(job, fitting.error) from fitting.error
     outcome = dict(fitting.result.return_value or {})
     if not outcome:
-        raise TrainingError(f"a worker ended without a result; {job.run_dir} must be a folder that all workers share")
+        raise TrainingError(
+            f"a worker ended without a result; {job.run_dir} must be a folder that all workers share, or set"
+            " GRACEFUL_STORAGE to a bucket"
+        )
+    for name in (trace.FILE, WEIGHTS):
+        job.mirror.restore_file(job.run_dir / name)
     return outcome
 
 
@@ -145,9 +142,7 @@ def _connect() -> bool:
             ray.init(**quiet)
     except (ConnectionError, OSError, RuntimeError) as e:
         where = "a Ray on this machine" if private else f"Ray at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
-        raise InfrastructureError(
-            f"{where} does not start: {_first_line(e)}; look into /tmp/ray, then try again"
-        ) from e
+        raise InfrastructureError(f"{where} does not start: {first_line(e)}; look into /tmp/ray, then try again") from e
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack and ends the process at once
     return private
@@ -205,12 +200,22 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
         ),
         run_config=RunConfig(
             name=job.spec.run_id,
-            storage_path=str((job.run_dir / "ray").resolve()),
+            **_storage(job),
             failure_config=FailureConfig(max_failures=job.spec.train.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=checkpoint.KEEP),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _storage(job: TrainingJob) -> dict[str, Any]:
+    """Where Ray keeps checkpoints: beside the run's other files, in the bucket if there is one."""
+    folder = job.run_dir / "ray"
+    if job.mirror.uri is None:
+        return {"storage_path": str(folder.resolve())}
+    from graceful.training.bucket import PatientS3
+
+    return {"storage_path": job.mirror.twin(folder).removeprefix("s3://"), "storage_filesystem": PatientS3.open()}
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -227,89 +232,13 @@ def _recorded(path: Path) -> GracefulError:
 
 def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
     """One line for what Ray gave up on; the whole story goes into the log."""
-    log = write_text(job.run_dir / "error.log", "".join(traceback.format_exception(error)))
+    log = write_text(job.run_dir / LOG, "".join(traceback.format_exception(error)))
     by_rank = getattr(error, "worker_failures", None) or {}
-    causes = {rank: _first_line(cause) for rank, cause in by_rank.items()}
+    causes = {rank: first_line(cause) for rank, cause in by_rank.items()}
     first = next(iter(causes.items()), None)
     attempts = f"training failed after {job.spec.train.max_failures} restarts"
-    what = f"{attempts}, rank {first[0]}: {first[1]}" if first else f"Ray Train failed, {_first_line(error)}"
+    what = f"{attempts}, rank {first[0]}: {first[1]}" if first else f"Ray Train failed, {first_line(error)}"
     return TrainingError(
         f"{what}; see {log}, then run it again",
         {"causes": {str(rank): cause for rank, cause in causes.items()}},
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-# --- workers ----------------------------------------------------------------------------------------------------------
-
-
-def worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray worker runs."""
-    import ray.train.torch
-
-    from graceful.training.loop import run
-
-    job: TrainingJob = config["job"]
-    failure = job.run_dir / "error.json"
-    if failure.exists():
-        return {}
-    context = ray.train.get_context()
-    place = Place(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        restore=_restore,
-        publish=_publish,
-    )
-    try:
-        return run(job, place, digest=config["digest"])
-    except Exception as e:
-        facts = e.facts if isinstance(e, GracefulError) else {}
-        if not facts.get("bystander") and _would_come_again(e):
-            _write_down(e, failure)
-        if facts.get("unanimous"):
-            return {}
-        raise
-
-
-@contextmanager
-def _restore() -> Iterator[Path | None]:
-    import ray.train
-
-    found = ray.train.get_checkpoint()
-    if found is None:
-        yield None
-        return
-    with found.as_directory() as folder:
-        yield Path(folder)
-
-
-def _publish(part: Path, step: int, metrics: Mapping[str, float]) -> None:
-    import ray.train
-
-    ray.train.report(
-        dict(metrics),
-        checkpoint=ray.train.Checkpoint.from_directory(part),
-        checkpoint_dir_name=checkpoint.name_of(step),
-    )
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def _would_come_again(error: Exception) -> bool:
-    if isinstance(error, GracefulError):
-        return not isinstance(error, StorageError)
-    return isinstance(error, _DETERMINISTIC)
-
-
-def _write_down(error: Exception, path: Path) -> None:
-    if isinstance(error, GracefulError):
-        facts = {name: value for name, value in error.facts.items() if name != "unanimous"}
-        write_json(path, {"class": type(error).__name__, "message": error.message, "facts": facts})
-        return
-    log = write_text(path.parent / "error.log", "".join(traceback.format_exception(error)))
-    message = f"training failed, {_first_line(error)}; see {log}, mend it and run it again"
-    write_json(path, {"class": "TrainingError", "message": message, "facts": {}})

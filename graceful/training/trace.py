@@ -12,13 +12,19 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graceful.storage import guarded, write_text
+from graceful.errors import StorageError
+from graceful.storage import Mirror, guarded, write_bytes, write_text
 
 FILE = "metrics.jsonl"
+COURIER_SECONDS = 5.0
+"""Between two copies of a small trace to the mirror; a large one goes less often, so that the traffic is constant."""
+_BYTES_PER_SECOND = 1_000_000
 
 
 class Trace:
@@ -95,6 +101,80 @@ class Follower:
         self._offset = len(complete) if replaced else self._offset + len(complete)
         self._inode = inode
         yield from found[starts[-1] :] if replaced else found
+
+
+class Courier(threading.Thread):
+    """Copies the trace to the mirror while it grows, so that a driver on another machine sees progress. In rank 0.
+
+    Trouble is left to the next copy: checkpoints copy the trace too, and fail aloud.
+
+    Args:
+        path: The trace.
+        mirror: Where its twin lies.
+    """
+
+    def __init__(self, path: Path, *, mirror: Mirror) -> None:
+        super().__init__(name="courier", daemon=True)
+        self._path, self._mirror, self._over = path, mirror, threading.Event()
+
+    def run(self) -> None:
+        """Copy until stopped."""
+        while not self._over.wait(self._pause()):
+            try:
+                self._mirror.save(self._path.parent, only=(FILE,))
+            except StorageError:
+                continue
+
+    def stop(self) -> None:
+        """End after the copy in progress."""
+        self._over.set()
+        self.join()
+
+    def _pause(self) -> float:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        return COURIER_SECONDS + size / _BYTES_PER_SECOND
+
+
+class Fetcher:
+    """Brings the trace of a rank on another machine here, where a Follower reads it. In the driver.
+
+    Args:
+        path: The trace.
+        mirror: Where its twin lies; without one the rank writes to `path` itself and nothing is brought.
+        seconds: Least time between two questions.
+
+    Attributes:
+        path: The file to follow: not the trace itself if it is brought, because the rank may be on this machine.
+    """
+
+    def __init__(self, path: Path, *, mirror: Mirror, seconds: float = 2.0) -> None:
+        self._trace, self._mirror, self._seconds = path, mirror, seconds
+        self.path = path if mirror.uri is None else path.with_name(f".{path.name}")
+        self._tag: str | None = None
+        self._next = 0.0
+
+    def fetch(self, *, now: bool = False) -> None:
+        """Take over what is new: rows are appended to the file here, another trace replaces it.
+
+        Args:
+            now: Do not wait until it is time again.
+
+        Raises:
+            StorageError: Unreachable or refused.
+        """
+        if self._mirror.uri is None or (time.monotonic() < self._next and not now):
+            return
+        self._next = time.monotonic() + self._seconds
+        found = self._mirror.read_if_changed(self._trace, self._tag)
+        if found is None:
+            return
+        data, self._tag = found
+        known = self.path.read_bytes() if self.path.exists() else None
+        if known is None or not data.startswith(known):
+            write_bytes(self.path, data)
+            return
+        with guarded(self.path, "write"), self.path.open("ab") as file:
+            file.write(data[len(known) :])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -127,4 +127,7 @@ def test_deepspeed_config_matches_the_golden_file(golden: Callable[[str, str], N
         ),
     }
     found = {name: deepspeed_config(train, world_size=size) for name, (train, size) in cases.items()}
+    for name, (train, size) in cases.items():
+        per_step = found[name]["train_micro_batch_size_per_gpu"] * found[name]["gradient_accumulation_steps"] * size
+        assert per_step == train.batch_size
     golden("deepspeed.json", json.dumps(found, indent=2) + "\n")

@@ -1,13 +1,8 @@
 """Buckets on a real S3 server: listing, caching, errors a user can act on, and a task that lives there."""
 
-import contextlib
 import io
-import os
-import shutil
 import socket
-import subprocess
 import uuid
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,84 +11,28 @@ from PIL import Image
 from graceful import storage, tasks
 from graceful.errors import DataError, StorageError
 from graceful.spec import ImageFolderTask
+from graceful.storage import Mirror, objects
+from tests.support.s3_server import environment, serving
 
 pytestmark = pytest.mark.integration
-TESTBED = Path(__file__).resolve().parents[3] / "shared" / "testbed" / "testbed"
-
-
-@contextlib.contextmanager
-def environment(values):
-    """Set variables for a while; boto3 must not take a client built before."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    storage._client.cache_clear()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({name: value} if value is not None else {})
-        storage._client.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def server():
-    """The test bed's S3 server, else moto's, on a port of its own; stopped at the end."""
-    if TESTBED.exists():
-        with from_testbed() as endpoint, environment(variables(endpoint, "graceful", "graceful-secret")):
-            yield endpoint
-        return
-    moto = pytest.importorskip("moto.server", reason="neither ../shared/testbed nor moto is here to serve S3")
-    started = moto.ThreadedMotoServer(port=0)
-    started.start()
-    try:
-        _, port = started.get_host_and_port()
-        with environment(variables(f"http://127.0.0.1:{port}", "key", "secret")):
-            yield f"http://127.0.0.1:{port}"
-    finally:
-        started.stop()
-
-
-@contextlib.contextmanager
-def from_testbed():
-    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graceful-testbed"
-    home = usual.with_name("graceful-testbed-storage")
-    home.mkdir(parents=True, exist_ok=True)
-    if (usual / "bin" / ".release").exists() and not (home / "bin").exists():
-        (home / "bin").symlink_to(usual / "bin")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shell = {**os.environ, "TESTBED_HOME": str(home), "S3_PORT": str(port)}
-    subprocess.run([TESTBED, "s3", "down"], env=shell, check=True, capture_output=True)
-    try:
-        subprocess.run(
-            [TESTBED, "s3", "up"], env=shell, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        subprocess.run([TESTBED, "s3", "down"], env=shell, check=True, capture_output=True)
-
-
-def variables(endpoint, key, secret):
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
-    }
+    """One server for all tests; stopped at the end."""
+    with serving() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def bucket(server):
     name = f"graceful-{uuid.uuid4().hex[:8]}"
-    storage._client().create_bucket(Bucket=name)
+    objects.client().create_bucket(Bucket=name)
     return name
 
 
 def put(bucket, key, data):
-    storage._client().put_object(Bucket=bucket, Key=key, Body=data)
+    objects.client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
 def picture(colour):
@@ -110,17 +49,6 @@ def test_listing_is_sorted_pages_and_stops_at_the_prefix(bucket):
     assert [stored.key for stored in found] == [f"data/{number:02d}.bin" for number in range(12)]
     assert [stored.size for stored in found] == list(range(12))
     assert len(storage.list_objects(f"s3://{bucket}")) == 13
-
-
-def test_a_folder_downloads_once_and_repairs_itself(bucket, tmp_path):
-    put(bucket, "model/arch.json", b"{}")
-    put(bucket, "model/deep/weights.bin", b"w" * 1000)
-    paths = storage.download(f"s3://{bucket}/model", tmp_path / "copy")
-    assert [path.relative_to(tmp_path / "copy").as_posix() for path in paths] == ["arch.json", "deep/weights.bin"]
-    assert paths[1].read_bytes() == b"w" * 1000
-    paths[1].write_bytes(b"damaged")
-    shutil.rmtree(tmp_path / "copy" / ".objects")
-    assert storage.download(f"s3://{bucket}/model", tmp_path / "copy")[1].read_bytes() == b"w" * 1000
 
 
 def test_errors_name_the_object_and_the_remedy_in_one_line(bucket):
@@ -167,8 +95,8 @@ def images(bucket):
 def test_a_task_in_a_bucket_reads_like_one_on_disk(images, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
     remote = tasks.build(ImageFolderTask(root=images, size=8))
-    storage.download(images, tmp_path / "local")
-    local = tasks.build(ImageFolderTask(root=str(tmp_path / "local"), size=8))
+    Mirror(home=tmp_path, uri=f"s3://{bucket}").restore(tmp_path / "insects")
+    local = tasks.build(ImageFolderTask(root=str(tmp_path / "insects"), size=8))
     there, here = remote.samples("train"), local.samples("train")
     assert remote.classes == ("ant", "bee")
     assert np.array_equal(there.ids, here.ids)

@@ -75,7 +75,10 @@ def merged(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_schema_is_one() -> None:
-    VALIDATOR.check_schema(SCHEMA)
+    broken = {**SCHEMA, "type": "mapping"}
+    assert VALIDATOR.check_schema(SCHEMA) is None
+    with pytest.raises(jsonschema.SchemaError, match="'mapping' is not valid"):
+        VALIDATOR.check_schema(broken)
 
 
 def test_every_object_of_the_schema_names_its_keys() -> None:

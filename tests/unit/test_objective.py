@@ -375,7 +375,10 @@ def test_workers_are_asked_only_when_a_focus_is_dynamic():
         raise AssertionError("no sum over workers is needed")
 
     outputs, labels, old = batch()
-    objective(KD, spec.Influence(), sum_over_workers=refuse)(outputs, labels, [old])
+    static = objective(KD, spec.Influence(), sum_over_workers=refuse)(outputs, labels, [old])
+    torch.testing.assert_close(static.total, objective(KD, spec.Influence())(outputs, labels, [old]).total)
+    with pytest.raises(AssertionError, match="no sum over workers is needed"):
+        objective(DYNAMIC, sum_over_workers=refuse)(outputs, labels, [old])
 
 
 def test_running_mean_looks_back_about_a_hundred_batches():

@@ -114,6 +114,8 @@ WRONG: list[dict[str, Any]] = [
     {"gate": {"constraints": [{"metric": "negative_flip_rate", "bound": -1}]}},
     {"gate": {"constraints": [{"metric": "error_rate"}]}},
     {"gate": {"constraints": [{"metric": "a", "bound": float("nan")}]}},
+    {"gate": {"constraints": [{"metric": "usage_weighted_nfr", "bound": 0.1}]}},
+    {"task": {"kind": "image_folder", "root": "a", "size": 32, "shift": 32}},
     {"gate": {"constraints": [{"metric": "a", "bound": 1, "direction": "at_mots"}]}},
     {"train": {"epochs": "many"}},
     {"train": {"epochs": 0}},
@@ -132,8 +134,9 @@ WRONG: list[dict[str, Any]] = [
 
 
 def test_golden_messages_about_wrong_values(golden: Callable[[str, str], None]) -> None:
-    told = [f"{json.dumps(change)}\n    {refusal({**MINIMAL, **change})}\n" for change in WRONG]
-    golden("spec-errors.txt", "".join(told))
+    told = [(change, refusal({**MINIMAL, **change})) for change in WRONG]
+    assert all("\n" not in message for _, message in told)
+    golden("spec-errors.txt", "".join(f"{json.dumps(change)}\n    {message}\n" for change, message in told))
 
 
 FILES: list[tuple[str, str]] = [

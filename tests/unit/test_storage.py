@@ -6,6 +6,7 @@ import os
 import stat
 
 import pytest
+from botocore.exceptions import BotoCoreError
 
 from graceful import storage
 from graceful.errors import IntegrityError, SpecError, StorageError
@@ -31,7 +32,7 @@ def test_writing_replaces_the_file_makes_folders_and_leaves_no_temporary(tmp_pat
     storage.write_text(path, "né")
     assert path.read_bytes() == "né".encode()
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~storage._umask()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~storage.local._umask()
 
 
 def test_a_full_disk_keeps_the_old_content_and_says_so_in_one_line(tmp_path, monkeypatch):
@@ -77,7 +78,7 @@ def served(monkeypatch):
         asked.append(uri)
         return objects[uri]
 
-    monkeypatch.setattr(storage, "read_object", read)
+    monkeypatch.setattr(storage.objects, "read_object", read)
     return objects, asked
 
 
@@ -109,8 +110,53 @@ def test_fewer_bytes_than_listed_are_refused_and_not_kept(served, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_key_that_leaves_the_folder_is_refused(served, monkeypatch, tmp_path):
-    evil = storage.StoredObject(bucket="b", key="p/../../evil", size=1, etag="e")
-    monkeypatch.setattr(storage, "list_objects", lambda uri: [evil])
-    with pytest.raises(StorageError, match="leaves the folder"):
-        storage.download("s3://b/p", tmp_path / "in")
+def test_a_key_that_leaves_the_folder_is_refused(monkeypatch, tmp_path):
+    evil = storage.StoredObject(bucket="b", key="home/runs/x/../../../evil", size=1, etag="e")
+    monkeypatch.setattr(storage.objects, "list_objects", lambda uri: [evil])
+    with pytest.raises(StorageError, match="leaves its folder"):
+        storage.Mirror(home=tmp_path, uri="s3://b/home").restore(tmp_path / "runs" / "x")
+
+
+def test_without_a_bucket_a_mirror_does_nothing_and_asks_nobody(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRACEFUL_STORAGE", raising=False)
+    mirror = storage.Mirror.of(tmp_path)
+    path = storage.write_text(tmp_path / "runs" / "x" / "report.json", "{}")
+    mirror.save(path.parent)
+    mirror.seal(path.parent)
+    mirror.restore(path.parent)
+    assert mirror.unseal(path.parent)
+    assert not mirror.unseal(tmp_path / "targets" / "key")
+    assert mirror.shown(path) == str(path)
+    mirror.forget(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "/runs", "s3://"])
+def test_an_address_that_is_no_bucket_names_the_variable(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRACEFUL_STORAGE", uri)
+    with pytest.raises(SpecError, match=rf"GRACEFUL_STORAGE={uri}: must look like s3://bucket/prefix"):
+        storage.Mirror.of(tmp_path)
+
+
+def test_a_server_that_never_answered_is_reported_at_once_and_one_that_did_is_waited_for(monkeypatch):
+    class RefusedError(BotoCoreError):
+        fmt = "connection refused"
+
+    waits: list[float] = []
+    answers = iter([RefusedError(), "first", RefusedError(), RefusedError(), "second"])
+
+    def ask():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(storage.objects.time, "sleep", waits.append)
+    storage.objects.reset()
+    with pytest.raises(StorageError, match="s3://b/k: not reachable"):
+        storage.objects._asked("s3://b/k", ask)
+    assert waits == []
+    assert storage.objects._asked("s3://b/k", ask) == "first"
+    assert storage.objects._asked("s3://b/k", ask) == "second"
+    assert len(waits) == 2
+    storage.objects.reset()

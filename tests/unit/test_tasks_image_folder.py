@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from graceful import tasks
 from graceful.errors import DataError, SpecError
@@ -59,6 +60,15 @@ def test_grey_and_augmented_inputs(root):
     assert task.augments
     assert task.transform(items, views).shape == (10, 1, 8, 8)
     assert task.transform(items, views).equal(task.transform(items, views))
+
+
+def test_a_shift_keeps_something_of_the_image_in_sight(root):
+    task = tasks.build(ImageFolderTask(root=str(root), size=8, shift=7))
+    samples = task.samples("train")
+    views = tasks.view_numbers(samples.ids[:10], seed=0, epoch=0)
+    assert task.transform(samples.read(np.arange(10)), views).shape == (10, 3, 8, 8)
+    with pytest.raises(ValidationError, match="shift must be less than size = 8 pixels, got 8; write 1"):
+        ImageFolderTask(root=str(root), size=8, shift=8)
 
 
 def test_each_version_brings_the_same_items_to_its_own_size(root):

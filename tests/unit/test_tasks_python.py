@@ -167,7 +167,12 @@ def used(task):
 
 
 def test_a_good_task_is_passed_through(write):
-    used(build(write(WHOLE)))
+    task = build(write(WHOLE))
+    used(task)
+    samples = task.samples("train")
+    assert (task.classes, task.augments) == (("a", "b"), False)
+    assert (samples.ids.tolist(), samples.labels.tolist()) == (["train", "train1"], [0, 1])
+    assert task.transform(samples.read(np.asarray([1])), None).tolist() == [[0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(

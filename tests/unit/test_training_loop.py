@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from graceful import spec, targets, tasks
 from graceful.errors import CollapsedError, IntegrityError, NonFiniteError, SpecError, StorageError, TrainingError
 from graceful.models import bundle
+from graceful.tasks.base import Task
 from graceful.training import batches, trace
+from graceful.training.collapse import HeldOut
 from graceful.training.driver import TrainingJob, TrainingResult, train
 from graceful.training.engine import TorchEngine
 from graceful.training.job import claim
@@ -122,13 +125,40 @@ def test_seeds_differ(tmp_path: Path) -> None:
     assert losses(tmp_path / "0") != losses(tmp_path / "1")
 
 
-def test_a_damaged_checkpoint_ends_the_run_with_its_name(tmp_path: Path) -> None:
+def damage(run_dir: Path, step: int) -> None:
+    path = run_dir / "checkpoints" / f"step-{step:09d}" / "engine.pt"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = train(TrainingJob(spec=parse(), run_dir=tmp_path / "whole"))
+    job = TrainingJob(spec=parse(), run_dir=tmp_path / "parts")
+    with pytest.raises(StoppedError):
+        train(job, progress=stop_at(25))
+    damage(job.run_dir, 20)
+    with pytest.raises(StoppedError):
+        train(job, progress=stop_at(15))
+    assert re.fullmatch(
+        r"checkpoint file .*step-000000020/engine\.pt has not the SHA-256 .{12}\.\.\. of its manifest;"
+        r" going on from step-000000010, the steps since are trained again",
+        caplog.messages[0],
+    )
+    result = train(job)
+    assert result.resumed_from == 10
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert result.validation_error == whole.validation_error
+    assert sorted(path.name for path in job.run_dir.glob("checkpoints/*")) == ["step-000000020", "step-000000030"]
+
+
+def test_checkpoints_that_are_all_damaged_end_the_run_with_the_newest_ones_name(tmp_path: Path) -> None:
     job = TrainingJob(spec=parse(), run_dir=tmp_path)
     with pytest.raises(StoppedError):
         train(job, progress=stop_at(25))
-    (path,) = tmp_path.glob("checkpoints/step-000000020/engine.pt")
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(IntegrityError, match=r"engine\.pt has not the SHA-256"):
+    damage(tmp_path, 10)
+    damage(tmp_path, 20)
+    with pytest.raises(
+        IntegrityError, match=r"step-000000020/engine\.pt has not the SHA-256 .*; delete the run's folder"
+    ):
         train(job)
 
 
@@ -148,17 +178,36 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(tmp_path: Path) -> None
     assert not (tmp_path / "training.json").exists()
 
 
-def test_a_run_at_chance_is_a_collapse(tmp_path: Path) -> None:
-    wild = {"kind": "sgd", "lr": 1e-9, "momentum": 0.0, "nesterov": False}
-    with pytest.raises(CollapsedError, match=r"epoch 3: validation error is .*, twice in a row at least 0\.9"):
-        train(TrainingJob(spec=parse(options={"classes": 40}, optimizer=wild, epochs=5), run_dir=tmp_path))
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Task]:
+    """The task with so many validation samples that chance can be told from bad luck."""
+    monkeypatch.setitem(training_task.SIZES, "validation", 600)
+    return training_task.task
+
+
+GUESSING = {"kind": "sgd", "lr": 1e-9, "momentum": 0.0, "nesterov": False}
+
+
+def test_a_run_at_chance_is_a_collapse(tmp_path: Path, many: Callable[[int], Task]) -> None:
+    document = parse(options={"classes": 40}, optimizer=GUESSING, epochs=5)
+    said = r"epoch 3: validation error is 0\.9\d+ \(5\d\d of 600\), twice in a row at least 0\.926, where chance begins"
+    with pytest.raises(CollapsedError, match=said):
+        train(TrainingJob(spec=document, run_dir=tmp_path, task=many(40)))
     assert [row["epoch"] for row in trace.read(tmp_path / trace.FILE) if row["event"] == "epoch"] == [1, 2, 3]
 
 
-def test_a_slow_start_is_no_collapse(tmp_path: Path) -> None:
+def test_sixty_validation_samples_of_four_classes_are_too_few_to_show_a_collapse(tmp_path: Path) -> None:
+    result = train(TrainingJob(spec=parse(options={"classes": 4}, optimizer=GUESSING), run_dir=tmp_path))
+    assert result.steps == 30
+    assert [row["validation_error"] for row in result.history] == [0.75, 0.75, 0.75]
+
+
+def test_a_slow_start_is_no_collapse(tmp_path: Path, many: Callable[[int], Task]) -> None:
     slow = {"kind": "sgd", "lr": 0.004, "momentum": 0.9}
-    result = train(TrainingJob(spec=parse(options={"classes": 30}, optimizer=slow, epochs=12), run_dir=tmp_path))
-    assert min(row["validation_error"] for row in result.history[1:3]) >= 0.95 * 29 / 30
+    document = parse(options={"classes": 30}, optimizer=slow, epochs=12)
+    result = train(TrainingJob(spec=document, run_dir=tmp_path, task=many(30)))
+    errors = [row["validation_error"] for row in result.history]
+    assert all(HeldOut(wrong=round(600 * error), n=600, classes=30).at_chance for error in errors[1:3])
     assert result.validation_error < 0.9
 
 

@@ -169,14 +169,46 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, name: str, dama
         checkpoint.verify(folder)
 
 
+def publish(root: Path, *steps: int) -> None:
+    for step in steps:
+        part = root / ".part"
+        part.mkdir()
+        checkpoint.seal(part, state={"step": step}, rank=0, world_size=1)
+        checkpoint.publish(part, root=root, step=step)
+
+
+def steps(root: Path) -> list[str]:
+    return [path.name for path in sorted(root.glob("step-*"))]
+
+
 def test_published_checkpoints_replace_their_step_and_drop_the_oldest(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
-    for number in (5, 10, 10, 20):
-        part = tmp_path / ".part"
-        part.mkdir()
-        checkpoint.publish(part, root=tmp_path, step=number)
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-000000010", "step-000000020"]
+    publish(tmp_path, 5, 10, 10, 20)
+    assert steps(tmp_path) == ["step-000000010", "step-000000020"]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-000000020"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"world_size": 0, "files": {}}', '{"world_size": 1, "files": []}'])
+def test_the_newest_whole_checkpoint_is_the_latest(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    publish(tmp_path, 10, 20)
+    (tmp_path / "step-000000020" / "manifest-00000.json").write_text(text, encoding="utf-8")
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000000010"
+    (said,) = caplog.messages
+    assert said.startswith(f"checkpoint file {tmp_path}/step-000000020/manifest-00000.json ")
+    assert said.endswith("; going on from step-000000010, the steps since are trained again")
+
+
+def test_without_any_whole_checkpoint_the_newest_ones_damage_is_told(tmp_path: Path) -> None:
+    publish(tmp_path, 10, 20)
+    for path in tmp_path.glob("step-*/state.json"):
+        path.unlink()
+    with pytest.raises(IntegrityError, match=r"step-000000020/state\.json is missing; delete the run's folder"):
+        checkpoint.latest(tmp_path)
+
+
+def test_a_damaged_checkpoint_goes_when_the_run_has_passed_the_one_before_it(tmp_path: Path) -> None:
+    publish(tmp_path, 10, 20, 15)
+    assert steps(tmp_path) == ["step-000000010", "step-000000015"]
 
 
 def training_job(folder: Path, **train: object) -> job.TrainingJob:

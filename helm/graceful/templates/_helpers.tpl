@@ -78,6 +78,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- with $values.mlflow.secretName }}{{ $_ := set $mlflow "token_secret" . }}{{ end -}}
 {{- with $mlflow }}{{ $_ := set $known "mlflow" . }}{{ end -}}
 {{- $storage := dict "path" $values.storage.path -}}
+{{- with $values.storage.uri }}{{ $_ := set $storage "uri" . }}{{ end -}}
 {{- with $values.storage.claim }}{{ $_ := set $storage "claim" . }}{{ end -}}
 {{- $_ := set $known "storage" $storage -}}
 {{- toYaml (mergeOverwrite $known (deepCopy .profile)) -}}
@@ -105,6 +106,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if eq .command "refresh" -}}
 {{- $env = include "graceful.environment" .root | fromYaml -}}
 {{- $_ := set $env "GRACEFUL_HOME" $values.storage.path -}}
+{{- with $values.storage.uri }}{{ $_ := set $env "GRACEFUL_STORAGE" . }}{{ end -}}
 {{- with $values.mlflow.uri }}{{ $_ := set $env "MLFLOW_TRACKING_URI" . }}{{ end -}}
 {{- $secrets = compact (list $values.mlflow.secretName $values.s3.secretName) -}}
 {{- end -}}

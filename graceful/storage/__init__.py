@@ -1,0 +1,39 @@
+"""Files, objects in buckets, and run folders that live in both. Every process uses it; boto3 is loaded on first use."""
+
+from graceful.storage.local import (
+    guarded,
+    read_bytes,
+    sha256_file,
+    sha256_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from graceful.storage.mirror import Mirror
+from graceful.storage.objects import (
+    StoredObject,
+    is_remote,
+    list_objects,
+    object_cache,
+    read_cached,
+    read_object,
+    split_uri,
+)
+
+__all__ = [
+    "Mirror",
+    "StoredObject",
+    "guarded",
+    "is_remote",
+    "list_objects",
+    "object_cache",
+    "read_bytes",
+    "read_cached",
+    "read_object",
+    "sha256_file",
+    "sha256_json",
+    "split_uri",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,366 @@
+"""Objects in buckets: the one door to boto3, loaded on first use. Drivers, workers and the client's probes use it.
+
+`s3://bucket/prefix` is read with the usual AWS variables; AWS_ENDPOINT_URL names another server. Every object that
+graceful writes carries the SHA-256 of its bytes, which is checked when it is read.
+
+Trouble is met on two levels. botocore repeats a request five times, exponentially with jitter. A server that has
+answered this process before and then fails is waited for up to PATIENCE seconds, because a run of hours must survive an
+outage of a minute; one that never answered is reported at once, because its address is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.storage.local import guarded, sha256_file, sha256_json, write_bytes, write_text
+
+ATTEMPTS = 5
+"""Of one request, by botocore."""
+PATIENCE = 180.0
+"""Seconds for which a server that answered before may fail."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two tries while waiting for it."""
+MEBIBYTE = 2**20
+PART = 16 * MEBIBYTE
+"""Larger files travel in parts of this size, several at a time; a part that fails is sent again alone."""
+_DIGEST = "sha256"
+_REMEDIES = {
+    "NoSuchBucket": "no such bucket; check the name and AWS_ENDPOINT_URL",
+    "NoSuchKey": "no such object; check the key",
+    "404": "no such object; check the key",
+    "AccessDenied": "access denied; check the credentials and the bucket's policy",
+    "403": "access denied; check the credentials and the bucket's policy",
+    "InvalidAccessKeyId": "unknown access key; check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "wrong secret key; check AWS_SECRET_ACCESS_KEY",
+}
+ABSENT = frozenset({"NoSuchKey", "404"})
+"""Codes of answers that say there is no such object."""
+_UNCHANGED = frozenset({"304", "NotModified"})
+_AT_ONCE = 1000
+"""Objects that one request may delete."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """One object of a bucket as a listing describes it.
+
+    Attributes:
+        bucket: Bucket.
+        key: Full key.
+        size: Bytes.
+        etag: The server's content tag, without quotes; changes when the content does.
+    """
+
+    bucket: str
+    key: str
+    size: int
+    etag: str
+
+    @property
+    def uri(self) -> str:
+        """s3://bucket/key"""
+        return f"s3://{self.bucket}/{self.key}"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a path names a bucket."""
+    return uri.startswith("s3://")
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """s3://bucket/some/prefix -> (bucket, some/prefix).
+
+    Raises:
+        SpecError: No bucket, or another scheme.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not is_remote(uri) or not bucket:
+        raise SpecError(f"{uri}: must look like s3://bucket/prefix")
+    return bucket, key
+
+
+# --- listing and removing ---------------------------------------------------------------------------------------------
+
+
+def list_objects(uri: str) -> list[StoredObject]:
+    """Everything below a prefix, sorted by key; folder markers are left out. The prefix ends at a slash.
+
+    Raises:
+        StorageError: Unreachable, refused, or no such bucket.
+    """
+    bucket, prefix = split_uri(uri)
+    prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+
+    def ask() -> list[StoredObject]:
+        return [
+            StoredObject(bucket=bucket, key=item["Key"], size=item["Size"], etag=item["ETag"].strip('"'))
+            for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            for item in page.get("Contents", ())
+            if not item["Key"].endswith("/")
+        ]
+
+    return sorted(_asked(f"s3://{bucket}/{prefix}", ask), key=lambda stored: stored.key)
+
+
+def remove(stored: Sequence[StoredObject]) -> None:
+    """Delete objects of one bucket; those that are gone already do not matter.
+
+    Raises:
+        StorageError: Unreachable or refused.
+    """
+    for first in range(0, len(stored), _AT_ONCE):
+        some = stored[first : first + _AT_ONCE]
+        wanted = {"Objects": [{"Key": one.key} for one in some], "Quiet": True}
+        _asked(some[0].uri, partial(client().delete_objects, Bucket=some[0].bucket, Delete=wanted))
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def read_object(uri: str) -> bytes:
+    """One object's bytes.
+
+    Raises:
+        IntegrityError: They are not those that were written.
+        StorageError: Unreachable, refused, or no such object.
+    """
+    bucket, key = split_uri(uri)
+
+    def ask() -> tuple[bytes, str | None]:
+        answer = client().get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer.get("Metadata", {}).get(_DIGEST)
+
+    data, expected = _asked(uri, ask)
+    _compare(uri, expected, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def read_if_changed(uri: str, known: str | None) -> tuple[bytes, str] | None:
+    """An object's bytes and its tag, unless it still has the tag that is known.
+
+    Returns:
+        None: unchanged, or there is no such object.
+
+    Raises:
+        IntegrityError: The bytes are not those that were written.
+        StorageError: Unreachable or refused.
+    """
+    bucket, key = split_uri(uri)
+    condition = {"IfNoneMatch": known} if known else {}
+
+    def ask() -> tuple[bytes, str, str | None]:
+        answer = client().get_object(Bucket=bucket, Key=key, **condition)
+        return answer["Body"].read(), answer["ETag"], answer.get("Metadata", {}).get(_DIGEST)
+
+    try:
+        data, tag, expected = _asked(uri, ask)
+    except StorageError as e:
+        if e.facts.get("code") not in (*ABSENT, *_UNCHANGED):
+            raise
+        return None
+    _compare(uri, expected, hashlib.sha256(data).hexdigest())
+    return data, tag
+
+
+def upload(path: Path, uri: str) -> None:
+    """Write a file to an object, in parts if it is large; the object is replaced whole or not at all.
+
+    Raises:
+        StorageError: Unreachable or refused, or the file cannot be read.
+    """
+    bucket, key = split_uri(uri)
+    digest = sha256_file(path)
+
+    def ask() -> None:
+        with guarded(path, "read"), path.open("rb") as file:
+            client().upload_fileobj(file, bucket, key, ExtraArgs={"Metadata": {_DIGEST: digest}}, Config=_parts())
+
+    _asked(uri, ask)
+
+
+def write_object(uri: str, data: bytes) -> None:
+    """As `upload`, from memory.
+
+    Raises:
+        StorageError: Unreachable or refused.
+    """
+    bucket, key = split_uri(uri)
+    digest = hashlib.sha256(data).hexdigest()
+
+    def ask() -> None:
+        extra = {"Metadata": {_DIGEST: digest}}
+        client().upload_fileobj(io.BytesIO(data), bucket, key, ExtraArgs=extra, Config=_parts())
+
+    _asked(uri, ask)
+
+
+def fetch(uri: str, path: Path) -> bool:
+    """Copy an object to a file, in parts if it is large; the file is replaced whole or not at all.
+
+    Returns:
+        False: There is no such object; the file is left as it is.
+
+    Raises:
+        IntegrityError: The bytes that arrived are not those that were written.
+        StorageError: Unreachable or refused, or the disk is full.
+    """
+    bucket, key = split_uri(uri)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with guarded(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def ask() -> str | None:
+        answer = client().get_object(Bucket=bucket, Key=key)
+        with guarded(part, "write"), part.open("wb") as file, closing(answer["Body"]) as body:
+            if answer["ContentLength"] <= PART:
+                file.write(body.read())
+            else:
+                client().download_fileobj(bucket, key, file, Config=_parts())
+        digest: str | None = answer.get("Metadata", {}).get(_DIGEST)
+        return digest
+
+    try:
+        expected = _asked(uri, ask)
+        _compare(uri, expected, sha256_file(part))
+        with guarded(path, "write"):
+            os.replace(part, path)
+    except StorageError as e:
+        if e.facts.get("code") not in ABSENT:
+            raise
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def read_cached(stored: StoredObject, cache: Path) -> bytes:
+    """One object's bytes through a local folder; a damaged local copy is fetched again.
+
+    Raises:
+        IntegrityError: The server sent another number of bytes than it listed.
+        StorageError: Unreachable, refused, vanished, or the disk is full.
+    """
+    name = sha256_json([stored.uri, stored.etag, stored.size])
+    path, record = cache / name[:2] / name, cache / name[:2] / f"{name}.sha256"
+    with suppress(FileNotFoundError):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == record.read_text(encoding="ascii"):
+            return data
+    data = read_object(stored.uri)
+    if len(data) != stored.size:
+        raise IntegrityError(
+            f"{stored.uri}: {len(data)} bytes where the listing says {stored.size}; it changed meanwhile, start again"
+        )
+    write_bytes(path, data)
+    write_text(record, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def object_cache() -> Path:
+    """Where this machine keeps copies of objects: below $GRACEFUL_HOME, else below .graceful here."""
+    return Path(os.environ.get("GRACEFUL_HOME") or ".graceful") / "cache" / "objects"
+
+
+def _compare(uri: str, expected: str | None, found: str) -> None:
+    if expected is not None and found != expected:
+        raise IntegrityError(
+            f"{uri}: SHA-256 {found[:12]}... where {expected[:12]}... was written; restore or delete it"
+        )
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def client() -> Any:
+    """One client per process, of a session of its own; safe to share between threads."""
+    import boto3
+    from botocore.config import Config
+
+    own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
+    return boto3.Session().client(
+        "s3",
+        config=Config(
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=16,
+            s3={"addressing_style": "path" if own_server else "auto"},
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
+def _parts() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=8)
+
+
+def reset() -> None:
+    """Forget client and server, after the variables that name them have changed."""
+    global _answered  # noqa: PLW0603  a fact about this process
+    client.cache_clear()
+    _answered = False
+
+
+_answered = False
+
+
+def _asked(uri: str, ask: Callable[[], T]) -> T:
+    """Send a request, again while a server that has answered before is away.
+
+    Raises:
+        StorageError: With the server's code as the fact `code`, if it has one.
+    """
+    global _answered  # noqa: PLW0603  a fact about this process
+    until, pause = time.monotonic() + PATIENCE, 0.5
+    while True:
+        try:
+            found = ask()
+        except Exception as e:
+            error, passing = _explained(uri, e)
+            if error is None:
+                raise
+            _answered = _answered or not passing
+            if not passing or not _answered or time.monotonic() > until:
+                raise error from e
+            time.sleep(random.uniform(pause / 2, pause))  # a hundred workers must not come back at once
+            pause = min(2 * pause, LONGEST_PAUSE)
+        else:
+            _answered = True
+            return found
+
+
+def _explained(uri: str, error: Exception) -> tuple[StorageError | None, bool]:
+    """Our error for one of the library's, and whether it may pass; None: it is not about the server."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from s3transfer import exceptions as transfers
+
+    if isinstance(error, ClientError):
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+        passing = status >= 500 or status == 429
+        remedy = "try again later" if passing else "check the address and the credentials"
+        text = _REMEDIES.get(code, f"the server refused ({code}); {remedy}")
+        return StorageError(f"{uri}: {text}", {"uri": uri, "code": code}), passing
+    if isinstance(error, NoCredentialsError):
+        return StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), False
+    lost = (transfers.RetriesExceededError, transfers.S3DownloadFailedError, transfers.S3ValidationError)
+    if isinstance(error, (BotoCoreError, Boto3Error, *lost)):
+        reason = " ".join(str(error).split())
+        return StorageError(f"{uri}: not reachable ({reason}); check AWS_ENDPOINT_URL and AWS_REGION"), True
+    return None, False

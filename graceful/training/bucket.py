@@ -1,0 +1,29 @@
+"""The file system through which Ray writes checkpoints to a bucket. Driver, controller and workers.
+
+Address and credentials come from the usual AWS variables of each process and are never sent between them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pyarrow import fs
+
+ATTEMPTS = 12
+"""Of one request, with pauses that double up to 20 seconds: an outage of a minute costs no worker."""
+
+
+class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
+    """pyarrow's, which forgets its retries when it is pickled: only the driver would have patience."""
+
+    @classmethod
+    def open(cls) -> PatientS3:
+        """As the environment of this process says; pyarrow alone would look at credentials only."""
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        address = {"endpoint_override": endpoint.rstrip("/")} if endpoint else {}
+        return cls(region=region, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS), **address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PatientS3.open, ()

@@ -1,0 +1,215 @@
+"""Folders that also live in a bucket, on a real S3 server behind a bad road; and a run that changes machines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graceful.errors import IntegrityError, StorageError
+from graceful.storage import Mirror, objects
+from graceful.training import trace
+from tests.support.s3_server import BadRoad, environment, serving
+
+pytestmark = pytest.mark.integration
+FILES = {"arch.json": 40, "weights.bin": 300_000, "deep/er/table.bin": 70_000, "empty": 0}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving() as endpoint:
+        objects.client().create_bucket(Bucket="mirror")
+        yield endpoint
+
+
+@pytest.fixture
+def mirror(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> Mirror:
+    return Mirror(home=tmp_path / "home", uri=f"s3://mirror/{request.node.name}")
+
+
+def elsewhere(mirror: Mirror, tmp_path: Path) -> Mirror:
+    """The same bucket seen from another machine."""
+    return Mirror(home=tmp_path / "elsewhere", uri=mirror.uri)
+
+
+def folder(home: Path, *, seed: int = 0) -> Path:
+    generator = np.random.default_rng(seed)
+    for name, size in FILES.items():
+        path = home / "versions" / "m-1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(generator.bytes(size))
+    return home / "versions" / "m-1"
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in FILES}
+
+
+@pytest.mark.parametrize(
+    "road",
+    [{"error": 0.4}, {"cut": 0.6}, {"pause": 0.01}, {"error": 0.2, "cut": 0.3, "pause": 0.005}],
+    ids=["500s", "truncated bodies", "slow reads", "all of them"],
+)
+def test_a_folder_arrives_whole_over_a_bad_road(
+    server: str, mirror: Mirror, tmp_path: Path, road: dict[str, float]
+) -> None:
+    sent = folder(mirror.home)
+    there = elsewhere(mirror, tmp_path)
+    with BadRoad(server, seed=3, most=40, **road) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri}):
+        objects.list_objects("s3://mirror/nothing")
+        mirror.seal(sent)
+        assert there.unseal(there.home / "versions" / "m-1")
+        assert proxy.met.total() > 0 or "pause" in road
+    assert digests(there.home / "versions" / "m-1") == digests(sent)
+
+
+def test_a_large_file_travels_in_parts(mirror: Mirror, server: str, tmp_path: Path) -> None:
+    path = mirror.home / "runs" / "x" / "weights.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(np.random.default_rng(1).bytes(2 * objects.PART + 12345))
+    with BadRoad(server, error=0.3, most=6) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri}):
+        objects.list_objects("s3://mirror/nothing")
+        mirror.save(path.parent)
+        parts = [one for one in proxy.seen if one.startswith("PUT") and "partNumber=" in one]
+        assert len({one.partition("partNumber=")[2][:1] for one in parts}) == 3
+        there = elsewhere(mirror, tmp_path)
+        assert there.restore_file(there.home / "runs" / "x" / "weights.bin")
+    assert (there.home / "runs" / "x" / "weights.bin").read_bytes() == path.read_bytes()
+
+
+def test_an_interrupted_copy_fetches_only_what_is_missing(server: str, mirror: Mirror, tmp_path: Path) -> None:
+    sent = folder(mirror.home)
+    mirror.seal(sent)
+    there = elsewhere(mirror, tmp_path)
+    target = there.home / "versions" / "m-1"
+    half = target.with_name("m-1.fetching")
+    half.mkdir(parents=True)
+    (half / "weights.bin").write_bytes((sent / "weights.bin").read_bytes())
+    (half / "arch.json").write_bytes(b"torn")
+    with BadRoad(server) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri}):
+        assert there.unseal(target)
+        asked = [one for one in proxy.seen if one.startswith("GET")]
+    assert not any("weights.bin" in one for one in asked)
+    assert digests(target) == digests(sent)
+
+
+def test_a_half_copied_folder_does_not_count(mirror: Mirror, tmp_path: Path) -> None:
+    sent = folder(mirror.home)
+    mirror.save(sent)
+    there = elsewhere(mirror, tmp_path)
+    assert not there.unseal(there.home / "versions" / "m-1")
+    mirror.seal(sent)
+    assert there.unseal(there.home / "versions" / "m-1")
+
+
+def test_an_altered_copy_is_refused_and_named(mirror: Mirror, tmp_path: Path) -> None:
+    sent = folder(mirror.home)
+    mirror.seal(sent)
+    objects.write_object(f"{mirror.twin(sent)}/weights.bin", b"altered, with a digest of its own")
+    there = elsewhere(mirror, tmp_path)
+    with pytest.raises(IntegrityError, match=r"weights\.bin: not the file that was sealed"):
+        there.unseal(there.home / "versions" / "m-1")
+    bucket, key = objects.split_uri(f"{mirror.twin(sent)}/arch.json")
+    objects.client().put_object(Bucket=bucket, Key=key, Body=b"x", Metadata={"sha256": "0" * 64})
+    with pytest.raises(IntegrityError, match=r"arch\.json: SHA-256 .* where 000000000000"):
+        there.restore_file(there.home / "versions" / "m-1" / "arch.json")
+    assert not (there.home / "versions" / "m-1" / "arch.json").exists()
+
+
+def test_only_what_changed_is_sent_again(server: str, mirror: Mirror) -> None:
+    sent = folder(mirror.home)
+    mirror.save(sent, but=("deep",))
+    (sent / "arch.json").write_text("{}")
+    with BadRoad(server) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri}):
+        mirror.save(sent, but=("deep",))
+        assert [one.rpartition("/")[2].partition("?")[0] for one in proxy.seen] == ["arch.json"]
+
+
+def test_a_server_that_goes_away_for_a_while_is_waited_for(server: str, mirror: Mirror) -> None:
+    sent = folder(mirror.home)
+    with BadRoad(server) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri, "AWS_MAX_ATTEMPTS": "1"}):
+        objects.list_objects("s3://mirror/nothing")
+        proxy.closed = True
+        opening = subprocess.Popen(["sleep", "2"])
+        import threading
+
+        threading.Thread(target=lambda: (opening.wait(), setattr(proxy, "closed", False))).start()
+        mirror.seal(sent)
+    assert mirror._index(sent) is not None
+
+
+def test_the_driver_sees_the_trace_of_a_rank_elsewhere(mirror: Mirror, tmp_path: Path) -> None:
+    rank, driver = mirror.home / "runs" / "x" / trace.FILE, tmp_path / "driver" / "runs" / "x" / trace.FILE
+    fetcher = trace.Fetcher(driver, mirror=Mirror(home=tmp_path / "driver", uri=mirror.uri), seconds=0.0)
+    follower = trace.Follower(fetcher.path)
+    written = trace.Trace(rank, step=0)
+    seen = []
+    for step in (0, 1, 2, 3):
+        written.write({"event": "start" if step == 0 else "step", "step": step})
+        mirror.save(rank.parent)
+        fetcher.fetch()
+        seen += [row["step"] for row in follower.rows()]
+    written.close()
+    resumed = trace.Trace(rank, step=1)
+    resumed.write({"event": "start", "step": 1})
+    resumed.write({"event": "step", "step": 2})
+    resumed.close()
+    mirror.save(rank.parent)
+    fetcher.fetch()
+    assert seen == [0, 1, 2, 3]
+    assert [(row["event"], row["step"]) for row in follower.rows()] == [("start", 1), ("step", 2)]
+
+
+SPEC = """
+model: points
+name: v1
+task: {{kind: python, file: {task}, options: {{seconds: {seconds}}}}}
+train: {{epochs: 5, batch_size: 8, num_workers: 0, checkpoint_every: 5, engine: {{kind: torch}}}}
+evaluate: {{retrieval: false}}
+gate: {{constraints: [{{metric: error_rate, bound: 0.4}}]}}
+"""
+
+
+def test_a_run_that_changes_machines_is_the_undisturbed_run(server: str, tmp_path: Path) -> None:
+    task = Path(__file__).parents[1] / "support" / "slow_task.py"
+    spec = tmp_path / "v1.yaml"
+    spec.write_text(SPEC.format(task=task, seconds=0.02))
+    command = [sys.executable, "-m", "graceful.cli", "train", str(spec)]
+
+    def env(machine: str, storage: str) -> dict[str, str]:
+        return {**os.environ, "GRACEFUL_HOME": str(tmp_path / machine), "GRACEFUL_STORAGE": f"s3://mirror/{storage}"}
+
+    subprocess.run(command, env=env("quiet", "undisturbed"), check=True, capture_output=True, timeout=120)
+    first = subprocess.Popen(command, env=env("lost", "moved"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not any("step-000000010" in one.key for one in objects.list_objects("s3://mirror/moved")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (program,) = _children(first.pid)
+    os.kill(program, signal.SIGKILL)
+    assert first.wait(timeout=30) != 0
+    done = subprocess.run(command, env=env("new", "moved"), check=True, capture_output=True, text=True, timeout=120)
+    assert "step=10" in done.stderr or "resum" in done.stderr
+    weights = [tmp_path / machine / "runs" / "points-v1" / "model.safetensors" for machine in ("quiet", "new")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    rows = trace.read(weights[1].with_name(trace.FILE))
+    steps = [row["step"] for row in rows if row["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_bucket_that_is_not_there_is_one_line(server: str, tmp_path: Path) -> None:
+    there = Mirror(home=tmp_path, uri="s3://no-such-bucket/x")
+    with pytest.raises(StorageError, match="no such bucket"):
+        there.restore(tmp_path / "runs" / "x")

@@ -1,0 +1,181 @@
+"""A real S3 server for tests, and a proxy in front of it that does what networks and busy servers do.
+
+The server is the test bed's, else moto's. The proxy forwards requests as they are, so that their signatures hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from graceful.storage import objects
+
+TESTBED = Path(__file__).resolve().parents[3] / "shared" / "testbed" / "testbed"
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for a while; boto3 must not take a client built before, nor patience with another server."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    objects.reset()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+        objects.reset()
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """The server, with the variables that lead to it; yields its address."""
+    if TESTBED.exists():
+        with _testbed() as endpoint, environment(variables(endpoint, "graceful", "graceful-secret")):
+            yield endpoint
+        return
+    moto = pytest.importorskip("moto.server", reason="neither ../shared/testbed nor moto is here to serve S3")
+    started = moto.ThreadedMotoServer(port=0)
+    started.start()
+    try:
+        _, port = started.get_host_and_port()
+        with environment(variables(f"http://127.0.0.1:{port}", "key", "secret")):
+            yield f"http://127.0.0.1:{port}"
+    finally:
+        started.stop()
+
+
+@contextlib.contextmanager
+def _testbed() -> Iterator[str]:
+    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graceful-testbed"
+    home = usual.with_name("graceful-testbed-storage")
+    home.mkdir(parents=True, exist_ok=True)
+    if (usual / "bin" / ".release").exists() and not (home / "bin").exists():
+        (home / "bin").symlink_to(usual / "bin")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shell = {**os.environ, "TESTBED_HOME": str(home), "S3_PORT": str(port)}
+    quiet = {"env": shell, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([TESTBED, "s3", "down"], check=True, **quiet)
+    try:
+        subprocess.run([TESTBED, "s3", "up"], check=True, **quiet)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        subprocess.run([TESTBED, "s3", "down"], check=True, **quiet)
+        shutil.rmtree(home / "s3", ignore_errors=True)
+
+
+def variables(endpoint: str, key: str, secret: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+class BadRoad:
+    """A proxy whose answers break by chance: seeded, so that a test can be repeated.
+
+    Args:
+        target: Address of the server.
+        error: Chance that a request is answered with 500 and never reaches the server.
+        cut: Chance that the body of an answer ends in the middle.
+        pause: Seconds between two pieces of a body.
+        most: Faults in all; afterwards the road is good.
+    """
+
+    def __init__(
+        self, target: str, *, error: float = 0, cut: float = 0, pause: float = 0, most: int = 1000, seed: int = 0
+    ) -> None:
+        self.met: Counter[str] = Counter()
+        self.seen: list[str] = []
+        self.closed = False
+        self._host, self._chance, self._lock = urlsplit(target).netloc, random.Random(seed), threading.Lock()
+        self._error, self._cut, self._pause, self._most = error, cut, pause, most
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                outer.forward(self)
+
+            do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815 (names that http.server looks for)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Silence: the tests look at what happened."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> BadRoad:
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def forward(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request, well or badly."""
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        with self._lock:
+            self.seen.append(f"{request.command} {request.path}")
+        if self.closed:
+            request.close_connection = True
+            request.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if self._strikes("500", self._error):
+            request.send_response(500)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        server = http.client.HTTPConnection(self._host, timeout=60)
+        server.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in request.headers.items():
+            server.putheader(name, value)
+        server.endheaders(body)
+        answer = server.getresponse()
+        self._answer(request, answer, answer.read())
+        server.close()
+
+    def _answer(self, request: BaseHTTPRequestHandler, answer: http.client.HTTPResponse, content: bytes) -> None:
+        request.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                request.send_header(name, value)
+        request.send_header("Content-Length", answer.getheader("Content-Length") or str(len(content)))
+        request.end_headers()
+        cut = len(content) > 1 and request.command == "GET" and self._strikes("cut", self._cut)
+        step = max(len(content) // 8, 1)
+        for start in range(0, len(content) // 2 if cut else len(content), step):
+            time.sleep(self._pause)
+            request.wfile.write(content[start : start + step] if not cut else content[start : start + 1])
+        if cut:
+            request.close_connection = True
+            request.connection.shutdown(socket.SHUT_RDWR)
+
+    def _strikes(self, name: str, chance: float) -> bool:
+        with self._lock:
+            hit = self.met.total() < self._most and self._chance.random() < chance
+            self.met.update([name] if hit else [])
+            return hit

@@ -12,9 +12,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 MARK = "graceful-outcome: "
+WAITS = "graceful-waits: "
+"""How a line begins that says what a running program waits for; with nothing behind it, it goes on."""
+FILE = "GRACEFUL_OUTCOME"
+"""Variable that names a file for the same line, where a program of ours started the program on its own machine."""
 KNOWN_CODES = (0, 1, 2, 3, 4, 5)
 """Exit codes with a meaning of ours, as `graceful --help` lists them."""
 HELD = 3
+SKIPPED = "skipped: "
+"""How the message of a refresh begins that found nothing new to learn; its exit code is 0."""
 _EXIT_CODE = re.compile(r"command failed with exit code (\d+)")
 _ERROR_LINE = re.compile(r"^graceful: (.+)$", re.MULTILINE)
 
@@ -47,6 +53,16 @@ def last(lines: Iterable[str]) -> Outcome | None:
         _, mark, rest = line.partition(MARK)
         if mark:
             found = _parsed(rest) or found
+    return found
+
+
+def awaited(lines: Iterable[str]) -> str:
+    """What a program waits for as far as its log says; empty if for nothing."""
+    found = ""
+    for line in lines:
+        _, mark, rest = line.partition(WAITS.strip())
+        if mark:
+            found = rest.strip()
     return found
 
 

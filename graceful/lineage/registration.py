@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Registration:
         report: The evidence.
         verdict: What the gate said of it.
         attachments: Further files for people, e.g. report.html.
+        training: What it was trained from, as `LineageRecord.training` says.
     """
 
     spec: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Registration:
     report: Report
     verdict: Verdict
     attachments: tuple[Path, ...] = ()
+    training: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(registry: Registry, item: Registration, parents: Sequence[LineageRecord]) -> LineageRecord:
@@ -185,6 +187,7 @@ def _record(
         metrics={name: found.value for name, found in measured if found.value is not None},
         spec_digest=schema.spec_digest(item.spec),
         data=dict(item.report.data),
+        training=dict(item.training),
         digest=item.digest,
         files=digests,
         manifest=schema.manifest_digest(digests),

@@ -112,6 +112,8 @@ class LineageRecord:
         metrics: The version's own measurements that have a value; rates are fractions.
         spec_digest: SHA-256 of the spec.
         data: Split -> SHA-256 of the samples that were evaluated.
+        training: `data`: SHA-256 of the training samples; `transform`: of what makes network inputs of them. Empty in
+            records of before it was written.
         digest: Digest of the version bundle, as `graceful.models.bundle` computes it.
         files: Path -> SHA-256 of each registered file.
         manifest: SHA-256 over `files`; also a tag of the version.
@@ -141,6 +143,7 @@ class LineageRecord:
     code_version: str
     created: str
     version: int = 0
+    training: dict[str, str] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def _replaced(node: Any, parts: Sequence[str], value: Any) -> Any:
 
 
 def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the paths that a spec names absolute, so that the resolved spec runs from anywhere."""
+    """Make the paths that a spec names absolute, so that the resolved spec runs from anywhere.
+
+    Links are kept: the folder of a ConfigMap is one, and where it leads differs between pods.
+    """
     resolved = dict(document)
     task = resolved.get("task")
     if isinstance(task, Mapping):
@@ -109,7 +113,7 @@ def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for key in ("file", "root"):
             value = task.get(key)
             if isinstance(value, str) and "://" not in value:
-                task[key] = str((folder / Path(value).expanduser()).resolve())
+                task[key] = os.path.abspath(folder / Path(value).expanduser())
         resolved["task"] = task
     return resolved
 

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from graceful.constraints import ALL, COMPARISON_METRICS, LATEST, OWN_METRICS, SELF, Constraint, Direction
+from graceful.constraints import (
+    ALL,
+    COMPARISON_METRICS,
+    LATEST,
+    OWN_METRICS,
+    SELF,
+    UNMEASURED,
+    Constraint,
+    Direction,
+)
 from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import Compatibility
 from graceful.spec.tasks import Task
@@ -30,9 +39,12 @@ class GateConstraint(Section):
 
     @model_validator(mode="after")
     def _known(self) -> GateConstraint:
+        if self.metric in UNMEASURED:
+            raise ValueError(f"metric must not be {self.metric} yet, usage is not measured; write chain_mean_nfr")
         own = self.metric in OWN_METRICS
         if not own and self.metric not in COMPARISON_METRICS:
-            near = difflib.get_close_matches(self.metric, [*OWN_METRICS, *COMPARISON_METRICS], n=1)
+            measured = sorted({*OWN_METRICS, *COMPARISON_METRICS} - {*UNMEASURED})
+            near = difflib.get_close_matches(self.metric, measured, n=1)
             remedy = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMPARISON_METRICS)}"
             raise ValueError(f"metric {self.metric!r} is not measured; {remedy}")
         if self.against is not None and own != (self.against == SELF):
@@ -97,6 +109,8 @@ class RefreshSpec(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     registry: Registry = Registry()
+    if_new_data: bool = False
+    """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
     home: str | None = None
     """Folder of runs, caches and the default registry; None: $GRACEFUL_HOME, else .graceful here."""
 
@@ -124,10 +138,9 @@ class RefreshSpec(Section):
     def digest(self) -> str:
         """SHA-256 of what determines the result.
 
-        Left out: where it is kept, how it is described, and how long or how often it may be tried, so that a run that
-        was out of time resumes with a larger `train.timeout`.
+        Left out: where it is kept, how it is described, whether it may be skipped, and how long or how often it may be
+        tried, so that a run that was out of time resumes with a larger `train.timeout`.
         """
-        document = self.model_dump(
-            mode="json", exclude={"home": True, "registry": True, "description": True, "train": LIMITS}
-        )
+        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data"), True)
+        document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

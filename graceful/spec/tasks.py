@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from graceful.spec.base import Positive, Section
 
@@ -86,14 +87,25 @@ class ImageFolderTask(Section):
         return self
 
 
+BUNDLE = re.compile(r"s3://[^/]+/(?:.+/)?code/([0-9a-f]{64})\.zip")
+"""Address of a packed folder, named by its SHA-256: what a submission puts in place of a folder."""
+
+
 class PythonTask(Section):
-    """A task of your own: a Python file that defines `task(**options)`."""
+    """A task of your own: a Python file that defines `task(**options)`, alone or in a folder with what it imports."""
 
     kind: Literal["python"] = "python"
     file: str
-    """Path of the file, relative to the spec."""
+    """Path, relative to the spec, of the file, or of a folder that holds task.py and modules beside it."""
     options: dict[str, Any] = Field(default={})
     """Keyword arguments of `task`; a name it does not take is refused."""
+
+    @field_validator("file")
+    @classmethod
+    def _path_or_bundle(cls, file: str) -> str:
+        if "://" in file and not BUNDLE.fullmatch(file):
+            raise ValueError(f"must be a path, or s3://bucket/prefix/code/<SHA-256>.zip, got {file}")
+        return file
 
 
 Task = Annotated[GlyphsTask | DigitsTask | ImageFolderTask | PythonTask, Field(discriminator="kind")]

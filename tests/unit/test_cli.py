@@ -131,7 +131,19 @@ def test_gate_refuses_files_of_two_models(
     report_and_spec: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["gate", *map(str, report_and_spec), "--set", "model=glyphs"]) == 2
-    assert "is about digits" in capsys.readouterr().err
+    report, path = report_and_spec
+    assert f"{report} is about digits, {path} about glyphs; give files of one model\n" in capsys.readouterr().err
+
+
+def test_gate_remarks_on_the_constraints_of_another_version(
+    command_line: Run, report_and_spec: tuple[Path, Path]
+) -> None:
+    report, path = report_and_spec
+    assert command_line("gate", report, path).stderr.count("\n") == 1
+    done = command_line("gate", report, path, "--set", "name=v3", "-o", "json")
+    assert done.returncode == 0
+    assert done.stderr == f"note: {report} is about v2, judged by the constraints of v3 in {path}\n"
+    assert json.loads(done.stdout)["outcome"] == "passed"
 
 
 def test_gate_refuses_what_is_no_report(report_and_spec: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

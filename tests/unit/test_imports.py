@@ -28,7 +28,9 @@ def imported(*arguments: str) -> tuple[int, set[str]]:
     return found["code"], set(found["modules"])
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("refresh", "--help"), ("doctor", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("refresh", "--help"), ("schedule", "--help"), ("doctor", "--help")]
+)
 def test_help_imports_click_and_nothing_heavier(arguments: tuple[str, ...]) -> None:
     code, modules = imported(*arguments)
     assert code == 0

@@ -1,0 +1,149 @@
+"""Commands that talk to the place where runs run, and their help. Imports click alone. Runs on the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, options
+
+
+@click.command(short_help="Show what would run where, at what price; change nothing.")
+@options(SPEC, SET, ON)
+@click.option("--offline", is_flag=True, help="Do not ask the cluster: no dry run, no diff.")
+@OUTPUT
+def plan(spec: Path, sets: tuple[str, ...], on: str, offline: bool, output: str) -> int:
+    """Show what the refresh of SPEC would run on a cluster: machines, price, manifests, findings.
+
+    The cluster is asked by dry runs whether it would accept, and what would change. `-o yaml` prints the
+    manifests alone, `-o json` everything. Secrets are hidden. Exit code 2: the job must be corrected,
+    4: the cluster refused or did not answer.
+
+    \b
+    Example:
+      graceful plan jobs/glyphs/v2.yaml --on kind
+      graceful plan jobs/glyphs/v2.yaml --on gpu-spot -o yaml
+    """
+    from graceful.cli import planning
+
+    return planning.show(spec, sets, on=on, offline=offline, output=output)
+
+
+@click.command(short_help="Plan, ask, and send a refresh to where it runs.")
+@options(SPEC, SET, ON)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@OUTPUT
+def submit(spec: Path, sets: tuple[str, ...], on: str, yes: bool, output: str) -> int:
+    """Plan the refresh of SPEC, ask, send it to a cluster or into the background, and print its handle.
+
+    The same run id is the same job: sent twice, it runs once. Nothing is sent while the plan has errors.
+
+    \b
+    Example:
+      graceful submit jobs/glyphs/v2.yaml --on kind --yes
+      graceful submit jobs/glyphs/v2.yaml --on local --yes
+    """
+    from graceful.cli import planning
+
+    return planning.submit(spec, sets, on=on, yes=yes, output=output)
+
+
+@click.command(short_help="Say what a submitted run is doing, and why.")
+@click.argument("run")
+@options(*PLACE)
+@click.option("-w", "--wait", is_flag=True, help="Until it is over; then its exit code is this one's.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Of --wait.  [default: none]")
+@OUTPUT
+def status(run: str, wait: bool, timeout: float | None, output: str, **place: str | None) -> int:
+    """Say what RUN is doing: phase, attempt and why it waits, was restarted or failed.
+
+    RUN is a run id (model-name), as `graceful list` shows it. Ctrl-C ends the waiting, not the run.
+
+    \b
+    Example:
+      graceful status glyphs-v2 --on kind --wait
+    """
+    from graceful.cli import following
+
+    return following.status(run, following.Place(**place), wait=wait, timeout=timeout, output=output)
+
+
+@click.command(short_help="Print the log of a submitted run.")
+@click.argument("run")
+@options(*PLACE)
+@click.option("-f", "--follow", is_flag=True, help="Until the run is over, across lost connections.")
+@click.option("--since", metavar="DURATION", help="Only what is newer, e.g. 15m.")
+def logs(run: str, follow: bool, since: str | None, **place: str | None) -> int:
+    """Print the log of RUN, each line once. Ctrl-C detaches and says how to come back.
+
+    \b
+    Example:
+      graceful logs -f glyphs-v2 --on kind
+    """
+    from graceful.cli import following
+
+    return following.logs(run, following.Place(**place), follow=follow, since=since)
+
+
+@click.command(short_help="Stop a submitted run; it can resume.")
+@click.argument("run")
+@options(*PLACE, OUTPUT)
+def stop(run: str, output: str, **place: str | None) -> int:
+    """Stop RUN and free its machines. Its checkpoints stay, and what was submitted is written down.
+
+    \b
+    Example:
+      graceful stop glyphs-v2 --on kind
+    """
+    from graceful.cli import following
+
+    return following.stop(run, following.Place(**place), output=output)
+
+
+@click.command(short_help="Resume a stopped or failed run.")
+@click.argument("run")
+@options(*PLACE, OUTPUT)
+def resume(run: str, output: str, **place: str | None) -> int:
+    """Send RUN again under the same run id; it goes on from its last checkpoint.
+
+    A run that is not over is left alone.
+
+    \b
+    Example:
+      graceful resume glyphs-v2 --on kind
+    """
+    from graceful.cli import following
+
+    return following.resume(run, following.Place(**place), output=output)
+
+
+@click.command("list", short_help="List the runs that were submitted.")
+@options(*PLACE, OUTPUT)
+def list_(output: str, **place: str | None) -> int:
+    """List the runs of a namespace, a Ray cluster or this machine, newest first.
+
+    \b
+    Example:
+      graceful list --on kind -o json
+    """
+    from graceful.cli import following
+
+    return following.listing(following.Place(**place), output=output)
+
+
+@click.command(short_help="Remove what finished runs left on Kubernetes.")
+@options(*PLACE)
+@click.option("--older-than", "older", default="1d", show_default=True, metavar="DURATION", help="Since they ended.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@OUTPUT
+def gc(older: str, dry_run: bool, output: str, **place: str | None) -> int:
+    """Remove finished jobs, their submitters and their documents. Stopped runs stay, they can resume.
+
+    \b
+    Example:
+      graceful gc --on kind --older-than 7d --dry-run
+    """
+    from graceful.cli import following
+
+    return following.gc(following.Place(**place), older=older, dry_run=dry_run, output=output)

@@ -1,0 +1,66 @@
+"""Options and arguments that several commands share. Imports click alone. Runs on the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+
+class InOrder(click.Group):
+    """Lists commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added."""
+        return list(self.commands)
+
+
+OUTPUTS = ("table", "json", "yaml")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SPEC = click.argument("spec", type=click.Path(path_type=Path))
+SET = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. train.epochs=2. Repeatable."
+)
+HOME = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of runs, caches and the default registry.  [default: $GRACEFUL_HOME, else .graceful]",
+)
+ON = click.option(
+    "--on",
+    metavar="NAME",
+    required=True,
+    help="Where: the profile cluster/NAME.yaml, or a path that ends in .yaml.",
+)
+OUTPUT = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(OUTPUTS),
+    default="table",
+    show_default=True,
+    help="Form of the result on stdout.",
+)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; errors only.")
+VERBOSE = click.option("-v", "--verbose", count=True, help="More talk on stderr; -vv for everything.")
+
+PLACE = (
+    click.option("--on", metavar="NAME", help="Where: the profile cluster/NAME.yaml, or a path that ends in .yaml."),
+    click.option(
+        "--context", metavar="NAME", help="Of the kubeconfig.  [default: the profile's, else the current one]"
+    ),
+    click.option("-n", "--namespace", metavar="NAME", help="[default: the profile's, else the context's]"),
+)
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several of them as one decorator; `--help` shows them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate

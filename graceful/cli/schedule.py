@@ -1,0 +1,172 @@
+"""`graceful schedule`: its commands and their help. Imports click alone. Runs on the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graceful.cli.options import HOME, OUTPUT, QUIET, SET, SPEC, InOrder, options
+
+NAME = click.argument("name")
+WHERE = (
+    click.option(
+        "--on",
+        metavar="NAME",
+        help="A cluster: the profile cluster/NAME.yaml, or a path that ends in .yaml.  [default: this machine]",
+    ),
+    click.option("--context", metavar="NAME", help="Of the kubeconfig.  [default: the profile's]"),
+    click.option("-n", "--namespace", metavar="NAME", help="[default: the profile's]"),
+    HOME,
+)
+
+
+@click.group(cls=InOrder, invoke_without_command=True, short_help="Refresh again and again, here or on a cluster.")
+@click.pass_context
+def schedule(context: click.Context) -> None:
+    """Refresh a model again and again, on a cluster (--on) or on this machine.
+
+    Each firing makes a version named after it (NAME and the minutes since 1970), trains it against the
+    champion of that moment, and lets the gate decide. Without new data since the champion, it is skipped.
+
+    \b
+    A firing due while the one before it still runs never starts beside it:
+      here        it is skipped
+      --on        it starts when that one ends, if less than an hour late, else it is missed
+    A firing that nothing started in time (machine or scheduler down):
+      both        the newest runs once for all of them, if less than an hour late; the others are missed
+    A firing that fell into a pause:
+      here        it never runs
+      --on        as if nothing had started it in time, once the schedule is resumed
+
+    \b
+    Example:
+      graceful schedule apply nightly jobs/glyphs/v2.yaml --cron '0 3 * * *'
+      graceful schedule run
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@schedule.command(short_help="Make or change a schedule.")
+@options(NAME, SPEC)
+@click.option(
+    "--cron", required=True, metavar="FIELDS", help="Minute, hour, day, month, weekday (0: Sunday), or @daily."
+)
+@click.option("--time-zone", default="Etc/UTC", show_default=True, metavar="ZONE", help="E.g. Europe/Berlin.")
+@SET
+@click.option("--always", is_flag=True, help="Refresh without new data too.")
+@click.option(
+    "--service-account",
+    metavar="NAME",
+    help="On a cluster: may submit.  [default: the profile's, -submitter in place of -ray]",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@options(*WHERE, OUTPUT)
+def apply(name: str, spec: Path, output: str, **options: Any) -> int:
+    """Make the schedule NAME, which refreshes SPEC, or change it and say what changed.
+
+    SPEC is resolved now and kept: editing the file later changes nothing before the next apply. Its `name` is
+    replaced at every firing. The same content again changes nothing; a paused schedule stays paused.
+
+    \b
+    Example:
+      graceful schedule apply nightly jobs/glyphs/v2.yaml --cron '0 3 * * *' --time-zone Europe/Berlin
+      graceful schedule apply nightly jobs/glyphs/v2.yaml --cron '0 3 * * *' --on kind
+    """
+    from graceful.cli import applying
+
+    return applying.apply(name, spec, output=output, **options)
+
+
+@schedule.command("list", short_help="Show schedules, their next and last firing.")
+@options(*WHERE, OUTPUT)
+def list_(output: str, **where: Any) -> int:
+    """Show every schedule: when it fires next, when it last did and how that ended, and whether it is paused.
+
+    On a cluster the chart's schedules are shown too.
+
+    \b
+    Example:
+      graceful schedule list --on kind -o json
+    """
+    from graceful.cli import scheduling
+
+    return scheduling.listing(scheduling.Where(**where), output=output)
+
+
+@schedule.command(short_help="Let a schedule rest.")
+@options(NAME, *WHERE)
+def pause(name: str, **where: Any) -> int:
+    """Let NAME rest until it is resumed. A firing that runs goes on.
+
+    \b
+    Example:
+      graceful schedule pause nightly --on kind
+    """
+    from graceful.cli import scheduling
+
+    return scheduling.pause(name, scheduling.Where(**where), paused=True)
+
+
+@schedule.command(short_help="Let a paused schedule fire again.")
+@options(NAME, *WHERE)
+def resume(name: str, **where: Any) -> int:
+    """Let NAME fire again. On a cluster, the newest firing of the last hour is made up for at once.
+
+    \b
+    Example:
+      graceful schedule resume nightly --on kind
+    """
+    from graceful.cli import scheduling
+
+    return scheduling.pause(name, scheduling.Where(**where), paused=False)
+
+
+@schedule.command("run-now", short_help="Fire once, now.")
+@options(NAME, *WHERE, OUTPUT)
+def run_now(name: str, output: str, **where: Any) -> int:
+    """Fire NAME once, now, paused or not; refused while a firing of it runs.
+
+    On a cluster it is sent and followed with `graceful status`; here it runs in the foreground, and its exit
+    code is that of `graceful refresh`.
+
+    \b
+    Example:
+      graceful schedule run-now nightly --on kind
+    """
+    from graceful.cli import scheduling
+
+    return scheduling.run_now(name, scheduling.Where(**where), output=output)
+
+
+@schedule.command(short_help="Delete a schedule.")
+@options(NAME, *WHERE)
+def delete(name: str, **where: Any) -> int:
+    """Delete NAME. A firing that runs goes on, its versions stay.
+
+    \b
+    Example:
+      graceful schedule delete nightly --on kind
+    """
+    from graceful.cli import scheduling
+
+    return scheduling.delete(name, scheduling.Where(**where))
+
+
+@schedule.command(short_help="Be the scheduler of this machine.")
+@options(HOME, QUIET)
+def run(home: Path | None, quiet: bool) -> int:
+    """Fire the schedules of this machine when they are due, one firing at a time, until Ctrl-C.
+
+    It may be stopped and started at any time: what is due follows from files. Ctrl-C ends the firing that
+    runs as it ends `graceful refresh`; started again within an hour, it resumes it.
+
+    \b
+    Example:
+      graceful schedule run
+    """
+    from graceful.cli import firing
+
+    return firing.run(home=home, quiet=quiet)

@@ -1,0 +1,213 @@
+"""`graceful schedule list`, `pause`, `resume`, `run-now` and `delete`, on a cluster and on this machine. Client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from graceful.cli import output as out
+from graceful.cli import places
+from graceful.errors import SpecError
+from graceful.launch import profile
+from graceful.launch import schedule as cluster
+from graceful.launch.kube import Kube
+from graceful.launch.timetable import LATE, Event, Timetable
+
+COLUMNS = ("schedule", "cron", "zone", "next", "last", "outcome", "state")
+POLICIES = {"missed_after_seconds": int(LATE.total_seconds())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """A cluster, or this machine.
+
+    Attributes:
+        on: Profile; None or local: this machine, unless a context or a namespace is named.
+        context: Of the kubeconfig; wins over the profile's.
+        namespace: Wins over the profile's.
+        home: Folder of this machine's schedules.
+    """
+
+    on: str | None = None
+    context: str | None = None
+    namespace: str | None = None
+    home: Path | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether this machine is meant."""
+        return self.on in (None, "local") and not (self.context or self.namespace)
+
+    @property
+    def timetable(self) -> Timetable:
+        """The schedules of this machine."""
+        return Timetable(places.home_folder(self.home) / "schedules")
+
+    def profile(self) -> profile.KubeRay | None:
+        """The cluster's profile; None: only a context or namespace was named.
+
+        Raises:
+            SpecError: No such profile, or one without schedules.
+        """
+        if self.on is None:
+            return None
+        chosen = profile.load(self.on)
+        if not isinstance(chosen, profile.KubeRay):
+            remedy = "name one of kind kuberay, or leave --on out and run `graceful schedule run` on this machine"
+            raise SpecError(f"--on {self.on}: kind {chosen.kind} has no schedules; {remedy}")
+        namespace = self.namespace or chosen.namespace
+        return chosen.model_copy(update={"context": self.context or chosen.context, "namespace": namespace})
+
+    def kube(self) -> Kube:
+        """The API server; nothing is sent yet."""
+        chosen = self.profile()
+        if chosen is None:
+            return Kube.connect(context=self.context, namespace=self.namespace)
+        return Kube.connect(context=chosen.context, namespace=chosen.namespace)
+
+    def options(self) -> str:
+        """As people type them, for messages."""
+        given = {"--on": self.on, "--context": self.context, "-n": self.namespace, "--home": self.home}
+        return "".join(f" {flag} {value}" for flag, value in given.items() if value)
+
+
+def listing(where: Where, *, output: str) -> int:
+    """Every schedule with its next and last firing."""
+    rows = _rows_here(where.timetable) if where.here else _rows_there(where.kube())
+    if output != "table":
+        out.document(rows, output)
+        return 0
+    if not rows:
+        out.talk("no schedules; `graceful schedule apply` makes one")
+        return 0
+    lines = [COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    for line in lines:
+        out.line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    out.talk(f"overlapping firings: {rows[0]['overlapping']}; missed ones: run once if less than an hour late")
+    if where.here and not where.timetable.is_working():
+        out.talk(f"no scheduler is at work: start one with `graceful schedule run{where.options()}`")
+    return 0
+
+
+def _rows_here(timetable: Timetable) -> list[dict[str, Any]]:
+    history = timetable.history()
+    rows = []
+    for entry in timetable.entries():
+        mine = [event for event in history if event.schedule == entry.name]
+        if timetable.is_firing(entry.name):  # whatever was skipped meanwhile
+            mine = [event for event in mine if event.outcome == "running"]
+            ended = "running"
+        else:
+            ended = "interrupted" if mine and mine[-1].outcome == "running" else mine[-1].outcome if mine else ""
+        last = mine[-1] if mine else None
+        rows.append(
+            {
+                "schedule": entry.name,
+                "cron": entry.cron,
+                "time_zone": entry.time_zone,
+                "paused": entry.paused,
+                "next": None if entry.paused else entry.times().after(datetime.now(UTC)).isoformat(),
+                "last": _last(last, ended),
+                "overlapping": "skipped",
+                **POLICIES,
+            }
+        )
+    return rows
+
+
+def _last(event: Event | None, ended: str) -> dict[str, Any] | None:
+    if event is None:
+        return None
+    at = event.due.isoformat()
+    return {"firing": event.firing, "at": at, "outcome": ended, "reason": event.reason, "exit_code": event.exit_code}
+
+
+def _rows_there(kube: Kube) -> list[dict[str, Any]]:
+    return [
+        {
+            "schedule": one.name,
+            "cronjob": one.cronjob,
+            "cron": one.cron,
+            "time_zone": one.time_zone,
+            "paused": one.paused,
+            "next": None if one.next is None else one.next.isoformat(),
+            "last": None
+            if one.last is None
+            else {
+                "firing": one.last.name,
+                "at": one.last.at.isoformat(),
+                "outcome": one.last.outcome,
+                "reason": one.last.reason,
+            },
+            "overlapping": "forbidden, started afterwards",
+            **POLICIES,
+            "chart": one.chart,
+        }
+        for one in cluster.listing(kube, now=datetime.now(UTC))
+    ]
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    last = row["last"] or {"at": None, "outcome": "", "reason": ""}
+    reason = last["reason"].removeprefix(f"{last['outcome']}: ")
+    ended = f"{last['outcome']}{f': {reason}' if reason else ''}"
+    state = "paused" if row["paused"] else "active"
+    chart = f" (chart {row['chart']})" if row.get("chart") else ""
+    moments = (_shown(row["next"]), _shown(last["at"]))
+    return (row["schedule"], row["cron"], row["time_zone"], *moments, ended, f"{state}{chart}")
+
+
+def _shown(moment: str | None) -> str:
+    return "" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M}Z"
+
+
+def pause(name: str, where: Where, *, paused: bool) -> int:
+    """Pause a schedule or let it go on."""
+    if where.here:
+        changed = where.timetable.pause(name, paused=paused, now=datetime.now(UTC))
+    else:
+        changed = cluster.suspend(where.kube(), name, paused=paused)
+    state = "paused" if paused else "active"
+    out.line(f"schedule {name}: {state}{'' if changed else ', as before'}")
+    return 0
+
+
+def delete(name: str, where: Where) -> int:
+    """Delete a schedule; what runs goes on."""
+    if where.here:
+        where.timetable.remove(name)
+        running: tuple[str, ...] = (name,) if where.timetable.is_firing(name) else ()
+    else:
+        running = cluster.delete(where.kube(), name)
+    out.line(f"schedule {name}: deleted")
+    for firing in running:
+        out.talk(f"a firing of {firing} still runs and is left alone")
+    return 0
+
+
+def run_now(name: str, where: Where, *, output: str) -> int:
+    """Fire once: send it to the cluster, or refresh here in the foreground.
+
+    Returns:
+        0, or here the exit code of the refresh.
+
+    Raises:
+        SpecError: No such schedule, or a firing of it is running.
+    """
+    if where.here:
+        from graceful.cli import firing as machine
+
+        return machine.run_now(name, where.timetable, home=where.home, output=output)
+    kube = where.kube()
+    firing = cluster.run_now(kube, name, now=datetime.now(UTC))
+    run = cluster.run_id(kube, firing)
+    if output == "table":
+        out.line(f"Job {firing}")
+        if run:
+            out.talk(f"  graceful status {run}{where.options()} --wait")
+    else:
+        out.document({"schedule": name, "firing": firing, "run_id": run or None}, output)
+    return 0

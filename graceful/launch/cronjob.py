@@ -1,0 +1,177 @@
+"""Render a schedule as a CronJob whose pods submit a refresh and wait for its end. Pure functions. Client.
+
+The objects are those of the chart: same labels, same arguments, same naming of versions after their firing. What a pod
+reads (spec, profile, task file) is an immutable ConfigMap named by its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from graceful.errors import SpecError
+from graceful.launch import harden, manifests, names
+from graceful.launch.backend import Document
+from graceful.launch.profile import KubeRay
+
+SCHEDULE = f"{names.PREFIX}schedule"
+"""Label of everything that belongs to a schedule: its name."""
+FIRING = "GRACEFUL_FIRING"
+"""Variable that holds a firing's Job name: one per firing, the same for its retries, which so resume the run."""
+FOLDER = "/etc/graceful/job"
+SPEC_FILE, PROFILE_FILE = "spec.yaml", "profile.yaml"
+LONGEST = 52
+"""Characters of a CronJob's name: its Jobs append eleven."""
+LATE_SECONDS = 3600
+"""A firing that is later than this is missed."""
+HISTORY = 3
+RETRIES = 2
+"""Of a firing, for trouble with infrastructure; a wrong spec, a held version or failed training would only repeat."""
+FINAL_CODES = [1, 2, 3, 5]
+_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}
+_VOLUME = "job"
+_COMPONENT = {"app.kubernetes.io/component": "schedule"}
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What fires, when, and as whom.
+
+    Attributes:
+        name: Of the schedule and of its CronJob; versions are named after it.
+        cron: As `cron.read` takes it.
+        time_zone: Of the cron expression.
+        model: Family that is refreshed; `model-firing` is the run id.
+        document: The resolved spec as JSON values.
+        files: Texts by file name that lie beside it.
+        account: ServiceAccount that may submit.
+    """
+
+    name: str
+    cron: str
+    time_zone: str
+    model: str
+    document: Mapping[str, Any]
+    account: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(schedule: Schedule, profile: KubeRay) -> tuple[Json, Json]:
+    """ConfigMap and CronJob, in the order in which they are sent.
+
+    Raises:
+        SpecError: The name is too long, or spec and files are too large.
+    """
+    if len(schedule.name) > LONGEST:
+        raise SpecError(f"schedule {schedule.name!r}: {len(schedule.name)} characters, a CronJob has at most {LONGEST}")
+    config = _config_map(schedule, profile)
+    return config, _cronjob(schedule, profile, config["metadata"]["name"])
+
+
+def _config_map(schedule: Schedule, profile: KubeRay) -> Json:
+    where = profile.model_copy(update={"context": None}).model_dump(mode="json", exclude_defaults=True)
+    data = {SPEC_FILE: _yaml(schedule.document), PROFILE_FILE: _yaml(where), **schedule.files}
+    size = sum(len(text.encode()) for text in data.values())
+    if size > manifests.LARGEST:
+        most = manifests.LARGEST
+        raise SpecError(f"{schedule.name}: spec and files hold {size} bytes, a ConfigMap at most {most}")
+    name = names.document_name(schedule.name, _yaml(data))
+    meta = {"name": name, "namespace": profile.namespace, "labels": {**_labels(schedule.name), **_COMPONENT}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "immutable": True, "data": data}
+
+
+def _cronjob(schedule: Schedule, profile: KubeRay, config: str) -> Json:
+    labels = _labels(schedule.name)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": schedule.name, "namespace": profile.namespace, "labels": {**labels, **_COMPONENT}},
+        "spec": {
+            "schedule": schedule.cron,
+            "timeZone": schedule.time_zone,
+            "concurrencyPolicy": "Forbid",
+            "startingDeadlineSeconds": LATE_SECONDS,
+            "successfulJobsHistoryLimit": HISTORY,
+            "failedJobsHistoryLimit": HISTORY,
+            "jobTemplate": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "backoffLimit": RETRIES,
+                    "podFailurePolicy": {
+                        "rules": [
+                            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                            {"action": "FailJob", "onExitCodes": {"operator": "In", "values": FINAL_CODES}},
+                        ]
+                    },
+                    "template": {
+                        "metadata": {"labels": {**labels, **_COMPONENT, names.ROLE: "schedule"}},
+                        "spec": _pod(schedule, profile, config),
+                    },
+                },
+            },
+        },
+    }
+
+
+def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
+    """Submits first, then waits as long as the run takes, so that the next firing sees this one as running."""
+    on = f"--on={FOLDER}/{PROFILE_FILE}"
+    arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", on, "--yes", f"--set=name=$({FIRING})"]
+    submit = _container(profile, "submit", arguments)
+    wait = _container(profile, "wait", ["status", f"{schedule.model}-$({FIRING})", on, "--wait"])
+    pulls = [{"name": secret} for secret in profile.pull_secrets]
+    pod = harden.pod(
+        {
+            "restartPolicy": "Never",
+            "serviceAccountName": schedule.account,
+            "automountServiceAccountToken": True,
+            "terminationGracePeriodSeconds": manifests.GRACE_SECONDS,
+            **({"imagePullSecrets": pulls} if pulls else {}),
+            "containers": [submit, wait],
+            "volumes": [{"name": _VOLUME, "configMap": {"name": config}}],
+        },
+        user=profile.user,
+    )
+    first, last = pod["containers"]
+    return {**pod, "initContainers": [first], "containers": [last]}
+
+
+def _container(profile: KubeRay, name: str, arguments: Sequence[str]) -> Json:
+    label = "metadata.labels['batch.kubernetes.io/job-name']"
+    return {
+        "name": name,
+        "image": profile.image,
+        "imagePullPolicy": profile.pull_policy,
+        "command": ["graceful"],
+        "args": list(arguments),
+        "env": [{"name": FIRING, "valueFrom": {"fieldRef": {"fieldPath": label}}}],
+        "resources": _RESOURCES,
+        "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}],
+    }
+
+
+def firing_name(name: str, moment: datetime) -> str:
+    """Name of a firing as Kubernetes makes it: the schedule's and the minutes since 1970."""
+    return f"{name}-{int(moment.astimezone(UTC).timestamp() // 60)}"
+
+
+def config_of(template: Document) -> str:
+    """Name of the ConfigMap that a pod mounts; empty if it mounts none."""
+    for volume in template["spec"].get("volumes") or ():
+        if volume["name"] == _VOLUME and "configMap" in volume:
+            return str(volume["configMap"]["name"])
+    return ""
+
+
+def _labels(name: str) -> dict[str, str]:
+    key, value = names.MANAGED_BY
+    return {"app.kubernetes.io/name": value, key: value, SCHEDULE: name}
+
+
+def _yaml(document: Any) -> str:
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))

@@ -1,0 +1,196 @@
+"""The scheduler of one machine, with a clock of the test's: what it starts, skips, reports and writes down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from graceful.errors import InfrastructureError, SpecError
+from graceful.launch.scheduler import Ended, Scheduler
+from graceful.launch.timetable import Entry, Timetable
+
+START = datetime(2026, 11, 22, 3, 0, 30, tzinfo=UTC)
+PASSED = Ended(outcome="passed", exit_code=0)
+
+
+@dataclass
+class World:
+    """A timetable, a clock that stands still, and refreshes that the test writes."""
+
+    timetable: Timetable
+    now: datetime = START
+    ends: list[Ended | BaseException] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    during: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            timetable=self.timetable, start=self._start, say=self.said.append, now=lambda: self.now
+        )
+
+    def _start(self, entry: Entry, firing: str) -> Ended:
+        self.started.append(firing)
+        for name in self.during:
+            self.now += timedelta(minutes=15)
+            self.scheduler.ring(name)
+        end = self.ends.pop(0) if self.ends else PASSED
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    def make(self, name: str, cron: str = "*/15 * * * *", *, hours_ago: float = 0.1) -> None:
+        since = START - timedelta(hours=hours_ago)
+        self.timetable.put(Entry(name=name, cron=cron, time_zone="Etc/UTC", document={}, since=since))
+
+    def outcomes(self) -> list[tuple[str, str]]:
+        return [(f"{event.due:%H:%M}", event.outcome) for event in self.timetable.history()]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(Timetable(tmp_path / "schedules"))
+
+
+def test_what_is_due_runs_once_under_the_name_of_its_firing(world: World) -> None:
+    world.make("a")
+    world.make("b", "0 9 * * *")
+    assert world.scheduler.look() is None
+    assert world.scheduler.look() is None
+    assert world.started == [f"a-{int(START.timestamp() // 60)}"]
+    assert world.outcomes() == [("03:00", "running"), ("03:00", "passed")]
+
+
+def test_a_restart_takes_nothing_twice_and_forgets_nothing(world: World) -> None:
+    world.make("a")
+    world.scheduler.look()
+    after = World(world.timetable, now=START + timedelta(minutes=20))
+    after.scheduler.look()
+    assert [len(world.started), len(after.started)] == [1, 1]
+    assert world.started != after.started
+
+
+def test_missed_firings_are_reported_and_the_newest_runs_for_them(world: World) -> None:
+    world.make("a", hours_ago=24)
+    world.scheduler.look()
+    assert len(world.started) == 1
+    assert world.said[0].startswith("a: missed, 95 firings, ")
+    assert f"; {world.started[0]} runs for them" in world.said[0]
+    assert [outcome for _, outcome in world.outcomes()] == ["missed", "missed", "running", "passed"]
+    assert world.scheduler.look() is None
+    assert len(world.started) == 1
+
+
+def test_a_firing_too_late_is_missed_and_said_once(world: World) -> None:
+    world.make("a", "0 2 * * *", hours_ago=24)
+    world.scheduler.look()
+    world.scheduler.look()
+    assert world.started == []
+    assert world.outcomes() == [("02:00", "missed")]
+    assert len(world.said) == 1
+
+
+def test_a_firing_that_falls_into_the_one_before_is_skipped_and_said(world: World) -> None:
+    world.make("a")
+    world.during = ["a", "a"]
+    world.scheduler.look()
+    world.scheduler.look()
+    assert len(world.started) == 1
+    skipped = [("03:15", "skipped"), ("03:30", "skipped")]
+    assert world.outcomes() == [("03:00", "running"), *skipped, ("03:00", "passed")]
+    assert sum("skipped, the firing before it still runs" in line for line in world.said) == 2
+
+
+def test_an_alarm_for_the_firing_that_has_just_started_changes_nothing(world: World) -> None:
+    world.make("a")
+    world.during = ["a"]
+    world.scheduler.start = lambda entry, firing: (world.scheduler.ring("a"), PASSED)[1]
+    world.scheduler.look()
+    assert world.outcomes() == [("03:00", "running"), ("03:00", "passed")]
+
+
+def test_another_schedule_waits_and_then_runs(world: World) -> None:
+    world.make("a", "0 * * * *")
+    world.make("b", "10 3 * * *")
+    world.during = ["b"]
+    world.scheduler.look()
+    assert [name.partition("-")[0] for name in world.started] == ["a", "b"]
+    assert ("03:10", "passed") in world.outcomes()
+
+
+def test_an_interrupted_firing_ends_the_work_and_resumes_under_its_name(world: World) -> None:
+    world.make("a")
+    world.make("b")
+    world.ends = [KeyboardInterrupt()]
+    assert world.scheduler.look() == 130
+    assert world.outcomes() == [("03:00", "running"), ("03:00", "interrupted")]
+    again = World(world.timetable, now=START + timedelta(minutes=5))
+    again.scheduler.look()
+    assert again.started[0] == world.started[0]
+    assert len(again.started) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "code", "reason"),
+    [
+        (Ended(outcome="held", exit_code=3), "held", 3, ""),
+        (Ended(outcome="skipped", exit_code=0, reason="no new data"), "skipped", 0, "no new data"),
+        (InfrastructureError("ended by SIGKILL"), "failed", 4, "ended by SIGKILL"),
+    ],
+)
+def test_how_a_refresh_ended_is_written_down(
+    world: World, end: Ended | BaseException, outcome: str, code: int, reason: str
+) -> None:
+    world.make("a")
+    world.ends = [end]
+    assert world.scheduler.look() is None
+    last = world.timetable.history()[-1]
+    assert (last.outcome, last.exit_code, last.reason) == (outcome, code, reason)
+
+
+def test_a_firing_by_hand_keeps_the_scheduler_from_its_own(world: World) -> None:
+    world.make("a")
+    with world.timetable.firing("a"):
+        world.scheduler.look()
+    assert world.started == []
+    assert world.outcomes() == [("03:00", "skipped")]
+
+
+def test_a_schedule_that_is_deleted_while_it_runs_ends_quietly(world: World) -> None:
+    world.make("a")
+    world.during = ["a"]
+    world.timetable.put(replace(world.timetable.find("a")))
+
+    def start(entry: Entry, firing: str) -> Ended:
+        world.timetable.remove("a")
+        world.scheduler.ring("a")
+        return PASSED
+
+    world.scheduler.start = start
+    assert world.scheduler.look() is None
+    assert world.outcomes() == [("03:00", "running"), ("03:00", "passed")]
+
+
+def test_it_works_until_it_is_interrupted_and_only_one_works(world: World) -> None:
+    world.make("a")
+    refused: list[str] = []
+
+    def meanwhile() -> None:
+        try:
+            Scheduler(timetable=world.timetable, start=world.scheduler.start, say=world.said.append).run()
+        except SpecError as e:
+            refused.append(e.message)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    other = threading.Thread(target=meanwhile)
+    assert world.scheduler.run(ready=other.start) == 130
+    other.join()
+    assert len(refused) == 1
+    assert "another scheduler works on" in refused[0]
+    assert not world.timetable.is_working()

@@ -1,0 +1,170 @@
+"""Schedules of one machine: what is due after any interruption, and files that survive one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from graceful.errors import SpecError, StorageError
+from graceful.launch import timetable
+from graceful.launch.timetable import Due, Entry, Event, Timetable, due
+
+MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)
+ENTRY = Entry(
+    name="hourly", cron="0 * * * *", time_zone="Etc/UTC", document={"model": "m"}, since=MIDNIGHT - timedelta(minutes=1)
+)
+
+
+def at(hours: float) -> datetime:
+    return MIDNIGHT + timedelta(hours=hours)
+
+
+def event(hours: float, outcome: str = "passed", schedule: str = "hourly") -> Event:
+    return Event(schedule=schedule, firing=f"f-{hours}", due=at(hours), at=at(hours), outcome=outcome)
+
+
+def test_nothing_is_due_before_its_time() -> None:
+    assert due(ENTRY, [event(0)], at(0.99)) == Due()
+    assert due(ENTRY, [event(0)], at(1)) == Due(run=at(1))
+
+
+def test_what_was_due_before_the_schedule_was_made_does_not_count() -> None:
+    assert due(replace(ENTRY, since=at(5)), [], at(5.5)) == Due()
+
+
+def test_a_missed_firing_runs_once_if_less_than_an_hour_late() -> None:
+    assert due(ENTRY, [event(0)], at(1.9)) == Due(run=at(1))
+    assert due(replace(ENTRY, cron="0 2 * * *"), [event(0)], at(2.99)) == Due(run=at(2))
+
+
+def test_a_firing_an_hour_late_is_missed() -> None:
+    daily = replace(ENTRY, cron="0 2 * * *")
+    assert due(daily, [event(0)], at(3)) == Due(missed=(at(2),))
+    assert due(daily, [event(0), event(2, "missed")], at(3)) == Due()
+
+
+def test_several_missed_firings_run_once_for_all() -> None:
+    assert due(ENTRY, [event(0)], at(3.5)) == Due(run=at(3), missed=(at(1), at(2)))
+
+
+def test_a_schedule_that_fell_far_behind_runs_its_newest_firing() -> None:
+    minutely = replace(ENTRY, cron="* * * * *")
+    found = due(minutely, [event(0)], at(24 * 30))
+    assert found.run == at(24 * 30)
+    assert timetable.MOST <= len(found.missed) <= 2 * timetable.MOST
+
+
+@pytest.mark.parametrize("outcome", ["passed", "held", "failed", "skipped", "missed"])
+def test_what_ended_does_not_run_again(outcome: str) -> None:
+    assert due(ENTRY, [event(1, "running"), event(1, outcome)], at(1.5)) == Due()
+
+
+@pytest.mark.parametrize("outcome", ["running", "interrupted"])
+def test_an_interrupted_firing_is_taken_up_again_within_the_hour(outcome: str) -> None:
+    daily = replace(ENTRY, cron="0 1 * * *")
+    assert due(daily, [event(1, outcome)], at(1.9)) == Due(run=at(1))
+    assert due(daily, [event(1, outcome)], at(2)) == Due(missed=(at(1),))
+
+
+def test_an_interrupted_firing_resumes_though_one_was_skipped_beside_it() -> None:
+    quarterly = replace(ENTRY, cron="*/15 * * * *")
+    history = [event(1, "running"), event(1.25, "skipped"), event(1, "interrupted")]
+    assert due(quarterly, history, at(1.4)) == Due(run=at(1))
+
+
+def test_a_newer_firing_goes_before_an_interrupted_one() -> None:
+    quarterly = replace(ENTRY, cron="*/15 * * * *")
+    assert due(quarterly, [event(1, "interrupted")], at(1.3)) == Due(run=at(1.25), missed=(at(1),))
+
+
+def test_a_paused_schedule_asks_for_nothing() -> None:
+    assert due(replace(ENTRY, paused=True), [event(1, "interrupted")], at(9)) == Due()
+
+
+def test_other_schedules_do_not_matter() -> None:
+    assert due(ENTRY, [event(0), event(1, schedule="nightly")], at(1)) == Due(run=at(1))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Timetable:
+    return Timetable(tmp_path / "schedules")
+
+
+def test_a_schedule_survives_its_file(table: Timetable) -> None:
+    assert table.entries() == ()
+    table.put(ENTRY)
+    table.put(replace(ENTRY, name="b", paused=True))
+    assert table.entries() == (replace(ENTRY, name="b", paused=True), ENTRY)
+    assert sorted(path.name for path in table.folder.iterdir()) == ["b.json", "hourly.json"]
+    table.remove("b")
+    assert table.entries() == (ENTRY,)
+
+
+def test_paused_time_is_forgotten(table: Timetable) -> None:
+    table.put(ENTRY)
+    assert table.pause("hourly", paused=True, now=at(1))
+    assert not table.pause("hourly", paused=True, now=at(2))
+    assert table.find("hourly") == replace(ENTRY, paused=True)
+    assert table.pause("hourly", paused=False, now=at(5.5))
+    assert due(table.find("hourly"), [], at(5.9)) == Due()
+
+
+def test_an_unknown_schedule_is_named(table: Timetable) -> None:
+    for act in (table.find, table.remove, lambda name: table.pause(name, paused=True, now=MIDNIGHT)):
+        with pytest.raises(SpecError, match=r"no schedule 'x' in .*schedules; `graceful schedule list`"):
+            act("x")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "name": "x", "since": "never"}'])
+def test_a_damaged_file_is_named_with_its_remedy(table: Timetable, text: str) -> None:
+    table.put(ENTRY)
+    (table.folder / "hourly.json").write_text(text, encoding="utf-8")
+    with pytest.raises(StorageError, match=r"hourly.json: not a schedule .*; apply it again, or delete the file"):
+        table.entries()
+
+
+def test_the_history_is_read_as_it_was_written(table: Timetable) -> None:
+    assert table.history() == ()
+    events = (event(1, "running"), replace(event(1, "failed"), exit_code=5, reason="out of \u00e9ther"))
+    for one in events:
+        table.record(one)
+    assert table.history() == events
+    lines = (table.folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == ["running", "failed"]
+
+
+def test_a_line_cut_short_by_a_crash_harms_neither_its_neighbours_nor_the_next(table: Timetable) -> None:
+    table.record(event(1))
+    with (table.folder / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"schedule": "hourly", "fir')
+    table.record(event(2))
+    assert table.history() == (event(1), event(2))
+
+
+def test_of_two_schedulers_and_of_two_firings_one_works(table: Timetable) -> None:
+    other = Timetable(table.folder)
+    assert not table.is_working()
+    with table.working():
+        assert other.is_working()
+        with pytest.raises(SpecError, match="another scheduler works on"), other.working():
+            pass
+        with table.firing("a"), other.firing("b"):
+            assert other.is_firing("a")
+            with pytest.raises(SpecError, match="schedule a: a firing is running"), other.firing("a"):
+                pass
+    assert not table.is_working()
+    assert not table.is_firing("a")
+    assert not table.is_firing("never")
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "schedules").write_text("")
+    with pytest.raises(StorageError, match=r"schedules/hourly.json: cannot be written .*check permissions"):
+        Timetable(tmp_path / "schedules").put(ENTRY)

@@ -13,7 +13,7 @@ from pathlib import Path
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import InfrastructureError, RegistryError
-from graceful.launch import local
+from graceful.launch import foreground
 from graceful.launch.job import JobSpec
 
 HOST = "127.0.0.1"
@@ -43,10 +43,10 @@ def serve(*, home: Path | None, port: int | None) -> int:
     done = threading.Event()
     threading.Thread(target=_announce, args=(chosen, done), daemon=True).start()
     try:
-        code = local.run(server(uri, folder, chosen))
+        code = foreground.run(server(uri, folder, chosen))
     finally:
         done.set()
-    if code not in (0, local.EXIT_INTERRUPTED):
+    if code not in (0, foreground.EXIT_INTERRUPTED):
         raise InfrastructureError(f"ui: mlflow's server ended with exit code {code}; its last lines above say why")
     return 0
 

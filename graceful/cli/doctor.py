@@ -6,65 +6,71 @@ Heavy packages are imported in processes of their own (`graceful.programs.probe`
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
 from graceful import __version__
 from graceful.cli import output as out
-from graceful.cli import places, programs
+from graceful.cli import places
+from graceful.cli.checks import Check, State, probe
 
 EXIT_FAILED = 4
 DISTRIBUTION = "graceful-ai"
 OLDEST_PYTHON = (3, 11)
-PROBE_SECONDS = 180
 GIB = 2**30
 DISK_LOW, DISK_TOO_LOW = 5 * GIB, GIB // 2
 """A refresh of the shipped examples writes some megabytes; checkpoints of larger models fill gigabytes."""
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_LOW = GIB // 2
 """Ray keeps objects there and falls back to the disk below it."""
-State = Literal["ok", "warn", "fail"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the result.
-
-    Attributes:
-        name: What was looked at.
-        state: ok; warn: works, with a drawback; fail: a refresh cannot work.
-        found: What is there.
-        remedy: What to do, empty if ok.
-    """
-
-    name: str
-    state: State
-    found: str
-    remedy: str = ""
-
-
-def report(*, home: Path | None, output: str) -> int:
-    """Run every check, print them, and return 0, or 4 if one failed."""
+def report(*, home: Path | None, output: str, on: str | None = None) -> int:
+    """Run every check, of this machine or of a place, print them, and return 0, or 4 if one failed."""
     folder = places.home_folder(home)
-    checks = gather(folder)
+    checks = gather(folder) if on is None else of_place(on, folder)
     if output == "table":
         rows = [(check.state, check.name, check.found, check.remedy) for check in checks]
         out.table(("", "check", "found", "remedy"), rows)
     else:
         out.document([asdict(check) for check in checks], output)
     return EXIT_FAILED if any(check.state == "fail" for check in checks) else 0
+
+
+def of_place(on: str, home: Path) -> list[Check]:
+    """What runs will meet where a profile sends them.
+
+    Raises:
+        SpecError: No such profile, or no such context.
+    """
+    from graceful.launch import profile
+
+    chosen = profile.load(on)
+    if isinstance(chosen, profile.Local):
+        return gather(home)
+    from graceful.cli import checks_services
+
+    if isinstance(chosen, profile.RayJobs):
+        return [*checks_services.ray(chosen), *checks_services.mlflow(chosen.mlflow)]
+    from graceful.cli import checks_kuberay
+    from graceful.launch.kube import Kube
+    from graceful.launch.patience import Patience
+
+    kube = Kube.connect(context=chosen.context, namespace=chosen.namespace)
+    kube = Kube(access=kube.access, namespace=kube.namespace, patience=Patience(tries=2))
+    checks = checks_kuberay.checks(kube, chosen)
+    if checks[0].state == "fail":
+        return checks
+    return [*checks, *checks_services.storage(chosen.storage, home), *checks_services.mlflow(chosen.mlflow)]
 
 
 def gather(home: Path) -> list[Check]:
@@ -122,34 +128,6 @@ def unmet(requirements: Sequence[str]) -> list[str]:
         if not wanted.specifier.contains(version, prereleases=True):
             found.append(f"{wanted.name} {version} is not {wanted.specifier}")
     return found
-
-
-def probe(name: str, *, home: Path, remedy: str) -> Check:
-    """Ask a process of its own whether one thing works."""
-    command = [sys.executable, "-m", "graceful.programs.probe", name]
-    env = {**os.environ, **programs.environment(os.environ, home=home)}
-    try:
-        done = subprocess.run(
-            command,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return Check(name=name, state="fail", found=f"no answer within {PROBE_SECONDS} s", remedy=remedy)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = lines[-1] if lines else f"ended with exit code {done.returncode} and no word"
-    if done.returncode != 0:
-        return Check(name=name, state="fail", found=last, remedy=remedy)
-    facts: dict[str, str] = json.loads(last)
-    return Check(name=name, state="ok", found=", ".join(_fact(key, value) for key, value in facts.items()))
-
-
-def _fact(key: str, value: str) -> str:
-    return value if key in ("version", "uri") else f"{key} {value[:12] if key == 'sha256' else value}"
 
 
 def disk(home: Path) -> Check:

@@ -15,7 +15,7 @@ from graceful.spec import load
 
 
 def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
-    """Print the verdict and return its exit code: 0 passed, 3 held.
+    """Print the verdict and return its exit code: 0 passed, 3 held. Another version's constraints are remarked on.
 
     Raises:
         SpecError: The spec is wrong, of another model, or asks for what the report does not have.
@@ -25,6 +25,8 @@ def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
     measured = Report.from_json(_text(report), where=str(report))
     if measured.model != wanted.model:
         raise SpecError(f"{report} is about {measured.model}, {spec} about {wanted.model}; give files of one model")
+    if measured.version != wanted.name:
+        out.talk(f"note: {report} is about {measured.version}, judged by the constraints of {wanted.name} in {spec}")
     constraints = [bound.constraint() for bound in wanted.gate.constraints]
     verdict = gate.judge(measured, constraints, family=wanted.gate.family)
     _show(measured, verdict, output)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from graceful.cli import output as out
 from graceful.cli import places
-from graceful.launch import local
+from graceful.launch import foreground
 from graceful.launch.job import JobSpec
 from graceful.spec import RefreshSpec, load
 
@@ -54,7 +54,7 @@ def start(
         env=environment(os.environ, home=home, verbose=verbose),
         document=None if resolved is None else json.dumps(resolved.dump()),
     )
-    return local.run(job)
+    return foreground.run(job, deferred=True)
 
 
 def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: int = 0) -> dict[str, str]:

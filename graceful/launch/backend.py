@@ -8,14 +8,18 @@ A plan describes and judges, `submit` alone changes anything. All backends pass 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from graceful.errors import SpecError
+from graceful.errors import GracefulError, InfrastructureError, SpecError
 from graceful.launch.job import JobSpec
+
+if TYPE_CHECKING:
+    from graceful.launch.profile import Profile
 
 Document = Mapping[str, Any]
 """One Kubernetes object, or whatever the place is sent, as JSON values."""
@@ -224,14 +228,51 @@ class Plan:
         return None if not prices or None in prices else sum(price for price in prices if price is not None)
 
 
-class Backend(Protocol):
+class Runs(Protocol):
+    """What becomes of jobs that were submitted; following them needs an address and no profile."""
+
+    def status(self, handle: Handle) -> Status:
+        """Ask what the job is doing.
+
+        Raises:
+            SpecError: There is no such job: the name is wrong, asking again would not help.
+            InfrastructureError: The place is unreachable.
+        """
+        ...
+
+    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
+        """Lines without newline, each once; with `follow` until the job is over, across lost connections.
+
+        Raises:
+            SpecError: No such job, or `since` where the place keeps no times.
+        """
+        ...
+
+    def stop(self, handle: Handle) -> Status:
+        """Stop it so that it can resume; stopping what is over changes nothing."""
+        ...
+
+    def resume(self, handle: Handle) -> Status:
+        """Send a stopped or failed job again under the same run id; one that is not over is left alone.
+
+        Raises:
+            SpecError: It has succeeded, or what it reads is gone.
+        """
+        ...
+
+    def list(self) -> Sequence[Status]:
+        """Every job of graceful there, newest first."""
+        ...
+
+
+class Backend(Runs, Protocol):
     """A place where programs run: this machine, a Ray cluster, Kubernetes."""
 
     def plan(self, job: JobSpec) -> Plan:
         """Describe and judge what `submit` would do; change nothing."""
         ...
 
-    def submit(self, plan: Plan) -> Handle:
+    def submit(self, planned: Plan, /) -> Handle:
         """Send it. Idempotent by run id: a job that is there already is answered with its handle.
 
         Raises:
@@ -240,22 +281,49 @@ class Backend(Protocol):
         """
         ...
 
-    def status(self, handle: Handle) -> Status:
-        """Ask what the job is doing.
 
-        Raises:
-            InfrastructureError: There is no such job, or the place is unreachable.
-        """
-        ...
+Trouble = Callable[[GracefulError], None]
+"""Told of failures that pass."""
 
-    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
-        """Lines without newline, each once; with `follow` until the job is over, across lost connections."""
-        ...
 
-    def stop(self, handle: Handle) -> Status:
-        """Stop it so that it can resume; stopping what is over changes nothing."""
-        ...
+def build(profile: Profile, *, home: Path, offline: bool = False, trouble: Trouble = lambda error: None) -> Backend:
+    """The place that a profile describes; nothing is sent or made yet.
 
-    def list(self) -> Sequence[Status]:
-        """Every job of graceful there, newest first."""
-        ...
+    Args:
+        profile: As `profile.load` reads it.
+        home: Where this machine keeps runs; of interest to local alone.
+        offline: Plan without asking the place.
+        trouble: Told of failures that pass, while a log is followed.
+    """
+    if profile.kind == "local":
+        from graceful.launch.local import LocalBackend
+
+        return LocalBackend(profile=profile, home=home)
+    if profile.kind == "rayjobs":
+        from graceful.launch.rayjobs import RayJobsBackend
+
+        return RayJobsBackend(profile=profile, offline=offline, trouble=trouble)
+    from graceful.launch import kuberay
+
+    connect = None if offline else kuberay.connector(profile)
+    return kuberay.KubeRayBackend(profile=profile, connect=connect, trouble=trouble)
+
+
+PLACE = {"forbidden", "absent", "unreachable"}
+"""Rules of findings that are the place's, not the job's: exit code 4."""
+
+
+def refuse(planned: Plan) -> None:
+    """Raise the first error of a plan that must not be sent, and say how many there are.
+
+    Raises:
+        InfrastructureError: The place refused or did not answer; nothing in the job is wrong.
+        SpecError: The job or the profile is wrong.
+    """
+    errors = planned.errors
+    if not errors:
+        return
+    more = f" (and {len(errors) - 1} more; `graceful plan` lists them)" if len(errors) > 1 else ""
+    if all(error.rule in PLACE for error in errors):
+        raise InfrastructureError(f"{errors[0].line()}{more}")
+    raise SpecError(f"{errors[0].line()}{more}")

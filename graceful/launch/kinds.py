@@ -28,6 +28,7 @@ KINDS = {
     "ConfigMap": Kind("v1", "configmaps"),
     "Secret": Kind("v1", "secrets"),
     "Service": Kind("v1", "services"),
+    "PersistentVolumeClaim": Kind("v1", "persistentvolumeclaims"),
     "ServiceAccount": Kind("v1", "serviceaccounts"),
     "ResourceQuota": Kind("v1", "resourcequotas"),
     "LimitRange": Kind("v1", "limitranges"),
@@ -35,6 +36,7 @@ KINDS = {
     "Node": Kind("v1", "nodes", False),
     "Job": Kind("batch/v1", "jobs"),
     "CronJob": Kind("batch/v1", "cronjobs"),
+    "Deployment": Kind("apps/v1", "deployments", False),  # of all namespaces: the operator's is not known
     "NetworkPolicy": Kind("networking.k8s.io/v1", "networkpolicies"),
     "Role": Kind("rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": Kind("rbac.authorization.k8s.io/v1", "rolebindings"),

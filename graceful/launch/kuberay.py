@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING
 
 from graceful.errors import GracefulError, InfrastructureError, SpecError
 from graceful.launch import lint, manifests, names, plan, validate
-from graceful.launch.backend import Change, Difference, Document, Finding, Handle, Plan, Severity, Status
+from graceful.launch.backend import (
+    Change,
+    Difference,
+    Document,
+    Finding,
+    Handle,
+    Plan,
+    Severity,
+    Status,
+    Trouble,
+    refuse,
+)  # fmt: skip
 from graceful.launch.job import JobSpec
 from graceful.launch.refusals import ApiError, ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 
@@ -29,16 +40,69 @@ TRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class KubeRayBackend:
+class KubeRayRuns:
+    """Runs in one namespace, found without a profile; a `backend.Runs`.
+
+    Attributes:
+        connect: Opens the API server when it is first needed; None: plan without asking it.
+        trouble: Told of failures that pass.
+    """
+
+    connect: Callable[[], Kube] | None = None
+    trouble: Trouble = lambda error: None
+
+    def status(self, handle: Handle) -> Status:
+        """What the job is doing, and why."""
+        from graceful.launch import runs
+
+        return runs.status(self.kube(), self.name(handle))
+
+    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
+        """The submitter's log, which outlives the cluster."""
+        from graceful.launch import logs
+
+        return logs.lines(self.kube(), self.name(handle), follow=follow, since=since, trouble=self.trouble)
+
+    def stop(self, handle: Handle) -> Status:
+        """Write the job down and delete it; resume sends it again."""
+        from graceful.launch import runs
+
+        return runs.stop(self.kube(), self.name(handle))
+
+    def resume(self, handle: Handle) -> Status:
+        """Send what was written down, or what failed, again."""
+        from graceful.launch import runs
+
+        return runs.resume(self.kube(), self.name(handle))
+
+    def list(self) -> Sequence[Status]:
+        """Every run of graceful in the namespace, newest first."""
+        from graceful.launch import runs
+
+        return runs.listing(self.kube())
+
+    def kube(self) -> Kube:
+        """The API server."""
+        if self.connect is None:
+            raise InfrastructureError("planned without a cluster; leave --offline out")
+        return self.connect()
+
+    def name(self, handle: Handle) -> str:
+        """Of the RayJob; checked to be in our namespace."""
+        from graceful.launch import runs
+
+        return runs.name_of(str(handle), namespace=self.kube().namespace)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubeRayBackend(KubeRayRuns):
     """RayJobs in one namespace; a `backend.Backend`.
 
     Attributes:
         profile: Where and on what.
-        connect: Opens the API server when it is first needed; None: plan without asking it.
     """
 
     profile: KubeRay
-    connect: Callable[[], Kube] | None = None
 
     def plan(self, job: JobSpec) -> Plan:
         """Describe, judge and compare with what is there; change nothing.
@@ -76,7 +140,7 @@ class KubeRayBackend:
             InfrastructureError: Unreachable or forbidden.
         """
         refuse(planned)
-        kube = self._kube()
+        kube = self.kube()
         *config, rayjob = planned.documents
         made = [document for document in config if _create(kube, document)]
         live = rayjob if (created := _create(kube, rayjob)) is None else created
@@ -89,40 +153,6 @@ class KubeRayBackend:
         for document in config:
             _own(kube, document, live)
         return planned.handle
-
-    def status(self, handle: Handle) -> Status:
-        """What the job is doing, and why."""
-        from graceful.launch import runs
-
-        return runs.status(self._kube(), self._name(handle))
-
-    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
-        """The submitter's log, which outlives the cluster."""
-        from graceful.launch import logs
-
-        return logs.lines(self._kube(), self._name(handle), follow=follow, since=since)
-
-    def stop(self, handle: Handle) -> Status:
-        """Write the job down and delete it; resume sends it again."""
-        from graceful.launch import runs
-
-        return runs.stop(self._kube(), self._name(handle))
-
-    def list(self) -> Sequence[Status]:
-        """Every run of graceful in the namespace, newest first."""
-        from graceful.launch import runs
-
-        return runs.listing(self._kube())
-
-    def _kube(self) -> Kube:
-        if self.connect is None:
-            raise InfrastructureError("planned without a cluster; leave --offline out")
-        return self.connect()
-
-    def _name(self, handle: Handle) -> str:
-        from graceful.launch import runs
-
-        return runs.name_of(str(handle), namespace=self.profile.namespace)
 
     def _where(self) -> str:
         context = f", context {self.profile.context}" if self.profile.context else ""
@@ -150,26 +180,6 @@ class KubeRayBackend:
                 change = Change.REFUSED if refused else Change.UNKNOWN
                 differences.append(Difference(document=plan.title(document), change=change, lines=(e.message,)))
         return tuple(differences), tuple(findings)
-
-
-def refuse(planned: Plan) -> None:
-    """Raise the first error of a plan that must not be sent, and say how many there are.
-
-    Raises:
-        InfrastructureError: The place refused or did not answer; nothing in the job is wrong.
-        SpecError: The job or the profile is wrong.
-    """
-    errors = planned.errors
-    if not errors:
-        return
-    more = f" (and {len(errors) - 1} more; `graceful plan` lists them)" if len(errors) > 1 else ""
-    if all(error.rule in PLACE for error in errors):
-        raise InfrastructureError(f"{errors[0].line()}{more}")
-    raise SpecError(f"{errors[0].line()}{more}")
-
-
-PLACE = {"forbidden", "absent", "unreachable"}
-"""Rules of findings that are the place's, not the job's: exit code 4."""
 
 
 def connector(profile: KubeRay) -> Callable[[], Kube]:

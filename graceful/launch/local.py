@@ -1,96 +1,272 @@
-"""Run a job as a child process of this one, on this machine: inherit its output, pass signals on, wait. Client.
+"""This machine as a place to run: jobs that outlive the command line and its terminal. Runs on the client.
 
-The child leads a process group of its own, so that Ctrl-C in a terminal reaches it exactly once and through us: a
-second interrupt in the middle of writing a checkpoint would spoil it.
+A job is a folder below HOME/jobs and a supervisor (`jobfolder`, `supervisor`); whoever asks reads the folder. What
+`graceful refresh` starts and waits for is a child of its own, see `foreground`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
-from types import FrameType
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from graceful.errors import InfrastructureError
+from graceful.errors import InfrastructureError, SpecError
+from graceful.launch import ended, names
+from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
 from graceful.launch.job import JobSpec
+from graceful.launch.jobfolder import JobFolder
+from graceful.launch.patience import Patience
 
-EXIT_INTERRUPTED = 130
-PATIENCE = 3
-"""The third interrupt kills the child and everything in its group."""
-FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
+if TYPE_CHECKING:
+    from graceful.launch.profile import Local
+
+SCHEME = "local"
+STOP_SECONDS = 90.0
+"""A driver may take so long to write its checkpoint; then it is killed."""
+START_SECONDS = 5.0
+POLL = 0.2
 
 
-def run(job: JobSpec) -> int:
-    """Start the job, pass SIGINT, SIGTERM and SIGHUP on to it, wait for its end.
+@dataclass(frozen=True, kw_only=True)
+class LocalBackend:
+    """Detached jobs of this machine; a `backend.Backend`.
 
-    Returns:
-        Its exit code; 130 if it was interrupted, unless it still came to a verdict (0 or 3).
-
-    Raises:
-        InfrastructureError: It cannot be started, or a signal that we did not send ended it.
+    Attributes:
+        profile: Variables that jobs get.
+        home: Folder that holds `jobs`; becomes GRACEFUL_HOME of the jobs.
+        patience: Clock and pauses.
     """
-    relay = _Relay()
-    with relay.listening():
-        relay.child = _start(job)
-        if relay.interrupts:  # arrived while the child was starting
-            relay.child.terminate()
-        with contextlib.suppress(BrokenPipeError):  # it ended before it read everything: its exit code tells why
-            if relay.child.stdin is not None:
-                with relay.child.stdin as stream:
-                    stream.write(job.document or "")
-        code = relay.child.wait()
-    return _exit_code(job, code, interrupted=relay.interrupts > 0)
 
+    profile: Local
+    home: Path
+    patience: Patience = field(default_factory=Patience)
 
-def _start(job: JobSpec) -> subprocess.Popen[str]:
-    try:
-        return subprocess.Popen(
-            job.command,
-            env={**os.environ, **job.env},
-            stdin=None if job.document is None else subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            process_group=0,
+    def plan(self, job: JobSpec) -> Plan:
+        """Describe the job and look whether there is one of its name; change nothing."""
+        handle = Handle(scheme=SCHEME, name=names.job_name(job.run_id))
+        folder = self._folder(handle)
+        change = Change.CREATE
+        findings: tuple[Finding, ...] = ()
+        with contextlib.suppress(FileNotFoundError):
+            same = folder.job()["digest"] == _digest(job)
+            change, findings = (Change.NONE, ()) if same else (Change.REFUSED, (_taken(handle, folder),))
+        title = f"local job {handle.name}"
+        return Plan(
+            job=job,
+            where=f"this machine, {folder.path}",
+            handle=handle,
+            documents=({"kind": "LocalJob", "command": list(job.command), "env": self._env(job, folder)},),
+            findings=findings,
+            parts=(Part(role="this machine", count=1, cpu=float(os.cpu_count() or 1), gpu=job.resources.gpu or 0),),
+            differences=(Difference(document=title, change=change),),
+            notes=("it goes on when this command and its terminal are gone",),
         )
-    except OSError as e:
-        raise InfrastructureError(f"{job.name}: cannot start {job.command[0]} ({e.strerror}); check the path") from e
 
+    def submit(self, planned: Plan, /) -> Handle:
+        """Make the folder under its name at once, with the lock held, then start its supervisor.
 
-def _exit_code(job: JobSpec, code: int, *, interrupted: bool) -> int:
-    if interrupted and code not in (0, 3):
-        return EXIT_INTERRUPTED
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = "; out of memory is the usual reason" if -code == signal.SIGKILL else ""
-        raise InfrastructureError(f"{job.name}: ended by {name}{hint}; run the same command again to resume")
-    return code
-
-
-@dataclass(kw_only=True)
-class _Relay:
-    """Pass on the signals that people and schedulers send us."""
-
-    child: subprocess.Popen[str] | None = None
-    interrupts: int = 0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take over the signals, and give them back."""
-        before = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        Raises:
+            SpecError: The plan has errors, or the run id belongs to another spec.
+            InfrastructureError: The folder cannot be written, or the supervisor does not start.
+        """
+        refuse(planned)
+        job, folder = planned.job, self._folder(planned.handle)
         try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            folder.path.parent.mkdir(parents=True, exist_ok=True)
+            new = JobFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=folder.path.parent)))
+            self._write(new, job, folder)
+            held = new.acquire()
+            assert held is not None
+            try:
+                new.path.rename(folder.path)
+            except OSError:
+                os.close(held)
+                shutil.rmtree(new.path)
+                if not folder.path.is_dir():
+                    raise
+                if folder.job()["digest"] != _digest(job):
+                    raise SpecError(_taken(planned.handle, folder).line()) from None
+                return planned.handle
+        except OSError as e:
+            raise InfrastructureError(f"{folder.path}: cannot be made ({e.strerror}); choose another --home") from e
+        _supervise(folder, held)
+        return planned.handle
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.interrupts += 1
-        if self.child is None or self.child.poll() is not None:
-            return
-        if self.interrupts >= PATIENCE:
-            os.killpg(self.child.pid, signal.SIGKILL)
-        else:
-            self.child.send_signal(FORWARDED[signal.Signals(number)])
+    def status(self, handle: Handle) -> Status:
+        """What its folder says."""
+        return self._status(self._existing(handle))
+
+    def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
+        """The lines of its log, of all attempts."""
+        folder = self._existing(handle)
+        if since is not None:
+            raise SpecError("--since: logs of this machine keep no times; leave it out")
+        return self._lines(folder, follow=follow)
+
+    def stop(self, handle: Handle) -> Status:
+        """Ask the program to end as Ctrl-C does; kill it if it has not after `STOP_SECONDS`."""
+        folder = self._existing(handle)
+        if (now := self._status(folder)).phase.terminal:
+            return now
+        folder.stopped.touch()
+        told: set[str] = set()
+        end = self.patience.now() + STOP_SECONDS
+        while not (now := self._status(folder)).phase.terminal:
+            if pid := folder.state().pid:  # 0: its supervisor is just starting
+                with contextlib.suppress(ProcessLookupError):
+                    _tell(folder, pid, told, late=self.patience.now() >= end)
+            self.patience.sleep(POLL)
+        return now
+
+    def resume(self, handle: Handle) -> Status:
+        """Start the program again on the same document; its log goes on."""
+        folder = self._existing(handle)
+        end = self.patience.now() + START_SECONDS
+        while True:
+            now = self._status(folder)
+            if now.phase is Phase.SUCCEEDED:
+                raise SpecError(f"{now.run_id}: {now.phase}; nothing to resume, give its spec a new name")
+            if not now.phase.terminal:
+                return now
+            if (held := folder.acquire()) is not None:
+                folder.stopped.unlink(missing_ok=True)
+                _supervise(folder, held)
+                return self._status(folder)
+            if self.patience.now() >= end:
+                group = folder.state().pid
+                raise InfrastructureError(
+                    f"{now.run_id}: a process of its last attempt is alive (group {group}); end it, then resume"
+                )
+            self.patience.sleep(POLL)
+
+    def list(self) -> Sequence[Status]:
+        """Every job below home, newest first."""
+        folders = [JobFolder(path.parent) for path in (self.home / "jobs").glob("[!.]*/job.json")]
+        found = [self._status(folder) for folder in folders]
+        return sorted(found, key=lambda one: (one.created or _LONG_AGO, one.run_id), reverse=True)
+
+    def _folder(self, handle: Handle) -> JobFolder:
+        return JobFolder(self.home / "jobs" / handle.name)
+
+    def _existing(self, handle: Handle) -> JobFolder:
+        folder = self._folder(handle)
+        if handle.scheme != SCHEME:
+            raise SpecError(f"{handle}: not on this machine; choose its profile with --on")
+        if not (folder.path / "job.json").is_file():
+            raise SpecError(f"no run {handle.name!r} in {folder.path.parent}; `graceful list --on local` shows them")
+        return folder
+
+    def _env(self, job: JobSpec, folder: JobFolder) -> dict[str, str]:
+        document = {} if job.document is None else {"GRACEFUL_RUN_SPEC": str(folder.document)}
+        own = {"GRACEFUL_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        return {**own, **document, **self.profile.env, **job.env}
+
+    def _write(self, new: JobFolder, job: JobSpec, folder: JobFolder) -> None:
+        new.document.parent.mkdir()
+        for name, text in {new.document.name: job.document or "", **job.files}.items():
+            (new.document.parent / name).write_text(text, encoding="utf-8")
+        new.write_job(
+            {
+                "run_id": job.run_id,
+                "name": job.name,
+                "digest": _digest(job),
+                "command": list(job.command),
+                "env": self._env(job, folder),
+                "cwd": str(Path.cwd()),
+                "created": datetime.now(UTC).isoformat(),
+            }
+        )
+
+    @staticmethod
+    def _status(folder: JobFolder) -> Status:
+        alive, job, state = folder.alive(), folder.job(), folder.state()
+        ending: ended.Ending | None = None
+        if state.exit_code is not None:
+            ending = ended.read(state.exit_code, folder.text(state.offset))
+            if folder.stopped.exists() and ending.phase is not Phase.SUCCEEDED:
+                ending = ended.STOPPED
+        elif not alive:
+            ending = ended.STOPPED if folder.stopped.exists() else _VANISHED
+        return Status(
+            handle=Handle(scheme=SCHEME, name=folder.path.name),
+            run_id=job["run_id"],
+            phase=ending.phase if ending else Phase.RUNNING,
+            attempt=max(1, state.attempt),
+            cause=ending.cause if ending else "",
+            exit_code=ending.exit_code if ending else None,
+            created=datetime.fromisoformat(job["created"]),
+        )
+
+    def _lines(self, folder: JobFolder, *, follow: bool) -> Iterator[str]:
+        offset, kept = 0, b""
+        while True:
+            over = not follow or self._status(folder).phase.terminal
+            with contextlib.suppress(FileNotFoundError), folder.log.open("rb") as log:
+                log.seek(offset)
+                read = log.read()
+                offset += len(read)
+                *whole, kept = (kept + read).split(b"\n")
+                yield from (line.decode("utf-8", errors="replace") for line in whole)
+            if over:
+                yield from [kept.decode("utf-8", errors="replace")] if kept else []
+                return
+            self.patience.sleep(POLL)
+
+
+_VANISHED = ended.Ending(
+    phase=Phase.FAILED,
+    cause="killed with its supervisor, or this machine was restarted; resume goes on from the last checkpoint",
+    exit_code=ended.INFRASTRUCTURE,
+)
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+def _digest(job: JobSpec) -> str:
+    return job.labels.get("config-hash", "")
+
+
+def _taken(handle: Handle, folder: JobFolder) -> Finding:
+    message = f"{handle} is there already with another spec (digest {folder.job()['digest'][:12]})"
+    remedy = f"give this version another `name`, or stop that one and delete {folder.path}"
+    return Finding(rule="run-id-taken", severity=Severity.ERROR, where=str(handle), message=message, remedy=remedy)
+
+
+def _supervise(folder: JobFolder, held: int) -> None:
+    """Start a supervisor that takes the lock over, and wait until it has written down who it is."""
+    try:
+        done = subprocess.run(
+            (sys.executable, "-m", "graceful.launch.supervisor", str(folder.path), str(held)),
+            stdin=subprocess.DEVNULL,
+            pass_fds=(held,),
+            start_new_session=True,  # Ctrl-C in our terminal is not meant for it
+            check=False,
+        )
+    finally:
+        os.close(held)
+    if done.returncode != 0:
+        raise InfrastructureError(f"{folder.path}: its supervisor does not start; is the disk full?")
+
+
+def _tell(folder: JobFolder, pid: int, told: set[str], *, late: bool) -> None:
+    """Ask the supervisor once, which asks the program alone; if it is gone, the group that it led. Late: kill them all.
+
+    While the lock is held there is such a group, so its number belongs to nobody else.
+    """
+    if late:
+        os.killpg(pid, signal.SIGKILL)
+    elif folder.led():
+        if "supervisor" not in told:
+            told.add("supervisor")
+            os.kill(pid, signal.SIGTERM)
+    elif "group" not in told:
+        told.add("group")
+        os.killpg(pid, signal.SIGTERM)

@@ -11,16 +11,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from graceful.errors import GracefulError
+from graceful.errors import GracefulError, IntegrityError
 
 Facts = dict[str, str]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one probe; its facts go to stdout as one JSON object, a failure to stderr as one line with exit code 4."""
-    (name,) = sys.argv[1:] if arguments is None else arguments
+    name, *rest = sys.argv[1:] if arguments is None else arguments
     try:
-        facts = PROBES[name]()
+        facts = PROBES[name](*rest)
     except GracefulError as e:
         sys.stderr.write(f"{e.message}\n")
         return 4
@@ -62,13 +62,34 @@ def _glyphs() -> Facts:
     return {"sha256": open_archive().digest}
 
 
-PROBES: dict[str, Callable[[], Facts]] = {
+def _storage(uri: str) -> Facts:
+    """Write, read and delete one object below a prefix."""
+    import uuid
+
+    from graceful.storage import objects
+
+    bucket, prefix = objects.split_uri(uri)
+    key = "/".join(part for part in (prefix.strip("/"), f"probe-{uuid.uuid4().hex}") if part)
+    data = key.encode()
+    stored = objects.StoredObject(bucket=bucket, key=key, size=len(data), etag="")
+    objects.write_object(stored.uri, data)
+    try:
+        read = objects.read_object(stored.uri)
+    finally:
+        objects.remove([stored])
+    if read != data:
+        raise IntegrityError(f"{stored.uri}: wrote {len(data)} bytes, read {len(read)} others")
+    return {"uri": uri, "probe": "written, read and deleted"}
+
+
+PROBES: dict[str, Callable[..., Facts]] = {
     "torch": _torch,
     "deepspeed": _deepspeed,
     "ray": lambda: {"version": _version("ray")},
     "mlflow": lambda: {"version": _version("mlflow")},
     "registry": _registry,
     "glyphs": _glyphs,
+    "storage": _storage,
 }
 
 if __name__ == "__main__":

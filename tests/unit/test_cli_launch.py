@@ -15,7 +15,7 @@ import pytest
 from graceful import spec
 from graceful.cli import browser, doctor, programs
 from graceful.errors import InfrastructureError, RegistryError
-from graceful.launch import local
+from graceful.launch import foreground
 from graceful.launch.job import JobSpec
 
 DIGITS = spec.parse({"model": "digits", "name": "v1", "task": {"kind": "digits"}})
@@ -27,31 +27,31 @@ def python(program: str, **fields: Any) -> JobSpec:
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5])
 def test_the_exit_code_of_the_program_is_ours(code: int) -> None:
-    assert local.run(python(f"raise SystemExit({code})")) == code
+    assert foreground.run(python(f"raise SystemExit({code})")) == code
 
 
 def test_the_program_reads_its_document_and_environment() -> None:
     program = "import os, sys; sys.exit(sys.stdin.read() != 'é' * 100_000 or os.environ['X'] != 'y')"
-    assert local.run(python(program, document="é" * 100_000, env={"X": "y"})) == 0
+    assert foreground.run(python(program, document="é" * 100_000, env={"X": "y"})) == 0
 
 
 def test_a_program_that_ends_before_it_reads_everything_tells_its_own_exit_code() -> None:
-    assert local.run(python("raise SystemExit(2)", document="x" * 1_000_000)) == 2
+    assert foreground.run(python("raise SystemExit(2)", document="x" * 1_000_000)) == 2
 
 
 def test_a_program_that_cannot_start_is_an_infrastructure_error() -> None:
     with pytest.raises(InfrastructureError, match="cannot start nowhere"):
-        local.run(JobSpec(name="test", command=("nowhere",)))
+        foreground.run(JobSpec(name="test", command=("nowhere",)))
 
 
 def test_a_program_that_was_killed_is_an_infrastructure_error() -> None:
     with pytest.raises(InfrastructureError, match="ended by SIGKILL; out of memory"):
-        local.run(python("import os; os.kill(os.getpid(), 9)"))
+        foreground.run(python("import os; os.kill(os.getpid(), 9)"))
 
 
 def test_signal_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    local.run(python("pass"))
+    foreground.run(python("pass"))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -68,9 +68,9 @@ while True:
 """
 PARENT = """
 import sys
-from graceful.launch import local
+from graceful.launch import foreground
 from graceful.launch.job import JobSpec
-sys.exit(local.run(JobSpec(name="test", command=(sys.executable, "-c", sys.argv[1]))))
+sys.exit(foreground.run(JobSpec(name="test", command=(sys.executable, "-c", sys.argv[1]))))
 """
 
 
@@ -95,7 +95,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_program(ending: int, code: int) -> Non
 
 
 def test_a_program_leads_its_own_group_so_that_a_terminal_does_not_interrupt_it_twice() -> None:
-    assert local.run(python("import os, sys; sys.exit(os.getpgrp() != os.getpid())")) == 0
+    assert foreground.run(python("import os, sys; sys.exit(os.getpgrp() != os.getpid())")) == 0
 
 
 def test_sigterm_stops_the_program() -> None:
@@ -115,9 +115,36 @@ def test_the_third_interrupt_kills_a_program_that_does_not_listen() -> None:
         assert parent.wait(timeout=30) == 130
 
 
+BLOCKED = "import signal, sys; sys.exit(10 + len(signal.pthread_sigmask(signal.SIG_BLOCK, []) & {2, 15}))"
+
+
+def test_signals_wait_only_for_programs_that_ask_for_it_and_our_own_stay_as_they_were() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert foreground.run(python(BLOCKED)) == 10
+    assert foreground.run(python(BLOCKED), deferred=True) == 12
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_the_imports_of_a_program_is_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, foreground.DEFERRED)
+    try:  # the signal is there before the interpreter is
+        child = subprocess.Popen(
+            [sys.executable, "-m", "graceful.programs", "lineage", "nowhere"],
+            env={**os.environ, "GRACEFUL_HOME": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        child.send_signal(number)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _, told = child.communicate(timeout=60)
+    assert (child.returncode, told) == (130, "graceful: interrupted; run the same command again to resume\n")
+
+
 def test_a_program_is_started_with_the_resolved_spec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     jobs: list[JobSpec] = []
-    monkeypatch.setattr(local, "run", lambda job: jobs.append(job) or 3)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(foreground, "run", lambda job, **options: jobs.append(job) or 3)  # type: ignore[func-returns-value]
     assert programs.start("refresh", resolved=DIGITS, output="json", quiet=True) == 3
     assert programs.start("lineage", arguments=("digits",), home=tmp_path) == 3
     refresh, lineage = jobs

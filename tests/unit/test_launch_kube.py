@@ -123,8 +123,8 @@ def test_apply_and_create_are_strict_and_a_dry_run_says_so() -> None:
 
 def test_an_unknown_kind_is_refused_before_anything_is_sent() -> None:
     kube, pool, _ = client()
-    with pytest.raises(InvalidObjectError, match="kind 'Deployment'"):
-        kube.apply({"kind": "Deployment", "metadata": {"name": "a"}})
+    with pytest.raises(InvalidObjectError, match="kind 'StatefulSet'"):
+        kube.apply({"kind": "StatefulSet", "metadata": {"name": "a"}})
     assert pool.asked == []
 
 

@@ -303,7 +303,8 @@ def test_no_form_of_the_plan_shows_a_secret(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "told"),
     [
         (["plan", "jobs/glyphs/v2.yaml", "--on", "kindd"], "did you mean kind?"),
-        (["plan", "jobs/glyphs/v2.yaml", "--on", "local"], "run `graceful refresh jobs/glyphs/v2.yaml` there"),
+        (["gc", "--on", "local"], "--on local: kind local is no Kubernetes"),
+        (["status", "x", "--on", "local", "-n", "y"], "leave --context and --namespace out"),
         (["plan", "jobs/glyphs/none.yaml", "--on", "kind"], "no such spec file"),
         (["plan", "jobs/glyphs/v2.yaml"], "missing option '--on'"),
     ],

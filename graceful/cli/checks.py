@@ -1,0 +1,76 @@
+"""One line of `graceful doctor`, and the process of its own in which heavy things are tried. Runs on the client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from graceful.cli import programs
+
+PROBE_SECONDS = 180
+State = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the result.
+
+    Attributes:
+        name: What was looked at.
+        state: ok; warn: works, with a drawback, or could not be looked at; fail: a refresh cannot work.
+        found: What is there.
+        remedy: What to do, empty if ok.
+    """
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def ok(name: str, found: str) -> Check:
+    """All is well."""
+    return Check(name=name, state="ok", found=found)
+
+
+def warn(name: str, found: str, remedy: str) -> Check:
+    """It works, with a drawback, or could not be looked at."""
+    return Check(name=name, state="warn", found=found, remedy=remedy)
+
+
+def fail(name: str, found: str, remedy: str) -> Check:
+    """A refresh cannot work."""
+    return Check(name=name, state="fail", found=found, remedy=remedy)
+
+
+def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:
+    """Ask a process of its own whether one thing works."""
+    command = [sys.executable, "-m", "graceful.programs.probe", name, *arguments]
+    env = {**os.environ, **programs.environment(os.environ, home=home)}
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return fail(name, f"no answer within {PROBE_SECONDS} s", remedy)
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    last = lines[-1] if lines else f"ended with exit code {done.returncode} and no word"
+    if done.returncode != 0:
+        return fail(name, last, remedy)
+    facts: dict[str, str] = json.loads(last)
+    return ok(name, ", ".join(_fact(key, value) for key, value in facts.items()))
+
+
+def _fact(key: str, value: str) -> str:
+    return value if key in ("version", "uri") else f"{key} {value[:12] if key == 'sha256' else value}"

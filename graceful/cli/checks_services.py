@@ -1,0 +1,135 @@
+"""`graceful doctor --on NAME`: what runs need besides Kubernetes: Ray's job server, storage, MLflow. Client.
+
+Services are asked from here; one whose name only pods can resolve is a warning.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import urllib3
+from packaging.version import InvalidVersion, Version
+
+from graceful.cli.checks import Check, fail, ok, probe, warn
+from graceful.errors import GracefulError
+from graceful.launch.dashboard import TOKEN_REMEDY, Dashboard, token
+from graceful.launch.kuberay import client_ray
+from graceful.launch.patience import Patience
+from graceful.launch.profile import Mlflow, RayJobs, Storage
+from graceful.launch.refusals import ForbiddenError
+
+OLDEST_MLFLOW = Version("3.17.2")
+"""Before it a path of a trace could leave the artifact folder (CVE-2026-53995)."""
+SECONDS = 10.0
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+ONE_TRY = Patience(tries=1)
+
+
+def ray(profile: RayJobs) -> list[Check]:
+    """The job server: reachable, of our version, with our token."""
+    dashboard = Dashboard(address=profile.address, patience=ONE_TRY)
+    try:
+        version = dashboard.version()
+        jobs = len(dashboard.jobs())
+    except ForbiddenError as e:
+        return [ok("dashboard", f"{profile.address} answers"), fail("token", e.message, TOKEN_REMEDY)]
+    except GracefulError as e:
+        return [fail("dashboard", e.message, "start the cluster with its dashboard (ray[default]), check `address`")]
+    return [ok("dashboard", f"{profile.address}, {jobs} jobs"), _skew(version), _token(profile)]
+
+
+def _skew(version: str) -> Check:
+    ours = client_ray()
+    if ours is None or version.split(".")[:2] == ours.split(".")[:2]:
+        return ok("ray", f"{version} there, {ours or 'none'} here")
+    remedy = "jobs use the one there; install the same here, and let the cluster have what graceful needs"
+    return fail("ray", f"{version} there, {ours} here", remedy)
+
+
+def _token(profile: RayJobs) -> Check:
+    host, scheme = urlsplit(profile.address).hostname or "", urlsplit(profile.address).scheme
+    if token() is None:
+        remedy = "start it with RAY_AUTH_MODE=token: whoever reaches the dashboard can run anything"
+        return warn("token", "the cluster wants none", remedy)
+    if scheme == "http" and not _loopback(host):
+        return warn("token", "accepted, and sent in plain text", "use https, or a tunnel to 127.0.0.1")
+    return ok("token", "sent, nothing was refused")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def storage(profile: Storage, home: Path) -> list[Check]:
+    """A bucket is written, read and cleaned; a claim is looked at elsewhere."""
+    if profile.uri is not None:
+        return [probe("storage", profile.uri, home=home, remedy="check the bucket, its rights and the AWS_ variables")]
+    if profile.claim is None:
+        return [warn("storage", "neither uri nor claim", "name one: runs and checkpoints are lost with their pods")]
+    return []
+
+
+def mlflow(profile: Mlflow) -> list[Check]:
+    """The tracking server: reachable, new enough, and not refusing the name under which it is asked."""
+    uri = profile.uri
+    if uri is None:
+        return [warn("mlflow", "profile.mlflow.uri is not set", "name a server: a file serves one run at a time")]
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return [ok("mlflow", f"{parts.scheme}: not a server, not asked")]
+    base = uri.rstrip("/")
+    with urllib3.PoolManager(retries=False, timeout=SECONDS) as pool:
+        try:
+            version = pool.request("GET", f"{base}/version")
+            search = pool.request("GET", f"{base}{SEARCH}", headers=_credentials())
+        except urllib3.exceptions.HTTPError as e:
+            return [_unreachable(uri, e)]
+    found = version.data.decode("utf-8", errors="replace").strip()[:40]
+    if version.status != 200:
+        return [fail("mlflow", f"{uri} answers {version.status} to /version", "is it MLflow's own address?")]
+    return [_release(uri, found), _asked(uri, search.status, search.data.decode("utf-8", errors="replace"))]
+
+
+def _credentials() -> dict[str, str]:
+    found = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {found}"} if found else {}
+
+
+def _release(uri: str, found: str) -> Check:
+    try:
+        new_enough = Version(found) >= OLDEST_MLFLOW
+    except InvalidVersion:
+        return fail("mlflow", f"{uri} says {found!r} for its version", "is it MLflow's own address?")
+    if not new_enough:
+        return fail("mlflow", f"{uri}, {found}", f"update the server to {OLDEST_MLFLOW} or newer")
+    return ok("mlflow", f"{uri}, {found}")
+
+
+def _asked(uri: str, status: int, text: str) -> Check:
+    name, host = "mlflow api", urlsplit(uri).netloc
+    if status == 200:
+        return ok(name, f"experiments are told, {host} is an allowed host")
+    if status == 403 and "host" in text.lower():
+        return fail(
+            name, f"{host} is not among the server's allowed hosts", f"start it with --allowed-hosts ...,{host}"
+        )
+    if status in (401, 403):
+        return warn(
+            name, f"asks for credentials ({status})", "set MLFLOW_TRACKING_TOKEN here, mlflow.token_secret there"
+        )
+    return fail(name, f"answers {status}: {' '.join(text.split())[:200]}", "its log says why; is its database there?")
+
+
+def _unreachable(uri: str, error: Exception) -> Check:
+    reason = " ".join(str(getattr(error, "reason", None) or error).split())[:200]
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return warn(
+            "mlflow", f"{urlsplit(uri).hostname} has no address here", "fine if it is a name that only pods know"
+        )
+    return fail("mlflow", f"no answer from {uri} ({reason})", "is it running, the address right?")

@@ -1,0 +1,127 @@
+"""A detached job of this machine as a folder: what was asked, what became of it, its log. Client and supervisor.
+
+HOME/jobs/NAME/job.json     what was submitted; never changed
+               input/       what the program reads: the document, named by GRACEFUL_RUN_SPEC, and files beside it
+               log          of all attempts
+               state.json   attempt, process, beginning and end; replaced whole
+               stopped      there: somebody stopped it
+               lock         held while the supervisor or its program lives, however the command line came and went
+               supervisor   held while the supervisor lives
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+LOG = "log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One attempt.
+
+    Attributes:
+        attempt: 1 for the first.
+        pid: Of the supervisor, which leads the process group of the program; 0: it never started.
+        offset: Bytes of the log that belong to earlier attempts.
+        exit_code: None: not over, or its supervisor was killed.
+    """
+
+    attempt: int
+    pid: int
+    offset: int
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The folder of one job; reading it needs no lock."""
+
+    path: Path
+
+    @property
+    def document(self) -> Path:
+        """The resolved spec, in the folder of what the program reads."""
+        return self.path / "input" / "document"
+
+    @property
+    def log(self) -> Path:
+        """What the program wrote."""
+        return self.path / LOG
+
+    @property
+    def stopped(self) -> Path:
+        """Marker of a stop."""
+        return self.path / "stopped"
+
+    def job(self) -> Mapping[str, Any]:
+        """What was submitted.
+
+        Raises:
+            FileNotFoundError: There is no such job.
+        """
+        found: Mapping[str, Any] = json.loads((self.path / "job.json").read_text(encoding="utf-8"))
+        return found
+
+    def write_job(self, job: Mapping[str, Any]) -> None:
+        """Once, before the folder has its name."""
+        (self.path / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
+
+    def state(self) -> State:
+        """The newest attempt; attempt 0 before the first."""
+        try:
+            return State(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return State(attempt=0, pid=0, offset=0)
+
+    def write_state(self, state: State) -> None:
+        """Replace it, whole or not at all."""
+        new = self.path / "state.json.new"
+        new.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        new.replace(self.path / "state.json")
+
+    def text(self, offset: int = 0) -> str:
+        """The log after so many bytes."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(offset)
+                return log.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def acquire(self) -> int | None:
+        """The lock as a file descriptor to be given to a supervisor; None: somebody holds it, so the job is alive."""
+        return self._flock(fcntl.LOCK_EX)
+
+    def alive(self) -> bool:
+        """Whether a process works on it; a shared lock, so that two who ask do not mistake each other for it."""
+        held = self._flock(fcntl.LOCK_SH)
+        if held is not None:
+            os.close(held)
+        return held is None
+
+    def lead(self) -> None:
+        """Hold the supervisor's own lock for as long as this process lives; programs do not inherit it."""
+        self._flock(fcntl.LOCK_EX, "supervisor")
+
+    def led(self) -> bool:
+        """Whether a supervisor lives, which passes signals on."""
+        held = self._flock(fcntl.LOCK_SH, "supervisor")
+        if held is not None:
+            os.close(held)
+        return held is None
+
+    def _flock(self, kind: int, name: str = "lock") -> int | None:
+        held = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(held, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            return None
+        return held

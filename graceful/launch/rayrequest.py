@@ -1,0 +1,77 @@
+"""What a Ray cluster's job server is sent for a job: a value to print, judge and send. Pure functions. Client."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import shlex
+import zipfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from graceful.launch import names, redact
+from graceful.launch.backend import Document, Finding, Severity
+from graceful.launch.job import JobSpec
+
+if TYPE_CHECKING:
+    from graceful.launch.profile import RayJobs
+
+FILES = "."
+"""Where the files of a job lie: its working directory."""
+DOCUMENT = "spec.json"
+PACKAGE = f"{names.PREFIX}package"
+LARGEST = 60_000
+"""Bytes of the zip: driver and workers get it as one variable, which Linux limits to 128 KiB with all around it."""
+
+
+def render(job: JobSpec, profile: RayJobs) -> dict[str, Any]:
+    """What the job server is sent; the same job gives the same bytes."""
+    package = _zip({**({} if job.document is None else {DOCUMENT: job.document}), **job.files})
+    document = {} if job.document is None else {"GRACEFUL_RUN_SPEC": DOCUMENT}
+    registry = {"MLFLOW_TRACKING_URI": profile.mlflow.uri} if profile.mlflow.uri else {}
+    env = {
+        "GRACEFUL_HOME": profile.home,
+        **registry,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        **({} if job.resources.gpu else {"DS_ACCELERATOR": "cpu"}),
+        **document,
+        **profile.env,
+        **job.env,
+    }
+    labels = {f"{names.PREFIX}{key}": value for key, value in job.labels.items()}
+    return {
+        "submission_id": names.job_name(job.run_id),
+        "entrypoint": shlex.join(job.command),
+        "runtime_env": {
+            "working_dir": f"gcs://_ray_pkg_{hashlib.sha256(package).hexdigest()[:32]}.zip",
+            "env_vars": env,
+        },
+        "metadata": {**labels, names.RUN_ID: job.run_id, PACKAGE: base64.b64encode(package).decode()},
+    }
+
+
+def _zip(files: dict[str, str]) -> bytes:
+    """Always the same bytes for the same files: no times, no order of the file system."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name), files[name], zipfile.ZIP_DEFLATED)
+        archive.writestr(zipfile.ZipInfo(".graceful"), "")  # Ray refuses an empty archive
+    return buffer.getvalue()
+
+
+def wrong(body: Document) -> Iterator[Finding]:
+    """What must not be sent."""
+    size = len(base64.b64decode(body["metadata"][PACKAGE]))
+    where = f"Ray job {body['submission_id']}"
+    if size > LARGEST:
+        message = f"spec and task file take {size} bytes compressed, at most {LARGEST} are carried"
+        remedy = "install the task as a package on the cluster, and leave an import of it in the file"
+        yield Finding(rule="too-large", severity=Severity.ERROR, where=where, message=message, remedy=remedy)
+    shown = {"entrypoint": body["entrypoint"], "runtime_env": body["runtime_env"]}
+    for path in redact.secrets(shown):
+        message = "looks like a secret, and everybody who may open the dashboard would see it"
+        remedy = "give it to the cluster's nodes as a variable"
+        yield Finding(rule="secret-in-sight", severity=Severity.ERROR, where=path, message=message, remedy=remedy)

@@ -10,11 +10,11 @@ HOME_OF_DEMO := .graceful
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help venv demo test unit lint types golden bench pin clean
+.PHONY: help venv demo test test-cluster unit lint types golden bench pin clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: .venv/.stamp  ## Build .venv with pinned dependencies; instant when nothing changed.
 
@@ -37,6 +37,9 @@ demo: venv  ## Three versions of a model, one after the other, and the chain the
 
 test: lint types  ## Lint, types, import contracts, unit, contract and integration tests.
 	$(BIN)/python -m pytest -m 'not gpu and not cluster'
+
+test-cluster: venv  ## Tests on a real Kubernetes: the test bed's, or the context named by GRACEFUL_TEST_CONTEXT.
+	$(BIN)/python -m pytest -m cluster tests
 
 unit: venv  ## Unit tests only: no sockets, no Ray.
 	$(BIN)/python -m pytest tests/unit

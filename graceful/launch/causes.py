@@ -27,12 +27,14 @@ class Evidence:
         events: About job, cluster and pods.
         workload: Kueue's object for the job; None: no queue.
         outcome: What the program said at its end; None: nothing found.
+        waits: What the running program says it waits for; empty: nothing.
     """
 
     pods: Sequence[Document] = field(default_factory=tuple)
     events: Sequence[Document] = field(default_factory=tuple)
     workload: Document | None = None
     outcome: Outcome | None = None
+    waits: str = ""
 
 
 def role(pod: Document) -> str:
@@ -123,14 +125,17 @@ def made(evidence: Evidence, of: str, ray_cluster: str) -> int:
     """
     where = "" if of == "submitter" else ray_cluster
     pods = {pod["metadata"]["uid"]: pod for pod in evidence.pods if role(pod) == of and cluster(pod) == where}
-    told = sum(
-        max(1, int(event.get("count") or 1))
-        for event in evidence.events
-        if event.get("reason") == f"Created{of.capitalize()}Pod"
-        and event.get("involvedObject", {}).get("name") == ray_cluster
-    )
+    told = sum(max(1, int(event.get("count") or 1)) for event in evidence.events if _tells(event, of, ray_cluster))
     again = sum(int(state.get("restartCount") or 0) for pod in pods.values() for state in _statuses(pod))
     return max(len(pods), told) + again
+
+
+def _tells(event: Document, of: str, ray_cluster: str) -> bool:
+    """Whether an event says that a pod was made; submitters are made by their Job, the others by KubeRay."""
+    about = event.get("involvedObject", {})
+    if of == "submitter":
+        return event.get("reason") == "SuccessfulCreate" and about.get("kind") == "Job"
+    return event.get("reason") == f"Created{of.capitalize()}Pod" and about.get("name") == ray_cluster
 
 
 def leaving(pod: Document) -> bool:

@@ -2,7 +2,7 @@
 
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
-all they need to resume.
+all they need to resume. What is left in a bucket is found by `graceful.programs.sweep`, which has the door to it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Removal:
     """One object that nobody needs any more.
 
     Attributes:
-        kind: RayJob, Job or ConfigMap.
-        name: Of the object.
-        uid: This very object: a successor of the same name is not touched.
+        kind: RayJob, Job or ConfigMap; Checkpoints for a folder in a bucket.
+        name: Of the object; address of the folder.
+        uid: This very object: a successor of the same name is not touched. Empty for a folder.
         why: For people.
     """
 

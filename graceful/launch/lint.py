@@ -180,14 +180,14 @@ def _runs_not_shared(subject: Subject) -> Found:
 
 
 def _durable(subject: Subject) -> bool:
-    """GRACEFUL_HOME of the head lies in a bucket or on a volume that outlives the pod."""
+    """Runs have copies in a bucket, or GRACEFUL_HOME of the head lies on a volume that outlives the pod."""
     template = next((template for _, template in subject.pods()), {})
     spec = template.get("spec") or {}
     container = _first(spec)
-    home = _variable(container, "GRACEFUL_HOME") or ""
+    home, bucket = _variable(container, "GRACEFUL_HOME") or "", _variable(container, "GRACEFUL_STORAGE")
     kept = {volume["name"] for volume in spec.get("volumes") or () if any(kind in volume for kind in _PERSISTENT)}
     mounts = [mount["mountPath"] for mount in container.get("volumeMounts") or () if mount["name"] in kept]
-    return "://" in home or any(f"{home}/".startswith(f"{path.rstrip('/')}/") for path in mounts if home)
+    return bool(bucket) or any(f"{home}/".startswith(f"{path.rstrip('/')}/") for path in mounts if home)
 
 
 def _submitter(subject: Subject) -> Found:

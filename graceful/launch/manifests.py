@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SPEC_FILE = "spec.json"
 SPEC_VARIABLE = "GRACEFUL_RUN_SPEC"
+RESUMES_VARIABLE = "GRACEFUL_RESUMES"
+"""How often people have resumed the run; what one attempt gave up on, the next of the same count does not try."""
 GRACE_SECONDS = 120
 """Between SIGTERM and SIGKILL, on ranks and head: the control store must outlive ranks that drain."""
 DRAIN_SECONDS = 100
@@ -31,7 +33,7 @@ STOP_SECONDS = 90
 LARGEST = 1_000_000
 """Bytes that a ConfigMap holds, with some room for its own fields."""
 GROUP = "workers"
-_SUBMITTER = {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+_SUBMITTER = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 Json = dict[str, Any]
 
@@ -167,6 +169,7 @@ def _environment(job: JobSpec, profile: KubeRay) -> dict[str, str]:
     uri = profile.mlflow.uri
     return {
         "GRACEFUL_HOME": profile.storage.path,
+        **({"GRACEFUL_STORAGE": profile.storage.uri} if profile.storage.uri else {}),
         **({"MLFLOW_TRACKING_URI": uri} if uri else {}),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -227,7 +230,8 @@ def _resources(machine: Machine) -> Json:
     amounts = {"cpu": str(machine.cpu), "memory": str(machine.memory)}
     if machine.gpu:
         amounts[machine.gpu_resource] = str(machine.gpu)
-    return {"requests": amounts, "limits": dict(amounts)}
+    reserved = {} if machine.reserved_cpu is None else {"cpu": str(machine.reserved_cpu)}
+    return {"requests": {**amounts, **reserved}, "limits": amounts}
 
 
 def _tolerations(machine: Machine) -> list[Json]:

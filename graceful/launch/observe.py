@@ -15,12 +15,15 @@ from graceful.launch import names, wait
 from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.causes import Evidence, role
 from graceful.launch.kube import Kube
-from graceful.launch.outcome import Outcome, last
+from graceful.launch.outcome import Outcome, awaited, last
 from graceful.launch.refusals import ApiError, NotFoundError
 from graceful.launch.status import read, run_id
 
+SECOND_LOOKS = 2
+"""At the log of a program that ended without an outcome line."""
+SECOND_LOOK_SECONDS = 0.2
 TAIL = 200
-"""Lines at the end of a log among which an outcome is sought."""
+"""Lines at the end of a log among which an outcome, or what a program waits for, is sought."""
 STARTING_WINDOW = 5.0
 """Seconds between looks at pods and events while machines come; the job itself is watched."""
 RUNNING_WINDOW = 20.0
@@ -66,8 +69,9 @@ class Observer:
         with contextlib.suppress(ApiError):
             workload = self._workload(job)
         pods, events = tuple(self.pods.values()), tuple(self.events.values())
-        outcome = self._outcome() if rough.phase.terminal else None
-        return read(job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome))
+        log = self._log() if rough.phase.terminal or rough.phase is Phase.RUNNING else []
+        outcome = (last(log) or self._again()) if rough.phase.terminal else None
+        return read(job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=awaited(log)))
 
     def submitters(self) -> list[Document]:
         """Pods that hold the job's log, oldest first, as far as they have been seen."""
@@ -88,8 +92,9 @@ class Observer:
         cluster = (job.get("status") or {}).get("rayClusterName") or ""
         warnings = self.kube.list("Event", fields="type=Warning").items
         about_cluster = self.kube.list("Event", fields=f"involvedObject.name={cluster}").items if cluster else ()
+        about_job = self.kube.list("Event", fields=f"involvedObject.name={self.name}").items
         mine = {self.name, *(pod["metadata"]["name"] for pod in self.pods.values())}
-        for event in (*warnings, *about_cluster):
+        for event in (*warnings, *about_cluster, *about_job):
             about = event["involvedObject"].get("name", "")
             if about in mine or (cluster and (about == cluster or about.startswith(f"{cluster}-"))):
                 self.events[event["metadata"]["uid"]] = event
@@ -101,13 +106,24 @@ class Observer:
         found = self.kube.list("Workload", selector=f"kueue.x-k8s.io/job-uid={uid}").items
         return found[0] if found else None
 
-    def _outcome(self) -> Outcome | None:
-        for pod in reversed(self.submitters()):
-            with contextlib.suppress(ApiError):
-                found = last(self.kube.pod_logs(pod["metadata"]["name"], tail=TAIL))
-                if found is not None:
-                    return found
+    def _again(self) -> Outcome | None:
+        """The outcome, if the log's end was lost on the way: a connection may be cut without a word."""
+        if not self.submitters():
+            return None
+        for _ in range(SECOND_LOOKS):
+            self.kube.patience.sleep(SECOND_LOOK_SECONDS)
+            found = last(self._log())
+            if found is not None:
+                return found
         return None
+
+    def _log(self) -> list[str]:
+        """The end of the job's log: of the newest submitter that has one, behind it those before."""
+        lines: list[str] = []
+        for pod in self.submitters():
+            with contextlib.suppress(ApiError):
+                lines += self.kube.pod_logs(pod["metadata"]["name"], tail=TAIL)
+        return lines
 
 
 def follow(

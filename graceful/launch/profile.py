@@ -51,6 +51,8 @@ class Machine(_Section):
 
     cpu: Quantity = "1"
     """Cores."""
+    reserved_cpu: Quantity | None = None
+    """Cores that the scheduler sets aside; None: all of `cpu`. With less, pods of a small machine share its cores."""
     memory: Quantity = "4Gi"
     """Hard limit."""
     gpu: Count = 0
@@ -70,12 +72,14 @@ class Machine(_Section):
 
 
 class Storage(_Section):
-    """Where runs, checkpoints and caches are kept; without a claim they are lost with the pods."""
+    """Where runs, checkpoints and caches are kept: in a bucket or on a volume; with neither they die with the pods."""
 
+    uri: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = None
+    """s3://bucket/prefix that every pod reads and writes; becomes GRACEFUL_STORAGE. Needs an MLflow server."""
     claim: Name | None = None
     """PersistentVolumeClaim (ReadWriteMany for more than one node) that every pod mounts."""
     path: Annotated[str, Field(pattern=r"^/[^:]*$")] = "/runs"
-    """Folder in the pods under which the claim lies; becomes GRACEFUL_HOME."""
+    """Folder in the pods for runs, under which the claim lies; becomes GRACEFUL_HOME."""
 
 
 class Mlflow(_Section):

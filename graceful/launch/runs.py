@@ -18,6 +18,7 @@ from graceful.errors import InfrastructureError, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.kube import Kube
+from graceful.launch.manifests import RESUMES_VARIABLE
 from graceful.launch.observe import Observer
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, NotFoundError
@@ -140,6 +141,7 @@ def _delete(kube: Kube, job: Document, last: Status) -> None:
 def _again(kube: Kube, document: dict[str, Any]) -> Status:
     annotations = document["metadata"].setdefault("annotations", {})
     annotations[RESUMES] = str(int(annotations.get(RESUMES, "0")) + 1)
+    _told(document, annotations[RESUMES])
     try:
         job = kube.create(document)
     except ConflictError:  # somebody else resumed it: one job, as it should be
@@ -148,6 +150,13 @@ def _again(kube: Kube, document: dict[str, Any]) -> Status:
     with contextlib.suppress(NotFoundError):
         kube.delete("ConfigMap", record_name(document["metadata"]["name"]))
     return read(job)
+
+
+def _told(document: dict[str, Any], resumes: str) -> None:
+    """Let the driver know that a person asked again: what it gave up on before may be mended."""
+    for container in document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]:
+        others = [one for one in container.get("env") or () if one["name"] != RESUMES_VARIABLE]
+        container["env"] = [*others, {"name": RESUMES_VARIABLE, "value": resumes}]
 
 
 def _gone(kube: Kube, job: Document, patience: Patience) -> None:

@@ -134,7 +134,7 @@ class _Reading:
             return phase, self.app_failed()[1], None
         if job_status in ("SUCCEEDED", "STOPPED"):
             return Phase.RUNNING, "the program has ended, KubeRay is cleaning up", None
-        return Phase.RUNNING, self.restarted() or self.previous(), None
+        return Phase.RUNNING, self.evidence.waits or self.restarted() or self.previous(), None
 
     def retrying(self) -> tuple[Phase, str, int | None]:
         """Between two attempts: reason and message are already gone, as a rule."""
@@ -211,8 +211,7 @@ class _Reading:
         workers = causes.made(self.evidence, "worker", self.cluster) - wanted
         if workers > 0:
             return f"worker restarted{f' {workers} times' if workers > 1 else ''}, training went on from there{tail}"
-        clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster}
-        if causes.made(self.evidence, "submitter", self.cluster) > max(len(clusters), self.failed + 1):
+        if causes.made(self.evidence, "submitter", self.cluster) > self.attempt(Phase.RUNNING):
             return "submitter restarted, the job went on"
         return ""
 

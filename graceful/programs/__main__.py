@@ -28,6 +28,7 @@ from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, run_dir_of
 from graceful.programs.present import Talk
+from graceful.storage import objects
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -43,14 +44,16 @@ RUN_SPEC = "GRACEFUL_RUN_SPEC"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
-    code = _main(arguments)
+    ended = _main(arguments)
+    if outcome.FILE in os.environ:
+        Path(os.environ[outcome.FILE]).write_text(ended.line() + "\n", encoding="utf-8")
     if RUN_SPEC not in os.environ:
-        return code
-    sys.stdout.write(outcome.Outcome(exit_code=code).line() + "\n")
-    return 0 if code == gate.EXIT_HELD else code
+        return ended.exit_code
+    sys.stdout.write(ended.line() + "\n")
+    return 0 if ended.exit_code == gate.EXIT_HELD else ended.exit_code
 
 
-def _main(arguments: list[str] | None) -> int:
+def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
     parser.add_argument("program", choices=sorted([*PROGRAMS, "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
@@ -59,8 +62,10 @@ def _main(arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
     logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), format="%(message)s")
+    objects.waiting = _waits
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         if options.program == "lineage":
             result, code, show = _lineage(options.model)
         else:
@@ -70,20 +75,33 @@ def _main(arguments: list[str] | None) -> int:
         _print(result, options.output, show)
     except GracefulError as e:
         talk.print(f"graceful: {e.message}", markup=False, highlight=False, soft_wrap=True)
-        return e.exit_code
+        return outcome.Outcome(exit_code=e.exit_code, message=e.message, error=type(e).__name__)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
-        return EXIT_PIPE_CLOSED
+        return outcome.Outcome(exit_code=EXIT_PIPE_CLOSED)
     except KeyboardInterrupt:
         talk.print("graceful: interrupted; run the same command again to resume", markup=False, soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return outcome.Outcome(exit_code=EXIT_INTERRUPTED)
     except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a log
         with tempfile.NamedTemporaryFile("w", prefix="graceful-", suffix=".log", delete=False) as log:
             log.write(traceback.format_exc())
         line = f"graceful: bug: {type(e).__name__}: {e} (traceback in {log.name}; please report it)"
         talk.print(line, markup=False, highlight=False, soft_wrap=True)
-        return EXIT_BUG
-    return code
+        return outcome.Outcome(exit_code=EXIT_BUG, message=line.removeprefix("graceful: "), error=type(e).__name__)
+    return outcome.Outcome(exit_code=code, message=_said(result))
+
+
+def _waits(why: str) -> None:
+    """For people here, or on a cluster for `graceful status`, which reads the log's end."""
+    mark = outcome.WAITS if RUN_SPEC in os.environ else "graceful: "
+    sys.stderr.write(f"{mark}{why}\n" if why or mark == outcome.WAITS else "graceful: it answers again\n")
+    sys.stderr.flush()
+
+
+def _said(result: Any) -> str:
+    """What a status must repeat of a program that ended well: that it skipped its work, and why."""
+    skipped = isinstance(result, dict) and result.get("outcome") == "skipped"
+    return f"{outcome.SKIPPED}{'; '.join(result['reasons'])}" if skipped else ""
 
 
 Show = Callable[[Console], None]
@@ -91,10 +109,23 @@ Outcome = tuple[Any, int, Show]
 
 
 def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs import hopeless
+    from graceful.programs.novelty import skipped
     from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import refresh
 
-    result, report = refresh(resolved, progress=progress)
+    before = hopeless.recall(resolved) if RUN_SPEC in os.environ else None
+    if before is not None:
+        raise before
+    skip = skipped(resolved) if resolved.if_new_data else None
+    if skip is not None:
+        return asdict(skip), 0, _lines({skip.run_id: f"{skip.outcome}, {'; '.join(skip.reasons)}"})
+    try:
+        result, report = refresh(resolved, progress=progress)
+    except GracefulError as e:
+        if RUN_SPEC in os.environ:
+            hopeless.remember(resolved, e)
+        raise
 
     def show(console: Console) -> None:
         champion = "there is no champion yet" if result.champion is None else f"champion is version {result.champion}"
@@ -102,7 +133,7 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
         console.print(chain_table([Judged.of(report, result.outcome)], title=title))
         for reason in result.reasons:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
-        page = Path(result.report).with_suffix(".html")
+        page = result.report.removesuffix(".json") + ".html"
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
         console.print(
             f"next:   graceful lineage {resolved.model}   |   graceful ui   |   graceful gate {result.report} SPEC",

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from graceful import gate
 from graceful.constraints import ALL, LATEST, SELF
-from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, TrainingError
+from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
 from graceful.programs import exclusive, home_of, run_dir_of
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.flipped import pictures
 from graceful.programs.html import render_html
+from graceful.programs.novelty import ingredients
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
-from graceful.storage import write_json, write_text
+from graceful.storage import Mirror, write_json, write_text
+from graceful.training.job import NOT_MIRRORED
 
 RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
 """How the names of measurements begin that `evaluate.retrieval` switches off."""
@@ -76,9 +78,8 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         RegistryError, IntegrityError: The registry is unreachable or an ancestor was altered; nothing was registered.
         TrainingError: Training failed; the champion stays.
     """
-    home = home_of(spec)
-    run_dir = run_dir_of(spec)
-    with exclusive(run_dir):
+    home, run_dir = home_of(spec), run_dir_of(spec)
+    with exclusive(run_dir), _mirrored(home, run_dir) as mirror:
         store = Store(spec.registry.uri, home)
         finished = _finished(spec, run_dir)
         if finished:
@@ -94,6 +95,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, trained.folder, links, ancestors, notes=trained.notes)
         _write(run_dir, found, verdict)
+        mirror.save(run_dir, but=NOT_MIRRORED)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
         record = store.register(
@@ -116,20 +118,21 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             model_id=record.model_id,
             champion=champion,
             spec_digest=spec.digest(),
-            report=str(run_dir / "report.json"),
+            report=mirror.shown(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
+    mirror.forget_folder(run_dir / "ray")
     return result, found.report
 
 
 def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
     """Train a version against the champion's chain and leave its bundle in the run's folder; register nothing."""
-    run_dir = run_dir_of(spec)
-    with exclusive(run_dir):
-        store = Store(spec.registry.uri, home_of(spec))
+    home, run_dir = home_of(spec), run_dir_of(spec)
+    with exclusive(run_dir), _mirrored(home, run_dir):
+        store = Store(spec.registry.uri, home)
         ancestors = _fetch(store, _chain(store, spec, run_dir))
-        return train(spec, run_dir=run_dir, home=home_of(spec), ancestors=ancestors, progress=progress)
+        return train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
 
 
 def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Report, gate.Verdict]:
@@ -138,18 +141,46 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
     Raises:
         SpecError: The run has no bundle yet.
     """
-    run_dir = run_dir_of(spec)
-    folder = run_dir / "model"
-    if not (folder / "arch.json").exists():
-        raise SpecError(f"run {spec.run_id}: no trained version in {folder}; run `graceful train` or `refresh` first")
-    with exclusive(run_dir):
-        store = Store(spec.registry.uri, home_of(spec))
+    home, run_dir = home_of(spec), run_dir_of(spec)
+    with exclusive(run_dir), _mirrored(home, run_dir):
+        folder = run_dir / "model"
+        if not (folder / "arch.json").exists():
+            raise SpecError(
+                f"run {spec.run_id}: no trained version in {folder}; run `graceful train` or `refresh` first"
+            )
+        _require_own(spec, folder)
+        store = Store(spec.registry.uri, home)
         links = _chain(store, spec, run_dir)
         ancestors = _fetch(store, links)
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, folder, links, ancestors)
         _write(run_dir, found, verdict)
     return found.report, verdict
+
+
+def _require_own(spec: RefreshSpec, folder: Path) -> None:
+    """The same run id has more than one reading: model a-b, name c and model a, name b-c."""
+    path = folder / "arch.json"
+    with _written_here(path):
+        held = json.loads(path.read_text())
+        found = (held["model"], held["name"])
+    if found != (spec.model, spec.name):
+        held_by = " ".join(found)
+        raise SpecError(f"name: run {spec.run_id} holds {held_by}, not {spec.model} {spec.name}; choose another")
+
+
+@contextmanager
+def _mirrored(home: Path, run_dir: Path) -> Iterator[Mirror]:
+    """Continue what this run left in the bucket, and leave there what it did; without a bucket nothing happens."""
+    mirror = Mirror.of(home)
+    mirror.restore(run_dir, but=NOT_MIRRORED)
+    try:
+        yield mirror
+    except BaseException:
+        with suppress(StorageError):  # why the run ended is what people must read
+            mirror.save(run_dir, but=NOT_MIRRORED)
+        raise
+    mirror.save(run_dir, but=NOT_MIRRORED)
 
 
 def _check_gate(spec: RefreshSpec, links: Sequence[Link]) -> None:
@@ -277,6 +308,7 @@ def _registration(
         report=report,
         verdict=verdict,
         attachments=(run_dir / "report.html", run_dir / "flips.json"),
+        training=ingredients(spec.task, data=trained.data),
     )
 
 

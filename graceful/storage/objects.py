@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,12 +63,14 @@ class StoredObject:
         key: Full key.
         size: Bytes.
         etag: The server's content tag, without quotes; changes when the content does.
+        modified: When it was last written, by the server's clock; None: not from a listing.
     """
 
     bucket: str
     key: str
     size: int
     etag: str
+    modified: datetime | None = None
 
     @property
     def uri(self) -> str:
@@ -105,7 +109,13 @@ def list_objects(uri: str) -> list[StoredObject]:
 
     def ask() -> list[StoredObject]:
         return [
-            StoredObject(bucket=bucket, key=item["Key"], size=item["Size"], etag=item["ETag"].strip('"'))
+            StoredObject(
+                bucket=bucket,
+                key=item["Key"],
+                size=item["Size"],
+                etag=item["ETag"].strip('"'),
+                modified=item["LastModified"],
+            )
             for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
@@ -317,6 +327,8 @@ def reset() -> None:
 
 
 _answered = False
+waiting: Callable[[str], None] = logging.getLogger(__name__).info
+"""Told why this process waits for the server, and with "" when it answers again; a program may put its own here."""
 
 
 def _asked(uri: str, ask: Callable[[], T]) -> T:
@@ -326,7 +338,7 @@ def _asked(uri: str, ask: Callable[[], T]) -> T:
         StorageError: With the server's code as the fact `code`, if it has one.
     """
     global _answered  # noqa: PLW0603  a fact about this process
-    until, pause = time.monotonic() + PATIENCE, 0.5
+    until, pause, waits = time.monotonic() + PATIENCE, 0.5, False
     while True:
         try:
             found = ask()
@@ -337,10 +349,15 @@ def _asked(uri: str, ask: Callable[[], T]) -> T:
             _answered = _answered or not passing
             if not passing or not _answered or time.monotonic() > until:
                 raise error from e
+            if not waits:
+                waits = True
+                waiting(f"{error.message}; waiting up to {PATIENCE:.0f} s")
             time.sleep(random.uniform(pause / 2, pause))  # a hundred workers must not come back at once
             pause = min(2 * pause, LONGEST_PAUSE)
         else:
             _answered = True
+            if waits:
+                waiting("")
             return found
 
 

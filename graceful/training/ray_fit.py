@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import threading
@@ -232,7 +233,14 @@ def _recorded(path: Path) -> GracefulError:
 
 def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
     """One line for what Ray gave up on; the whole story goes into the log."""
-    log = write_text(job.run_dir / LOG, "".join(traceback.format_exception(error)))
+    text = "".join(traceback.format_exception(error))
+    log = write_text(job.run_dir / LOG, text)
+    if "running low on memory" in text:
+        used = re.search(r"was (\S+ used / \S+ limit)", text)
+        return TrainingError(
+            f"out of memory: a worker was killed{f' at {used[1]}' if used else ''}; give workers more memory, or lower"
+            f" train.batch_size; see {log}"
+        )
     by_rank = getattr(error, "worker_failures", None) or {}
     causes = {rank: first_line(cause) for rank, cause in by_rank.items()}
     first = next(iter(causes.items()), None)

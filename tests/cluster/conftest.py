@@ -20,6 +20,7 @@ import pytest
 
 from graceful.launch import kubeconfig
 from graceful.launch.kube import Kube
+from tests.support.node import Node, started
 
 TESTBED = Path(__file__).parents[3] / "shared" / "testbed" / "testbed"
 PORT = "21630"
@@ -71,7 +72,7 @@ def _testbed(command: str, env: dict[str, str]) -> str:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            timeout=180,
+            timeout=600,
             check=False,
         )
         output.seek(0)
@@ -86,6 +87,17 @@ def _exports(text: str, env: dict[str, str]) -> dict[str, str]:
         name, _, value = line.removeprefix("export ").partition("=")
         found[name] = shlex.split(value)[0].replace("$PATH", env["PATH"])
     return found
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node with our image, S3 and MLflow; started once, because it takes minutes."""
+    if not TESTBED.is_file() or os.environ.get(CONTEXT):
+        pytest.skip(
+            "no node of our own: pods need our image and servers beside them, which the test bed at ../shared has"
+        )
+    with started(tmp_path_factory.mktemp("node")) as found:
+        yield found
 
 
 @pytest.fixture

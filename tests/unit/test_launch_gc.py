@@ -13,10 +13,11 @@ import pytest
 
 from graceful.cli import following
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import gc, runs
+from graceful.launch import gc, manifests, runs
 from graceful.launch.backend import Phase
 from graceful.launch.kube import Kube, Listing
 from graceful.launch.kubeconfig import Access
+from graceful.launch.kuberay import KubeRayRuns
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, NotFoundError
 from tests.support.kuberay_sequences import rayjob
@@ -141,6 +142,8 @@ def test_a_stopped_or_failed_run_resumes_with_the_same_job(status: Json) -> None
     runs.stop(kube(memory), "a")
     resumed = runs.resume(kube(memory), "a")
     after = memory.get("RayJob", "a")
+    (head,) = after["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head.pop("env") == [{"name": manifests.RESUMES_VARIABLE, "value": "1"}]
     assert after["spec"] == before["spec"]
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert "status" not in after
@@ -247,8 +250,8 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
     def interrupted(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(following.submitter_logs, "lines", interrupted)
-    monkeypatch.setattr(following.Place, "kube", Memory())
+    monkeypatch.setattr(KubeRayRuns, "logs", interrupted)
+    monkeypatch.setattr(following.Place, "kube", kube(Memory()))
     place = following.Place(on="kind", namespace="team")
     assert following.logs("glyphs-v2", place, follow=True, since=None) == 130
     assert "`graceful logs -f glyphs-v2 --on kind -n team`" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_without_a_volume_retries_start_from_nothing_and_workers_share_nothing()
 
 
 def test_a_bucket_is_as_durable_as_a_volume() -> None:
-    document = manifests.rayjob(job(env={"GRACEFUL_HOME": "s3://bucket/runs"}), cluster(storage={}))
+    document = manifests.rayjob(job(), cluster(storage={"uri": "s3://bucket/runs"}))
     assert rules(document) == set()
 
 

@@ -1,0 +1,54 @@
+"""Errors that another attempt would only make again, remembered so that it ends at once. Driver, on a cluster.
+
+KubeRay starts a failed job again on new machines, whatever it failed of, and its retries cannot be called off from
+inside. So an error that needs a person is written into the run's folder: the next attempt repeats it in seconds instead
+of training until it comes again. `graceful resume` starts afresh, because a person asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+
+from graceful import errors
+from graceful.errors import CollapsedError, DataError, GracefulError, NonFiniteError, SpecError, StorageError
+from graceful.launch.manifests import RESUMES_VARIABLE
+from graceful.programs import home_of, run_dir_of
+from graceful.spec import RefreshSpec
+from graceful.storage import Mirror, write_json
+
+FILE = "hopeless.json"
+KINDS = (SpecError, DataError, NonFiniteError, CollapsedError)
+"""Wrong spec, wrong data, numbers that the same seeds would give again."""
+
+
+def remember(spec: RefreshSpec, error: GracefulError) -> None:
+    """Write an error down, if another attempt would make it again; trouble with writing must not hide the error."""
+    if not isinstance(error, KINDS):
+        return
+    document = {**_attempt(spec), "error": type(error).__name__, "message": error.message}
+    with suppress(StorageError):
+        path = write_json(run_dir_of(spec) / FILE, document)
+        Mirror.of(home_of(spec)).save(path.parent, only=(FILE,))
+
+
+def recall(spec: RefreshSpec) -> GracefulError | None:
+    """The error that ended an earlier attempt at the very same work, to be raised again.
+
+    Raises:
+        StorageError: The bucket is not reachable.
+    """
+    path = run_dir_of(spec) / FILE
+    Mirror.of(home_of(spec)).restore_file(path)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        kind = getattr(errors, str(known["error"]), None)
+        if kind in KINDS and {key: known[key] for key in _attempt(spec)} == _attempt(spec):
+            found: GracefulError = kind(str(known["message"]))
+            return found
+    return None
+
+
+def _attempt(spec: RefreshSpec) -> dict[str, str]:
+    return {"spec": spec.digest(), "resumes": os.environ.get(RESUMES_VARIABLE, "0")}

@@ -1,0 +1,43 @@
+"""What a retry would only do again is remembered; what may pass, or what a person asked for, is not."""
+
+import pytest
+
+from graceful import errors
+from graceful.programs import hopeless, run_dir_of
+from graceful.spec import RefreshSpec
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRACEFUL_STORAGE", raising=False)
+    monkeypatch.delenv(hopeless.RESUMES_VARIABLE, raising=False)
+    return RefreshSpec(model="m", name="v1", home=str(tmp_path), task={"kind": "digits"})
+
+
+@pytest.mark.parametrize("kind", hopeless.KINDS)
+def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
+    hopeless.remember(spec, kind("step 3: loss is nan"))
+    again = hopeless.recall(spec)
+    assert type(again) is kind
+    assert again.message == "step 3: loss is nan"
+
+
+@pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])
+def test_an_error_that_may_pass_is_tried_again(spec, kind):
+    hopeless.remember(spec, kind("the server is away"))
+    assert hopeless.recall(spec) is None
+
+
+def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
+    hopeless.remember(spec, errors.DataError("no such file"))
+    assert hopeless.recall(spec.model_copy(update={"description": "mended"})) is not None
+    changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
+    assert hopeless.recall(changed) is None
+    monkeypatch.setenv(hopeless.RESUMES_VARIABLE, "1")
+    assert hopeless.recall(spec) is None
+
+
+def test_a_damaged_note_is_no_obstacle(spec):
+    hopeless.remember(spec, errors.DataError("no such file"))
+    (run_dir_of(spec) / hopeless.FILE).write_text("{")
+    assert hopeless.recall(spec) is None

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from graceful import spec
+from graceful.cli import carrying, planning, programs
 from graceful.cli import output as out
-from graceful.cli import planning, programs
 from graceful.cli.scheduling import Where
 from graceful.errors import SpecError
 from graceful.launch import backend, cronjob, kuberay, plan, profile, redact
@@ -122,6 +122,7 @@ def _apply_there(
     )
     changes = cluster.compare(kube, schedule, chosen)
     if not dry_run and any(item.change is not Change.NONE for item in changes):
+        carrying.send(resolved, job)
         cluster.apply(kube, schedule, chosen)
     return changes
 

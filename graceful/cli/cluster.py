@@ -138,7 +138,9 @@ def list_(output: str, **place: str | None) -> int:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @OUTPUT
 def gc(older: str, dry_run: bool, output: str, **place: str | None) -> int:
-    """Remove finished jobs, their submitters and their documents. Stopped runs stay, they can resume.
+    """Remove finished jobs, their submitters and documents, and checkpoints in the profile's bucket that no run needs.
+
+    Stopped runs stay, they can resume.
 
     \b
     Example:

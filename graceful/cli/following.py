@@ -1,27 +1,30 @@
-"""`status`, `logs`, `stop`, `resume`, `list` and `gc`: what becomes of runs on a cluster. Runs on the client.
+"""`status`, `logs`, `stop`, `resume`, `list` and `gc`: what becomes of runs that were submitted. Runs on the client.
 
-Ctrl-C detaches: what runs on a cluster goes on without us, and the last line says how to come back.
+They speak to a `backend.Runs` and do not know which. Ctrl-C detaches: what runs elsewhere goes on without us, and the
+last line says how to come back.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from graceful.cli import output as out
-from graceful.errors import GracefulError, SpecError
-from graceful.launch import gc as garbage
-from graceful.launch import logs as submitter_logs
-from graceful.launch import runs
-from graceful.launch.backend import Status
-from graceful.launch.kube import Kube
-from graceful.launch.observe import Observer, follow
+from graceful.cli import places
+from graceful.errors import GracefulError, InfrastructureError, SpecError
+from graceful.launch import backend, follow, names
+from graceful.launch.backend import Handle, Runs, Status
 from graceful.launch.refusals import NotFoundError
+
+if TYPE_CHECKING:
+    from graceful.launch.kube import Kube
+    from graceful.launch.profile import Profile
 
 EXIT_DETACHED = 130
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -43,24 +46,70 @@ class Place:
     namespace: str | None = None
 
     @cached_property
+    def runs(self) -> Runs:
+        """Whom to ask; nothing is sent yet.
+
+        Raises:
+            SpecError: No such profile or context, or --context and --namespace where there is no Kubernetes.
+        """
+        from graceful.launch import kuberay
+
+        chosen = self._profile
+        if chosen is None or chosen.kind == "kuberay":
+            return kuberay.KubeRayRuns(connect=lambda: self.kube, trouble=trouble)
+        if self.context or self.namespace:
+            raise SpecError(f"--on {self.on}: kind {chosen.kind} is no Kubernetes; leave --context and --namespace out")
+        return backend.build(chosen, home=places.home_folder(None), trouble=trouble)
+
+    @cached_property
     def kube(self) -> Kube:
         """The API server; nothing is sent yet.
 
         Raises:
-            SpecError: No such profile or context, or the profile is no cluster.
+            SpecError: No such profile or context, or the profile is no Kubernetes.
         """
-        if self.on is None:
-            return Kube.connect(context=self.context, namespace=self.namespace)
-        from graceful.launch import profile
+        from graceful.launch.kube import Kube
 
-        chosen = profile.load(self.on)
-        if not isinstance(chosen, profile.KubeRay):
-            raise SpecError(f"--on {self.on}: {chosen.kind} has no runs to follow; name a profile of kind kuberay")
+        chosen = self._profile
+        if chosen is None:
+            return Kube.connect(context=self.context, namespace=self.namespace)
+        if chosen.kind != "kuberay":
+            raise SpecError(f"--on {self.on}: kind {chosen.kind} is no Kubernetes; name a profile of kind kuberay")
         return Kube.connect(context=self.context or chosen.context, namespace=self.namespace or chosen.namespace)
 
-    def name(self, run: str) -> str:
-        """Of the job that computes a run."""
-        return runs.name_of(run, namespace=self.kube.namespace)
+    @property
+    def storage(self) -> str | None:
+        """The bucket in which the profile keeps runs, s3://bucket/prefix; None: it names none, or there is no profile.
+
+        Raises:
+            SpecError: No such profile.
+        """
+        chosen = self._profile
+        return chosen.storage.uri if chosen is not None and chosen.kind == "kuberay" else None
+
+    def handle(self, run: str) -> Handle:
+        """For what people type: a run id, a job's name, or a handle; whose place it is the backend checks."""
+        if "://" in run:
+            return Handle.parse(run)
+        name, chosen = names.job_name(run), self._profile
+        if chosen is None or chosen.kind == "kuberay":
+            return Handle(scheme="kuberay", place=self.kube.namespace, name=name)
+        place = urlsplit(chosen.address).netloc if chosen.kind == "rayjobs" else ""
+        return Handle(scheme=chosen.kind, place=place, name=name)
+
+    def title(self) -> str:
+        """For people: `namespace team-a`, or the profile."""
+        if self._profile is None or self._profile.kind == "kuberay":
+            return f"namespace {self.kube.namespace}"
+        return f"--on {self.on}"
+
+    @cached_property
+    def _profile(self) -> Profile | None:
+        if self.on is None:
+            return None
+        from graceful.launch import profile
+
+        return profile.load(self.on)
 
     def options(self) -> str:
         """As people type them, for messages."""
@@ -70,16 +119,16 @@ class Place:
 
 def status(run: str, place: Place, *, wait: bool, timeout: float | None, output: str) -> int:
     """Say what a run is doing; with `wait` until it is over, then its exit code is ours."""
-    name = place.name(run)
+    handle = place.handle(run)
     if not wait:
-        found = runs.status(place.kube, name)
+        found = place.runs.status(handle)
     else:
         try:
-            found = _followed(place, name, timeout)
+            *_, found = _talking(follow.statuses(place.runs, handle, seconds=timeout, trouble=trouble))
         except KeyboardInterrupt:
             return _detached(run, place)
         except NotFoundError:
-            found = runs.status(place.kube, name)
+            found = place.runs.status(handle)
     if output == "table":
         _show(found, place)
     else:
@@ -90,37 +139,37 @@ def status(run: str, place: Place, *, wait: bool, timeout: float | None, output:
 def logs(run: str, place: Place, *, follow: bool, since: str | None) -> int:
     """Print the log of a run, each line once."""
     start = None if since is None else datetime.now(UTC) - duration(since)
-    name = place.name(run)
+    handle = place.handle(run)
     try:
-        for line in submitter_logs.lines(place.kube, name, follow=follow, since=start, trouble=_trouble):
+        for line in place.runs.logs(handle, follow=follow, since=start):
             out.line(line)
     except KeyboardInterrupt:
         return _detached(run, place)
     except NotFoundError:
-        found = runs.status(place.kube, name)  # or says that there is no such run
+        found = place.runs.status(handle)  # or says that there is no such run
         out.talk(f"{found.run_id} is {found.phase}: its pods and their log are gone")
     return 0
 
 
 def stop(run: str, place: Place, *, output: str) -> int:
     """Stop a run so that it can resume."""
-    found = runs.stop(place.kube, place.name(run))
+    found = place.runs.stop(place.handle(run))
     return _told(found, output, f"`graceful resume {run}{place.options()}` goes on from the last checkpoint")
 
 
 def resume(run: str, place: Place, *, output: str) -> int:
     """Send a stopped or failed run again."""
-    found = runs.resume(place.kube, place.name(run))
+    found = place.runs.resume(place.handle(run))
     return _told(found, output, f"follow it with `graceful logs -f {run}{place.options()}`")
 
 
 def listing(place: Place, *, output: str) -> int:
-    """Every run of the namespace, newest first."""
-    found = runs.listing(place.kube)
+    """Every run of the place, newest first."""
+    found = place.runs.list()
     if output != "table":
         out.document([document(one) for one in found], output)
     elif not found:
-        out.talk(f"no runs in namespace {place.kube.namespace}; `graceful submit SPEC --on NAME` makes one")
+        out.talk(f"no runs in {place.title()}; `graceful submit SPEC --on NAME` makes one")
     else:
         now = datetime.now(UTC)
         _columns([(one.run_id, one.phase.value, _attempt(one), _age(one, now), one.cause) for one in found])
@@ -128,17 +177,39 @@ def listing(place: Place, *, output: str) -> int:
 
 
 def gc(place: Place, *, older: str, dry_run: bool, output: str) -> int:
-    """Remove what finished runs left behind, or only say what would go."""
-    found = garbage.find(place.kube, now=datetime.now(UTC), after=duration(older))
+    """Remove what finished runs left behind on Kubernetes and in the profile's bucket, or only say what would go.
+
+    Returns:
+        0; 4 if the bucket could not be swept to the end.
+
+    Raises:
+        SpecError: The place is no Kubernetes; elsewhere nothing but a small folder or record is left behind.
+    """
+    from graceful.cli import bucket
+    from graceful.launch import gc as garbage
+
+    age = duration(older)
+    found = garbage.find(place.kube, now=datetime.now(UTC), after=age)
     done = found if dry_run else garbage.remove(place.kube, found)
+    uri = place.storage
+    swept = bucket.NOTHING if uri is None else bucket.sweep(uri, older=age, dry_run=dry_run)
     if output != "table":
-        out.document([asdict(removal) for removal in done], output)
-        return 0
-    for removal in done:
-        out.line(f"{removal.kind} {removal.name}: {removal.why}")
-    verb = "would be removed" if dry_run else "removed"
-    out.talk(f"{len(done)} {'object' if len(done) == 1 else 'objects'} {verb} in namespace {place.kube.namespace}")
+        out.document([asdict(removal) for removal in (*done, *swept.removals)], output)
+    else:
+        for removal in (*done, *swept.removals):
+            out.line(f"{removal.kind} {removal.name}: {removal.why}")
+        verb = "would be removed" if dry_run else "removed"
+        out.talk(f"{_count(len(done), 'object')} {verb} in namespace {place.kube.namespace}")
+        if uri is not None:
+            out.talk(f"{_count(len(swept.removals), 'folder')} of checkpoints {verb} in {uri}")
+    if swept.trouble:
+        out.talk(f"warning: checkpoints not swept to the end: {swept.trouble}")
+        return InfrastructureError.exit_code
     return 0
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def document(found: Status) -> dict[str, Any]:
@@ -167,11 +238,6 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=int(found[1]) * UNITS[found[2]])
 
 
-def _followed(place: Place, name: str, timeout: float | None) -> Status:
-    *_, last = _talking(follow(Observer(kube=place.kube, name=name), seconds=timeout, trouble=_trouble))
-    return last
-
-
 def _talking(statuses: Iterator[Status]) -> Iterator[Status]:
     for one in statuses:
         attempt = f" attempt {_attempt(one)}" if one.attempt > 1 else ""
@@ -179,7 +245,8 @@ def _talking(statuses: Iterator[Status]) -> Iterator[Status]:
         yield one
 
 
-def _trouble(error: GracefulError) -> None:
+def trouble(error: GracefulError) -> None:
+    """Say that something failed and is tried again."""
     out.talk(f"{time.strftime('%H:%M:%S')} trying again: {error.message}")
 
 
@@ -201,18 +268,19 @@ def _told(found: Status, output: str, then: str) -> int:
 
 
 def _show(found: Status, place: Place) -> None:
-    rows: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("run", lambda: found.run_id),
-        ("phase", lambda: found.phase.value),
-        ("cause", lambda: found.cause),
-        ("attempt", lambda: _attempt(found)),
-        ("exit code", lambda: "" if found.exit_code is None else str(found.exit_code)),
-        ("age", lambda: _age(found, datetime.now(UTC))),
-        ("where", lambda: f"{found.handle} (context {place.kube.access.context})"),
+    where = f" (context {place.kube.access.context})" if found.handle.scheme == "kuberay" else ""
+    rows = (
+        ("run", found.run_id),
+        ("phase", found.phase.value),
+        ("cause", found.cause),
+        ("attempt", _attempt(found)),
+        ("exit code", "" if found.exit_code is None else str(found.exit_code)),
+        ("age", _age(found, datetime.now(UTC))),
+        ("where", f"{found.handle}{where}"),
     )
     for title, text in rows:
-        if text():
-            out.line(f"{title:<10}{text()}")
+        if text:
+            out.line(f"{title:<10}{text}")
 
 
 def _columns(rows: list[tuple[str, str, str, str, str]]) -> None:

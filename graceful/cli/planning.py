@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from graceful import __version__
+from graceful.cli import carrying, places, programs
 from graceful.cli import output as out
-from graceful.cli import programs
 from graceful.errors import SpecError
-from graceful.launch import kuberay, plan, profile, redact
-from graceful.launch.backend import Change, Finding, Handle, Plan, Severity
+from graceful.launch import backend, plan, profile, rayrequest, redact
+from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
 from graceful.launch.job import FILES, JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import RefreshSpec
@@ -39,7 +40,7 @@ def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str
     present(planned, output)
     if not planned.errors:
         return 0
-    return EXIT_PLACE if all(finding.rule in kuberay.PLACE for finding in planned.errors) else EXIT_USAGE
+    return EXIT_PLACE if all(finding.rule in backend.PLACE for finding in planned.errors) else EXIT_USAGE
 
 
 def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) -> int:
@@ -49,14 +50,15 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) 
         SpecError: The plan has errors, nobody can be asked, or the run id belongs to another spec.
         InfrastructureError: Unreachable or forbidden.
     """
-    backend, planned = make(path, sets, on=on, offline=False)
+    place, planned = make(path, sets, on=on, offline=False)
     if output == "table":
         _people(planned, out.talk)
-    kuberay.refuse(planned)
+    backend.refuse(planned)
     if not (yes or _agreed(planned)):
         out.talk("not sent")
         return 0
-    handle = backend.submit(planned)
+    carrying.send(programs.resolve(path, sets, None), planned.job)
+    handle = place.submit(planned)
     if output == "table":
         out.line(str(handle))
         if planned.differences[-1].change in (Change.NONE, Change.UPDATE):
@@ -67,61 +69,67 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) 
     return 0
 
 
-def make(path: Path, sets: Sequence[str], *, on: str, offline: bool) -> tuple[kuberay.KubeRayBackend, Plan]:
+def make(path: Path, sets: Sequence[str], *, on: str, offline: bool) -> tuple[Backend, Plan]:
     """Load spec and profile and plan.
 
     Raises:
-        SpecError: One of them is wrong, or the profile's kind cannot be planned for.
+        SpecError: One of them is wrong.
     """
     resolved = programs.resolve(path, sets, None)
     chosen = profile.load(on)
-    if not isinstance(chosen, profile.KubeRay):
-        raise SpecError(f"--on {on}: kind {chosen.kind} needs no plan; run `graceful refresh {path}` there")
-    backend = kuberay.KubeRayBackend(profile=chosen, connect=None if offline else kuberay.connector(chosen))
-    job = job_of(resolved)
-    planned = backend.plan(job)
-    return backend, replace(planned, findings=(*planned.findings, *_regrets(resolved, chosen)))
+    place = backend.build(chosen, home=places.home_folder(None), offline=offline)
+    planned = place.plan(job_of(resolved, chosen))
+    address = planned.job.labels.get(carrying.FACT)
+    code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
+    findings = (*planned.findings, *_regrets(resolved, chosen))
+    return place, replace(planned, findings=findings, notes=(*planned.notes, *code))
 
 
-def job_of(resolved: RefreshSpec) -> JobSpec:
-    """The job that refreshes a spec on a cluster.
+def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None) -> JobSpec:
+    """The job that refreshes a spec.
 
-    A task file of the user's travels with the job; where runs are kept is the place's business, so `home` is left out.
+    This machine has its own folders, interpreter and task files. Elsewhere a task file travels with the job, a folder
+    through the bucket (`carrying.send`), and where runs are kept is the place's business, so `home` is left out.
+
+    Args:
+        resolved: What to do.
+        chosen: Where; None: any Kubernetes.
 
     Raises:
-        SpecError: The task file cannot be read.
+        SpecError: The task file cannot be read, or cannot travel to that place.
     """
-    document = {**resolved.dump(), "home": None}
-    files = _task_files(resolved)
+    document, code = resolved.dump(), carrying.code_of(resolved, chosen)
+    facts, command, env = _facts(resolved, code.content), COMMAND, {}
+    files = {} if code.text is None else {TASK_FILE: code.text}
+    if isinstance(chosen, profile.Local):
+        command, files = (sys.executable, *COMMAND[1:]), {}
+        env = programs.environment({**os.environ, **chosen.env})
+    else:
+        document["home"] = None
     if files:
-        document["task"] = {**document["task"], "file": f"{FILES}/{TASK_FILE}"}
+        folder = rayrequest.FILES if isinstance(chosen, profile.RayJobs) else FILES
+        document["task"] = {**document["task"], "file": f"{folder}/{TASK_FILE}"}
+    if code.address:
+        document["task"] = {**document["task"], "file": code.address}
+        facts[carrying.FACT] = code.address
     return JobSpec(
         name=f"refresh {resolved.run_id}",
         run_id=resolved.run_id,
-        command=COMMAND,
+        command=command,
+        env=env,
         document=json.dumps(document, indent=1),
         files=files,
         workers=resolved.train.num_workers,
         resources=Resources(gpu=1 if resolved.train.use_gpu else None),
-        labels=_facts(resolved, files),
+        labels=facts,
     )
 
 
-def _task_files(resolved: RefreshSpec) -> dict[str, str]:
-    file = getattr(resolved.task, "file", None)
-    if file is None:
-        return {}
-    try:
-        return {TASK_FILE: Path(file).read_text(encoding="utf-8")}
-    except (OSError, UnicodeDecodeError) as e:
-        raise SpecError(f"task.file {file}: cannot be read ({e}); it travels with the job") from e
-
-
-def _facts(resolved: RefreshSpec, files: dict[str, str]) -> dict[str, str]:
+def _facts(resolved: RefreshSpec, content: str) -> dict[str, str]:
     """What is recorded with a job: who submitted which content from which commit."""
-    content = resolved.digest() + "".join(files.values())
+    hashed = hashlib.sha256((resolved.digest() + content).encode()).hexdigest()
     facts = {
-        "config-hash": hashlib.sha256(content.encode()).hexdigest() if files else resolved.digest(),
+        "config-hash": hashed if content else resolved.digest(),
         "engine": resolved.train.engine.kind,
         "model": resolved.model,
         "client": __version__,
@@ -149,8 +157,10 @@ def _commit() -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def _regrets(resolved: RefreshSpec, chosen: profile.KubeRay) -> tuple[Finding, ...]:
+def _regrets(resolved: RefreshSpec, chosen: profile.Profile) -> tuple[Finding, ...]:
     """What the spec says that a cluster may not have."""
+    if isinstance(chosen, profile.Local):
+        return ()
     found: list[tuple[str, str, str, str]] = []
     root = getattr(resolved.task, "root", None)
     if root is not None and "://" not in root:
@@ -202,8 +212,8 @@ def _people(planned: Plan, say: Any) -> None:
     """Lines for people; `say` prints one."""
     say(f"{planned.job.name} -> {planned.handle}   ({planned.where})")
     say(f"command: {' '.join(planned.job.command)}")
-    image = plan.image(planned.documents[-1])
-    say(f"image:   {image}")
+    if planned.handle.scheme == "kuberay":
+        say(f"image:   {plan.image(planned.documents[-1])}")
     say("")
     for row in _rows(planned):
         say("  ".join(row).rstrip())

@@ -75,7 +75,8 @@ class Storage(_Section):
     """Where runs, checkpoints and caches are kept: in a bucket or on a volume; with neither they die with the pods."""
 
     uri: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = None
-    """s3://bucket/prefix that every pod reads and writes; becomes GRACEFUL_STORAGE. Needs an MLflow server."""
+    """s3://bucket/prefix that every pod reads and writes; becomes GRACEFUL_STORAGE. Folders with a task
+    travel through it. Needs an MLflow server."""
     claim: Name | None = None
     """PersistentVolumeClaim (ReadWriteMany for more than one node) that every pod mounts."""
     path: Annotated[str, Field(pattern=r"^/[^:]*$")] = "/runs"

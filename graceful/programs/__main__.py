@@ -28,7 +28,7 @@ from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, run_dir_of
 from graceful.programs.present import Talk
-from graceful.storage import objects
+from graceful.storage import server
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -62,7 +62,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
     logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), format="%(message)s")
-    objects.waiting = _waits
+    server.waiting = _waits
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported

@@ -1,57 +1,30 @@
-"""Objects in buckets: the one door to boto3, loaded on first use. Drivers, workers and the client's probes use it.
+"""Objects in buckets. Drivers, workers and the client's probes use it.
 
-`s3://bucket/prefix` is read with the usual AWS variables; AWS_ENDPOINT_URL names another server. Every object that
-graceful writes carries the SHA-256 of its bytes, which is checked when it is read.
-
-Trouble is met on two levels. botocore repeats a request five times, exponentially with jitter. A server that has
-answered this process before and then fails is waited for up to PATIENCE seconds, because a run of hours must survive an
-outage of a minute; one that never answered is reported at once, because its address is wrong.
+Every object that graceful writes carries the SHA-256 of its bytes, which is checked when it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import os
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.storage import server
 from graceful.storage.local import guarded, sha256_file, sha256_json, write_bytes, write_text
 
-ATTEMPTS = 5
-"""Of one request, by botocore."""
-PATIENCE = 180.0
-"""Seconds for which a server that answered before may fail."""
-LONGEST_PAUSE = 10.0
-"""Seconds between two tries while waiting for it."""
-MEBIBYTE = 2**20
-PART = 16 * MEBIBYTE
-"""Larger files travel in parts of this size, several at a time; a part that fails is sent again alone."""
 _DIGEST = "sha256"
-_REMEDIES = {
-    "NoSuchBucket": "no such bucket; check the name and AWS_ENDPOINT_URL",
-    "NoSuchKey": "no such object; check the key",
-    "404": "no such object; check the key",
-    "AccessDenied": "access denied; check the credentials and the bucket's policy",
-    "403": "access denied; check the credentials and the bucket's policy",
-    "InvalidAccessKeyId": "unknown access key; check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "wrong secret key; check AWS_SECRET_ACCESS_KEY",
-}
 ABSENT = frozenset({"NoSuchKey", "404"})
 """Codes of answers that say there is no such object."""
 _UNCHANGED = frozenset({"304", "NotModified"})
 _AT_ONCE = 1000
 """Objects that one request may delete."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +89,12 @@ def list_objects(uri: str) -> list[StoredObject]:
                 etag=item["ETag"].strip('"'),
                 modified=item["LastModified"],
             )
-            for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            for page in server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
         ]
 
-    return sorted(_asked(f"s3://{bucket}/{prefix}", ask), key=lambda stored: stored.key)
+    return sorted(server.asked(f"s3://{bucket}/{prefix}", ask), key=lambda stored: stored.key)
 
 
 def remove(stored: Sequence[StoredObject]) -> None:
@@ -133,7 +106,7 @@ def remove(stored: Sequence[StoredObject]) -> None:
     for first in range(0, len(stored), _AT_ONCE):
         some = stored[first : first + _AT_ONCE]
         wanted = {"Objects": [{"Key": one.key} for one in some], "Quiet": True}
-        _asked(some[0].uri, partial(client().delete_objects, Bucket=some[0].bucket, Delete=wanted))
+        server.asked(some[0].uri, partial(server.client().delete_objects, Bucket=some[0].bucket, Delete=wanted))
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -149,10 +122,10 @@ def read_object(uri: str) -> bytes:
     bucket, key = split_uri(uri)
 
     def ask() -> tuple[bytes, str | None]:
-        answer = client().get_object(Bucket=bucket, Key=key)
+        answer = server.client().get_object(Bucket=bucket, Key=key)
         return answer["Body"].read(), answer.get("Metadata", {}).get(_DIGEST)
 
-    data, expected = _asked(uri, ask)
+    data, expected = server.asked(uri, ask)
     _compare(uri, expected, hashlib.sha256(data).hexdigest())
     return data
 
@@ -171,11 +144,11 @@ def read_if_changed(uri: str, known: str | None) -> tuple[bytes, str] | None:
     condition = {"IfNoneMatch": known} if known else {}
 
     def ask() -> tuple[bytes, str, str | None]:
-        answer = client().get_object(Bucket=bucket, Key=key, **condition)
+        answer = server.client().get_object(Bucket=bucket, Key=key, **condition)
         return answer["Body"].read(), answer["ETag"], answer.get("Metadata", {}).get(_DIGEST)
 
     try:
-        data, tag, expected = _asked(uri, ask)
+        data, tag, expected = server.asked(uri, ask)
     except StorageError as e:
         if e.facts.get("code") not in (*ABSENT, *_UNCHANGED):
             raise
@@ -195,9 +168,10 @@ def upload(path: Path, uri: str) -> None:
 
     def ask() -> None:
         with guarded(path, "read"), path.open("rb") as file:
-            client().upload_fileobj(file, bucket, key, ExtraArgs={"Metadata": {_DIGEST: digest}}, Config=_parts())
+            extra = {"Metadata": {_DIGEST: digest}}
+            server.client().upload_fileobj(file, bucket, key, ExtraArgs=extra, Config=server.parts())
 
-    _asked(uri, ask)
+    server.asked(uri, ask)
 
 
 def write_object(uri: str, data: bytes) -> None:
@@ -211,9 +185,9 @@ def write_object(uri: str, data: bytes) -> None:
 
     def ask() -> None:
         extra = {"Metadata": {_DIGEST: digest}}
-        client().upload_fileobj(io.BytesIO(data), bucket, key, ExtraArgs=extra, Config=_parts())
+        server.client().upload_fileobj(io.BytesIO(data), bucket, key, ExtraArgs=extra, Config=server.parts())
 
-    _asked(uri, ask)
+    server.asked(uri, ask)
 
 
 def fetch(uri: str, path: Path) -> bool:
@@ -232,17 +206,17 @@ def fetch(uri: str, path: Path) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def ask() -> str | None:
-        answer = client().get_object(Bucket=bucket, Key=key)
+        answer = server.client().get_object(Bucket=bucket, Key=key)
         with guarded(part, "write"), part.open("wb") as file, closing(answer["Body"]) as body:
-            if answer["ContentLength"] <= PART:
+            if answer["ContentLength"] <= server.PART:
                 file.write(body.read())
             else:
-                client().download_fileobj(bucket, key, file, Config=_parts())
+                server.client().download_fileobj(bucket, key, file, Config=server.parts())
         digest: str | None = answer.get("Metadata", {}).get(_DIGEST)
         return digest
 
     try:
-        expected = _asked(uri, ask)
+        expected = server.asked(uri, ask)
         _compare(uri, expected, sha256_file(part))
         with guarded(path, "write"):
             os.replace(part, path)
@@ -288,96 +262,3 @@ def _compare(uri: str, expected: str | None, found: str) -> None:
         raise IntegrityError(
             f"{uri}: SHA-256 {found[:12]}... where {expected[:12]}... was written; restore or delete it"
         )
-
-
-# --- the server -------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def client() -> Any:
-    """One client per process, of a session of its own; safe to share between threads."""
-    import boto3
-    from botocore.config import Config
-
-    own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
-    return boto3.Session().client(
-        "s3",
-        config=Config(
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            connect_timeout=5,
-            read_timeout=60,
-            max_pool_connections=16,
-            s3={"addressing_style": "path" if own_server else "auto"},
-        ),
-    )
-
-
-@lru_cache(maxsize=1)
-def _parts() -> Any:
-    from boto3.s3.transfer import TransferConfig
-
-    return TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=8)
-
-
-def reset() -> None:
-    """Forget client and server, after the variables that name them have changed."""
-    global _answered  # noqa: PLW0603  a fact about this process
-    client.cache_clear()
-    _answered = False
-
-
-_answered = False
-waiting: Callable[[str], None] = logging.getLogger(__name__).info
-"""Told why this process waits for the server, and with "" when it answers again; a program may put its own here."""
-
-
-def _asked(uri: str, ask: Callable[[], T]) -> T:
-    """Send a request, again while a server that has answered before is away.
-
-    Raises:
-        StorageError: With the server's code as the fact `code`, if it has one.
-    """
-    global _answered  # noqa: PLW0603  a fact about this process
-    until, pause, waits = time.monotonic() + PATIENCE, 0.5, False
-    while True:
-        try:
-            found = ask()
-        except Exception as e:
-            error, passing = _explained(uri, e)
-            if error is None:
-                raise
-            _answered = _answered or not passing
-            if not passing or not _answered or time.monotonic() > until:
-                raise error from e
-            if not waits:
-                waits = True
-                waiting(f"{error.message}; waiting up to {PATIENCE:.0f} s")
-            time.sleep(random.uniform(pause / 2, pause))  # a hundred workers must not come back at once
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            _answered = True
-            if waits:
-                waiting("")
-            return found
-
-
-def _explained(uri: str, error: Exception) -> tuple[StorageError | None, bool]:
-    """Our error for one of the library's, and whether it may pass; None: it is not about the server."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-    from s3transfer import exceptions as transfers
-
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-        passing = status >= 500 or status == 429
-        remedy = "try again later" if passing else "check the address and the credentials"
-        text = _REMEDIES.get(code, f"the server refused ({code}); {remedy}")
-        return StorageError(f"{uri}: {text}", {"uri": uri, "code": code}), passing
-    if isinstance(error, NoCredentialsError):
-        return StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), False
-    lost = (transfers.RetriesExceededError, transfers.S3DownloadFailedError, transfers.S3ValidationError)
-    if isinstance(error, (BotoCoreError, Boto3Error, *lost)):
-        reason = " ".join(str(error).split())
-        return StorageError(f"{uri}: not reachable ({reason}); check AWS_ENDPOINT_URL and AWS_REGION"), True
-    return None, False

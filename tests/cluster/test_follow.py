@@ -113,6 +113,8 @@ def test_a_stopped_run_is_remembered_and_resumes_under_the_same_run_id(kube: Kub
 
     assert on_cluster("resume", "glyphs-v2").returncode == 0
     after = kube.get("RayJob", "glyphs-v2")
+    (head,) = after["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head.pop("env") == [{"name": "GRACEFUL_RESUMES", "value": "1"}]
     assert after["spec"] == before["spec"]
     assert after["metadata"]["annotations"]["graceful.dev/run-id"] == "glyphs-v2"
     assert runs.status(kube, "glyphs-v2").attempt == 2

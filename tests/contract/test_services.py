@@ -144,10 +144,11 @@ def test_storage_is_tried_by_a_process_of_its_own(tmp_path: Path, monkeypatch: p
 @pytest.mark.integration
 def test_a_bucket_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
     from graceful.storage import objects
+    from graceful.storage.server import client
     from tests.support.s3_server import serving
 
     with serving():
-        objects.client().create_bucket(Bucket="doctor")
+        client().create_bucket(Bucket="doctor")
         (tried,) = checks_services.storage(profile.Storage(uri="s3://doctor/runs"), tmp_path)
         assert (tried.state, tried.found) == ("ok", "s3://doctor/runs, probe written, read and deleted")
         assert objects.list_objects("s3://doctor") == []

@@ -16,6 +16,7 @@ import pytest
 
 from graceful.errors import IntegrityError, StorageError
 from graceful.storage import Mirror, objects
+from graceful.storage.server import PART, client
 from graceful.training import trace
 from tests.support.s3_server import BadRoad, environment, serving
 
@@ -26,7 +27,7 @@ FILES = {"arch.json": 40, "weights.bin": 300_000, "deep/er/table.bin": 70_000, "
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with serving() as endpoint:
-        objects.client().create_bucket(Bucket="mirror")
+        client().create_bucket(Bucket="mirror")
         yield endpoint
 
 
@@ -74,7 +75,7 @@ def test_a_folder_arrives_whole_over_a_bad_road(
 def test_a_large_file_travels_in_parts(mirror: Mirror, server: str, tmp_path: Path) -> None:
     path = mirror.home / "runs" / "x" / "weights.bin"
     path.parent.mkdir(parents=True)
-    path.write_bytes(np.random.default_rng(1).bytes(2 * objects.PART + 12345))
+    path.write_bytes(np.random.default_rng(1).bytes(2 * PART + 12345))
     with BadRoad(server, error=0.3, most=6) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri}):
         objects.list_objects("s3://mirror/nothing")
         mirror.save(path.parent)
@@ -118,7 +119,7 @@ def test_an_altered_copy_is_refused_and_named(mirror: Mirror, tmp_path: Path) ->
     with pytest.raises(IntegrityError, match=r"weights\.bin: not the file that was sealed"):
         there.unseal(there.home / "versions" / "m-1")
     bucket, key = objects.split_uri(f"{mirror.twin(sent)}/arch.json")
-    objects.client().put_object(Bucket=bucket, Key=key, Body=b"x", Metadata={"sha256": "0" * 64})
+    client().put_object(Bucket=bucket, Key=key, Body=b"x", Metadata={"sha256": "0" * 64})
     with pytest.raises(IntegrityError, match=r"arch\.json: SHA-256 .* where 000000000000"):
         there.restore_file(there.home / "versions" / "m-1" / "arch.json")
     assert not (there.home / "versions" / "m-1" / "arch.json").exists()

@@ -11,7 +11,8 @@ from PIL import Image
 from graceful import storage, tasks
 from graceful.errors import DataError, StorageError
 from graceful.spec import ImageFolderTask
-from graceful.storage import Mirror, objects
+from graceful.storage import Mirror
+from graceful.storage.server import client
 from tests.support.s3_server import environment, serving
 
 pytestmark = pytest.mark.integration
@@ -27,12 +28,12 @@ def server():
 @pytest.fixture
 def bucket(server):
     name = f"graceful-{uuid.uuid4().hex[:8]}"
-    objects.client().create_bucket(Bucket=name)
+    client().create_bucket(Bucket=name)
     return name
 
 
 def put(bucket, key, data):
-    objects.client().put_object(Bucket=bucket, Key=key, Body=data)
+    client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
 def picture(colour):

@@ -306,7 +306,7 @@ def _answering(address: str, server: subprocess.Popen[bytes], *, seconds: float 
 
 
 def _bucket(env: Mapping[str, str]) -> None:
-    code = "import sys; from graceful.storage import objects; objects.client().create_bucket(Bucket=sys.argv[1])"
+    code = "import sys; from graceful.storage import server; server.client().create_bucket(Bucket=sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, BUCKET], env=dict(env), capture_output=True, text=True, check=False
     )

@@ -12,6 +12,7 @@ import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from graceful.storage import objects
+from graceful.storage import server
 
 TESTBED = Path(__file__).resolve().parents[3] / "shared" / "testbed" / "testbed"
 
@@ -32,14 +33,14 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set variables for a while; boto3 must not take a client built before, nor patience with another server."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    objects.reset()
+    server.reset()
     try:
         yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
-        objects.reset()
+        server.reset()
 
 
 @contextlib.contextmanager
@@ -62,23 +63,22 @@ def serving() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _testbed() -> Iterator[str]:
+    """With a home of its own, so that another test run's server is left alone."""
     usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graceful-testbed"
-    home = usual.with_name("graceful-testbed-storage")
-    home.mkdir(parents=True, exist_ok=True)
-    if (usual / "bin" / ".release").exists() and not (home / "bin").exists():
+    home = Path(tempfile.mkdtemp(prefix="graceful-s3-"))
+    if (usual / "bin" / ".release").exists():
         (home / "bin").symlink_to(usual / "bin")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shell = {**os.environ, "TESTBED_HOME": str(home), "S3_PORT": str(port)}
     quiet = {"env": shell, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([TESTBED, "s3", "down"], check=True, **quiet)
     try:
         subprocess.run([TESTBED, "s3", "up"], check=True, **quiet)
         yield f"http://127.0.0.1:{port}"
     finally:
         subprocess.run([TESTBED, "s3", "down"], check=True, **quiet)
-        shutil.rmtree(home / "s3", ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def variables(endpoint: str, key: str, secret: str) -> dict[str, str]:

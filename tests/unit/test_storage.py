@@ -10,6 +10,7 @@ from botocore.exceptions import BotoCoreError
 
 from graceful import storage
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.storage import server
 
 
 def test_a_digest_is_that_of_the_bytes(tmp_path):
@@ -151,12 +152,12 @@ def test_a_server_that_never_answered_is_reported_at_once_and_one_that_did_is_wa
             raise answer
         return answer
 
-    monkeypatch.setattr(storage.objects.time, "sleep", waits.append)
-    storage.objects.reset()
+    monkeypatch.setattr(server.time, "sleep", waits.append)
+    server.reset()
     with pytest.raises(StorageError, match="s3://b/k: not reachable"):
-        storage.objects._asked("s3://b/k", ask)
+        server.asked("s3://b/k", ask)
     assert waits == []
-    assert storage.objects._asked("s3://b/k", ask) == "first"
-    assert storage.objects._asked("s3://b/k", ask) == "second"
+    assert server.asked("s3://b/k", ask) == "first"
+    assert server.asked("s3://b/k", ask) == "second"
     assert len(waits) == 2
-    storage.objects.reset()
+    server.reset()

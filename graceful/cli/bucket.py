@@ -1,0 +1,104 @@
+"""What the client wants of a bucket, done by programs in processes of their own: it has no door to buckets. Client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graceful.cli import programs
+from graceful.errors import InfrastructureError, SpecError
+
+if TYPE_CHECKING:
+    from graceful.launch.gc import Removal
+
+KIND = "Checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What a sweep of a bucket came to.
+
+    Attributes:
+        removals: What went, or would go.
+        trouble: Why it did not get to the end, with a remedy; empty: it did.
+    """
+
+    removals: tuple[Removal, ...] = ()
+    trouble: str = ""
+
+
+NOTHING = Swept()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """Packed code.
+
+    Attributes:
+        digest: SHA-256 of its bytes.
+        size: Bytes.
+        uri: Where it lies, or would; empty: nowhere.
+        uploaded: Whether that was necessary, and done.
+    """
+
+    digest: str
+    size: int
+    uri: str
+    uploaded: bool
+
+
+def sweep(uri: str, *, older: timedelta, dry_run: bool) -> Swept:
+    """Delete checkpoints that no run needs below s3://bucket/prefix, or only say which."""
+    from graceful.launch.gc import Removal
+
+    flags = ["--dry-run"] if dry_run else []
+    done = _run("sweep", uri, "--older-than", str(older.total_seconds()), *flags)
+    lines = done.stdout.strip().splitlines()
+    removals = tuple(
+        Removal(kind=KIND, name=row["uri"], uid="", why=f"{row['why']}, {_amount(row)}")
+        for row in (json.loads(lines[-1]) if lines else ())
+    )
+    return Swept(removals=removals, trouble="" if done.returncode == 0 else _last(done))
+
+
+def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
+    """Put a folder of code, or a file, into a bucket under its digest; a dry run only says where it would go.
+
+    Args:
+        path: Of the code.
+        storage_uri: s3://bucket/prefix; None: only pack it, for its digest.
+        dry_run: Do not ask the bucket.
+
+    Raises:
+        SpecError: It cannot be packed.
+        InfrastructureError: The bucket cannot be reached or refused.
+    """
+    target = [] if storage_uri is None else [storage_uri]
+    done = _run("ship", str(path), *target, *(["--dry-run"] if dry_run else []))
+    if done.returncode != 0:
+        raise (SpecError if done.returncode == SpecError.exit_code else InfrastructureError)(_last(done))
+    facts = json.loads(done.stdout)
+    return Bundle(digest=facts["sha256"], size=facts["bytes"], uri=facts["uri"] or "", uploaded=bool(facts["uploaded"]))
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Without a limit of time: the programs give up by themselves on a server that does not answer."""
+    command = (sys.executable, "-m", f"graceful.programs.{program}", *arguments)
+    env = {**os.environ, **programs.environment(os.environ)}
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the program that reaches the bucket ended with exit code {done.returncode}"
+
+
+def _amount(row: dict[str, Any]) -> str:
+    count, mebibytes = row["objects"], row["bytes"] / 2**20
+    return f"{count} {'object' if count == 1 else 'objects'}, {mebibytes:,.1f} MiB"

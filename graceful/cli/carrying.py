@@ -1,0 +1,93 @@
+"""How the code of a user's task gets to where it runs: one file with the job, a folder through a bucket. Client."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from graceful.cli import bucket
+from graceful.cli import output as out
+from graceful.errors import SpecError
+from graceful.launch import manifests, profile
+from graceful.launch.job import JobSpec
+from graceful.spec import RefreshSpec
+
+FACT = "code"
+"""What is recorded with a job: the address of the bundle that its task is in."""
+MARGIN = 1000
+"""Bytes that a spec may grow by when it is rewritten for a cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """What travels of a user's task.
+
+    Attributes:
+        content: What the config hash covers besides the spec: the file's text, or the digest of a folder.
+        text: Of the file that lies beside the document; None: there is none.
+        address: Of the bundle in the bucket; empty: none is needed.
+    """
+
+    content: str = ""
+    text: str | None = None
+    address: str = ""
+
+
+def code_of(resolved: RefreshSpec, chosen: profile.Profile | None) -> Code:
+    """Decide how the task's code travels; nothing is sent. What lies in a bucket already travels by its address.
+
+    Args:
+        resolved: What is to run.
+        chosen: Where; None: any Kubernetes.
+
+    Raises:
+        SpecError: It cannot be read or packed, or cannot travel to that place.
+    """
+    file = getattr(resolved.task, "file", None)
+    if file is None or "://" in file:
+        return Code()
+    problem = "is a folder"
+    if not Path(file).is_dir():
+        text = _text(file)
+        size = len(text.encode()) + len(json.dumps(resolved.dump(), indent=1).encode()) + MARGIN
+        if isinstance(chosen, (profile.Local, profile.RayJobs)) or size <= manifests.LARGEST:
+            return Code(content=text, text=text)
+        problem = f"and spec hold {size} bytes, a ConfigMap at most {manifests.LARGEST}"
+    if isinstance(chosen, profile.Local):
+        return Code(content=bucket.ship(Path(file), None, dry_run=True).digest)
+    if isinstance(chosen, profile.RayJobs):
+        raise SpecError(f"task.file {file}: {problem}, kind rayjobs carries one file; use a profile of kind kuberay")
+    storage = chosen.storage.uri if isinstance(chosen, profile.KubeRay) else None
+    if storage is None:
+        remedy = "set storage.uri: s3://bucket/prefix in the profile, through which it travels, or build an image"
+        raise SpecError(f"task.file {file}: {problem}; {remedy}")
+    bundle = bucket.ship(Path(file), storage, dry_run=True)
+    return Code(content=bundle.digest, address=bundle.uri)
+
+
+def send(resolved: RefreshSpec, job: JobSpec) -> None:
+    """Put the code that a job reads into its bucket; nothing, if it reads none there or it is there already.
+
+    Args:
+        resolved: What the job was made of.
+        job: As planned.
+
+    Raises:
+        SpecError: The code has changed since, or cannot be packed.
+        InfrastructureError: The bucket cannot be reached or refused.
+    """
+    address = job.labels.get(FACT)
+    if address is None:
+        return
+    bundle = bucket.ship(Path(getattr(resolved.task, "file", "")), address.rpartition("/code/")[0], dry_run=False)
+    if bundle.uri != address:
+        raise SpecError(f"task.file: its code changed while it was planned, {address} is out of date; submit again")
+    out.talk(f"code: {address}, {bundle.size} bytes {'uploaded' if bundle.uploaded else 'were there already'}")
+
+
+def _text(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise SpecError(f"task.file {file}: cannot be read ({e}); it travels with the job") from e

@@ -1,0 +1,236 @@
+"""The code of a user's task as files: one module, a folder, or a zip in a bucket that is named by its SHA-256.
+
+A folder holds `task.py` and what it imports; `__pycache__` and names that start with a dot do not count. `pack` gives
+the same bytes for the same files on every machine, so that the digest names the content: a bundle is sent once, never
+changes, and is read only if it has the digest in its name. Driver, workers and the program that ships it use this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from graceful import storage
+from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.spec.tasks import BUNDLE
+
+ENTRY = "task.py"
+"""The module of a folder that defines `task`."""
+LARGEST = 64 * 2**20
+"""Bytes of a folder's files together: code travels, data is read from where it lies."""
+MOST = 10_000
+"""Files of a folder."""
+FOLDER = "code"
+"""Below the storage's address and below GRACEFUL_HOME."""
+_OVERHEAD = 4096
+"""Bytes that an archive may take for each file besides its content: two copies of the name and two headers."""
+
+
+def is_address(file: str) -> bool:
+    """Whether `task.file` names a bundle in a bucket."""
+    return "://" in file
+
+
+def address(storage_uri: str, digest: str) -> str:
+    """Where the bundle with a digest lies."""
+    return f"{storage_uri.rstrip('/')}/{FOLDER}/{digest}.zip"
+
+
+def module_of(file: str) -> Path:
+    """The module to run: the file, or `task.py` of the folder; a bundle is fetched and unpacked first.
+
+    Raises:
+        SpecError: An address that names no bundle, or a bundle that is not there.
+        IntegrityError: The bundle has not the digest in its name, or its files would leave its folder.
+        StorageError: The bucket cannot be reached.
+    """
+    if is_address(file):
+        return fetch(file) / ENTRY
+    path = Path(file)
+    return path / ENTRY if path.is_dir() else path
+
+
+def digest(file: str) -> str:
+    """SHA-256 of the code: of the file's bytes, of the packed folder; that of a bundle is its name.
+
+    Raises:
+        SpecError: It cannot be read, or not be packed.
+    """
+    if is_address(file):
+        return _digest_in(file)
+    path = Path(file)
+    return hashlib.sha256(pack(path) if path.is_dir() else read(path)).hexdigest()
+
+
+def read(path: Path) -> bytes:
+    """A file of the code.
+
+    Raises:
+        SpecError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        _unreadable(e)
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def pack(path: Path) -> bytes:
+    """A zip of a folder, or of one file as `task.py`. Not compressed: another zlib would give other bytes.
+
+    Raises:
+        SpecError: No `task.py`, more than `LARGEST` bytes or `MOST` files, a link that leaves the folder or leads to a
+            folder, something that is no file, or a name that is not UTF-8.
+    """
+    files = dict(_files(path)) if path.is_dir() else {ENTRY: path}
+    if ENTRY not in files:
+        raise SpecError(f"task.file: {path} is a folder without {ENTRY}; name the module that defines task() so")
+    size = sum(_size(file) for file in files.values())
+    if size > LARGEST:
+        bound = f"at most {LARGEST // 2**20} MiB travel; leave data out and read it from where it lies"
+        raise SpecError(f"task.file: {path} holds {size / 2**20:.1f} MiB, {bound}")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name)  # dated 1980, whatever the file's time
+            entry.create_system = 3
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, read(files[name]))
+    return buffer.getvalue()
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Relative name and path of what counts, links to files as the files they lead to."""
+    root, count = folder.resolve(), 0
+    for where, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
+        for name in [*folders, *sorted(names)]:
+            path = Path(where, name)
+            relative = path.relative_to(folder).as_posix()
+            if name.startswith(".") or (name in folders and not path.is_symlink()):
+                continue
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise SpecError(f"task.file: {path} leads out of its folder, to {path.resolve()}; copy it into it")
+            if name in folders or not path.is_file():
+                raise SpecError(f"task.file: {path} is no file; code travels as plain files, copy or remove it")
+            if not relative.isprintable() or "\\" in relative:
+                raise SpecError(f"task.file: {relative!r} in {folder} is no plain UTF-8 name; rename it")
+            count += 1
+            if count > MOST:
+                raise SpecError(f"task.file: {folder} holds more than {MOST} files; name a folder with the code alone")
+            yield relative, path
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as e:
+        _unreadable(e)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise SpecError(f"task.file: {error.filename} cannot be read ({error.strerror}); check the path") from error
+
+
+# --- fetching ---------------------------------------------------------------------------------------------------------
+
+
+def fetch(uri: str) -> Path:
+    """The unpacked bundle below GRACEFUL_HOME/code; of several processes each may make it, one wins.
+
+    Raises:
+        SpecError, IntegrityError, StorageError: As `module_of`.
+    """
+    wanted = _digest_in(uri)
+    home = Path(os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve() / FOLDER
+    target = home / wanted
+    if target.is_dir():
+        return target
+    with storage.guarded(home, "write"):
+        home.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
+    try:
+        unpack(_download(uri, wanted), scratch / wanted, where=uri)
+        with storage.guarded(target, "write"):
+            try:
+                (scratch / wanted).rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def unpack(data: bytes, folder: Path, *, where: str) -> None:
+    """Write an archive's files below a folder.
+
+    Args:
+        data: The archive.
+        folder: Is made.
+        where: Of the archive, for messages.
+
+    Raises:
+        IntegrityError: No archive, no `task.py`, names that leave the folder or occur twice, links, or too much.
+        StorageError: The disk is full.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            _check(entries, where)
+            for entry in entries:
+                storage.write_bytes(folder / entry.filename, archive.read(entry))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
+        raise IntegrityError(f"{where}: no bundle of code ({' '.join(str(e).split())}); submit the folder again") from e
+
+
+def _check(entries: list[zipfile.ZipInfo], where: str) -> None:
+    """Refuse before a byte is written. Of what is not compressed, zipfile reads no more than the entry says."""
+    names = [entry.filename for entry in entries]
+    for entry in entries:
+        parts = entry.filename.split("/")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        plain = entry.filename.isprintable() and "\\" not in entry.filename and not {"", ".", ".."} & set(parts)
+        if not plain or kind not in (0, stat.S_IFREG) or entry.compress_type != zipfile.ZIP_STORED:
+            raise IntegrityError(f"{where}: holds {entry.filename!r}, which is no plain file inside it; not unpacked")
+    if len(set(names)) < len(names) or ENTRY not in names:
+        raise IntegrityError(f"{where}: names occur twice, or there is no {ENTRY}; not unpacked")
+    size = sum(entry.file_size for entry in entries)
+    if size > LARGEST or len(entries) > MOST:
+        bound = f"at most {LARGEST} and {MOST} are unpacked"
+        raise IntegrityError(f"{where}: {size} bytes in {len(entries)} files, {bound}")
+
+
+def _download(uri: str, wanted: str) -> bytes:
+    """The archive's bytes, with the digest that its name says."""
+    folder = uri.rpartition("/")[0]
+    listed = next((stored for stored in storage.list_objects(folder) if stored.uri == uri), None)
+    if listed is None:
+        raise SpecError(f"task.file: {uri} is not there; submit the folder again, or check AWS_ENDPOINT_URL")
+    if listed.size > LARGEST + MOST * _OVERHEAD:
+        raise StorageError(f"{uri}: {listed.size} bytes, more than a bundle can have; delete it and submit again")
+    data = storage.read_object(uri)
+    found = hashlib.sha256(data).hexdigest()
+    if found != wanted:
+        raise IntegrityError(
+            f"{uri}: has SHA-256 {found[:12]}..., not the one in its name; delete it and submit again",
+            {"uri": uri, "found": found},
+        )
+    return data
+
+
+def _digest_in(uri: str) -> str:
+    found = BUNDLE.fullmatch(uri)
+    if found is None:
+        raise SpecError(f"task.file: {uri} must look like s3://bucket/prefix/code/<SHA-256>.zip, or be a path")
+    return found[1]

@@ -1,0 +1,261 @@
+"""Code that travels: the same files give the same bytes, the digest names the content, nothing unpacks outside."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import stat
+import sys
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from graceful import spec, tasks
+from graceful.errors import IntegrityError, SpecError
+from graceful.spec import PythonTask
+from graceful.tasks import code, python_task
+
+TASK = """
+    from shapes import CLASSES
+
+    class Own:
+        classes = CLASSES
+        augments = False
+        def network(self, classes): return None
+        def samples(self, split):
+            import late
+            return late.samples(split)
+        def transform(self, items, views): return items
+
+    def task():
+        return Own()
+"""
+FILES = {
+    "task.py": textwrap.dedent(TASK),
+    "shapes.py": "CLASSES = ('a', 'b')\n",
+    "late.py": "def samples(split):\n    raise KeyError(split + ' is late')\n",
+    "table/names.csv": "x\n",
+}
+
+
+def folder(root: Path, files: dict[str, str] | None = None) -> Path:
+    for name, text in (FILES if files is None else files).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _clean_path() -> Iterator[None]:
+    before, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = before
+    python_task._folders.clear()
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+
+
+def names_in(bundle: bytes) -> list[str]:
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        return archive.namelist()
+
+
+def test_the_same_files_give_the_same_bytes_whatever_their_order_times_and_rights(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one")
+    shuffled = list(FILES.items())
+    random.Random(3).shuffle(shuffled)
+    other = folder(tmp_path / "other", dict(shuffled))
+    os.utime(other / "task.py", (1, 1))
+    (other / "shapes.py").chmod(0o700)
+    assert code.pack(one) == code.pack(other)
+    assert names_in(code.pack(one)) == ["late.py", "shapes.py", "table/names.csv", "task.py"]
+    assert code.digest(str(one)) == hashlib.sha256(code.pack(one)).hexdigest()
+
+
+def test_the_bytes_of_a_bundle_do_not_change_with_releases(tmp_path: Path) -> None:
+    small = folder(tmp_path / "small", {"task.py": "x = 1\n", "sub/b.py": ""})
+    assert code.digest(str(small)) == "eaffc185dcf121aa1cd9fa261c3a613055a4084f05d89a877c2674ed9c6c921f"
+
+
+def test_bytecode_and_hidden_files_do_not_count_and_every_other_does(tmp_path: Path) -> None:
+    root = folder(tmp_path / "t")
+    before = code.digest(str(root))
+    folder(root, {"__pycache__/task.cpython-311.pyc": "x", ".git/config": "x", ".env": "SECRET=1", "table/.x": "x"})
+    assert code.digest(str(root)) == before
+    (root / "table" / "names.csv").write_text("y\n")
+    assert code.digest(str(root)) != before
+
+
+def test_one_file_travels_as_task_and_is_named_by_its_own_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1\n")
+    assert names_in(code.pack(path)) == ["task.py"]
+    assert code.digest(str(path)) == hashlib.sha256(b"x = 1\n").hexdigest()
+
+
+def test_a_link_to_a_file_inside_is_that_file(tmp_path: Path) -> None:
+    root = folder(tmp_path / "t")
+    (root / "again.py").symlink_to("shapes.py")
+    with zipfile.ZipFile(io.BytesIO(code.pack(root))) as archive:
+        assert archive.read("again.py") == archive.read("shapes.py")
+
+
+def leaving(root: Path) -> None:
+    (root.parent / "outside.py").write_text("secret = 1\n")
+    (root / "inside.py").symlink_to(root.parent / "outside.py")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (leaving, r"inside\.py leads out of its folder, to .*outside\.py; copy it"),
+        (lambda root: (root / "up").symlink_to(root.parent), r"up leads out of its folder"),
+        (lambda root: (root / "self").symlink_to(root), r"self is no file"),
+        (lambda root: (root / "gone.py").symlink_to("nowhere.py"), r"gone\.py is no file"),
+        (lambda root: os.mkfifo(root / "pipe"), r"pipe is no file"),
+        (lambda root: (root / "task.py").unlink(), r"is a folder without task\.py"),
+        (lambda root: (root / "a\\b.py").touch(), r"no plain UTF-8 name"),
+        (lambda root: (root / "a\nb.py").touch(), r"no plain UTF-8 name"),
+    ],
+)
+def test_what_cannot_travel_is_refused_in_one_line(tmp_path: Path, spoil: object, said: str) -> None:
+    root = folder(tmp_path / "t")
+    spoil(root)  # type: ignore[operator]
+    with pytest.raises(SpecError, match=said) as caught:
+        code.pack(root)
+    assert "\n" not in caught.value.message
+
+
+def test_too_much_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path / "t")
+    with (root / "data.bin").open("wb") as file:
+        file.truncate(10 * 2**40)  # no disk is that large: reading it would fail otherwise
+    with pytest.raises(SpecError, match=r"at most 64 MiB travel; leave data out"):
+        code.pack(root)
+    (root / "data.bin").unlink()
+    monkeypatch.setattr(code, "MOST", 3)
+    with pytest.raises(SpecError, match="more than 3 files"):
+        code.pack(root)
+
+
+# Unpacking.
+
+
+def archive_of(*entries: tuple[str, bytes], kind: int = stat.S_IFREG, method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in entries:
+            entry = zipfile.ZipInfo("x")
+            entry.filename = name
+            entry.external_attr = (kind | 0o644) << 16
+            archive.writestr(entry, data, method)
+    return buffer.getvalue()
+
+
+def test_what_was_packed_unpacks(tmp_path: Path) -> None:
+    root = folder(tmp_path / "t")
+    code.unpack(code.pack(root), tmp_path / "u", where="x.zip")
+    assert code.pack(tmp_path / "u") == code.pack(root)
+
+
+@pytest.mark.parametrize(
+    "bundle",
+    [
+        archive_of(("task.py", b""), ("../evil.py", b"")),
+        archive_of(("task.py", b""), ("a/../../evil.py", b"")),
+        archive_of(("task.py", b""), ("/tmp/evil.py", b"")),
+        archive_of(("task.py", b""), ("a\\..\\evil.py", b"")),
+        archive_of(("task.py", b""), ("a//evil.py", b"")),
+        archive_of(("task.py", b""), ("folder/", b"")),
+        archive_of(("task.py", b"/etc/passwd"), kind=stat.S_IFLNK),
+        archive_of(("task.py", bytes(10**6)), method=zipfile.ZIP_DEFLATED),
+        archive_of(("other.py", b"")),
+        archive_of(),
+        b"",
+        b"PK\x05\x06",
+        archive_of(("task.py", b"x" * 100))[:-30],
+        archive_of(("task.py", b"x" * 100)).replace(b"xxxx", b"yyyy", 1),
+    ],
+)
+def test_an_unsafe_or_damaged_archive_is_not_unpacked(tmp_path: Path, bundle: bytes) -> None:
+    with pytest.raises(IntegrityError, match=r"^x\.zip: "):
+        code.unpack(bundle, tmp_path / "deep" / "u", where="x.zip")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_name_twice_or_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        twice = archive_of(("task.py", b"1"), ("task.py", b"2"))
+    with pytest.raises(IntegrityError, match="occur twice"):
+        code.unpack(twice, tmp_path / "u", where="x.zip")
+    monkeypatch.setattr(code, "LARGEST", 99)
+    with pytest.raises(IntegrityError, match=r"100 bytes in 1 files, at most 99"):
+        code.unpack(archive_of(("task.py", b"x" * 100)), tmp_path / "u", where="x.zip")
+
+
+@pytest.mark.parametrize("file", ["s3://b/code/short.zip", "https://b/code/" + "0" * 64 + ".zip", "s3://b/x/task.py"])
+def test_an_address_that_names_no_bundle_is_refused_by_the_spec(file: str) -> None:
+    document = {"model": "m", "name": "v1", "task": {"kind": "python", "file": file}}
+    with pytest.raises(SpecError, match=r"task\.file.*must be a path, or s3://bucket/prefix/code/<SHA-256>\.zip"):
+        spec.parse(document)
+
+
+def test_the_digest_of_a_bundle_is_its_name_without_a_look_at_it() -> None:
+    uri = code.address("s3://b/team/", "ab" * 32)
+    assert uri == f"s3://b/team/code/{'ab' * 32}.zip"
+    assert python_task.source_digest(PythonTask(file=uri)) == "ab" * 32
+
+
+# Importing.
+
+
+def build(root: Path) -> tasks.base.Task:
+    return tasks.build(PythonTask(file=str(root)))
+
+
+def test_a_folder_is_a_task_with_the_modules_beside_it_also_late(tmp_path: Path) -> None:
+    task = build(folder(tmp_path / "t"))
+    assert task.classes == ("a", "b")
+    with pytest.raises(KeyError, match="query is late"):
+        task.samples("query")
+    assert not list(tmp_path.rglob("shapes*.pyc"))
+
+
+def test_an_edit_beside_the_file_is_seen_and_no_edit_imports_nothing_again(tmp_path: Path) -> None:
+    root = folder(tmp_path / "t")
+    before = build(root)
+    assert type(build(root).own) is type(before.own)  # type: ignore[attr-defined]
+    (root / "shapes.py").write_text("CLASSES = ('c', 'd')\n")
+    assert build(root).classes == ("c", "d")
+    assert tasks.transform_digest(PythonTask(file=str(root))) != ""
+
+
+def test_two_folders_with_modules_of_one_name_stay_apart(tmp_path: Path) -> None:
+    one = folder(tmp_path / "one")
+    other = folder(tmp_path / "other", {**FILES, "shapes.py": "CLASSES = ('x', 'y')\n"})
+    assert (build(one).classes, build(other).classes) == (("a", "b"), ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("json.py", "is Python's own"), ("numpy/__init__.py", "is loaded already from elsewhere")]
+)
+def test_a_module_that_would_hide_another_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    root = folder(tmp_path / "t", {**FILES, name: ""})
+    with pytest.raises(SpecError, match=f"{said}; give it another name here"):
+        build(root)
+    assert str(root) not in sys.path
+
+
+def test_an_error_beside_the_file_names_the_line_that_imports_it(tmp_path: Path) -> None:
+    root = folder(tmp_path / "t", {**FILES, "shapes.py": "1 / 0\n"})
+    with pytest.raises(SpecError, match=r"task\.py:2: ZeroDivisionError"):
+        build(root)
+    (root / "shapes.py").write_text("CLASSES = (\n")
+    with pytest.raises(SpecError, match=r"shapes\.py:1: SyntaxError"):
+        build(root)

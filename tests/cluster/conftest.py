@@ -7,9 +7,7 @@ stopped at the end. Every test has a namespace of its own.
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +18,8 @@ import pytest
 
 from graceful.launch import kubeconfig
 from graceful.launch.kube import Kube
-from tests.support.node import Node, started
+from tests.support.node import TESTBED, Node, bed, exports, started
 
-TESTBED = Path(__file__).parents[3] / "shared" / "testbed" / "testbed"
 PORT = "21630"
 CONTEXT = "GRACEFUL_TEST_CONTEXT"
 
@@ -57,36 +54,10 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(f"no Kubernetes: {CONTEXT} is not set and there is no test bed at ../shared/testbed")
     env = {**os.environ, "TESTBED_PORT": os.environ.get("TESTBED_PORT", PORT)}
     try:
-        _testbed("up", env)
-        yield Cluster(env={**env, **_exports(_testbed("env", env), env)}, context="testbed")
+        bed(env, "up")
+        yield Cluster(env={**env, **exports(bed(env, "env"), env)}, context="testbed")
     finally:
-        _testbed("down", env)
-
-
-def _testbed(command: str, env: dict[str, str]) -> str:
-    """Its output; through a file, because the servers that it starts would hold a pipe open."""
-    with tempfile.TemporaryFile("w+") as output:
-        done = subprocess.run(
-            [TESTBED, command],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            timeout=600,
-            check=False,
-        )
-        output.seek(0)
-        text = output.read()
-    assert done.returncode == 0, f"testbed {command}: {text}"
-    return text
-
-
-def _exports(text: str, env: dict[str, str]) -> dict[str, str]:
-    found = {}
-    for line in (line for line in text.splitlines() if line.startswith("export ")):
-        name, _, value = line.removeprefix("export ").partition("=")
-        found[name] = shlex.split(value)[0].replace("$PATH", env["PATH"])
-    return found
+        bed(env, "down", check=False)
 
 
 @pytest.fixture(scope="session")

@@ -242,28 +242,26 @@ def started(folder: Path) -> Iterator[Node]:
     shell = {**os.environ, "TESTBED_PORT": os.environ.get("TESTBED_NODE_PORT", PORT)}
     try:
         begun = time.monotonic()
-        _testbed(shell, "up", "--kueue")
-        _testbed(shell, "s3", "up")
+        bed(shell, "up", "--kueue")
+        bed(shell, "s3", "up")
         seconds = {"cluster, operators, S3 started": round(time.monotonic() - begun, 1)}
-        exports = _exports(_testbed(shell, "env"), shell)
-        env = {**shell, **exports, "OMP_NUM_THREADS": "1", "GRACEFUL_HOME": str(folder / "home"), "NO_PROXY": BRIDGE}
+        found = exports(bed(shell, "env"), shell)
+        env = {**shell, **found, "OMP_NUM_THREADS": "1", "GRACEFUL_HOME": str(folder / "home"), "NO_PROXY": BRIDGE}
         seconds["image built and loaded"] = round(build_image(env), 1)
         with mlflow(folder, env) as uri:
             _bucket(env)
             yield Node(env={**env, "MLFLOW_TRACKING_URI": uri}, mlflow=uri, folder=folder, seconds=seconds)
     finally:
-        _testbed(shell, "s3", "down", check=False)
-        _testbed(shell, "down", check=False)
+        bed(shell, "s3", "down", check=False)
+        bed(shell, "down", check=False)
 
 
 def build_image(env: Mapping[str, str]) -> float:
     """Build cluster/Dockerfile onto the node; seconds it took."""
     begun = time.monotonic()
     base = "localhost/python:3.11-slim"
-    _testbed(env, "image", "base")
-    _testbed(
-        env, "image", "build", IMAGE, str(ROOT), str(ROOT / "cluster/Dockerfile"), "--", "--build-arg", f"BASE={base}"
-    )
+    bed(env, "image", "base")
+    bed(env, "image", "build", IMAGE, str(ROOT), str(ROOT / "cluster/Dockerfile"), "--", "--build-arg", f"BASE={base}")
     return time.monotonic() - begun
 
 
@@ -313,7 +311,7 @@ def _bucket(env: Mapping[str, str]) -> None:
     assert done.returncode == 0 or "BucketAlready" in done.stderr, done.stderr
 
 
-def _testbed(env: Mapping[str, str], *words: str, check: bool = True) -> str:
+def bed(env: Mapping[str, str], *words: str, check: bool = True) -> str:
     """Its output; through a file, because the servers that it starts would hold a pipe open."""
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
@@ -331,7 +329,7 @@ def _testbed(env: Mapping[str, str], *words: str, check: bool = True) -> str:
     return text
 
 
-def _exports(text: str, env: Mapping[str, str]) -> dict[str, str]:
+def exports(text: str, env: Mapping[str, str]) -> dict[str, str]:
     """The variables of `testbed env`, one or several in a line."""
     found: dict[str, str] = {}
     for line in (line for line in text.splitlines() if line.startswith("export ")):

@@ -104,6 +104,23 @@ def digest(folder: str | Path) -> str:
     return _digest(storage.read_bytes(folder / DESCRIPTION), storage.sha256_file(folder / WEIGHTS))
 
 
+def describe(folder: str | Path) -> Description:
+    """What a bundle says about its version, without its weights, which may be missing.
+
+    Raises:
+        DataError: The description does not fit this graceful.
+        StorageError: It is missing or cannot be read.
+    """
+    folder = Path(folder)
+    return _described(folder, storage.read_bytes(folder / DESCRIPTION))
+
+
+def recorded_digest(folder: str | Path) -> str:
+    """Digest of a bundle as its description records it; the weights are not looked at and may be missing."""
+    description = storage.read_bytes(Path(folder) / DESCRIPTION)
+    return _digest(description, describe(folder).weights_sha256)
+
+
 def load(
     folder: str | Path,
     *,
@@ -203,8 +220,14 @@ def _verified(folder: Path, expected: str | None) -> tuple[Description, bytes, s
     found = hashlib.sha256(weights).hexdigest()
     identity = _digest(description, found)
     _same(identity, expected, folder)
+    described = _described(folder, description)
+    _same(found, described.weights_sha256, folder / WEIGHTS)
+    return described, weights, identity
+
+
+def _described(folder: Path, description: bytes) -> Description:
     try:
-        described = Description.model_validate_json(description)
+        return Description.model_validate_json(description)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
@@ -212,8 +235,6 @@ def _verified(folder: Path, expected: str | None) -> tuple[Description, bytes, s
             f"{folder / DESCRIPTION}: {where}: {first['msg'].lower()}; fetch the version again, or use the graceful"
             " release that wrote it"
         ) from e
-    _same(found, described.weights_sha256, folder / WEIGHTS)
-    return described, weights, identity
 
 
 def _same(found: str, expected: str | None, path: Path) -> None:

@@ -180,8 +180,12 @@ class Cache:
         Raises:
             DataError: The batch's views are not those the cache was built with.
         """
+        return self.rows(positions, self.view_of(positions, views, view_index))
+
+    def view_of(self, positions: NDArray[np.int64], views: NDArray[np.uint64] | None, view_index: int) -> int:
+        """The cached view a batch belongs to; arguments and errors as of `fetch`."""
         if self.views is None:
-            return self.rows(positions)
+            return 0
         rows = positions if self.order is None else self.order[positions]
         known = rows >= 0
         if view_index >= len(self.views) or views is None:
@@ -193,7 +197,7 @@ class Cache:
                 f"{self.folder}: the batch's views are not the cached view {view_index}; derive both from key_views"
                 " with one seed, or use live targets"
             )
-        return self.rows(positions, view_index)
+        return view_index
 
     def correct(self, labels: NDArray[np.int64]) -> float:
         """Share of rows (samples in all views) that the predecessor gets right, of those with a class it knows.

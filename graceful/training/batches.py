@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful import targets
-from graceful.chain import OldOutputs, Predecessor, label_map
+from graceful.chain import OldOutputs
+from graceful.chain.merging import Merged
 from graceful.errors import DataError, SpecError
-from graceful.losses.influence import prototypes
-from graceful.models import bundle
 from graceful.models.base import Forward
+from graceful.targets.mixture import Mixture
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
 from graceful.training.job import TrainingJob
+from graceful.training.merging import Group, asked
 from graceful.training.objective import OldVersion, needs
-
-_CHUNK = 1024
+from graceful.training.versions import grouped, mixture, opened
 
 
 class Slice(NamedTuple):
@@ -32,8 +31,9 @@ class Slice(NamedTuple):
 
     inputs: Tensor
     labels: Tensor
-    old: tuple[OldOutputs, ...]
+    old: tuple[OldOutputs | None, ...]
     reference: OldOutputs | None
+    merged: tuple[Merged, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,9 @@ class Materials:
         train: The training split.
         validation: The split that tells how training goes.
         versions: What the objective must know of each predecessor.
-        sources: Where each predecessor's outputs come from; empty if no loss reads outputs.
+        sources: Where each predecessor's outputs come from; None where no step reads them.
+        groups: Terms that are merged.
+        mixtures: Their targets, one per group, mixed with equal strengths.
         reference: Mean of the reference runs.
         views: Epochs cycle through so many views; None: every epoch has its own.
         seed: Of the views.
@@ -56,7 +58,9 @@ class Materials:
     train: Samples
     validation: Samples
     versions: tuple[OldVersion, ...]
-    sources: tuple[targets.Source, ...]
+    sources: tuple[targets.Source | None, ...]
+    groups: tuple[Group, ...]
+    mixtures: tuple[Mixture, ...]
     reference: targets.Source | None
     views: int | None
     seed: int
@@ -71,9 +75,17 @@ class Materials:
         return Slice(
             inputs=self.task.transform(items, views).to(self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
-            old=tuple(source.fetch(positions, items, views, index) for source in self.sources),
+            old=tuple(
+                None if source is None else source.fetch(positions, items, views, index) for source in self.sources
+            ),
             reference=reference,
+            merged=tuple(mixture.fetch(positions, views, index) for mixture in self.mixtures),
         )
+
+    def remix(self, strengths: Sequence[float]) -> None:
+        """Mix the targets of all groups with the strengths of the versions; between epochs, not within one."""
+        for group, mixed in zip(self.groups, self.mixtures, strict=True):
+            mixed.remix([strengths[index] for index in group.versions])
 
     def slices(self, order: NDArray[np.int64], *, epoch: int) -> Iterator[list[Slice]]:
         """Slices of each step of [steps, accumulation, n] positions; the next one is prepared in a thread meanwhile."""
@@ -106,28 +118,29 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     wanted = needs(compatibility)
     folders = job.predecessors if compatibility.losses else ()
     caches = job.caches or (None,) * len(folders)
-    versions, sources = [], []
-    for folder, cached in zip(folders, caches, strict=False):
-        predecessor = bundle.load(folder, augment_like=job.spec.task)
-        predecessor.network.to(device)
-        source: targets.Cache | targets.Live = targets.Live(predecessor=predecessor)
-        if cached is not None:
-            source = targets.Cache.open(cached).aligned(train.ids, device=device)
-        versions.append(_version(predecessor, source, train, task, wanted))
-        sources.append(source)
+    chain = [
+        opened(folder, cached, task=task, train=train, wanted=wanted, like=job.spec.task, device=device)
+        for folder, cached in zip(folders, caches, strict=False)
+    ]
+    groups = grouped(compatibility, task.classes, chain)
+    reads = asked(compatibility, groups, len(chain)) if wanted & {"logits", "embedding"} else ()
     references = [targets.Cache.open(folder).aligned(train.ids, device=device) for folder in job.references]
     keyed = targets.plan_views(compatibility.targets, augments=task.augments) == "keyed" and any([*caches, *references])
-    return Materials(
+    materials = Materials(
         task=task,
         train=train,
         validation=task.samples("validation"),
-        versions=tuple(versions),
-        sources=tuple(sources) if wanted & {"logits", "embedding"} else (),
+        versions=tuple(one.version for one in chain),
+        sources=tuple(one.source if read else None for one, read in zip(chain, reads, strict=bool(reads))),
+        groups=groups,
+        mixtures=tuple(mixture(group, chain, classes=task.classes, train=train, device=device) for group in groups),
         reference=targets.Mean(sources=tuple(references)) if references and compatibility.reference else None,
         views=compatibility.targets.views if keyed else None,
         seed=job.effective_seed,
         device=device,
     )
+    materials.remix([1.0 / max(len(chain), 1)] * len(chain))
+    return materials
 
 
 def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
@@ -151,52 +164,6 @@ def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
             f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {found} of {given};"
             f" must be [1, d] and {wanted}, one logit for each class"
         )
-
-
-def _version(
-    predecessor: Predecessor, source: targets.Cache | targets.Live, train: Samples, task: Task, wanted: frozenset[str]
-) -> OldVersion:
-    """What the objective must know beforehand. Every rank asks about all samples, so that all know the same."""
-    labels = torch.from_numpy(train.labels)
-    known = label_map(task.classes, predecessor.classes)[labels]
-    clean = source if isinstance(source, targets.Cache) and source.views is None else None
-    units = None
-    if "prototypes" in wanted and bool((known < 0).any()):
-        blocks = _clean(clean or targets.Live(predecessor=predecessor), train)
-        embeddings, kept = zip(*((out.embedding.cpu(), out.present.cpu()) for _, out in blocks), strict=True)
-        present = torch.cat(kept)
-        units, _ = prototypes(torch.cat(embeddings)[present], labels[present], len(task.classes))
-    return OldVersion(
-        name=predecessor.name,
-        classes=predecessor.classes,
-        embedding_size=predecessor.embedding_size,
-        head=predecessor.network.classify if "head" in wanted else None,  # type: ignore[arg-type]
-        correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
-        known_share=float((known >= 0).double().mean()),
-        prototypes=units,
-    )
-
-
-def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: Tensor) -> float:
-    """Share of the samples of known classes that the predecessor gets right: over the cached views, as training will
-    meet them, or of a live one on the clean view. 0 where it knows none.
-    """
-    if isinstance(source, targets.Cache):
-        share = source.correct(known.numpy())
-        return 0.0 if math.isnan(share) else share
-    hits = judged = 0
-    for chunk, outputs in _clean(source, train):
-        asked = outputs.present.cpu() & (known[chunk] >= 0)
-        hits += int((asked & (outputs.logits.argmax(1).cpu() == known[chunk])).sum())
-        judged += int(asked.sum())
-    return hits / judged if judged else 0.0
-
-
-def _clean(source: targets.Source, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
-    """Positions and outputs of all training samples on the clean view, chunk by chunk."""
-    for start in range(0, len(train), _CHUNK):
-        chunk = np.arange(start, min(start + _CHUNK, len(train)), dtype=np.int64)
-        yield torch.from_numpy(chunk), source.fetch(chunk, train.read(chunk), None, 0)
 
 
 def evaluate(

@@ -100,7 +100,7 @@ class TrainingJob:
         document["transform"] = transform_digest(self.spec.task)
         document["train"]["seed"] = self.effective_seed
         document["compatibility"] = self.compatibility.model_dump(mode="json")
-        document["predecessors"] = [bundle.digest(folder) for folder in self.predecessors]
+        document["predecessors"] = [bundle.recorded_digest(folder) for folder in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
         return document
 

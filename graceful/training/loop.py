@@ -91,7 +91,9 @@ class Loop:
             seed=job.effective_seed,
         )
         self.steps = self.train.epochs * self.sampler.steps_per_epoch
-        self.objective = Objective(job.compatibility, task.classes, self.materials.versions, place.device)
+        self.objective = Objective(
+            job.compatibility, task.classes, self.materials.versions, place.device, groups=self.materials.groups
+        )
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
         batches.try_out(task, self.network, self.materials.train)
@@ -165,7 +167,7 @@ class Loop:
         torch.manual_seed(_seed(self.job.effective_seed, step, self.place.rank))
         sums: dict[str, float] = {}
         for one in slices:
-            value = self.objective(self.engine.forward(one.inputs), one.labels, one.old, one.reference)
+            value = self.objective(self.engine.forward(one.inputs), one.labels, one.old, one.reference, one.merged)
             names = ["total", *value.parts]
             numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
             means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))

@@ -1,16 +1,16 @@
 """Bind the compatibility section of a spec to losses: one batch in, one total with its parts out. Runs in workers.
 
-    L = CE + sum over losses, versions of (weight / V) * mean_i(F_i D_i) + weight_ref * mean_i(tau^2 KL(ref || new))
+    L = CE + sum over losses, versions k of weight * s_k * mean_i(F_i D_i) + weight_ref * mean_i(tau^2 KL(ref || new))
 
-V is the number of versions the losses see, so the total weight does not grow with the chain. Reweighting adds no term:
-it changes the weights of CE. Everything is computed in fp32, whatever autocast or the engine use. Samples whose class a
+The strengths s_k are 1 / V by default, V the number of versions the losses see, so that the total weight does not grow
+with the chain. Terms of cached versions merge where they can (`merging`). Reweighting adds no term: it changes the
+weights of CE. Everything is computed in fp32, whatever autocast or the engine use. Samples whose class a
 version does not know, or about which nothing is known (`present`), have weight 0; embedding regression needs no class.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from graceful import spec
 from graceful.chain import OldOutputs, label_map
+from graceful.chain.merging import Merged
 from graceful.errors import SpecError
 from graceful.losses import focus, label_space
 from graceful.losses.influence import prototypes
@@ -28,6 +29,7 @@ from graceful.losses.reduction import accurate, weighted_mean
 from graceful.losses.reference import reference_divergence
 from graceful.losses.reweighting import reweighting
 from graceful.models.base import Outputs
+from graceful.training.merging import Group, asked, loss_keys
 from graceful.training.terms import OldVersion, Pair, Term, old_classifier, value
 
 __all__ = ["Objective", "ObjectiveValue", "OldVersion", "needs", "prototypes"]
@@ -40,7 +42,8 @@ class ObjectiveValue:
     Attributes:
         total: Scalar with gradient.
         parts: Detached scalars before their weights: `task`, `reference`, and `<kind>/<version>` for each term (a
-            second loss of the same kind is `<kind>-2/<version>`). `total` is their sum weighted by `Objective.weights`.
+            second loss of the same kind is `<kind>-2/<version>`), or `<kind>/chain` for a group of merged terms, whose
+            strengths are inside and whose conflict is left out. `total` is their sum weighted by `Objective.weights`.
         correct: int64 scalar, right predictions of the new version in the batch.
     """
 
@@ -82,6 +85,8 @@ class Objective:
         device: Where outputs, labels and old outputs will be.
         sum_over_workers: Adds a tensor up over workers; called once a batch if a focus is dynamic, and not otherwise.
             None: the default process group of torch where there is one.
+        groups: Which terms are merged, see `merging.plan`; their strengths are in the merged weights.
+        strengths: Factor of each version's own terms; None: equal, adding up to 1.
 
     Raises:
         ValueError: A version lacks what a loss needs.
@@ -95,14 +100,18 @@ class Objective:
         device: torch.device | str = "cpu",
         *,
         sum_over_workers: Callable[[Tensor], Tensor] | None = None,
+        groups: Sequence[Group] = (),
+        strengths: Sequence[float] | None = None,
     ) -> None:
         self._compatibility = compatibility
         self._device = torch.device(device)
         self._versions = tuple(versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
-        asked = needs(compatibility)
-        self._needs_outputs = bool(asked & {"logits", "embedding"})
-        for version in self._versions if "correctness" in asked else ():
+        self._groups = tuple(groups)
+        count = len(self._versions)
+        self.strengths = tuple(strengths) if strengths is not None else (1.0 / max(count, 1),) * count
+        self._asked = asked(compatibility, self._groups, count)
+        for version in self._versions if "correctness" in needs(compatibility) else ():
             share = version.correct_share
             if share is None or not 0.0 <= share <= 1.0:
                 raise ValueError(f"correct_share of {version.name} must be in [0, 1], got {share}")
@@ -112,6 +121,7 @@ class Objective:
             for known, version in zip(self._maps, self._versions, strict=True)
         ]
         self._terms = tuple(self._bind())
+        self._used = sorted({term.index for term in self._terms} | (set(range(count)) if self._reweights else set()))
         self._dynamic = tuple(term for term in self._terms if term.is_dynamic)
         self._moments = torch.zeros(len(self._dynamic), 2, device=self._device)
 
@@ -120,25 +130,35 @@ class Objective:
         """Factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
         reference = self._compatibility.reference
         extra = {} if reference is None else {"reference": reference.weight}
-        return {"task": 1.0, **{term.key: term.weight for term in self._terms}, **extra}
+        own = {term.key: term.weight * self.strengths[term.index] for term in self._terms}
+        return {"task": 1.0, **own, **{group.key: group.loss.weight for group in self._groups}, **extra}
 
     def __call__(
-        self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs] = (), reference: OldOutputs | None = None
+        self,
+        outputs: Outputs,
+        labels: Tensor,
+        old: Sequence[OldOutputs | None] = (),
+        reference: OldOutputs | None = None,
+        merged: Sequence[Merged] = (),
     ) -> ObjectiveValue:
         """Compute the loss of one batch; no value leaves the device.
 
         Args:
             outputs: Of the new version, any float dtype: embedding [B, d], logits [B, C].
             labels: [B] int64 in [0, C).
-            old: One per version, in the same order; may be empty where `needs` asks neither logits nor embedding.
+            old: One per version, in the same order, None where `merging.asked` says that no term reads it; may be empty
+                where none is read.
             reference: Mean logits of the reference runs, [B, C] in the new version's class order.
+            merged: One per group.
 
         Raises:
-            ValueError: `old` or `reference` is missing or was not asked for.
+            ValueError: `old`, `merged` or `reference` is missing or was not asked for.
         """
         self._check(old, reference)
         outputs = Outputs(accurate(outputs.embedding), accurate(outputs.logits))
         values = self._values(outputs, labels, self._pairs(outputs, labels, old))
+        for group, one in zip(self._groups, merged, strict=True):
+            values[group.key] = group.value(outputs, one)
         if self._compatibility.reference is not None and reference is not None:
             temperature = self._compatibility.reference.temperature
             distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)
@@ -170,13 +190,14 @@ class Objective:
 
     def _bind(self) -> list[Term]:
         terms = []
-        seen: Counter[str] = Counter()
-        for loss in self._compatibility.losses:
+        merged = {(group.loss_index, index) for group in self._groups for index in group.versions}
+        losses = self._compatibility.losses
+        for position, (loss, kind) in enumerate(zip(losses, loss_keys(losses), strict=True)):
             if isinstance(loss, spec.Reweighting):
                 continue
-            seen[loss.kind] += 1
-            kind = loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}"
             for index, version in enumerate(self._versions):
+                if (position, index) in merged:
+                    continue
                 slots, rows = self._maps[index], None
                 if isinstance(loss, spec.Influence):
                     slots, rows = old_classifier(version, known=slots, use_prototypes=loss.prototypes)
@@ -184,15 +205,19 @@ class Objective:
                     key=f"{kind}/{version.name}",
                     loss=loss,
                     index=index,
-                    weight=loss.weight / len(self._versions),
+                    weight=loss.weight,
                     slots=slots.to(self._device),
                     prototypes=None if rows is None else rows.to(self._device),
                 )
                 terms.append(term)
         return terms
 
-    def _check(self, old: Sequence[OldOutputs], reference: OldOutputs | None) -> None:
-        allowed = {len(self._versions)} if self._needs_outputs else {len(self._versions), 0}
+    @property
+    def _reweights(self) -> bool:
+        return any(isinstance(loss, spec.Reweighting) for loss in self._compatibility.losses)
+
+    def _check(self, old: Sequence[OldOutputs | None], reference: OldOutputs | None) -> None:
+        allowed = {len(self._versions)} if any(self._asked) else {len(self._versions), 0}
         if len(old) not in allowed:
             raise ValueError(f"old must have one entry for each of {len(self._versions)} versions, got {len(old)}")
         if reference is None and self._compatibility.reference is not None:
@@ -200,14 +225,16 @@ class Objective:
         if reference is not None and self._compatibility.reference is None:
             raise ValueError("the batch has reference logits, but compatibility.reference is not set")
 
-    def _pairs(self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs]) -> list[Pair]:
-        each: Sequence[OldOutputs | None] = old or [None] * len(self._versions)
-        return [
-            Pair(version, space=space, outputs=outputs, labels=labels, old=one)
-            for version, space, one in zip(self._versions, self._spaces, each, strict=True)
-        ]
+    def _pairs(self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs | None]) -> dict[int, Pair]:
+        each = old or [None] * len(self._versions)
+        return {
+            index: Pair(
+                self._versions[index], space=self._spaces[index], outputs=outputs, labels=labels, old=each[index]
+            )
+            for index in self._used
+        }
 
-    def _values(self, outputs: Outputs, labels: Tensor, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    def _values(self, outputs: Outputs, labels: Tensor, pairs: Mapping[int, Pair]) -> dict[str, Tensor]:
         losses = F.cross_entropy(outputs.logits, labels, reduction="none")
         values = {"task": weighted_mean(losses, weights=self._task_weights(pairs))}
         means = self._focus_means(pairs)
@@ -215,15 +242,15 @@ class Objective:
             values[term.key] = value(term, pairs[term.index], mean=means.get(term.key))
         return values
 
-    def _task_weights(self, pairs: Sequence[Pair]) -> Tensor | None:
+    def _task_weights(self, pairs: Mapping[int, Pair]) -> Tensor | None:
         found = [loss.weight for loss in self._compatibility.losses if isinstance(loss, spec.Reweighting)]
         if not found or not pairs:
             return None
-        right = torch.stack([pair.old_correct for pair in pairs]).float().mean(0)
-        shares = [(pair.version.correct_share or 0.0) * pair.version.known_share for pair in pairs]
+        right = torch.stack([pair.old_correct for pair in pairs.values()]).float().mean(0)
+        shares = [(pair.version.correct_share or 0.0) * pair.version.known_share for pair in pairs.values()]
         return reweighting(right, weight=math.fsum(found), mean_share=math.fsum(shares) / len(shares))
 
-    def _focus_means(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    def _focus_means(self, pairs: Mapping[int, Pair]) -> dict[str, Tensor]:
         """Bring the running moments up to date with this batch: one sum over workers for all of them."""
         moments = []
         for term in self._dynamic:

@@ -55,7 +55,7 @@ class Term:
         key: `<kind>/<version>`, the name of its value in logs.
         loss: Its section of the spec.
         index: Position of the version.
-        weight: Factor in the total.
+        weight: Factor in the total, before the strength of the version.
         slots: [C_new] label -> output of the old classifier, -1: none.
         prototypes: [U, d_old] behind the outputs of the old head; None: none.
     """

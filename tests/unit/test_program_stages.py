@@ -19,7 +19,7 @@ from graceful.programs import refresh
 from graceful.programs.evaluate import evaluate
 from graceful.programs.train import Trained, train
 from graceful.tasks.base import Task
-from graceful.training import batches
+from graceful.training import batches, versions
 from tests.support import training_task
 
 RECIPE = {"epochs": 1, "batch_size": 24, "engine": {"kind": "torch"}, "num_workers": 0}
@@ -108,7 +108,7 @@ def test_the_focus_mean_counts_every_cached_view(tmp_path: Path, old: Path) -> N
     assert live.correct_share == pytest.approx((clean == samples.labels)[known].mean())
     broken = bundle.load(old)
     next(broken.network.parameters()).fill_(torch.nan)
-    nothing = batches._correct_share(targets.Live(predecessor=broken), samples, torch.from_numpy(samples.labels))
+    nothing = versions._correct_share(targets.Live(predecessor=broken), samples, torch.from_numpy(samples.labels))
     assert nothing == 0.0, "an answer that is not finite is none, not the first class"
 
 

@@ -16,7 +16,15 @@ import torch
 from safetensors.torch import load_file
 
 from graceful import spec, targets, tasks
-from graceful.errors import CollapsedError, IntegrityError, NonFiniteError, SpecError, StorageError, TrainingError
+from graceful.errors import (
+    CollapsedError,
+    DataError,
+    IntegrityError,
+    NonFiniteError,
+    SpecError,
+    StorageError,
+    TrainingError,
+)
 from graceful.models import bundle
 from graceful.tasks.base import Task
 from graceful.training import batches, trace
@@ -308,6 +316,45 @@ def test_cached_and_live_predecessors_give_the_same_run(tmp_path: Path, old: Pat
     free = train(TrainingJob(spec=document, run_dir=tmp_path / "free", predecessors=(old,), constrained=False))
     assert free.steps == 30
     assert losses(tmp_path / "free") != left
+
+
+def second(folder: Path, old: Path) -> Path:
+    """Another version, of other weights and another order of classes."""
+    torch.manual_seed(5)
+    document = parse().model_copy(update={"name": "v0"})
+    classes = ("blob-2", "blob-0", "blob-1")
+    bundle.save(folder / "v0", network=training_task.BlobNet(3), spec=document, classes=classes)
+    return folder / "v0"
+
+
+def test_cached_predecessors_merge_into_one_term_and_train_as_live_ones(tmp_path: Path, old: Path) -> None:
+    section = {"losses": [{"kind": "focal_distillation", "weight": 5.0}], "targets": {"views": 2}}
+    document = parse(compatibility=section)
+    chain = (old, second(tmp_path, old))
+    caches = tuple(cached(document, folder, tmp_path / "targets") for folder in chain)
+    train(TrainingJob(spec=document, run_dir=tmp_path / "cached", predecessors=chain, caches=caches))
+    live = parse(compatibility={**section, "targets": {"views": 2, "mode": "live"}})
+    train(TrainingJob(spec=live, run_dir=tmp_path / "live", predecessors=chain, caches=(None, None)))
+    rows = [
+        [row for row in trace.read(tmp_path / name / trace.FILE) if row["event"] == "step"]
+        for name in ("cached", "live")
+    ]
+    assert set(rows[0][0]["parts"]) == {"task", "focal_distillation/chain"}
+    assert set(rows[1][0]["parts"]) == {"task", "focal_distillation/v1", "focal_distillation/v0"}
+    cached_norms, live_norms = ([row["grad_norm"] for row in every[:10]] for every in rows)
+    np.testing.assert_allclose(cached_norms, live_norms, rtol=5e-3)
+
+
+def test_the_weights_of_a_cached_predecessor_may_be_gone(tmp_path: Path, old: Path) -> None:
+    section = {"losses": [{"kind": "focal_distillation"}], "targets": {"views": 2}}
+    document = parse(compatibility=section, epochs=1)
+    chain = (old, second(tmp_path, old))
+    caches = tuple(cached(document, folder, tmp_path / "targets") for folder in chain)
+    (chain[1] / "model.safetensors").unlink()
+    train(TrainingJob(spec=document, run_dir=tmp_path / "run", predecessors=chain, caches=caches))
+    with_head = parse(compatibility={**section, "losses": [{"kind": "influence"}]}, epochs=1)
+    with pytest.raises(DataError, match=r"no version bundle, model\.safetensors missing"):
+        train(TrainingJob(spec=with_head, run_dir=tmp_path / "head", predecessors=chain, caches=caches))
 
 
 def test_reference_runs_join_the_loss(tmp_path: Path, old: Path) -> None:

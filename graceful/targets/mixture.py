@@ -1,0 +1,144 @@
+"""Several predecessors' caches as one target per sample, mixed when they are opened, not in every step. In workers.
+
+A mixture costs 4 (S + 1) bytes per sample and view, whatever the number of predecessors (S: classes they share with the
+new version, or the length of the embedding), in memory or, above 1 GiB, in an unnamed file. Mixing reads every cache
+once; other strengths mix again, the same sums over the same rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from graceful import spec
+from graceful.chain import OldOutputs
+from graceful.chain.merging import Form, Merged, Mixer
+from graceful.losses import focus
+from graceful.targets.cache import Cache
+
+Mergeable = spec.FocalDistillation | spec.EmbeddingRegression
+_CHUNK = 8192
+_IN_MEMORY = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One predecessor in a mixture.
+
+    Attributes:
+        cache: Its outputs, aligned with the training ids.
+        columns: [S] its label for each class of the mixture, by name; None: the mixture is of embeddings.
+        labels: [N] its label of each training sample, -1: a class it does not know.
+        correct_share: As `OldVersion.correct_share`; read only for the focus `old_correct`.
+    """
+
+    cache: Cache
+    columns: NDArray[np.int64] | None
+    labels: NDArray[np.int64]
+    correct_share: float | None = None
+
+
+class Mixture:
+    """One loss against several predecessors; call `remix` before the first `fetch`.
+
+    Args:
+        loss: Focal distillation with a focus that old outputs alone decide, or embedding regression.
+        members: At least one, all with the same views and the same S.
+        device: Where batches go.
+        scratch: Folder on a disk with room, for mixtures above 1 GiB; None: the system's.
+
+    Raises:
+        ValueError: The members' views or sizes differ.
+    """
+
+    def __init__(
+        self,
+        loss: Mergeable,
+        members: Sequence[Member],
+        *,
+        device: torch.device | str = "cpu",
+        scratch: Path | None = None,
+    ) -> None:
+        shapes = {(_views(one.cache), len(one.cache), _size(one)) for one in members}
+        if len(shapes) != 1:
+            raise ValueError(f"members of a mixture must have one shape of (views, samples, size), got {shapes}")
+        ((views, samples, size),) = shapes
+        self._loss, self._members, self._device = loss, tuple(members), torch.device(device)
+        self._target = _room((views, samples, size), scratch)
+        self._weight = np.zeros((views, samples), dtype=np.float32)
+        self.conflict = 0.0
+        """Mean conflict index over the samples somebody has something to say about, in units of the loss."""
+
+    def remix(self, strengths: Sequence[float]) -> None:
+        """Add the members up, each with its strength; those with strength 0 are not read."""
+        views, samples = self._weight.shape
+        total, count = 0.0, 0
+        for view in range(views):
+            for start in range(0, samples, _CHUNK):
+                rows = np.arange(start, min(start + _CHUNK, samples), dtype=np.int64)
+                merged, conflict = self._mixed(rows, view, strengths)
+                self._target[view, rows] = merged.target.numpy()
+                self._weight[view, rows] = merged.weight.numpy()
+                total += float(conflict.sum())
+                count += int((merged.weight > 0.0).sum())
+        self.conflict = total / count if count else 0.0
+
+    def fetch(self, positions: NDArray[np.int64], views: NDArray[np.uint64] | None, view_index: int) -> Merged:
+        """Target and weight of a batch, fp32; arguments and errors as of `Cache.fetch`."""
+        view = self._members[0].cache.view_of(positions, views, view_index)
+        target, weight = (
+            torch.from_numpy(self._target[view, positions]),
+            torch.from_numpy(self._weight[view, positions]),
+        )
+        return Merged(target.to(self._device), weight.to(self._device))
+
+    def _mixed(self, rows: NDArray[np.int64], view: int, strengths: Sequence[float]) -> tuple[Merged, Tensor]:
+        form: Form = self._loss.form if isinstance(self._loss, spec.FocalDistillation) else "embedding"
+        temperature = self._loss.temperature if isinstance(self._loss, spec.FocalDistillation) else 1.0
+        mixer = Mixer(form, temperature=temperature)
+        for member, strength in zip(self._members, strengths, strict=True):
+            if strength > 0.0 or member is self._members[0]:
+                outputs = member.cache.rows(rows, view, "cpu")
+                mixer.add(_values(member, outputs), strength * self._weights(member, outputs, rows))
+        return mixer.merged()
+
+    def _weights(self, member: Member, outputs: OldOutputs, rows: NDArray[np.int64]) -> Tensor:
+        """[B] as the loss of this predecessor alone would weigh its samples, mean 1 over those it knows."""
+        if isinstance(self._loss, spec.EmbeddingRegression):
+            return outputs.present.double()
+        labels = torch.from_numpy(member.labels[rows])
+        knows = outputs.present & (labels >= 0)
+        right = knows & (outputs.logits.argmax(1) == labels)
+        loss, share = self._loss, member.correct_share or 0.0
+        raw = focus.raw_weights(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct=right, new_correct=right)
+        mean = focus.static_mean(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct_share=share)
+        return focus.normalise(raw.double(), mean=mean) * knows
+
+
+def _values(member: Member, outputs: OldOutputs) -> Tensor:
+    if member.columns is None:
+        return outputs.embedding
+    return outputs.logits[:, torch.from_numpy(member.columns)]
+
+
+def _views(cache: Cache) -> int:
+    return 1 if cache.views is None else len(cache.views)
+
+
+def _size(member: Member) -> int:
+    return int(member.cache.embeddings.shape[2]) if member.columns is None else len(member.columns)
+
+
+def _room(shape: tuple[int, ...], scratch: Path | None) -> NDArray[Any]:
+    if 4 * int(np.prod(shape, dtype=np.int64)) <= _IN_MEMORY:
+        return np.zeros(shape, dtype=np.float32)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)

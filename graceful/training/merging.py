@@ -1,0 +1,120 @@
+"""Which terms of the objective become one: the plan, and the value of a merged term on a batch. Runs in workers.
+
+Terms merge when their old outputs are cached and what they ask of a sample does not follow the new model. Predecessors
+that know the same classes of the new version (or have embeddings of one length) form a group; the cost of a step grows
+with the number of groups, not of predecessors.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graceful import spec
+from graceful.chain.merging import Merged, regression_to_mean
+from graceful.losses import focus
+from graceful.losses.alignment import align, normalise
+from graceful.losses.focal_distillation import kl_divergence, logit_matching
+from graceful.losses.reduction import weighted_mean
+from graceful.models.base import Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Versions whose terms of one loss are one term.
+
+    Attributes:
+        key: `<kind>/chain`, the name of its value in logs; further groups of a loss are `chain-2`, ...
+        loss: Its section of the spec.
+        loss_index: Position of the loss.
+        versions: Positions of the versions.
+        columns: Labels of the new version that all of them know, ascending; None: the group is of embeddings.
+    """
+
+    key: str
+    loss: spec.FocalDistillation | spec.EmbeddingRegression
+    loss_index: int
+    versions: tuple[int, ...]
+    columns: tuple[int, ...] | None
+
+    def value(self, outputs: Outputs, merged: Merged) -> Tensor:
+        """`sum_i W_i D_i / B`: what the terms of all its versions add up to, less a constant."""
+        match self.loss:
+            case spec.FocalDistillation(form=form):
+                assert self.columns is not None
+                columns = torch.tensor(self.columns, device=outputs.logits.device)
+                new = outputs.logits.index_select(1, columns)
+                if form == "kl":
+                    distances = kl_divergence(new, merged.target, temperature=self.loss.temperature)
+                else:
+                    distances = logit_matching(new, merged.target)
+            case spec.EmbeddingRegression(distance=distance):
+                direction = normalise(align(outputs.embedding, size=merged.target.shape[-1]))
+                distances = regression_to_mean(direction, merged.target) * (2.0 if distance == "l2" else 1.0)
+        return weighted_mean(distances, weights=merged.weight.to(distances))
+
+
+def loss_keys(losses: Sequence[spec.Loss]) -> list[str]:
+    """Names of losses in logs: the kind, numbered from the second of a kind on."""
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for loss in losses:
+        seen[loss.kind] += 1
+        found.append(loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}")
+    return found
+
+
+def mergeable(loss: spec.Loss) -> bool:
+    """Whether the terms of a loss against several cached predecessors are one."""
+    if isinstance(loss, spec.FocalDistillation):
+        return not focus.is_dynamic(loss.focus)
+    return isinstance(loss, spec.EmbeddingRegression)
+
+
+def plan(
+    compatibility: spec.Compatibility,
+    *,
+    known: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    cached: Sequence[bool],
+) -> tuple[Group, ...]:
+    """Group what merges; a version alone in its group keeps its own term.
+
+    Args:
+        compatibility: The section of the spec.
+        known: For each version [C_new] its label for each class of the new version, -1: unknown; see `label_map`.
+        sizes: For each version the length of its embedding.
+        cached: For each version whether its outputs are cached.
+    """
+    groups = []
+    for index, (loss, name) in enumerate(zip(compatibility.losses, loss_keys(compatibility.losses), strict=True)):
+        if not mergeable(loss):
+            continue
+        assert isinstance(loss, spec.FocalDistillation | spec.EmbeddingRegression)
+        alike: dict[tuple[int, ...] | int, list[int]] = defaultdict(list)
+        for version in (one for one, yes in enumerate(cached) if yes):
+            columns = tuple(label for label, old in enumerate(known[version]) if old >= 0)
+            alike[columns if isinstance(loss, spec.FocalDistillation) else sizes[version]].append(version)
+        chosen = [(what, versions) for what, versions in alike.items() if len(versions) > 1 and what != ()]
+        for number, (what, versions) in enumerate(chosen, start=1):
+            suffix = "" if number == 1 else f"-{number}"
+            found = Group(
+                key=f"{name}/chain{suffix}",
+                loss=loss,
+                loss_index=index,
+                versions=tuple(versions),
+                columns=what if isinstance(what, tuple) else None,
+            )
+            groups.append(found)
+    return tuple(groups)
+
+
+def asked(compatibility: spec.Compatibility, groups: Sequence[Group], count: int) -> tuple[bool, ...]:
+    """For each of `count` versions whether a step still needs its own outputs, because a term did not merge."""
+    merged = {(group.loss_index, version) for group in groups for version in group.versions}
+    reading = [index for index, loss in enumerate(compatibility.losses) if not isinstance(loss, spec.Influence)]
+    return tuple(any((index, version) not in merged for index in reading) for version in range(count))

@@ -1,0 +1,152 @@
+"""Open the predecessors of a run: what the objective must know of each, and where its outputs come from. In workers.
+
+A predecessor whose outputs are cached is opened without its weights, unless a loss reads its head: fifty releases cost
+a worker no fifty networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graceful import spec, targets
+from graceful.chain import OldOutputs, Predecessor, label_map
+from graceful.losses.influence import prototypes
+from graceful.models import bundle
+from graceful.spec import Task as TaskSection
+from graceful.targets.mixture import Member, Mixture
+from graceful.tasks.base import Samples, Task
+from graceful.training.merging import Group, plan
+from graceful.training.objective import OldVersion
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """One predecessor, ready for training.
+
+    Attributes:
+        version: What the objective must know.
+        source: Its outputs.
+    """
+
+    version: OldVersion
+    source: targets.Cache | targets.Live
+
+
+def opened(
+    folder: Path,
+    cached: Path | None,
+    *,
+    task: Task,
+    train: Samples,
+    wanted: frozenset[str],
+    like: TaskSection,
+    device: torch.device,
+) -> Opened:
+    """Open one predecessor. Every rank asks about all samples, so that all know the same.
+
+    Args:
+        folder: Its bundle; the weights in it may be missing if its outputs are cached and no loss reads its head.
+        cached: Folder of its outputs; None: it runs live.
+        task: Of the new version.
+        train: The training split.
+        wanted: What `objective.needs` says.
+        like: Task section of the new version, see `bundle.load`.
+        device: Where outputs go.
+
+    Raises:
+        DataError, IntegrityError, StorageError: Something is missing, does not fit or is damaged.
+    """
+    predecessor = None
+    if cached is None or wanted & {"head", "prototypes"}:
+        predecessor = bundle.load(folder, augment_like=like)
+        predecessor.network.to(device)
+    source: targets.Cache | targets.Live
+    if cached is not None:
+        source = targets.Cache.open(cached).aligned(train.ids, device=device)
+    else:
+        assert predecessor is not None
+        source = targets.Live(predecessor=predecessor)
+    about = predecessor or bundle.describe(folder)
+    known = label_map(task.classes, about.classes)[torch.from_numpy(train.labels)]
+    units = None
+    if predecessor is not None and "prototypes" in wanted and bool((known < 0).any()):
+        units = _prototypes(predecessor, source, train, classes=len(task.classes))
+    version = OldVersion(
+        name=about.name,
+        classes=about.classes,
+        embedding_size=about.embedding_size,
+        head=predecessor.network.classify if predecessor and "head" in wanted else None,  # type: ignore[arg-type]
+        correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
+        known_share=float((known >= 0).double().mean()),
+        prototypes=units,
+    )
+    return Opened(version=version, source=source)
+
+
+def grouped(compatibility: spec.Compatibility, classes: Sequence[str], chain: Sequence[Opened]) -> tuple[Group, ...]:
+    """Which terms of these predecessors merge; see `merging.plan`."""
+    return plan(
+        compatibility,
+        known=[label_map(classes, one.version.classes).tolist() for one in chain],
+        sizes=[one.version.embedding_size for one in chain],
+        cached=[isinstance(one.source, targets.Cache) for one in chain],
+    )
+
+
+def mixture(
+    group: Group, chain: Sequence[Opened], *, classes: Sequence[str], train: Samples, device: torch.device
+) -> Mixture:
+    """The merged target of a group, not mixed yet."""
+    members = []
+    for one in (chain[index] for index in group.versions):
+        assert isinstance(one.source, targets.Cache)
+        known = label_map(classes, one.version.classes).numpy()
+        columns = None if group.columns is None else known[np.asarray(group.columns)]
+        members.append(
+            Member(
+                cache=one.source, columns=columns, labels=known[train.labels], correct_share=one.version.correct_share
+            )
+        )
+    return Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)
+
+
+def _prototypes(
+    predecessor: Predecessor, source: targets.Cache | targets.Live, train: Samples, *, classes: int
+) -> Tensor:
+    clean = source if isinstance(source, targets.Cache) and source.views is None else None
+    blocks = _clean(clean or targets.Live(predecessor=predecessor), train)
+    embeddings, kept = zip(*((out.embedding.cpu(), out.present.cpu()) for _, out in blocks), strict=True)
+    present = torch.cat(kept)
+    units, _ = prototypes(torch.cat(embeddings)[present], torch.from_numpy(train.labels)[present], classes)
+    return units
+
+
+def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: Tensor) -> float:
+    """Share of the samples of known classes that the predecessor gets right: over the cached views, as training will
+    meet them, or of a live one on the clean view. 0 where it knows none.
+    """
+    if isinstance(source, targets.Cache):
+        share = source.correct(known.numpy())
+        return 0.0 if math.isnan(share) else share
+    hits = judged = 0
+    for chunk, outputs in _clean(source, train):
+        asked = outputs.present.cpu() & (known[chunk] >= 0)
+        hits += int((asked & (outputs.logits.argmax(1).cpu() == known[chunk])).sum())
+        judged += int(asked.sum())
+    return hits / judged if judged else 0.0
+
+
+def _clean(source: targets.Source, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
+    """Positions and outputs of all training samples on the clean view, chunk by chunk."""
+    for start in range(0, len(train), _CHUNK):
+        chunk = np.arange(start, min(start + _CHUNK, len(train)), dtype=np.int64)
+        yield torch.from_numpy(chunk), source.fetch(chunk, train.read(chunk), None, 0)

@@ -1,0 +1,140 @@
+"""What a training step costs by the number of predecessors: cached and merged, or live in every step.
+
+    python -m benchmarks.chain_step            # five minutes, writes benchmarks/results/chain_step.json
+    python -m benchmarks.chain_step --quick    # a few steps, prints only
+
+A step is what the training loop does: read and transform the batch, fetch what predecessors say, forward, losses,
+backward, update. New version `s2`, batch 128; predecessors `s2` with random weights, whose outputs cost the same as
+those of trained ones. Every round runs all settings in turn; ratios are taken within a round, medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks import results, runs
+from graceful import targets
+from graceful.models import bundle
+from graceful.tasks.base import Task
+from graceful.training import batches, engine
+from graceful.training.job import TrainingJob
+from graceful.training.objective import Objective
+from graceful.training.sampler import Sampler
+
+TASK = {"kind": "glyphs", "network": {"size": "s2", "embedding": 64, "head": "cosine"}}
+COUNTS = (1, 2, 4, 8, 16)
+LOSSES = [{"kind": "focal_distillation", "weight": 0.3}]
+
+
+def predecessors(folder: Path, task: Task) -> list[tuple[Path, Path]]:
+    """Bundles of random versions and the caches of their outputs."""
+    found = []
+    samples = task.samples("train")
+    for index in range(max(COUNTS)):
+        torch.manual_seed(index)
+        wanted = runs.refresh_spec(f"v{index}", task=TASK, seed=0)
+        bundle.save(folder / f"v{index}", network=task.network(task.classes), spec=wanted, classes=task.classes)
+        version = bundle.load(folder / f"v{index}")
+        cache = targets.build(version, samples, views=None, root=folder / "targets")
+        found.append((folder / f"v{index}", cache.folder))
+    return found
+
+
+def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -> tuple[Callable[[int], float], float]:
+    """A function that trains so many steps and returns the seconds of one; and the seconds opening took."""
+    wanted = {"losses": LOSSES, "against": "all", "targets": {"mode": "live" if mode == "live" else "auto"}}
+    document = runs.refresh_spec("new", task=TASK, seed=0, compatibility=wanted if count else {})
+    job = TrainingJob(
+        spec=document,
+        run_dir=Path(),
+        predecessors=tuple(folder for folder, _ in chain[:count]),
+        caches=tuple(None if mode == "live" else cache for _, cache in chain[:count]),
+    )
+    start = time.perf_counter()
+    cpu = torch.device("cpu")
+    materials = batches.gather(job, task, device=cpu)
+    opening = time.perf_counter() - start
+    objective = Objective(job.compatibility, task.classes, materials.versions, groups=materials.groups)
+    sampler = Sampler(samples=len(materials.train), batch_size=128, accumulation=1, world_size=1, seed=0)
+    torch.manual_seed(0)
+    trained = engine.build(document.train, task.network(task.classes), device=cpu)
+    order = sampler.epoch(0)[:, :, 0]
+
+    def run(steps: int) -> float:
+        begun = time.perf_counter()
+        for slices in materials.slices(order[:steps], epoch=0):
+            for one in slices:
+                outputs = trained.forward(one.inputs)
+                value = objective(outputs, one.labels, one.old, one.reference, one.merged)
+                trained.backward(value.total)
+            trained.step(0.01)
+        return (time.perf_counter() - begun) / steps
+
+    return run, opening
+
+
+def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
+    """One row for each mode and number of predecessors."""
+    task = runs.task_of(TASK)
+    settings: list[tuple[str, int]] = [("none", 0), *(("cached", k) for k in COUNTS), *(("live", k) for k in COUNTS)]
+    with tempfile.TemporaryDirectory() as scratch:
+        chain = predecessors(Path(scratch), task)
+        ready = {setting: stepper(setting[1], setting[0], chain, task) for setting in settings}
+        seconds: dict[tuple[str, int], list[float]] = {setting: [] for setting in settings}
+        for number in range(rounds + 1):
+            for setting, (run, _) in ready.items():
+                taken = run(steps)
+                if number:
+                    seconds[setting].append(taken)
+    base = seconds["none", 0]
+    rows = []
+    for mode, count in settings:
+        own = seconds[mode, count]
+        ratios = [one / none for one, none in zip(own, base, strict=True)]
+        spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        row = {
+            "mode": mode if count else "cached",
+            "predecessors": count,
+            "seconds_per_step": round(statistics.median(own), 6),
+            "ratio_to_none": round(statistics.median(ratios), 4),
+            "ratio_quartiles": [round(spread[0], 4), round(spread[2], 4)],
+            "seconds_to_open": round(ready[mode, count][1], 3),
+            "rounds": rounds,
+            "steps_per_round": steps,
+        }
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure, print a table, write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few steps, nothing written")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    rows = measure(2, 5) if options.quick else measure(21, 40)
+    print(f"{'mode':<8}{'k':>4}{'ms/step':>10}{'ratio':>8}{'quartiles':>18}{'open, s':>9}")
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        print(
+            f"{row['mode']:<8}{row['predecessors']:>4}{1e3 * row['seconds_per_step']:>10.2f}"
+            f"{row['ratio_to_none']:>8.3f}{low:>9.3f}{high:>9.3f}{row['seconds_to_open']:>9.2f}"
+        )
+    if not options.quick:
+        print(results.write("chain_step", rows, seconds=time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    main()

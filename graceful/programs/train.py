@@ -18,6 +18,7 @@ from graceful.programs import exclusive
 from graceful.spec import Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
+from graceful.targets.eviction import evict
 from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
@@ -142,6 +143,7 @@ class _Outputs:
     spec: RefreshSpec
     progress: Progress
     notes: list[str] = field(default_factory=list)
+    open: list[targets.Cache] = field(default_factory=list)
 
     def of(self, version: Predecessor) -> Path:
         """Folder of a version's outputs, built if need be and compared with the version run now."""
@@ -149,6 +151,9 @@ class _Outputs:
         def tell(done: int, total: int) -> None:
             self.progress({"stage": f"outputs of {version.name}", "step": done, "steps": total})
 
+        section = self.spec.compatibility.targets
+        if section.limit_gb is not None:
+            evict(self.home / "targets", limit=int(section.limit_gb * 1e9))
         cache = targets.build(
             version,
             self.samples,
@@ -156,13 +161,15 @@ class _Outputs:
             root=self.home / "targets",
             mirror=self.mirror,
             batch_size=self.spec.evaluate.batch_size,
+            top=section.top,
             progress=tell,
         )
+        self.open.append(cache)
         covered = cache.coverage(self.samples.ids)
-        partial = None if covered == 1.0 else f"its outputs are finite on {covered:.1%} of the training samples"
-        for note in (cache.check(version, self.samples, self.views.keyed).note, partial):
-            if note is not None:
-                self.notes.append(f"{version.name}: {note}")
+        if covered < 1.0:
+            partial = f"its outputs are finite on {covered:.1%} of the training samples"
+            self.notes.append(f"{version.name}: {partial}")
+        cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
         return cache.folder
 
 

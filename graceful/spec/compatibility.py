@@ -114,6 +114,11 @@ class Targets(Section):
     step; auto: clean without augmentation, keyed with it."""
     views: Annotated[int, Field(ge=1, le=64)] = 4
     """Distinct augmented views per sample in keyed mode; epochs cycle through them."""
+    top: Annotated[int, Field(ge=2)] | None = None
+    """Keep only so many of each sample's largest logits and the mean of the others, about 4 bytes each instead of 2 for
+    every class; None: all. Worth it from hundreds of classes on."""
+    limit_gb: Positive | None = None
+    """Caches under `home` may take so many GB together: the least recently used go first; None: no limit."""
     allow_stale: bool = False
     """Permit `clean` under augmentation. Loses over half of the effect."""
 
@@ -128,3 +133,7 @@ class Compatibility(Section):
     reference: Reference | None = None
     """Second target that keeps accuracy; null: none."""
     targets: Targets = Targets()
+
+
+ROOM = {"targets": {"limit_gb"}}
+"""How much disk may be used: does not change what comes out, so no digest covers it."""

@@ -20,7 +20,7 @@ from graceful.constraints import (
     Direction,
 )
 from graceful.spec.base import NAME, Count, Section
-from graceful.spec.compatibility import Compatibility
+from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
 
@@ -142,5 +142,5 @@ class RefreshSpec(Section):
         tried, so that a run that was out of time resumes with a larger `train.timeout`.
         """
         left_out = dict.fromkeys(("home", "registry", "description", "if_new_data"), True)
-        document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS})
+        document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -3,10 +3,12 @@
 A cache is a folder named after the SHA-256 of everything its content depends on: samples, ids, predecessor, the
 predecessor's transform, views, format. Views are the leading dimension V; a clean cache has one.
 
-    logits.npy      [V, N, C] fp16, row maximum subtracted     present.npy  [V, N] bool, False where not finite
+    logits.npy      [V, N, C] fp16, row maximum subtracted *   present.npy  [V, N] bool, False where not finite
     offsets.npy     [V, N]    fp32, the row maximum            views.npy    [V, N] uint64, keyed caches only
     embeddings.npy  [V, N, d] fp16, fp32 if fp16 overflows     ids.npy      [N] UTF-8
     meta.json       what the key is made of, and size and SHA-256 of each file
+
+* or the largest of them only, in three files; `layouts` has the formats and their bytes per sample.
 
 Caching under random augmentation is exact only for the very views that were cached, so a keyed cache refuses others.
 The digests find rot and truncation; they are no seal against somebody who may write to the folder. Send folders between
@@ -29,7 +31,7 @@ from graceful import spec
 from graceful.chain import OldOutputs, Predecessor
 from graceful.errors import DataError, SpecError
 from graceful.storage import Mirror
-from graceful.targets import files, writing
+from graceful.targets import files, layouts, writing
 from graceful.targets.cache import Agreement, Cache
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples
@@ -112,6 +114,7 @@ def build(
     views: NDArray[np.uint64] | None,
     root: str | Path,
     batch_size: int = 1024,
+    top: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     mirror: Mirror = Mirror.NONE,
 ) -> Cache:
@@ -125,6 +128,7 @@ def build(
         views: [V, N] view numbers; None: the clean view.
         root: Folder of caches; the cache becomes `root/<key>`.
         batch_size: Samples per forward pass.
+        top: Keep so many logits of each row and the mean of the others, see `layouts`; None: all.
         progress: Called with rows done and rows in all.
         mirror: Where other machines find caches, and leave theirs.
 
@@ -144,7 +148,12 @@ def build(
         "transform": predecessor.transform_digest,
         "views": "clean" if views is None else files.array_digest(views),
     }
-    work = writing.Work(predecessor=predecessor, samples=samples, views=views, batch_size=batch_size, progress=progress)
+    top = layouts.kept(top, len(predecessor.classes))
+    if top is not None:
+        identity["top"] = top
+    work = writing.Work(
+        predecessor=predecessor, samples=samples, views=views, batch_size=batch_size, progress=progress, top=top
+    )
     return Cache.open(writing.write(Path(root), work=work, identity=identity, mirror=mirror))
 
 

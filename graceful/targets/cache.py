@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +21,31 @@ from torch import Tensor
 from graceful import storage
 from graceful.chain import OldOutputs, Predecessor
 from graceful.errors import DataError, IntegrityError, StorageError
-from graceful.targets import files
+from graceful.targets import files, layouts
+from graceful.targets.layouts import TopLogits
 from graceful.tasks.base import Samples
 
 MIN_COVERAGE = 0.5
 MIN_AGREEMENT = 0.9
 _CHUNK = 65_536
+
+
+class Lease:
+    """A shared lock, held while this value lives.
+
+    Args:
+        path: The lock file; made if missing.
+
+    Raises:
+        OSError: Somebody deletes the cache at this moment, or the file system refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def __del__(self) -> None:
+        os.close(self._file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +62,17 @@ class Agreement:
     mean_kl: float
     count: int
 
-    @property
-    def note(self) -> str | None:
-        """One line for the report when the rows do not belong to this predecessor and these samples; else None."""
-        if self.argmax >= MIN_AGREEMENT:
-            return None
-        return (
-            f"cached and live outputs agree on {self.argmax:.1%} of {self.count} samples (bound {MIN_AGREEMENT:.0%}),"
-            f" mean KL {self.mean_kl:.2g}; rebuild the cache"
-        )
+    def require(self, where: str) -> None:
+        """Refuse rows that do not belong to this predecessor and these samples.
+
+        Raises:
+            IntegrityError: The argmax agrees on less than 90 %.
+        """
+        if self.argmax < MIN_AGREEMENT:
+            raise IntegrityError(
+                f"{where}: cached and live outputs agree on {self.argmax:.1%} of {self.count} samples, bound"
+                f" {MIN_AGREEMENT:.0%}, mean KL {self.mean_kl:.2g}; delete the folder and run again, it is rebuilt"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,13 +85,14 @@ class Cache:
         name: The predecessor's version name.
         classes: The predecessor's classes, in the order of the logits.
         ids: [N] UTF-8.
-        logits: [V, N, C] fp16.
+        logits: [V, N, C] fp16, below the row maximum.
         offsets: [V, N] fp32.
         embeddings: [V, N, d] fp16 or fp32.
         present: [V, N] bool.
         views: [V, N] uint64; None: clean.
         order: Positions that callers use -> rows, -1 where there is none; None: the same.
         device: Where rows go.
+        lease: Holds a shared lock while this value lives, so that nobody evicts the cache; None: no lock could be had.
     """
 
     folder: Path
@@ -75,13 +100,14 @@ class Cache:
     name: str
     classes: tuple[str, ...]
     ids: NDArray[np.bytes_]
-    logits: NDArray[np.float16]
+    logits: NDArray[np.float16] | TopLogits
     offsets: NDArray[np.float32]
     embeddings: NDArray[np.floating[Any]]
     present: NDArray[np.bool_]
     views: NDArray[np.uint64] | None
     order: NDArray[np.int64] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    lease: Lease | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Cache:
@@ -94,6 +120,7 @@ class Cache:
             IntegrityError: A file does not have its recorded digest.
         """
         folder = Path(folder)
+        lease = _lease(folder)
         meta = _meta(folder)
         files.verify(folder, meta["files"])
         arrays = {name: np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in meta["files"]}
@@ -103,11 +130,12 @@ class Cache:
             name=meta["name"],
             classes=tuple(meta["classes"]),
             ids=arrays["ids.npy"],
-            logits=arrays["logits.npy"],
+            logits=_logits(arrays, classes=len(meta["classes"])),
             offsets=arrays["offsets.npy"],
             embeddings=arrays["embeddings.npy"],
             present=arrays["present.npy"],
             views=arrays.get("views.npy"),
+            lease=lease,
         )
 
     def __len__(self) -> int:
@@ -256,6 +284,22 @@ class Cache:
             return 1.0
         known: NDArray[np.bool_] = np.logical_and.reduce(self.present, axis=0)
         return float((known[rows] & (rows >= 0)).mean())
+
+
+def _logits(arrays: dict[str, NDArray[Any]], *, classes: int) -> NDArray[np.float16] | TopLogits:
+    if "logits.npy" in arrays:
+        return arrays["logits.npy"]
+    labels, values, rest = (arrays[name] for name in (layouts.LABELS, layouts.VALUES, layouts.REST))
+    return TopLogits(labels=labels, values=values, rest=rest, classes=classes)
+
+
+def _lease(folder: Path) -> Lease | None:
+    """Lock out eviction and mark the time of use; a read-only folder is used without."""
+    with contextlib.suppress(OSError):
+        lease = Lease(folder.with_name(f"{folder.name}{files.IN_USE}"))
+        os.utime(folder / files.META)
+        return lease
+    return None
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from graceful.errors import IntegrityError
 
 FORMAT = 1
 META = "meta.json"
+IN_USE = ".use"
+"""What follows a cache's key in the name of the file that its readers lock."""
 _WHOLE = 256 * 2**20
 _SAMPLES = 64
 _SAMPLE = 2**20

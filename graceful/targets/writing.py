@@ -27,7 +27,7 @@ from graceful import storage
 from graceful.chain import Predecessor
 from graceful.errors import DataError, StorageError
 from graceful.models.base import Outputs
-from graceful.targets import files
+from graceful.targets import files, layouts
 from graceful.tasks.base import Samples
 
 _PROGRESS = "progress.json"
@@ -44,6 +44,7 @@ class Work:
     views: NDArray[np.uint64] | None
     batch_size: int
     progress: Callable[[int, int], None] | None
+    top: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,8 +109,18 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
 def _columns(work: Work, embeddings: str) -> tuple[_Column, ...]:
     views, rows = work.shape
     classes, size = len(work.predecessor.classes), work.predecessor.embedding_size
+    top = layouts.kept(work.top, classes)
+    logits = (
+        [_Column(name="logits.npy", dtype=np.dtype("<f2"), shape=(views, rows, classes))]
+        if top is None
+        else [
+            _Column(name=layouts.LABELS, dtype=layouts.label_type(classes), shape=(views, rows, top)),
+            _Column(name=layouts.VALUES, dtype=np.dtype("<f2"), shape=(views, rows, top)),
+            _Column(name=layouts.REST, dtype=np.dtype("<f2"), shape=(views, rows)),
+        ]
+    )
     return (
-        _Column(name="logits.npy", dtype=np.dtype("<f2"), shape=(views, rows, classes)),
+        *logits,
         _Column(name="offsets.npy", dtype=np.dtype("<f4"), shape=(views, rows)),
         _Column(name="embeddings.npy", dtype=np.dtype(embeddings), shape=(views, rows, size)),
         _Column(name="present.npy", dtype=np.dtype("?"), shape=(views, rows)),
@@ -145,7 +156,7 @@ def _append(partial: Path, work: Work, *, done: int, embeddings: str) -> None:
         done = _agreed(partial, columns, done)
         outputs = [stack.enter_context(_opened(partial, column, done)) for column in columns]
         for number, (view, start, stop) in enumerate(_batches(done, views, rows, work.batch_size), start=1):
-            block = _encode(_run(work, view, start, stop), embeddings)
+            block = _encode(_run(work, view, start, stop), embeddings, top=work.top)
             for file, column in zip(outputs, columns, strict=True):
                 file.write(np.ascontiguousarray(block[column.name], dtype=column.dtype).data)
             done = view * rows + stop
@@ -205,8 +216,8 @@ def _run(work: Work, view: int, start: int, stop: int) -> Outputs:
     return outputs
 
 
-def _encode(outputs: Outputs, embeddings: str) -> dict[str, NDArray[Any]]:
-    """fp32 outputs -> blocks of the four files. Logits more than 65504 below the maximum are held at that distance."""
+def _encode(outputs: Outputs, embeddings: str, *, top: int | None) -> dict[str, NDArray[Any]]:
+    """fp32 outputs -> blocks of the files. Logits more than 65504 below the maximum are held at that distance."""
     logits, embedding = outputs.logits.cpu().numpy(), outputs.embedding.cpu().numpy()
     present = np.isfinite(logits).all(1) & np.isfinite(embedding).all(1)
     logits = np.where(present[:, None], logits, np.float32(0))
@@ -215,8 +226,9 @@ def _encode(outputs: Outputs, embeddings: str) -> dict[str, NDArray[Any]]:
         raise _EmbeddingOverflowError
     offsets = logits.max(axis=1)
     shifted = np.maximum(logits - offsets[:, None], np.float32(-_FP16_MAX))
+    top = layouts.kept(top, logits.shape[1])
     return {
-        "logits.npy": shifted.astype(np.float16),
+        **({"logits.npy": shifted.astype(np.float16)} if top is None else layouts.encode_top(shifted, top=top)),
         "offsets.npy": offsets,
         "embeddings.npy": embedding,
         "present.npy": present,

@@ -16,6 +16,7 @@ from typing import Any
 
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.spec import Compatibility, RefreshSpec
+from graceful.spec.compatibility import ROOM
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, read_bytes, sha256_file, sha256_json, write_json
 from graceful.tasks.base import Task
@@ -99,7 +100,7 @@ class TrainingJob:
         document["data"] = self.data
         document["transform"] = transform_digest(self.spec.task)
         document["train"]["seed"] = self.effective_seed
-        document["compatibility"] = self.compatibility.model_dump(mode="json")
+        document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
         document["predecessors"] = [bundle.recorded_digest(folder) for folder in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
         return document

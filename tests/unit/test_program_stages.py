@@ -12,7 +12,7 @@ import torch
 
 from graceful import spec, targets, tasks
 from graceful.chain import Predecessor
-from graceful.errors import DataError, SpecError
+from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle
 from graceful.programs import evaluate as evaluation
 from graceful.programs import refresh
@@ -131,16 +131,19 @@ def test_a_run_whose_training_data_changed_is_refused(tmp_path: Path) -> None:
         batches.gather(job, tasks.build(document.task), device=torch.device("cpu"))
 
 
-def test_a_cache_that_is_not_that_version_s_or_has_gaps_is_noted(tmp_path: Path, old: Path, monkeypatch: Any) -> None:
+def test_a_cache_that_is_not_that_version_s_is_refused_and_gaps_are_noted(
+    tmp_path: Path, old: Path, monkeypatch: Any
+) -> None:
     document = parse("v2", compatibility=FULL)
     trained(document, tmp_path, old)
-    monkeypatch.setattr(targets.Cache, "check", lambda *_: targets.Agreement(argmax=0.5, mean_kl=1.0, count=10))
     monkeypatch.setattr(targets.Cache, "coverage", lambda *_: 0.75)
-    note, partial = trained(document, tmp_path, old).notes
-    assert note.startswith("v1: cached and live outputs agree on 50.0%")
-    assert partial == "v1: its outputs are finite on 75.0% of the training samples"
+    (note,) = trained(document, tmp_path, old).notes
+    assert note == "v1: its outputs are finite on 75.0% of the training samples"
     report = evaluate(document, bundle.load(old), [], notes=[note]).report
     assert report.notes[0] == note
+    monkeypatch.setattr(targets.Cache, "check", lambda *_: targets.Agreement(argmax=0.5, mean_kl=1.0, count=10))
+    with pytest.raises(IntegrityError, match=r"v1: cached and live outputs agree on 50\.0%"):
+        trained(document, tmp_path, old)
 
 
 def constant(name: str, answer: int, **changes: Any) -> Predecessor:

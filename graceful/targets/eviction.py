@@ -1,0 +1,68 @@
+"""Keep the caches of predecessor outputs within a size: the least recently used ones go. The driver runs it.
+
+Whoever has a cache open holds a shared lock on `<key>.use`, and a cache that is locked stays. `Cache.open` marks the
+time of use. A deleted cache is rebuilt when it is asked for again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from graceful.storage import guarded
+from graceful.targets import files
+
+
+def size_of(root: str | Path) -> int:
+    """Bytes of all finished caches in a folder."""
+    return sum(_bytes(folder) for folder in _finished(Path(root)))
+
+
+def evict(root: str | Path, *, limit: int, keep: Iterable[str] = ()) -> list[str]:
+    """Delete finished caches, least recently used first, until those that stay fit.
+
+    Args:
+        root: Folder of caches.
+        limit: Bytes that all of them together may take.
+        keep: Keys that stay whatever their age.
+
+    Returns:
+        Keys of what was deleted. Caches in use stay, so more than `limit` may be left.
+
+    Raises:
+        StorageError: Something cannot be deleted.
+    """
+    root, spared = Path(root), set(keep)
+    sizes = {folder: _bytes(folder) for folder in _finished(root)}
+    left, gone = sum(sizes.values()), []
+    for folder in sorted(sizes, key=lambda one: (one / files.META).stat().st_mtime_ns):
+        if left <= limit:
+            break
+        if folder.name not in spared and _delete(folder):
+            left -= sizes[folder]
+            gone.append(folder.name)
+    return gone
+
+
+def _finished(root: Path) -> list[Path]:
+    return [path.parent for path in root.glob(f"*/{files.META}") if path.parent.suffix == ""]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _delete(folder: Path) -> bool:
+    """False where somebody has it open. Renamed first, so that nobody finds half a cache."""
+    with guarded(folder, "delete"), folder.with_name(f"{folder.name}{files.IN_USE}").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        doomed = folder.with_name(f"{folder.name}.deleted-{os.getpid()}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    return True

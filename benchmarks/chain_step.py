@@ -5,13 +5,16 @@
 
 A step is what the training loop does: read and transform the batch, fetch what predecessors say, forward, losses,
 backward, update. New version `s2`, batch 128; predecessors `s2` with random weights, whose outputs cost the same as
-those of trained ones. Every round runs all settings in turn; ratios are taken within a round, medians over rounds.
+those of trained ones. Every round runs all settings in turn, in changing order; ratios are taken within a round,
+medians over rounds. Times are CPU seconds of this process, which other work on the machine disturbs least; wall seconds
+stand beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -51,7 +54,11 @@ def predecessors(folder: Path, task: Task) -> list[tuple[Path, Path]]:
     return found
 
 
-def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -> tuple[Callable[[int], float], float]:
+Times = tuple[float, float]
+"""CPU and wall seconds."""
+
+
+def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -> tuple[Callable[[int], Times], float]:
     """A function that trains so many steps and returns the seconds of one; and the seconds opening took."""
     wanted = {"losses": LOSSES, "against": "all", "targets": {"mode": "live" if mode == "live" else "auto"}}
     document = runs.refresh_spec("new", task=TASK, seed=0, compatibility=wanted if count else {})
@@ -61,25 +68,25 @@ def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -
         predecessors=tuple(folder for folder, _ in chain[:count]),
         caches=tuple(None if mode == "live" else cache for _, cache in chain[:count]),
     )
-    start = time.perf_counter()
+    start = time.process_time()
     cpu = torch.device("cpu")
     materials = batches.gather(job, task, device=cpu)
-    opening = time.perf_counter() - start
+    opening = time.process_time() - start
     objective = Objective(job.compatibility, task.classes, materials.versions, groups=materials.groups)
     sampler = Sampler(samples=len(materials.train), batch_size=128, accumulation=1, world_size=1, seed=0)
     torch.manual_seed(0)
     trained = engine.build(document.train, task.network(task.classes), device=cpu)
     order = sampler.epoch(0)[:, :, 0]
 
-    def run(steps: int) -> float:
-        begun = time.perf_counter()
+    def run(steps: int) -> Times:
+        begun, wall = time.process_time(), time.perf_counter()
         for slices in materials.slices(order[:steps], epoch=0):
             for one in slices:
                 outputs = trained.forward(one.inputs)
                 value = objective(outputs, one.labels, one.old, one.reference, one.merged)
                 trained.backward(value.total)
             trained.step(0.01)
-        return (time.perf_counter() - begun) / steps
+        return (time.process_time() - begun) / steps, (time.perf_counter() - wall) / steps
 
     return run, opening
 
@@ -91,16 +98,17 @@ def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         chain = predecessors(Path(scratch), task)
         ready = {setting: stepper(setting[1], setting[0], chain, task) for setting in settings}
-        seconds: dict[tuple[str, int], list[float]] = {setting: [] for setting in settings}
+        seconds: dict[tuple[str, int], list[Times]] = {setting: [] for setting in settings}
+        order = random.Random(0)
         for number in range(rounds + 1):
-            for setting, (run, _) in ready.items():
-                taken = run(steps)
+            for setting in order.sample(settings, len(settings)):
+                taken = ready[setting][0](steps)
                 if number:
                     seconds[setting].append(taken)
-    base = seconds["none", 0]
+    base, first = ([cpu for cpu, _ in seconds[setting]] for setting in (("none", 0), ("cached", 1)))
     rows = []
     for mode, count in settings:
-        own = seconds[mode, count]
+        own = [cpu for cpu, _ in seconds[mode, count]]
         ratios = [one / none for one, none in zip(own, base, strict=True)]
         spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
         row = {
@@ -109,6 +117,8 @@ def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
             "seconds_per_step": round(statistics.median(own), 6),
             "ratio_to_none": round(statistics.median(ratios), 4),
             "ratio_quartiles": [round(spread[0], 4), round(spread[2], 4)],
+            "ratio_to_one_cached": round(statistics.median(x / y for x, y in zip(own, first, strict=True)), 4),
+            "wall_seconds_per_step": round(statistics.median(wall for _, wall in seconds[mode, count]), 6),
             "seconds_to_open": round(ready[mode, count][1], 3),
             "rounds": rounds,
             "steps_per_round": steps,
@@ -124,13 +134,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    rows = measure(2, 5) if options.quick else measure(21, 40)
-    print(f"{'mode':<8}{'k':>4}{'ms/step':>10}{'ratio':>8}{'quartiles':>18}{'open, s':>9}")
+    rows = measure(3, 4) if options.quick else measure(60, 8)
+    print(f"{'mode':<8}{'k':>4}{'ms/step':>10}{'ratio':>8}{'quartiles':>18}{'to k=1':>8}{'open, s':>9}")
     for row in rows:
         low, high = row["ratio_quartiles"]
         print(
             f"{row['mode']:<8}{row['predecessors']:>4}{1e3 * row['seconds_per_step']:>10.2f}"
-            f"{row['ratio_to_none']:>8.3f}{low:>9.3f}{high:>9.3f}{row['seconds_to_open']:>9.2f}"
+            f"{row['ratio_to_none']:>8.3f}{low:>9.3f}{high:>9.3f}{row['ratio_to_one_cached']:>8.3f}{row['seconds_to_open']:>9.2f}"
         )
     if not options.quick:
         print(results.write("chain_step", rows, seconds=time.perf_counter() - start))

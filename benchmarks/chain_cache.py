@@ -134,7 +134,7 @@ def _parts(samples: Samples) -> int:
 def _errors(
     old: Predecessor, other: Predecessor, samples: Samples, cache: targets.Cache, rows: np.ndarray
 ) -> tuple[float, ...]:
-    """Largest error of a probability at temperature 2; squares of the gradient's error and of the gradient, at 2, 100."""
+    """Largest error of a probability at 2; squares of the gradient's error and of the gradient at 2 and at 100."""
     live, cached = old(samples.read(rows)).logits.double(), cache.rows(rows).logits.double()
     pull = other(samples.read(rows)).logits.double()
     error = float((live.div(2).softmax(1) - cached.div(2).softmax(1)).abs().max())

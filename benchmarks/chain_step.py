@@ -71,6 +71,7 @@ def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -
     start = time.process_time()
     cpu = torch.device("cpu")
     materials = batches.gather(job, task, device=cpu)
+    materials.remix([1.0 / max(count, 1)] * count)
     opening = time.process_time() - start
     objective = Objective(job.compatibility, task.classes, materials.versions, groups=materials.groups)
     sampler = Sampler(samples=len(materials.train), batch_size=128, accumulation=1, world_size=1, seed=0)

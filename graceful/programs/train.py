@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from graceful import targets, tasks
 from graceful.chain import Predecessor, select
+from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
-from graceful.spec import Compatibility, RefreshSpec
+from graceful.programs.contract import Unconstrained, contract
+from graceful.spec import Adaptive, Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
 from graceful.targets.eviction import evict
@@ -56,6 +58,7 @@ class Trained:
         result: How training went.
         data: Digest of the training samples.
         notes: What a reader of the report must know of the predecessors' outputs it was trained with.
+        contract: What it had promised its predecessors, where they have budgets.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class Trained:
     result: TrainingResult
     data: str
     notes: tuple[str, ...] = ()
+    contract: Contract | None = None
 
 
 def train(
@@ -97,20 +101,24 @@ def train(
     views = _views(spec, samples, augments=built.augments)
     mirror = Mirror.of(home)
     outputs = _Outputs(samples=samples, views=views, home=home, mirror=mirror, spec=spec, progress=progress)
-    references = _references(spec, home=home, task=built, outputs=outputs, data=samples.digest, progress=progress)
+    references = _references(spec, home=home, task=built, mirror=mirror, data=samples.digest, progress=progress)
+    free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
+    promised = _contract(spec, built, wanted, references, free)
     live = views.live or not needs(spec.compatibility) - {"head"}
     job = TrainingJob(
         spec=spec,
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
         caches=tuple(None if live else outputs.of(version) for version in wanted),
-        references=references,
+        references=tuple(outputs.of(version) for version in free) if spec.compatibility.reference else (),
+        contract=promised,
         task=task,
         data=samples.digest,
         mirror=mirror,
     )
     result = run_training(job, progress=progress)
-    return _export(spec, built, result, run_dir / "model", data=samples.digest, notes=tuple(outputs.notes))
+    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=tuple(outputs.notes))
+    return replace(trained, contract=promised)
 
 
 def _require_sound(task: Task, train: Samples) -> None:
@@ -174,16 +182,18 @@ class _Outputs:
 
 
 def _references(
-    spec: RefreshSpec, *, home: Path, task: Task, outputs: _Outputs, data: str, progress: Progress
-) -> tuple[Path, ...]:
-    """Train the unconstrained reference runs and cache their outputs like any predecessor's.
+    spec: RefreshSpec, *, home: Path, task: Task, mirror: Mirror, data: str, progress: Progress
+) -> list[Trained]:
+    """Train the unconstrained runs: those to distil from, or one to measure budgets with.
 
     A reference run depends on task, training data and recipe alone, so it is kept under their digest and shared by all
     runs, whichever model family they belong to.
     """
-    wanted = spec.compatibility.reference
-    caches: list[Path] = []
-    for index in range(1, (wanted.runs if wanted else 0) + 1):
+    section, found = spec.compatibility, []
+    runs = section.reference.runs if section.reference else 0
+    if isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
+        runs = max(runs, 1)
+    for index in range(1, runs + 1):
         seed = spec.train.seed + index * REFERENCE_SEED_STRIDE
         train = spec.train.model_copy(update={"seed": seed})
         recipe = {
@@ -197,11 +207,28 @@ def _references(
         free = spec.model_copy(update=shared)
         folder = home / "references" / name
         with exclusive(folder):
-            job = TrainingJob(spec=free, run_dir=folder, task=task, data=data, mirror=outputs.mirror)
+            job = TrainingJob(spec=free, run_dir=folder, task=task, data=data, mirror=mirror)
             result = run_training(job, progress=progress)
-            trained = _export(free, task, result, folder / "model", data=data)
-        caches.append(outputs.of(bundle.load(trained.folder, augment_like=spec.task)))
-    return tuple(caches)
+            found.append(_export(free, task, result, folder / "model", data=data))
+    return found
+
+
+def _contract(
+    spec: RefreshSpec,
+    task: Task,
+    chain: Sequence[Predecessor],
+    references: Sequence[Trained],
+    free: Sequence[Predecessor],
+) -> Contract | None:
+    """Budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
+    weighting = spec.compatibility.weighting
+    if not isinstance(weighting, Adaptive) or not chain:
+        return None
+    runs = [
+        Unconstrained(version=version, errors=tuple(row["validation_error"] for row in one.result.history))
+        for version, one in zip(free, references, strict=True)
+    ]
+    return contract(weighting, task, chain, references=runs, batch_size=spec.evaluate.batch_size)
 
 
 def _export(

@@ -13,8 +13,11 @@ from __future__ import annotations
 
 from graceful.spec.base import NAME, Count, Fraction, Positive, Section, Weight
 from graceful.spec.compatibility import (
+    Adaptive,
     Compatibility,
+    Decay,
     EmbeddingRegression,
+    Equal,
     FocalDistillation,
     Focus,
     Influence,
@@ -23,6 +26,7 @@ from graceful.spec.compatibility import (
     Reference,
     Reweighting,
     Targets,
+    Weighting,
 )
 from graceful.spec.loading import load, parse
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry
@@ -32,12 +36,15 @@ from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sg
 __all__ = [
     "NAME",
     "AdamW",
+    "Adaptive",
     "Compatibility",
     "Count",
+    "Decay",
     "DeepSpeedEngine",
     "DigitsTask",
     "EmbeddingRegression",
     "Engine",
+    "Equal",
     "Evaluate",
     "FocalDistillation",
     "Focus",
@@ -64,6 +71,7 @@ __all__ = [
     "TorchEngine",
     "Train",
     "Weight",
+    "Weighting",
     "load",
     "parse",
 ]

@@ -106,6 +106,10 @@ class Reference(Section):
     """Softens both outputs before they are compared."""
 
 
+TOP_TEMPERATURE = 10.0
+"""Above it distillation reads all logits alike: with the top 32 of 1,000 64 % of its gradient at 100 was wrong."""
+
+
 class Targets(Section):
     """How predecessors' outputs on the training data are had."""
 
@@ -116,11 +120,52 @@ class Targets(Section):
     """Distinct augmented views per sample in keyed mode; epochs cycle through them."""
     top: Annotated[int, Field(ge=2)] | None = None
     """Keep only so many of each sample's largest logits and the mean of the others, about 4 bytes each instead of 2 for
-    every class; None: all. Worth it from hundreds of classes on."""
+    every class; None: all. For hundreds of classes and more; distils at temperatures up to 10 only."""
     limit_gb: Positive | None = None
     """Caches under `home` may take so many GB together: the least recently used go first; None: no limit."""
     allow_stale: bool = False
     """Permit `clean` under augmentation. Loses over half of the effect."""
+
+
+class Equal(Section):
+    """Every predecessor pulls alike; together as strongly as one."""
+
+    kind: Literal["equal"] = "equal"
+
+
+class Decay(Section):
+    """Older predecessors pull less; together as strongly as one."""
+
+    kind: Literal["decay"] = "decay"
+    factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Strength of a predecessor as a share of the next newer one's."""
+
+
+class Adaptive(Section):
+    """Every predecessor has a budget of negative flips, and pulls as strongly as it takes to keep it."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    relative: Annotated[float, Field(gt=0.0, le=1.0)] = 0.15
+    """Budget as a share of the flips that independent errors would make, (1 - error of old) x unconstrained error."""
+    growth: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """What `relative` gains with each further release, as a share of itself; 0: the same for all."""
+    bounds: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] = Field(default_factory=dict)
+    """Budgets on the negative flip rate by version name, in place of the relative ones."""
+    infeasible: Literal["refuse", "skip"] = "refuse"
+    """What to do with a budget that no model of this error can meet: end before training, or train without it."""
+    reference_error: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Error of the same recipe without constraints; None: train that run, once for all versions of a recipe."""
+    start: Weight = 1.0
+    """Multiplier of the nearest predecessor at the start, a factor of the losses' weights."""
+    step: Positive = 0.3
+    """Largest change of a multiplier in one epoch."""
+    largest_total: Positive = 10.0
+    """The multipliers add up to no more."""
+    error_margin: Annotated[float, Field(ge=0.0)] = 0.03
+    """Share by which the error may exceed the unconstrained one before all multipliers shrink."""
+
+
+Weighting = Annotated[Equal | Decay | Adaptive, Field(discriminator="kind")]
 
 
 class Compatibility(Section):
@@ -130,9 +175,34 @@ class Compatibility(Section):
     """Which predecessors the losses see (a list: these names); the evaluation always covers every ancestor."""
     losses: tuple[Loss, ...] = ()
     """Terms added to the task's loss; empty: train freely and only measure."""
+    weighting: Weighting = Equal()
+    """How strongly each of several predecessors pulls; without `kind`: equal."""
     reference: Reference | None = None
     """Second target that keeps accuracy; null: none."""
     targets: Targets = Targets()
+
+    @model_validator(mode="after")
+    def _pulls(self) -> Compatibility:
+        pulling = [loss for loss in self.losses if not isinstance(loss, Reweighting)]
+        if self.weighting.kind == "adaptive" and not pulling:
+            raise ValueError(
+                "weighting: adaptive needs a loss that it can strengthen; add focal_distillation to losses"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_enough(self) -> Compatibility:
+        top = self.targets.top
+        for loss in self.losses if top is not None else ():
+            flat = isinstance(loss, FocalDistillation) and (loss.form == "lm" or loss.temperature > TOP_TEMPERATURE)
+            wide = isinstance(loss, LogitDisplacement) and (loss.top_k is None or loss.top_k > (top or 0))
+            if flat or wide:
+                remedy = f"temperature at most {TOP_TEMPERATURE:g}" if flat else f"top_k at most {top}"
+                raise ValueError(
+                    f"targets.top: {top} logits are not what {loss.kind} reads, which weighs all; leave top out,"
+                    f" or write {remedy}"
+                )
+        return self
 
 
 ROOM = {"targets": {"limit_gb"}}

@@ -47,7 +47,7 @@ class Materials:
         versions: What the objective must know of each predecessor.
         sources: Where each predecessor's outputs come from; None where no step reads them.
         groups: Terms that are merged.
-        mixtures: Their targets, one per group, mixed with equal strengths.
+        mixtures: Their targets, one per group; `remix` before the first slice.
         reference: Mean of the reference runs.
         views: Epochs cycle through so many views; None: every epoch has its own.
         seed: Of the views.
@@ -86,6 +86,10 @@ class Materials:
         """Mix the targets of all groups with the strengths of the versions; between epochs, not within one."""
         for group, mixed in zip(self.groups, self.mixtures, strict=True):
             mixed.remix([strengths[index] for index in group.versions])
+
+    def conflicts(self) -> dict[str, float]:
+        """How much the predecessors of each group disagree on average, in units of its loss."""
+        return {group.key: mixed.conflict for group, mixed in zip(self.groups, self.mixtures, strict=True)}
 
     def slices(self, order: NDArray[np.int64], *, epoch: int) -> Iterator[list[Slice]]:
         """Slices of each step of [steps, accumulation, n] positions; the next one is prepared in a thread meanwhile."""
@@ -126,7 +130,7 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     reads = asked(compatibility, groups, len(chain)) if wanted & {"logits", "embedding"} else ()
     references = [targets.Cache.open(folder).aligned(train.ids, device=device) for folder in job.references]
     keyed = targets.plan_views(compatibility.targets, augments=task.augments) == "keyed" and any([*caches, *references])
-    materials = Materials(
+    return Materials(
         task=task,
         train=train,
         validation=task.samples("validation"),
@@ -139,8 +143,6 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         seed=job.effective_seed,
         device=device,
     )
-    materials.remix([1.0 / max(len(chain), 1)] * len(chain))
-    return materials
 
 
 def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
@@ -182,10 +184,18 @@ def evaluate(
         Right answers and samples, of this rank.
     """
     right = total = 0
+    for _, hits in answered(task, samples, batches, forward=forward, device=device):
+        right += int(hits.sum())
+        total += len(hits)
+    return right, total
+
+
+def answered(
+    task: Task, samples: Samples, batches: Sequence[NDArray[np.int64]], *, forward: Any, device: torch.device
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Positions and whether each is right, bool on the CPU, batch by batch; arguments as of `evaluate`."""
     for positions in batches:
         asked = positions if len(positions) else np.zeros(1, dtype=np.int64)
         logits = forward(task.transform(samples.read(asked), None).to(device)).logits.float()
         hits = (logits.argmax(1).cpu() == torch.from_numpy(samples.labels[asked])) & logits.isfinite().all(1).cpu()
-        right += int(hits[: len(positions)].sum())
-        total += len(positions)
-    return right, total
+        yield positions, hits[: len(positions)]

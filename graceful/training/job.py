@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graceful.chain.contract import Contract
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.spec import Compatibility, RefreshSpec
 from graceful.spec.compatibility import ROOM
@@ -41,6 +42,7 @@ class TrainingJob:
         references: Folders of the reference runs' outputs.
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
+        contract: Budgets, where the spec's weighting is adaptive.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
@@ -53,6 +55,7 @@ class TrainingJob:
     references: tuple[Path, ...] = ()
     seed: int | None = None
     constrained: bool = True
+    contract: Contract | None = None
     task: Task | None = None
     data: str | None = None
     mirror: Mirror = Mirror.NONE

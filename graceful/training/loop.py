@@ -6,45 +6,35 @@ the same step. A step's random state follows from (seed, step, rank): nothing ra
 
 from __future__ import annotations
 
-import math
-import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, distributed
 
 from graceful import tasks
+from graceful.chain.multipliers import strengths
 from graceful.errors import NonFiniteError, SpecError
 from graceful.storage import sha256_file, write_bytes
-from graceful.training import batches, checkpoint, engine
+from graceful.training import batches, checkpoint, engine, stops
 from graceful.training.collapse import PATIENCE, HeldOut
+from graceful.training.duals import BEST, duals_of
 from graceful.training.job import WEIGHTS, TrainingJob
 from graceful.training.objective import Objective
 from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
+from graceful.training.stops import Progress
 from graceful.training.trace import FILE, Trace
 
 _EVALUATION_BATCH = 512
-
-
-@dataclass
-class Progress:
-    """What changes while training, besides weights and focus means; saved with every checkpoint."""
-
-    step: int = 0
-    loss_sum: float = 0.0
-    right: int = 0
-    streak: int = 0
-    validation_error: float = 1.0
-    former_error: float = 1.0
 
 
 def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
@@ -94,6 +84,10 @@ class Loop:
         self.objective = Objective(
             job.compatibility, task.classes, self.materials.versions, place.device, groups=self.materials.groups
         )
+        self.duals = duals_of(job, task)
+        fixed = strengths(job.compatibility.weighting, len(self.materials.versions))
+        self.objective.strengths = self.duals.strengths if self.duals else fixed
+        self.best: dict[str, Tensor] | None = None
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
         batches.try_out(task, self.network, self.materials.train)
@@ -107,7 +101,8 @@ class Loop:
         with self.place.restore() as folder:
             if folder is not None:
                 self._resume(folder)
-        pids = self._pids()
+        self.materials.remix(self.objective.strengths)
+        pids = self.place.pids()
         if self.place.rank == 0:
             self.trace = Trace(self.job.run_dir / FILE, step=self.progress.step)
         self._write(
@@ -147,12 +142,16 @@ class Loop:
         path = self.job.run_dir / WEIGHTS
         if state is None:
             return {}
+        error, extra = self.progress.validation_error, {}
+        if self.duals is not None and self.best is not None:
+            state, error, extra = self.best, self.duals.best_error, self.duals.outcome
         write_bytes(path, serialise({name: tensor.contiguous() for name, tensor in state.items()}))
         return {
             "steps": self.progress.step,
-            "validation_error": self.progress.validation_error,
+            "validation_error": error,
             "weights_sha256": sha256_file(path),
             "resumed_from": self.resumed_from,
+            **extra,
         }
 
     def close(self) -> None:
@@ -207,20 +206,7 @@ class Loop:
 
     def _check(self, means: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Before the gradients are touched: end the run if a number is not finite, or time is up."""
-        bad = [name for name, number in means.items() if not math.isfinite(number)]
-        if bad:
-            name = next((name for name in bad if name != "total"), "total")
-            remedy = (
-                "lower train.optimizer.lr, or keep train.clip above 0"
-                if name in ("task", "total")
-                else f"lower the weight of {name.partition('/')[0]}, or train.optimizer.lr"
-            )
-            raise unanimous(
-                NonFiniteError(
-                    f"step {step + 1}, epoch {epoch + 1}: loss {name} is {means[name]}, must be finite; {remedy}",
-                    {"step": step + 1, "part": name},
-                )
-            )
+        stops.require_finite(means, step=step, epoch=epoch)
         if self.place.deadline is not None and time.monotonic() > self.place.deadline:
             raise out_of_time(self.train.timeout)
 
@@ -273,8 +259,26 @@ class Loop:
             train_error=1.0 - self.progress.right / seen,
             validation_error=self.progress.validation_error,
             seconds=round(seconds, 3),
+            **self._move(epoch),
         )
         self._check_collapse(found, epoch=epoch)
+
+    def _move(self, epoch: int) -> dict[str, Any]:
+        """Measure the constraint split, move the multipliers, keep the weights if they are the best so far."""
+        if self.duals is None:
+            return {}
+        place = self.place
+        mine = shard(len(self.duals.samples), rank=place.rank, world_size=place.world_size, size=_EVALUATION_BATCH)
+        forward = partial(self.engine.forward, train=False)
+        counts = self.duals.count(self.materials.task, mine, forward=forward, device=place.device)
+        if place.world_size > 1:
+            distributed.all_reduce(counts)
+        facts, better = self.duals.advance(counts, epoch=epoch, validation_error=self.progress.validation_error)
+        if better:
+            self.best = self.engine.export()
+        self.objective.strengths = self.duals.strengths
+        self.materials.remix(self.duals.strengths)
+        return {**facts, "conflict": self.materials.conflicts()}
 
     def _check_collapse(self, found: HeldOut, *, epoch: int) -> None:
         """End the run at its second epoch in a row at chance; those begun in the first or the warm-up do not count."""
@@ -291,11 +295,14 @@ class Loop:
             part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.place.scratch))
         with checkpoint.writing(part):
             self.engine.save(part)
+            if self.best is not None:
+                write_bytes(part / BEST, serialise(self.best))
         state = {
             "schema": 1,
             "digest": self.digest,
             "progress": dict(vars(self.progress)),
             "objective": self.objective.state_dict(),
+            "duals": self.duals and self.duals.state_dict(),
         }
         checkpoint.seal(part, state=state, rank=self.place.rank, world_size=self.place.world_size)
         if self.trace is not None:
@@ -307,6 +314,11 @@ class Loop:
         state = together(self.place, lambda: self._verified(folder))
         self.engine.load(folder)
         self.objective.load_state_dict(state["objective"])
+        if self.duals is not None and state.get("duals"):
+            self.duals.load_state_dict(state["duals"])
+            self.objective.strengths = self.duals.strengths
+            if self.place.rank == 0 and (folder / BEST).exists():
+                self.best = load_file(folder / BEST)
         self.progress = Progress(**state["progress"])
         self.resumed_from = self.progress.step
 
@@ -325,14 +337,6 @@ class Loop:
                 self.trace.sync()
         if self.place.tell is not None and self.place.rank == 0:
             self.place.tell(row)
-
-    def _pids(self) -> list[int]:
-        numbers = torch.zeros(self.place.world_size, dtype=torch.int64, device=self.place.device)
-        numbers[self.place.rank] = os.getpid()
-        if self.place.world_size > 1:
-            distributed.all_reduce(numbers)
-        found: list[int] = numbers.tolist()
-        return found
 
 
 def _seed(*parts: int) -> int:

@@ -41,13 +41,23 @@ class Group:
     versions: tuple[int, ...]
     columns: tuple[int, ...] | None
 
-    def value(self, outputs: Outputs, merged: Merged) -> Tensor:
-        """`sum_i W_i D_i / B`: what the terms of all its versions add up to, less a constant."""
+    def some_columns(self, classes: int, device: torch.device) -> Tensor | None:
+        """The columns as an index, made once; None where all of the new version's classes take part, or it has none."""
+        if self.columns is None or self.columns == tuple(range(classes)):
+            return None
+        return torch.tensor(self.columns, device=device)
+
+    def value(self, outputs: Outputs, merged: Merged, *, columns: Tensor | None) -> Tensor:
+        """`sum_i W_i D_i / B`: what the terms of all its versions add up to, less a constant.
+
+        Args:
+            outputs: Of the new version.
+            merged: What the versions of the group say.
+            columns: What `some_columns` gave.
+        """
         match self.loss:
             case spec.FocalDistillation(form=form):
-                assert self.columns is not None
-                columns = torch.tensor(self.columns, device=outputs.logits.device)
-                new = outputs.logits.index_select(1, columns)
+                new = outputs.logits if columns is None else outputs.logits.index_select(1, columns)
                 if form == "kl":
                     distances = kl_divergence(new, merged.target, temperature=self.loss.temperature)
                 else:

@@ -108,6 +108,7 @@ class Objective:
         self._versions = tuple(versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
         self._groups = tuple(groups)
+        self._columns = [group.some_columns(len(classes), self._device) for group in self._groups]
         count = len(self._versions)
         self.strengths = tuple(strengths) if strengths is not None else (1.0 / max(count, 1),) * count
         self._asked = asked(compatibility, self._groups, count)
@@ -157,8 +158,8 @@ class Objective:
         self._check(old, reference)
         outputs = Outputs(accurate(outputs.embedding), accurate(outputs.logits))
         values = self._values(outputs, labels, self._pairs(outputs, labels, old))
-        for group, one in zip(self._groups, merged, strict=True):
-            values[group.key] = group.value(outputs, one)
+        for group, one, columns in zip(self._groups, merged, self._columns, strict=True):
+            values[group.key] = group.value(outputs, one, columns=columns)
         if self._compatibility.reference is not None and reference is not None:
             temperature = self._compatibility.reference.temperature
             distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,15 @@ class Place:
     publish: Callable[[Path, int, Mapping[str, float]], None]
     tell: Callable[[Mapping[str, object]], None] | None = None
     deadline: float | None = None
+
+    def pids(self) -> list[int]:
+        """Process ids of all ranks; every rank must ask."""
+        numbers = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        numbers[self.rank] = os.getpid()
+        if self.world_size > 1:
+            distributed.all_reduce(numbers)
+        found: list[int] = numbers.tolist()
+        return found
 
 
 @dataclass

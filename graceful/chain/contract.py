@@ -1,0 +1,67 @@
+"""What a run has promised its predecessors, and how it sees whether it keeps that. Made by the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.chain.budgets import Budget
+from graceful.proportions import wilson
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contract:
+    """Budgets, and what the predecessors say about the constraint split.
+
+    Attributes:
+        budgets: One for each predecessor in training, in its order.
+        right: [k, N] bool, the predecessor is right; False where it does not know the class.
+        known: [k, N] bool, it knows the class.
+        reference_error: Error of the unconstrained run over all N ids.
+        pace: For each epoch its error then over its final one, at least 1; empty: 1 throughout.
+        data: Digest of the constraint split.
+    """
+
+    budgets: tuple[Budget, ...]
+    right: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+    reference_error: float
+    pace: tuple[float, ...] = ()
+    data: str = ""
+
+    def pace_of(self, epoch: int) -> float:
+        """Of an epoch, counted from 0; the last one's for later epochs."""
+        return self.pace[min(epoch, len(self.pace) - 1)] if self.pace else 1.0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values, without the masks."""
+        return {
+            "reference_error": self.reference_error,
+            "pace": list(self.pace),
+            "ids": self.right.shape[1],
+            "data": self.data,
+            "budgets": [budget.document() for budget in self.budgets],
+        }
+
+
+def flips_between(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> dict[tuple[int, int], float]:
+    """Upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
+
+    Args:
+        right: [k, N] bool, nearest first.
+        known: [k, N] bool.
+
+    Returns:
+        (k, j) -> upper end of the 95 % interval; pairs where k does not know every id of j are missing.
+    """
+    found = {}
+    for near in range(len(right)):
+        for far in range(near + 1, len(right)):
+            ids = known[far]
+            if ids.any() and known[near][ids].all():
+                flipped = int((right[far] & ~right[near] & ids).sum())
+                found[near, far] = wilson(flipped, int(ids.sum()))[1]
+    return found

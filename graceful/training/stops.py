@@ -1,0 +1,50 @@
+"""What a loop counts, and the refusal of losses that are not finite. Runs in workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graceful.errors import NonFiniteError
+from graceful.training.place import unanimous
+
+
+@dataclass
+class Progress:
+    """What changes while training, besides weights and focus means; saved with every checkpoint."""
+
+    step: int = 0
+    loss_sum: float = 0.0
+    right: int = 0
+    streak: int = 0
+    validation_error: float = 1.0
+    former_error: float = 1.0
+
+
+def require_finite(means: Mapping[str, float], *, step: int, epoch: int) -> None:
+    """Refuse the losses of a step.
+
+    Args:
+        means: Name -> mean over ranks, `total` among them.
+        step: Counted from 0.
+        epoch: Counted from 0.
+
+    Raises:
+        NonFiniteError: On all ranks alike.
+    """
+    bad = [name for name, number in means.items() if not math.isfinite(number)]
+    if not bad:
+        return
+    name = next((name for name in bad if name != "total"), "total")
+    remedy = (
+        "lower train.optimizer.lr, or keep train.clip above 0"
+        if name in ("task", "total")
+        else f"lower the weight of {name.partition('/')[0]}, or train.optimizer.lr"
+    )
+    raise unanimous(
+        NonFiniteError(
+            f"step {step + 1}, epoch {epoch + 1}: loss {name} is {means[name]}, must be finite; {remedy}",
+            {"step": step + 1, "part": name},
+        )
+    )

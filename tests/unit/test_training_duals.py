@@ -1,0 +1,211 @@
+"""Adaptive training, inline on a tiny task: multipliers move, resume to the bit, and the best checkpoint is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from graceful import spec, targets, tasks
+from graceful.chain.contract import Contract
+from graceful.errors import DataError, SpecError
+from graceful.models import bundle
+from graceful.models.base import Forward
+from graceful.programs.contract import Unconstrained, contract
+from graceful.programs.train import train as train_version
+from graceful.storage import sha256_file
+from graceful.training import trace
+from graceful.training.driver import TrainingJob, train
+from graceful.training.duals import Duals
+from tests.support import training_task
+
+TASK = training_task.__file__
+WEIGHTING = {
+    "kind": "adaptive",
+    "reference_error": 0.2,
+    "bounds": {"v1": 0.18, "v0": 0.15},
+    "infeasible": "skip",
+    "step": 0.5,
+}
+
+
+class StoppedError(Exception):
+    """What a test raises in the middle of a run."""
+
+
+def parse(name: str = "v2", weighting: dict[str, Any] | None = None, **train: Any) -> spec.RefreshSpec:
+    recipe = {
+        "epochs": 4,
+        "batch_size": 24,
+        "optimizer": {"kind": "adamw", "lr": 0.02},
+        "engine": {"kind": "torch"},
+        "num_workers": 0,
+    }
+    compatibility = {
+        "against": "all",
+        "losses": [{"kind": "focal_distillation", "weight": 3.0}],
+        "targets": {"views": 2},
+        "weighting": weighting or WEIGHTING,
+    }
+    document = {"model": "blobs", "name": name, "task": {"kind": "python", "file": TASK}}
+    return spec.parse({**document, "train": {**recipe, **train}, "compatibility": compatibility})
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """v1, trained for one epoch, and v0, random."""
+    folder = tmp_path_factory.mktemp("chain")
+    free = parse("v1", epochs=1)
+    weights = train(TrainingJob(spec=free, run_dir=folder / "run", constrained=False)).weights
+    torch.manual_seed(5)
+    trained, random = training_task.BlobNet(3), training_task.BlobNet(3)
+    trained.load_state_dict(load_file(weights))
+    classes = ("blob-0", "blob-1", "blob-2")
+    bundle.save(folder / "v1", network=trained, spec=free, classes=classes)
+    bundle.save(folder / "v0", network=random, spec=parse("v0"), classes=classes)
+    return folder / "v1", folder / "v0"
+
+
+def job(document: spec.RefreshSpec, run_dir: Path, chain: tuple[Path, ...], root: Path) -> TrainingJob:
+    task = tasks.build(document.task)
+    versions = [bundle.load(folder, augment_like=document.task) for folder in chain]
+    samples = task.samples("train")
+    views = targets.key_views(samples.ids, seed=document.train.seed, count=2)
+    weighting = document.compatibility.weighting
+    assert isinstance(weighting, spec.Adaptive)
+    return TrainingJob(
+        spec=document,
+        run_dir=run_dir,
+        predecessors=chain,
+        caches=tuple(targets.build(one, samples, views=views, root=root).folder for one in versions),
+        contract=contract(weighting, task, versions, references=(), batch_size=64),
+    )
+
+
+def epochs(run_dir: Path) -> list[dict[str, Any]]:
+    return [row for row in trace.read(run_dir / trace.FILE) if row["event"] == "epoch"]
+
+
+def test_every_epoch_says_what_it_measured_and_how_strongly_each_predecessor_pulls(tmp_path: Path, chain: Any) -> None:
+    wanted = job(parse(), tmp_path / "run", chain, tmp_path)
+    assert [str(budget.status) for budget in wanted.contract.budgets] == ["active", "active"]
+    train(wanted)
+    rows = epochs(tmp_path / "run")
+    assert rows[0]["multipliers"] == {"v1": 1.0, "v0": 0.0}
+    for before, after in pairwise(rows):
+        assert before["next_multipliers"] == after["multipliers"]
+    assert any(row["multipliers"] != rows[0]["multipliers"] for row in rows)
+    assert set(rows[0]["conflict"]) == {"focal_distillation/chain"}
+    constraint = tasks.build(parse().task).samples("constraint")
+    assert all(round(row["constraint_error"] * len(constraint), 6).is_integer() for row in rows)
+
+
+@pytest.mark.parametrize("checkpoint_every", [4, None])
+def test_a_run_that_is_killed_has_the_same_multipliers_and_weights(
+    tmp_path: Path, chain: Any, checkpoint_every: int | None
+) -> None:
+    document = parse(checkpoint_every=checkpoint_every)
+    whole = train(job(document, tmp_path / "whole", chain, tmp_path))
+    parts = job(document, tmp_path / "parts", chain, tmp_path)
+    for step in (13, 27, 33):
+
+        def stop(row: Any, step: int = step) -> None:
+            if row["event"] == "step" and row["step"] == step:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            train(parts, progress=stop)
+    resumed = train(parts)
+    volatile = {"seconds"}
+    left, right = (
+        [{key: value for key, value in row.items() if key not in volatile} for row in epochs(tmp_path / name)]
+        for name in ("whole", "parts")
+    )
+    assert left == right
+    assert sha256_file(whole.weights) == sha256_file(resumed.weights)
+    assert whole.validation_error == resumed.validation_error
+
+
+def test_the_kept_weights_are_those_of_the_best_feasible_epoch(tmp_path: Path, chain: Any) -> None:
+    wanted = job(parse(), tmp_path / "run", chain, tmp_path)
+    result = train(wanted)
+    rows = epochs(tmp_path / "run")
+    feasible = [row for row in rows if row["nfr"]["v1"] <= 0.18 and row["nfr"]["v0"] <= 0.15]
+    assert feasible
+    assert result.validation_error == min(row["validation_error"] for row in feasible)
+
+
+def fed(duals: Duals, flips: list[int], errors: int, *, validation: float) -> bool:
+    counts = torch.tensor([*flips, errors])
+    return duals.advance(counts, epoch=0, validation_error=validation)[1]
+
+
+def test_counts_of_two_ranks_move_like_those_of_one(tmp_path: Path, chain: Any) -> None:
+    wanted = job(parse(), tmp_path, chain, tmp_path)
+    task = tasks.build(wanted.spec.task)
+    samples, network = task.samples("constraint"), bundle.load(chain[1])
+    assert wanted.contract is not None
+    duals = Duals(wanted.contract, wanted.spec.compatibility.weighting, samples)  # type: ignore[arg-type]
+
+    forward = Forward(network.network)
+    every = np.arange(len(samples))
+    one = duals.count(task, [every], forward=forward, device=torch.device("cpu"))
+    two = [duals.count(task, [every[rank::2]], forward=forward, device=torch.device("cpu")) for rank in (0, 1)]
+    assert torch.equal(one, sum(two))
+    assert one[1] == 0, "nobody flips against oneself"
+
+
+def test_state_survives_a_checkpoint_and_another_chain_is_refused(tmp_path: Path, chain: Any) -> None:
+    wanted = job(parse(), tmp_path, chain, tmp_path)
+    samples = tasks.build(wanted.spec.task).samples("constraint")
+    made: Contract | None = wanted.contract
+    assert made is not None
+    rule: Any = wanted.spec.compatibility.weighting
+    first, second = Duals(made, rule, samples), Duals(made, rule, samples)
+    assert fed(first, [30, 2], 20, validation=0.3)
+    assert not fed(first, [30, 2], 20, validation=0.4)
+    second.load_state_dict(first.state_dict())
+    assert second.strengths == first.strengths
+    assert second.state_dict() == first.state_dict()
+    assert fed(first, [0, 0], 5, validation=0.9) == fed(second, [0, 0], 5, validation=0.9)
+    renamed = replace(made, budgets=tuple(replace(one, name=f"{one.name}x") for one in made.budgets))
+    with pytest.raises(SpecError, match="the checkpoint has multipliers of"):
+        Duals(renamed, rule, samples).load_state_dict(first.state_dict())
+    with pytest.raises(DataError, match="constraint split: SHA-256 must be"):
+        Duals(replace(made, data="0" * 64), rule, samples)
+
+
+def test_an_infeasible_budget_is_refused_before_a_step_is_taken(tmp_path: Path, chain: Any) -> None:
+    document = parse(weighting={**WEIGHTING, "infeasible": "refuse", "bounds": {"v1": 0.01, "v0": 0.15}})
+    with pytest.raises(SpecError, match=r"v1: a budget of 1\.00 % "):
+        train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
+    assert not (tmp_path / "run" / trace.FILE).exists()
+
+
+def test_budgets_are_measured_against_an_unconstrained_run_of_the_same_recipe(tmp_path: Path, chain: Any) -> None:
+    slow = {"kind": "adamw", "lr": 0.0005}
+    document = parse(weighting={"kind": "adaptive", "infeasible": "skip"}, epochs=2, optimizer=slow)
+    trained = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
+    made = trained.contract
+    assert made is not None
+    assert len(made.pace) == 2
+    assert made.pace[-1] == 1.0
+    assert min(made.pace) >= 1.0
+    assert len(list((tmp_path / "references").iterdir())) == 1
+    assert made.document()["budgets"][0]["name"] == "v1"
+
+
+def test_the_pace_is_the_mean_over_runs_and_absent_without_errors(chain: Any) -> None:
+    document = parse()
+    task, version = tasks.build(document.task), bundle.load(chain[0])
+    rule = spec.Adaptive(infeasible="skip")
+    runs = [Unconstrained(version=version, errors=errors) for errors in ((0.4, 0.2), (0.1, 0.2))]
+    assert contract(rule, task, [version], references=runs, batch_size=64).pace == (1.25, 1.0)
+    perfect = [Unconstrained(version=version, errors=(0.4, 0.0))]
+    assert contract(rule, task, [version], references=perfect, batch_size=64).pace == ()

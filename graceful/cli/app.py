@@ -87,17 +87,20 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
 
 
 @click.command(short_help="Measure a trained version against every ancestor.")
+@click.option("--matrix", is_flag=True, help="Every version of the chain against every other instead, as matrices.")
 @options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
-def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
+def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bool, **talk: Any) -> int:
     """Measure the trained version of SPEC against every ancestor and write its report.
 
     \b
     Example:
       graceful evaluate jobs/glyphs/v2.yaml -o json
+      graceful evaluate jobs/glyphs/v3.yaml --matrix
     """
     from graceful.cli import programs
 
-    return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), **talk)
+    flags = ("--matrix",) if matrix else ()
+    return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), arguments=flags, **talk)
 
 
 @click.command(short_help="Judge a report: passed or held.")

@@ -58,6 +58,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser.add_argument("program", choices=sorted([*PROGRAMS, "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
@@ -71,7 +72,8 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
         else:
             resolved = spec.parse(_document(), where="the resolved spec")
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
-                result, code, show = PROGRAMS[options.program](resolved, progress)
+                program = _matrix if options.matrix else PROGRAMS[options.program]
+                result, code, show = program(resolved, progress)
         _print(result, options.output, show)
     except GracefulError as e:
         talk.print(f"graceful: {e.message}", markup=False, highlight=False, soft_wrap=True)
@@ -110,6 +112,8 @@ Outcome = tuple[Any, int, Show]
 
 def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     from graceful.programs import hopeless
+    from graceful.programs.constraint_report import FILE as CONSTRAINTS
+    from graceful.programs.constraint_report import constraint_table
     from graceful.programs.novelty import skipped
     from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import refresh
@@ -131,6 +135,10 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
         champion = "there is no champion yet" if result.champion is None else f"champion is version {result.champion}"
         title = f"{result.run_id}: {result.outcome}, version {result.version}, {champion}"
         console.print(chain_table([Judged.of(report, result.outcome)], title=title))
+        path = run_dir_of(resolved) / CONSTRAINTS
+        constraints = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"predecessors": []}
+        if any(one["budget"] is not None for one in constraints["predecessors"]):
+            console.print(constraint_table(constraints))
         for reason in result.reasons:
             console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
         page = result.report.removesuffix(".json") + ".html"
@@ -173,6 +181,20 @@ def _evaluate(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
         console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
     return result, 0, show
+
+
+def _matrix(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.matrix import matrix_tables
+    from graceful.programs.refresh import matrix_of
+
+    found = matrix_of(resolved, progress=progress)
+
+    def show(console: Console) -> None:
+        for table in matrix_tables(found):
+            console.print(table)
+        console.print(f"matrix: {run_dir_of(resolved) / 'matrix.json'}", markup=False, highlight=False, soft_wrap=True)
+
+    return found, 0, show
 
 
 def _lineage(model: str | None) -> Outcome:

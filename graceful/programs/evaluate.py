@@ -78,7 +78,7 @@ def evaluate(
         raise DataError(f"task {spec.task.kind}: the test split is empty; the gate needs at least one sample in it")
     versions = [new, *ancestors]
     said = [answers(version, test, spec.evaluate.batch_size) for version in versions]
-    predictions = [_predictions(version, test, one) for version, one in zip(versions, said, strict=True)]
+    predictions = [predictions_of(version, test, one) for version, one in zip(versions, said, strict=True)]
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     alone = dict(flips.alone(predictions[0], draws=draws, seed=seed))
     against = [dict(flips.compare(predictions[0], old, draws=draws, seed=seed)) for old in predictions[1:]]
@@ -123,7 +123,8 @@ def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
         yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
 
 
-def _predictions(version: Predecessor, samples: Samples, said: Answers) -> Predictions:
+def predictions_of(version: Predecessor, samples: Samples, said: Answers) -> Predictions:
+    """A version's predictions on a split."""
     return Predictions.from_logits(
         said.logits,
         ids=samples.ids,
@@ -163,12 +164,12 @@ def _retrieval(
     spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], test: Samples, said: Sequence[Answers]
 ) -> _Retrieval:
     """Retrieval by every version; `said` is what they said of the test split, which stands in for absent splits."""
-    query, gallery = _split(task, "query", test), _split(task, "gallery", test)
+    query, gallery = split_or(task, "query", test), split_or(task, "gallery", test)
     size = spec.evaluate.batch_size
 
     def embedded(samples: Samples) -> list[retrieval.Embeddings]:
         known = said if samples is test else [answers(version, samples, size) for version in versions]
-        return [_embeddings(samples, one) for one in known]
+        return [embeddings_of(samples, one) for one in known]
 
     queries = embedded(query)
     galleries = queries if gallery is query else embedded(gallery)
@@ -183,14 +184,16 @@ def _retrieval(
     )
 
 
-def _split(task: Task, name: Split, otherwise: Samples) -> Samples:
+def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
+    """A split, or another one where the task has none of that name."""
     try:
         return task.samples(name)
     except KeyError:
         return otherwise
 
 
-def _embeddings(samples: Samples, said: Answers) -> retrieval.Embeddings:
+def embeddings_of(samples: Samples, said: Answers) -> retrieval.Embeddings:
+    """A version's embeddings of a split."""
     return retrieval.Embeddings(
         ids=samples.ids,
         labels=np.asarray(samples.classes)[samples.labels],

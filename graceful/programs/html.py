@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from graceful.gate import Verdict
+from graceful.programs.constraint_report import constraint_rows
 from graceful.programs.flipped import Flip
 from graceful.programs.present import percent
 from graceful.report import Comparison, Measurement, Report
@@ -23,7 +25,12 @@ HEADLINE = ("negative_flip_rate", "positive_flip_rate", "relative_nfr", "cross_t
 
 
 def render_html(
-    report: Report, verdict: Verdict, *, flips: Sequence[Flip] = (), pictures: Mapping[str, str] | None = None
+    report: Report,
+    verdict: Verdict,
+    *,
+    flips: Sequence[Flip] = (),
+    pictures: Mapping[str, str] | None = None,
+    constraints: Mapping[str, Any] | None = None,
 ) -> str:
     """Draw a report and its verdict.
 
@@ -32,6 +39,7 @@ def render_html(
         verdict: What the gate made of it.
         flips: Negative flips to show, worst first.
         pictures: Sample id -> image as a data URI.
+        constraints: The constraint report, where there is one.
     """
     title = f"{report.model} {report.version}"
     parts = [
@@ -39,6 +47,7 @@ def render_html(
         _findings(verdict),
         "<h2>Negative flips by ancestor</h2>" + _flip_bars(report, verdict) if report.comparisons else "",
         _flips(flips, pictures or {}) if flips else "",
+        _constraints(constraints) if constraints and report.comparisons else "",
         "<h2>Against each ancestor</h2>" + _comparisons(report.comparisons) if report.comparisons else "",
         "<h2>All measurements</h2>" + _measurements(report),
         "".join(f"<p class='note'>{escape(note)}</p>" for note in report.notes),
@@ -106,6 +115,19 @@ def _flips(flips: Sequence[Flip], pictures: Mapping[str, str]) -> str:
         )
     title = f"Right in {escape(flips[0].against)}, wrong now: the most confident {len(flips)}"
     return f"<h2>{title}</h2><div class='flips'>{''.join(cards)}</div>"
+
+
+def _constraints(document: Mapping[str, Any]) -> str:
+    """Budgets, multipliers and advice; nothing where no predecessor had a budget."""
+    if all(one["budget"] is None for one in document["predecessors"]):
+        return ""
+    head, *rows = constraint_rows(document)
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    advice = "".join(f"<li>{escape(line)}</li>" for line in document["advice"])
+    cost = document["cost"]
+    price = "" if cost is None else f"<p>Cost of all constraints: {100 * cost:+.2f} points of error.</p>"
+    return f"<h2>Budgets</h2><table><tr>{cells}</tr>{body}</table>{price}<ul class='note'>{advice}</ul>"
 
 
 def _comparisons(comparisons: tuple[Comparison, ...]) -> str:

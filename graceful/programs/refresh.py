@@ -7,16 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from graceful import gate
+from graceful import gate, tasks
 from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
 from graceful.programs import exclusive, home_of, run_dir_of
+from graceful.programs.constraint_report import FILE as CONSTRAINTS
+from graceful.programs.constraint_report import build as build_constraints
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.flipped import pictures
 from graceful.programs.html import render_html
+from graceful.programs.matrix import matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
@@ -183,6 +187,22 @@ def _mirrored(home: Path, run_dir: Path) -> Iterator[Mirror]:
     mirror.save(run_dir, but=NOT_MIRRORED)
 
 
+def matrix_of(spec: RefreshSpec, *, progress: Progress = silent) -> dict[str, Any]:
+    """Every version of the chain against every other, the run's own included where it is trained; see `matrix`."""
+    home, run_dir = home_of(spec), run_dir_of(spec)
+    with exclusive(run_dir), _mirrored(home, run_dir):
+        store = Store(spec.registry.uri, home)
+        folders = [path for path in (run_dir / "model",) if (path / "arch.json").exists()]
+        folders += _fetch(store, _chain(store, spec, run_dir))
+        if not folders:
+            raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
+        progress({"stage": "matrix", "versions": len(folders)})
+        versions = [bundle.load(folder, augment_like=spec.task) for folder in reversed(folders)]
+        found = matrix(spec, tasks.build(spec.task), versions)
+        write_json(run_dir / "matrix.json", found)
+    return found
+
+
 def _check_gate(spec: RefreshSpec, links: Sequence[Link]) -> None:
     """Refuse what the gate could not judge before hours of training, not after."""
     known = {SELF, LATEST, ALL, *(link.name for link in links)}
@@ -280,9 +300,13 @@ def _write(run_dir: Path, found: Evaluation, verdict: gate.Verdict) -> None:
     write_text(run_dir / "report.json", found.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
     write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
+    constraints = build_constraints(found.report, run_dir)
+    write_json(run_dir / CONSTRAINTS, constraints)
     nearest = next((item.against for item in found.report.comparisons), None)
     latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
-    page = render_html(found.report, verdict, flips=latest, pictures=pictures(latest, found.test))
+    page = render_html(
+        found.report, verdict, flips=latest, pictures=pictures(latest, found.test), constraints=constraints
+    )
     write_text(run_dir / "report.html", page)
 
 

@@ -16,6 +16,7 @@ from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
+from graceful.programs.constraint_report import record
 from graceful.programs.contract import Unconstrained, contract
 from graceful.spec import Adaptive, Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
@@ -117,6 +118,7 @@ def train(
         mirror=mirror,
     )
     result = run_training(job, progress=progress)
+    record(run_dir, promised, result)
     trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=tuple(outputs.notes))
     return replace(trained, contract=promised)
 

@@ -118,8 +118,9 @@ class TrainingResult:
         history: The trace's row of every epoch.
         steps: Optimiser steps of the whole run.
         seconds: Wall clock of the call that finished it.
-        validation_error: Error on the validation split after the last epoch.
+        validation_error: Error on the validation split of these weights.
         resumed_from: Step at which that call took the run up; None: it began it.
+        chosen_epoch: The epoch whose weights these are, counted from 1; None: the last one.
     """
 
     weights: Path
@@ -128,6 +129,7 @@ class TrainingResult:
     seconds: float
     validation_error: float
     resumed_from: int | None = None
+    chosen_epoch: int | None = None
 
 
 def claim(job: TrainingJob) -> str:
@@ -174,6 +176,7 @@ def finished(job: TrainingJob) -> TrainingResult | None:
         seconds=document["seconds"],
         validation_error=document["validation_error"],
         resumed_from=document["resumed_from"],
+        chosen_epoch=document.get("chosen_epoch"),
     )
 
 

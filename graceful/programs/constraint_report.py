@@ -1,0 +1,156 @@
+"""What each predecessor demanded and what it cost: from a report, budgets and the training history. In the driver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from graceful.chain.contract import Contract
+from graceful.report import Comparison, Measurement, Report
+from graceful.storage import write_json
+from graceful.training.driver import TrainingResult
+
+PROMISED, FILE = "contract.json", "constraints.json"
+CHAIN = ("chain_max_nfr", "chain_mean_nfr", "union_nfr", "unanimous_nfr")
+NEAR_CHANCE = 2.0
+"""A predecessor with so many times the latest one's error is worth retiring."""
+
+
+def record(run_dir: Path, contract: Contract | None, result: TrainingResult) -> None:
+    """Write what a run had promised and how it went, for `build`; nothing without budgets."""
+    if contract is not None:
+        epochs = [{key: row.get(key) for key in _HISTORY} for row in result.history]
+        document = {"schema": 1, **contract.document(), "epochs": epochs, "chosen_epoch": result.chosen_epoch}
+        write_json(run_dir / PROMISED, document)
+
+
+_HISTORY = ("epoch", "validation_error", "constraint_error", "feasible", "nfr", "multipliers", "conflict")
+
+
+def build(report: Report, run_dir: Path) -> dict[str, Any]:
+    """The constraint report of a run as JSON values.
+
+    Returns:
+        `predecessors`: each ancestor with what was measured on test data, its budget and status (`evaluated only` for
+        those that training did not see), its multiplier epoch by epoch, and its pull, multiplier x budget, which ranks
+        what relaxing it would buy. `cost`: error of the new version minus the unconstrained one's, on the constraint
+        split. `conflict`: how much the predecessors disagree, per merged loss. `advice`: sentences for people; the
+        gate never acts on them.
+    """
+    path = run_dir / PROMISED
+    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    epochs = made.get("epochs", [])
+    chosen = next((row for row in epochs if row["epoch"] == made.get("chosen_epoch")), None)
+    budgets = {budget["name"]: budget for budget in made.get("budgets", [])}
+    predecessors = [_predecessor(item, budgets.get(item.against), epochs, chosen) for item in report.comparisons]
+    reference = made.get("reference_error")
+    return {
+        "schema": 1,
+        "model": report.model,
+        "version": report.version,
+        "error": _value(report.measurements.get("error_rate")),
+        "reference_error": reference,
+        "cost": None if chosen is None else chosen["constraint_error"] - reference,
+        "chosen_epoch": made.get("chosen_epoch"),
+        "feasible": None if chosen is None else chosen["feasible"],
+        "conflict": {} if chosen is None else chosen["conflict"],
+        "chain": {name: _value(report.measurements.get(name)) for name in CHAIN},
+        "predecessors": predecessors,
+        "advice": _advice(predecessors),
+    }
+
+
+def _predecessor(
+    item: Comparison, budget: Mapping[str, Any] | None, epochs: Sequence[Mapping[str, Any]], chosen: Any
+) -> dict[str, Any]:
+    found, name = item.measurements.get("negative_flip_rate", Measurement(value=None)), item.against
+    trace = [row["multipliers"].get(name) for row in epochs]
+    multiplier = None if chosen is None else chosen["multipliers"].get(name)
+    bound: float | None = budget["bound"] if budget else None
+    return {
+        "name": name,
+        "distance": item.distance,
+        "nfr": found.value,
+        "lower": found.lower,
+        "upper": found.upper,
+        "count": found.count,
+        "n": found.n,
+        "relative_nfr": _value(item.measurements.get("relative_nfr")),
+        "old_error": _value(item.measurements.get("old_error_rate")),
+        "budget": bound,
+        "status": budget["status"] if budget else "evaluated only",
+        "reason": budget["reason"] if budget else "not in compatibility.against, or no adaptive weighting",
+        "met": None if bound is None or found.value is None else found.value <= bound,
+        "constraint_nfr": None if chosen is None else chosen["nfr"].get(name),
+        "multiplier": multiplier,
+        "multipliers": trace,
+        "pull": None if multiplier is None or bound is None else multiplier * bound,
+    }
+
+
+def _advice(predecessors: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    total = sum(one["pull"] or 0.0 for one in predecessors)
+    for one in sorted(predecessors, key=lambda item: -(item["pull"] or 0.0)):
+        if total > 0.0 and (one["pull"] or 0.0) > 0.0:
+            share = 100 * one["pull"] / total
+            found.append(
+                f"{one['name']}: multiplier {one['multiplier']:.2f} x budget {100 * one['budget']:.2f} %, {share:.0f} %"
+                " of the pull on the error; the larger this share, the more relaxing or retiring it would buy"
+            )
+    latest = next((one["old_error"] for one in predecessors if one["distance"] == 1), None)
+    for one in predecessors:
+        if latest and one["old_error"] is not None and one["old_error"] > NEAR_CHANCE * latest:
+            found.append(
+                f"{one['name']}: its error {100 * one['old_error']:.2f} % is over twice the latest predecessor's;"
+                " retire it from compatibility.against"
+            )
+    return found
+
+
+def _value(found: Measurement | None) -> float | None:
+    return None if found is None else found.value
+
+
+def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Header and one row for each predecessor, as texts; rates in percent."""
+    head = ("predecessor", "NFR [95 %]", "relative NFR", "budget", "status", "met", "multiplier by epoch")
+    rows: list[tuple[str, ...]] = [head]
+    for one in document["predecessors"]:
+        interval = "" if one["lower"] is None else f" [{100 * one['lower']:.2f}, {100 * one['upper']:.2f}]"
+        trace = " ".join("-" if mu is None else f"{mu:.2f}" for mu in one["multipliers"])
+        rows.append(
+            (
+                one["name"],
+                _percent(one["nfr"]) + interval,
+                _percent(one["relative_nfr"]),
+                _percent(one["budget"]),
+                one["status"],
+                "-" if one["met"] is None else "yes" if one["met"] else "no",
+                trace or "-",
+            )
+        )
+    return rows
+
+
+def constraint_table(document: Mapping[str, Any]) -> Table:
+    """The rows as a table for the terminal, with what the constraints cost."""
+    cost = document["cost"]
+    caption = "rates in percent" + (
+        "" if cost is None else f"; cost of all constraints {100 * cost:+.2f} points of error"
+    )
+    table = Table(title="constraints", title_justify="left", caption=caption, caption_justify="left")
+    head, *rows = constraint_rows(document)
+    for column in head:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{100 * rate:.2f}"

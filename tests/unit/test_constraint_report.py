@@ -1,0 +1,164 @@
+"""The constraint report and the matrix of versions: from what was measured to what people read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from graceful import spec, tasks
+from graceful.chain import Predecessor, freeze
+from graceful.chain.budgets import Standing, plan
+from graceful.chain.contract import Contract
+from graceful.gate import Outcome, Verdict
+from graceful.programs.constraint_report import PROMISED, build, constraint_rows, constraint_table, record
+from graceful.programs.html import render_html
+from graceful.programs.matrix import matrix, matrix_tables
+from graceful.report import Comparison, Measurement, Report
+from graceful.training.driver import TrainingResult
+from tests.support import training_task
+
+N = 10_000
+
+
+def comparison(name: str, distance: int, nfr: float, old_error: float) -> Comparison:
+    rate = Measurement(value=nfr, lower=nfr / 2, upper=nfr * 2, count=round(nfr * N), n=N)
+    measured = {
+        "negative_flip_rate": rate,
+        "relative_nfr": Measurement(value=0.1, n=N),
+        "old_error_rate": Measurement(value=old_error, n=N),
+    }
+    return Comparison(against=name, model_id=f"m-{name}", distance=distance, measurements=measured)
+
+
+def report() -> Report:
+    return Report(
+        model="blobs",
+        version="v4",
+        data={"test": "0" * 64},
+        measurements={"error_rate": Measurement(value=0.11, n=N), "chain_max_nfr": Measurement(value=0.03, n=N)},
+        comparisons=(comparison("v3", 1, 0.01, 0.12), comparison("v2", 2, 0.03, 0.13), comparison("v1", 3, 0.002, 0.4)),
+    )
+
+
+def trained() -> TrainingResult:
+    rows = tuple(
+        {
+            "event": "epoch",
+            "epoch": epoch,
+            "validation_error": 0.1,
+            "constraint_error": 0.12,
+            "feasible": epoch == 2,
+            "nfr": {"v3": 0.01, "v2": 0.02},
+            "multipliers": {"v3": 1.0, "v2": 0.5 * (epoch - 1)},
+            "conflict": {"focal_distillation/chain": 0.3},
+        }
+        for epoch in (1, 2, 3)
+    )
+    return TrainingResult(weights=Path("w"), history=rows, steps=3, seconds=1.0, validation_error=0.1, chosen_epoch=2)
+
+
+@pytest.fixture
+def promised(tmp_path: Path) -> Path:
+    standings = [Standing(name=name, n=N, error=0.12, reference_error=0.1) for name in ("v3", "v2")]
+    budgets = plan(standings, relative=0.2)
+    masks = np.ones((2, 4), dtype=bool)
+    record(tmp_path, Contract(budgets=budgets, right=masks, known=masks, reference_error=0.1), trained())
+    return tmp_path
+
+
+def test_every_ancestor_is_listed_with_its_budget_and_what_it_did(promised: Path) -> None:
+    found = build(report(), promised)
+    v3, v2, v1 = found["predecessors"]
+    assert (v3["status"], v3["met"], v3["multiplier"], v3["multipliers"]) == ("active", True, 1.0, [1.0, 1.0, 1.0])
+    assert (v2["met"], v2["multiplier"], v2["multipliers"]) == (False, 0.5, [0.0, 0.5, 1.0])
+    assert (v1["status"], v1["budget"], v1["met"], v1["multipliers"]) == ("evaluated only", None, None, [None] * 3)
+    assert found["cost"] == pytest.approx(0.02)
+    assert found["conflict"] == {"focal_distillation/chain": 0.3}
+    assert found["chain"]["chain_max_nfr"] == 0.03
+    assert found["feasible"] is True
+    json.dumps(found, allow_nan=False)
+
+
+def test_advice_names_who_pulls_most_and_who_is_near_chance(promised: Path) -> None:
+    first, second, third = build(report(), promised)["advice"]
+    assert first.startswith("v3: multiplier 1.00 x budget 1.76 %, 67 % of the pull")
+    assert second.startswith("v2: ")
+    assert third.startswith("v1: its error 40.00 % is over twice the latest predecessor's")
+
+
+def test_a_run_without_budgets_still_has_a_report(tmp_path: Path) -> None:
+    record(tmp_path, None, trained())
+    assert not (tmp_path / PROMISED).exists()
+    found = build(report(), tmp_path)
+    assert found["cost"] is None
+    assert {one["status"] for one in found["predecessors"]} == {"evaluated only"}
+
+
+def test_people_read_the_same_in_the_terminal_and_on_the_page(promised: Path) -> None:
+    found = build(report(), promised)
+    rows = constraint_rows(found)
+    assert rows[2][:6] == ("v2", "3.00 [1.50, 6.00]", "10.00", "1.76", "active", "no")
+    console = Console(file=io.StringIO(), width=160)
+    console.print(constraint_table(found))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    page = render_html(report(), Verdict(outcome=Outcome.PASSED, findings=()), constraints=found)
+    for shown in ("3.00 [1.50, 6.00]", "1.76", "+2.00 points of error"):
+        assert shown in text
+        assert shown in page
+    free = render_html(
+        report(), Verdict(outcome=Outcome.PASSED, findings=()), constraints=build(report(), promised / "x")
+    )
+    assert "Budgets" not in free
+
+
+# --- the matrix -------------------------------------------------------------------------------------------------------
+
+
+def version(seed: int, classes: tuple[str, ...]) -> Predecessor:
+    torch.manual_seed(seed)
+    task = training_task.task()
+    return Predecessor(
+        name=f"v{seed}",
+        model_id=f"blobs-v{seed}",
+        digest=f"{seed:064d}",
+        classes=classes,
+        embedding_size=8,
+        network=freeze(training_task.BlobNet(len(classes))),
+        transform=task.transform,
+        transform_digest="none",
+    )
+
+
+def document(**evaluate: Any) -> spec.RefreshSpec:
+    section = {"kind": "python", "file": training_task.__file__}
+    return spec.parse({"model": "blobs", "name": "v9", "task": section, "evaluate": evaluate})
+
+
+def test_the_matrix_has_every_pair_and_the_triangle_of_flips() -> None:
+    names = ("blob-0", "blob-1", "blob-2")
+    versions = [version(1, names), version(2, names[:2]), version(3, names)]
+    found = matrix(document(), tasks.build(document().task), versions)
+    assert found["versions"] == ["v1", "v2", "v3"]
+    nfr, recall = found["negative_flip_rate"], found["recall_at_1"]
+    assert [[cell is None for cell in row] for row in nfr] == [[True] * 3, [False, True, True], [False, False, True]]
+    assert all(0.0 <= cell <= 1.0 for row in recall for cell in row)
+    own = matrix(document(), tasks.build(document().task), [versions[0], versions[0]])
+    assert own["negative_flip_rate"][1][0] == 0.0
+    assert len({cell for row in own["recall_at_1"] for cell in row}) == 1
+    assert own["summary_recall_at_1"]["average_compatibility"]["value"] == 0.0, "a tie is not compatible"
+    assert len(matrix_tables(found)) == 2
+
+
+def test_without_retrieval_only_flips_are_in_the_matrix() -> None:
+    names = ("blob-0", "blob-1", "blob-2")
+    chosen = document(retrieval=False)
+    found = matrix(chosen, tasks.build(chosen.task), [version(1, names), version(2, names)])
+    assert "recall_at_1" not in found
+    assert len(matrix_tables(found)) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,24 +73,26 @@ def contract(
         )
         for version, ids, ok in zip(chain, known, right, strict=True)
     ]
-    between = flips_between(right, known)
-    planned = budgets.plan(
-        standings,
-        relative=weighting.relative,
-        growth=weighting.growth,
-        bounds=weighting.bounds,
-        upper={(chain[near].name, chain[far].name): rate for (near, far), rate in between.items()},
-    )
-    if weighting.infeasible == "refuse":
-        budgets.require_feasible(planned)
+    upper = {(chain[near].name, chain[far].name): rate for (near, far), rate in flips_between(right, known).items()}
     return Contract(
-        budgets=planned,
+        budgets=_planned(weighting, standings, upper),
         right=right,
         known=known,
         reference_error=reference_error(np.ones(len(samples), dtype=np.bool_)),
         pace=_pace([one.errors for one in references]),
         data=samples.digest,
     )
+
+
+def _planned(
+    weighting: spec.Adaptive, standings: Sequence[budgets.Standing], upper: Mapping[tuple[str, str], float]
+) -> tuple[budgets.Budget, ...]:
+    found = budgets.plan(
+        standings, relative=weighting.relative, growth=weighting.growth, bounds=weighting.bounds, upper=upper
+    )
+    if weighting.infeasible == "refuse":
+        budgets.require_feasible(found)
+    return found
 
 
 def _right(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:

@@ -5,5 +5,7 @@ job         a run as values and files     [both]        trace       metrics.json
 loop        steps, epochs, evaluation     [worker]      place       rank, device, checkpoints     [worker]
 batches     read, transform, old outputs  [worker]      objective   losses of a batch, by terms   [worker]
 engine      DeepSpeed                     [worker]      plain       torch alone                   [worker]
+versions    predecessors, opened          [worker]      merging     which terms become one        [worker]
+duals       multipliers and their choice  [worker]      stops       what a loop counts            [worker]
 checkpoint  folders with manifests        [worker]      sampler, schedule   pure functions        [worker]
 """

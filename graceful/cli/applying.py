@@ -76,7 +76,8 @@ def _apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[D
     else:
         entry = replace(entry, paused=before.paused)
         lines = plan.diff(_content(before), _content(entry))
-        changes = Difference(document=title, change=Change.UPDATE if lines else Change.NONE, lines=lines)
+        changed = _content(before) != _content(entry)  # the lines hide secrets, and with them that one changed
+        changes = Difference(document=title, change=Change.UPDATE if changed else Change.NONE, lines=lines)
     if changes.change is not Change.NONE and not dry_run:
         timetable.put(entry)
     return (changes,)

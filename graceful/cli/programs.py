@@ -61,7 +61,6 @@ def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: i
     """Variables that a program on one machine needs; what the user has set stays."""
     env = {
         "OMP_NUM_THREADS": "1",  # workers share the cores; torch's default of all cores each makes them fight
-        "RAY_AUTH_MODE": "disabled",  # the embedded cluster listens on loopback only
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from graceful.errors import StorageError
+
 LOG = "log"
 
 
@@ -66,25 +68,39 @@ class JobFolder:
         Raises:
             FileNotFoundError: There is no such job.
         """
-        found: Mapping[str, Any] = json.loads((self.path / "job.json").read_text(encoding="utf-8"))
-        return found
+        return self._read("job.json")
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Once, before the folder has its name."""
-        (self.path / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
+        with (self.path / "job.json").open("w", encoding="utf-8") as file:
+            file.write(json.dumps(job, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
 
     def state(self) -> State:
         """The newest attempt; attempt 0 before the first."""
         try:
-            return State(**json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+            return State(**self._read("state.json"))
         except FileNotFoundError:
             return State(attempt=0, pid=0, offset=0)
 
     def write_state(self, state: State) -> None:
         """Replace it, whole or not at all."""
         new = self.path / "state.json.new"
-        new.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        with new.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(state)))
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self.path / "state.json")
+
+    def _read(self, name: str) -> Mapping[str, Any]:
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise StorageError(f"{self.path / name}: not JSON; delete {self.path} to submit the job again") from e
+        if not isinstance(found, dict):
+            raise StorageError(f"{self.path / name}: not a JSON object; delete {self.path} to submit the job again")
+        return found
 
     def text(self, offset: int = 0) -> str:
         """The log after so many bytes."""

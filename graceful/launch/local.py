@@ -7,6 +7,7 @@ A job is a folder below HOME/jobs and a supervisor (`jobfolder`, `supervisor`); 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graceful.errors import InfrastructureError, SpecError
+from graceful.errors import InfrastructureError, SpecError, StorageError
 from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
 from graceful.launch.job import JobSpec
@@ -29,6 +30,7 @@ from graceful.launch.patience import Patience
 if TYPE_CHECKING:
     from graceful.launch.profile import Local
 
+_LOG = logging.getLogger(__name__)
 SCHEME = "local"
 STOP_SECONDS = 90.0
 """A driver may take so long to write its checkpoint; then it is killed."""
@@ -151,7 +153,12 @@ class LocalBackend:
     def list(self) -> Sequence[Status]:
         """Every job below home, newest first."""
         folders = [JobFolder(path.parent) for path in (self.home / "jobs").glob("[!.]*/job.json")]
-        found = [self._status(folder) for folder in folders]
+        found = []
+        for folder in folders:
+            try:
+                found.append(self._status(folder))
+            except StorageError as e:
+                _LOG.warning("%s", e.message)
         return sorted(found, key=lambda one: (one.created or _LONG_AGO, one.run_id), reverse=True)
 
     def _folder(self, handle: Handle) -> JobFolder:

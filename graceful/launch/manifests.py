@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 SPEC_FILE = "spec.json"
 SPEC_VARIABLE = "GRACEFUL_RUN_SPEC"
-RESUMES_VARIABLE = "GRACEFUL_RESUMES"
-"""How often people have resumed the run; what one attempt gave up on, the next of the same count does not try."""
 GRACE_SECONDS = 120
 """Between SIGTERM and SIGKILL, on ranks and head: the control store must outlive ranks that drain."""
 DRAIN_SECONDS = 100

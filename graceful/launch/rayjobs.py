@@ -42,6 +42,7 @@ from graceful.launch.backend import (
     refuse,
 )
 from graceful.launch.job import JobSpec
+from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
 from graceful.launch.rayrequest import PACKAGE, render, wrong
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
@@ -156,6 +157,8 @@ class RayJobsBackend:
             return now
         job = attempts[-1]
         body = {key: job[key] for key in ("entrypoint", "runtime_env", "metadata")}
+        variables = {**body["runtime_env"].get("env_vars", {}), RESUMES_VARIABLE: str(len(attempts))}
+        body["runtime_env"] = {**body["runtime_env"], "env_vars": variables}
         self._send({"submission_id": _attempt(handle.name, len(attempts) + 1), **body})
         return self.status(handle)
 

@@ -18,8 +18,8 @@ from graceful.errors import InfrastructureError, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.kube import Kube
-from graceful.launch.manifests import RESUMES_VARIABLE
 from graceful.launch.observe import Observer
+from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, NotFoundError
 from graceful.launch.status import RESUMES, TRAINING_ENDED, handle, read

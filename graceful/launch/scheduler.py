@@ -100,9 +100,16 @@ class Scheduler:
         for entry in self.timetable.entries():
             asked = due(entry, self.timetable.history(), self.now())
             self._report(entry, asked)
+            if self._runs_elsewhere(entry, asked.run):
+                continue
             if asked.run is not None and self.fire(entry, asked.run).outcome == "interrupted":
                 return EXIT_INTERRUPTED
         return None
+
+    def _runs_elsewhere(self, entry: Entry, moment: datetime | None) -> bool:
+        """Whether what looks like an interrupted firing is at work, started by `run-now` in another process."""
+        begun = {event.due for event in self.timetable.history() if event.schedule == entry.name}
+        return moment in begun and self.timetable.is_firing(entry.name)
 
     def fire(self, entry: Entry, moment: datetime) -> Ended:
         """Run one firing and write down how it went; if another one runs, it is skipped."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from graceful.launch.jobfolder import JobFolder, State
+from graceful.launch.outcome import RESUMES_VARIABLE
 
 CANNOT_START = 4
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -59,7 +60,7 @@ class _Supervisor:
         try:
             self.child = subprocess.Popen(
                 job["command"],
-                env={**os.environ, **job["env"]},
+                env={**os.environ, **job["env"], RESUMES_VARIABLE: str(self.folder.state().attempt - 1)},
                 cwd=job["cwd"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -29,8 +29,12 @@ def run_dir_of(spec: RefreshSpec) -> Path:
 
 
 @contextmanager
-def exclusive(run_dir: Path) -> Iterator[None]:
+def exclusive(run_dir: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the run's lock: two processes never work on one run.
+
+    Args:
+        run_dir: Its folder; made if missing.
+        wait: Until another process lets go, rather than refuse.
 
     Raises:
         SpecError: Another process holds it.
@@ -41,7 +45,8 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         opened = (run_dir / "lock").open("w")
     with opened as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as e:
-            raise SpecError(f"run {run_dir.name} is already being worked on here; wait for it or stop it") from e
+            message = f"run {run_dir.name} is already being worked on here; wait for it or stop it"
+            raise SpecError(message, {"passing": True}) from e
         yield

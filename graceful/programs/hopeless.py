@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 
 from graceful import errors
 from graceful.errors import CollapsedError, DataError, GracefulError, NonFiniteError, SpecError, StorageError
-from graceful.launch.manifests import RESUMES_VARIABLE
+from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.programs import home_of, run_dir_of
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, write_json
 
 FILE = "hopeless.json"
+VALID_SECONDS = 3600.0
+"""Retries of a cluster come within minutes; who submits the same spec again later has mended something."""
+PASSING = "passing"
+"""Fact of an error that may pass although its class says that a person is needed."""
 KINDS = (SpecError, DataError, NonFiniteError, CollapsedError)
 """Wrong spec, wrong data, numbers that the same seeds would give again."""
 
 
 def remember(spec: RefreshSpec, error: GracefulError) -> None:
     """Write an error down, if another attempt would make it again; trouble with writing must not hide the error."""
-    if not isinstance(error, KINDS):
+    if not isinstance(error, KINDS) or error.facts.get(PASSING):
         return
-    document = {**_attempt(spec), "error": type(error).__name__, "message": error.message}
+    document = {**_attempt(spec), "at": time.time(), "error": type(error).__name__, "message": error.message}
     with suppress(StorageError):
         path = write_json(run_dir_of(spec) / FILE, document)
         Mirror.of(home_of(spec)).save(path.parent, only=(FILE,))
@@ -44,8 +49,10 @@ def recall(spec: RefreshSpec) -> GracefulError | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
         kind = getattr(errors, str(known["error"]), None)
-        if kind in KINDS and {key: known[key] for key in _attempt(spec)} == _attempt(spec):
-            found: GracefulError = kind(str(known["message"]))
+        same = {key: known[key] for key in _attempt(spec)} == _attempt(spec)
+        if kind in KINDS and same and time.time() - float(known["at"]) < VALID_SECONDS:
+            where = Mirror.of(home_of(spec)).shown(path)
+            found: GracefulError = kind(f"{known['message']} (an earlier attempt said so: {where})")
             return found
     return None
 

@@ -26,6 +26,7 @@ from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, write_json, write_text
+from graceful.training import trace
 from graceful.training.job import NOT_MIRRORED
 
 RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
@@ -182,7 +183,7 @@ def _mirrored(home: Path, run_dir: Path) -> Iterator[Mirror]:
         yield mirror
     except BaseException:
         with suppress(StorageError):  # why the run ended is what people must read
-            mirror.save(run_dir, but=NOT_MIRRORED)
+            mirror.save(run_dir, but=(*NOT_MIRRORED, trace.FILE))
         raise
     mirror.save(run_dir, but=NOT_MIRRORED)
 

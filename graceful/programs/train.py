@@ -102,7 +102,9 @@ def train(
     views = _views(spec, samples, augments=built.augments)
     mirror = Mirror.of(home)
     outputs = _Outputs(samples=samples, views=views, home=home, mirror=mirror, spec=spec, progress=progress)
-    references = _references(spec, home=home, task=built, mirror=mirror, data=samples.digest, progress=progress)
+    references = _references(
+        spec, home=home, task=built, mirror=mirror, data=samples.digest, budgets=bool(wanted), progress=progress
+    )
     free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
     promised = _contract(spec, built, wanted, references, free)
     live = views.live or not needs(spec.compatibility) - {"head"}
@@ -184,7 +186,7 @@ class _Outputs:
 
 
 def _references(
-    spec: RefreshSpec, *, home: Path, task: Task, mirror: Mirror, data: str, progress: Progress
+    spec: RefreshSpec, *, home: Path, task: Task, mirror: Mirror, data: str, budgets: bool, progress: Progress
 ) -> list[Trained]:
     """Train the unconstrained runs: those to distil from, or one to measure budgets with.
 
@@ -193,7 +195,7 @@ def _references(
     """
     section, found = spec.compatibility, []
     runs = section.reference.runs if section.reference else 0
-    if isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
+    if budgets and isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
         runs = max(runs, 1)
     for index in range(1, runs + 1):
         seed = spec.train.seed + index * REFERENCE_SEED_STRIDE
@@ -207,12 +209,27 @@ def _references(
         name = f"reference-{sha256_json(recipe)[:16]}"
         shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
         free = spec.model_copy(update=shared)
-        folder = home / "references" / name
-        with exclusive(folder):
-            job = TrainingJob(spec=free, run_dir=folder, task=task, data=data, mirror=mirror)
-            result = run_training(job, progress=progress)
-            found.append(_export(free, task, result, folder / "model", data=data))
+        work = home / "references" / f"{name}.{spec.run_id}"
+        job = TrainingJob(spec=free, run_dir=work, task=task, data=data, mirror=mirror)
+        found.append(_shared(job, home / "references" / name, task=task, data=data, progress=progress))
     return found
+
+
+def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: Progress) -> Trained:
+    """Train a run into a folder of its own and seal it under a name that all runs share; the first to finish wins."""
+    mirror, work = job.mirror, job.run_dir
+    with exclusive(folder.parent.with_name("locks") / folder.name, wait=True):
+        if not mirror.unseal(folder):
+            _export(job.spec, task, run_training(job, progress=progress), work / "model", data=data)
+            for checkpoints in ("ray", "checkpoints"):
+                mirror.forget_folder(work / checkpoints)
+            work.rename(folder)
+            mirror.seal(folder)
+            mirror.forget_folder(work)
+        here = replace(job, run_dir=folder, mirror=Mirror.NONE)
+        result = run_training(here, progress=progress)
+        digest = bundle.digest(folder / "model")
+    return Trained(folder=folder / "model", digest=digest, result=result, data=data)
 
 
 def _contract(

@@ -193,6 +193,11 @@ class Compatibility(Section):
     @model_validator(mode="after")
     def _keeps_enough(self) -> Compatibility:
         top = self.targets.top
+        if top is not None and self.reference is not None and self.reference.temperature > TOP_TEMPERATURE:
+            raise ValueError(
+                f"targets.top: {top} logits are not what reference reads at temperature {self.reference.temperature:g};"
+                f" leave top out, or write reference.temperature at most {TOP_TEMPERATURE:g}"
+            )
         for loss in self.losses if top is not None else ():
             flat = isinstance(loss, FocalDistillation) and (loss.form == "lm" or loss.temperature > TOP_TEMPERATURE)
             wide = isinstance(loss, LogitDisplacement) and (loss.top_k is None or loss.top_k > (top or 0))

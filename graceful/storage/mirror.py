@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ VARIABLE = "GRACEFUL_STORAGE"
 INDEX = ".index.json"
 THREADS = 8
 T = TypeVar("T")
+_LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,11 @@ class Mirror:
         self._together(self._save_file, [path for path in found if path.exists()])
 
     def _save_file(self, path: Path) -> None:
-        stamp = _stamp(path)
-        if self._copied.get(path) != stamp:
-            objects.upload(path, self.twin(path))
-            self._copied[path] = stamp
+        with _LOCKS[hash(path) % len(_LOCKS)]:  # of two copies of one file the older must not come last
+            stamp = _stamp(path)
+            if self._copied.get(path) != stamp:
+                objects.upload(path, self.twin(path))
+                self._copied[path] = stamp
 
     def restore(self, folder: Path, *, but: Sequence[str] = ()) -> None:
         """Bring back the files of a run's folder that are not here, for a process that starts on an empty disk.

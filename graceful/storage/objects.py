@@ -17,7 +17,7 @@ from pathlib import Path
 
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.storage import server
-from graceful.storage.local import guarded, sha256_file, sha256_json, write_bytes, write_text
+from graceful.storage.local import guarded, read_bytes, sha256_file, sha256_json, write_bytes, write_text
 
 _DIGEST = "sha256"
 ABSENT = frozenset({"NoSuchKey", "404"})
@@ -106,7 +106,13 @@ def remove(stored: Sequence[StoredObject]) -> None:
     for first in range(0, len(stored), _AT_ONCE):
         some = stored[first : first + _AT_ONCE]
         wanted = {"Objects": [{"Key": one.key} for one in some], "Quiet": True}
-        server.asked(some[0].uri, partial(server.client().delete_objects, Bucket=some[0].bucket, Delete=wanted))
+        answer = server.asked(
+            some[0].uri, partial(server.client().delete_objects, Bucket=some[0].bucket, Delete=wanted)
+        )
+        for left in answer.get("Errors", ()):
+            code = str(left.get("Code", "unknown"))
+            address = f"s3://{some[0].bucket}/{left.get('Key', '')}"
+            raise StorageError(f"{address}: not deleted ({code}); check the bucket's policy", {"code": code})
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -163,12 +169,14 @@ def upload(path: Path, uri: str) -> None:
     Raises:
         StorageError: Unreachable or refused, or the file cannot be read.
     """
+    if path.suffix == ".jsonl" or path.stat().st_size <= server.PART:
+        write_object(uri, read_bytes(path))  # read once: it may grow, and bytes and digest belong together
+        return
     bucket, key = split_uri(uri)
-    digest = sha256_file(path)
+    extra = {"Metadata": {_DIGEST: sha256_file(path)}}
 
     def ask() -> None:
         with guarded(path, "read"), path.open("rb") as file:
-            extra = {"Metadata": {_DIGEST: digest}}
             server.client().upload_fileobj(file, bucket, key, ExtraArgs=extra, Config=server.parts())
 
     server.asked(uri, ask)

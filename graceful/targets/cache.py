@@ -41,11 +41,13 @@ class Lease:
     """
 
     def __init__(self, path: Path) -> None:
+        self._file = -1
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def __del__(self) -> None:
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
 
 
 @dataclass(frozen=True, kw_only=True)

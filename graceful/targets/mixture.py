@@ -7,6 +7,7 @@ once; other strengths mix again, the same sums over the same rows.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from graceful import spec
 from graceful.chain import OldOutputs
 from graceful.chain.merging import Form, Merged, Mixer
 from graceful.losses import focus
+from graceful.storage import guarded
 from graceful.targets.cache import Cache
 
 Mergeable = spec.FocalDistillation | spec.EmbeddingRegression
@@ -140,5 +142,7 @@ def _size(member: Member) -> int:
 def _room(shape: tuple[int, ...], scratch: Path | None) -> NDArray[Any]:
     if 4 * int(np.prod(shape, dtype=np.int64)) <= _IN_MEMORY:
         return np.zeros(shape, dtype=np.float32)
-    with tempfile.TemporaryFile(dir=scratch) as file:
+    size = 4 * int(np.prod(shape, dtype=np.int64))
+    with guarded(scratch or tempfile.gettempdir(), "write"), tempfile.TemporaryFile(dir=scratch) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full is an error here, and a signal later
         return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)

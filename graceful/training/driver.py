@@ -44,6 +44,8 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
     known = finished(job)
     if known is not None:
         return known
+    if job.spec.train.num_workers:  # the copy is rank 0's, which may be elsewhere and further
+        job.mirror.restore_file(job.run_dir / trace.FILE)
     job.mirror.save(job.run_dir, but=NOT_MIRRORED)
     started = time.monotonic()
     if job.spec.train.num_workers == 0:

@@ -55,10 +55,11 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
             return run(job, place, digest=config["digest"])
     except Exception as e:
         facts = e.facts if isinstance(e, GracefulError) else {}
-        if not facts.get("bystander") and _would_come_again(e):
+        again = _would_come_again(e)
+        if again and not facts.get("bystander"):
             _write_down(e, failure)
             job.mirror.save(job.run_dir, only=(LOG, FAILURE))
-        if facts.get("unanimous"):
+        if facts.get("unanimous") and (again or facts.get("bystander")):
             return {}
         raise
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,8 +141,6 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(server: str, mirror: 
         objects.list_objects("s3://mirror/nothing")
         proxy.closed = True
         opening = subprocess.Popen(["sleep", "2"])
-        import threading
-
         threading.Thread(target=lambda: (opening.wait(), setattr(proxy, "closed", False))).start()
         mirror.seal(sent)
     assert mirror._index(sent) is not None
@@ -167,6 +166,31 @@ def test_the_driver_sees_the_trace_of_a_rank_elsewhere(mirror: Mirror, tmp_path:
     fetcher.fetch()
     assert seen == [0, 1, 2, 3]
     assert [(row["event"], row["step"]) for row in follower.rows()] == [("start", 1), ("step", 2)]
+
+
+def test_a_trace_that_grows_while_it_is_copied_arrives_whole(mirror: Mirror, tmp_path: Path) -> None:
+    rank = mirror.home / "runs" / "x" / trace.FILE
+    written, done = trace.Trace(rank, step=0), threading.Event()
+
+    def grow() -> None:
+        step = 0
+        while not done.is_set():
+            written.write({"event": "step", "step": (step := step + 1)})
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    try:
+        for _ in range(30):
+            mirror.save(rank.parent)
+            data, _ = mirror.read_if_changed(rank, None) or (b"", "")
+            assert data
+    finally:
+        done.set()
+        growing.join()
+        written.close()
+    there = elsewhere(mirror, tmp_path)
+    there.restore(there.home / "runs" / "x")
+    assert (there.home / "runs" / "x" / trace.FILE).stat().st_size > 0
 
 
 SPEC = """

@@ -160,7 +160,7 @@ def test_the_environment_fits_one_machine_and_leaves_what_the_user_set(monkeypat
     env = programs.environment({"OMP_NUM_THREADS": "8"}, verbose=2)
     assert "OMP_NUM_THREADS" not in env
     assert env["DS_ACCELERATOR"] == "cpu"
-    assert env["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_MODE" not in env, "the driver makes a token for its own cluster"
     assert env["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert env["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert env["GRACEFUL_LOG_LEVEL"] == "DEBUG"

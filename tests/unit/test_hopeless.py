@@ -19,7 +19,8 @@ def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
     hopeless.remember(spec, kind("step 3: loss is nan"))
     again = hopeless.recall(spec)
     assert type(again) is kind
-    assert again.message == "step 3: loss is nan"
+    assert again.message.startswith("step 3: loss is nan (an earlier attempt said so: ")
+    assert again.message.endswith("hopeless.json)")
 
 
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])
@@ -34,6 +35,15 @@ def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
     changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
     assert hopeless.recall(changed) is None
     monkeypatch.setenv(hopeless.RESUMES_VARIABLE, "1")
+    assert hopeless.recall(spec) is None
+
+
+def test_what_may_pass_and_what_is_old_is_tried_again(spec, monkeypatch):
+    hopeless.remember(spec, errors.SpecError("already being worked on", {"passing": True}))
+    assert hopeless.recall(spec) is None
+    hopeless.remember(spec, errors.DataError("no such file"))
+    now = hopeless.time.time()
+    monkeypatch.setattr(hopeless.time, "time", lambda: now + hopeless.VALID_SECONDS)
     assert hopeless.recall(spec) is None
 
 

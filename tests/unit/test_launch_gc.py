@@ -13,7 +13,7 @@ import pytest
 
 from graceful.cli import following
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import gc, manifests, runs
+from graceful.launch import gc, outcome, runs
 from graceful.launch.backend import Phase
 from graceful.launch.kube import Kube, Listing
 from graceful.launch.kubeconfig import Access
@@ -143,7 +143,7 @@ def test_a_stopped_or_failed_run_resumes_with_the_same_job(status: Json) -> None
     resumed = runs.resume(kube(memory), "a")
     after = memory.get("RayJob", "a")
     (head,) = after["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    assert head.pop("env") == [{"name": manifests.RESUMES_VARIABLE, "value": "1"}]
+    assert head.pop("env") == [{"name": outcome.RESUMES_VARIABLE, "value": "1"}]
     assert after["spec"] == before["spec"]
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert "status" not in after

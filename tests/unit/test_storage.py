@@ -161,3 +161,14 @@ def test_a_server_that_never_answered_is_reported_at_once_and_one_that_did_is_wa
     assert server.asked("s3://b/k", ask) == "second"
     assert len(waits) == 2
     server.reset()
+
+
+def test_a_deletion_that_the_bucket_refuses_is_an_error(monkeypatch):
+    class Client:
+        def delete_objects(self, **asked):
+            return {"Errors": [{"Key": "runs/x/error.json", "Code": "AccessDenied"}]}
+
+    monkeypatch.setattr(server, "client", Client)
+    gone = storage.StoredObject(bucket="b", key="runs/x/error.json", size=1, etag="e")
+    with pytest.raises(StorageError, match=r"s3://b/runs/x/error.json: not deleted \(AccessDenied\)"):
+        storage.objects.remove([gone])

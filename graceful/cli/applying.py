@@ -14,7 +14,7 @@ from graceful import spec
 from graceful.cli import carrying, planning, programs
 from graceful.cli import output as out
 from graceful.cli.scheduling import Where
-from graceful.errors import SpecError
+from graceful.errors import SpecError, StorageError
 from graceful.launch import backend, cronjob, kuberay, plan, profile, redact
 from graceful.launch import cron as crontab
 from graceful.launch import schedule as cluster
@@ -69,7 +69,10 @@ def apply(
 
 
 def _apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[Difference, ...]:
-    before = timetable.peek(entry.name)
+    try:
+        before = timetable.peek(entry.name)
+    except StorageError:  # a damaged file: applying mends it
+        before = None
     title = f"schedule {entry.name}"
     if before is None:
         changes = Difference(document=title, change=Change.CREATE)

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from graceful import __version__
 from graceful.cli import output as out
 from graceful.cli import places
-from graceful.cli.checks import Check, State, probe
+from graceful.cli.checks import Check, State, fail, probe
 
 EXIT_FAILED = 4
 DISTRIBUTION = "graceful-ai"
@@ -82,6 +82,7 @@ def gather(home: Path) -> list[Check]:
         partial(disk, home),
         shared_memory,
         partial(registry, home),
+        *([partial(storage, home)] if os.environ.get("GRACEFUL_STORAGE") else []),
     ]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda check: check(), checks))
@@ -94,6 +95,14 @@ PROBES: Mapping[str, str] = {
     "mlflow": "install it again; nothing can be registered without it",
     "glyphs": "install graceful-ai again; other tasks work without it",
 }
+
+
+def storage(home: Path) -> Check:
+    """The bucket in which runs are kept: written, read and cleaned."""
+    uri = os.environ["GRACEFUL_STORAGE"]
+    if not uri.startswith("s3://"):
+        return fail("storage", f"GRACEFUL_STORAGE={uri}", "write s3://bucket/prefix, or unset it")
+    return probe("storage", uri, home=home, remedy="check GRACEFUL_STORAGE, the bucket and the AWS_ variables")
 
 
 def python() -> Check:

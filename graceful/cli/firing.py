@@ -57,7 +57,7 @@ class _Refresh:
                 env={**programs.environment(os.environ, home=self.home), outcome.FILE: str(told)},
                 document=json.dumps(resolved.dump()),
             )
-            code = foreground.run(job, deferred=True)
+            code = foreground.run(job, deferred=True, interrupt_wins=True)
             lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
         said = outcome.last(lines)
         message = "" if said is None else said.message
@@ -76,6 +76,10 @@ def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) 
         raise SpecError(f"schedule {name}: a firing is running, two never overlap; wait for it")
     start = _Refresh(home=home, output=output)
     moment = datetime.now(UTC).replace(second=0, microsecond=0)
+    ended = [event for event in timetable.history() if event.schedule == name and event.due == moment]
+    if ended and ended[-1].outcome in ("passed", "held", "skipped"):
+        again = 60 - datetime.now(UTC).second
+        raise SpecError(f"schedule {name}: fired this minute already ({ended[-1].outcome}); try again in {again} s")
     return scheduler.Scheduler(timetable=timetable, start=start, say=out.talk).fire(entry, moment).exit_code
 
 

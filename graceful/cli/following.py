@@ -19,7 +19,7 @@ from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import GracefulError, InfrastructureError, SpecError
 from graceful.launch import backend, follow, names
-from graceful.launch.backend import Handle, Runs, Status
+from graceful.launch.backend import Handle, Phase, Runs, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ def logs(run: str, place: Place, *, follow: bool, since: str | None) -> int:
 def stop(run: str, place: Place, *, output: str) -> int:
     """Stop a run so that it can resume."""
     found = place.runs.stop(place.handle(run))
-    return _told(found, output, f"`graceful resume {run}{place.options()}` goes on from the last checkpoint")
+    over = found.phase is Phase.SUCCEEDED
+    then = f"`graceful resume {run}{place.options()}` goes on from the last checkpoint"
+    return _told(found, output, "it had ended before" if over else then)
 
 
 def resume(run: str, place: Place, *, output: str) -> int:

@@ -62,7 +62,9 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) 
     if output == "table":
         out.line(str(handle))
         if planned.differences[-1].change in (Change.NONE, Change.UPDATE):
-            out.talk("it was there already and is left as it is; `graceful resume` starts an ended run again")
+            out.talk(
+                "it was there already and is left as it is; `graceful resume` is for one that failed or was stopped"
+            )
         _follow_up(handle, on)
     else:
         out.document({"handle": str(handle), "run_id": planned.job.run_id, "where": planned.where}, output)

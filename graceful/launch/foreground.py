@@ -24,13 +24,15 @@ FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signa
 DEFERRED = frozenset({signal.SIGINT, signal.SIGTERM})
 
 
-def run(job: JobSpec, *, deferred: bool = False) -> int:
+def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False) -> int:
     """Start the job, pass SIGINT, SIGTERM and SIGHUP on to it, wait for its end.
 
     Args:
         job: What to run.
         deferred: The program starts with SIGINT and SIGTERM blocked and unblocks them when it is ready for them; an
             interrupt during its imports waits until then.
+        interrupt_wins: An interrupt is reported even if the program still came to a verdict, for callers that would go
+            on to the next job.
 
     Returns:
         Its exit code; 130 if it was interrupted, unless it still came to a verdict (0 or 3).
@@ -48,7 +50,7 @@ def run(job: JobSpec, *, deferred: bool = False) -> int:
                 with relay.child.stdin as stream:
                     stream.write(job.document or "")
         code = relay.child.wait()
-    return _exit_code(job, code, interrupted=relay.interrupts > 0)
+    return _exit_code(job, code, interrupted=relay.interrupts > 0, interrupt_wins=interrupt_wins)
 
 
 def _start(job: JobSpec, *, blocked: frozenset[signal.Signals]) -> subprocess.Popen[str]:
@@ -68,8 +70,8 @@ def _start(job: JobSpec, *, blocked: frozenset[signal.Signals]) -> subprocess.Po
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _exit_code(job: JobSpec, code: int, *, interrupted: bool) -> int:
-    if interrupted and code not in (0, 3):
+def _exit_code(job: JobSpec, code: int, *, interrupted: bool, interrupt_wins: bool) -> int:
+    if interrupted and (interrupt_wins or code not in (0, 3)):
         return EXIT_INTERRUPTED
     if code < 0:
         name = signal.Signals(-code).name

@@ -68,7 +68,11 @@ class JobFolder:
         Raises:
             FileNotFoundError: There is no such job.
         """
-        return self._read("job.json")
+        found = self._read("job.json")
+        missing = {"command", "env", "cwd", "run_id"} - found.keys()
+        if missing:
+            raise StorageError(f"{self.path / 'job.json'}: has no {min(missing)}; delete {self.path}")
+        return found
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Once, before the folder has its name."""
@@ -83,6 +87,8 @@ class JobFolder:
             return State(**self._read("state.json"))
         except FileNotFoundError:
             return State(attempt=0, pid=0, offset=0)
+        except TypeError as e:
+            raise StorageError(f"{self.path / 'state.json'}: {e}; delete {self.path} to submit the job again") from e
 
     def write_state(self, state: State) -> None:
         """Replace it, whole or not at all."""

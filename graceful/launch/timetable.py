@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from graceful.errors import SpecError, StorageError
 from graceful.launch import cron
 from graceful.launch.cron import Cron
 
+_LOG = logging.getLogger(__name__)
 LATE = timedelta(hours=1)
 """A firing that is later than this is missed."""
 MOST = 1000
@@ -139,7 +141,13 @@ class Timetable:
         Raises:
             StorageError: A file cannot be read, or is not one of ours.
         """
-        return tuple(self._read(path) for path in sorted(self.folder.glob("*.json")))
+        found = []
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                found.append(self._read(path))
+            except StorageError as e:  # the others must fire
+                _LOG.warning("%s", e.message)
+        return tuple(found)
 
     def find(self, name: str) -> Entry:
         """One schedule.
@@ -176,8 +184,10 @@ class Timetable:
 
     def remove(self, name: str) -> None:
         """Forget a schedule; its history stays, and so do its runs."""
-        self.find(name)
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            self.find(name)
+        path.unlink(missing_ok=True)
 
     def history(self) -> tuple[Event, ...]:
         """Everything that happened, oldest first; a line that was cut short by a crash is passed over."""
@@ -265,8 +275,12 @@ class Timetable:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if raw.pop("schema") != 1:
                 raise ValueError("another schema")
-            return Entry(**{**raw, "since": datetime.fromisoformat(raw["since"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+            entry = Entry(**{**raw, "since": datetime.fromisoformat(raw["since"]).astimezone(UTC)})
+            if entry.name != path.stem or not isinstance(entry.document, dict):
+                raise ValueError("name or document do not fit")
+            cron.read(entry.cron, entry.time_zone)
+            return entry
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, SpecError) as e:
             problem = f"{type(e).__name__}: {e}"
             raise StorageError(f"{path}: not a schedule ({problem}); apply it again, or delete the file") from e
 

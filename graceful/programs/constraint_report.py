@@ -139,7 +139,8 @@ def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def constraint_table(document: Mapping[str, Any]) -> Table:
     """The rows as a table for the terminal, with what the constraints cost."""
-    cost = document["cost"]
+    acted = any(row["multiplier"] for row in document["predecessors"])
+    cost = document["cost"] if acted else None
     caption = "rates in percent" + (
         "" if cost is None else f"; cost of all constraints {100 * cost:+.2f} points of error"
     )

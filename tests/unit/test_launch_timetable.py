@@ -127,7 +127,20 @@ def test_a_damaged_file_is_named_with_its_remedy(table: Timetable, text: str) ->
     table.put(ENTRY)
     (table.folder / "hourly.json").write_text(text, encoding="utf-8")
     with pytest.raises(StorageError, match=r"hourly.json: not a schedule .*; apply it again, or delete the file"):
-        table.entries()
+        table.find("hourly")
+
+
+def test_a_damaged_file_stops_no_other_schedule_and_can_be_removed(
+    table: Timetable, caplog: pytest.LogCaptureFixture
+) -> None:
+    table.put(ENTRY)
+    table.put(replace(ENTRY, name="nightly"))
+    for text in ("{", '{"schema": 1}', (table.folder / "nightly.json").read_text().replace("0 * * * *", "nope")):
+        (table.folder / "hourly.json").write_text(text, encoding="utf-8")
+        assert [entry.name for entry in table.entries()] == ["nightly"]
+    assert "hourly.json: not a schedule" in caplog.text
+    table.remove("hourly")
+    assert not (table.folder / "hourly.json").exists()
 
 
 def test_the_history_is_read_as_it_was_written(table: Timetable) -> None:

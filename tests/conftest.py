@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +58,17 @@ def command_line(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[st
         )
 
     return run
+
+
+@pytest.fixture
+def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the folders and modules of tasks that a test loads: module names are shared by a whole process."""
+    from graceful.tasks import python_task
+
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+    python_task._folders.clear()
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path_factory.getbasetemp()}{os.sep}"):
+            del sys.modules[name]

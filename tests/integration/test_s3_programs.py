@@ -25,7 +25,7 @@ from graceful.tasks import code
 from tests.support.launch import CLUSTER, Server
 from tests.support.s3_server import environment, serving
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_modules")]
 LATER = timedelta(hours=2)
 """From now, the objects that a test wrote are so old."""
 TASK = """

@@ -10,7 +10,6 @@ import stat
 import sys
 import textwrap
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,13 +51,8 @@ def folder(root: Path, files: dict[str, str] | None = None) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _clean_path() -> Iterator[None]:
-    before, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = before
-    python_task._folders.clear()
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+def _clean(own_modules: None) -> None:
+    """Every test loads folders of its own."""
 
 
 def names_in(bundle: bytes) -> list[str]:

@@ -216,10 +216,6 @@ class Kube:
             for line in lines:
                 yield line.decode("utf-8", errors="replace")
 
-    def events_for(self, uid: str, *, namespace: str | None = None) -> tuple[Document, ...]:
-        """Events about one object, as the server still has them (an hour)."""
-        return self.list("Event", fields=f"involvedObject.uid={uid}", namespace=namespace).items
-
     def can_i(self, verb: str, resource: str, *, namespace: str | None = None) -> bool:
         """Whether we may; `rayjobs.ray.io`, `pods/log`."""
         plural, _, group = resource.partition(".")

@@ -11,6 +11,7 @@ flushed to disk with every epoch and before every checkpoint is published: it is
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ from graceful.errors import StorageError
 from graceful.storage import Mirror, guarded, write_bytes, write_text
 
 FILE = "metrics.jsonl"
+_LOG = logging.getLogger(__name__)
 COURIER_SECONDS = 5.0
 """Between two copies of a small trace to the mirror; a large one goes less often, so that the traffic is constant."""
 _BYTES_PER_SECOND = 1_000_000
@@ -122,8 +124,8 @@ class Courier(threading.Thread):
         while not self._over.wait(self._pause()):
             try:
                 self._mirror.save(self._path.parent, only=(FILE,))
-            except StorageError:
-                continue
+            except StorageError as e:
+                _LOG.info("%s; the next copy tries again", e.message)
 
     def stop(self) -> None:
         """End after the copy in progress."""

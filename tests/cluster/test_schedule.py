@@ -19,6 +19,7 @@ from graceful.launch import names, schedule
 from graceful.launch.cronjob import SCHEDULE
 from graceful.launch.kube import Kube
 from graceful.launch.outcome import SKIPPED, Outcome
+from graceful.launch.refusals import ForbiddenError
 from tests.cluster.conftest import Cluster
 from tests.support import launch
 from tests.support.kubelet import log_server
@@ -108,7 +109,11 @@ def test_pods_of_a_schedule_are_admitted_under_restricted(on: Command, kube: Kub
     kube.patch("Namespace", kube.namespace, {"metadata": {"labels": labels}})
     template = kube.get("CronJob", "nightly")["spec"]["jobTemplate"]["spec"]["template"]
     meta = {"name": "probe", "namespace": kube.namespace, **template["metadata"]}
-    kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}, dry_run=True)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+    assert kube.create(pod, dry_run=True)["metadata"]["name"] == "probe"
+    loose = {**pod, "spec": {**template["spec"], "hostNetwork": True}}
+    with pytest.raises(ForbiddenError, match="PodSecurity"):
+        kube.create(loose, dry_run=True)
 
 
 def test_a_paused_schedule_stays_paused_until_it_is_resumed(on: Command, kube: Kube) -> None:

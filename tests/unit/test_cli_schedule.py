@@ -88,6 +88,13 @@ def test_apply_again_says_what_changes(run: Command, table: Timetable) -> None:
     assert table.find("nightly").document["if_new_data"] is False
 
 
+def test_a_change_that_is_not_shown_because_it_is_secret_is_kept(run: Command, table: Timetable) -> None:
+    apply(run, "--set", "registry.uri=postgresql://ada:first@db/mlflow")
+    stdout = apply(run, "--set", "registry.uri=postgresql://ada:second@db/mlflow")
+    assert "second" not in stdout
+    assert "second" in table.find("nightly").document["registry"]["uri"]
+
+
 def test_apply_as_json(run: Command) -> None:
     first, again = (json.loads(apply(run, "-o", "json")) for _ in range(2))
     assert (first["changed"], again["changed"]) == (True, False)

@@ -9,7 +9,10 @@ import pytest
 from graceful.launch import causes, outcome, status
 from graceful.launch.backend import Phase, Status
 from graceful.launch.causes import Evidence
+from graceful.launch.kube import Listing
+from graceful.launch.observe import Observer
 from graceful.launch.outcome import Outcome
+from graceful.launch.patience import Patience
 from tests.support.kuberay_sequences import LifeCycle, life_cycles, rayjob
 
 P = Phase
@@ -200,3 +203,36 @@ def test_an_outcome_survives_its_line_and_noise_is_passed_over() -> None:
     assert outcome.last(["x", f"(driver) {said.line()}", "graceful-outcome: {broken", "y"]) == said
     assert outcome.last(["graceful-outcome: []", "graceful-outcome: {}"]) is None
     assert outcome.from_message("Unexpected error occurred") is None
+
+
+def test_a_submitter_that_its_job_made_again_is_told_when_nobody_watched() -> None:
+    made = {"reason": "SuccessfulCreate", "involvedObject": {"kind": "Job", "name": "churn"}}
+    running = job("Running", "RUNNING", rayClusterName="c")
+    once, twice = (status.read(running, Evidence(events=[made] * count)).cause for count in (1, 2))
+    assert once == ""
+    assert twice == "submitter restarted, the job went on"
+
+
+def test_what_a_running_program_waits_for_is_its_cause_until_it_goes_on() -> None:
+    log = ["step=1", f"{outcome.WAITS}s3://b/k: not reachable; waiting up to 180 s"]
+    running = job("Running", "RUNNING", rayClusterName="c")
+    assert status.read(running, Evidence(waits=outcome.awaited(log))).cause == log[1].removeprefix(outcome.WAITS)
+    assert status.read(running, Evidence(waits=outcome.awaited([*log, outcome.WAITS]))).cause == ""
+
+
+def test_an_outcome_that_was_cut_off_is_looked_for_again() -> None:
+    """A held run whose log came short would look as if it had passed."""
+    held = Outcome(exit_code=3).line()
+
+    class Server:
+        patience = Patience(sleep=lambda seconds: None)
+        logs = iter([["step=1"], ["step=1"], ["step=1", held]])
+
+        def list(self, kind: str, **query: str) -> Listing:
+            return Listing(items=(pod("submitter", "s"),) if kind == "Pod" else (), resource_version="1")
+
+        def pod_logs(self, name: str, *, tail: int) -> list[str]:
+            return next(self.logs)
+
+    seen = Observer(kube=Server(), name="churn").look(job("Complete", "SUCCEEDED"))  # type: ignore[arg-type]
+    assert (seen.phase, seen.exit_code) == (P.SUCCEEDED, 3)

@@ -156,3 +156,13 @@ def test_any_document_gives_a_spec_or_one_line(document: dict[str, Any]) -> None
         message = e.message
     assert "\n" not in message
     assert " in spec: " in message or not message
+
+
+def test_paths_of_a_spec_are_absolute_and_keep_their_links(tmp_path: Path) -> None:
+    """The folder of a ConfigMap is a link, and where it leads differs between pods."""
+    (tmp_path / "..data-1").mkdir()
+    (tmp_path / "..data-1" / "task.py").write_text("")
+    (tmp_path / "job").symlink_to("..data-1")
+    (tmp_path / "job" / "v1.yaml").write_text("model: m\nname: v1\ntask: {kind: python, file: task.py}\n")
+    loaded = spec.load(tmp_path / "job" / "v1.yaml")
+    assert loaded.task.file == str(tmp_path / "job" / "task.py")

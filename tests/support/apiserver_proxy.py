@@ -41,7 +41,7 @@ class Weather:
 
     Attributes:
         faults: Drawn from with equal chances; empty: none.
-        chance: That a request meets one, and that each part of a stream does.
+        chance: That a request meets one, and that each part of a stream does; the first that can always does.
         only: Paths must contain this.
     """
 
@@ -57,11 +57,13 @@ class Weather:
     def draw(self, path: str, *, stream: bool) -> Fault | None:
         """The fault that the next request, or part of a stream, meets."""
         with self._lock:
-            if not self.faults or self.only not in path or self._random.random() >= self.chance:
+            # lists do not expire here, and requests have a timeout of their own
+            possible = [fault for fault in self.faults if stream or fault not in (Fault.GONE, Fault.SILENT)]
+            if not possible or self.chance <= 0.0 or self.only not in path:
                 return None
-            fault = self._random.choice(self.faults)
-            if not stream and fault in (Fault.GONE, Fault.SILENT):
-                return None  # lists do not expire here, and requests have a timeout of their own
+            fault = self._random.choice(possible)
+            if self.met and self._random.random() >= self.chance:
+                return None  # never the first one: a short storm in which nothing happened would show nothing
             self.met[fault.value] += 1
             return fault
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from graceful.metrics.join import require_same_ids
 from graceful.metrics.retrieval import Embeddings, Ranking, mean_average_precision, normalised, rank, recall_at_k
 from graceful.report import Measurement
 
+Side = Literal["queries", "gallery"]
 Matrix = tuple[tuple[float | None, ...], ...]
 FIRST_LINK = "a chain of one version has no pairs"
 
@@ -48,19 +50,27 @@ def average_compatibility(matrix: Matrix, *, independent: Sequence[float | None]
     Returns:
         None for one version or where a cell is missing. The reason counts ties, which are not compatible.
     """
-    size = len(matrix)
-    bar = [matrix[j][j] for j in range(size)] if independent is None else list(independent)
-    pairs = [(matrix[i][j], bar[j]) for i in range(size) for j in range(i)]
+    pairs = len(matrix) * (len(matrix) - 1) // 2
     if not pairs:
         return Measurement(value=None, reason=FIRST_LINK)
-    known = [(cross, own) for cross, own in pairs if cross is not None and own is not None]
-    if len(known) < len(pairs):
-        return Measurement(
-            value=None, n=len(pairs), reason=f"{len(pairs) - len(known)} of {len(pairs)} pairs are missing"
-        )
+    known = _below_diagonal(matrix, independent)
+    if len(known) < pairs:
+        return Measurement(value=None, n=pairs, reason=f"{pairs - len(known)} of {pairs} pairs are missing")
     met, ties = sum(cross > own for cross, own in known), sum(cross == own for cross, own in known)
     reason = f"{ties} ties, which are not compatible" if ties else None
-    return Measurement(value=met / len(pairs), count=met, n=len(pairs), reason=reason)
+    return Measurement(value=met / pairs, count=met, n=pairs, reason=reason)
+
+
+def ties(matrix: Matrix, *, independent: Sequence[float | None] | None = None) -> int:
+    """How many measured pairs are exactly as good as the bar that `average_compatibility` holds them against."""
+    return sum(cross == own for cross, own in _below_diagonal(matrix, independent))
+
+
+def _below_diagonal(matrix: Matrix, independent: Sequence[float | None] | None) -> list[tuple[float, float]]:
+    """C[i][j] and its bar for every j < i where both are known."""
+    bars = [matrix[j][j] for j in range(len(matrix))] if independent is None else independent
+    pairs = [(matrix[i][j], bars[j]) for i in range(len(matrix)) for j in range(i)]
+    return [(cross, own) for cross, own in pairs if cross is not None and own is not None]
 
 
 def average_multimodel_accuracy(matrix: Matrix) -> Measurement:
@@ -181,6 +191,22 @@ def _gain(old_old: Ranking, cross: Ranking, *, draws: int, seed: int) -> dict[st
     }
 
 
+def rank_between(queries: Embeddings, gallery: Embeddings, *, older: Side) -> Ranking:
+    """Search a gallery of another version, in either direction of time.
+
+    The newer side takes the length of the older one: its first components, or zeros appended. Both are normalised only
+    then, so what the newer version says beyond that length has no say, in old queries on a new gallery either.
+
+    Args:
+        queries: [Q, d]
+        gallery: [G, d']
+        older: Which side the older version embedded.
+    """
+    if older == "queries":
+        return rank(queries, gallery.aligned(queries.size))
+    return rank(queries.aligned(gallery.size), gallery)
+
+
 def compare_retrieval(
     new_queries: Embeddings,
     new_gallery: Embeddings | None,
@@ -211,7 +237,7 @@ def compare_retrieval(
     """
     new_queries, old_queries = same_samples(new_queries, old_queries, "queries")
     old_old = rank(old_queries, old_gallery)
-    cross = rank(new_queries.aligned(old_gallery.size), old_gallery)
+    cross = rank_between(new_queries, old_gallery, older="gallery")
     found = _gain(old_old, cross, draws=draws, seed=seed)
     for name, ranking in (("cross_test", cross), ("old_old", old_old)):
         found[f"{name}_recall_at_1"] = recall_at_k(ranking, draws=draws, seed=seed)

@@ -1,0 +1,149 @@
+"""What a version says about a split, and how metrics read it. Runs in the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graceful.chain import Predecessor
+from graceful.errors import DataError
+from graceful.metrics import retrieval
+from graceful.metrics.predictions import Predictions
+from graceful.tasks.base import Samples, Split, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One version's outputs on one split, in sample order.
+
+    Attributes:
+        logits: [N, C] float32, in its own label space.
+        embeddings: [N, d] float32.
+    """
+
+    logits: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The samples that versions are measured on.
+
+    Attributes:
+        test: For flips.
+        query: For retrieval; None: it is not measured.
+        gallery: Likewise. Both are the test split itself where the task has no such splits.
+    """
+
+    test: Samples
+    query: Samples | None
+    gallery: Samples | None
+
+    @classmethod
+    def of(cls, task: Task, *, with_retrieval: bool) -> Self:
+        """Open a task's splits.
+
+        Raises:
+            DataError: The test split is empty.
+        """
+        test = task.samples("test")
+        if not len(test):
+            raise DataError("task: the test split is empty; the gate needs at least one sample in it")
+        if not with_retrieval:
+            return cls(test=test, query=None, gallery=None)
+        return cls(test=test, query=split_or(task, "query", test), gallery=split_or(task, "gallery", test))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Split name -> SHA-256 of its samples."""
+        named = {"test": self.test, "query": self.query, "gallery": self.gallery}
+        return {name: samples.digest for name, samples in named.items() if samples is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """What one version says of the evaluated samples.
+
+    Attributes:
+        name: Of the version.
+        predictions: On the test split.
+        queries: Its embeddings of the query split; None: retrieval is not measured.
+        gallery: Of the gallery split.
+    """
+
+    name: str
+    predictions: Predictions
+    queries: retrieval.Embeddings | None = None
+    gallery: retrieval.Embeddings | None = None
+
+
+def listen(versions: Sequence[Predecessor], samples: Evaluated, *, batch_size: int) -> list[Voice]:
+    """Ask versions about every split, about each once."""
+    return [_voice(version, samples, batch_size) for version in versions]
+
+
+def _voice(version: Predecessor, samples: Evaluated, batch_size: int) -> Voice:
+    said: dict[int, Answers] = {}
+
+    def of(split: Samples) -> Answers:
+        if id(split) not in said:
+            said[id(split)] = answers(version, split, batch_size)
+        return said[id(split)]
+
+    predictions = predictions_of(version, samples.test, of(samples.test))
+    if samples.query is None or samples.gallery is None:
+        return Voice(name=version.name, predictions=predictions)
+    return Voice(
+        name=version.name,
+        predictions=predictions,
+        queries=embeddings_of(samples.query, of(samples.query)),
+        gallery=embeddings_of(samples.gallery, of(samples.gallery)),
+    )
+
+
+def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:
+    """Run one version over a split."""
+    outputs = [version(items) for items in _batches(samples, batch_size)]
+    return Answers(
+        logits=torch.cat([output.logits for output in outputs]).cpu().numpy(),
+        embeddings=torch.cat([output.embedding for output in outputs]).cpu().numpy(),
+    )
+
+
+def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
+    for start in range(0, len(samples), batch_size):
+        yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
+
+
+def predictions_of(version: Predecessor, samples: Samples, said: Answers) -> Predictions:
+    """A version's predictions on a split."""
+    return Predictions.from_logits(
+        said.logits,
+        ids=samples.ids,
+        labels=np.asarray(samples.classes)[samples.labels],
+        classes=version.classes,
+        groups=samples.groups,
+    )
+
+
+def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
+    """A split, or another one where the task has none of that name."""
+    try:
+        return task.samples(name)
+    except KeyError:
+        return otherwise
+
+
+def embeddings_of(samples: Samples, said: Answers) -> retrieval.Embeddings:
+    """A version's embeddings of a split."""
+    return retrieval.Embeddings(
+        ids=samples.ids,
+        labels=np.asarray(samples.classes)[samples.labels],
+        vectors=said.embeddings,
+        groups=samples.groups,
+    )

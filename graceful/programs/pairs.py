@@ -1,0 +1,124 @@
+"""Every version against every other, from what they said: negative flips and retrieval as matrices. In the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from graceful.metrics import compatibility as compat
+from graceful.metrics import flips
+from graceful.metrics.compatibility import Side
+from graceful.metrics.retrieval import Ranking, mean_average_precision, rank, recall_at_k
+from graceful.programs.answers import Voice
+
+RETRIEVAL = ("recall_at_1", "map")
+DRAWS = 100
+"""Bootstrap draws of a cell; its interval is not kept."""
+
+
+def pairs(versions: Sequence[Voice], *, free: Mapping[str, Sequence[Voice]] | None = None) -> dict[str, Any]:
+    """Measure all pairs.
+
+    Args:
+        versions: Oldest first.
+        free: Version name -> the unconstrained runs of its recipe, where there are any.
+
+    Returns:
+        JSON values. `versions`; `error`, one per version; `negative_flip_rate` [newer][older], None elsewhere. With
+        embeddings also `embedding_sizes`; `compat_slice` [query][gallery], how many components that pair is compared
+        on; `recall_at_1` and `map` [query][gallery], below the diagonal a new client on an old gallery, above it an
+        old client on a new gallery; `independent`, for each metric the self-test of each version's unconstrained run,
+        None where there is none; and for each metric `summary_<metric>`.
+    """
+    names = [voice.name for voice in versions]
+    flipped = {
+        (new.name, old.name): flips.compare(new.predictions, old.predictions, draws=DRAWS)["negative_flip_rate"].value
+        for index, new in enumerate(versions)
+        for old in versions[:index]
+    }
+    found: dict[str, Any] = {
+        "versions": names,
+        "error": [flips.alone(voice.predictions, draws=DRAWS)["error_rate"].value for voice in versions],
+        "negative_flip_rate": compat.compatibility_matrix(flipped, names),
+    }
+    sizes = [voice.gallery.size for voice in versions if voice.gallery is not None]
+    if len(sizes) < len(versions):
+        return found
+    found["embedding_sizes"] = sizes
+    found["compat_slice"] = [
+        [sizes[min(query, gallery)] for gallery in range(len(sizes))] for query in range(len(sizes))
+    ]
+    cells, independent = _searched(versions), _independent(names, free or {})
+    found["independent"] = independent
+    for metric, values in cells.items():
+        found[metric] = compat.compatibility_matrix(values, names)
+        found[f"summary_{metric}"] = summary(found[metric], independent[metric])
+    return found
+
+
+def _searched(versions: Sequence[Voice]) -> dict[str, dict[tuple[str, str], float | None]]:
+    cells: dict[str, dict[tuple[str, str], float | None]] = {metric: {} for metric in RETRIEVAL}
+    for asked, left in enumerate(versions):
+        for kept, right in enumerate(versions):
+            assert left.queries is not None
+            assert right.gallery is not None
+            older: Side = "queries" if asked < kept else "gallery"
+            ranking = compat.rank_between(left.queries, right.gallery, older=older)
+            for metric, value in _scores(ranking).items():
+                cells[metric][left.name, right.name] = value
+    return cells
+
+
+def _scores(ranking: Ranking) -> dict[str, float | None]:
+    return {
+        "recall_at_1": recall_at_k(ranking, draws=DRAWS).value,
+        "map": mean_average_precision(ranking, draws=DRAWS).value,
+    }
+
+
+def _independent(names: Sequence[str], free: Mapping[str, Sequence[Voice]]) -> dict[str, list[float | None]]:
+    """Self-tests of unconstrained runs, averaged over a version's runs."""
+    found: dict[str, list[float | None]] = {metric: [] for metric in RETRIEVAL}
+    for name in names:
+        sides = [(run.queries, run.gallery) for run in free.get(name, ())]
+        scored = [_scores(rank(asked, kept)) for asked, kept in sides if asked is not None and kept is not None]
+        for metric, values in found.items():
+            values.append(_mean([one[metric] for one in scored]))
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def summary(cells: compat.Matrix, independent: Sequence[float | None]) -> dict[str, Any]:
+    """The matrix in a few numbers, each with the reason where it is None.
+
+    Returns:
+        `average_compatibility` on the versions' own diagonal and `average_compatibility_independent` on that of their
+        unconstrained runs, either with its number of `ties`; `backward_compatibility`, `forward_compatibility`,
+        `average_multimodel_accuracy`; of the newest version `self_discount` and `update_gain` by older version, None
+        where it has no unconstrained run.
+    """
+    own = compat.average_compatibility(cells)
+    other = compat.average_compatibility(cells, independent=independent)
+    found: dict[str, Any] = {
+        "average_compatibility": asdict(own) | {"ties": compat.ties(cells)},
+        "average_compatibility_independent": asdict(other) | {"ties": compat.ties(cells, independent=independent)},
+        "backward_compatibility": asdict(compat.backward_compatibility(cells)),
+        "forward_compatibility": asdict(compat.forward_compatibility(cells)),
+        "average_multimodel_accuracy": asdict(compat.average_multimodel_accuracy(cells)),
+        "self_discount": None,
+        "update_gain": None,
+    }
+    best, last = independent[-1], cells[-1]
+    if best is None or any(cell is None for row in cells for cell in row):
+        return found
+    found["self_discount"] = compat.self_discount(self_test=last[-1], paragon=best)  # type: ignore[arg-type]
+    found["update_gain"] = [
+        asdict(compat.update_gain(cross=last[old], old=cells[old][old], paragon=best))  # type: ignore[arg-type]
+        for old in range(len(cells) - 1)
+    ]
+    return found

@@ -27,7 +27,7 @@ from benchmarks import results, runs
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.compatibility import compare_retrieval
-from graceful.programs.evaluate import answers
+from graceful.programs.answers import answers
 from graceful.tasks.base import Task
 
 HEAD = {"embedding": 32, "head": "cosine", "scale": 16.0}

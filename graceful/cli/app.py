@@ -88,8 +88,11 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
 
 @click.command(short_help="Measure a trained version against every ancestor.")
 @click.option("--matrix", is_flag=True, help="Every version of the chain against every other instead, as matrices.")
+@click.option("--versions", metavar="NAMES", help="With --matrix: only these, e.g. v1,v3.  [default: all]")
 @options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
-def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bool, **talk: Any) -> int:
+def evaluate(
+    spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bool, versions: str | None, **talk: Any
+) -> int:
     """Measure the trained version of SPEC against every ancestor and write its report.
 
     \b
@@ -99,7 +102,9 @@ def evaluate(spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bo
     """
     from graceful.cli import programs
 
-    flags = ("--matrix",) if matrix else ()
+    if versions and not matrix:
+        raise click.UsageError("--versions chooses the versions of a matrix; add --matrix")
+    flags = ("--matrix", "--versions", versions or "") if matrix else ()
     return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), arguments=flags, **talk)
 
 

@@ -15,8 +15,9 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
+    parser.add_argument("--versions", default="", help="of evaluate --matrix: only these, separated by commas")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
@@ -72,7 +74,8 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
         else:
             resolved = spec.parse(_document(), where="the resolved spec")
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
-                program = _matrix if options.matrix else PROGRAMS[options.program]
+                names = [name.strip() for name in options.versions.split(",") if name.strip()]
+                program = partial(_matrix, names=names) if options.matrix else PROGRAMS[options.program]
                 result, code, show = program(resolved, progress)
         _print(result, options.output, show)
     except GracefulError as e:
@@ -183,16 +186,16 @@ def _evaluate(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     return result, 0, show
 
 
-def _matrix(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+def _matrix(resolved: spec.RefreshSpec, progress: Talk, *, names: Sequence[str]) -> Outcome:
     from graceful.programs.matrix import matrix_tables
     from graceful.programs.refresh import matrix_of
 
-    found = matrix_of(resolved, progress=progress)
+    found = matrix_of(resolved, names=names, progress=progress)
 
     def show(console: Console) -> None:
         for table in matrix_tables(found):
             console.print(table)
-        console.print(f"matrix: {run_dir_of(resolved) / 'matrix.json'}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"matrix: {run_dir_of(resolved) / 'matrix.html'}", markup=False, highlight=False, soft_wrap=True)
 
     return found, 0, show
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,36 +32,55 @@ def record(run_dir: Path, contract: Contract | None, result: TrainingResult) -> 
 _HISTORY = ("epoch", "validation_error", "constraint_error", "feasible", "nfr", "multipliers", "conflict")
 
 
-def build(report: Report, run_dir: Path) -> dict[str, Any]:
+def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The constraint report of a run as JSON values.
+
+    Args:
+        report: The evidence.
+        run_dir: Where `record` wrote.
+        background: See `background.background`; None: the document ends without it.
 
     Returns:
         `predecessors`: each ancestor with what was measured on test data, its budget and status (`evaluated only` for
-        those that training did not see), its multiplier epoch by epoch, and its pull, multiplier x budget, which ranks
-        what relaxing it would buy. `cost`: error of the new version minus the unconstrained one's, on the constraint
-        split. `conflict`: how much the predecessors disagree, per merged loss. `advice`: sentences for people; the
-        gate never acts on them.
+        those that training did not see), its multiplier and its NFR on the constraint split epoch by epoch, and its
+        pull, multiplier x budget, which ranks what relaxing it would buy. `cost`: error of the new version minus the
+        unconstrained one's, on the constraint split. `conflict`: how much the predecessors disagree, per merged loss.
+        `retirement`: see `_retirement`. `advice`: sentences for people; the gate never acts on them. Then what the
+        background says.
     """
     path = run_dir / PROMISED
     made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     epochs = made.get("epochs", [])
     chosen = next((row for row in epochs if row["epoch"] == made.get("chosen_epoch")), None)
     budgets = {budget["name"]: budget for budget in made.get("budgets", [])}
-    predecessors = [_predecessor(item, budgets.get(item.against), epochs, chosen) for item in report.comparisons]
+    around = dict(background or {})
+    free = around.get("unconstrained", {}).get("nfr", {})
+    predecessors = [
+        {
+            **_predecessor(item, budgets.get(item.against), epochs, chosen),
+            "untreated_nfr": free.get(item.against),
+            "compat_slice": around.get("compat_slice", {}).get(item.against),
+        }
+        for item in report.comparisons
+    ]
     reference = made.get("reference_error")
+    cost = None if chosen is None else chosen["constraint_error"] - reference
+    retirement = _retirement(predecessors, cost)
     return {
         "schema": 1,
         "model": report.model,
         "version": report.version,
         "error": _value(report.measurements.get("error_rate")),
         "reference_error": reference,
-        "cost": None if chosen is None else chosen["constraint_error"] - reference,
+        "cost": cost,
         "chosen_epoch": made.get("chosen_epoch"),
         "feasible": None if chosen is None else chosen["feasible"],
         "conflict": {} if chosen is None else chosen["conflict"],
         "chain": {name: _value(report.measurements.get(name)) for name in CHAIN},
         "predecessors": predecessors,
-        "advice": _advice(predecessors),
+        "retirement": retirement,
+        "advice": _advice(predecessors, retirement),
+        **around,
     }
 
 
@@ -88,20 +108,46 @@ def _predecessor(
         "constraint_nfr": None if chosen is None else chosen["nfr"].get(name),
         "multiplier": multiplier,
         "multipliers": trace,
+        "constraint_nfrs": [row["nfr"].get(name) for row in epochs],
         "pull": None if multiplier is None or bound is None else multiplier * bound,
     }
 
 
-def _advice(predecessors: Sequence[Mapping[str, Any]]) -> list[str]:
+def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -> list[dict[str, Any]]:
+    """What dropping each predecessor with a budget would buy, the most first.
+
+    At the optimum of the dual the error falls by about the multiplier for each unit of budget, so multiplier x budget
+    ranks the predecessors. The multiplier weighs a loss and not the NFR itself, so the scale is taken from what was
+    measured: all of them together bought the `cost`, and each is predicted to give its share of it back.
+
+    Returns:
+        Rows of `name`, `share` of the pull in [0, 1], `error_gain`, predicted: 0 where the constraints cost nothing,
+        None without a measured cost.
+    """
+    priced = [one for one in predecessors if one["pull"] is not None]
+    total = math.fsum(one["pull"] for one in priced)
+    rows = []
+    for one in sorted(priced, key=lambda item: -item["pull"]):
+        share = one["pull"] / total if total > 0.0 else 0.0
+        rows.append(
+            {"name": one["name"], "share": share, "error_gain": None if cost is None else share * max(cost, 0.0)}
+        )
+    return rows
+
+
+def _advice(predecessors: Sequence[Mapping[str, Any]], retirement: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
-    total = sum(one["pull"] or 0.0 for one in predecessors)
-    for one in sorted(predecessors, key=lambda item: -(item["pull"] or 0.0)):
-        if total > 0.0 and (one["pull"] or 0.0) > 0.0:
-            share = 100 * one["pull"] / total
-            found.append(
-                f"{one['name']}: multiplier {one['multiplier']:.2f} x budget {100 * one['budget']:.2f} %, {share:.0f} %"
-                " of the pull on the error; the larger this share, the more relaxing or retiring it would buy"
-            )
+    named = {one["name"]: one for one in predecessors}
+    for row in retirement:
+        one = named[row["name"]]
+        if not row["share"]:
+            continue
+        gain = row["error_gain"]
+        buys = f"about {100 * gain:.2f} points of error" if gain else "no error, the constraints cost none"
+        found.append(
+            f"{one['name']}: multiplier {one['multiplier']:.2f} x budget {100 * one['budget']:.2f} %,"
+            f" {100 * row['share']:.0f} % of the pull; dropping it would buy {buys}"
+        )
     latest = next((one["old_error"] for one in predecessors if one["distance"] == 1), None)
     for one in predecessors:
         if latest and one["old_error"] is not None and one["old_error"] > NEAR_CHANCE * latest:
@@ -118,7 +164,16 @@ def _value(found: Measurement | None) -> float | None:
 
 def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Header and one row for each predecessor, as texts; rates in percent."""
-    head = ("predecessor", "NFR [95 %]", "relative NFR", "budget", "status", "met", "multiplier by epoch")
+    head = (
+        "predecessor",
+        "NFR [95 %]",
+        "relative NFR",
+        "budget",
+        "status",
+        "met",
+        "untreated NFR",
+        "multiplier by epoch",
+    )
     rows: list[tuple[str, ...]] = [head]
     for one in document["predecessors"]:
         interval = "" if one["lower"] is None else f" [{100 * one['lower']:.2f}, {100 * one['upper']:.2f}]"
@@ -131,6 +186,7 @@ def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 _percent(one["budget"]),
                 one["status"],
                 "-" if one["met"] is None else "yes" if one["met"] else "no",
+                _percent(one["untreated_nfr"]),
                 trace or "-",
             )
         )

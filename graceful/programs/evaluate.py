@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from graceful import tasks
 from graceful.chain import Predecessor
-from graceful.errors import DataError, GracefulError
+from graceful.errors import GracefulError
 from graceful.metrics import flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
 from graceful.metrics.compatibility import compare_retrieval
-from graceful.metrics.predictions import Predictions
+from graceful.programs.answers import Evaluated, Voice, listen
+from graceful.programs.background import background
 from graceful.programs.flipped import Flip, negative_flips
+from graceful.programs.independent import Free
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
-from graceful.tasks.base import Samples, Split, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """One version's outputs on one split, in sample order.
-
-    Attributes:
-        logits: [N, C] float32, in its own label space.
-        embeddings: [N, d] float32.
-    """
-
-    logits: NDArray[np.float32]
-    embeddings: NDArray[np.float32]
+from graceful.tasks.base import Samples, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +32,13 @@ class Evaluation:
         report: The evidence, for the gate.
         flips: Negative flips against every ancestor, for people.
         test: The samples that flipped, to look at.
+        background: What else people want to know, see `background.background`.
     """
 
     report: Report
     flips: tuple[Flip, ...]
     test: Samples
+    background: dict[str, Any]
 
 
 def evaluate(
@@ -59,6 +48,7 @@ def evaluate(
     *,
     task: Task | None = None,
     notes: Sequence[str] = (),
+    free: Mapping[str, Free] | None = None,
 ) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
@@ -68,70 +58,52 @@ def evaluate(
         ancestors: Latest first; empty for the first link.
         task: Already built task, else built from the spec.
         notes: Further caveats for the report.
+        free: Version name -> its unconstrained runs; the gate sees nothing of them.
 
     Raises:
         DataError: The test split is empty or ids do not join.
     """
-    task = task or tasks.build(spec.task)
-    test = task.samples("test")
-    if not len(test):
-        raise DataError(f"task {spec.task.kind}: the test split is empty; the gate needs at least one sample in it")
+    samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval)
     versions = [new, *ancestors]
-    said = [answers(version, test, spec.evaluate.batch_size) for version in versions]
-    predictions = [predictions_of(version, test, one) for version, one in zip(versions, said, strict=True)]
+    mine, *others = voices = listen(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    alone = dict(flips.alone(predictions[0], draws=draws, seed=seed))
-    against = [dict(flips.compare(predictions[0], old, draws=draws, seed=seed)) for old in predictions[1:]]
-    data = {"test": test.digest}
-    if spec.evaluate.retrieval:
-        found = _retrieval(spec, task, versions, test, said)
-        alone |= found.alone
-        data |= found.data
-        against = [{**flip, **cross} for flip, cross in zip(against, found.against, strict=True)]
-    if against:
-        alone |= chain_flips(predictions[0], predictions[1:], draws=draws, seed=seed)
+    alone = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
+    if mine.queries is not None and mine.gallery is not None:
+        alone |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
+    if others:
+        alone |= chain_flips(mine.predictions, [old.predictions for old in others], draws=draws, seed=seed)
     comparisons = tuple(
-        Comparison(against=old.name, model_id=old.model_id, distance=distance, measurements=measured)
-        for distance, (old, measured) in enumerate(zip(ancestors, against, strict=True), start=1)
+        Comparison(
+            against=old.name,
+            model_id=old.model_id,
+            distance=distance,
+            measurements=_against(mine, voice, draws=draws, seed=seed),
+        )
+        for distance, (old, voice) in enumerate(zip(ancestors, others, strict=True), start=1)
     )
     report = Report(
         model=spec.model,
         version=spec.name,
-        data=data,
+        data=samples.digests,
         measurements=alone,
         comparisons=comparisons,
-        notes=(*notes, *(note for version in versions for note in version.notes), *_overlaps(versions, test)),
+        notes=(*notes, *(note for version in versions for note in version.notes), *_overlaps(versions, samples.test)),
     )
-    flipped = [
-        negative_flips(predictions[0], old, against=version.name)
-        for version, old in zip(ancestors, predictions[1:], strict=True)
-    ]
-    return Evaluation(report=report, flips=tuple(itertools.chain.from_iterable(flipped)), test=test)
-
-
-def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:
-    """Run one version over a split."""
-    outputs = [version(items) for items in _batches(samples, batch_size)]
-    return Answers(
-        logits=torch.cat([output.logits for output in outputs]).cpu().numpy(),
-        embeddings=torch.cat([output.embedding for output in outputs]).cpu().numpy(),
+    flipped = [negative_flips(mine.predictions, old.predictions, against=old.name) for old in others]
+    return Evaluation(
+        report=report,
+        flips=tuple(itertools.chain.from_iterable(flipped)),
+        test=samples.test,
+        background=background(spec, voices, samples, free=free or {}),
     )
 
 
-def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
-    for start in range(0, len(samples), batch_size):
-        yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
-
-
-def predictions_of(version: Predecessor, samples: Samples, said: Answers) -> Predictions:
-    """A version's predictions on a split."""
-    return Predictions.from_logits(
-        said.logits,
-        ids=samples.ids,
-        labels=np.asarray(samples.classes)[samples.labels],
-        classes=version.classes,
-        groups=samples.groups,
-    )
+def _against(mine: Voice, old: Voice, *, draws: int, seed: int) -> dict[str, Measurement]:
+    """Everything that is measured against one ancestor."""
+    found = dict(flips.compare(mine.predictions, old.predictions, draws=draws, seed=seed))
+    if mine.queries is not None and old.queries is not None and old.gallery is not None:
+        found |= compare_retrieval(mine.queries, mine.gallery, old.queries, old.gallery, draws=draws, seed=seed)
+    return found
 
 
 def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:
@@ -151,52 +123,3 @@ def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:
                 " underestimated, and negative flips against it overestimated"
             )
     return notes
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Retrieval:
-    alone: dict[str, Measurement]
-    against: list[dict[str, Measurement]]
-    data: dict[str, str]
-
-
-def _retrieval(
-    spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], test: Samples, said: Sequence[Answers]
-) -> _Retrieval:
-    """Retrieval by every version; `said` is what they said of the test split, which stands in for absent splits."""
-    query, gallery = split_or(task, "query", test), split_or(task, "gallery", test)
-    size = spec.evaluate.batch_size
-
-    def embedded(samples: Samples) -> list[retrieval.Embeddings]:
-        known = said if samples is test else [answers(version, samples, size) for version in versions]
-        return [embeddings_of(samples, one) for one in known]
-
-    queries = embedded(query)
-    galleries = queries if gallery is query else embedded(gallery)
-    draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    return _Retrieval(
-        alone=dict(retrieval.self_test(queries[0], galleries[0], draws=draws, seed=seed)),
-        against=[
-            dict(compare_retrieval(queries[0], galleries[0], *old, draws=draws, seed=seed))
-            for old in zip(queries[1:], galleries[1:], strict=True)
-        ],
-        data={"query": query.digest, "gallery": gallery.digest},
-    )
-
-
-def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
-    """A split, or another one where the task has none of that name."""
-    try:
-        return task.samples(name)
-    except KeyError:
-        return otherwise
-
-
-def embeddings_of(samples: Samples, said: Answers) -> retrieval.Embeddings:
-    """A version's embeddings of a split."""
-    return retrieval.Embeddings(
-        ids=samples.ids,
-        labels=np.asarray(samples.classes)[samples.labels],
-        vectors=said.embeddings,
-        groups=samples.groups,
-    )

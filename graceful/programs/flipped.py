@@ -17,6 +17,8 @@ MOST = 1000
 """Flips kept for each ancestor; the report counts all of them."""
 THUMBNAIL = 56
 """Longer side of a picture, in pixels."""
+ROOM = 300_000
+"""Bytes that all pictures of a page may take together, so that it can be mailed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Flip:
         label: True class.
         predicted: What the new version says.
         confidence: Probability it gives to that.
+        severity: What the true class lost, its probability in the ancestor minus that in the new version, in [-1, 1].
         group: What the sample belongs to.
     """
 
@@ -37,39 +40,54 @@ class Flip:
     label: str
     predicted: str
     confidence: float
+    severity: float
     group: str
 
 
 def negative_flips(new: Predictions, old: Predictions, *, against: str) -> tuple[Flip, ...]:
-    """The negative flips of one comparison, the most confident mistakes first; at most `MOST`."""
+    """The negative flips of one comparison, the most severe first; at most `MOST`."""
     joined = join(new, old)
-    wanted = set(joined.ids[joined.negative_flips].tolist())
-    rows = [row for row, name in enumerate(new.ids.tolist()) if name in wanted]
-    sure = np.zeros(len(new)) if new.confidence is None else new.confidence
+    new = new.unique()
+    flipped = np.flatnonzero(joined.negative_flips)
+    rows = np.searchsorted(new.ids, joined.ids[flipped])
+    none = np.zeros(len(joined))
+    before, now = joined.old_label_confidence, joined.label_confidence
+    lost = ((none if before is None else before) - (none if now is None else now))[flipped]
+    sure = (none if joined.confidence is None else joined.confidence)[flipped]
     groups = new.ids if new.groups is None else new.groups
-    rows.sort(key=lambda row: (-float(sure[row]), str(new.ids[row])))
-    return tuple(
+    found = [
         Flip(
             id=str(new.ids[row]),
             against=against,
             label=str(new.labels[row]),
             predicted=str(new.predicted[row]),
-            confidence=float(sure[row]),
+            confidence=float(sure[index]),
+            severity=float(lost[index]),
             group=str(groups[row]),
         )
-        for row in rows[:MOST]
-    )
+        for index, row in enumerate(rows.tolist())
+    ]
+    return tuple(sorted(found, key=lambda flip: (-flip.severity, flip.id))[:MOST])
 
 
 def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
-    """Sample id -> PNG as a data URI, for samples that are images (grey or RGB arrays of bytes, or Pillow images)."""
+    """Sample id -> PNG as a data URI, for samples that are images (grey or RGB arrays of bytes, or Pillow images).
+
+    Together they take `ROOM` bytes at most: those of the first flips are kept.
+    """
     position = {name: row for row, name in enumerate(samples.ids.tolist())}
     wanted = [flip.id for flip in flips if flip.id in position]
     if not wanted:
         return {}
     items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
-    drawn = {name: _picture(item) for name, item in zip(wanted, items, strict=True)}
-    return {name: uri for name, uri in drawn.items() if uri is not None}
+    found: dict[str, str] = {}
+    left = ROOM
+    for name, item in zip(wanted, items, strict=True):
+        drawn = _picture(item)
+        if drawn is not None and len(drawn) <= left:
+            found[name] = drawn
+            left -= len(drawn)
+    return found
 
 
 def _picture(item: Any) -> str | None:
@@ -84,5 +102,5 @@ def _picture(item: Any) -> str | None:
     scale = THUMBNAIL / max(item.size)
     size = (max(1, round(item.width * scale)), max(1, round(item.height * scale)))
     buffer = io.BytesIO()
-    item.convert("RGB").resize(size).save(buffer, format="PNG")
+    item.convert("L" if item.mode in ("1", "L") else "RGB").resize(size).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from graceful.gate import Verdict
-from graceful.programs.constraint_report import constraint_rows
+from graceful.programs import constraint_page, heat
 from graceful.programs.flipped import Flip
 from graceful.programs.present import percent
 from graceful.report import Comparison, Measurement, Report
@@ -19,7 +19,9 @@ th,td{padding:.35em .7em;border-bottom:1px solid #d9dee6;text-align:right}th:fir
 .flips{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0;width:72px;text-align:center}
 figure img{border:1px solid #d9dee6}small{color:#5b6675}.all td:last-child{text-align:left}
 .passed{color:#1a7f4b}.held{color:#b35c00}.note{color:#5b6675}svg{width:100%;height:auto}
+.cards figure{width:88px;font-size:13px;line-height:1.25}.cards img{image-rendering:pixelated}
 """
+PAGE = STYLE + heat.STYLE + constraint_page.STYLE
 BAR_LEFT, BAR_WIDTH, ROW_HEIGHT = 150, 560, 34
 HEADLINE = ("negative_flip_rate", "positive_flip_rate", "relative_nfr", "cross_test_recall_at_1", "cross_test_map")
 
@@ -46,14 +48,17 @@ def render_html(
         f"<h1>{escape(title)} <span class='{verdict.outcome}'>{escape(verdict.outcome)}</span></h1>",
         _findings(verdict),
         "<h2>Negative flips by ancestor</h2>" + _flip_bars(report, verdict) if report.comparisons else "",
-        _flips(flips, pictures or {}) if flips else "",
         _constraints(constraints) if constraints and report.comparisons else "",
+        _flips(flips, pictures or {}) if flips else "",
         "<h2>Against each ancestor</h2>" + _comparisons(report.comparisons) if report.comparisons else "",
         "<h2>All measurements</h2>" + _measurements(report),
         "".join(f"<p class='note'>{escape(note)}</p>" for note in report.notes),
         "<p class='note'>Data: " + escape(", ".join(f"{k} {v[:12]}" for k, v in sorted(report.data.items()))) + "</p>",
     ]
-    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
+    head = (
+        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
+        f"<style>{PAGE}</style>"
+    )
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
@@ -104,30 +109,28 @@ def _bar(name: str, found: Measurement, bound: float | None, *, y: int, top: flo
 
 
 def _flips(flips: Sequence[Flip], pictures: Mapping[str, str]) -> str:
-    """A card for each flip: the picture, what it is, what the new version says, and how sure it is."""
+    """A card for each flip: the picture, what it is, what the new version says, and how far it fell."""
     cards = []
     for flip in flips:
-        picture = f"<img src='{pictures[flip.id]}' alt=''>" if flip.id in pictures else ""
+        shown = f"a picture of {flip.label}, {flip.group}"
+        picture = f"<img src='{pictures[flip.id]}' alt='{escape(shown, quote=True)}'>" if flip.id in pictures else ""
         says = f"<b>{escape(flip.label)}</b> &rarr; {escape(flip.predicted)}"
         cards.append(
             f"<figure title='{escape(flip.id, quote=True)}'>{picture}"
-            f"<figcaption>{says}<br><small>{100 * flip.confidence:.0f} %</small></figcaption></figure>"
+            f"<figcaption>{says}<br><small>{-100 * flip.severity:+.0f} points</small></figcaption></figure>"
         )
-    title = f"Right in {escape(flips[0].against)}, wrong now: the most confident {len(flips)}"
-    return f"<h2>{title}</h2><div class='flips'>{''.join(cards)}</div>"
+    title = f"Right in {escape(flips[0].against)}, wrong now: the worst {len(flips)}"
+    note = (
+        "<p class='note'>Most severe first, by how much probability the true class lost (points). Each card: the true"
+        " class, an arrow, what the new version says.</p>"
+    )
+    return f"<h2>{title}</h2>{note}<div class='flips cards'>{''.join(cards)}</div>"
 
 
 def _constraints(document: Mapping[str, Any]) -> str:
-    """Budgets, multipliers and advice; nothing where no predecessor had a budget."""
-    if all(one["budget"] is None for one in document["predecessors"]):
-        return ""
-    head, *rows = constraint_rows(document)
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    advice = "".join(f"<li>{escape(line)}</li>" for line in document["advice"])
-    cost = document["cost"]
-    price = "" if cost is None else f"<p>Cost of all constraints: {100 * cost:+.2f} points of error.</p>"
-    return f"<h2>Budgets</h2><table><tr>{cells}</tr>{body}</table>{price}<ul class='note'>{advice}</ul>"
+    """The parts of the constraint report, as far as they were measured."""
+    parts = (constraint_page.budgets, constraint_page.unconstrained, constraint_page.matrix, constraint_page.slices)
+    return "".join(part(document) for part in parts)
 
 
 def _comparisons(comparisons: tuple[Comparison, ...]) -> str:

@@ -1,76 +1,69 @@
-"""Every version against every version: retrieval and negative flips as matrices. Runs in the driver."""
+"""Every version against every version, as a program: bundles and data in, matrices out. Runs in the driver."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from graceful.chain import Predecessor
-from graceful.metrics import compatibility, flips
-from graceful.metrics.retrieval import mean_average_precision, rank, recall_at_k
-from graceful.programs.evaluate import answers, embeddings_of, predictions_of, split_or
+from graceful.errors import SpecError
+from graceful.programs.answers import Evaluated, listen
+from graceful.programs.heat import summary_rows
+from graceful.programs.independent import Free
+from graceful.programs.pairs import pairs
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 
-SHOWN = {"recall_at_1": "R@1, query (row) on gallery (column)", "negative_flip_rate": "NFR, row against column"}
+SHOWN = {
+    "recall_at_1": "R@1, query (row) on gallery (column)",
+    "negative_flip_rate": "NFR, row against column",
+}
 
 
-def matrix(spec: RefreshSpec, task: Task, versions: Sequence[Predecessor]) -> dict[str, Any]:
+def matrix(
+    spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], *, free: Mapping[str, Free] | None = None
+) -> dict[str, Any]:
     """Measure all pairs.
 
     Args:
-        spec: For batch size, bootstrap and seed.
+        spec: For batch size and whether retrieval is measured.
         task: Whose test, query and gallery splits are used.
         versions: Oldest first.
+        free: Version name -> its unconstrained runs, for the independent diagonal.
 
     Returns:
-        `versions`; `error`, one per version; `negative_flip_rate` [newer][older], None elsewhere; and with
-        `evaluate.retrieval`: `recall_at_1` and `map` [query][gallery], and for each of them `average_compatibility` on
-        the versions' own diagonal, `backward_compatibility`, `forward_compatibility`, `average_multimodel_accuracy`.
+        What `pairs.pairs` says, with `data`, the digests of the splits, and `unconstrained`, by version where its
+        independent cell comes from, or why it has none.
     """
-    test, names, size = task.samples("test"), [version.name for version in versions], spec.evaluate.batch_size
-    said = [answers(version, test, size) for version in versions]
-    predicted = [predictions_of(version, test, one) for version, one in zip(versions, said, strict=True)]
-    found: dict[str, Any] = {"versions": names, "error": [], "data": {"test": test.digest}}
-    flipped: dict[tuple[str, str], float | None] = {}
-    for new, (name, mine) in enumerate(zip(names, predicted, strict=True)):
-        found["error"].append(flips.alone(mine, draws=100, seed=0)["error_rate"].value)
-        for old in range(new):
-            flipped[name, names[old]] = flips.compare(mine, predicted[old], draws=100, seed=0)[
-                "negative_flip_rate"
-            ].value
-    found["negative_flip_rate"] = compatibility.compatibility_matrix(flipped, names)
-    if not spec.evaluate.retrieval:
-        return found
-    query, gallery = split_or(task, "query", test), split_or(task, "gallery", test)
-    asked, kept = (
-        [embeddings_of(part, one) for one in (said if part is test else [answers(v, part, size) for v in versions])]
-        for part in (query, gallery)
-    )
-    cells: dict[str, dict[tuple[str, str], float | None]] = {"recall_at_1": {}, "map": {}}
-    for left, queries in zip(names, asked, strict=True):
-        for right, items in zip(names, kept, strict=True):
-            ranking = rank(queries.aligned(items.size), items)
-            cells["recall_at_1"][left, right] = recall_at_k(ranking, draws=100).value
-            cells["map"][left, right] = mean_average_precision(ranking, draws=100).value
-    found["data"] |= {"query": query.digest, "gallery": gallery.digest}
-    for metric, values in cells.items():
-        found[metric] = compatibility.compatibility_matrix(values, names)
-        found[f"summary_{metric}"] = _summary(found[metric])
-    return found
-
-
-def _summary(cells: compatibility.Matrix) -> dict[str, Any]:
-    measured = {
-        "average_compatibility": compatibility.average_compatibility(cells),
-        "backward_compatibility": compatibility.backward_compatibility(cells),
-        "forward_compatibility": compatibility.forward_compatibility(cells),
-        "average_multimodel_accuracy": compatibility.average_multimodel_accuracy(cells),
+    samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
+    voices, runs = listen(versions, samples, batch_size=size), free or {}
+    known = dict(zip((version.name for version in versions), voices, strict=True))
+    heard = {
+        name: [known[run.name] if run.name in known else listen([run], samples, batch_size=size)[0] for run in one.runs]
+        for name, one in runs.items()
     }
-    return {name: asdict(one) for name, one in measured.items()}
+    reasons = {name: runs[name].reason if name in runs else "not looked for" for name in known}
+    return pairs(voices, free=heard) | {"data": samples.digests, "unconstrained": reasons}
+
+
+def chosen(versions: Sequence[Predecessor], names: Sequence[str]) -> list[Predecessor]:
+    """The versions of these names, in the chain's order; no names: all.
+
+    Raises:
+        SpecError: A name that the chain has not, or fewer than two versions.
+    """
+    if not names:
+        return list(versions)
+    known = [version.name for version in versions]
+    for name in names:
+        if name not in known:
+            raise SpecError(f"--versions: {name!r} is no version of this chain, which has {', '.join(known)}")
+    found = [version for version in versions if version.name in names]
+    if len(found) < 2:
+        raise SpecError(f"--versions: a matrix needs at least two of {', '.join(known)}, got {', '.join(names)}")
+    return found
 
 
 def matrix_tables(document: Mapping[str, Any]) -> list[Table]:
@@ -85,4 +78,9 @@ def matrix_tables(document: Mapping[str, Any]) -> list[Table]:
         for name, row in zip(document["versions"], document[metric], strict=True):
             table.add_row(name, *("-" if cell is None else f"{100 * cell:.2f}" for cell in row))
         tables.append(table)
+    if "summary_recall_at_1" in document:
+        summary = Table(title="R@1 in a few numbers", title_justify="left", show_header=False)
+        for row in summary_rows(document, "recall_at_1"):
+            summary.add_row(*row)
+        tables.append(summary)
     return tables

@@ -14,25 +14,21 @@ from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
-from graceful.programs import exclusive, home_of, run_dir_of
+from graceful.programs import exclusive, home_of, pages, run_dir_of
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
-from graceful.programs.constraint_report import build as build_constraints
 from graceful.programs.evaluate import Evaluation, evaluate
-from graceful.programs.flipped import pictures
-from graceful.programs.html import render_html
-from graceful.programs.matrix import matrix
+from graceful.programs.independent import unconstrained
+from graceful.programs.matrix import chosen, matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
-from graceful.storage import Mirror, write_json, write_text
+from graceful.storage import Mirror, write_text
 from graceful.training import trace
 from graceful.training.job import NOT_MIRRORED
 
 RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
 """How the names of measurements begin that `evaluate.retrieval` switches off."""
-SHOWN = 48
-"""Negative flips against the latest ancestor that the HTML report shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +95,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, trained.folder, links, ancestors, notes=trained.notes)
-        _write(run_dir, found, verdict)
+        pages.write(run_dir, found, verdict)
         mirror.save(run_dir, but=NOT_MIRRORED)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
@@ -159,7 +155,7 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
         ancestors = _fetch(store, links)
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, folder, links, ancestors)
-        _write(run_dir, found, verdict)
+        pages.write(run_dir, found, verdict)
     return found.report, verdict
 
 
@@ -188,8 +184,19 @@ def _mirrored(home: Path, run_dir: Path) -> Iterator[Mirror]:
     mirror.save(run_dir, but=NOT_MIRRORED)
 
 
-def matrix_of(spec: RefreshSpec, *, progress: Progress = silent) -> dict[str, Any]:
-    """Every version of the chain against every other, the run's own included where it is trained; see `matrix`."""
+def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progress = silent) -> dict[str, Any]:
+    """Every version of the chain against every other, the run's own included where it is trained; see `matrix`.
+
+    Writes `matrix.json` and `matrix.html` into the run's folder.
+
+    Args:
+        spec: Whose chain and data.
+        names: Only these versions; empty: all.
+        progress: Called when the versions are known.
+
+    Raises:
+        SpecError: No version at all, or a name that the chain has not.
+    """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir):
         store = Store(spec.registry.uri, home)
@@ -197,10 +204,11 @@ def matrix_of(spec: RefreshSpec, *, progress: Progress = silent) -> dict[str, An
         folders += _fetch(store, _chain(store, spec, run_dir))
         if not folders:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
-        progress({"stage": "matrix", "versions": len(folders)})
-        versions = [bundle.load(folder, augment_like=spec.task) for folder in reversed(folders)]
-        found = matrix(spec, tasks.build(spec.task), versions)
-        write_json(run_dir / "matrix.json", found)
+        versions = chosen([bundle.load(folder, augment_like=spec.task) for folder in reversed(folders)], names)
+        progress({"stage": "matrix", "versions": len(versions)})
+        free = unconstrained(home, spec.model, versions[::-1], like=spec.task)
+        found = matrix(spec, tasks.build(spec.task), versions, free=free)
+        pages.write_matrix(run_dir, found, model=spec.model)
     return found
 
 
@@ -231,7 +239,9 @@ def measure(
         bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id, augment_like=spec.task)
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
-    found = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain, notes=notes)
+    new = bundle.load(folder, augment_like=spec.task)
+    free = unconstrained(home_of(spec), spec.model, [new, *chain], like=spec.task)
+    found = evaluate(spec, new, chain, notes=notes, free=free)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return found, gate.judge(found.report, constraints, family=spec.gate.family)
 
@@ -297,20 +307,6 @@ def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
     return links
 
 
-def _write(run_dir: Path, found: Evaluation, verdict: gate.Verdict) -> None:
-    write_text(run_dir / "report.json", found.report.to_json())
-    write_text(run_dir / "verdict.json", verdict.to_json())
-    write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
-    constraints = build_constraints(found.report, run_dir)
-    write_json(run_dir / CONSTRAINTS, constraints)
-    nearest = next((item.against for item in found.report.comparisons), None)
-    latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
-    page = render_html(
-        found.report, verdict, flips=latest, pictures=pictures(latest, found.test), constraints=constraints
-    )
-    write_text(run_dir / "report.html", page)
-
-
 def _registration(
     spec: RefreshSpec,
     *,
@@ -332,7 +328,7 @@ def _registration(
         parents=tuple(link.model_id for link in links[:1]),
         report=report,
         verdict=verdict,
-        attachments=(run_dir / "report.html", run_dir / "flips.json"),
+        attachments=(run_dir / "report.html", run_dir / "flips.json", run_dir / CONSTRAINTS),
         training=ingredients(spec.task, data=trained.data),
     )
 

@@ -92,6 +92,28 @@ def test_a_second_version_is_trained_against_the_first_and_promoted(home: Path) 
     assert flips["lower"] <= flips["value"] <= flips["upper"] < 0.2
     again = graceful("refresh", path, "-o", "json", home=home)
     assert json.loads(again.stdout) == json.loads(done.stdout)
+    assert_documented(home)
+    unknown = graceful("evaluate", path, "--matrix", "--versions", "v1,v9", home=home)
+    assert_one_line(unknown, 2, "--versions: 'v9' is no version of this chain, which has v1, v2")
+    measured = graceful("evaluate", path, "--matrix", "-o", "json", home=home)
+    assert json.loads(measured.stdout)["versions"] == ["v1", "v2"]
+    assert "<caption>R@1, %</caption>" in (home / "runs" / "digits-v2" / "matrix.html").read_text()
+
+
+def assert_documented(home: Path) -> None:
+    """The constraint report of v2 is attached to the version, and knows the unconstrained runs of both."""
+    kept = [json.loads(path.read_text()) for path in home.glob("artifacts/**/lineage/constraints.json")]
+    [found] = [document for document in kept if document["version"] == "v2"]
+    assert found == json.loads((home / "runs" / "digits-v2" / "constraints.json").read_text())
+    assert found["compat_slice"] == {"v1": 64}
+    assert found["matrix"]["unconstrained"] == {"v1": "it is one", "v2": "1 of its recipe, other seed"}
+    first, second = found["matrix"]["independent"]["recall_at_1"]
+    assert first == found["matrix"]["recall_at_1"][0][0]
+    assert 0.5 < second <= 1.0
+    assert found["matrix"]["summary_recall_at_1"]["average_compatibility_independent"]["value"] in (0.0, 1.0)
+    assert found["unconstrained"]["runs"] == 1
+    assert found["unconstrained"]["seed_floor"] is None
+    assert set(found["unconstrained"]["nfr"]) == {"v1"}
 
 
 def test_a_held_version_is_registered_with_reasons_and_does_not_move_the_champion(home: Path) -> None:

@@ -14,8 +14,7 @@ from graceful import spec, targets, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle
-from graceful.programs import evaluate as evaluation
-from graceful.programs import refresh
+from graceful.programs import answers, refresh
 from graceful.programs.evaluate import evaluate
 from graceful.programs.train import Trained, train
 from graceful.tasks.base import Task
@@ -204,10 +203,8 @@ def test_training_reads_its_own_splits_and_watches_validation_alone() -> None:
 
 def test_the_test_split_is_answered_once_where_it_stands_in_for_query_and_gallery(monkeypatch: Any) -> None:
     calls: list[str] = []
-    real = evaluation.answers
-    monkeypatch.setattr(
-        evaluation, "answers", lambda version, *rest: calls.append(version.name) or real(version, *rest)
-    )
+    real = answers.answers
+    monkeypatch.setattr(answers, "answers", lambda version, *rest: calls.append(version.name) or real(version, *rest))
     evaluate(parse("v2"), constant("v2", 0), [constant("v1", 1)])
     assert calls == ["v2", "v1"]
 

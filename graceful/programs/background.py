@@ -1,0 +1,104 @@
+"""What people want to know beside the gate's numbers: all pairs, slices, unconstrained runs. Runs in the driver."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from graceful.metrics import flips
+from graceful.programs.answers import Evaluated, Voice, listen
+from graceful.programs.independent import Free
+from graceful.programs.pairs import pairs
+from graceful.programs.slices import most_flipped
+from graceful.report import Measurement
+from graceful.spec import RefreshSpec
+
+CELLS = 250_000_000
+"""Queries x gallery items x pairs of versions that a refresh compares for the picture: a minute of one core."""
+WIDEST = 12
+"""Versions that a page has room for."""
+
+
+def background(
+    spec: RefreshSpec, voices: Sequence[Voice], samples: Evaluated, *, free: Mapping[str, Free]
+) -> dict[str, Any]:
+    """Gather it as JSON values; `constraints.json` holds it.
+
+    Args:
+        spec: For draws, seed, batch size.
+        voices: What the versions said, newest first.
+        samples: What they were asked about.
+        free: Version name -> its unconstrained runs.
+
+    Returns:
+        `matrix`, see `pairs.pairs`, of the newest versions, with `left_out`, how many older ones are not in it, and
+        `unconstrained`, by version where its independent cell comes from; `slices`, most flipped first, for each
+        predecessor; `unconstrained`, see `_unconstrained`; `compat_slice`, how many leading components of the new
+        embeddings stand for each predecessor's, empty where retrieval is not measured.
+    """
+    shown = voices[: _room(samples)]
+    names = {voice.name for voice in shown}
+    heard = {
+        name: _heard(one, voices, samples, batch_size=spec.evaluate.batch_size)
+        for name, one in free.items()
+        if name in names
+    }
+    mine, *others = voices
+    draws, seed = spec.evaluate.bootstrap, spec.train.seed
+    matrix = pairs(shown[::-1], free=heard)
+    matrix["left_out"] = len(voices) - len(shown)
+    matrix["unconstrained"] = {name: free[name].reason if name in free else "not looked for" for name in sorted(names)}
+    found = [
+        most_flipped(mine.predictions, old.predictions, against=old.name, draws=draws, seed=seed) for old in others
+    ]
+    return {
+        "matrix": matrix,
+        "slices": [asdict(one) for one in itertools.chain.from_iterable(found)],
+        "compat_slice": {old.name: old.queries.size for old in others if old.queries is not None},
+        "unconstrained": _unconstrained(mine, heard.get(mine.name, []), others, why=free.get(mine.name)),
+    }
+
+
+def _room(samples: Evaluated) -> int:
+    if samples.query is None or samples.gallery is None:
+        return WIDEST
+    cells = max(1, len(samples.query) * len(samples.gallery))
+    return min(WIDEST, max(2, math.isqrt(CELLS // cells)))
+
+
+def _heard(free: Free, voices: Sequence[Voice], samples: Evaluated, *, batch_size: int) -> list[Voice]:
+    """What unconstrained runs say; a version that is its own has spoken already."""
+    known = {voice.name: voice for voice in voices}
+    asked = [run for run in free.runs if run.name not in known]
+    return [known[run.name] for run in free.runs if run.name in known] + listen(asked, samples, batch_size=batch_size)
+
+
+def _unconstrained(mine: Voice, runs: Sequence[Voice], others: Sequence[Voice], *, why: Free | None) -> dict[str, Any]:
+    """The new version's recipe without predecessors, on test data.
+
+    Returns:
+        `runs`, how many; `error`, their mean; `nfr`, by predecessor, what would have flipped without constraints;
+        `seed_floor`, what flips between two of them that differ in the seed alone, None below two; `reason`.
+    """
+    own = [run for run in runs if run.name != mine.name]
+    reason = "not looked for" if why is None else why.reason
+    floors = [_nfr(first, second) for first, second in itertools.permutations(own, 2)]
+    return {
+        "runs": len(own),
+        "error": _mean([flips.alone(run.predictions, draws=100)["error_rate"] for run in own]),
+        "nfr": {old.name: _mean([_nfr(run, old) for run in own]) for old in others} if own else {},
+        "seed_floor": _mean(floors),
+        "reason": reason if len(own) != 1 else f"{reason}; the seed floor needs two, compatibility.reference.runs: 2",
+    }
+
+
+def _nfr(new: Voice, old: Voice) -> Measurement:
+    return flips.compare(new.predictions, old.predictions, draws=100)["negative_flip_rate"]
+
+
+def _mean(found: Sequence[Measurement]) -> float | None:
+    known = [one.value for one in found if one.value is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -1,0 +1,82 @@
+"""Find the unconstrained runs of versions: what each would be if it owed its predecessors nothing. In the driver.
+
+A version that was trained without predecessors is its own unconstrained run. For the others those count that were
+trained as references, with the same task, data and recipe and another seed. Nothing is trained here: what does not
+exist stays unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graceful.chain import Predecessor
+from graceful.errors import GracefulError
+from graceful.models import bundle
+from graceful.programs.train import REFERENCE_SEED_STRIDE
+from graceful.spec import Task as TaskSection
+from graceful.storage import Mirror, read_bytes, sha256_json
+from graceful.training.job import SPEC
+
+MOST = 3
+"""Runs of the newest version that are asked; of older ones the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """The unconstrained runs of one version.
+
+    Attributes:
+        runs: None if there are none here.
+        reason: What they are, or why there are none; one sentence for people.
+    """
+
+    runs: tuple[Predecessor, ...] = ()
+    reason: str
+
+
+def unconstrained(home: Path, model: str, versions: Sequence[Predecessor], *, like: TaskSection) -> dict[str, Free]:
+    """The unconstrained runs of each version.
+
+    Args:
+        home: Folder of runs and references.
+        model: Model family.
+        versions: Newest first.
+        like: Task section of the newest version, see `bundle.load`.
+    """
+    mirror = Mirror.of(home)
+    return {
+        version.name: _of(version, home, f"{model}-{version.name}", mirror=mirror, like=like, most=most)
+        for version, most in zip(versions, (MOST, *[1] * len(versions)), strict=False)
+    }
+
+
+def _of(version: Predecessor, home: Path, run_id: str, *, mirror: Mirror, like: TaskSection, most: int) -> Free:
+    path = home / "runs" / run_id / SPEC
+    try:
+        if not path.exists() and not mirror.restore_file(path):
+            return Free(reason=f"none known, run {run_id} is not in this home")
+        job = json.loads(read_bytes(path))["job"]
+        if not job["predecessors"] and not job["references"]:
+            return Free(runs=(version,), reason="it is one")
+        found = []
+        for index in range(1, most + 1):
+            folder = home / "references" / reference_name(job, index)
+            if not mirror.unseal(folder):
+                break
+            found.append(bundle.load(folder / "model", augment_like=like))
+    except (GracefulError, ValueError, KeyError, TypeError) as e:
+        return Free(reason=f"cannot be read ({e})")
+    if not found:
+        return Free(reason="none here; compatibility.reference or adaptive weighting trains one")
+    return Free(runs=tuple(found), reason=f"{len(found)} of its recipe, other seed")
+
+
+def reference_name(job: dict[str, Any], index: int) -> str:
+    """Name of the index-th reference run, from 1, of what a run's `spec.json` says it trained."""
+    train = {**job["train"], "seed": job["train"]["seed"] + index * REFERENCE_SEED_STRIDE}
+    recipe = {"task": job["task"], "transform": job["transform"], "train": train, "data": job["data"]}
+    return f"reference-{sha256_json(recipe)[:16]}"

@@ -1,0 +1,40 @@
+"""Write what an evaluation found into a run's folder: for the gate, for programs, for people. Runs in the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from graceful.gate import Verdict
+from graceful.programs.constraint_report import FILE, build
+from graceful.programs.evaluate import Evaluation
+from graceful.programs.flipped import pictures
+from graceful.programs.heat import matrix_page
+from graceful.programs.html import PAGE, render_html
+from graceful.storage import write_json, write_text
+
+SHOWN = 48
+"""Negative flips against the latest ancestor that the HTML report shows."""
+
+
+def write(run_dir: Path, found: Evaluation, verdict: Verdict) -> None:
+    """`report.json`, `verdict.json`, `flips.json`, `constraints.json`, `report.html`."""
+    write_text(run_dir / "report.json", found.report.to_json())
+    write_text(run_dir / "verdict.json", verdict.to_json())
+    write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
+    constraints = build(found.report, run_dir, found.background)
+    write_json(run_dir / FILE, constraints)
+    nearest = next((item.against for item in found.report.comparisons), None)
+    latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
+    page = render_html(
+        found.report, verdict, flips=latest, pictures=pictures(latest, found.test), constraints=constraints
+    )
+    write_text(run_dir / "report.html", page)
+
+
+def write_matrix(run_dir: Path, found: Mapping[str, Any], *, model: str) -> None:
+    """`matrix.json` and `matrix.html`."""
+    write_json(run_dir / "matrix.json", found)
+    write_text(run_dir / "matrix.html", matrix_page(found, title=f"{model}: every version", style=PAGE))

@@ -1,0 +1,59 @@
+"""Finding the unconstrained runs of versions by their recipe: nothing is trained, nothing is guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from graceful.chain import Predecessor
+from graceful.models import bundle
+from graceful.programs.independent import unconstrained
+from graceful.programs.train import train
+from tests.unit.test_program_stages import constant, parse
+
+DISTILLED = {
+    "losses": [{"kind": "focal_distillation", "focus": "all"}],
+    "reference": {"runs": 2},
+    "targets": {"views": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """v1 was trained alone, v2 against it with two reference runs, v3 against v2 with none."""
+    home = tmp_path_factory.mktemp("home")
+    folders: list[Path] = []
+    for name, section in (("v1", {}), ("v2", DISTILLED), ("v3", {**DISTILLED, "reference": None})):
+        recipe = {"seed": 7} if name == "v3" else {}
+        document = parse(name, compatibility=section, train=recipe)
+        folders.insert(
+            0, train(document, run_dir=home / "runs" / document.run_id, home=home, ancestors=folders[:1]).folder
+        )
+    return home
+
+
+def versions(home: Path) -> list[Predecessor]:
+    return [bundle.load(home / "runs" / f"blobs-{name}" / "model") for name in ("v3", "v2", "v1")]
+
+
+def test_each_version_gets_the_runs_of_its_own_recipe(home: Path) -> None:
+    chain = versions(home)
+    found = unconstrained(home, "blobs", chain, like=parse("v3").task)
+    assert found["v1"].runs == (chain[2],), "trained without predecessors"
+    assert found["v3"].runs == ()
+    assert found["v3"].reason == "none here; compatibility.reference or adaptive weighting trains one"
+    [run] = found["v2"].runs
+    assert run.digest in {bundle.digest(path) for path in home.glob("references/*/model")}
+    newest = unconstrained(home, "blobs", chain[1:], like=parse("v3").task)["v2"]
+    assert (len(newest.runs), newest.reason) == (2, "2 of its recipe, other seed"), "of the newest, all are asked"
+
+
+def test_a_run_that_is_not_here_or_is_damaged_says_so(home: Path, tmp_path: Path) -> None:
+    like = parse("v3").task
+    absent = unconstrained(tmp_path, "blobs", [constant("v1", 0)], like=like)["v1"]
+    assert (absent.runs, absent.reason) == ((), "none known, run blobs-v1 is not in this home")
+    broken = tmp_path / "runs" / "blobs-v1" / "spec.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{}")
+    assert unconstrained(tmp_path, "blobs", [constant("v1", 0)], like=like)["v1"].reason.startswith("cannot be read")

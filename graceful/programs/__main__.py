@@ -116,7 +116,7 @@ Outcome = tuple[Any, int, Show]
 def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     from graceful.programs import hopeless
     from graceful.programs.constraint_report import FILE as CONSTRAINTS
-    from graceful.programs.constraint_report import constraint_table
+    from graceful.programs.constraint_report import constraint_table, remarks
     from graceful.programs.novelty import skipped
     from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import refresh
@@ -142,8 +142,8 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
         constraints = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"predecessors": []}
         if any(one["budget"] is not None for one in constraints["predecessors"]):
             console.print(constraint_table(constraints))
-        for reason in result.reasons:
-            console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+        for line in (*(remarks(constraints) if constraints["predecessors"] else ()), *result.reasons):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         page = result.report.removesuffix(".json") + ".html"
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
         console.print(

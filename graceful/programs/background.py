@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from graceful.metrics import flips
 from graceful.programs.answers import Evaluated, Voice, listen
 from graceful.programs.independent import Free
-from graceful.programs.pairs import pairs
+from graceful.programs.pairs import flipped_share, pairs, wrong_share
 from graceful.programs.slices import most_flipped
-from graceful.report import Measurement
 from graceful.spec import RefreshSpec
 
 CELLS = 250_000_000
@@ -85,20 +83,17 @@ def _unconstrained(mine: Voice, runs: Sequence[Voice], others: Sequence[Voice], 
     """
     own = [run for run in runs if run.name != mine.name]
     reason = "not looked for" if why is None else why.reason
-    floors = [_nfr(first, second) for first, second in itertools.permutations(own, 2)]
+    floors = [flipped_share(one.predictions, two.predictions) for one, two in itertools.permutations(own, 2)]
+    flips = {old.name: _mean([flipped_share(run.predictions, old.predictions) for run in own]) for old in others if own}
     return {
         "runs": len(own),
-        "error": _mean([flips.alone(run.predictions, draws=100)["error_rate"] for run in own]),
-        "nfr": {old.name: _mean([_nfr(run, old) for run in own]) for old in others} if own else {},
+        "error": _mean([wrong_share(run.predictions) for run in own]),
+        "nfr": flips,
         "seed_floor": _mean(floors),
         "reason": reason if len(own) != 1 else f"{reason}; the seed floor needs two, compatibility.reference.runs: 2",
     }
 
 
-def _nfr(new: Voice, old: Voice) -> Measurement:
-    return flips.compare(new.predictions, old.predictions, draws=100)["negative_flip_rate"]
-
-
-def _mean(found: Sequence[Measurement]) -> float | None:
-    known = [one.value for one in found if one.value is not None]
+def _mean(found: Sequence[float | None]) -> float | None:
+    known = [one for one in found if one is not None]
     return math.fsum(known) / len(known) if known else None

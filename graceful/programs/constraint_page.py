@@ -14,7 +14,6 @@ STYLE = """
 .curves{display:flex;flex-wrap:wrap;gap:14px}figure.curve{width:450px;max-width:100%;text-align:left;font-size:13px}
 table.facts{width:auto}table.facts th{text-align:left}
 table.facts td{text-align:left;padding:.15em 1em .15em 0;font-size:14px}
-.wide{overflow-x:auto}
 """
 
 
@@ -90,7 +89,7 @@ def matrix(document: Mapping[str, Any]) -> str:
     found = document.get("matrix")
     if not found or len(found["versions"]) < 2:
         return ""
-    return f"<h2>Every version against every other</h2><div class='wide'>{matrices(found)}</div>"
+    return f"<h2>Every version against every other</h2>{matrices(found)}"
 
 
 def slices(document: Mapping[str, Any]) -> str:

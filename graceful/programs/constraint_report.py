@@ -209,5 +209,28 @@ def constraint_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """The rest of the report in a few lines for the terminal; what was not measured has none."""
+    found = list(document["advice"])
+    free = document.get("unconstrained", {})
+    if free.get("runs"):
+        floor = free["seed_floor"]
+        noise = "" if floor is None else f", {_percent(floor)} % flips between two seeds"
+        found.append(f"without constraints: error {_percent(free['error'])} %{noise}")
+    nearest = next((one["name"] for one in document["predecessors"]), None)
+    worst = [item for item in document.get("slices", ()) if item["against"] == nearest][:3]
+    if worst:
+        named = [f"{item['kind']} {item['name']} {_percent(item['nfr'])} % of {item['n']}" for item in worst]
+        found.append(f"most flipped against {nearest}: {', '.join(named)}")
+    summary = document.get("matrix", {}).get("summary_recall_at_1")
+    if summary and document["predecessors"]:
+        own, other = summary["average_compatibility"], summary["average_compatibility_independent"]
+        bars = [f"{one['value']:.2f}" if one["value"] is not None else f"- ({one['reason']})" for one in (own, other)]
+        found.append(
+            f"average compatibility, R@1: {bars[0]} against old versions, {bars[1]} against unconstrained ones"
+        )
+    return found
+
+
 def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{100 * rate:.2f}"

@@ -12,13 +12,13 @@ INK, LINE, BOUND = "#1c2430", "#2171b5", "#b35c00"
 
 
 def curves(document: Mapping[str, Any]) -> str:
-    """A figure for each predecessor that has a budget: its NFR with the budget, and its multiplier."""
+    """A figure for each predecessor whose budget is active: its NFR with the budget, and its multiplier."""
     figures = [_figure(one, document.get("chosen_epoch")) for one in document["predecessors"] if _drawn(one)]
     return f"<div class='curves'>{''.join(figures)}</div>" if figures else ""
 
 
 def _drawn(one: Mapping[str, Any]) -> bool:
-    return one["budget"] is not None and any(rate is not None for rate in one["constraint_nfrs"])
+    return one["status"] == "active" and any(rate is not None for rate in one["constraint_nfrs"])
 
 
 def _figure(one: Mapping[str, Any], chosen: int | None) -> str:

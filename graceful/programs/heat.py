@@ -17,7 +17,7 @@ table.heat{width:auto;border-collapse:separate;border-spacing:2px}table.heat th{
 table.heat thead th{text-align:center}table.heat caption{text-align:left;font-weight:600;padding:.2em 0}
 table.heat td{min-width:4.6em;text-align:center;border:0;padding:.45em .5em;font-variant-numeric:tabular-nums}
 td.gap{background:repeating-linear-gradient(45deg,#fff 0 4px,#d9dee6 4px 6px);color:#1c2430}
-.beside{display:flex;flex-wrap:wrap;gap:6px 36px}
+.beside{display:flex;flex-wrap:wrap;gap:6px 36px;overflow-x:auto}
 """
 TITLES = {"recall_at_1": "R@1", "map": "mAP", "negative_flip_rate": "NFR"}
 SUMMARIES = {
@@ -104,7 +104,7 @@ def matrices(document: Mapping[str, Any]) -> str:
         )
         parts.append(_summary(document, measured))
     triangle = heat(TITLES["negative_flip_rate"], names, document["negative_flip_rate"], triangle=True)
-    parts.append(f"<h3>Negative flips: what the row's version breaks of the column's</h3>{triangle}")
+    parts.append(f"<h3>Negative flips: what the row's version breaks of the column's</h3>{_beside([triangle])}")
     if document.get("left_out"):
         parts.append(
             f"<p class='note'>{document['left_out']} older versions are not shown;"

@@ -7,14 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from graceful.metrics import compatibility as compat
-from graceful.metrics import flips
 from graceful.metrics.compatibility import Side
-from graceful.metrics.retrieval import Ranking, mean_average_precision, rank, recall_at_k
+from graceful.metrics.predictions import Predictions, join
+from graceful.metrics.retrieval import Ranking, rank
 from graceful.programs.answers import Voice
 
 RETRIEVAL = ("recall_at_1", "map")
-DRAWS = 100
-"""Bootstrap draws of a cell; its interval is not kept."""
 
 
 def pairs(versions: Sequence[Voice], *, free: Mapping[str, Sequence[Voice]] | None = None) -> dict[str, Any]:
@@ -33,13 +31,13 @@ def pairs(versions: Sequence[Voice], *, free: Mapping[str, Sequence[Voice]] | No
     """
     names = [voice.name for voice in versions]
     flipped = {
-        (new.name, old.name): flips.compare(new.predictions, old.predictions, draws=DRAWS)["negative_flip_rate"].value
+        (new.name, old.name): flipped_share(new.predictions, old.predictions)
         for index, new in enumerate(versions)
         for old in versions[:index]
     }
     found: dict[str, Any] = {
         "versions": names,
-        "error": [flips.alone(voice.predictions, draws=DRAWS)["error_rate"].value for voice in versions],
+        "error": [wrong_share(voice.predictions) for voice in versions],
         "negative_flip_rate": compat.compatibility_matrix(flipped, names),
     }
     sizes = [voice.gallery.size for voice in versions if voice.gallery is not None]
@@ -71,10 +69,24 @@ def _searched(versions: Sequence[Voice]) -> dict[str, dict[tuple[str, str], floa
 
 
 def _scores(ranking: Ranking) -> dict[str, float | None]:
-    return {
-        "recall_at_1": recall_at_k(ranking, draws=DRAWS).value,
-        "map": mean_average_precision(ranking, draws=DRAWS).value,
-    }
+    """Without intervals, which the cells of a matrix have no room for."""
+    judged = ranking.judged
+    if not judged.any():
+        return dict.fromkeys(RETRIEVAL)
+    hits, precision = ranking.first_hit[judged] == 1, ranking.average_precision[judged]
+    return {"recall_at_1": float(hits.mean()), "map": float(precision.mean())}
+
+
+def flipped_share(new: Predictions, old: Predictions) -> float | None:
+    """NFR without its interval; None where the two have no id in common that both can answer."""
+    joined = join(new, old)
+    return float(joined.negative_flips.mean()) if len(joined) else None
+
+
+def wrong_share(version: Predictions) -> float | None:
+    """Error rate without its interval, on the ids whose class it knows; None without such ids."""
+    joined = join(version, version)
+    return float((~joined.ok_new).mean()) if len(joined) else None
 
 
 def _independent(names: Sequence[str], free: Mapping[str, Sequence[Voice]]) -> dict[str, list[float | None]]:

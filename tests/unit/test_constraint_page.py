@@ -19,7 +19,7 @@ from graceful.gate import Outcome, Verdict
 from graceful.metrics.predictions import Predictions
 from graceful.programs import background, flipped, heat
 from graceful.programs.answers import Evaluated, Voice
-from graceful.programs.constraint_report import PROMISED, build
+from graceful.programs.constraint_report import PROMISED, build, remarks
 from graceful.programs.evaluate import evaluate
 from graceful.programs.flipped import negative_flips, pictures
 from graceful.programs.html import render_html
@@ -211,6 +211,17 @@ def test_retiring_gives_back_each_predecessor_s_share_of_the_measured_cost(tmp_p
     assert [row["error_gain"] for row in found["retirement"]] == pytest.approx([0.015, 0.005])
     assert [one["untreated_nfr"] for one in found["predecessors"]] == [0.031, None]
     assert [one["compat_slice"] for one in found["predecessors"]] == [48, 32]
+
+
+def test_the_terminal_says_it_in_a_few_lines(tmp_path: Path) -> None:
+    _, found = release(tmp_path)
+    *_, alone, slices = remarks(found)
+    assert alone == "without constraints: error 7.50 %, 1.20 % flips between two seeds"
+    assert slices == "most flipped against v2: class <O> 20.00 % of 20"
+    free = found_for(parse("v3"), free={"v2": Free(runs=(constant("run", 1),), reason="1 of its recipe")})
+    [*_, last] = remarks(found | free)
+    assert last.startswith("average compatibility, R@1: ")
+    assert last.endswith("against old versions, - (2 of 3 pairs are missing) against unconstrained ones")
 
 
 def test_constraints_that_cost_nothing_are_worth_nothing_to_drop(tmp_path: Path) -> None:

@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from graceful import targets, tasks
-from graceful.chain import Predecessor, select
+from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import Unconstrained, contract
+from graceful.programs.remains import reads_outputs, require_usable
 from graceful.spec import Adaptive, Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.targets.eviction import evict
+from graceful.targets.eviction import evict, keys_of
 from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
-from graceful.training.objective import needs
 
 Progress = Callable[[Mapping[str, object]], None]
 REFERENCE_SEED_STRIDE = 1009
@@ -96,23 +96,36 @@ def train(
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
     _require_sound(built, samples)
-    versions = [bundle.load(folder, augment_like=spec.task) for folder in ancestors]
+    versions = [bundle.load(folder, augment_like=spec.task, at_least=Kept.NOTHING) for folder in ancestors]
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
     views = _views(spec, samples, augments=built.augments)
+    require_usable(wanted, spec.compatibility, built.classes, clean=views.keyed is None, live=views.live)
     mirror = Mirror.of(home)
-    outputs = _Outputs(samples=samples, views=views, home=home, mirror=mirror, spec=spec, progress=progress)
+    outputs = _Outputs(
+        samples=samples,
+        views=views,
+        home=home,
+        mirror=mirror,
+        spec=spec,
+        progress=progress,
+        lost=frozenset(version.digest for version in versions if version.lost),
+    )
     references = _references(
         spec, home=home, task=built, mirror=mirror, data=samples.digest, budgets=bool(wanted), progress=progress
     )
     free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
     promised = _contract(spec, built, wanted, references, free)
-    live = views.live or not needs(spec.compatibility) - {"head"}
     job = TrainingJob(
         spec=spec,
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
-        caches=tuple(None if live else outputs.of(version) for version in wanted),
+        caches=tuple(
+            outputs.of(version)
+            if not views.live and reads_outputs(version, spec.compatibility, built.classes)
+            else None
+            for version in wanted
+        ),
         references=tuple(outputs.of(version) for version in free) if spec.compatibility.reference else (),
         contract=promised,
         task=task,
@@ -154,6 +167,7 @@ class _Outputs:
     mirror: Mirror
     spec: RefreshSpec
     progress: Progress
+    lost: frozenset[str]
     notes: list[str] = field(default_factory=list)
     open: list[targets.Cache] = field(default_factory=list)
 
@@ -165,7 +179,8 @@ class _Outputs:
 
         section = self.spec.compatibility.targets
         if section.limit_gb is not None:
-            evict(self.home / "targets", limit=int(section.limit_gb * 1e9))
+            keep = keys_of(self.home / "targets", predecessors=self.lost)
+            evict(self.home / "targets", limit=int(section.limit_gb * 1e9), keep=keep)
         cache = targets.build(
             version,
             self.samples,
@@ -181,7 +196,10 @@ class _Outputs:
         if covered < 1.0:
             partial = f"its outputs are finite on {covered:.1%} of the training samples"
             self.notes.append(f"{version.name}: {partial}")
-        cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
+        if version.lost:
+            self.notes.append(f"{version.name}: {version.lost}, so its cached outputs were not compared with it")
+        else:
+            cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
         return cache.folder
 
 

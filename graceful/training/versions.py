@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graceful import spec, targets
-from graceful.chain import OldOutputs, Predecessor, label_map
+from graceful.chain import Kept, OldOutputs, Predecessor, label_map
 from graceful.losses.influence import prototypes
 from graceful.models import bundle
 from graceful.spec import Task as TaskSection
@@ -54,7 +54,7 @@ def opened(
     """Open one predecessor. Every rank asks about all samples, so that all know the same.
 
     Args:
-        folder: Its bundle; the weights in it may be missing if its outputs are cached and no loss reads its head.
+        folder: Its bundle; weights that nobody asks for may be missing, see `programs.remains`.
         cached: Folder of its outputs; None: it runs live.
         task: Of the new version.
         train: The training split.
@@ -67,7 +67,7 @@ def opened(
     """
     predecessor = None
     if cached is None or wanted & {"head", "prototypes"}:
-        predecessor = bundle.load(folder, augment_like=like)
+        predecessor = bundle.load(folder, augment_like=like, at_least=Kept.NOTHING)
         predecessor.network.to(device)
     source: targets.Cache | targets.Live
     if cached is not None:
@@ -78,13 +78,15 @@ def opened(
     about = predecessor or bundle.describe(folder)
     known = label_map(task.classes, about.classes)[torch.from_numpy(train.labels)]
     units = None
-    if predecessor is not None and "prototypes" in wanted and bool((known < 0).any()):
+    headless = predecessor is not None and predecessor.kept is Kept.NOTHING
+    if predecessor is not None and "prototypes" in wanted and (headless or bool((known < 0).any())):
         units = _prototypes(predecessor, source, train, classes=len(task.classes))
+    reads_head = "head" in wanted and not headless
     version = OldVersion(
         name=about.name,
         classes=about.classes,
         embedding_size=about.embedding_size,
-        head=predecessor.network.classify if predecessor and "head" in wanted else None,  # type: ignore[arg-type]
+        head=predecessor.network.classify if predecessor and reads_head else None,  # type: ignore[arg-type]
         correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
         known_share=float((known >= 0).double().mean()),
         prototypes=units,

@@ -17,7 +17,7 @@ from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
-from graceful.programs.contract import Unconstrained, contract
+from graceful.programs.contract import Asked, Unconstrained, ask, contract, require_kept, require_possible
 from graceful.programs.remains import reads_outputs, require_usable
 from graceful.spec import Adaptive, Compatibility, RefreshSpec
 from graceful.spec.training import LIMITS
@@ -111,21 +111,19 @@ def train(
         progress=progress,
         lost=frozenset(version.digest for version in versions if version.lost),
     )
+    asked = _asked(spec, built, wanted)
+    cached = [not views.live and reads_outputs(version, spec.compatibility, built.classes) for version in wanted]
+    caches = [outputs.of(version) if yes else None for version, yes in zip(wanted, cached, strict=True)]
     references = _references(
         spec, home=home, task=built, mirror=mirror, data=samples.digest, budgets=bool(wanted), progress=progress
     )
     free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
-    promised = _contract(spec, built, wanted, references, free)
+    promised = _contract(spec, asked, references, free, progress)
     job = TrainingJob(
         spec=spec,
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
-        caches=tuple(
-            outputs.of(version)
-            if not views.live and reads_outputs(version, spec.compatibility, built.classes)
-            else None
-            for version in wanted
-        ),
+        caches=tuple(caches),
         references=tuple(outputs.of(version) for version in free) if spec.compatibility.reference else (),
         contract=promised,
         task=task,
@@ -250,22 +248,38 @@ def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: 
     return Trained(folder=folder / "model", digest=digest, result=result, data=data)
 
 
+def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:
+    """What predecessors with budgets say of the constraint split; refuses what no run of any error could meet."""
+    weighting = spec.compatibility.weighting
+    if not isinstance(weighting, Adaptive) or not chain:
+        return None
+    found = ask(task, chain, batch_size=spec.evaluate.batch_size)
+    require_possible(weighting, found)
+    return found
+
+
 def _contract(
     spec: RefreshSpec,
-    task: Task,
-    chain: Sequence[Predecessor],
+    asked: Asked | None,
     references: Sequence[Trained],
     free: Sequence[Predecessor],
+    progress: Progress,
 ) -> Contract | None:
     """Budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
     weighting = spec.compatibility.weighting
-    if not isinstance(weighting, Adaptive) or not chain:
+    if not isinstance(weighting, Adaptive) or asked is None:
         return None
     runs = [
         Unconstrained(version=version, errors=tuple(row["validation_error"] for row in one.result.history))
         for version, one in zip(free, references, strict=True)
     ]
-    return contract(weighting, task, chain, references=runs, batch_size=spec.evaluate.batch_size)
+    promised = contract(weighting, asked, references=runs)
+    for budget in promised.budgets:
+        facts = {"budget": budget.bound, "status": str(budget.status), "error": budget.standing.error}
+        reference = {"reference_error": budget.standing.reference_error, "ids": budget.standing.n}
+        progress({"stage": "budget", "version": budget.name, **facts, **reference})
+    require_kept(weighting, promised)
+    return promised
 
 
 def _export(

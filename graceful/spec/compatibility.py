@@ -176,7 +176,8 @@ class Compatibility(Section):
     losses: tuple[Loss, ...] = ()
     """Terms added to the task's loss; empty: train freely and only measure."""
     weighting: Weighting = Equal()
-    """How strongly each of several predecessors pulls; without `kind`: equal."""
+    """How strongly each of several predecessors pulls: a kind alone, or a section of keys; without `kind`: equal. The
+    loss `reweighting` averages over all of them alike, whatever this says."""
     reference: Reference | None = None
     """Second target that keeps accuracy; null: none."""
     targets: Targets = Targets()

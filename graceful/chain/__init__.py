@@ -104,7 +104,7 @@ def label_map(new: Sequence[str], old: Sequence[str]) -> Tensor:
 
 
 def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[Predecessor, ...]:
-    """Choose the predecessors that the losses see.
+    """Choose the predecessors that the losses see, in the order of the chain.
 
     Args:
         chain: Latest first.
@@ -122,4 +122,4 @@ def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[
         if name not in known:
             ancestors = ", ".join(known) or "no versions yet"
             raise SpecError(f"compatibility.against: {name!r} is not an ancestor; the chain has {ancestors}")
-    return tuple(known[name] for name in against)
+    return tuple(version for version in chain if version.name in against)

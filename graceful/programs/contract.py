@@ -84,6 +84,21 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Asked:
     )
 
 
+def near_chance(asked: Asked, *, factor: float) -> dict[str, str]:
+    """Predecessors with more than `factor` times the error of the nearest, by name, with a sentence for the report.
+
+    The nearest counts as having made at least one error, and is never near chance itself.
+    """
+    nearest, *others = asked.standings([0.0] * len(asked.chain))
+    least = max(nearest.error, 1.0 / max(nearest.n, 1))
+    return {
+        one.name: f"{one.name}: its error {100 * one.error:.2f} % is over {factor:g} times that of {nearest.name},"
+        f" {100 * nearest.error:.2f} %; it pulls only where it is right"
+        for one in others
+        if one.n and one.error > factor * least
+    }
+
+
 def require_possible(weighting: spec.Adaptive, asked: Asked) -> None:
     """Refuse what is already known to be infeasible, before an unconstrained run is trained to know the rest.
 

@@ -17,9 +17,9 @@ from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
-from graceful.programs.contract import Asked, Unconstrained, ask, contract, require_kept, require_possible
+from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
 from graceful.programs.remains import reads_outputs, require_usable
-from graceful.spec import Adaptive, Compatibility, RefreshSpec
+from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
 from graceful.targets.eviction import evict, keys_of
@@ -112,6 +112,8 @@ def train(
         lost=frozenset(version.digest for version in versions if version.lost),
     )
     asked = _asked(spec, built, wanted)
+    factor = spec.compatibility.near_chance
+    weak = near_chance(asked, factor=factor) if asked and factor and _focused(spec) else {}
     cached = [not views.live and reads_outputs(version, spec.compatibility, built.classes) for version in wanted]
     caches = [outputs.of(version) if yes else None for version, yes in zip(wanted, cached, strict=True)]
     references = _references(
@@ -126,13 +128,16 @@ def train(
         caches=tuple(caches),
         references=tuple(outputs.of(version) for version in free) if spec.compatibility.reference else (),
         contract=promised,
+        near_chance=tuple(weak),
         task=task,
         data=samples.digest,
         mirror=mirror,
     )
     result = run_training(job, progress=progress)
     record(run_dir, promised, result)
-    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=tuple(outputs.notes))
+    silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
+    notes = (*outputs.notes, *weak.values(), *silent)
+    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=notes)
     return replace(trained, contract=promised)
 
 
@@ -248,14 +253,28 @@ def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: 
     return Trained(folder=folder / "model", digest=digest, result=result, data=data)
 
 
+def _focused(spec: RefreshSpec) -> bool:
+    return any(isinstance(loss, FocalDistillation) and loss.focus != "all" for loss in spec.compatibility.losses)
+
+
 def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:
-    """What predecessors with budgets say of the constraint split; refuses what no run of any error could meet."""
-    weighting = spec.compatibility.weighting
-    if not isinstance(weighting, Adaptive) or not chain:
+    """What predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot be met.
+
+    None where nobody needs to know, or nobody can: the split is empty, or the nearest cannot be run.
+    """
+    section = spec.compatibility
+    if isinstance(section.weighting, Adaptive):
+        if not chain:
+            return None
+        found = ask(task, chain, batch_size=spec.evaluate.batch_size)
+        require_possible(section.weighting, found)
+        return found
+    able = [version for version in chain if not version.lost]
+    if not _focused(spec) or section.near_chance is None or len(able) < 2 or able[0] is not chain[0]:
         return None
-    found = ask(task, chain, batch_size=spec.evaluate.batch_size)
-    require_possible(weighting, found)
-    return found
+    if not len(task.samples("constraint")):
+        return None
+    return ask(task, able, batch_size=spec.evaluate.batch_size)
 
 
 def _contract(
@@ -267,7 +286,7 @@ def _contract(
 ) -> Contract | None:
     """Budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
     weighting = spec.compatibility.weighting
-    if not isinstance(weighting, Adaptive) or asked is None:
+    if asked is None or not isinstance(weighting, Adaptive):
         return None
     runs = [
         Unconstrained(version=version, errors=tuple(row["validation_error"] for row in one.result.history))

@@ -7,7 +7,7 @@ a worker no fifty networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ def opened(
     wanted: frozenset[str],
     like: TaskSection,
     device: torch.device,
+    near_chance: Collection[str] = (),
 ) -> Opened:
     """Open one predecessor. Every rank asks about all samples, so that all know the same.
 
@@ -61,6 +62,7 @@ def opened(
         wanted: What `objective.needs` says.
         like: Task section of the new version, see `bundle.load`.
         device: Where outputs go.
+        near_chance: Names of the predecessors that pull only where they are right.
 
     Raises:
         DataError, IntegrityError, StorageError: Something is missing, does not fit or is damaged.
@@ -89,6 +91,7 @@ def opened(
         head=predecessor.network.classify if predecessor and reads_head else None,  # type: ignore[arg-type]
         correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
         known_share=float((known >= 0).double().mean()),
+        near_chance=about.name in near_chance,
         prototypes=units,
     )
     return Opened(version=version, source=source)
@@ -115,7 +118,11 @@ def mixture(
         columns = None if group.columns is None else known[np.asarray(group.columns)]
         members.append(
             Member(
-                cache=one.source, columns=columns, labels=known[train.labels], correct_share=one.version.correct_share
+                cache=one.source,
+                columns=columns,
+                labels=known[train.labels],
+                correct_share=one.version.correct_share,
+                near_chance=one.version.near_chance,
             )
         )
     return Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)

@@ -44,7 +44,7 @@ from benchmarks import results, runs
 from graceful import spec
 from graceful.chain import Predecessor
 from graceful.chain.budgets import Budget, Status
-from graceful.programs.contract import Unconstrained, contract
+from graceful.programs.contract import Unconstrained, ask, contract
 from graceful.programs.train import train
 from graceful.tasks.base import Task
 
@@ -137,7 +137,7 @@ def planned(task: Task, chain: Sequence[Predecessor], free: Predecessor) -> tupl
         return ()
     rule = spec.Adaptive.model_validate(ADAPTIVE)
     run = Unconstrained(version=free, errors=())
-    return contract(rule, task, chain, references=[run], batch_size=1024).budgets
+    return contract(rule, ask(task, chain, batch_size=1024), references=[run]).budgets
 
 
 def row_of(test: Mapping[str, float], budgets: Sequence[Budget], *, constraint: Mapping[str, float]) -> dict[str, Any]:

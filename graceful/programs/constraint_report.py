@@ -38,13 +38,14 @@ def build(report: Report, run_dir: Path) -> dict[str, Any]:
         `predecessors`: each ancestor with what was measured on test data, its budget and status (`evaluated only` for
         those that training did not see), its multiplier epoch by epoch, and its pull, multiplier x budget, which ranks
         what relaxing it would buy. `cost`: error of the new version minus the unconstrained one's, on the constraint
-        split. `conflict`: how much the predecessors disagree, per merged loss. `advice`: sentences for people; the
-        gate never acts on them.
+        split; None, like `feasible`, where no budget was active. `conflict`: how much the predecessors disagree, per
+        merged loss. `advice`: sentences for people; the gate never acts on them.
     """
     path = run_dir / PROMISED
     made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     epochs = made.get("epochs", [])
     chosen = next((row for row in epochs if row["epoch"] == made.get("chosen_epoch")), None)
+    acting = chosen if any(budget["status"] == "active" for budget in made.get("budgets", [])) else None
     budgets = {budget["name"]: budget for budget in made.get("budgets", [])}
     predecessors = [_predecessor(item, budgets.get(item.against), epochs, chosen) for item in report.comparisons]
     reference = made.get("reference_error")
@@ -54,9 +55,9 @@ def build(report: Report, run_dir: Path) -> dict[str, Any]:
         "version": report.version,
         "error": _value(report.measurements.get("error_rate")),
         "reference_error": reference,
-        "cost": None if chosen is None else chosen["constraint_error"] - reference,
+        "cost": None if acting is None else acting["constraint_error"] - reference,
         "chosen_epoch": made.get("chosen_epoch"),
-        "feasible": None if chosen is None else chosen["feasible"],
+        "feasible": None if acting is None else acting["feasible"],
         "conflict": {} if chosen is None else chosen["conflict"],
         "chain": {name: _value(report.measurements.get(name)) for name in CHAIN},
         "predecessors": predecessors,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from graceful import tasks
 from graceful.chain import Predecessor
+from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS
 from graceful.errors import DataError, GracefulError
 from graceful.metrics import flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
@@ -65,7 +66,8 @@ def evaluate(
     Args:
         spec: Names the task whose data is used; every version sees it through its own transform.
         new: The version to measure.
-        ancestors: Latest first; empty for the first link.
+        ancestors: Latest first; empty for the first link. Those that cannot be run are not measured: what would be
+            measured against them, and over the whole chain, is undefined, so that no constraint on it is met.
         task: Already built task, else built from the spec.
         notes: Further caveats for the report.
 
@@ -76,7 +78,9 @@ def evaluate(
     test = task.samples("test")
     if not len(test):
         raise DataError(f"task {spec.task.kind}: the test split is empty; the gate needs at least one sample in it")
-    versions = [new, *ancestors]
+    whole = [one for one in ancestors if one.lost is None]
+    lost = [one for one in ancestors if one.lost]
+    versions = [new, *whole]
     said = [answers(version, test, spec.evaluate.batch_size) for version in versions]
     predictions = [predictions_of(version, test, one) for version, one in zip(versions, said, strict=True)]
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
@@ -90,23 +94,36 @@ def evaluate(
         against = [{**flip, **cross} for flip, cross in zip(against, found.against, strict=True)]
     if against:
         alone |= chain_flips(predictions[0], predictions[1:], draws=draws, seed=seed)
+    for old in lost:
+        alone |= dict.fromkeys(CHAIN_METRICS, _unmeasured(old))
+    measured = {old.name: one for old, one in zip(whole, against, strict=True)}
     comparisons = tuple(
-        Comparison(against=old.name, model_id=old.model_id, distance=distance, measurements=measured)
-        for distance, (old, measured) in enumerate(zip(ancestors, against, strict=True), start=1)
+        Comparison(
+            against=old.name,
+            model_id=old.model_id,
+            distance=distance,
+            measurements=measured.get(old.name) or dict.fromkeys(COMPARISON_METRICS, _unmeasured(old)),
+        )
+        for distance, old in enumerate(ancestors, start=1)
     )
+    caveats = [f"{old.name}: {old.lost}, so nothing was measured against it" for old in lost]
     report = Report(
         model=spec.model,
         version=spec.name,
         data=data,
         measurements=alone,
         comparisons=comparisons,
-        notes=(*notes, *(note for version in versions for note in version.notes), *_overlaps(versions, test)),
+        notes=(*notes, *caveats, *(note for version in versions for note in version.notes), *_overlaps(versions, test)),
     )
     flipped = [
         negative_flips(predictions[0], old, against=version.name)
-        for version, old in zip(ancestors, predictions[1:], strict=True)
+        for version, old in zip(whole, predictions[1:], strict=True)
     ]
     return Evaluation(report=report, flips=tuple(itertools.chain.from_iterable(flipped)), test=test)
+
+
+def _unmeasured(version: Predecessor) -> Measurement:
+    return Measurement(value=None, reason=f"{version.name} cannot be run, {version.lost}")
 
 
 def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import gate, tasks
-from graceful.constraints import ALL, LATEST, SELF
+from graceful.chain import Kept
 from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
@@ -20,6 +20,7 @@ from graceful.programs.constraint_report import build as build_constraints
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.flipped import pictures
 from graceful.programs.html import render_html
+from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.train import Progress, Trained, silent, train
@@ -29,8 +30,6 @@ from graceful.storage import Mirror, write_json, write_text
 from graceful.training import trace
 from graceful.training.job import NOT_MIRRORED
 
-RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
-"""How the names of measurements begin that `evaluate.retrieval` switches off."""
 SHOWN = 48
 """Negative flips against the latest ancestor that the HTML report shows."""
 
@@ -93,7 +92,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = _chain(store, spec, run_dir)
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
-        _check_gate(spec, links)
+        require_judgeable(spec, [link.name for link in links])
         ancestors = _fetch(store, links)
         with _abandoned(store, tracking):
             trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
@@ -197,30 +196,18 @@ def matrix_of(spec: RefreshSpec, *, progress: Progress = silent) -> dict[str, An
         folders += _fetch(store, _chain(store, spec, run_dir))
         if not folders:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
-        progress({"stage": "matrix", "versions": len(folders)})
-        versions = [bundle.load(folder, augment_like=spec.task) for folder in reversed(folders)]
+        left = [bundle.load(one, augment_like=spec.task, at_least=Kept.NOTHING) for one in reversed(folders)]
+        versions = [version for version in left if not version.lost]
+        lost = [f"{version.name}: {version.lost}" for version in left if version.lost]
+        progress({"stage": "matrix", "versions": len(versions), **({"left_out": lost} if lost else {})})
         found = matrix(spec, tasks.build(spec.task), versions)
         write_json(run_dir / "matrix.json", found)
     return found
 
 
-def _check_gate(spec: RefreshSpec, links: Sequence[Link]) -> None:
-    """Refuse what the gate could not judge before hours of training, not after."""
-    known = {SELF, LATEST, ALL, *(link.name for link in links)}
-    for index, item in enumerate(spec.gate.constraints):
-        if item.against is not None and item.against not in known:
-            names = ", ".join(link.name for link in links) or "no versions yet"
-            raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
-        if item.metric.startswith(RETRIEVAL) and not spec.evaluate.retrieval:
-            raise SpecError(
-                f"gate.constraints.{index}.metric: {item.metric} is not measured with evaluate.retrieval: false;"
-                " write true, or leave the constraint out"
-            )
-
-
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
-    """Bring the chain's bundles here, every digest checked."""
-    return [store.fetch(store.record(link.model_id)) for link in links]
+    """Bring the chain's bundles here, every digest checked; weights that the registry has no more are missing."""
+    return [store.fetch(store.record(link.model_id), removable=bundle.REMOVABLE) for link in links]
 
 
 def measure(
@@ -228,7 +215,13 @@ def measure(
 ) -> tuple[Evaluation, gate.Verdict]:
     """Evaluate a bundle against its ancestors' bundles and judge the report."""
     chain = [
-        bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id, augment_like=spec.task)
+        bundle.load(
+            ancestor,
+            expected_digest=link.digest,
+            model_id=link.model_id,
+            augment_like=spec.task,
+            at_least=Kept.NOTHING,
+        )
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
     found = evaluate(spec, bundle.load(folder, augment_like=spec.task), chain, notes=notes)

@@ -101,6 +101,15 @@ def test_a_run_without_budgets_still_has_a_report(tmp_path: Path) -> None:
     assert {one["status"] for one in found["predecessors"]} == {"evaluated only"}
 
 
+def test_where_no_constraint_acted_none_was_kept_and_none_cost_anything(tmp_path: Path) -> None:
+    loose = plan([Standing(name="v3", n=N, error=0.12, reference_error=0.1)], relative=0.2, bounds={"v3": 0.9})
+    mask = np.ones((1, 4), dtype=bool)
+    record(tmp_path, Contract(budgets=loose, right=mask, known=mask, reference_error=0.1), trained())
+    found = build(report(), tmp_path)
+    assert found["predecessors"][0]["status"] == "vacuous"
+    assert (found["cost"], found["feasible"], found["chosen_epoch"]) == (None, None, 2)
+
+
 def test_people_read_the_same_in_the_terminal_and_on_the_page(promised: Path) -> None:
     found = build(report(), promised)
     rows = constraint_rows(found)

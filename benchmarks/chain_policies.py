@@ -1,15 +1,27 @@
 """Ten versions of glyphs, one of them released untreated: which policy keeps the chain, and at what error?
 
-    python -m benchmarks.chain_policies            # 3 seeds x 5 policies x 10 versions, about an hour on two cores
+    python -m benchmarks.chain_policies            # 3 seeds x 7 policies x 10 versions, about an hour on two cores
     python -m benchmarks.chain_policies --quick    # 1 seed, 4 versions, 1 epoch, prints only
     python -m benchmarks.chain_policies --home DIR # keep runs in DIR: finished ones are not trained again
 
 Data grow from version to version, the network once. Every policy trains its own chain; the version in the middle is
-trained without constraints in all of them. Policies: none; latest (against the newest predecessor); all (equal shares);
-decay (shares halve with each release); adaptive (budgets, `compatibility.weighting`). Everything is measured on test
-families. A budget is met where the NFR on test families is at most the bound. For `adaptive` these are the budgets it
-was trained with; for the others the same rule is applied to their own chain afterwards, with the `none` run of the same
-seed and version as the unconstrained one.
+trained without constraints in all of them. Policies:
+
+    none                 no constraints
+    latest               against the newest predecessor
+    all, decay           against all, equal shares or shares that halve with each release
+    adaptive             budgets (`compatibility.weighting`), and distillation from three unconstrained runs
+    adaptive-alone       the same without these runs
+    latest-reference     latest with these runs
+
+Errors and flips are those on test families. A budget is met where the NFR is at most the bound: on the constraint
+split, on which it was declared and by which multipliers move, and on test families. For the adaptive policies these are
+the budgets they were trained with; for the others the same rule is applied to their own chain afterwards, with the
+`none` run of the same seed and version as the unconstrained one.
+
+Settings were chosen on validation families with seeds 11 to 13 and chains of six versions, among rho 0.15 to 0.20,
+steps 0.5 and 1, starts 1 to 3, reference weights 1 and 3. Other settings had been seen on test families before, with
+seed 0 and six versions.
 """
 
 from __future__ import annotations
@@ -32,7 +44,7 @@ from benchmarks import results, runs
 from graceful import spec
 from graceful.chain import Predecessor
 from graceful.chain.budgets import Budget, Status
-from graceful.programs.contract import Unconstrained, contract
+from graceful.programs.contract import Unconstrained, ask, contract
 from graceful.programs.train import train
 from graceful.tasks.base import Task
 
@@ -45,15 +57,23 @@ LOSS = {
     "allow_low_temperature": True,
     "weight": 0.3,
 }
-ADAPTIVE = {"kind": "adaptive", "relative": 0.18, "step": 0.5, "error_margin": 0.06, "infeasible": "skip"}
-"""Chosen after a look at seed 0 with six versions, test families included: 0.12 with the default step and margin missed
-nearly every budget, because the guard takes back what violated budgets add."""
+ADAPTIVE = {
+    "kind": "adaptive",
+    "relative": 0.2,
+    "step": 1.0,
+    "start": 3.0,
+    "error_margin": 0.06,
+    "infeasible": "skip",
+}
+REFERENCE = {"runs": 3, "weight": 3.0, "temperature": 2.0}
 POLICIES: Mapping[str, dict[str, Any]] = {
     "none": {},
     "latest": {"losses": [LOSS], "against": "latest"},
     "all": {"losses": [LOSS], "against": "all"},
     "decay": {"losses": [LOSS], "against": "all", "weighting": {"kind": "decay"}},
-    "adaptive": {"losses": [LOSS], "against": "all", "weighting": ADAPTIVE},
+    "adaptive": {"losses": [LOSS], "against": "all", "weighting": ADAPTIVE, "reference": REFERENCE},
+    "adaptive-alone": {"losses": [LOSS], "against": "all", "weighting": ADAPTIVE},
+    "latest-reference": {"losses": [{**LOSS, "weight": 1.0}], "against": "latest", "reference": REFERENCE},
 }
 
 
@@ -90,14 +110,18 @@ def chains(seed: int, versions: int, epochs: int, home: str) -> list[dict[str, A
             if policy == "none":
                 free[version] = new
             budgets = done.contract.budgets if done.contract else planned(task, loaded, free[version])
-            measured = {old.name: runs.flips(new, old, task=task, split="test") for old in loaded}
+            test, constraint = (
+                {old.name: runs.flips(new, old, task=task, split=split)["nfr"] for old in loaded}
+                for split in ("test", "constraint")
+            )
             rows.append(
                 {
                     "policy": policy,
                     "seed": seed,
                     "version": version,
                     "untreated": untreated or policy == "none",
-                    **row_of(measured, budgets, error=100 * float(1 - runs.right(new, task, "test").mean())),
+                    **row_of(test, budgets, constraint=constraint),
+                    "error": round(100 * float(1 - runs.right(new, task, "test").mean()), 4),
                     "chosen_epoch": done.result.chosen_epoch,
                     "cpu_seconds": round(seconds, 2),
                 }
@@ -113,21 +137,21 @@ def planned(task: Task, chain: Sequence[Predecessor], free: Predecessor) -> tupl
         return ()
     rule = spec.Adaptive.model_validate(ADAPTIVE)
     run = Unconstrained(version=free, errors=())
-    return contract(rule, task, chain, references=[run], batch_size=1024).budgets
+    return contract(rule, ask(task, chain, batch_size=1024), references=[run]).budgets
 
 
-def row_of(measured: Mapping[str, Mapping[str, float]], budgets: Sequence[Budget], *, error: float) -> dict[str, Any]:
-    """What one version of a chain did: rates in percent, budgets by the number of the predecessor."""
-    nfr = {_number(name): round(found["nfr"], 4) for name, found in measured.items()}
+def row_of(test: Mapping[str, float], budgets: Sequence[Budget], *, constraint: Mapping[str, float]) -> dict[str, Any]:
+    """What one version of a chain flipped: rates in percent, budgets by the number of the predecessor."""
+    nfr, controlled = ({_number(name): round(rate, 4) for name, rate in found.items()} for found in (test, constraint))
     feasible = {_number(one.name): 100 * one.bound for one in budgets if one.status is not Status.INFEASIBLE}
     return {
-        "error": round(error, 4),
         "max_nfr": max(nfr.values(), default=None),
         "nfr_by_predecessor": nfr,
         "budgets": {name: round(bound, 4) for name, bound in feasible.items()},
         "status": {_number(one.name): str(one.status) for one in budgets},
         "budgets_feasible": len(feasible),
         "budgets_met": sum(nfr[name] <= bound for name, bound in feasible.items()),
+        "budgets_met_on_constraint": sum(controlled[name] <= bound + 1e-4 for name, bound in feasible.items()),
     }
 
 
@@ -140,18 +164,29 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     last = max(row["version"] for row in rows)
     broken = last // 2 + 1
     lines = [
-        f"{'policy':<10}{'error':>8}{'max NFR':>9}{'mean error':>12}{'mean max NFR':>14}{'d error':>16}{'met':>12}"
+        f"{'policy':<18}{'error':>7}{'max NFR':>9}{'d error':>17} | "
+        f"{'after the untreated release: error':>34}{'max NFR':>9}"
+        f"{'d max NFR':>17}{'met, constraint':>18}{'met, test':>14}"
     ]
-    latest = {row["seed"]: row["error"] for row in rows if row["policy"] == "latest" and row["version"] == last}
+    latest = {(row["seed"], row["version"]): row for row in rows if row["policy"] == "latest"}
+
+    def difference(own: Sequence[Mapping[str, Any]], key: str) -> str:
+        by_seed: dict[int, list[float]] = {}
+        for row in own:
+            by_seed.setdefault(row["seed"], []).append(row[key] - latest[row["seed"], row["version"]][key])
+        gap, half = runs.mean_interval([statistics.fmean(values) for values in by_seed.values()])
+        return f"{gap:>+9.2f} +-{half:5.2f}"
+
     for policy in POLICIES:
         own = [row for row in rows if row["policy"] == policy]
-        end, after = ([row for row in own if row["version"] >= first] for first in (last, broken + 1))
-        after = after or end
-        gap, half = runs.mean_interval([row["error"] - latest[row["seed"]] for row in end])
-        met, asked = (sum(row[key] for row in after) for key in ("budgets_met", "budgets_feasible"))
+        end, after = ([row for row in own if row["version"] >= first] for first in (last, min(broken + 1, last)))
+        met, there, asked = (
+            sum(row[key] for row in after) for key in ("budgets_met", "budgets_met_on_constraint", "budgets_feasible")
+        )
         lines.append(
-            f"{policy:<10}{_mean(end, 'error'):>8.2f}{_mean(end, 'max_nfr'):>9.2f}{_mean(after, 'error'):>12.2f}"
-            f"{_mean(after, 'max_nfr'):>14.2f}{gap:>+9.2f} +-{half:4.2f}{met:>7} of {asked}"
+            f"{policy:<18}{_mean(end, 'error'):>7.2f}{_mean(end, 'max_nfr'):>9.2f}{difference(end, 'error'):>17} | "
+            f"{_mean(after, 'error'):>34.2f}{_mean(after, 'max_nfr'):>9.2f}{difference(after, 'max_nfr'):>17}"
+            f"{there:>11} of {asked:<3}{met:>7} of {asked:<3}"
         )
     return "\n".join(lines)
 

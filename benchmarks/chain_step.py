@@ -1,11 +1,14 @@
 """What a training step costs by the number of predecessors: cached and merged, or live in every step.
 
-    python -m benchmarks.chain_step            # five minutes, writes benchmarks/results/chain_step.json
+    python -m benchmarks.chain_step            # ten minutes, writes benchmarks/results/chain_step.json
     python -m benchmarks.chain_step --quick    # a few steps, prints only
 
 A step is what the training loop does: read and transform the batch, fetch what predecessors say, forward, losses,
-backward, update. New version `s2`, batch 128; predecessors `s2` with random weights, whose outputs cost the same as
-those of trained ones. Every round runs all settings in turn, in changing order; ratios are taken within a round,
+backward, update. New version `s2` or, cached only, the larger `m`, batch 128; predecessors of the same size with random
+weights, whose outputs cost the same as those of trained ones. What predecessors cost does not depend on the network, so
+its share falls as the network grows.
+
+Every round runs all settings in turn, in changing order; ratios are taken within a round,
 medians over rounds. Times are CPU seconds of this process, which other work on the machine disturbs least; wall seconds
 stand beside them.
 """
@@ -35,18 +38,23 @@ from graceful.training.job import TrainingJob
 from graceful.training.objective import Objective
 from graceful.training.sampler import Sampler
 
-TASK = {"kind": "glyphs", "network": {"size": "s2", "embedding": 64, "head": "cosine"}}
+SIZES = ("s2", "m")
 COUNTS = (1, 2, 4, 8, 16)
 LOSSES = [{"kind": "focal_distillation", "weight": 0.3}]
 
 
-def predecessors(folder: Path, task: Task) -> list[tuple[Path, Path]]:
+def task_section(size: str) -> dict[str, Any]:
+    """The data, and a network of one size."""
+    return {"kind": "glyphs", "network": {"size": size, "embedding": 64, "head": "cosine"}}
+
+
+def predecessors(folder: Path, task: Task, size: str) -> list[tuple[Path, Path]]:
     """Bundles of random versions and the caches of their outputs."""
     found = []
     samples = task.samples("train")
     for index in range(max(COUNTS)):
         torch.manual_seed(index)
-        wanted = runs.refresh_spec(f"v{index}", task=TASK, seed=0)
+        wanted = runs.refresh_spec(f"v{index}", task=task_section(size), seed=0)
         bundle.save(folder / f"v{index}", network=task.network(task.classes), spec=wanted, classes=task.classes)
         version = bundle.load(folder / f"v{index}")
         cache = targets.build(version, samples, views=None, root=folder / "targets")
@@ -58,10 +66,12 @@ Times = tuple[float, float]
 """CPU and wall seconds."""
 
 
-def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -> tuple[Callable[[int], Times], float]:
+def stepper(
+    count: int, mode: str, chain: list[tuple[Path, Path]], task: Task, size: str
+) -> tuple[Callable[[int], Times], float]:
     """A function that trains so many steps and returns the seconds of one; and the seconds opening took."""
     wanted = {"losses": LOSSES, "against": "all", "targets": {"mode": "live" if mode == "live" else "auto"}}
-    document = runs.refresh_spec("new", task=TASK, seed=0, compatibility=wanted if count else {})
+    document = runs.refresh_spec("new", task=task_section(size), seed=0, compatibility=wanted if count else {})
     job = TrainingJob(
         spec=document,
         run_dir=Path(),
@@ -92,13 +102,14 @@ def stepper(count: int, mode: str, chain: list[tuple[Path, Path]], task: Task) -
     return run, opening
 
 
-def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
+def measure(size: str, rounds: int, steps: int) -> list[dict[str, Any]]:
     """One row for each mode and number of predecessors."""
-    task = runs.task_of(TASK)
-    settings: list[tuple[str, int]] = [("none", 0), *(("cached", k) for k in COUNTS), *(("live", k) for k in COUNTS)]
+    task = runs.task_of(task_section(size))
+    modes = ("cached", "live") if size == SIZES[0] else ("cached",)
+    settings: list[tuple[str, int]] = [("none", 0), *((mode, count) for mode in modes for count in COUNTS)]
     with tempfile.TemporaryDirectory() as scratch:
-        chain = predecessors(Path(scratch), task)
-        ready = {setting: stepper(setting[1], setting[0], chain, task) for setting in settings}
+        chain = predecessors(Path(scratch), task, size)
+        ready = {setting: stepper(setting[1], setting[0], chain, task, size) for setting in settings}
         seconds: dict[tuple[str, int], list[Times]] = {setting: [] for setting in settings}
         order = random.Random(0)
         for number in range(rounds + 1):
@@ -113,6 +124,7 @@ def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
         ratios = [one / none for one, none in zip(own, base, strict=True)]
         spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
         row = {
+            "network": size,
             "mode": mode if count else "cached",
             "predecessors": count,
             "seconds_per_step": round(statistics.median(own), 6),
@@ -135,13 +147,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    rows = measure(3, 4) if options.quick else measure(60, 8)
-    print(f"{'mode':<8}{'k':>4}{'ms/step':>10}{'ratio':>8}{'quartiles':>18}{'to k=1':>8}{'open, s':>9}")
+    rows = [row for size in SIZES for row in (measure(size, 3, 4) if options.quick else measure(size, 60, 8))]
+    print(f"{'net':<4}{'mode':<8}{'k':>4}{'ms/step':>10}{'ratio':>8}{'quartiles':>18}{'to k=1':>8}{'open, s':>9}")
     for row in rows:
         low, high = row["ratio_quartiles"]
         print(
-            f"{row['mode']:<8}{row['predecessors']:>4}{1e3 * row['seconds_per_step']:>10.2f}"
-            f"{row['ratio_to_none']:>8.3f}{low:>9.3f}{high:>9.3f}{row['ratio_to_one_cached']:>8.3f}{row['seconds_to_open']:>9.2f}"
+            f"{row['network']:<4}{row['mode']:<8}{row['predecessors']:>4}{1e3 * row['seconds_per_step']:>10.2f}"
+            f"{row['ratio_to_none']:>8.3f}{low:>9.3f}{high:>9.3f}{row['ratio_to_one_cached']:>8.3f}"
+            f"{row['seconds_to_open']:>9.2f}"
         )
     if not options.quick:
         print(results.write("chain_step", rows, seconds=time.perf_counter() - start))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful.constraints import ALL, LATEST
-from graceful.errors import SpecError
+from graceful.errors import DataError, SpecError
 from graceful.models.base import Outputs
 
 
@@ -25,6 +26,14 @@ class OldOutputs(NamedTuple):
     """[B, d_old]"""
     present: Tensor
     """[B] bool: False where nothing is known about the sample; such samples get weight 0."""
+
+
+class Kept(StrEnum):
+    """What is left of a version's weights; its description always is."""
+
+    WHOLE = "whole"
+    HEAD = "head"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,7 @@ class Predecessor:
         transform_digest: SHA-256 of what determines the transform, as it runs now.
         notes: What a reader of the report must know about this version, e.g. that its transform may have changed.
         training_ids: Opens the ids it was trained on, [N]; raises DataError where they are gone. None: unknown.
+        kept: What is left of it. Only a whole one runs; of others the head may classify, or cached outputs be known.
     """
 
     name: str
@@ -54,10 +64,23 @@ class Predecessor:
     transform_digest: str
     notes: tuple[str, ...] = ()
     training_ids: Callable[[], NDArray[np.str_]] | None = None
+    kept: Kept = Kept.WHOLE
+
+    @property
+    def lost(self) -> str | None:
+        """Why it cannot be run, as the rest of a sentence about it; None where it can."""
+        reasons = {Kept.HEAD: "only its head is left", Kept.NOTHING: "its weights are gone"}
+        return reasons.get(self.kept)
 
     @torch.no_grad()
     def __call__(self, items: Any, views: NDArray[np.uint64] | None = None) -> Outputs:
-        """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device."""
+        """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device.
+
+        Raises:
+            DataError: It is not whole.
+        """
+        if self.lost:
+            raise DataError(f"{self.name}: cannot be run, {self.lost}; restore {self.model_id} from a backup")
         device = next(self.network.parameters()).device
         inputs = self.transform(items, views).to(device)
         with torch.autocast(device.type, enabled=False):
@@ -81,7 +104,7 @@ def label_map(new: Sequence[str], old: Sequence[str]) -> Tensor:
 
 
 def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[Predecessor, ...]:
-    """Choose the predecessors that the losses see.
+    """Choose the predecessors that the losses see, in the order of the chain.
 
     Args:
         chain: Latest first.
@@ -99,4 +122,4 @@ def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[
         if name not in known:
             ancestors = ", ".join(known) or "no versions yet"
             raise SpecError(f"compatibility.against: {name!r} is not an ancestor; the chain has {ancestors}")
-    return tuple(known[name] for name in against)
+    return tuple(version for version in chain if version.name in against)

@@ -15,7 +15,7 @@ which k knows more classes than j, eps_k counts n_k / n_j times; where k knows f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -112,20 +112,56 @@ def require_feasible(budgets: Sequence[Budget]) -> None:
     """Refuse budgets that no training can meet.
 
     Raises:
-        SpecError: With the reason of each.
+        SpecError: The reason of the first, how many more there are, and all of them in its facts.
     """
-    refused = [f"{one.name}: {one.reason}" for one in budgets if one.status is Status.INFEASIBLE]
-    if refused:
+    refused = {one.name: one.reason for one in budgets if one.status is Status.INFEASIBLE}
+    _refuse(refused)
+
+
+def require_evidence(
+    chain: Sequence[Standing], *, relative: float, growth: float = 0.0, bounds: Mapping[str, float] | None = None
+) -> None:
+    """Refuse budgets that the constraint split is too small to show, before an unconstrained run is trained for them.
+
+    A relative budget is at most `rho (1 - ER_k)`, whatever ER_ref turns out to be. Arguments as of `plan`; the
+    standings' reference errors are not read.
+
+    Raises:
+        SpecError: As `require_feasible`; or a bound names no predecessor.
+    """
+    refused = {}
+    free = [replace(one, reference_error=1.0) for one in chain]
+    for budget in plan(free, relative=relative, growth=growth, bounds=bounds):
+        if not _shown(budget.bound, budget.standing.n):
+            refused[budget.name] = _unshown(budget.bound, budget.standing.n)
+    _refuse(refused)
+
+
+def _refuse(reasons: Mapping[str, str]) -> None:
+    if reasons:
+        (name, reason), *others = reasons.items()
+        more = f" (and {len(others)} more)" if others else ""
         raise SpecError(
-            f"compatibility.weighting: {'; '.join(refused)}; raise the budget (relative, or bounds), leave the"
-            " predecessor out of compatibility.against, or write infeasible: skip"
+            f"compatibility.weighting: {name}: {reason}{more}; raise the budget (relative, or bounds), leave the"
+            " predecessor out of compatibility.against, or write infeasible: skip",
+            {"infeasible": dict(reasons)},
         )
+
+
+def _shown(bound: float, n: int) -> bool:
+    needed = minimum_n(bound)
+    return needed is not None and needed <= n
+
+
+def _unshown(bound: float, n: int) -> str:
+    needed = minimum_n(bound)
+    wanted = "infinitely many" if needed is None else str(needed)
+    return f"a budget of {_percent(bound)} cannot be shown on {n} ids of the constraint split, it needs {wanted}"
 
 
 def _judged(one: Standing, bound: float, active: Sequence[Budget], upper: Mapping[tuple[str, str], float]) -> Budget:
     status, reason = Status.ACTIVE, f"at most {_percent(bound)} of {one.n} ids may flip"
     floor = max(0.0, one.reference_error - one.error)
-    needed = minimum_n(bound)
     implying = next((near for near in active if _implies(near, one, bound, upper)), None)
     if bound < floor:
         status = Status.INFEASIBLE
@@ -133,12 +169,8 @@ def _judged(one: Standing, bound: float, active: Sequence[Budget], upper: Mappin
             f"a budget of {_percent(bound)} is below {_percent(floor)}, by which the unconstrained error"
             f" {_percent(one.reference_error)} exceeds its error {_percent(one.error)}"
         )
-    elif needed is None or needed > one.n:
-        status = Status.INFEASIBLE
-        wanted = "infinitely many" if needed is None else str(needed)
-        reason = (
-            f"a budget of {_percent(bound)} cannot be shown on {one.n} ids of the constraint split, it needs {wanted}"
-        )
+    elif not _shown(bound, one.n):
+        status, reason = Status.INFEASIBLE, _unshown(bound, one.n)
     elif bound >= min(one.reference_error, 1.0 - one.error):
         status = Status.VACUOUS
         reason = f"a budget of {_percent(bound)} asks for nothing: at most {_percent(one.reference_error)} can flip"

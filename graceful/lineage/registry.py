@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -108,8 +108,12 @@ class Registry:
             raise IntegrityError(f"{where}: is about {record.model_id}; restore the file that belongs here")
         return record
 
-    def download(self, record: LineageRecord, folder: Path) -> None:
-        """Copy the registered files; verify the manifest's digest before and each file's after."""
+    def download(self, record: LineageRecord, folder: Path, *, removable: Collection[str] = ()) -> frozenset[str]:
+        """Copy the registered files; verify the manifest's digest before and each file's after.
+
+        Returns:
+            Those of the `removable` files that the registry has no more.
+        """
         from mlflow.artifacts import download_artifacts
 
         node = self.node(record.model_id)
@@ -117,13 +121,17 @@ class Registry:
             raise RegistryError(f"registry {self.place.display}: holds no {record.label}; restore it from a backup")
         what = f"{record.label}: tag {schema.TAG_DIGEST}"
         require_same(what, found=node.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
-        for path in sorted(record.files):
+        there = {item.path for item in self.client.list_logged_model_artifacts(record.model_id)}
+        gone = frozenset(removable).intersection(record.files) - there
+        for path in sorted(record.files.keys() - gone):
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             uri = f"{node.artifact_location}/{path}"
             download_artifacts(uri, dst_path=str(target.parent), tracking_uri=self.place.uri)
         for path, found in damage(folder, record):
-            require_same(f"{record.label}: {path}", found=found, expected=record.files[path])
+            if path not in gone:
+                require_same(f"{record.label}: {path}", found=found, expected=record.files[path])
+        return gone
 
 
 def quoted(text: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,12 +172,13 @@ class Store:
             found = client.search_model_versions(f"name = {quoted(model)}")
             return sorted((_line(model, item, aliases) for item in found), key=lambda line: -line.version)
 
-    def fetch(self, record: LineageRecord, into: Path | None = None) -> Path:
+    def fetch(self, record: LineageRecord, into: Path | None = None, *, removable: Collection[str] = ()) -> Path:
         """The version's files in a local folder; what is there and has the recorded digests is not copied again.
 
         Args:
             record: Which version.
             into: Folder that holds one folder per version; None: `versions` under home.
+            removable: Files that may have been deleted from the registry to save storage; they are then missing here.
 
         Raises:
             IntegrityError: The registry holds bytes other than those recorded.
@@ -190,19 +191,19 @@ class Store:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
                 fresh = Path(scratch) / "files"
-                self.registry.download(record, fresh)
-                _put(fresh, folder, aside=Path(scratch) / "damaged", record=record)
+                gone = self.registry.download(record, fresh, removable=removable)
+                _put(fresh, folder, aside=Path(scratch) / "damaged", record=record, gone=gone)
         return folder
 
 
-def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord) -> None:
+def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord, gone: Collection[str]) -> None:
     """Move a verified download into place; a process that was faster with the same files wins."""
     if folder.exists():
         os.replace(folder, aside)
     try:
         os.replace(fresh, folder)
     except OSError:
-        if not folder.is_dir() or any(damage(folder, record)):
+        if not folder.is_dir() or any(path not in gone for path, _ in damage(folder, record)):
             raise
 
 

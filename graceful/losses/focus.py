@@ -4,6 +4,9 @@ The weight of a sample is `F_i = (alpha + beta * focus_i) / mean(alpha + beta * 
 how much and beta / alpha says where. `all` and `old_correct` depend on old outputs alone: their mean is a number known
 before training. `new_incorrect` and `negative_flip` follow the new model: their mean runs, with an explicit state.
 
+No sample weighs more than 20. A predecessor near chance (`near_chance`) has alpha 0 where there is a focus, so that it
+pulls only where it is right, and is silent where it never is.
+
 Source: Yan et al., Positive-congruent training (CVPR 2021), focal distillation (old_correct); Echterhoff et al., MUSCLE
 (2024) (new_incorrect); the normalisation is ours.
 """
@@ -17,6 +20,15 @@ from graceful.spec import Focus
 
 DECAY = 0.99
 """How much of the running moments survives one batch: the mean looks back over about a hundred batches."""
+
+
+LARGEST = 20.0
+"""Bound of one sample's weight after normalisation; only weights without a base (alpha 0) come near it."""
+
+
+def base_weight(focus: Focus, *, alpha: float, near_chance: bool) -> float:
+    """The alpha that counts: 0 for a predecessor near chance, unless there is no focus to fall back on."""
+    return 0.0 if near_chance and focus != "all" else alpha
 
 
 def is_dynamic(focus: Focus) -> bool:
@@ -98,10 +110,10 @@ def advance(state: Tensor, *, batch: Tensor, decay: float = DECAY) -> Tensor:
 
 @torch.no_grad()
 def normalise(weights: Tensor, *, mean: float | Tensor) -> Tensor:
-    """Divide raw weights [B] by their mean; mean 0 (nothing ever in focus, alpha 0) gives zeros, no division."""
+    """Divide raw weights [B] by their mean, at most 20; mean 0 (nothing ever in focus, alpha 0) gives zeros."""
     if isinstance(mean, Tensor):
-        return torch.where(mean > 0.0, weights / torch.where(mean > 0.0, mean, 1.0), 0.0)
-    return weights / mean if mean > 0.0 else torch.zeros_like(weights)
+        return torch.where(mean > 0.0, weights / torch.where(mean > 0.0, mean, 1.0), 0.0).clamp(max=LARGEST)
+    return (weights / mean).clamp(max=LARGEST) if mean > 0.0 else torch.zeros_like(weights)
 
 
 @torch.no_grad()

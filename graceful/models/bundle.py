@@ -1,37 +1,42 @@
 """The version bundle: a registered version on disk, and how it becomes a predecessor again. Drivers and workers.
 
-One folder with two files, neither of which is code:
+One folder, and nothing in it is code:
 
-    model.safetensors   state of the network, floating-point tensors as fp32
     arch.json           {"schema", "name", "model", "task", "classes", "embedding_size", "transform_digest",
-                         "weights_sha256"}
+                         "weights_sha256", "head_sha256"}
+    model.safetensors   state of the network, floating-point tensors as fp32
+    head.safetensors    the part of it that classifies, if that is the submodule `head`
 
-The digest of a bundle covers both files. Weights are hashed before they are parsed, from the same bytes.
+Either file of weights may be deleted later to save storage: the version keeps its digest, which covers arch.json and
+the SHA-256 of the weights that arch.json names, and `load` says what is left. Weights are hashed before they are
+parsed, from the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_weights
 from safetensors.torch import save as serialise_weights
-from torch import Tensor, nn
+from torch import nn
 
 from graceful import storage
-from graceful.chain import Predecessor, freeze
-from graceful.errors import DataError, IntegrityError, NonFiniteError
+from graceful.chain import Kept, Predecessor, freeze
+from graceful.errors import DataError, IntegrityError
+from graceful.models import weights as parts
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
 
 WEIGHTS = "model.safetensors"
+HEAD = "head.safetensors"
 DESCRIPTION = "arch.json"
+REMOVABLE = (WEIGHTS, HEAD)
+"""Files without which a bundle still says what it was."""
 _SHA256 = r"^[0-9a-f]{64}$"
 _AUGMENTATION = ("shift", "flip")
 
@@ -49,6 +54,7 @@ class Description(BaseModel):
     embedding_size: int = Field(ge=1)
     transform_digest: str
     weights_sha256: str = Field(pattern=_SHA256)
+    head_sha256: str | None = Field(default=None, pattern=_SHA256)
 
 
 def save(
@@ -59,7 +65,7 @@ def save(
     classes: Sequence[str],
     embedding_size: int | None = None,
 ) -> str:
-    """Write the two files of a bundle, each atomically, the description last.
+    """Write the files of a bundle, each atomically, the description last.
 
     Args:
         folder: Made if missing; an older bundle in it is replaced.
@@ -78,24 +84,32 @@ def save(
     from graceful import tasks
 
     folder = Path(folder)
-    weights = serialise_weights(_state(network))
+    weights = serialise_weights(parts.state_of(network))
+    size = embedding_size or _embedding_size(network, spec.task)
+    head = parts.head_of(network, embedding_size=size)
+    kept = None if head is None else serialise_weights(head)
     document = {
         "schema": 1,
         "name": spec.name,
         "model": spec.model,
         "task": spec.task.model_dump(mode="json"),
         "classes": list(classes),
-        "embedding_size": embedding_size or _embedding_size(network, spec.task),
+        "embedding_size": size,
         "transform_digest": tasks.transform_digest(spec.task),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "head_sha256": None if kept is None else hashlib.sha256(kept).hexdigest(),
     }
     storage.write_bytes(folder / WEIGHTS, weights)
+    if kept is None:
+        (folder / HEAD).unlink(missing_ok=True)
+    else:
+        storage.write_bytes(folder / HEAD, kept)
     storage.write_json(folder / DESCRIPTION, document)
     return digest(folder)
 
 
 def digest(folder: str | Path) -> str:
-    """Digest of the bundle in a folder: SHA-256 over the SHA-256 of its two files.
+    """Digest of the bundle in a folder: SHA-256 over those of description and weights.
 
     Raises:
         StorageError: A file is missing or cannot be read.
@@ -127,20 +141,23 @@ def load(
     expected_digest: str | None = None,
     model_id: str | None = None,
     augment_like: TaskSection | None = None,
+    at_least: Kept = Kept.WHOLE,
 ) -> Predecessor:
     """Rebuild a version as a frozen predecessor. torch's random state is left as it was.
 
     Args:
-        folder: Where the two files are.
+        folder: Where its files are.
         expected_digest: What `save` returned, from the registry; None: only the weights are checked.
         model_id: Identity in the registry; None: `<model>-<name>`.
         augment_like: Task section of the version in training. The predecessor then draws its augmented views as that
             section does (shift, flip), so that both see the same view; clean inputs are unaffected. If both are Python
             tasks, this section's file is the one that runs: what a registry names is not trusted. None, or a task of
             another kind: as its own section says; a Python file then runs only if its content is the recorded one.
+        at_least: What of it must be left; less is refused.
 
     Returns:
-        The predecessor; its `notes` say when its transform may no longer be the one it was trained with.
+        The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its `kept`
+        what is left of it.
 
     Raises:
         IntegrityError: Bytes that do not have the recorded digest: truncated, corrupt or exchanged files.
@@ -149,7 +166,8 @@ def load(
     from graceful import tasks
 
     folder = Path(folder)
-    described, weights, identity = _verified(folder, expected_digest)
+    found = _verified(folder, expected_digest, at_least)
+    described = found.described
     section = _trusted(_section(described, folder), augment_like)
     current = tasks.transform_digest(section)
     named_now = isinstance(augment_like, PythonTask)
@@ -158,13 +176,12 @@ def load(
             f"{folder / DESCRIPTION}: {section.file} is not the file {described.name} was saved with; restore that file"
         )
     task = tasks.build(section)
-    network = _network(task, described.classes)
-    _fill(network, weights, path=folder / WEIGHTS, described=described)
+    network = nn.Module() if found.kept is Kept.NOTHING else _network(task, folder, found)
     viewed = _augmented(section, augment_like)
     return Predecessor(
         name=described.name,
         model_id=model_id or f"{described.model}-{described.name}",
-        digest=identity,
+        digest=found.digest,
         classes=described.classes,
         embedding_size=described.embedding_size,
         network=freeze(network),
@@ -172,21 +189,11 @@ def load(
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
         training_ids=lambda: task.samples("train").ids,
+        kept=found.kept,
     )
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """Copies on the CPU, floating-point as fp32; tensors that share storage are written once each."""
-    state = {}
-    for name, tensor in network.state_dict().items():
-        copied = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        if not bool(torch.isfinite(copied).all()):
-            raise NonFiniteError(f"weights {name}: not finite; the version is not saved, train again with a lower lr")
-        state[name] = copied.contiguous()
-    return state
 
 
 def _embedding_size(network: nn.Module, section: TaskSection) -> int:
@@ -211,18 +218,34 @@ def _digest(description: bytes, weights_sha256: str) -> str:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def _verified(folder: Path, expected: str | None) -> tuple[Description, bytes, str]:
-    """Description, weights and digest, each file read once; no tensor is parsed before the digests are right."""
-    missing = [name for name in (DESCRIPTION, WEIGHTS) if not (folder / name).is_file()]
+class _Found(NamedTuple):
+    described: Description
+    digest: str
+    kept: Kept
+    weights: bytes
+
+
+def _verified(folder: Path, expected: str | None, at_least: Kept) -> _Found:
+    """What is left, each file read once; no tensor is parsed before the digests are right."""
+    path = folder / DESCRIPTION
+    there = [part for part in (WEIGHTS, HEAD) if (folder / part).is_file()]
+    kept = {WEIGHTS: Kept.WHOLE, HEAD: Kept.HEAD}[there[0]] if there else Kept.NOTHING
+    missing = [DESCRIPTION] if not path.is_file() else []
+    missing += [WEIGHTS] if kept is not Kept.WHOLE and at_least is Kept.WHOLE else []
+    missing += [HEAD] if kept is Kept.NOTHING and at_least is Kept.HEAD else []
     if missing:
         raise DataError(f"{folder}: no version bundle, {' and '.join(missing)} missing; fetch the version again")
-    description, weights = storage.read_bytes(folder / DESCRIPTION), storage.read_bytes(folder / WEIGHTS)
+    description = storage.read_bytes(path)
+    weights = storage.read_bytes(folder / there[0]) if there else b""
     found = hashlib.sha256(weights).hexdigest()
-    identity = _digest(description, found)
-    _same(identity, expected, folder)
+    if kept is Kept.WHOLE:
+        _same(_digest(description, found), expected, folder)
     described = _described(folder, description)
-    _same(found, described.weights_sha256, folder / WEIGHTS)
-    return described, weights, identity
+    identity = _digest(description, described.weights_sha256)
+    _same(identity, expected, folder)
+    recorded = {Kept.WHOLE: described.weights_sha256, Kept.HEAD: described.head_sha256 or "none", Kept.NOTHING: found}
+    _same(found, recorded[kept], folder / there[0] if there else folder)
+    return _Found(described, identity, kept, weights)
 
 
 def _described(folder: Path, description: bytes) -> Description:
@@ -264,42 +287,21 @@ def _trusted(section: TaskSection, like: TaskSection | None) -> TaskSection:
     return section
 
 
-def _network(task: Task, classes: tuple[str, ...]) -> nn.Module:
+def _network(task: Task, folder: Path, found: _Found) -> nn.Module:
     """Build with a throw-away random state, so that loading predecessors changes no later initialisation."""
+    described = found.described
     with torch.random.fork_rng(devices=[]):
-        return task.network(classes)
-
-
-def _fill(network: nn.Module, weights: bytes, *, path: Path, described: Description) -> None:
-    try:
-        state = parse_weights(weights)
-    except (SafetensorError, ValueError) as e:
-        reason = " ".join(str(e).split())
-        raise DataError(f"{path}: not a safetensors file ({reason}); fetch the version again") from e
-    problem = _difference(network.state_dict(), state)
-    if problem:
-        cause = (
-            "its Python file has changed" if described.task.get("kind") == "python" else "the network's code differs"
-        )
-        raise DataError(f"{path}: {problem}; {cause}, restore what version {described.name} was trained with")
-    network.load_state_dict(state)
+        network = task.network(described.classes)
+    path = folder / (WEIGHTS if found.kept is Kept.WHOLE else HEAD)
+    kind = str(described.task.get("kind"))
+    parts.fill(network, found.weights, path=path, name=described.name, kind=kind, head_only=found.kept is Kept.HEAD)
     declared = getattr(network, "embedding_size", described.embedding_size)
     if declared != described.embedding_size:
         raise DataError(
-            f"{path.parent / DESCRIPTION}: embedding_size must be {declared}, got {described.embedding_size};"
+            f"{folder / DESCRIPTION}: embedding_size must be {declared}, got {described.embedding_size};"
             " fetch the version again"
         )
-
-
-def _difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """First difference between two states by name and shape."""
-    for name, tensor in wanted.items():
-        if name not in given:
-            return f"tensor {name} is missing"
-        if given[name].shape != tensor.shape:
-            return f"tensor {name} must have shape {list(tensor.shape)}, got {list(given[name].shape)}"
-    extra = [name for name in given if name not in wanted]
-    return f"tensor {extra[0]} is not part of the network" if extra else None
+    return network
 
 
 def _augmented(section: TaskSection, like: TaskSection | None) -> TaskSection:

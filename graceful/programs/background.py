@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from graceful.chain import Predecessor
 from graceful.programs.answers import Evaluated, Voice, listen
 from graceful.programs.independent import Free
 from graceful.programs.pairs import flipped_share, pairs, wrong_share
@@ -21,7 +22,12 @@ WIDEST = 12
 
 
 def background(
-    spec: RefreshSpec, voices: Sequence[Voice], samples: Evaluated, *, free: Mapping[str, Free]
+    spec: RefreshSpec,
+    voices: Sequence[Voice],
+    samples: Evaluated,
+    *,
+    free: Mapping[str, Free],
+    chain: Sequence[Predecessor],
 ) -> dict[str, Any]:
     """Gather it as JSON values; `constraints.json` holds it.
 
@@ -30,25 +36,27 @@ def background(
         voices: What the versions said, newest first.
         samples: What they were asked about.
         free: Version name -> its unconstrained runs.
+        chain: The new version and all ancestors, newest first, those too that cannot be run.
 
     Returns:
-        `matrix`, see `pairs.pairs`, of the newest versions, with `left_out`, how many older ones are not in it, and
-        `unconstrained`, by version where its independent cell comes from; `slices`, most flipped first, for each
-        predecessor; `unconstrained`, see `_unconstrained`; `compat_slice`, how many leading components of the new
-        embeddings stand for each predecessor's, empty where retrieval is not measured.
+        `matrix`, see `pairs.pairs`, of the newest versions, with `left_out`, how many older ones are not in it,
+        `unconstrained`, by version where its independent cell comes from, and `lost`, by version why it cannot be run;
+        `slices`, most flipped first, for each predecessor; `unconstrained`, see `_unconstrained`; `compat_slice`, how
+        many leading components of the new embeddings stand for each predecessor's, empty where retrieval is not
+        measured.
     """
-    shown = voices[: _room(samples)]
-    names = {voice.name for voice in shown}
-    heard = {
-        name: _heard(one, voices, samples, batch_size=spec.evaluate.batch_size)
-        for name, one in free.items()
-        if name in names
-    }
+    names = [version.name for version in chain[: _room(samples)]]
+    shown = [voice for voice in voices if voice.name in names]
     mine, *others = voices
+    asked = names if samples.query is not None else [mine.name]
+    heard = {
+        name: _heard(free[name], voices, samples, batch_size=spec.evaluate.batch_size) for name in asked if name in free
+    }
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    matrix = pairs(shown[::-1], free=heard)
-    matrix["left_out"] = len(voices) - len(shown)
-    matrix["unconstrained"] = {name: free[name].reason if name in free else "not looked for" for name in sorted(names)}
+    matrix = pairs(shown[::-1], names=names[::-1], free=heard)
+    matrix["left_out"] = len(chain) - len(names)
+    matrix["unconstrained"] = reasons(names, free)
+    matrix["lost"] = {version.name: version.lost for version in chain if version.lost and version.name in names}
     found = [
         most_flipped(mine.predictions, old.predictions, against=old.name, draws=draws, seed=seed) for old in others
     ]
@@ -58,6 +66,11 @@ def background(
         "compat_slice": {old.name: old.queries.size for old in others if old.queries is not None},
         "unconstrained": _unconstrained(mine, heard.get(mine.name, []), others, why=free.get(mine.name)),
     }
+
+
+def reasons(names: Sequence[str], free: Mapping[str, Free]) -> dict[str, str]:
+    """By version, where its independent cell comes from, or why it has none."""
+    return {name: free[name].reason if name in free else "not looked for" for name in sorted(names)}
 
 
 def _room(samples: Evaluated) -> int:

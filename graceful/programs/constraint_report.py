@@ -44,14 +44,15 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
         `predecessors`: each ancestor with what was measured on test data, its budget and status (`evaluated only` for
         those that training did not see), its multiplier and its NFR on the constraint split epoch by epoch, and its
         pull, multiplier x budget, which ranks what relaxing it would buy. `cost`: error of the new version minus the
-        unconstrained one's, on the constraint split. `conflict`: how much the predecessors disagree, per merged loss.
-        `retirement`: see `_retirement`. `advice`: sentences for people; the gate never acts on them. Then what the
-        background says.
+        unconstrained one's, on the constraint split; None, like `feasible`, where no budget was active. `conflict`: how
+        much the predecessors disagree, per merged loss. `retirement`: see `_retirement`. `advice`: sentences for
+        people; the gate never acts on them. Then what the background says.
     """
     path = run_dir / PROMISED
     made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     epochs = made.get("epochs", [])
     chosen = next((row for row in epochs if row["epoch"] == made.get("chosen_epoch")), None)
+    acting = chosen if any(budget["status"] == "active" for budget in made.get("budgets", [])) else None
     budgets = {budget["name"]: budget for budget in made.get("budgets", [])}
     around = dict(background or {})
     free = around.get("unconstrained", {}).get("nfr", {})
@@ -64,7 +65,7 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
         for item in report.comparisons
     ]
     reference = made.get("reference_error")
-    cost = None if chosen is None else chosen["constraint_error"] - reference
+    cost = None if acting is None else acting["constraint_error"] - reference
     retirement = _retirement(predecessors, cost)
     return {
         "schema": 1,
@@ -74,7 +75,7 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
         "reference_error": reference,
         "cost": cost,
         "chosen_epoch": made.get("chosen_epoch"),
-        "feasible": None if chosen is None else chosen["feasible"],
+        "feasible": None if acting is None else acting["feasible"],
         "conflict": {} if chosen is None else chosen["conflict"],
         "chain": {name: _value(report.measurements.get(name)) for name in CHAIN},
         "predecessors": predecessors,

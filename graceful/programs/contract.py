@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,34 +29,114 @@ class Unconstrained:
     errors: tuple[float, ...]
 
 
-def contract(
-    weighting: spec.Adaptive,
-    task: Task,
-    chain: Sequence[Predecessor],
-    *,
-    references: Sequence[Unconstrained],
-    batch_size: int,
-) -> Contract:
-    """Measure what budgets rest on, and plan them.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """What predecessors say about the constraint split, asked once.
 
-    Args:
-        weighting: What was asked for.
-        task: Whose constraint split is used.
+    Attributes:
         chain: The predecessors in training, nearest first.
-        references: Unconstrained runs; may be empty where `weighting.reference_error` is given.
+        samples: The constraint split.
         batch_size: Samples per forward pass.
+        right: [k, N] bool, the predecessor is right; False where it does not know the class.
+        known: [k, N] bool, it knows the class.
+    """
+
+    chain: tuple[Predecessor, ...]
+    samples: Samples
+    batch_size: int
+    right: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+
+    @property
+    def names(self) -> NDArray[np.str_]:
+        """[N] class names."""
+        return np.asarray(self.samples.classes)[self.samples.labels]
+
+    def standings(self, reference_errors: Sequence[float]) -> list[budgets.Standing]:
+        """Each predecessor on its ids, beside the error of the unconstrained runs there."""
+        return [
+            budgets.Standing(
+                name=version.name,
+                n=int(ids.sum()),
+                error=1.0 - float(ok[ids].mean()) if ids.any() else 1.0,
+                reference_error=error,
+            )
+            for version, ids, ok, error in zip(self.chain, self.known, self.right, reference_errors, strict=True)
+        ]
+
+
+def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Asked:
+    """Run predecessors over the constraint split.
 
     Raises:
-        DataError: The constraint split is empty.
-        SpecError: A budget is infeasible and `weighting.infeasible` is refuse, or a bound names no predecessor.
+        DataError: It is empty.
     """
     samples = task.samples("constraint")
     if not len(samples):
         raise DataError("task: the constraint split is empty; adaptive weighting needs samples in it")
     names = np.asarray(samples.classes)[samples.labels]
-    known = np.array([np.isin(names, version.classes) for version in chain])
-    right = np.array([_right(version, samples, names, batch_size) for version in chain])
-    free = [_right(one.version, samples, names, batch_size) for one in references]
+    return Asked(
+        chain=tuple(chain),
+        samples=samples,
+        batch_size=batch_size,
+        right=np.array([_right(version, samples, names, batch_size) for version in chain]),
+        known=np.array([np.isin(names, version.classes) for version in chain]),
+    )
+
+
+def near_chance(asked: Asked, *, factor: float) -> dict[str, str]:
+    """Predecessors with more than `factor` times the error of the nearest, by name, with a sentence for the report.
+
+    The nearest counts as having made at least one error, and is never near chance itself.
+    """
+    nearest, *others = asked.standings([0.0] * len(asked.chain))
+    least = max(nearest.error, 1.0 / max(nearest.n, 1))
+    return {
+        one.name: f"{one.name}: its error {100 * one.error:.2f} % is over {factor:g} times that of {nearest.name},"
+        f" {100 * nearest.error:.2f} %; it pulls only where it is right"
+        for one in others
+        if one.n and one.error > factor * least
+    }
+
+
+def require_possible(weighting: spec.Adaptive, asked: Asked) -> None:
+    """Refuse what is already known to be infeasible, before an unconstrained run is trained to know the rest.
+
+    Raises:
+        SpecError: A budget is infeasible whatever that run's error is, or at the `reference_error` that is given, and
+            `weighting.infeasible` is refuse; or a bound names no predecessor.
+    """
+    given = weighting.reference_error
+    if given is not None:
+        require_kept(weighting, contract(weighting, asked, references=()))
+    elif weighting.infeasible == "refuse":
+        chain = asked.standings([1.0] * len(asked.chain))
+        budgets.require_evidence(chain, relative=weighting.relative, growth=weighting.growth, bounds=weighting.bounds)
+
+
+def require_kept(weighting: spec.Adaptive, promised: Contract) -> None:
+    """Refuse infeasible budgets, unless they are to be skipped.
+
+    Raises:
+        SpecError: With the reason.
+    """
+    if weighting.infeasible == "refuse":
+        budgets.require_feasible(promised.budgets)
+
+
+def contract(weighting: spec.Adaptive, asked: Asked, *, references: Sequence[Unconstrained]) -> Contract:
+    """Plan the budgets.
+
+    Args:
+        weighting: What was asked for.
+        asked: What the predecessors say.
+        references: Unconstrained runs; may be empty where `weighting.reference_error` is given.
+
+    Raises:
+        SpecError: A bound names no predecessor.
+    """
+    samples, known, right = asked.samples, asked.known, asked.right
+    free = [_right(one.version, samples, asked.names, asked.batch_size) for one in references]
     given = weighting.reference_error
 
     def reference_error(ids: NDArray[np.bool_]) -> float:
@@ -64,35 +144,23 @@ def contract(
             return given or 0.0
         return math.fsum(1.0 - float(one[ids].mean()) for one in free) / len(free)
 
-    standings = [
-        budgets.Standing(
-            name=version.name,
-            n=int(ids.sum()),
-            error=1.0 - float(ok[ids].mean()) if ids.any() else 1.0,
-            reference_error=reference_error(ids),
-        )
-        for version, ids, ok in zip(chain, known, right, strict=True)
-    ]
-    upper = {(chain[near].name, chain[far].name): rate for (near, far), rate in flips_between(right, known).items()}
+    names = [version.name for version in asked.chain]
+    upper = {(names[near], names[far]): rate for (near, far), rate in flips_between(right, known).items()}
+    planned = budgets.plan(
+        asked.standings([reference_error(ids) for ids in known]),
+        relative=weighting.relative,
+        growth=weighting.growth,
+        bounds=weighting.bounds,
+        upper=upper,
+    )
     return Contract(
-        budgets=_planned(weighting, standings, upper),
+        budgets=planned,
         right=right,
         known=known,
         reference_error=reference_error(np.ones(len(samples), dtype=np.bool_)),
         pace=_pace([one.errors for one in references]),
         data=samples.digest,
     )
-
-
-def _planned(
-    weighting: spec.Adaptive, standings: Sequence[budgets.Standing], upper: Mapping[tuple[str, str], float]
-) -> tuple[budgets.Budget, ...]:
-    found = budgets.plan(
-        standings, relative=weighting.relative, growth=weighting.growth, bounds=weighting.bounds, upper=upper
-    )
-    if weighting.infeasible == "refuse":
-        budgets.require_feasible(found)
-    return found
 
 
 def _right(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:

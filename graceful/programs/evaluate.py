@@ -11,10 +11,12 @@ import numpy as np
 
 from graceful import tasks
 from graceful.chain import Predecessor
+from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS
 from graceful.errors import GracefulError
 from graceful.metrics import flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
 from graceful.metrics.compatibility import compare_retrieval
+from graceful.metrics.predictions import Predictions
 from graceful.programs.answers import Evaluated, Voice, listen
 from graceful.programs.background import background
 from graceful.programs.flipped import Flip, negative_flips
@@ -32,12 +34,14 @@ class Evaluation:
         report: The evidence, for the gate.
         flips: Negative flips against every ancestor, for people.
         test: The samples that flipped, to look at.
+        predictions: What the new version says of each of them.
         background: What else people want to know, see `background.background`.
     """
 
     report: Report
     flips: tuple[Flip, ...]
     test: Samples
+    predictions: Predictions
     background: dict[str, Any]
 
 
@@ -55,7 +59,8 @@ def evaluate(
     Args:
         spec: Names the task whose data is used; every version sees it through its own transform.
         new: The version to measure.
-        ancestors: Latest first; empty for the first link.
+        ancestors: Latest first; empty for the first link. Those that cannot be run are not measured: what would be
+            measured against them, and over the whole chain, is undefined, so that no constraint on it is met.
         task: Already built task, else built from the spec.
         notes: Further caveats for the report.
         free: Version name -> its unconstrained runs; the gate sees nothing of them.
@@ -64,7 +69,8 @@ def evaluate(
         DataError: The test split is empty or ids do not join.
     """
     samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval)
-    versions = [new, *ancestors]
+    lost = [one for one in ancestors if one.lost]
+    versions = [new, *(one for one in ancestors if not one.lost)]
     mine, *others = voices = listen(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     alone = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
@@ -72,30 +78,44 @@ def evaluate(
         alone |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
     if others:
         alone |= chain_flips(mine.predictions, [old.predictions for old in others], draws=draws, seed=seed)
+    for old in lost:
+        alone |= dict.fromkeys(CHAIN_METRICS, _unmeasured(old))
+    measured = {voice.name: _against(mine, voice, draws=draws, seed=seed) for voice in others}
     comparisons = tuple(
         Comparison(
             against=old.name,
             model_id=old.model_id,
             distance=distance,
-            measurements=_against(mine, voice, draws=draws, seed=seed),
+            measurements=measured.get(old.name) or dict.fromkeys(COMPARISON_METRICS, _unmeasured(old)),
         )
-        for distance, (old, voice) in enumerate(zip(ancestors, others, strict=True), start=1)
+        for distance, old in enumerate(ancestors, start=1)
     )
+    caveats = [f"{old.name}: {old.lost}, so nothing was measured against it" for old in lost]
     report = Report(
         model=spec.model,
         version=spec.name,
         data=samples.digests,
         measurements=alone,
         comparisons=comparisons,
-        notes=(*notes, *(note for version in versions for note in version.notes), *_overlaps(versions, samples.test)),
+        notes=(
+            *notes,
+            *caveats,
+            *(note for version in versions for note in version.notes),
+            *_overlaps(versions, samples.test),
+        ),
     )
     flipped = [negative_flips(mine.predictions, old.predictions, against=old.name) for old in others]
     return Evaluation(
         report=report,
         flips=tuple(itertools.chain.from_iterable(flipped)),
         test=samples.test,
-        background=background(spec, voices, samples, free=free or {}),
+        predictions=mine.predictions,
+        background=background(spec, voices, samples, free=free or {}, chain=[new, *ancestors]),
     )
+
+
+def _unmeasured(version: Predecessor) -> Measurement:
+    return Measurement(value=None, reason=f"{version.name} cannot be run, {version.lost}")
 
 
 def _against(mine: Voice, old: Voice, *, draws: int, seed: int) -> dict[str, Measurement]:

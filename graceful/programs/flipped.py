@@ -71,26 +71,32 @@ def negative_flips(new: Predictions, old: Predictions, *, against: str) -> tuple
 
 
 def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
-    """Sample id -> PNG as a data URI, for samples that are images (grey or RGB arrays of bytes, or Pillow images).
+    """Sample id -> PNG as a data URI, for samples that are images.
 
     Together they take `ROOM` bytes at most: those of the first flips are kept.
     """
-    position = {name: row for row, name in enumerate(samples.ids.tolist())}
-    wanted = [flip.id for flip in flips if flip.id in position]
-    if not wanted:
-        return {}
-    items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
     found: dict[str, str] = {}
     left = ROOM
-    for name, item in zip(wanted, items, strict=True):
-        drawn = _picture(item)
-        if drawn is not None and len(drawn) <= left:
-            found[name] = drawn
-            left -= len(drawn)
+    for name, png in thumbnails([flip.id for flip in flips], samples).items():
+        uri = "data:image/png;base64," + base64.b64encode(png).decode()
+        if len(uri) <= left:
+            found[name] = uri
+            left -= len(uri)
     return found
 
 
-def _picture(item: Any) -> str | None:
+def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
+    """Sample id -> PNG, for samples that are images (grey or RGB arrays of bytes, or Pillow images)."""
+    position = {name: row for row, name in enumerate(samples.ids.tolist())}
+    wanted = [name for name in dict.fromkeys(ids) if name in position]
+    if not wanted:
+        return {}
+    items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
+    drawn = {name: _picture(item) for name, item in zip(wanted, items, strict=True)}
+    return {name: png for name, png in drawn.items() if png is not None}
+
+
+def _picture(item: Any) -> bytes | None:
     from PIL import Image
 
     if not isinstance(item, Image.Image):
@@ -103,4 +109,4 @@ def _picture(item: Any) -> str | None:
     size = (max(1, round(item.width * scale)), max(1, round(item.height * scale)))
     buffer = io.BytesIO()
     item.convert("L" if item.mode in ("1", "L") else "RGB").resize(size).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -105,6 +105,8 @@ def matrices(document: Mapping[str, Any]) -> str:
         parts.append(_summary(document, measured))
     triangle = heat(TITLES["negative_flip_rate"], names, document["negative_flip_rate"], triangle=True)
     parts.append(f"<h3>Negative flips: what the row's version breaks of the column's</h3>{_beside([triangle])}")
+    for name, reason in document.get("lost", {}).items():
+        parts.append(f"<p class='note'>{escape(name)} cannot be run, {escape(reason)}.</p>")
     if document.get("left_out"):
         parts.append(
             f"<p class='note'>{document['left_out']} older versions are not shown;"
@@ -119,7 +121,7 @@ def _beside(tables: Sequence[str]) -> str:
 
 def _lengths(document: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name} {size}" for name, size in zip(document["versions"], document["embedding_sizes"], strict=True)
+        f"{name} {size or '-'}" for name, size in zip(document["versions"], document["embedding_sizes"], strict=True)
     )
 
 

@@ -61,7 +61,11 @@ def _of(version: Predecessor, home: Path, run_id: str, *, mirror: Mirror, like: 
             return Free(reason=f"none known, run {run_id} is not in this home")
         job = json.loads(read_bytes(path))["job"]
         if not job["predecessors"] and not job["references"]:
-            return Free(runs=(version,), reason="it is one")
+            return (
+                Free(reason=f"it is one, but {version.lost}")
+                if version.lost
+                else Free(runs=(version,), reason="it is one")
+            )
         found = []
         for index in range(1, most + 1):
             folder = home / "references" / reference_name(job, index)

@@ -10,6 +10,7 @@ from rich.table import Table
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
 from graceful.programs.answers import Evaluated, listen
+from graceful.programs.background import reasons
 from graceful.programs.heat import summary_rows
 from graceful.programs.independent import Free
 from graceful.programs.pairs import pairs
@@ -30,22 +31,27 @@ def matrix(
     Args:
         spec: For batch size and whether retrieval is measured.
         task: Whose test, query and gallery splits are used.
-        versions: Oldest first.
+        versions: Oldest first; the cells of those that cannot be run are None.
         free: Version name -> its unconstrained runs, for the independent diagonal.
 
     Returns:
-        What `pairs.pairs` says, with `data`, the digests of the splits, and `unconstrained`, by version where its
-        independent cell comes from, or why it has none.
+        What `pairs.pairs` says, with `data`, the digests of the splits, `unconstrained`, by version where its
+        independent cell comes from, or why it has none, and `lost`, by version why it cannot be run.
     """
     samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
-    voices, runs = listen(versions, samples, batch_size=size), free or {}
-    known = dict(zip((version.name for version in versions), voices, strict=True))
+    voices, runs = listen([one for one in versions if not one.lost], samples, batch_size=size), free or {}
+    known = {voice.name: voice for voice in voices}
     heard = {
         name: [known[run.name] if run.name in known else listen([run], samples, batch_size=size)[0] for run in one.runs]
         for name, one in runs.items()
     }
-    reasons = {name: runs[name].reason if name in runs else "not looked for" for name in known}
-    return pairs(voices, free=heard) | {"data": samples.digests, "unconstrained": reasons}
+    names = [version.name for version in versions]
+    lost = {version.name: version.lost for version in versions if version.lost}
+    return pairs(voices, names=names, free=heard) | {
+        "data": samples.digests,
+        "unconstrained": reasons(names, runs),
+        "lost": lost,
+    }
 
 
 def chosen(versions: Sequence[Predecessor], names: Sequence[str]) -> list[Predecessor]:

@@ -15,11 +15,17 @@ from graceful.programs.answers import Voice
 RETRIEVAL = ("recall_at_1", "map")
 
 
-def pairs(versions: Sequence[Voice], *, free: Mapping[str, Sequence[Voice]] | None = None) -> dict[str, Any]:
+def pairs(
+    versions: Sequence[Voice],
+    *,
+    names: Sequence[str] | None = None,
+    free: Mapping[str, Sequence[Voice]] | None = None,
+) -> dict[str, Any]:
     """Measure all pairs.
 
     Args:
         versions: Oldest first.
+        names: Of the whole chain, oldest first; what nobody says anything for is None. None: of these versions.
         free: Version name -> the unconstrained runs of its recipe, where there are any.
 
     Returns:
@@ -29,23 +35,25 @@ def pairs(versions: Sequence[Voice], *, free: Mapping[str, Sequence[Voice]] | No
         old client on a new gallery; `independent`, for each metric the self-test of each version's unconstrained run,
         None where there is none; and for each metric `summary_<metric>`.
     """
-    names = [voice.name for voice in versions]
+    names = [voice.name for voice in versions] if names is None else list(names)
     flipped = {
         (new.name, old.name): flipped_share(new.predictions, old.predictions)
         for index, new in enumerate(versions)
         for old in versions[:index]
     }
+    errors = {voice.name: wrong_share(voice.predictions) for voice in versions}
     found: dict[str, Any] = {
         "versions": names,
-        "error": [wrong_share(voice.predictions) for voice in versions],
+        "error": [errors.get(name) for name in names],
         "negative_flip_rate": compat.compatibility_matrix(flipped, names),
     }
-    sizes = [voice.gallery.size for voice in versions if voice.gallery is not None]
+    sizes = {voice.name: voice.gallery.size for voice in versions if voice.gallery is not None}
     if len(sizes) < len(versions):
         return found
-    found["embedding_sizes"] = sizes
+    found["embedding_sizes"] = [sizes.get(name) for name in names]
     found["compat_slice"] = [
-        [sizes[min(query, gallery)] for gallery in range(len(sizes))] for query in range(len(sizes))
+        [sizes[min(left, right, key=names.index)] if {left, right} <= sizes.keys() else None for right in names]
+        for left in names
     ]
     cells, independent = _searched(versions), _independent(names, free or {})
     found["independent"] = independent

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import gate, tasks
-from graceful.constraints import ALL, LATEST, SELF
+from graceful.chain import Kept
 from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
@@ -18,6 +18,7 @@ from graceful.programs import exclusive, home_of, pages, run_dir_of
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.independent import unconstrained
+from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.train import Progress, Trained, silent, train
@@ -26,9 +27,6 @@ from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, write_text
 from graceful.training import trace
 from graceful.training.job import NOT_MIRRORED
-
-RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
-"""How the names of measurements begin that `evaluate.retrieval` switches off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = _chain(store, spec, run_dir)
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
-        _check_gate(spec, links)
+        require_judgeable(spec, [link.name for link in links])
         ancestors = _fetch(store, links)
         with _abandoned(store, tracking):
             trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
@@ -204,7 +202,8 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
         folders += _fetch(store, _chain(store, spec, run_dir))
         if not folders:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
-        versions = chosen([bundle.load(folder, augment_like=spec.task) for folder in reversed(folders)], names)
+        left = [bundle.load(one, augment_like=spec.task, at_least=Kept.NOTHING) for one in reversed(folders)]
+        versions = chosen(left, names)
         progress({"stage": "matrix", "versions": len(versions)})
         free = unconstrained(home, spec.model, versions[::-1], like=spec.task)
         found = matrix(spec, tasks.build(spec.task), versions, free=free)
@@ -212,23 +211,9 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
     return found
 
 
-def _check_gate(spec: RefreshSpec, links: Sequence[Link]) -> None:
-    """Refuse what the gate could not judge before hours of training, not after."""
-    known = {SELF, LATEST, ALL, *(link.name for link in links)}
-    for index, item in enumerate(spec.gate.constraints):
-        if item.against is not None and item.against not in known:
-            names = ", ".join(link.name for link in links) or "no versions yet"
-            raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
-        if item.metric.startswith(RETRIEVAL) and not spec.evaluate.retrieval:
-            raise SpecError(
-                f"gate.constraints.{index}.metric: {item.metric} is not measured with evaluate.retrieval: false;"
-                " write true, or leave the constraint out"
-            )
-
-
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
-    """Bring the chain's bundles here, every digest checked."""
-    return [store.fetch(store.record(link.model_id)) for link in links]
+    """Bring the chain's bundles here, every digest checked; weights that the registry has no more are missing."""
+    return [store.fetch(store.record(link.model_id), removable=bundle.REMOVABLE) for link in links]
 
 
 def measure(
@@ -236,7 +221,13 @@ def measure(
 ) -> tuple[Evaluation, gate.Verdict]:
     """Evaluate a bundle against its ancestors' bundles and judge the report."""
     chain = [
-        bundle.load(ancestor, expected_digest=link.digest, model_id=link.model_id, augment_like=spec.task)
+        bundle.load(
+            ancestor,
+            expected_digest=link.digest,
+            model_id=link.model_id,
+            augment_like=spec.task,
+            at_least=Kept.NOTHING,
+        )
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
     new = bundle.load(folder, augment_like=spec.task)

@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from graceful import targets, tasks
-from graceful.chain import Predecessor, select
+from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
-from graceful.programs.contract import Unconstrained, contract
-from graceful.spec import Adaptive, Compatibility, RefreshSpec
+from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
+from graceful.programs.remains import reads_outputs, require_usable
+from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.targets.eviction import evict
+from graceful.targets.eviction import evict, keys_of
 from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
-from graceful.training.objective import needs
 
 Progress = Callable[[Mapping[str, object]], None]
 REFERENCE_SEED_STRIDE = 1009
@@ -96,32 +96,48 @@ def train(
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
     _require_sound(built, samples)
-    versions = [bundle.load(folder, augment_like=spec.task) for folder in ancestors]
+    versions = [bundle.load(folder, augment_like=spec.task, at_least=Kept.NOTHING) for folder in ancestors]
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
     views = _views(spec, samples, augments=built.augments)
+    require_usable(wanted, spec.compatibility, built.classes, clean=views.keyed is None, live=views.live)
     mirror = Mirror.of(home)
-    outputs = _Outputs(samples=samples, views=views, home=home, mirror=mirror, spec=spec, progress=progress)
+    outputs = _Outputs(
+        samples=samples,
+        views=views,
+        home=home,
+        mirror=mirror,
+        spec=spec,
+        progress=progress,
+        lost=frozenset(version.digest for version in versions if version.lost),
+    )
+    asked = _asked(spec, built, wanted)
+    factor = spec.compatibility.near_chance
+    weak = near_chance(asked, factor=factor) if asked and factor and _focused(spec) else {}
+    cached = [not views.live and reads_outputs(version, spec.compatibility, built.classes) for version in wanted]
+    caches = [outputs.of(version) if yes else None for version, yes in zip(wanted, cached, strict=True)]
     references = _references(
         spec, home=home, task=built, mirror=mirror, data=samples.digest, budgets=bool(wanted), progress=progress
     )
     free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
-    promised = _contract(spec, built, wanted, references, free)
-    live = views.live or not needs(spec.compatibility) - {"head"}
+    promised = _contract(spec, asked, references, free, progress)
     job = TrainingJob(
         spec=spec,
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
-        caches=tuple(None if live else outputs.of(version) for version in wanted),
+        caches=tuple(caches),
         references=tuple(outputs.of(version) for version in free) if spec.compatibility.reference else (),
         contract=promised,
+        near_chance=tuple(weak),
         task=task,
         data=samples.digest,
         mirror=mirror,
     )
     result = run_training(job, progress=progress)
     record(run_dir, promised, result)
-    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=tuple(outputs.notes))
+    silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
+    notes = (*outputs.notes, *weak.values(), *silent)
+    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=notes)
     return replace(trained, contract=promised)
 
 
@@ -154,6 +170,7 @@ class _Outputs:
     mirror: Mirror
     spec: RefreshSpec
     progress: Progress
+    lost: frozenset[str]
     notes: list[str] = field(default_factory=list)
     open: list[targets.Cache] = field(default_factory=list)
 
@@ -165,7 +182,8 @@ class _Outputs:
 
         section = self.spec.compatibility.targets
         if section.limit_gb is not None:
-            evict(self.home / "targets", limit=int(section.limit_gb * 1e9))
+            keep = keys_of(self.home / "targets", predecessors=self.lost)
+            evict(self.home / "targets", limit=int(section.limit_gb * 1e9), keep=keep)
         cache = targets.build(
             version,
             self.samples,
@@ -181,7 +199,10 @@ class _Outputs:
         if covered < 1.0:
             partial = f"its outputs are finite on {covered:.1%} of the training samples"
             self.notes.append(f"{version.name}: {partial}")
-        cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
+        if version.lost:
+            self.notes.append(f"{version.name}: {version.lost}, so its cached outputs were not compared with it")
+        else:
+            cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
         return cache.folder
 
 
@@ -232,22 +253,52 @@ def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: 
     return Trained(folder=folder / "model", digest=digest, result=result, data=data)
 
 
+def _focused(spec: RefreshSpec) -> bool:
+    return any(isinstance(loss, FocalDistillation) and loss.focus != "all" for loss in spec.compatibility.losses)
+
+
+def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:
+    """What predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot be met.
+
+    None where nobody needs to know, or nobody can: the split is empty, or the nearest cannot be run.
+    """
+    section = spec.compatibility
+    if isinstance(section.weighting, Adaptive):
+        if not chain:
+            return None
+        found = ask(task, chain, batch_size=spec.evaluate.batch_size)
+        require_possible(section.weighting, found)
+        return found
+    able = [version for version in chain if not version.lost]
+    if not _focused(spec) or section.near_chance is None or len(able) < 2 or able[0] is not chain[0]:
+        return None
+    if not len(task.samples("constraint")):
+        return None
+    return ask(task, able, batch_size=spec.evaluate.batch_size)
+
+
 def _contract(
     spec: RefreshSpec,
-    task: Task,
-    chain: Sequence[Predecessor],
+    asked: Asked | None,
     references: Sequence[Trained],
     free: Sequence[Predecessor],
+    progress: Progress,
 ) -> Contract | None:
     """Budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
     weighting = spec.compatibility.weighting
-    if not isinstance(weighting, Adaptive) or not chain:
+    if asked is None or not isinstance(weighting, Adaptive):
         return None
     runs = [
         Unconstrained(version=version, errors=tuple(row["validation_error"] for row in one.result.history))
         for version, one in zip(free, references, strict=True)
     ]
-    return contract(weighting, task, chain, references=runs, batch_size=spec.evaluate.batch_size)
+    promised = contract(weighting, asked, references=runs)
+    for budget in promised.budgets:
+        facts = {"budget": budget.bound, "status": str(budget.status), "error": budget.standing.error}
+        reference = {"reference_error": budget.standing.reference_error, "ids": budget.standing.n}
+        progress({"stage": "budget", "version": budget.name, **facts, **reference})
+    require_kept(weighting, promised)
+    return promised
 
 
 def _export(

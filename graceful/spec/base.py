@@ -23,7 +23,8 @@ def _takes(annotation: Any, kind: type) -> bool:
 class Section(BaseModel):
     """A frozen part of a spec that refuses unknown keys and numbers that are not finite.
 
-    A field that is a union with a default (`train.optimizer`) may leave `kind` out: it is the default's kind then.
+    A field that is a union with a default (`train.optimizer`) may leave `kind` out: it is the default's kind then. Or
+    it may be that word alone: `weighting: decay` is `weighting: {kind: decay}`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -41,11 +42,13 @@ class Section(BaseModel):
 
     @classmethod
     def _default_kinds(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: {"kind": field.default.kind, **values[name]}
-            for name, field in cls.model_fields.items()
-            if field.discriminator == "kind"
-            and hasattr(field.default, "kind")
-            and isinstance(values.get(name), Mapping)
-            and "kind" not in values[name]
-        }
+        found: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            given = values.get(name)
+            if field.discriminator != "kind" or not hasattr(field.default, "kind"):
+                continue
+            if isinstance(given, Mapping) and "kind" not in given:
+                found[name] = {"kind": field.default.kind, **given}
+            elif isinstance(given, str):
+                found[name] = {"kind": given}
+        return found

@@ -176,7 +176,11 @@ class Compatibility(Section):
     losses: tuple[Loss, ...] = ()
     """Terms added to the task's loss; empty: train freely and only measure."""
     weighting: Weighting = Equal()
-    """How strongly each of several predecessors pulls; without `kind`: equal."""
+    """How strongly each of several predecessors pulls: a kind alone, or a section of keys; without `kind`: equal. The
+    loss `reweighting` averages over all of them alike, whatever this says."""
+    near_chance: Positive | None = 2.0
+    """Predecessors with more than so many times the latest one's error on the constraint split pull only where they are
+    right, in losses with a focus; null: everywhere."""
     reference: Reference | None = None
     """Second target that keeps accuracy; null: none."""
     targets: Targets = Targets()

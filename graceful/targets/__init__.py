@@ -123,7 +123,7 @@ def build(
     An interrupted build continues where it stopped; of several builders of one key one works and the others wait.
 
     Args:
-        predecessor: Whose outputs.
+        predecessor: Whose outputs; if it cannot be run any more, they must have been built before.
         samples: The training data.
         views: [V, N] view numbers; None: the clean view.
         root: Folder of caches; the cache becomes `root/<key>`.
@@ -133,7 +133,7 @@ def build(
         mirror: Where other machines find caches, and leave theirs.
 
     Raises:
-        DataError: No samples, or outputs of another shape than the predecessor declares.
+        DataError: No samples, outputs of another shape than the predecessor declares, or one that cannot be run.
         IntegrityError: A finished cache is damaged.
         StorageError: The disk is full or refuses.
     """

@@ -7,18 +7,27 @@ time of use. A deleted cache is rebuilt when it is asked for again.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from graceful.storage import guarded
+from graceful.storage import guarded, read_bytes
 from graceful.targets import files
 
 
 def size_of(root: str | Path) -> int:
     """Bytes of all finished caches in a folder."""
     return sum(_bytes(folder) for folder in _finished(Path(root)))
+
+
+def keys_of(root: str | Path, *, predecessors: Collection[str]) -> list[str]:
+    """Keys of the caches of some versions, by their digests: of those that cannot be run again, to be kept."""
+    found = _finished(Path(root)) if predecessors else []
+    return [
+        one.name for one in found if json.loads(read_bytes(one / files.META))["identity"]["predecessor"] in predecessors
+    ]
 
 
 def evict(root: str | Path, *, limit: int, keep: Iterable[str] = ()) -> list[str]:

@@ -40,12 +40,14 @@ class Member:
         columns: [S] its label for each class of the mixture, by name; None: the mixture is of embeddings.
         labels: [N] its label of each training sample, -1: a class it does not know.
         correct_share: As `OldVersion.correct_share`; read only for the focus `old_correct`.
+        near_chance: As `OldVersion.near_chance`.
     """
 
     cache: Cache
     columns: NDArray[np.int64] | None
     labels: NDArray[np.int64]
     correct_share: float | None = None
+    near_chance: bool = False
 
 
 class Mixture:
@@ -120,8 +122,9 @@ class Mixture:
         knows = outputs.present & (labels >= 0)
         right = knows & (outputs.logits.argmax(1) == labels)
         loss, share = self._loss, member.correct_share or 0.0
-        raw = focus.raw_weights(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct=right, new_correct=right)
-        mean = focus.static_mean(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct_share=share)
+        alpha = focus.base_weight(loss.focus, alpha=loss.alpha, near_chance=member.near_chance)
+        raw = focus.raw_weights(loss.focus, alpha=alpha, beta=loss.beta, old_correct=right, new_correct=right)
+        mean = focus.static_mean(loss.focus, alpha=alpha, beta=loss.beta, old_correct_share=share)
         return focus.normalise(raw.double(), mean=mean) * knows
 
 

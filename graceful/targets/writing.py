@@ -87,13 +87,20 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
         Its folder.
 
     Raises:
-        DataError: Outputs of another shape than the predecessor declares.
+        DataError: Outputs of another shape than the predecessor declares, or it cannot be run any more.
         StorageError: The disk is full or refuses, or locks nothing.
     """
     key = storage.sha256_json(identity)
     folder, partial = root / key, root / f"{key}.partial"
     if mirror.unseal(folder):
         return folder
+    if work.predecessor.lost:
+        raise DataError(
+            f"{work.predecessor.name}: {work.predecessor.lost}, and {root} has no outputs of it on these samples and"
+            f" views (cache {key[:12]}...); leave it out of compatibility.against, or restore"
+            f" {work.predecessor.model_id} from a backup",
+            {"cache": key},
+        )
     with _storage(root), _locked(root / f"{key}.lock"):
         if not folder.exists():
             embeddings = _fill(partial, work)

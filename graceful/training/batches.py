@@ -123,7 +123,16 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     folders = job.predecessors if compatibility.losses else ()
     caches = job.caches or (None,) * len(folders)
     chain = [
-        opened(folder, cached, task=task, train=train, wanted=wanted, like=job.spec.task, device=device)
+        opened(
+            folder,
+            cached,
+            task=task,
+            train=train,
+            wanted=wanted,
+            like=job.spec.task,
+            device=device,
+            near_chance=job.near_chance,
+        )
         for folder, cached in zip(folders, caches, strict=False)
     ]
     groups = grouped(compatibility, task.classes, chain)

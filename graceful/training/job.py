@@ -43,6 +43,7 @@ class TrainingJob:
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
         contract: Budgets, where the spec's weighting is adaptive.
+        near_chance: Names of the predecessors that pull only where they are right, see `spec.Compatibility`.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
@@ -56,6 +57,7 @@ class TrainingJob:
     seed: int | None = None
     constrained: bool = True
     contract: Contract | None = None
+    near_chance: tuple[str, ...] = ()
     task: Task | None = None
     data: str | None = None
     mirror: Mirror = Mirror.NONE
@@ -106,6 +108,7 @@ class TrainingJob:
         document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
         document["predecessors"] = [bundle.recorded_digest(folder) for folder in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
+        document["near_chance"] = sorted(self.near_chance)
         return document
 
 
@@ -121,6 +124,7 @@ class TrainingResult:
         validation_error: Error on the validation split of these weights.
         resumed_from: Step at which that call took the run up; None: it began it.
         chosen_epoch: The epoch whose weights these are, counted from 1; None: the last one.
+        silent: `<loss>/<version>` of the constraints that never weighed a sample.
     """
 
     weights: Path
@@ -130,6 +134,7 @@ class TrainingResult:
     validation_error: float
     resumed_from: int | None = None
     chosen_epoch: int | None = None
+    silent: tuple[str, ...] = ()
 
 
 def claim(job: TrainingJob) -> str:
@@ -177,6 +182,7 @@ def finished(job: TrainingJob) -> TrainingResult | None:
         validation_error=document["validation_error"],
         resumed_from=document["resumed_from"],
         chosen_epoch=document.get("chosen_epoch"),
+        silent=tuple(document.get("silent", ())),
     )
 
 

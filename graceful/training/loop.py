@@ -151,6 +151,7 @@ class Loop:
             "validation_error": error,
             "weights_sha256": sha256_file(path),
             "resumed_from": self.resumed_from,
+            "silent": self.objective.silent,
             **extra,
         }
 

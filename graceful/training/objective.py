@@ -134,6 +134,19 @@ class Objective:
         own = {term.key: term.weight * self.strengths[term.index] for term in self._terms}
         return {"task": 1.0, **own, **{group.key: group.loss.weight for group in self._groups}, **extra}
 
+    @property
+    def silent(self) -> list[str]:
+        """`<loss>/<version>` of the constraints that never weighed a sample; of dynamic focuses as far as was seen."""
+        losses = self._compatibility.losses
+        found = [
+            f"{kind}/{version.name}"
+            for loss, kind in zip(losses, loss_keys(losses), strict=True)
+            for version in self._versions
+            if version.silent(loss)
+        ]
+        fired = (self._moments[:, 0] > 0.0).tolist()
+        return sorted({*found, *(term.key for term, yes in zip(self._dynamic, fired, strict=True) if not yes)})
+
     def __call__(
         self,
         outputs: Outputs,

@@ -34,6 +34,7 @@ class OldVersion:
         correct_share: Share of the training ids whose class it knows that it gets right, in [0, 1]: over cached views,
             as training meets them, or on the clean view of a live predecessor. None only where `needs` asks not for it.
         known_share: Share of all training ids whose class it knows, in [0, 1]; only reweighting reads it.
+        near_chance: Its error is far above the latest predecessor's: it pulls only where it is right.
         prototypes: [C_new, d_old] of unit length for new classes that its head does not know, NaN rows where there is
             none or none is needed. None: no prototypes at all.
     """
@@ -44,7 +45,22 @@ class OldVersion:
     head: Callable[[Tensor], Tensor] | None = None
     correct_share: float | None = None
     known_share: float = 1.0
+    near_chance: bool = False
     prototypes: Tensor | None = None
+
+    def base_weight(self, loss: spec.FocalDistillation) -> float:
+        """Its alpha in a loss."""
+        return focus.base_weight(loss.focus, alpha=loss.alpha, near_chance=self.near_chance)
+
+    def silent(self, loss: spec.Loss) -> bool:
+        """Whether a loss never weighs a sample of it: nothing is known, or a focus without a base never fires."""
+        if not isinstance(loss, spec.FocalDistillation | spec.LogitDisplacement):
+            return False
+        if self.known_share == 0.0 or isinstance(loss, spec.LogitDisplacement) or focus.is_dynamic(loss.focus):
+            return self.known_share == 0.0
+        share = self.correct_share or 0.0
+        alpha = self.base_weight(loss)
+        return focus.static_mean(loss.focus, alpha=alpha, beta=loss.beta, old_correct_share=share) == 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +151,11 @@ class Pair:
     def raw_weights(self, loss: spec.FocalDistillation) -> Tensor:
         """[B] focus weights before normalisation."""
         return focus.raw_weights(
-            loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct=self.old_correct, new_correct=self.new_correct
+            loss.focus,
+            alpha=self.version.base_weight(loss),
+            beta=loss.beta,
+            old_correct=self.old_correct,
+            new_correct=self.new_correct,
         )
 
 
@@ -172,7 +192,8 @@ def _distillation(loss: spec.FocalDistillation, pair: Pair, *, mean: Tensor | No
     share = pair.version.correct_share or 0.0
     divisor: float | Tensor | None = mean
     if divisor is None:
-        divisor = focus.static_mean(loss.focus, alpha=loss.alpha, beta=loss.beta, old_correct_share=share)
+        alpha = pair.version.base_weight(loss)
+        divisor = focus.static_mean(loss.focus, alpha=alpha, beta=loss.beta, old_correct_share=share)
     weights = focus.normalise(pair.raw_weights(loss), mean=divisor)
     return weighted_mean(distances, weights=weights, participates=pair.participates)
 

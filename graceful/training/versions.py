@@ -7,7 +7,7 @@ a worker no fifty networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graceful import spec, targets
-from graceful.chain import OldOutputs, Predecessor, label_map
+from graceful.chain import Kept, OldOutputs, Predecessor, label_map
 from graceful.losses.influence import prototypes
 from graceful.models import bundle
 from graceful.spec import Task as TaskSection
@@ -50,24 +50,26 @@ def opened(
     wanted: frozenset[str],
     like: TaskSection,
     device: torch.device,
+    near_chance: Collection[str] = (),
 ) -> Opened:
     """Open one predecessor. Every rank asks about all samples, so that all know the same.
 
     Args:
-        folder: Its bundle; the weights in it may be missing if its outputs are cached and no loss reads its head.
+        folder: Its bundle; weights that nobody asks for may be missing, see `programs.remains`.
         cached: Folder of its outputs; None: it runs live.
         task: Of the new version.
         train: The training split.
         wanted: What `objective.needs` says.
         like: Task section of the new version, see `bundle.load`.
         device: Where outputs go.
+        near_chance: Names of the predecessors that pull only where they are right.
 
     Raises:
         DataError, IntegrityError, StorageError: Something is missing, does not fit or is damaged.
     """
     predecessor = None
     if cached is None or wanted & {"head", "prototypes"}:
-        predecessor = bundle.load(folder, augment_like=like)
+        predecessor = bundle.load(folder, augment_like=like, at_least=Kept.NOTHING)
         predecessor.network.to(device)
     source: targets.Cache | targets.Live
     if cached is not None:
@@ -78,15 +80,18 @@ def opened(
     about = predecessor or bundle.describe(folder)
     known = label_map(task.classes, about.classes)[torch.from_numpy(train.labels)]
     units = None
-    if predecessor is not None and "prototypes" in wanted and bool((known < 0).any()):
+    headless = predecessor is not None and predecessor.kept is Kept.NOTHING
+    if predecessor is not None and "prototypes" in wanted and (headless or bool((known < 0).any())):
         units = _prototypes(predecessor, source, train, classes=len(task.classes))
+    reads_head = "head" in wanted and not headless
     version = OldVersion(
         name=about.name,
         classes=about.classes,
         embedding_size=about.embedding_size,
-        head=predecessor.network.classify if predecessor and "head" in wanted else None,  # type: ignore[arg-type]
+        head=predecessor.network.classify if predecessor and reads_head else None,  # type: ignore[arg-type]
         correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
         known_share=float((known >= 0).double().mean()),
+        near_chance=about.name in near_chance,
         prototypes=units,
     )
     return Opened(version=version, source=source)
@@ -113,7 +118,11 @@ def mixture(
         columns = None if group.columns is None else known[np.asarray(group.columns)]
         members.append(
             Member(
-                cache=one.source, columns=columns, labels=known[train.labels], correct_share=one.version.correct_share
+                cache=one.source,
+                columns=columns,
+                labels=known[train.labels],
+                correct_share=one.version.correct_share,
+                near_chance=one.version.near_chance,
             )
         )
     return Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)

@@ -224,3 +224,42 @@ def test_every_measurement_may_be_constrained_and_only_those(home: Path) -> None
     report = json.loads(Path(json.loads(done.stdout)["report"]).read_text())
     assert set(report["measurements"]) == set(OWN_METRICS)
     assert set(report["comparisons"][0]["measurements"]) == set(COMPARISON_METRICS)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")  # its own use of SQLAlchemy
+def test_an_ancestor_whose_weights_were_deleted_is_trained_against_and_holds_what_is_judged_by_it(home: Path) -> None:
+    from graceful import spec
+    from graceful.errors import DataError
+    from graceful.lineage import Store
+    from graceful.programs.refresh import matrix_of, refresh
+
+    def refreshed(name: str, metric: str, bound: float, against: str, **compatibility: Any) -> Any:
+        asked = {"losses": [{"kind": "focal_distillation"}], **compatibility}
+        gate = {"constraints": [{"metric": metric, "bound": bound, "against": against}]}
+        path = write_spec(home, name, compatibility=asked, gate=gate, evaluate={"bootstrap": 100})
+        return refresh(spec.load(path, [f"home={home}"]))
+
+    assert refreshed("v2", "negative_flip_rate", 0.0001, "all")[0].outcome == "held", "it leaves the cache of v1"
+    (v1,) = Store(None, home).chain("digits")
+    copies = [path for path in home.rglob("model.safetensors") if v1.model_id in path.parts]
+    assert len(copies) == 2, "in the registry, and what was fetched from it"
+    for path in copies:
+        path.unlink()
+
+    held, report = refreshed("v3", "negative_flip_rate", 0.9, "all")
+    assert (held.outcome, held.champion) == ("held", 1)
+    assert held.reasons == ("negative_flip_rate against v1: undefined: v1 cannot be run, only its head is left",)
+    assert "v1: only its head is left, so its cached outputs were not compared with it" in report.notes
+    (nothing,) = report.comparisons
+    assert (nothing.against, nothing.measurements["negative_flip_rate"].value) == ("v1", None)
+    with pytest.raises(DataError, match="has no outputs of it on these samples and views"):
+        refreshed("v4", "error_rate", 0.5, "self", targets={"top": 2}, losses=[NEAR])
+    passed, _ = refreshed("v5", "error_rate", 0.5, "self", losses=[{"kind": "influence", "prototypes": False}])
+    assert (passed.outcome, passed.champion) == ("passed", passed.version)
+    told: list[Any] = []
+    found = matrix_of(spec.load(home / "v5.yaml", [f"home={home}"]), progress=told.append)
+    assert found["versions"] == ["v5"]
+    assert told[-1]["left_out"] == ["v1: only its head is left"]
+
+
+NEAR = {"kind": "focal_distillation", "temperature": 5.0, "allow_low_temperature": True}

@@ -16,7 +16,7 @@ from torch import nn
 from graceful import spec, storage, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, GracefulError, IntegrityError, NonFiniteError
-from graceful.models import bundle
+from graceful.models import bundle, weights
 
 SPEC = spec.RefreshSpec(model="digits", name="v1", task=spec.DigitsTask(classes=6))
 
@@ -69,13 +69,15 @@ def test_round_trip_is_exact(saved: tuple[Path, str], network: nn.Module) -> Non
     assert not version.network.training
 
 
-def test_the_folder_holds_two_files_and_the_documented_keys(saved: tuple[Path, str]) -> None:
+def test_the_folder_holds_three_files_and_the_documented_keys(saved: tuple[Path, str]) -> None:
     folder, digest = saved
-    assert sorted(path.name for path in folder.iterdir()) == ["arch.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["arch.json", "head.safetensors", "model.safetensors"]
     described = json.loads((folder / "arch.json").read_text())
     assert sorted(described) == [
-        "classes", "embedding_size", "model", "name", "schema", "task", "transform_digest", "weights_sha256",
+        "classes", "embedding_size", "head_sha256", "model", "name", "schema", "task", "transform_digest",
+        "weights_sha256",
     ]  # fmt: skip
+    assert described["head_sha256"] == storage.sha256_file(folder / "head.safetensors")
     assert described["weights_sha256"] == storage.sha256_file(folder / "model.safetensors")
     assert bundle.digest(folder) == digest
 
@@ -128,7 +130,7 @@ def test_damaged_weights_are_refused_before_they_are_parsed(
     def never(weights: bytes) -> None:
         pytest.fail("parsed unverified bytes")
 
-    monkeypatch.setattr(bundle, "parse_weights", never)
+    monkeypatch.setattr(weights, "parse_weights", never)
     message = _refusal(saved[0], IntegrityError)
     assert "model.safetensors" in message
     assert "SHA-256 must be" in message

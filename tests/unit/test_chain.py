@@ -42,7 +42,7 @@ def test_select_latest_all_and_by_name() -> None:
     versions = [_predecessor(name) for name in ("v3", "v2", "v1")]
     assert [v.name for v in chain.select(versions, "latest")] == ["v3"]
     assert [v.name for v in chain.select(versions, "all")] == ["v3", "v2", "v1"]
-    assert [v.name for v in chain.select(versions, ("v1", "v3"))] == ["v1", "v3"]
+    assert [v.name for v in chain.select(versions, ("v1", "v3"))] == ["v3", "v1"]
 
 
 def test_select_from_no_versions_is_empty() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graceful import spec
-from graceful.chain.budgets import Budget, Standing, Status, plan, require_feasible
+from graceful.chain.budgets import Budget, Standing, Status, plan, require_evidence, require_feasible
 from graceful.chain.contract import Contract, flips_between
 from graceful.chain.multipliers import Measured, advance, first, rank, strengths
 from graceful.errors import SpecError
@@ -54,6 +54,32 @@ def test_a_budget_that_too_few_ids_can_show_is_refused_with_the_number_it_needs(
     with pytest.raises(SpecError, match=r"a budget of 1\.32 % cannot be shown on 100 ids .* it needs 288"):
         require_feasible(budgets)
     assert statuses(plan([standing("v1", 0.12, n=288)], relative=0.15)) == ["active"]
+
+
+def test_of_several_refused_budgets_the_first_is_told_and_all_are_facts() -> None:
+    budgets = plan([standing("v2", 0.05), standing("v1", 0.06), standing("v0", 0.2)], relative=0.15)
+    with pytest.raises(SpecError) as raised:
+        require_feasible(budgets)
+    assert raised.value.message.startswith("compatibility.weighting: v2: a budget of 1.4")
+    assert "exceeds its error 5.00 % (and 1 more); raise" in raised.value.message
+    assert list(raised.value.facts["infeasible"]) == ["v2", "v1"]  # type: ignore[call-overload]
+
+
+@given(share=st.floats(0.01, 1.0), error=st.floats(0.0, 0.99), reference=st.floats(0.01, 0.99), n=st.integers(2, 3000))
+def test_what_is_refused_before_the_unconstrained_run_is_refused_after_it(
+    share: float, error: float, reference: float, n: int
+) -> None:
+    chain = [standing("v1", error, n=n, reference=reference)]
+    if statuses(plan(chain, relative=share)) != ["infeasible"]:
+        require_evidence(chain, relative=share)
+
+
+def test_too_few_ids_are_refused_before_an_unconstrained_run_is_trained() -> None:
+    require_evidence([standing("v1", 0.1, n=29)], relative=0.15)
+    with pytest.raises(SpecError, match=r"v1: a budget of 13\.50 % cannot be shown on 24 ids"):
+        require_evidence([standing("v1", 0.1, n=24)], relative=0.15)
+    with pytest.raises(SpecError, match=r"v1: a budget of 1\.00 % cannot be shown on 300 ids"):
+        require_evidence([standing("v1", 0.1, n=300)], relative=0.15, bounds={"v1": 0.01})
 
 
 def test_a_budget_nobody_can_break_is_vacuous() -> None:

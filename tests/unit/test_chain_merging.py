@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from graceful import spec
 from graceful.chain import OldOutputs, label_map
 from graceful.chain.merging import Merged, Mixer
+from graceful.losses import focus
 from graceful.losses.embedding_regression import embedding_regression
 from graceful.losses.focal_distillation import kl_divergence, logit_matching
 from graceful.models.base import Outputs
@@ -175,7 +176,7 @@ def test_outputs_of_a_version_are_asked_for_only_where_a_term_did_not_merge() ->
 
 NEW = ("a", "b", "c", "d")
 HEADS = (("c", "a", "gone"), ("a", "c"), ("gone", "a", "c"), ("a", "b", "c", "d"))
-SAMPLES = 40
+SAMPLES = 80
 
 
 @dataclass
@@ -201,6 +202,7 @@ class FakeCache:
 
 def chain_with_heads(count: int, seed: int, labels: NDArray[np.int64]) -> tuple[list[OldVersion], list[OldOutputs]]:
     random = np.random.default_rng(seed)
+    """Every third version is near chance, every ninth nearly always wrong, so that its weights meet their bound."""
     versions, outputs = [], []
     for index in range(count):
         classes = HEADS[index % len(HEADS)]
@@ -209,8 +211,15 @@ def chain_with_heads(count: int, seed: int, labels: NDArray[np.int64]) -> tuple[
         present = torch.from_numpy(random.random(SAMPLES) < 0.9)
         wanted = label_map(NEW, classes)[torch.from_numpy(labels)]
         known = present & (wanted >= 0)
+        if index % 9 == 2:
+            (first, *others) = torch.nonzero(known).flatten().tolist()
+            logits[others, wanted[others]] = -20.0
+            logits[first, wanted[first]] = 20.0
         share = float((logits.argmax(1) == wanted)[known].double().mean())
-        versions.append(OldVersion(name=f"v{index}", classes=classes, embedding_size=5, correct_share=share))
+        version = OldVersion(
+            name=f"v{index}", classes=classes, embedding_size=5, correct_share=share, near_chance=index % 3 == 2
+        )
+        versions.append(version)
         outputs.append(OldOutputs(logits, embedding, present))
     return versions, outputs
 
@@ -238,6 +247,7 @@ def mixtures_of(
                 columns=columns,
                 labels=known[labels],
                 correct_share=versions[index].correct_share,
+                near_chance=versions[index].near_chance,
             )
             members.append(member)
         mixture = Mixture(group.loss, members, scratch=folder)
@@ -270,6 +280,64 @@ def test_merged_objective_has_the_gradient_of_the_unmerged_one(count: int) -> No
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
     assert len(value.parts) < 1 + len(LOSSES) * count
     assert set(value.parts) == set(together.weights)
+
+
+@settings(max_examples=8, deadline=None)
+@given(count=st.integers(2, 16), seed=st.integers(0, 10_000))
+def test_the_order_of_versions_and_of_their_classes_changes_neither_loss_nor_gradient(count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, len(NEW), SAMPLES)
+    versions, outputs = chain_with_heads(count, seed, labels)
+    strengths = (random.random(count) / count).tolist()
+    values = (random.normal(size=(SAMPLES, 8)), random.normal(0, 3, (SAMPLES, 4)))
+
+    def loss(order: Any, heads: Any) -> tuple[float, dict[str, float], list[Tensor]]:
+        chain, said = [], []
+        for index in order:
+            old, shuffled = versions[index], heads[index]
+            chain.append(replace(old, classes=tuple(old.classes[place] for place in shuffled)))
+            said.append(outputs[index]._replace(logits=outputs[index].logits[:, shuffled]))
+        pulls = [strengths[index] for index in order]
+        known = [label_map(NEW, one.classes).tolist() for one in chain]
+        section = spec.Compatibility(losses=LOSSES)
+        groups = plan(section, known=known, sizes=[5] * count, cached=[True] * count)
+        merged = [one.fetch(np.arange(SAMPLES), None, 0) for one in mixtures_of(groups, chain, said, labels, pulls)]
+        new = Outputs(*(torch.from_numpy(value).requires_grad_() for value in values))
+        objective = Objective(section, NEW, chain, groups=groups, strengths=pulls)
+        found = objective(new, torch.from_numpy(labels), said, merged=merged)
+        own = {key: float(value) for key, value in found.parts.items() if "/v" in key}
+        return float(found.total.detach()), own, list(torch.autograd.grad(found.total, new))
+
+    same = [np.arange(len(one.classes)) for one in versions]
+    total, parts, gradient = loss(range(count), same)
+    other, other_parts, other_gradient = loss(
+        random.permutation(count).tolist(), [random.permutation(len(one.classes)) for one in versions]
+    )
+    assert other == pytest.approx(total, rel=1e-6)
+    assert other_parts == pytest.approx(parts, rel=1e-6)
+    for left, right in zip(other_gradient, gradient, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-8)
+
+
+def test_a_predecessor_near_chance_pulls_only_where_it_is_right_and_never_above_the_bound() -> None:
+    labels = np.arange(SAMPLES) % 4
+    versions, outputs = chain_with_heads(12, 3, labels)
+    section = spec.Compatibility(losses=(spec.FocalDistillation(),))
+    known = [label_map(NEW, one.classes).tolist() for one in versions]
+    groups = plan(section, known=known, sizes=[5] * 12, cached=[True] * 12)
+    for group in groups:
+        for index in group.versions:
+            alone = [float(other == index) for other in range(12)]
+            (mixture,) = mixtures_of([group], versions, outputs, labels, alone)
+            weight = mixture.fetch(np.arange(SAMPLES), None, 0).weight
+            said, old = outputs[index], versions[index]
+            wanted = label_map(NEW, old.classes)[torch.from_numpy(labels)]
+            right = said.present & (wanted >= 0) & (said.logits.argmax(1) == wanted)
+            assert bool((weight > 0).equal(right)) == old.near_chance
+            assert float(weight.max()) <= focus.LARGEST
+            if index % 9 == 2:
+                assert int(right.sum()) == 1
+                assert float(weight.max()) == focus.LARGEST
 
 
 def test_a_mixture_too_large_for_memory_lies_in_an_unnamed_file(tmp_path: Path, monkeypatch: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 from rich.console import Console
 
 from graceful import spec, tasks
-from graceful.chain import Predecessor, freeze
+from graceful.chain import Kept, Predecessor, freeze
 from graceful.chain.budgets import Standing, plan
 from graceful.chain.contract import Contract
 from graceful.gate import Outcome, Verdict
 from graceful.programs.constraint_report import PROMISED, build, constraint_rows, constraint_table, record
+from graceful.programs.heat import matrix_page
 from graceful.programs.html import render_html
 from graceful.programs.matrix import matrix, matrix_tables
 from graceful.report import Comparison, Measurement, Report
@@ -102,6 +104,15 @@ def test_a_run_without_budgets_still_has_a_report(tmp_path: Path) -> None:
     assert {one["status"] for one in found["predecessors"]} == {"evaluated only"}
 
 
+def test_where_no_constraint_acted_none_was_kept_and_none_cost_anything(tmp_path: Path) -> None:
+    loose = plan([Standing(name="v3", n=N, error=0.12, reference_error=0.1)], relative=0.2, bounds={"v3": 0.9})
+    mask = np.ones((1, 4), dtype=bool)
+    record(tmp_path, Contract(budgets=loose, right=mask, known=mask, reference_error=0.1), trained())
+    found = build(report(), tmp_path)
+    assert found["predecessors"][0]["status"] == "vacuous"
+    assert (found["cost"], found["feasible"], found["chosen_epoch"]) == (None, None, 2)
+
+
 def test_people_read_the_same_in_the_terminal_and_on_the_page(promised: Path) -> None:
     found = build(report(), promised)
     rows = constraint_rows(found)
@@ -150,7 +161,7 @@ def test_the_matrix_has_every_pair_and_the_triangle_of_flips() -> None:
     nfr, recall = found["negative_flip_rate"], found["recall_at_1"]
     assert [[cell is None for cell in row] for row in nfr] == [[True] * 3, [False, True, True], [False, False, True]]
     assert all(0.0 <= cell <= 1.0 for row in recall for cell in row)
-    own = matrix(document(), tasks.build(document().task), [versions[0], versions[0]])
+    own = matrix(document(), tasks.build(document().task), [versions[0], replace(versions[0], name="again")])
     assert own["negative_flip_rate"][1][0] == 0.0
     assert len({cell for row in own["recall_at_1"] for cell in row}) == 1
     assert own["summary_recall_at_1"]["average_compatibility"]["value"] == 0.0, "a tie is not compatible"
@@ -159,6 +170,28 @@ def test_the_matrix_has_every_pair_and_the_triangle_of_flips() -> None:
         "NFR, row against column",
         "R@1 in a few numbers",
     ]
+
+
+def test_a_version_that_cannot_be_run_leaves_cells_empty_never_zero() -> None:
+    names = ("blob-0", "blob-1", "blob-2")
+    versions = [version(1, names), replace(version(2, names), kept=Kept.HEAD), version(3, names)]
+    found = matrix(document(), tasks.build(document().task), versions)
+    assert found["versions"] == ["v1", "v2", "v3"]
+    assert found["lost"] == {"v2": "only its head is left"}
+    assert [[cell is None for cell in row] for row in found["recall_at_1"]] == [
+        [False, True, False],
+        [True] * 3,
+        [False, True, False],
+    ]
+    assert found["compat_slice"] == [[8, None, 8], [None] * 3, [8, None, 8]]
+    assert found["error"][1] is None
+    average = found["summary_recall_at_1"]["average_compatibility"]
+    assert (average["value"], average["reason"]) == (None, "2 of 3 pairs are missing")
+    page = matrix_page(found, title="m", style="")
+    assert "v2 cannot be run, only its head is left" in page
+    assert "- (2 of 3 pairs are missing)" in page
+    assert page.count("not measured") == 5 + 5 + 2
+    assert matrix_tables(found)
 
 
 def test_without_retrieval_only_flips_are_in_the_matrix() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from graceful.chain import Predecessor
+from graceful.chain import Kept, Predecessor
 from graceful.models import bundle
 from graceful.programs.independent import unconstrained
 from graceful.programs.train import train
@@ -47,6 +48,12 @@ def test_each_version_gets_the_runs_of_its_own_recipe(home: Path) -> None:
     assert run.digest in {bundle.digest(path) for path in home.glob("references/*/model")}
     newest = unconstrained(home, "blobs", chain[1:], like=parse("v3").task)["v2"]
     assert (len(newest.runs), newest.reason) == (2, "2 of its recipe, other seed"), "of the newest, all are asked"
+
+
+def test_a_version_that_cannot_be_run_is_nobody_s_unconstrained_run(home: Path) -> None:
+    lost = replace(versions(home)[2], kept=Kept.NOTHING)
+    found = unconstrained(home, "blobs", [lost], like=parse("v3").task)["v1"]
+    assert (found.runs, found.reason) == ((), "it is one, but its weights are gone")
 
 
 def test_a_run_that_is_not_here_or_is_damaged_says_so(home: Path, tmp_path: Path) -> None:

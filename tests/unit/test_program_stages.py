@@ -14,8 +14,9 @@ from graceful import spec, targets, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle
-from graceful.programs import answers, refresh
+from graceful.programs import answers
 from graceful.programs.evaluate import evaluate
+from graceful.programs.judgeable import require_judgeable
 from graceful.programs.train import Trained, train
 from graceful.tasks.base import Task
 from graceful.training import batches, versions
@@ -231,9 +232,9 @@ def test_a_bundle_knows_the_ids_it_was_trained_on(old: Path) -> None:
 
 def test_retrieval_that_is_switched_off_cannot_be_constrained() -> None:
     gate = {"constraints": [{"metric": "cross_test_gain_map", "direction": "above", "bound": 0.0}]}
-    refresh._check_gate(parse("v1", gate=gate), [])
+    require_judgeable(parse("v1", gate=gate), [])
     with pytest.raises(SpecError, match=r"gate\.constraints\.0\.metric: cross_test_gain_map is not measured"):
-        refresh._check_gate(parse("v1", gate=gate, evaluate={"retrieval": False}), [])
+        require_judgeable(parse("v1", gate=gate, evaluate={"retrieval": False}), [])
     for metric in ("error_rate", "negative_flip_rate"):
         allowed = {"constraints": [{"metric": metric, "bound": 0.1}]}
-        refresh._check_gate(parse("v1", gate=allowed, evaluate={"retrieval": False}), [])
+        require_judgeable(parse("v1", gate=allowed, evaluate={"retrieval": False}), [])

@@ -74,6 +74,9 @@ def test_a_section_with_a_default_kind_may_leave_it_out() -> None:
     [
         ("train.epochs=2", lambda s: s.train.epochs == 2),
         ("train.optimizer.lr=0.5", lambda s: s.train.optimizer == spec.Sgd(lr=0.5)),
+        ("train.optimizer=adamw", lambda s: s.train.optimizer == spec.AdamW()),
+        ("compatibility.weighting=decay", lambda s: s.compatibility.weighting == spec.Decay()),
+        ("compatibility.weighting=equal", lambda s: s.compatibility.weighting == spec.Equal()),
         ("train.optimizer={kind: adamw, lr: 1e-3}", lambda s: s.train.optimizer == spec.AdamW(lr=1e-3)),
         ("task.kind=digits", lambda s: s.task == spec.DigitsTask()),
         ("task.network.size=m", lambda s: s.task.network.size == "m"),

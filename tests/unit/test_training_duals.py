@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.models.base import Forward
-from graceful.programs.contract import Unconstrained, contract
+from graceful.programs.contract import Unconstrained, ask, contract, near_chance
 from graceful.programs.train import train as train_version
 from graceful.storage import sha256_file
 from graceful.training import trace
@@ -84,7 +85,7 @@ def job(document: spec.RefreshSpec, run_dir: Path, chain: tuple[Path, ...], root
         run_dir=run_dir,
         predecessors=chain,
         caches=tuple(targets.build(one, samples, views=views, root=root).folder for one in versions),
-        contract=contract(weighting, task, versions, references=(), batch_size=64),
+        contract=contract(weighting, ask(task, versions, batch_size=64), references=()),
     )
 
 
@@ -181,11 +182,26 @@ def test_state_survives_a_checkpoint_and_another_chain_is_refused(tmp_path: Path
         Duals(replace(made, data="0" * 64), rule, samples)
 
 
-def test_an_infeasible_budget_is_refused_before_a_step_is_taken(tmp_path: Path, chain: Any) -> None:
-    document = parse(weighting={**WEIGHTING, "infeasible": "refuse", "bounds": {"v1": 0.01, "v0": 0.15}})
+@pytest.mark.parametrize("known", [{"reference_error": 0.2}, {}], ids=["error given", "too few ids"])
+def test_an_infeasible_budget_is_refused_before_anything_is_trained(tmp_path: Path, chain: Any, known: Any) -> None:
+    weighting = {"kind": "adaptive", "bounds": {"v1": 0.01, "v0": 0.15}, **known}
+    document = parse(weighting=weighting)
+    reference = document.compatibility.model_copy(update={"reference": spec.Reference()})
+    document = document.model_copy(update={"compatibility": reference})
     with pytest.raises(SpecError, match=r"v1: a budget of 1\.00 % "):
         train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
-    assert not (tmp_path / "run" / trace.FILE).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_budget_is_told_before_training(tmp_path: Path, chain: Any) -> None:
+    document = parse(weighting={"kind": "adaptive", "bounds": {"v1": 0.9, "v0": 0.9}}, epochs=1)
+    told: list[Any] = []
+    train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain, progress=told.append)
+    budgets = {row["version"]: row for row in told if row.get("stage") == "budget"}
+    assert {name: (row["budget"], row["status"]) for name, row in budgets.items()} == {
+        "v1": (0.9, "vacuous"),
+        "v0": (0.9, "vacuous"),
+    }
 
 
 def test_budgets_are_measured_against_an_unconstrained_run_of_the_same_recipe(tmp_path: Path, chain: Any) -> None:
@@ -206,6 +222,42 @@ def test_the_pace_is_the_mean_over_runs_and_absent_without_errors(chain: Any) ->
     task, version = tasks.build(document.task), bundle.load(chain[0])
     rule = spec.Adaptive(infeasible="skip")
     runs = [Unconstrained(version=version, errors=errors) for errors in ((0.4, 0.2), (0.1, 0.2))]
-    assert contract(rule, task, [version], references=runs, batch_size=64).pace == (1.25, 1.0)
+    assert contract(rule, ask(task, [version], batch_size=64), references=runs).pace == (1.25, 1.0)
     perfect = [Unconstrained(version=version, errors=(0.4, 0.0))]
-    assert contract(rule, task, [version], references=perfect, batch_size=64).pace == ()
+    assert contract(rule, ask(task, [version], batch_size=64), references=perfect).pace == ()
+
+
+def test_predecessors_near_chance_are_told_apart_on_the_constraint_split(chain: Any) -> None:
+    document = parse()
+    versions = [bundle.load(folder) for folder in chain]
+    found = near_chance(ask(tasks.build(document.task), versions, batch_size=64), factor=2.0)
+    (sentence,) = found.values()
+    assert list(found) == ["v0"]
+    assert "times that of v1" in sentence
+    perfect = ask(tasks.build(document.task), versions, batch_size=64)
+    perfect.right[0] = True
+    perfect.right[1] = np.arange(60) != 0
+    assert near_chance(perfect, factor=2.0) == {}, "one error more than none is not twice as bad"
+    assert near_chance(perfect, factor=0.5) == {
+        "v0": "v0: its error 1.67 % is over 0.5 times that of v1, 0.00 %; it pulls only where it is right"
+    }
+
+
+@pytest.mark.parametrize(("factor", "noted"), [(2.0, True), (None, False)])
+def test_a_predecessor_near_chance_pulls_elsewhere_and_is_noted(
+    tmp_path: Path, chain: Any, factor: float | None, *, noted: bool
+) -> None:
+    document = parse(weighting={"kind": "equal"}, epochs=1)
+    section = document.compatibility.model_copy(update={"near_chance": factor})
+    document = document.model_copy(update={"compatibility": section})
+    trained = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
+    assert bool(trained.notes) == noted
+    claimed = json.loads((tmp_path / "run" / "spec.json").read_text())["job"]
+    assert claimed["near_chance"] == (["v0"] if noted else [])
+
+
+def test_a_constraint_that_never_weighs_a_sample_is_reported(tmp_path: Path, chain: Any) -> None:
+    bundle.save(tmp_path / "v9", network=training_task.BlobNet(2), spec=parse("v9"), classes=("cat", "dog"))
+    document = parse(weighting={"kind": "equal"}, epochs=1)
+    found = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=(chain[0], tmp_path / "v9"))
+    assert found.notes == ("focal_distillation/v9: never weighed a sample, so it constrained nothing",)

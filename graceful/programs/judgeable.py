@@ -1,0 +1,30 @@
+"""Refuse what the gate could not judge before hours of training, not after. Runs in the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graceful.constraints import ALL, LATEST, SELF
+from graceful.errors import SpecError
+from graceful.spec import RefreshSpec
+
+RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
+"""How the names of measurements begin that `evaluate.retrieval` switches off."""
+
+
+def require_judgeable(spec: RefreshSpec, ancestors: Sequence[str]) -> None:
+    """Check the gate's constraints against the names of the ancestors.
+
+    Raises:
+        SpecError: A constraint is about no ancestor, or about something that will not be measured.
+    """
+    known = {SELF, LATEST, ALL, *ancestors}
+    for index, item in enumerate(spec.gate.constraints):
+        if item.against is not None and item.against not in known:
+            names = ", ".join(ancestors) or "no versions yet"
+            raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
+        if item.metric.startswith(RETRIEVAL) and not spec.evaluate.retrieval:
+            raise SpecError(
+                f"gate.constraints.{index}.metric: {item.metric} is not measured with evaluate.retrieval: false;"
+                " write true, or leave the constraint out"
+            )

@@ -171,7 +171,7 @@ def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
         "relative NFR",
         "budget",
         "status",
-        "met",
+        "met on test",
         "untreated NFR",
         "multiplier by epoch",
     )

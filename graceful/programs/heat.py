@@ -54,7 +54,7 @@ def heat(
         + "".join(
             "<td></td>"
             if triangle and column >= row
-            else _cell(cell, low=low, high=high, sign=(signs or {}).get((row, column), ""))
+            else _cell(cell, low=low, high=high, sign=(signs or {}).get((row, column), ""), digits=2 if triangle else 1)
             for column, cell in enumerate(cells[row])
         )
         + "</tr>"
@@ -63,12 +63,12 @@ def heat(
     return f"<table class='heat'><caption>{escape(title)}, %</caption><thead><tr>{head}</tr></thead>{body}</table>"
 
 
-def _cell(value: float | None, *, low: float, high: float, sign: str) -> str:
+def _cell(value: float | None, *, low: float, high: float, sign: str, digits: int = 1) -> str:
     if value is None:
         return "<td class='gap' title='not measured'>-</td>"
     red, green, blue = colour(0.0 if high <= low else (value - low) / (high - low))
     ink = "#000" if _luminance((red, green, blue)) > 0.179 else "#fff"
-    shown = f"{100 * value:.1f}{' ' + sign if sign else ''}"
+    shown = f"{100 * value:.{digits}f}{' ' + sign if sign else ''}"
     return f"<td style='background:#{red:02x}{green:02x}{blue:02x};color:{ink}'>{shown}</td>"
 
 
@@ -137,7 +137,17 @@ def _signs(cells: Cells) -> dict[tuple[int, int], str]:
 
 def summary_rows(document: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
     """The summary of one retrieval metric as label and text."""
-    return [(label, _summed(key, document[f"summary_{metric}"][key])) for key, label in SUMMARIES.items()]
+    found = document[f"summary_{metric}"]
+    rows = [(label, _summed(key, found[key])) for key, label in SUMMARIES.items()]
+    if found["update_gain"]:
+        names = document["versions"]
+        gains = [
+            f"{name} {'-' if one['value'] is None else format(one['value'], '+.2f')}"
+            for name, one in zip(names[:-1], found["update_gain"], strict=True)
+        ]
+        rows.append((f"update gain of {names[-1]} on older galleries, 1: as good as free of them", ", ".join(gains)))
+        rows.append((f"what {names[-1]} gave up on its own gallery", f"{100 * found['self_discount']:+.1f} points"))
+    return rows
 
 
 def _summed(key: str, found: Mapping[str, Any]) -> str:
@@ -149,8 +159,8 @@ def _summed(key: str, found: Mapping[str, Any]) -> str:
 
 
 def _summary(document: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    columns = [dict(summary_rows(document, metric)) for metric in metrics]
-    rows = [(label, *(column[label] for column in columns)) for label in columns[0]]
+    columns = [summary_rows(document, metric) for metric in metrics]
+    rows = [(row[0][0], *(text for _, text in row)) for row in zip(*columns, strict=True)]
     reasons = document.get("unconstrained", {})
     for index, name in enumerate(document["versions"]):
         bars = [document["independent"][metric][index] for metric in metrics]

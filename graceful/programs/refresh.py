@@ -204,7 +204,8 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
         left = [bundle.load(one, augment_like=spec.task, at_least=Kept.NOTHING) for one in reversed(folders)]
         versions = chosen(left, names)
-        progress({"stage": "matrix", "versions": len(versions)})
+        lost = [f"{version.name}: {version.lost}" for version in versions if version.lost]
+        progress({"stage": "matrix", "versions": len(versions), **({"lost": lost} if lost else {})})
         free = unconstrained(home, spec.model, versions[::-1], like=spec.task)
         found = matrix(spec, tasks.build(spec.task), versions, free=free)
         pages.write_matrix(run_dir, found, model=spec.model)

@@ -258,8 +258,10 @@ def test_an_ancestor_whose_weights_were_deleted_is_trained_against_and_holds_wha
     assert (passed.outcome, passed.champion) == ("passed", passed.version)
     told: list[Any] = []
     found = matrix_of(spec.load(home / "v5.yaml", [f"home={home}"]), progress=told.append)
-    assert found["versions"] == ["v5"]
-    assert told[-1]["left_out"] == ["v1: only its head is left"]
+    assert found["versions"] == ["v1", "v5"]
+    assert found["recall_at_1"][1][0] is None
+    assert found["lost"] == {"v1": "only its head is left"}
+    assert told[-1]["lost"] == ["v1: only its head is left"]
 
 
 NEAR = {"kind": "focal_distillation", "temperature": 5.0, "allow_low_temperature": True}

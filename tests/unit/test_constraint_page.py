@@ -17,7 +17,7 @@ from PIL import Image
 from graceful import tasks
 from graceful.gate import Outcome, Verdict
 from graceful.metrics.predictions import Predictions
-from graceful.programs import background, flipped, heat
+from graceful.programs import background, constraint_page, curves, flipped, heat
 from graceful.programs.answers import Evaluated, Voice
 from graceful.programs.constraint_report import PROMISED, build, remarks
 from graceful.programs.evaluate import evaluate
@@ -135,6 +135,22 @@ def test_ink_has_the_contrast_that_accessibility_asks_for(share: float) -> None:
         for code in (ground, ink * 2)
     ]
     assert (max(levels) + 0.05) / (min(levels) + 0.05) >= 4.5
+
+
+def test_signs_say_better_tie_and_worse_than_the_gallery_s_own_version() -> None:
+    cells = [[0.5, 0.6, 0.7], [0.5, 0.6, 0.6], [0.51, 0.59, 0.8]]
+    assert heat._signs(cells) == {(1, 0): "=", (2, 0): "&#10003;", (2, 1): "&#10007;"}
+    assert heat._signs([[None, 0.1], [0.2, 0.3]]) == {}
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 3])
+def test_the_chosen_epoch_is_a_circle_on_the_line(chosen: int) -> None:
+    drawn = curves._panel([0.5, 2.0, 1.0], title="multiplier", bound=None, chosen=chosen, x=0)
+    [points] = re.findall(r"points='([^']*)'", drawn)
+    [(across, down)] = re.findall(r"cx='([\d.]+)' cy='([\d.]+)'", drawn)
+    assert f"{across},{down}" == points.split()[chosen - 1]
+    heights = [float(point.partition(",")[2]) for point in points.split()]
+    assert heights[1] < heights[2] < heights[0], "pixels grow downwards"
 
 
 class Balanced(HTMLParser):
@@ -288,6 +304,14 @@ def test_one_run_has_no_seed_floor_and_says_what_would_give_it() -> None:
     found = found_for(parse("v3"), free={"v3": Free(runs=(constant("run-1", 2),), reason="1 of its recipe")})
     assert found["unconstrained"]["seed_floor"] is None
     assert "compatibility.reference.runs: 2" in found["unconstrained"]["reason"]
+
+
+def test_a_version_that_is_its_own_unconstrained_run_has_no_second_one_to_compare_with() -> None:
+    found = found_for(parse("v3"), free={"v3": Free(runs=(constant("v3", 0),), reason="it is one")})
+    alone = found["unconstrained"]
+    assert (alone["runs"], alone["error"], alone["seed_floor"], alone["nfr"]) == (0, None, None, {})
+    assert found["matrix"]["independent"]["recall_at_1"][2] == found["matrix"]["recall_at_1"][2][2]
+    assert "Unconstrained run of this version: it is one." in constraint_page.unconstrained(found)
 
 
 def test_without_retrieval_there_are_flips_alone() -> None:

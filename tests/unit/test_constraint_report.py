@@ -17,11 +17,12 @@ from graceful import spec, tasks
 from graceful.chain import Kept, Predecessor, freeze
 from graceful.chain.budgets import Standing, plan
 from graceful.chain.contract import Contract
+from graceful.errors import SpecError
 from graceful.gate import Outcome, Verdict
 from graceful.programs.constraint_report import PROMISED, build, constraint_rows, constraint_table, record
 from graceful.programs.heat import matrix_page
 from graceful.programs.html import render_html
-from graceful.programs.matrix import matrix, matrix_tables
+from graceful.programs.matrix import chosen, matrix, matrix_tables
 from graceful.report import Comparison, Measurement, Report
 from graceful.training.driver import TrainingResult
 from tests.support import training_task
@@ -170,6 +171,16 @@ def test_the_matrix_has_every_pair_and_the_triangle_of_flips() -> None:
         "NFR, row against column",
         "R@1 in a few numbers",
     ]
+
+
+def test_versions_of_a_matrix_are_chosen_by_name_or_refused() -> None:
+    chain = [version(seed, ("blob-0", "blob-1")) for seed in (1, 2, 3)]
+    assert chosen(chain, []) == chain
+    assert [one.name for one in chosen(chain, ["v3", "v1"])] == ["v1", "v3"], "in the order of the chain"
+    with pytest.raises(SpecError, match=r"--versions: 'v9' is no version of this chain, which has v1, v2, v3"):
+        chosen(chain, ["v1", "v9"])
+    with pytest.raises(SpecError, match="needs at least two"):
+        chosen(chain, ["v2"])
 
 
 def test_a_version_that_cannot_be_run_leaves_cells_empty_never_zero() -> None:

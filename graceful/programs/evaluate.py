@@ -73,13 +73,7 @@ def evaluate(
     versions = [new, *(one for one in ancestors if not one.lost)]
     mine, *others = voices = listen(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    alone = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
-    if mine.queries is not None and mine.gallery is not None:
-        alone |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
-    if others:
-        alone |= chain_flips(mine.predictions, [old.predictions for old in others], draws=draws, seed=seed)
-    for old in lost:
-        alone |= dict.fromkeys(CHAIN_METRICS, _unmeasured(old))
+    alone = _alone(mine, others, lost, draws=draws, seed=seed)
     measured = {voice.name: _against(mine, voice, draws=draws, seed=seed) for voice in others}
     comparisons = tuple(
         Comparison(
@@ -112,6 +106,20 @@ def evaluate(
         predictions=mine.predictions,
         background=background(spec, voices, samples, free=free or {}, chain=[new, *ancestors]),
     )
+
+
+def _alone(
+    mine: Voice, others: Sequence[Voice], lost: Sequence[Predecessor], *, draws: int, seed: int
+) -> dict[str, Measurement]:
+    """Everything that is measured about the new version itself, and against its whole chain at once."""
+    found = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
+    if mine.queries is not None and mine.gallery is not None:
+        found |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
+    if others:
+        found |= chain_flips(mine.predictions, [old.predictions for old in others], draws=draws, seed=seed)
+    for old in lost:
+        found |= dict.fromkeys(CHAIN_METRICS, _unmeasured(old))
+    return found
 
 
 def _unmeasured(version: Predecessor) -> Measurement:

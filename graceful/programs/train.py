@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from graceful import targets, tasks
+from graceful import tasks
 from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
-from graceful.errors import DataError, SpecError
+from graceful.errors import DataError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
+from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.remains import reads_outputs, require_usable
 from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.targets.eviction import evict, keys_of
 from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
@@ -34,19 +33,6 @@ REFERENCE_SEED_STRIDE = 1009
 
 def silent(row: Mapping[str, object]) -> None:
     """Report no progress."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Views:
-    """What the caches hold.
-
-    Attributes:
-        live: No cache: predecessors run in every step.
-        keyed: [V, N] view numbers of V cached views; None: the one clean view.
-    """
-
-    live: bool = False
-    keyed: NDArray[np.uint64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +85,10 @@ def train(
     versions = [bundle.load(folder, augment_like=spec.task, at_least=Kept.NOTHING) for folder in ancestors]
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
-    views = _views(spec, samples, augments=built.augments)
+    views = Views.of(spec, samples, augments=built.augments)
     require_usable(wanted, spec.compatibility, built.classes, clean=views.keyed is None, live=views.live)
     mirror = Mirror.of(home)
-    outputs = _Outputs(
+    outputs = CachedOutputs(
         samples=samples,
         views=views,
         home=home,
@@ -115,7 +101,10 @@ def train(
     factor = spec.compatibility.near_chance
     weak = near_chance(asked, factor=factor) if asked and factor and _focused(spec) else {}
     cached = [not views.live and reads_outputs(version, spec.compatibility, built.classes) for version in wanted]
-    caches = [outputs.of(version) if yes else None for version, yes in zip(wanted, cached, strict=True)]
+    caches = [
+        outputs.of(version, folder_of[version.name]) if yes else None
+        for version, yes in zip(wanted, cached, strict=True)
+    ]
     references = _references(
         spec, home=home, task=built, mirror=mirror, data=samples.digest, budgets=bool(wanted), progress=progress
     )
@@ -126,7 +115,9 @@ def train(
         run_dir=run_dir,
         predecessors=tuple(folder_of[version.name] for version in wanted),
         caches=tuple(caches),
-        references=tuple(outputs.of(version) for version in free) if spec.compatibility.reference else (),
+        references=tuple(outputs.of(version, one.folder) for version, one in zip(free, references, strict=True))
+        if spec.compatibility.reference
+        else (),
         contract=promised,
         near_chance=tuple(weak),
         task=task,
@@ -148,62 +139,6 @@ def _require_sound(task: Task, train: Samples) -> None:
     shared = np.intersect1d(train.ids, task.samples("test").ids)
     if len(shared):
         raise DataError(f"task: {len(shared)} ids are in train and in test, e.g. {shared[0]}; keep them apart")
-
-
-def _views(spec: RefreshSpec, samples: Samples, *, augments: bool) -> Views:
-    mode = targets.plan_views(spec.compatibility.targets, augments=augments)
-    if mode != "keyed":
-        if mode == "live" and spec.compatibility.reference:
-            raise SpecError("compatibility.targets.mode: live has no cache for reference runs; write keyed")
-        return Views(live=mode == "live")
-    count = spec.compatibility.targets.views
-    return Views(keyed=targets.key_views(samples.ids, seed=spec.train.seed, count=count))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Outputs:
-    """Caches of what versions say about the training data, and notes about those that are not what they should be."""
-
-    samples: Samples
-    views: Views
-    home: Path
-    mirror: Mirror
-    spec: RefreshSpec
-    progress: Progress
-    lost: frozenset[str]
-    notes: list[str] = field(default_factory=list)
-    open: list[targets.Cache] = field(default_factory=list)
-
-    def of(self, version: Predecessor) -> Path:
-        """Folder of a version's outputs, built if need be and compared with the version run now."""
-
-        def tell(done: int, total: int) -> None:
-            self.progress({"stage": f"outputs of {version.name}", "step": done, "steps": total})
-
-        section = self.spec.compatibility.targets
-        if section.limit_gb is not None:
-            keep = keys_of(self.home / "targets", predecessors=self.lost)
-            evict(self.home / "targets", limit=int(section.limit_gb * 1e9), keep=keep)
-        cache = targets.build(
-            version,
-            self.samples,
-            views=self.views.keyed,
-            root=self.home / "targets",
-            mirror=self.mirror,
-            batch_size=self.spec.evaluate.batch_size,
-            top=section.top,
-            progress=tell,
-        )
-        self.open.append(cache)
-        covered = cache.coverage(self.samples.ids)
-        if covered < 1.0:
-            partial = f"its outputs are finite on {covered:.1%} of the training samples"
-            self.notes.append(f"{version.name}: {partial}")
-        if version.lost:
-            self.notes.append(f"{version.name}: {version.lost}, so its cached outputs were not compared with it")
-        else:
-            cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
-        return cache.folder
 
 
 def _references(

@@ -32,6 +32,7 @@ from graceful.chain import OldOutputs, Predecessor
 from graceful.errors import DataError, SpecError
 from graceful.storage import Mirror
 from graceful.targets import files, layouts, writing
+from graceful.targets.blocks import Compute
 from graceful.targets.cache import Agreement, Cache
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples
@@ -117,6 +118,7 @@ def build(
     top: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     mirror: Mirror = Mirror.NONE,
+    compute: Compute | None = None,
 ) -> Cache:
     """Run a predecessor over the training data once, or reopen what was built before.
 
@@ -131,6 +133,7 @@ def build(
         top: Keep so many logits of each row and the mean of the others, see `layouts`; None: all.
         progress: Called with rows done and rows in all.
         mirror: Where other machines find caches, and leave theirs.
+        compute: Runs the predecessor on blocks of samples, e.g. in other processes; None: here.
 
     Raises:
         DataError: No samples, outputs of another shape than the predecessor declares, or one that cannot be run.
@@ -152,7 +155,13 @@ def build(
     if top is not None:
         identity["top"] = top
     work = writing.Work(
-        predecessor=predecessor, samples=samples, views=views, batch_size=batch_size, progress=progress, top=top
+        predecessor=predecessor,
+        samples=samples,
+        views=views,
+        batch_size=batch_size,
+        progress=progress,
+        top=top,
+        compute=compute,
     )
     return Cache.open(writing.write(Path(root), work=work, identity=identity, mirror=mirror))
 

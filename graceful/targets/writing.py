@@ -1,8 +1,9 @@
 """How a cache of predecessor outputs gets onto disk: appended, resumable, sealed with digests. The driver runs it.
 
 Rows are appended in order (view by view), flushed, and only then counted in `progress.json`, so that an interrupted
-build keeps what it counted. Plain appends rather than a writable memory map, because a full disk is then an error
-message and not a bus error. `<key>.partial` becomes `<key>` by one rename; a lock file keeps other builders waiting.
+build keeps what it counted; where home has a twin in a bucket, each quarter of the work is copied there, for a build
+that goes on elsewhere. Plain appends rather than a writable memory map, because a full disk is then an error message
+and not a bus error. `<key>.partial` becomes `<key>` by one rename; a lock file keeps other builders waiting.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from graceful import storage
@@ -28,10 +29,13 @@ from graceful.chain import Predecessor
 from graceful.errors import DataError, StorageError
 from graceful.models.base import Outputs
 from graceful.targets import files, layouts
+from graceful.targets.blocks import Block, Compute, blocks_of, check_shape, run
 from graceful.tasks.base import Samples
 
 _PROGRESS = "progress.json"
 _FLUSH_EVERY = 32
+_COPIES = 4
+"""An unfinished build is copied to the bucket so many times, less one."""
 _FP16_MAX = 65504.0
 
 
@@ -45,6 +49,8 @@ class Work:
     batch_size: int
     progress: Callable[[int, int], None] | None
     top: int | None = None
+    compute: Compute | None = None
+    """None: in this process, one block after the other."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,10 +109,13 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
         )
     with _storage(root), _locked(root / f"{key}.lock"):
         if not folder.exists():
-            embeddings = _fill(partial, work)
+            if not partial.exists():
+                mirror.restore(partial)
+            embeddings = _fill(partial, work, mirror)
             _seal(partial, work, identity=identity, columns=_columns(work, embeddings))
             partial.rename(folder)
     mirror.seal(folder)
+    mirror.forget_folder(partial)
     return folder
 
 
@@ -134,15 +143,15 @@ def _columns(work: Work, embeddings: str) -> tuple[_Column, ...]:
     )
 
 
-def _fill(partial: Path, work: Work) -> str:
+def _fill(partial: Path, work: Work, mirror: storage.Mirror) -> str:
     """Append all missing rows; returns the type of the embeddings."""
     partial.mkdir(parents=True, exist_ok=True)
     done, embeddings = _resumed(partial)
     try:
-        _append(partial, work, done=done, embeddings=embeddings)
+        _append(partial, work, mirror, done=done, embeddings=embeddings)
     except _EmbeddingOverflowError:
         embeddings = "<f4"
-        _append(partial, work, done=0, embeddings=embeddings)
+        _append(partial, work, mirror, done=0, embeddings=embeddings)
     return embeddings
 
 
@@ -155,20 +164,25 @@ def _resumed(partial: Path) -> tuple[int, str]:
     return int(document["rows"]), str(document["embeddings"])
 
 
-def _append(partial: Path, work: Work, *, done: int, embeddings: str) -> None:
+def _append(partial: Path, work: Work, mirror: storage.Mirror, *, done: int, embeddings: str) -> None:
     columns = _columns(work, embeddings)
     _check_space(partial, columns)
     views, rows = work.shape
     with ExitStack() as stack:
         done = _agreed(partial, columns, done)
         outputs = [stack.enter_context(_opened(partial, column, done)) for column in columns]
-        for number, (view, start, stop) in enumerate(_batches(done, views, rows, work.batch_size), start=1):
-            block = _encode(_run(work, view, start, stop), embeddings, top=work.top)
+        copied = _COPIES * done // (views * rows)
+        for number, (block, found) in enumerate(_computed(work, done), start=1):
+            columned = _encode(found, embeddings, top=work.top)
             for file, column in zip(outputs, columns, strict=True):
-                file.write(np.ascontiguousarray(block[column.name], dtype=column.dtype).data)
-            done = view * rows + stop
+                file.write(np.ascontiguousarray(columned[column.name], dtype=column.dtype).data)
+            done = block.view * rows + block.stop
             if number % _FLUSH_EVERY == 0 or done == views * rows:
                 _count(partial, outputs, rows=done, embeddings=embeddings)
+                if copied < _COPIES * done // (views * rows) < _COPIES:
+                    mirror.save(partial, but=(_PROGRESS,))
+                    mirror.save(partial, only=(_PROGRESS,))
+                    copied = _COPIES * done // (views * rows)
             if work.progress is not None:
                 work.progress(done, views * rows)
 
@@ -196,31 +210,13 @@ def _opened(partial: Path, column: _Column, done: int) -> Iterator[BinaryIO]:
         yield file
 
 
-def _batches(done: int, views: int, rows: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """View, start and stop of the batches that remain; a batch never spans two views."""
-    while done < views * rows:
-        view, start = divmod(done, rows)
-        stop = min(start + size, rows)
-        yield view, start, stop
-        done += stop - start
-
-
-def _run(work: Work, view: int, start: int, stop: int) -> Outputs:
-    try:
-        items = work.samples.read(np.arange(start, stop, dtype=np.int64))
-    except OSError as e:
-        raise DataError(f"targets of {work.predecessor.name}: samples {start} to {stop} cannot be read ({e})") from e
-    numbers = None if work.views is None else work.views[view, start:stop]
-    with torch.inference_mode():
-        outputs = work.predecessor(items, numbers)
-    wanted = (len(work.predecessor.classes), work.predecessor.embedding_size)
-    found = (outputs.logits.shape[1], outputs.embedding.shape[1])
-    if found != wanted or len(outputs.logits) != stop - start:
-        raise DataError(
-            f"targets of {work.predecessor.name}: {stop - start} samples must give (classes, embedding) {wanted}, got"
-            f" {len(outputs.logits)} of {found}; the version's bundle and its task do not fit"
-        )
-    return outputs
+def _computed(work: Work, done: int) -> Iterator[tuple[Block, Outputs]]:
+    remaining = blocks_of(len(work.samples), views=work.views, size=work.batch_size, done=done)
+    blocks, given = itertools.tee(remaining)
+    compute = work.compute or (lambda wanted: (run(work.predecessor, work.samples, one) for one in wanted))
+    for block, outputs in zip(blocks, compute(given), strict=True):
+        check_shape(work.predecessor, outputs, rows=block.stop - block.start)
+        yield block, outputs
 
 
 def _encode(outputs: Outputs, embeddings: str, *, top: int | None) -> dict[str, NDArray[Any]]:

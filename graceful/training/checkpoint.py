@@ -1,7 +1,8 @@
 """Checkpoint folders: engine state, run state, a manifest of SHA-256 per rank. Runs in workers.
 
     state.json                what the loop needs besides the engine (rank 0)
-    manifest-00000.json       rank, world size and the SHA-256 of every file that rank wrote, written last
+    manifest-00000.json       rank, world size, the SHA-256 of every file that rank wrote and of the run state as that
+                              rank has it, written last: the ranks must agree
     ...                       engine files
 
 DeepSpeed's files are pickles, which are code: they are read only from the run's own folder, and only after every file
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful.errors import IntegrityError
-from graceful.storage import guarded, sha256_file, write_json
+from graceful.storage import guarded, sha256_file, sha256_json, write_json
 
 STATE = "state.json"
 KEEP = 2
@@ -68,7 +69,7 @@ def seal(folder: Path, *, state: Mapping[str, Any], rank: int, world_size: int) 
         if path.is_file():
             _flush(path)
             files[path.relative_to(folder).as_posix()] = sha256_file(path)
-    document = {"schema": 1, "rank": rank, "world_size": world_size, "files": files}
+    document = {"schema": 1, "rank": rank, "world_size": world_size, "state": sha256_json(state), "files": files}
     write_json(folder / _manifest(rank), document)
 
 
@@ -76,10 +77,12 @@ def verify(folder: Path) -> dict[str, Any]:
     """Check every file of a checkpoint, then return its state.
 
     Raises:
-        IntegrityError: A file is missing, truncated or changed.
+        IntegrityError: A file is missing, truncated or changed, or the ranks had different states.
     """
     ranks, _ = _listed(folder, rank=0)
     for rank in range(ranks):
+        if _load(folder, _manifest(rank)).get("state") != _load(folder, _manifest(0)).get("state"):
+            raise _damaged(folder / _manifest(rank), "is of another state than that of rank 0")
         for name, expected in _listed(folder, rank=rank)[1].items():
             path = folder / name
             if not path.is_file():

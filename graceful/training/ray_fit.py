@@ -22,6 +22,7 @@ from typing import Any
 
 from graceful import errors
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
+from graceful.spec import Train
 from graceful.storage import write_text
 from graceful.training import checkpoint, trace
 from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
@@ -58,8 +59,8 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
         TrainingError: Out of time, or the workers failed too often; `error.log` has the traceback.
     """
     deadline = time.monotonic() + job.spec.train.timeout
-    private = _connect()
-    use_gpu = _require(job, private=private, deadline=deadline)
+    private = connect()
+    use_gpu = require(job.spec.train, private=private, deadline=deadline)
     failure = job.run_dir / FAILURE
     job.mirror.forget(failure)
     for folder in job.inputs:
@@ -115,7 +116,7 @@ class _Fitting(threading.Thread):
 # --- cluster ----------------------------------------------------------------------------------------------------------
 
 
-def _connect() -> bool:
+def connect() -> bool:
     """Join the cluster of RAY_ADDRESS, or start a private one; True: private.
 
     Raises:
@@ -157,11 +158,16 @@ def _disconnect(fitting: threading.Thread) -> None:
     fitting.join(10.0)
 
 
-def _require(job: TrainingJob, *, private: bool, deadline: float) -> bool:
-    """Check that the workers fit; True: they compute on GPUs."""
+def require(train: Train, *, private: bool, deadline: float) -> bool:
+    """Check that the workers fit; True: they compute on GPUs.
+
+    Raises:
+        SpecError: This machine has fewer CPUs or GPUs than workers need.
+        InfrastructureError: The cluster's nodes did not join in time.
+    """
     import ray
 
-    workers, wanted = job.spec.train.num_workers, job.spec.train.use_gpu
+    workers, wanted = train.num_workers, train.use_gpu
     until = min(deadline, time.monotonic() + (0.0 if private else JOIN_SECONDS))
     while True:
         resources = ray.cluster_resources()

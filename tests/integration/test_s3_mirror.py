@@ -11,13 +11,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from graceful import spec, targets, tasks
 from graceful.errors import IntegrityError, StorageError
+from graceful.models import bundle
 from graceful.storage import Mirror, objects
 from graceful.storage.server import PART, client
+from graceful.targets import writing
 from graceful.training import trace
 from tests.support.s3_server import BadRoad, environment, serving
 
@@ -232,6 +236,34 @@ def test_a_run_that_changes_machines_is_the_undisturbed_run(server: str, tmp_pat
 
 def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_cache_begun_on_a_lost_machine_is_finished_on_another(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_FLUSH_EVERY", 1)
+    section = spec.DigitsTask(classes=6)
+    task = tasks.build(section)
+    samples, wanted = task.samples("train"), spec.RefreshSpec(model="digits", name="v1", task=section)
+    bundle.save(tmp_path / "v1", network=task.network(task.classes), spec=wanted, classes=task.classes)
+    old = bundle.load(tmp_path / "v1")
+
+    def stop(done: int, total: int) -> None:
+        if done > 0.6 * total:
+            raise KeyboardInterrupt
+
+    def built(there: Mirror, progress: Any) -> targets.Cache:
+        root = there.home / "targets"
+        return targets.build(old, samples, views=None, root=root, mirror=there, batch_size=20, progress=progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        built(mirror, stop)
+    asked: list[int] = []
+    cache = built(elsewhere(mirror, tmp_path), lambda done, _: asked.append(done))
+    assert len(samples) / 2 < asked[0] < 0.6 * len(samples), "half of it had been copied"
+    assert cache.check(old, samples, None).argmax == 1.0
+    left = {one.key.split("/")[2] for one in objects.list_objects(f"{mirror.uri}/targets")}
+    assert left == {cache.key}, "nothing is left of the unfinished one"
 
 
 def test_a_bucket_that_is_not_there_is_one_line(server: str, tmp_path: Path) -> None:

@@ -89,3 +89,59 @@ def test_what_a_worker_raises_on_purpose_reaches_the_driver_without_another_try(
     assert answers[0]["error"] == "NonFiniteError"
     assert answers[0]["message"].startswith("step 3, epoch 1: loss task is nan")
     assert len([row for row in trace.read(tmp_path / trace.FILE) if row["event"] == "start"]) == 1
+
+
+def test_two_ranks_have_the_same_multipliers_in_every_epoch_and_so_has_a_run_that_lost_one(tmp_path: Path) -> None:
+    import torch
+
+    from graceful.models import bundle
+    from graceful.spec import parse
+    from tests.support.training_task import BlobNet
+
+    classes = ("blob-0", "blob-1", "blob-2")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        version = parse({**spec(), "name": f"v{seed}"})
+        bundle.save(tmp_path / f"v{seed}", network=BlobNet(3), spec=version, classes=classes)
+    ancestors = [str(tmp_path / "v1"), str(tmp_path / "v0")]
+    compatibility = {
+        "against": "all",
+        "losses": [{"kind": "focal_distillation", "weight": 3.0}],
+        "targets": {"views": 2},
+        "weighting": {"kind": "adaptive", "reference_error": 0.2, "bounds": {"v1": 0.18, "v0": 0.15}},
+    }
+    faults = {"die_in_rank": 1, "die_at": 27, "marker": str(tmp_path / "died")}
+    disturbed, undisturbed = (
+        {
+            "spec": {**spec(options=options, checkpoint_every=None), "name": "v2", "compatibility": compatibility},
+            "run_dir": str(tmp_path / name),
+            "ancestors": ancestors,
+        }
+        for name, options in (("a", faults), ("b", None))
+    )
+
+    status, answers, stderr = run(disturbed, undisturbed)
+    assert status == 0, stderr
+    assert (tmp_path / "died").exists()
+    assert [answer["resumed_from"] for answer in answers] == [20, None]
+    moved, quiet = (
+        [row for row in trace.read(tmp_path / name / trace.FILE) if row["event"] == "epoch"] for name in ("a", "b")
+    )
+    keys = ("multipliers", "next_multipliers", "nfr", "constraint_error")
+    assert [[row[key] for key in keys] for row in moved] == [[row[key] for key in keys] for row in quiet]
+    pulls = [tuple(row["multipliers"].values()) for row in quiet]
+    assert pulls[0] == (1.0, 0.0)
+    assert len(set(pulls)) == len(pulls) == 4, "an active budget moves its multiplier in every epoch"
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+    for name in ("a", "b"):
+        folders = sorted((tmp_path / name / "ray").rglob("step-*"))
+        assert len(folders) == 4
+        for folder in folders:
+            manifests = [json.loads((folder / f"manifest-0000{rank}.json").read_text()) for rank in (0, 1)]
+            assert [one["world_size"] for one in manifests] == [2, 2]
+            assert manifests[0]["state"] == manifests[1]["state"]
+            state = json.loads((folder / "state.json").read_text())
+            assert list(state["duals"]["multipliers"].values()) in [
+                [*row["next_multipliers"].values()] for row in quiet
+            ]

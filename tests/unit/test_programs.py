@@ -13,6 +13,7 @@ import pytest
 from graceful import spec
 from graceful.errors import CollapsedError, DataError, IntegrityError, RegistryError, SpecError, StorageError
 from graceful.programs import exclusive, run_dir_of
+from graceful.programs.outputs import Pace
 from graceful.programs.refresh import Refreshed, refresh
 from graceful.programs.train import train
 from tests.support.training_task import Blobs
@@ -136,3 +137,13 @@ def test_networks_that_do_not_fit_are_refused_before_the_first_step(tmp_path: Pa
         try_out(task, Headed(nn.Linear(6, 4), nn.Linear(4, 2)), samples)
     with pytest.raises(SpecError, match=r"fails on one sample, \[1, 6\] float32: mat1 and mat2"):
         try_out(task, Headed(nn.Linear(5, 4), nn.Linear(4, 3)), samples)
+
+
+def test_a_build_tells_its_rate_and_what_remains_from_the_second_block_on() -> None:
+    times = iter((10.0, 12.0, 12.0, 15.0))
+    pace = Pace(stage="outputs of v1", clock=lambda: next(times))
+    stage = {"stage": "outputs of v1", "steps": 1000}
+    assert pace(100, 1000) == {**stage, "step": 100}
+    assert pace(300, 1000) == {**stage, "step": 300, "samples_per_second": 100.0, "eta": 7.0}
+    assert pace(300, 1000)["samples_per_second"] == 100.0
+    assert pace(1000, 1000) == {**stage, "step": 1000, "samples_per_second": 180.0, "eta": 0.0}

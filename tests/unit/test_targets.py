@@ -9,6 +9,9 @@ import math
 import subprocess
 import sys
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,8 @@ from graceful import spec, targets, tasks
 from graceful.chain import OldOutputs, Predecessor, freeze
 from graceful.errors import DataError, IntegrityError, SpecError, StorageError
 from graceful.models.base import Outputs
-from graceful.targets import Cache, Live, Mean, files, writing
+from graceful.targets import Cache, Live, Mean, blocks, files, writing
+from graceful.targets.blocks import Block
 from graceful.tasks.base import Samples
 
 SECTION = spec.DigitsTask(shift=2)
@@ -380,6 +384,49 @@ def test_an_interrupted_build_continues_and_ends_with_the_same_bytes(
     assert seen[-1] == (3 * len(samples), 3 * len(samples))
     assert _content(cache) == _content(wanted)
     assert not partial.exists()
+
+
+def test_whoever_computes_the_rows_may_look_ahead(
+    samples: Samples, old: Predecessor, views: NDArray[np.uint64], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_FLUSH_EVERY", 3)
+    wanted = targets.build(old, samples, views=views, root=tmp_path / "here", batch_size=BATCH)
+    asked: list[Block] = []
+
+    def elsewhere(given: Iterable[Block]) -> Iterator[Outputs]:
+        """Takes three blocks before it answers the first."""
+        waiting: deque[Outputs] = deque()
+        for block in given:
+            asked.append(block)
+            waiting.append(blocks.run(old, samples, block))
+            if len(waiting) == 3:
+                yield waiting.popleft()
+        yield from waiting
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    build = partial(targets.build, old, samples, views=views, root=tmp_path, batch_size=BATCH, compute=elsewhere)
+    with pytest.raises(KeyboardInterrupt):
+        build(progress=stop)
+    first = len(asked)
+    cache = build()
+    assert _content(cache) == _content(wanted)
+    assert asked[first].view * len(samples) + asked[first].start >= len(samples), "what was counted was not asked again"
+    assert all(np.array_equal(block.numbers, views[block.view, block.start : block.stop]) for block in asked)
+
+
+def test_answers_of_another_shape_are_refused_whoever_gives_them(
+    samples: Samples, old: Predecessor, tmp_path: Path
+) -> None:
+    def cut(given: Iterable[Block]) -> Iterator[Outputs]:
+        for block in given:
+            found = blocks.run(old, samples, block)
+            yield Outputs(found.embedding, found.logits[:-1])
+
+    with pytest.raises(DataError, match=r"must give \(classes, embedding\)"):
+        targets.build(old, samples, views=None, root=tmp_path, batch_size=BATCH, compute=cut)
 
 
 def test_rows_that_were_never_counted_are_computed_again(samples: Samples, old: Predecessor, tmp_path: Path) -> None:

@@ -1,0 +1,132 @@
+"""Caches of what predecessors say about the training data: built if missing, compared, noted. In the driver.
+
+Small ones are built in this process; from 20,000 rows on, the workers of the training build them, where there are two
+or more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful import targets
+from graceful.chain import Predecessor
+from graceful.errors import SpecError
+from graceful.spec import RefreshSpec
+from graceful.storage import Mirror
+from graceful.targets.blocks import Compute
+from graceful.targets.eviction import evict, keys_of
+from graceful.tasks.base import Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What the caches hold.
+
+    Attributes:
+        live: No cache: predecessors run in every step.
+        keyed: [V, N] view numbers of V cached views; None: the one clean view.
+    """
+
+    live: bool = False
+    keyed: NDArray[np.uint64] | None = None
+
+    @classmethod
+    def of(cls, spec: RefreshSpec, samples: Samples, *, augments: bool) -> Self:
+        """As the spec wants them.
+
+        Raises:
+            SpecError: Reference runs without caches, or clean views that do not belong to augmented samples.
+        """
+        mode = targets.plan_views(spec.compatibility.targets, augments=augments)
+        if mode != "keyed":
+            if mode == "live" and spec.compatibility.reference:
+                raise SpecError("compatibility.targets.mode: live has no cache for reference runs; write keyed")
+            return cls(live=mode == "live")
+        count = spec.compatibility.targets.views
+        return cls(keyed=targets.key_views(samples.ids, seed=spec.train.seed, count=count))
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """Rows done -> a row of progress, with rows per second and the seconds that remain, from the second call on."""
+
+    stage: str
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> dict[str, object]:
+        """How far it is."""
+        now, row = self.clock(), {"stage": self.stage, "step": done, "steps": total}
+        since, before = self._first = self._first or (now, done)
+        if now <= since or done <= before:
+            return row
+        rate = (done - before) / (now - since)
+        return {**row, "samples_per_second": round(rate, 1), "eta": round((total - done) / rate, 1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedOutputs:
+    """Caches of what versions say about the training data, and notes about those that are not what they should be."""
+
+    samples: Samples
+    views: Views
+    home: Path
+    mirror: Mirror
+    spec: RefreshSpec
+    progress: Callable[[Mapping[str, object]], None]
+    lost: frozenset[str] = frozenset()
+    """Digests of versions that cannot be run again, whose caches are never deleted."""
+    notes: list[str] = field(default_factory=list)
+    open: list[targets.Cache] = field(default_factory=list)
+    """Held open, so that nobody deletes one before training has it."""
+
+    def of(self, version: Predecessor, folder: Path) -> Path:
+        """Folder of a version's outputs, built if need be and compared with the version run now.
+
+        Args:
+            version: Whose.
+            folder: Its bundle, from which workers open it.
+        """
+        root, section = self.home / "targets", self.spec.compatibility.targets
+        if section.limit_gb is not None:
+            evict(root, limit=int(section.limit_gb * 1e9), keep=keys_of(root, predecessors=self.lost))
+        pace = Pace(stage=f"outputs of {version.name}")
+        cache = targets.build(
+            version,
+            self.samples,
+            views=self.views.keyed,
+            root=root,
+            mirror=self.mirror,
+            batch_size=self.spec.evaluate.batch_size,
+            top=section.top,
+            progress=lambda done, total: self.progress(pace(done, total)),
+            compute=self._compute(folder),
+        )
+        self.open.append(cache)
+        covered = cache.coverage(self.samples.ids)
+        if covered < 1.0:
+            partial = f"its outputs are finite on {covered:.1%} of the training samples"
+            self.notes.append(f"{version.name}: {partial}")
+        if version.lost:
+            self.notes.append(f"{version.name}: {version.lost}, so its cached outputs were not compared with it")
+        else:
+            cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
+        return cache.folder
+
+    def _compute(self, folder: Path) -> Compute | None:
+        """Who runs the version: None, this process."""
+        from graceful.training import ray_outputs
+
+        rows = len(self.samples) * (1 if self.views.keyed is None else len(self.views.keyed))
+        if self.spec.train.num_workers < 2 or rows < ray_outputs.WORTH_IT:
+            return None
+        return ray_outputs.parallel(
+            ray_outputs.Recipe(spec=self.spec, folder=folder.resolve(), data=self.samples.digest, mirror=self.mirror)
+        )

@@ -1,0 +1,138 @@
+"""Run a predecessor over training data on Ray workers: blocks out, outputs back in order. Driver, and its actors.
+
+The driver alone writes the cache, so no disk is shared, and a build that was killed goes on as one without Ray does. A
+worker that is lost is started again and its blocks are run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from graceful import tasks
+from graceful.chain import Predecessor
+from graceful.errors import DataError, InfrastructureError
+from graceful.models import bundle
+from graceful.models.base import Outputs
+from graceful.spec import RefreshSpec
+from graceful.storage import Mirror
+from graceful.targets.blocks import Block, Compute, run
+from graceful.tasks.base import Samples
+from graceful.training import ray_fit
+from graceful.training.job import first_line
+
+WORTH_IT = 20_000
+"""Rows from which workers are asked; below, starting them takes longer than the rows."""
+AHEAD = 2
+"""Blocks that each worker has at a time: one it runs, one it has waiting."""
+RESTARTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a worker needs to run a predecessor as the driver would.
+
+    Attributes:
+        spec: Of the version in training; its task has the samples.
+        folder: Bundle of the predecessor.
+        data: Digest of the training samples as the driver saw them.
+        mirror: Where the bundle has a copy.
+    """
+
+    spec: RefreshSpec
+    folder: Path
+    data: str
+    mirror: Mirror
+
+
+class Runner:
+    """One worker: opens the predecessor and the data once, then runs blocks."""
+
+    def __init__(self, recipe: Recipe, *, use_gpu: bool) -> None:
+        self._recipe, self._use_gpu = recipe, use_gpu
+
+    @cached_property
+    def _opened(self) -> tuple[Predecessor, Samples]:
+        """Opened at the first block: what goes wrong then is an answer, and what goes wrong in __init__ is not."""
+        recipe = self._recipe
+        recipe.mirror.unseal(recipe.folder)
+        predecessor = bundle.load(recipe.folder, augment_like=recipe.spec.task)
+        predecessor.network.to("cuda" if self._use_gpu else "cpu")
+        samples = tasks.build(recipe.spec.task).samples("train")
+        if samples.digest != recipe.data:
+            raise DataError(
+                f"outputs of {predecessor.name}: a worker's training data have SHA-256 {samples.digest[:12]}..., the"
+                f" driver's {recipe.data[:12]}...; give all nodes the same data"
+            )
+        return predecessor, samples
+
+    def run(self, block: Block) -> Outputs:
+        """One forward pass; the outputs are on the CPU."""
+        outputs = run(*self._opened, block)
+        return Outputs(outputs.embedding.cpu(), outputs.logits.cpu())
+
+
+def parallel(recipe: Recipe) -> Compute:
+    """`Work.compute` on as many workers as training has. They are started at the first block, and end with the last."""
+
+    def compute(blocks: Iterable[Block]) -> Iterator[Outputs]:
+        train = recipe.spec.train
+        private = ray_fit.connect()
+        use_gpu = ray_fit.require(train, private=private, deadline=time.monotonic() + train.timeout)
+        recipe.mirror.seal(recipe.folder)
+        workers = _started(recipe, count=train.num_workers, use_gpu=use_gpu)
+        try:
+            yield from _in_order(workers, blocks)
+        finally:
+            _end(workers)
+
+    return compute
+
+
+def _started(recipe: Recipe, *, count: int, use_gpu: bool) -> list[Any]:
+    import ray
+
+    kind = ray.remote(Runner).options(
+        num_cpus=1, num_gpus=1 if use_gpu else 0, max_restarts=RESTARTS, max_task_retries=RESTARTS
+    )
+    return [kind.remote(recipe, use_gpu=use_gpu) for _ in range(count)]
+
+
+def _in_order(workers: list[Any], blocks: Iterable[Block]) -> Iterator[Outputs]:
+    waiting: deque[Any] = deque()
+    for worker, block in zip(itertools.cycle(workers), blocks, strict=False):
+        waiting.append(worker.run.remote(block))
+        if len(waiting) >= AHEAD * len(workers):
+            yield _got(waiting.popleft())
+    while waiting:
+        yield _got(waiting.popleft())
+
+
+def _got(reference: Any) -> Outputs:
+    """One answer, or what the worker raised as if it had been raised here."""
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        outputs: Outputs = ray.get(reference)
+    except RayTaskError as e:
+        raise (e.cause if isinstance(e.cause, Exception) else e) from e
+    except RayActorError as e:
+        raise InfrastructureError(
+            f"outputs of a predecessor: a worker was lost {RESTARTS + 1} times ({first_line(e)}); run the same command"
+            " again, it goes on where it stopped, or give workers more memory"
+        ) from e
+    return outputs
+
+
+def _end(workers: list[Any]) -> None:
+    import ray
+
+    for worker in workers:
+        ray.kill(worker)

@@ -19,7 +19,7 @@ import yaml
 import graceful
 from graceful.errors import RegistryError, StorageError
 from graceful.gate import Verdict
-from graceful.lineage import render, schema, tables
+from graceful.lineage import pages, render, schema, tables
 from graceful.lineage.connection import as_global
 from graceful.lineage.registry import RECORD, Registry, quoted
 from graceful.lineage.schema import LineageRecord, Node
@@ -74,6 +74,8 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
         )
     number = _list(registry, record, parents)
     registry.client.set_terminated(record.run_id, status="FINISHED")
+    for model in dict.fromkeys((record.model, *(parent.model for parent in parents))):
+        pages.refresh(registry, model)
     return replace(record, version=number)
 
 

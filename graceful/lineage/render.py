@@ -14,7 +14,7 @@ from graceful.lineage.schema import Edge, LineageRecord
 
 DESCRIPTION_LIMIT = 4500
 """Characters; Postgres refuses descriptions above 5000."""
-WIDTH = 860
+WIDTH = 700
 _ROW, _TOP, _BOX, _GAP = 64, 84, 190, 44
 _COLOURS = {"passed": "#1a7f37", "held": "#b35900", "unjudged": "#57606a"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")

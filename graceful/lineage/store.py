@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful.errors import RegistryError
-from graceful.lineage import connection, graph, promotion, registration, schema, tracking
+from graceful.lineage import connection, graph, pages, promotion, registration, schema, tracking
 from graceful.lineage.registration import Registration
 from graceful.lineage.registry import Registry, damage, quoted
 from graceful.lineage.schema import LineageRecord
@@ -131,6 +131,12 @@ class Store:
         change = promotion.Promotion(model=model, version=version, expected=expected, reason=reason, actor=actor)
         with self.registry.door(f"promote {model} version {version}"), connection.exclusive(self.registry.place.lock):
             promotion.promote(self.registry, change)
+        self.refresh_page(model)
+
+    def refresh_page(self, model: str) -> None:
+        """Write the registered model's page anew: picture of the family, newest versions."""
+        with self.registry.door(f"write the page of {model}"):
+            pages.refresh(self.registry, model)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

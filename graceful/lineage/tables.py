@@ -53,6 +53,8 @@ def headline(record: LineageRecord) -> dict[str, float]:
     for edge in record.edges:
         if edge.value is not None:
             numbers[f"nfr_pct/{edge.name}"] = 100 * edge.value
+        if edge.bound is not None:
+            numbers[f"nfr_budget_pct/{edge.name}"] = 100 * edge.bound
     return numbers
 
 

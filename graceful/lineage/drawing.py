@@ -20,7 +20,7 @@ _TEXT = 84
 
 def family_svg(family: Family) -> str:
     """Draw the family; the verdict of a version and of every edge in colour and in words."""
-    rows = lanes(family.members)
+    rows = lanes(family)
     place = {
         member.key: (_LEFT + row.lane * _LANE, _TOP + index * _ROW + _ROW // 2)
         for index, (member, row) in enumerate(zip(family.members, rows, strict=True))
@@ -65,7 +65,7 @@ def _edges(member: Member, place: dict[Key, tuple[int, int]], bottom: int) -> li
 def _version(family: Family, member: Member, where: tuple[int, int], text: int) -> list[str]:
     x, y = where
     colour = COLOURS.get(member.verdict, GREY)
-    champion = "champion" in member.aliases
+    champion = family.serves(member)
     fill = "#ffffff" if member.verdict != "passed" else colour
     ring = f'<circle cx="{x}" cy="{y}" r="11" fill="none" stroke="{colour}" stroke-width="2"/>' if champion else ""
     names = {one.key: one.label(family.model) for one in family.members}
@@ -84,7 +84,7 @@ def _version(family: Family, member: Member, where: tuple[int, int], text: int) 
         f'<tspan fill="{colour}" dx="8">{escape(member.verdict or "unknown")}{accuracy}</tspan>'
         f'<tspan fill="#0550ae" font-weight="600" dx="8">{escape(aliases)}</tspan></text>',
         f'<text x="{text}" y="{y + 14}" font-size="12" fill="{COLOURS.get(worst, GREY)}">'
-        f"{escape(cut('; '.join(costs) or 'first version', _TEXT))}</text>",
+        f"{escape(cut('; '.join(costs) or ('first version' if member.first else ''), _TEXT))}</text>",
     ]
 
 

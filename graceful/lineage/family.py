@@ -51,6 +51,7 @@ class Member:
         verdict: passed, held, or empty.
         aliases: Sorted.
         parents: Direct predecessors, with what the edge cost.
+        first: Whether it has no predecessors at all; those of a relative may not be shown.
         accuracy: A fraction; None: not measured.
         created: Milliseconds since 1970.
     """
@@ -62,6 +63,7 @@ class Member:
     verdict: str
     aliases: tuple[str, ...]
     parents: Mapping[Key, Cost]
+    first: bool
     accuracy: float | None
     created: int
 
@@ -83,6 +85,10 @@ class Family:
     model: str
     members: tuple[Member, ...]
     older: bool
+
+    def serves(self, member: Member) -> bool:
+        """Whether it is this model's champion."""
+        return member.key.model == self.model and "champion" in member.aliases
 
     def children(self, key: Key) -> list[Member]:
         """Members that descend from a version, oldest first."""
@@ -107,17 +113,20 @@ class Row(NamedTuple):
     opened: tuple[int, ...]
 
 
-def lanes(members: Sequence[Member]) -> list[Row]:
-    """Give every version a column, so that a line stays in its column and branches stand beside it.
+def lanes(family: Family) -> list[Row]:
+    """Give every version a column: the champion's line the first, branches beside it.
 
-    Args:
-        members: Every version before its parents. Parents that are no members get a lane that stays open.
+    Parents that are no members get a lane that stays open.
     """
-    waiting: list[Key | None] = []
+    main = next((member.key for member in family.members if family.serves(member)), None)
+    waiting: list[Key | None] = [] if main is None else [None]
     rows = []
-    for member in members:
+    for member in family.members:
+        kept = main is not None and member.key != main  # the first column, until the champion has taken it
         own = [lane for lane, key in enumerate(waiting) if key == member.key]
-        lane = own[0] if own else _free(waiting)
+        if member.key == main:
+            own, main = [0, *own], None
+        lane = own[0] if own else _free(waiting, kept=kept)
         before = tuple(index for index, key in enumerate(waiting) if key is not None)
         for index in own:
             waiting[index] = None
@@ -126,7 +135,7 @@ def lanes(members: Sequence[Member]) -> list[Row]:
         opened = []
         for parent in more:
             if parent not in waiting:
-                opened.append(_free(waiting))
+                opened.append(_free(waiting, kept=kept))
                 waiting[opened[-1]] = parent
             else:
                 opened.append(waiting.index(parent))
@@ -135,10 +144,12 @@ def lanes(members: Sequence[Member]) -> list[Row]:
     return rows
 
 
-def _free(waiting: list[Key | None]) -> int:
-    if None not in waiting:
+def _free(waiting: list[Key | None], *, kept: bool) -> int:
+    """An unused column; not the first one while that is kept."""
+    free = next((lane for lane in range(int(kept), len(waiting)) if waiting[lane] is None), len(waiting))
+    if free == len(waiting):
         waiting.append(None)
-    return waiting.index(None)
+    return free
 
 
 def ordered(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -167,7 +178,7 @@ def ordered(members: Sequence[Member]) -> tuple[Member, ...]:
 def tree(family: Family) -> list[str]:
     """The drawing as lines of text: a filled dot passed, a hollow one is held; one line for a version."""
     lines: list[str] = []
-    for member, row in zip(family.members, lanes(family.members), strict=True):
+    for member, row in zip(family.members, lanes(family), strict=True):
         if row.joined:
             lines.append(_connector(row.lane, row.joined, row.before, end="╯"))
         dot = "○" if member.verdict == "held" else "●"
@@ -188,7 +199,8 @@ def _connector(lane: int, ends: tuple[int, ...], open_: tuple[int, ...], *, end:
         if column == lane:
             mark = "┼" if low < lane < high else "├" if high > lane else "┤"
         elif column in ends:
-            mark = end if column > lane else {"╯": "╰", "╮": "╭"}[end]
+            left, middle = {"╯": ("╰", "┴"), "╮": ("╭", "┬")}[end]
+            mark = middle if low < column < high else end if column > lane else left
         elif low < column < high:
             mark = "┼" if column in open_ else "─"
         else:
@@ -203,7 +215,7 @@ def sentence(family: Family, member: Member) -> str:
     names = {one.key: one.label(family.model) for one in family.members}
     costs = [f"{cost.words()} vs {names.get(key, _outside(family, key))}" for key, cost in member.parents.items()]
     text = f"{member.label(family.model)} ({member.key.version}) {member.verdict or 'unknown'}{aliases}"
-    return "; ".join([text, *costs]) if costs else f"{text}; first version"
+    return "; ".join([text, *costs, *(["first version"] if member.first else [])])
 
 
 def _outside(family: Family, key: Key) -> str:

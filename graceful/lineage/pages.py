@@ -17,7 +17,7 @@ from graceful.lineage import schema
 from graceful.lineage.drawing import family_svg
 from graceful.lineage.family import Cost, Family, Key, Member, ordered
 from graceful.lineage.registry import Registry, quoted
-from graceful.lineage.render import DESCRIPTION_LIMIT, escape_markdown
+from graceful.lineage.render import DESCRIPTION_LIMIT, GAP, escape_markdown, version_link
 
 NEWEST = 25
 """Versions that the page lists."""
@@ -72,8 +72,13 @@ def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
         if item is not None:
             listed[key] = item
     nodes = _nodes(registry, [str(item.source).removeprefix("models:/") for item in listed.values()], model)
+    known = dict(listed)  # parents beyond the window, for what their edges cost
+    for key in {key for item in listed.values() for key in parents(item.tags) if key.model == model} - {*listed}:
+        item = registry.point(client.get_model_version, key.model, str(key.version))
+        if item is not None:
+            known[key] = item
     names = {name: aliases if name == model else registry.aliases(name) for name in {key.model for key in listed}}
-    members = [_member(key, item, nodes, names[key.model], listed) for key, item in listed.items()]
+    members = [_member(item, nodes, names[key.model], known) for key, item in listed.items()]
     return Family(model=model, members=ordered(members), older=len(newest) > most)
 
 
@@ -87,11 +92,6 @@ def parents(tags: Mapping[str, str]) -> list[Key]:
     """Direct predecessors as the version's tag names them."""
     found = re.findall(r"(?<=/)([^/@]+)@(\d+)(?=/)", tags.get(schema.TAG_PARENTS, ""))
     return [Key(model, int(number)) for model, number in found]
-
-
-def version_link(key: Key) -> str:
-    """Where MLflow shows a version, relative to any of its pages."""
-    return f"#/models/{key.model}/versions/{key.version}?workflowType=machine_learning"
 
 
 def markdown(family: Family, run: str, svg: str) -> str:
@@ -127,17 +127,18 @@ def _row(member: Member, family: Family) -> str:
     names = {one.key: one for one in family.members}
     before = ", ".join(f"{_named(names.get(key), key, family)}, {cost.words()}" for key, cost in member.parents.items())
     after = ", ".join(_named(child, child.key, family) for child in family.children(member.key))
-    return f"| {_linked(member, family)}{aliases} | {member.verdict or '-'} | {before or '-'} | {after or '-'} |"
+    cells = (f"{_linked(member, family)}{aliases}", member.verdict or "-", before or "-", after or "-")
+    return f"| {f'{GAP} | '.join(cells)} |"
 
 
 def _linked(member: Member, family: Family) -> str:
-    return f"[{escape_markdown(member.label(family.model))}]({version_link(member.key)})"
+    return f"[{escape_markdown(member.label(family.model))}]({version_link(*member.key)})"
 
 
 def _named(member: Member | None, key: Key, family: Family) -> str:
     """A relative: linked where it has no row of its own; links make a row long."""
     if member is None:
-        return f"[{escape_markdown(key.model)} {key.version}]({version_link(key)})"
+        return f"[{escape_markdown(key.model)} {key.version}]({version_link(*key)})"
     return escape_markdown(member.name) if key.model == family.model else _linked(member, family)
 
 
@@ -164,9 +165,8 @@ def _nodes(registry: Registry, model_ids: Sequence[str], model: str) -> dict[str
     return found
 
 
-def _member(
-    key: Key, item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], listed: Mapping[Key, Any]
-) -> Member:
+def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], known: Mapping[Key, Any]) -> Member:
+    key = Key(str(item.name), int(item.version))
     model_id = str(item.source).removeprefix("models:/")
     node = nodes.get(model_id)
     metrics = {} if node is None else {metric.key: metric.value for metric in node.metrics or ()}
@@ -178,7 +178,8 @@ def _member(
         run_id=str(item.run_id or ""),
         verdict=item.tags.get(schema.TAG_GATE, ""),
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == key.version)),
-        parents={parent: _cost(key, parent, listed.get(parent), metrics, tags) for parent in parents(item.tags)},
+        parents={parent: _cost(key, known[parent], metrics, tags) for parent in parents(item.tags) if parent in known},
+        first=not parents(item.tags),
         accuracy=metrics.get("accuracy"),
         created=int(item.creation_timestamp),
     )
@@ -188,12 +189,10 @@ def _name(item: Any) -> str:
     return str(item.tags.get(schema.TAG_REFRESH, "")).removeprefix(f"{item.name}-") or f"version {item.version}"
 
 
-def _cost(key: Key, parent: Key, item: Any | None, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
+def _cost(key: Key, parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
     """Numbers of one edge, as `tables.headline` wrote them under the parent's name."""
-    if item is None:  # beyond the window: with one parent, its numbers are those of the only direct edge
-        return Cost(nfr=None, budget=None, verdict="unjudged")
-    name = _name(item) if parent.model == key.model else str(item.tags.get(schema.TAG_REFRESH, ""))
-    node = str(item.source).removeprefix("models:/")
+    name = _name(parent) if parent.name == key.model else str(parent.tags.get(schema.TAG_REFRESH, ""))
+    node = str(parent.source).removeprefix("models:/")
     return Cost(
         nfr=metrics.get(f"nfr_pct/{name}"),
         budget=metrics.get(f"nfr_budget_pct/{name}"),

@@ -19,7 +19,7 @@ import yaml
 import graceful
 from graceful.errors import RegistryError, StorageError
 from graceful.gate import Verdict
-from graceful.lineage import pages, render, schema, tables
+from graceful.lineage import card, flips_table, pages, render, schema, tables
 from graceful.lineage.connection import as_global
 from graceful.lineage.registry import RECORD, Registry, quoted
 from graceful.lineage.schema import LineageRecord, Node
@@ -44,7 +44,9 @@ class Registration:
         parents: Identities of the direct predecessors, the one it was refreshed from first.
         report: The evidence.
         verdict: What the gate said of it.
-        attachments: Further files for people, e.g. report.html.
+        attachments: Further files beside the version, e.g. report.html, predictions.npz.
+        flips: Negative flips as rows for MLflow's table: sample id, ancestor, what it said.
+        thumbnails: Sample id -> PNG, for tasks with images.
         training: What it was trained from, as `LineageRecord.training` says.
     """
 
@@ -59,6 +61,8 @@ class Registration:
     report: Report
     verdict: Verdict
     attachments: tuple[Path, ...] = ()
+    flips: tuple[Mapping[str, Any], ...] = ()
+    thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     training: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -73,6 +77,9 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
             f"{record.label}: is registered with other weights or another spec; give the version another name"
         )
     number = _list(registry, record, parents)
+    told = render.escape_markdown(str(item.spec.get("description") or ""))
+    page = f"{told}\n\nVersion {number}: [{record.model} {record.name}]({render.version_link(record.model, number)})"
+    registry.client.set_tag(record.run_id, "mlflow.note.content", page.strip())
     registry.client.set_terminated(record.run_id, status="FINISHED")
     for model in dict.fromkeys((record.model, *(parent.model for parent in parents))):
         pages.refresh(registry, model)
@@ -128,19 +135,23 @@ def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[
     with tempfile.TemporaryDirectory() as scratch:
         files, notes = Path(scratch) / "files", Path(scratch) / "lineage"
         digests = _stage(item, node, files, created)
-        record = _record(item, node, parents, digests, created)
+        evidence = _evidence(item, notes)
+        record = replace(_record(item, node, parents, digests, created), evidence=evidence)
+        places = registry.places(parents, [edge.model_id for edge in record.edges])
         client.log_model_artifacts(node.model_id, str(files))
         client.finalize_logged_model(node.model_id, "READY")
-        tables.write(registry, record, parents)
-        _notes(item, record, notes)
+        tables.write(registry, record, parents, places)
+        _views(record, notes, places)
         client.log_artifacts(record.run_id, str(notes), "lineage")
+        if item.flips:
+            client.set_tag(record.run_id, "mlflow.loggedArtifacts", flips_table.TAG)
         last = Path(scratch) / "lineage.json"
         last.write_text(record.to_json(), encoding="utf-8")
         tags = {
             **_node_tags(item),
             schema.TAG_DIGEST: record.manifest,
             schema.TAG_RECORD: sha256_file(last),
-            "mlflow.note.content": render.description(record),
+            "mlflow.note.content": render.description(record, places),
         }
         client.set_logged_model_tags(node.model_id, tags)
         client.set_tag(record.run_id, schema.TAG_GATE, record.verdict)
@@ -198,21 +209,33 @@ def _record(
     )
 
 
-def _notes(item: Registration, record: LineageRecord, folder: Path) -> None:
-    """The files for people beside the run; `lineage.json` is not among them, it comes last."""
+def _evidence(item: Registration, folder: Path) -> dict[str, str]:
+    """Put what the verdict rests on beside the run, and digest it; `lineage.json` is not among it, it comes last."""
     folder.mkdir()
     kept = {key: value for key, value in item.spec.items() if key not in ("home", "registry")}
     texts = {
         "report.json": item.report.to_json(),
         "verdict.json": item.verdict.to_json(),
         "spec.yaml": yaml.safe_dump(kept, sort_keys=False),
-        "manifest.sha256": schema.manifest_text(record.files),
-        "lineage.svg": render.picture(record),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for path in item.attachments:
         shutil.copy(path, folder / path.name)
+    if item.flips:
+        flips_table.write(folder, item.flips, item.thumbnails)
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _views(record: LineageRecord, folder: Path, places: Mapping[str, tuple[str, int]]) -> None:
+    """Files for people that derive from the record."""
+    texts = {
+        "manifest.sha256": schema.manifest_text(record.files),
+        "lineage.svg": render.picture(record),
+        "README.md": card.markdown(record, places),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 # --- the number in the registry ---------------------------------------------------------------------------------------
@@ -221,6 +244,7 @@ def _notes(item: Registration, record: LineageRecord, folder: Path) -> None:
 def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> int:
     """List the node under its family once, whatever was lost or repeated; returns its number."""
     _family(registry, record.model)
+    places = registry.places(parents, [edge.model_id for edge in record.edges])
     if not registry.listed(record.model, record.model_id):
         with as_global(registry.place):
             registry.client.create_model_version(
@@ -229,7 +253,7 @@ def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRe
                 run_id=record.run_id,
                 model_id=record.model_id,
                 tags=_version_tags(record, parents),
-                description=render.description(record),
+                description=render.description(record, places),
                 await_creation_for=0,
             )
     first, *repeated = registry.listed(record.model, record.model_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +107,27 @@ class Registry:
         if record.model_id != node.model_id:
             raise IntegrityError(f"{where}: is about {record.model_id}; restore the file that belongs here")
         return record
+
+    def evidence(self, record: LineageRecord, name: str, folder: Path) -> Path:
+        """Copy one file of the run's `lineage/`, as `Store.evidence` promises."""
+        expected = record.evidence.get(name)
+        if expected is None:
+            raise RegistryError(
+                f"{record.label}: {name} was not recorded with it; it was registered before graceful did so"
+            )
+        path = Path(self.client.download_artifacts(record.run_id, f"lineage/{name}", str(folder)))
+        require_same(f"{record.label}: {name}", found=sha256_file(path), expected=expected)
+        return path
+
+    def places(self, records: Sequence[LineageRecord], model_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+        """Identity -> model and number, of the records and of further identities; what is not listed is left out."""
+        found = {record.model_id: (record.model, record.version) for record in records if record.version}
+        for model_id in model_ids:
+            if model_id not in found:
+                listed = self.client.search_model_versions(f"source_path = {quoted(f'models:/{model_id}')}")
+                for item in sorted(listed, key=lambda item: -int(item.version)):
+                    found[model_id] = (str(item.name), int(item.version))
+        return found
 
     def download(self, record: LineageRecord, folder: Path) -> None:
         """Copy the registered files; verify the manifest's digest before and each file's after."""

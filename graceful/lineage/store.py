@@ -19,6 +19,7 @@ from typing import Any
 
 from graceful.errors import RegistryError
 from graceful.lineage import connection, graph, pages, promotion, registration, schema, tracking
+from graceful.lineage.family import Family
 from graceful.lineage.registration import Registration
 from graceful.lineage.registry import Registry, damage, quoted
 from graceful.lineage.schema import LineageRecord
@@ -131,12 +132,6 @@ class Store:
         change = promotion.Promotion(model=model, version=version, expected=expected, reason=reason, actor=actor)
         with self.registry.door(f"promote {model} version {version}"), connection.exclusive(self.registry.place.lock):
             promotion.promote(self.registry, change)
-        self.refresh_page(model)
-
-    def refresh_page(self, model: str) -> None:
-        """Write the registered model's page anew: picture of the family, newest versions."""
-        with self.registry.door(f"write the page of {model}"):
-            pages.refresh(self.registry, model)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -199,6 +194,26 @@ class Store:
                 self.registry.download(record, fresh)
                 _put(fresh, folder, aside=Path(scratch) / "damaged", record=record)
         return folder
+
+    def refresh_page(self, model: str) -> None:
+        """Write the registered model's page anew: picture of the family, newest versions."""
+        with self.registry.door(f"write the page of {model}"):
+            pages.refresh(self.registry, model)
+
+    def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
+        """The newest versions of a model with their relatives, read from tags: quick, however many there are."""
+        with self.registry.door(f"read the family of {model}"):
+            return pages.read(self.registry, model, most=most)
+
+    def evidence(self, record: LineageRecord, name: str, into: Path) -> Path:
+        """One file recorded beside a version, e.g. its predictions, copied to a folder and verified.
+
+        Raises:
+            RegistryError: It was not recorded, or is gone.
+            IntegrityError: It was altered.
+        """
+        with self.registry.door(f"fetch {name} of {record.label}"):
+            return self.registry.evidence(record, name, into)
 
 
 def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord) -> None:

@@ -14,11 +14,11 @@ from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
-from graceful.programs import exclusive, home_of, run_dir_of
+from graceful.programs import exclusive, home_of, predicted, run_dir_of
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.constraint_report import build as build_constraints
 from graceful.programs.evaluate import Evaluation, evaluate
-from graceful.programs.flipped import pictures
+from graceful.programs.flipped import pictures, thumbnails
 from graceful.programs.html import render_html
 from graceful.programs.matrix import matrix
 from graceful.programs.novelty import ingredients
@@ -105,13 +105,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         store.log_history(tracking, trained.result.history)
         record = store.register(
             _registration(
-                spec,
-                run_dir=run_dir,
-                trained=trained,
-                links=links,
-                report=found.report,
-                verdict=verdict,
-                tracking=tracking,
+                spec, run_dir=run_dir, trained=trained, links=links, found=found, verdict=verdict, tracking=tracking
             )
         )
         champion = _promote(store, spec, record, verdict, links)
@@ -301,6 +295,7 @@ def _write(run_dir: Path, found: Evaluation, verdict: gate.Verdict) -> None:
     write_text(run_dir / "report.json", found.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
     write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
+    predicted.save(run_dir / predicted.FILE, found.predictions)
     constraints = build_constraints(found.report, run_dir)
     write_json(run_dir / CONSTRAINTS, constraints)
     nearest = next((item.against for item in found.report.comparisons), None)
@@ -317,7 +312,7 @@ def _registration(
     run_dir: Path,
     trained: Trained,
     links: Sequence[Link],
-    report: Report,
+    found: Evaluation,
     verdict: gate.Verdict,
     tracking: str,
 ) -> Registration:
@@ -330,9 +325,11 @@ def _registration(
         bundle=trained.folder,
         digest=trained.digest,
         parents=tuple(link.model_id for link in links[:1]),
-        report=report,
+        report=found.report,
         verdict=verdict,
-        attachments=(run_dir / "report.html", run_dir / "flips.json"),
+        attachments=(run_dir / "report.html", run_dir / "flips.json", run_dir / predicted.FILE),
+        flips=tuple(asdict(flip) for flip in found.flips),
+        thumbnails=thumbnails([flip.id for flip in found.flips[:SHOWN]], found.test),
         training=ingredients(spec.task, data=trained.data),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -57,7 +58,7 @@ def server() -> Iterator[str]:
             _wait(programs, port, process)
             yield f"postgresql+psycopg2://graceful:secret@127.0.0.1:{port}/postgres"
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # fast: SIGTERM waits for clients to leave
             process.wait(timeout=60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

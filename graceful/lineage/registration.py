@@ -6,6 +6,7 @@ carried out: duplicates are folded onto the oldest. A record that exists is fina
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
         raise RegistryError(
             f"{record.label}: is registered with other weights or another spec; give the version another name"
         )
-    number = _list(registry, record, parents)
+    number = list_version(registry, record, parents)
     registry.client.set_terminated(record.run_id, status="FINISHED")
     return replace(record, version=number)
 
@@ -117,6 +118,21 @@ def _node_tags(item: Registration) -> dict[str, str]:
     }
 
 
+def record_tags(record: LineageRecord) -> dict[str, str]:
+    """Tags of a finished node; all of them derive from its record, and the last seals it."""
+    return {
+        schema.TAG_REFRESH: record.refresh_id,
+        schema.TAG_FAMILY: record.model,
+        schema.TAG_SCHEMA: str(schema.SCHEMA),
+        schema.TAG_GATE: record.verdict,
+        schema.TAG_BASE: record.parents[0].model_id if record.parents else "",
+        **{schema.parent_tag(edge.model_id): edge.verdict for edge in record.edges},
+        schema.TAG_DIGEST: record.manifest,
+        "mlflow.note.content": render.description(record),
+        schema.TAG_RECORD: hashlib.sha256(record.to_json().encode()).hexdigest(),
+    }
+
+
 # --- what it consists of ----------------------------------------------------------------------------------------------
 
 
@@ -134,13 +150,7 @@ def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[
         client.log_artifacts(record.run_id, str(notes), "lineage")
         last = Path(scratch) / "lineage.json"
         last.write_text(record.to_json(), encoding="utf-8")
-        tags = {
-            **_node_tags(item),
-            schema.TAG_DIGEST: record.manifest,
-            schema.TAG_RECORD: sha256_file(last),
-            "mlflow.note.content": render.description(record),
-        }
-        client.set_logged_model_tags(node.model_id, tags)
+        client.set_logged_model_tags(node.model_id, record_tags(record))
         client.set_tag(record.run_id, schema.TAG_GATE, record.verdict)
         client.log_artifact(record.run_id, str(last), RECORD.rpartition("/")[0])
     return record
@@ -216,7 +226,7 @@ def _notes(item: Registration, record: LineageRecord, folder: Path) -> None:
 # --- the number in the registry ---------------------------------------------------------------------------------------
 
 
-def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> int:
+def list_version(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> int:
     """List the node under its family once, whatever was lost or repeated; returns its number."""
     _family(registry, record.model)
     if not registry.listed(record.model, record.model_id):
@@ -226,7 +236,7 @@ def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRe
                 source=f"models:/{record.model_id}",
                 run_id=record.run_id,
                 model_id=record.model_id,
-                tags=_version_tags(record, parents),
+                tags=version_tags(record, parents),
                 description=render.description(record),
                 await_creation_for=0,
             )
@@ -250,7 +260,7 @@ def _family(registry: Registry, model: str) -> None:
                 raise
 
 
-def _version_tags(record: LineageRecord, parents: Sequence[LineageRecord]) -> dict[str, str]:
+def version_tags(record: LineageRecord, parents: Sequence[LineageRecord]) -> dict[str, str]:
     """At most five: the versions table shows every one of them in every row."""
     tags = {
         schema.TAG_REFRESH: record.refresh_id,

@@ -94,16 +94,38 @@ class Registry:
         query = f"name = {quoted(model)} and source_path = {quoted(f'models:/{model_id}')}"
         return sorted(self.client.search_model_versions(query), key=lambda item: int(item.version))
 
-    def recorded(self, node: Any) -> LineageRecord | None:
-        """Read and verify `lineage.json` of a node; None where its registration was never finished."""
+    def record_text(self, node: Any, *, sealed: bool = True) -> str | None:
+        """`lineage.json` of a node as it was written; None where its registration was never finished.
+
+        Args:
+            node: The LoggedModel.
+            sealed: Compare it with the digest in the node's tag.
+
+        Raises:
+            IntegrityError: It was altered.
+        """
         run = node.source_run_id
         if RECORD not in {item.path for item in self.client.list_artifacts(run, "lineage")}:
             return None
-        where = f"{node.name} ({node.model_id}): lineage.json"
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(self.client.download_artifacts(run, RECORD, scratch))
-            require_same(where, found=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
-            record = LineageRecord.from_json(path.read_text(encoding="utf-8"), where=where)
+            if sealed:
+                where = f"{node.name} ({node.model_id}): lineage.json"
+                require_same(where, found=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
+            return path.read_text(encoding="utf-8")
+
+    def recorded(self, node: Any, *, sealed: bool = True) -> LineageRecord | None:
+        """What `record_text` says; None where the registration was never finished.
+
+        Raises:
+            IntegrityError: It was altered, or belongs to another node.
+            RegistryError: It is no record.
+        """
+        where = f"{node.name} ({node.model_id}): lineage.json"
+        text = self.record_text(node, sealed=sealed)
+        if text is None:
+            return None
+        record = LineageRecord.from_json(text, where=where)
         if record.model_id != node.model_id:
             raise IntegrityError(f"{where}: is about {record.model_id}; restore the file that belongs here")
         return record

@@ -38,6 +38,8 @@ TAG_FAMILY = "graceful_family"
 TAG_BASE = "graceful_base"
 TAG_SCHEMA = "graceful_schema"
 TAG_DUPLICATE = "graceful_duplicate_of"
+TAG_KEY = "graceful_key"
+TAG_OWNER = "graceful_owner"
 _PARENT = "graceful_parent_"
 
 NODE_ID = r"^m-[0-9a-f]{32}$"

@@ -16,12 +16,10 @@ from typing import Any, TypeVar
 
 from graceful.errors import RegistryError
 from graceful.lineage import schema
-from graceful.lineage.registry import Registry, quoted
+from graceful.lineage.registry import BATCH, Registry, quoted
 from graceful.lineage.schema import LineageRecord
 from graceful.storage import sha256_file, write_text
 
-BATCH = 100
-"""Nodes or runs in one question: mlflow's page of logged models, and short enough for an address."""
 READERS = 8
 """Records that are fetched from a server at a time."""
 T = TypeVar("T")

@@ -8,13 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from graceful.errors import SpecError
+from graceful.lineage.listing import Listed
 from graceful.spec import NAME
-
-if TYPE_CHECKING:
-    from graceful.lineage.store import Listed
 
 _FORM = re.compile(rf"(?P<model>{NAME[1:-1]})(:(?P<name>{NAME[1:-1]})|@(?P<alias>[\w-]{{1,255}}))?")
 

@@ -13,7 +13,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,7 @@ class _Found:
     records: Mapping[str, LineageRecord]
     listed: Mapping[str, Sequence[Any]]
     history: Sequence[Event]
+    places: Mapping[str, tuple[str, int]]
     broken: Sequence[Mend]
 
     @property
@@ -92,6 +93,9 @@ def _look(registry: Registry, model: str) -> _Found:
     found = registry.client.search_model_versions(f"name = {quoted(model)}")
     for item in sorted(found, key=lambda item: int(item.version)):
         listed[str(item.source).removeprefix("models:/")].append(item)
+    numbers = {model_id: (model, int(items[0].version)) for model_id, items in listed.items()}
+    measured = {edge.model_id for record in records.values() for edge in record.edges}
+    measured |= {parent.model_id for record in records.values() for parent in record.parents}
     return _Found(
         registry=registry,
         model=model,
@@ -99,6 +103,7 @@ def _look(registry: Registry, model: str) -> _Found:
         records=records,
         listed=listed,
         history=events.read(registry, model),
+        places={**registry.places([], sorted(measured - {*numbers})), **numbers},
         broken=broken,
     )
 
@@ -137,7 +142,7 @@ def _wrong(found: _Found, older_than_hours: float) -> Iterator[Mend]:
 
 def _node(found: _Found, record: LineageRecord) -> Iterator[Mend]:
     node, client = found.nodes[record.model_id], found.registry.client
-    wanted = registration.record_tags(record)
+    wanted = registration.record_tags(record, found.places)
     if schema.TAG_RECORD in node.tags:
         del wanted[schema.TAG_RECORD]  # it was compared with the file, whose bytes an older graceful may have written
     wrong = {key: value for key, value in wanted.items() if node.tags.get(key) != value}
@@ -153,22 +158,25 @@ def _node(found: _Found, record: LineageRecord) -> Iterator[Mend]:
         yield Mend(
             where=record.label,
             what=f"metrics {', '.join(sorted(missing))} rebuilt",
-            apply=lambda: tables.write(found.registry, record, _parents(found, record)),
+            apply=lambda: tables.write(found.registry, record, record.parents, found.places),
         )
 
 
 def _listing(found: _Found, record: LineageRecord) -> Iterator[Mend]:
     """The version's number, tags and description."""
     registry, listed = found.registry, found.listed.get(record.model_id, ())
-    parents = _parents(found, record)
     if len(listed) != 1:
         what = "listed under a number again" if not listed else f"{len(listed)} numbers folded onto the lowest"
-        yield Mend(where=record.label, what=what, apply=lambda: registration.list_version(registry, record, parents))
+        yield Mend(
+            where=record.label, what=what, apply=lambda: registration.list_version(registry, record, found.places)
+        )
         return
     item = listed[0]
     where, number = f"{record.model} version {item.version}", str(item.version)
     own = [event for event in found.history if event.node == record.model_id or event.version == int(number)]
-    wanted = registration.version_tags(record, parents) | {schema.TAG_GATE: events.standing(record.verdict, own)}
+    wanted = registration.version_tags(record, found.places) | {schema.TAG_GATE: events.standing(record.verdict, own)}
+    if any(parent.model_id not in found.places for parent in record.parents):
+        del wanted[schema.TAG_PARENTS]  # what a deleted version was called cannot be told any more
     for key, value in wanted.items():
         if item.tags.get(key) != value:
             yield Mend(
@@ -176,20 +184,13 @@ def _listing(found: _Found, record: LineageRecord) -> Iterator[Mend]:
                 what=f"tag {key} was {item.tags.get(key, 'missing')}, is {value}",
                 apply=partial(registry.client.set_model_version_tag, record.model, number, key, value),
             )
-    description = render.description(record)
+    description = render.description(record, found.places)
     if item.description != description:
         yield Mend(
             where=where,
             what="description rebuilt",
             apply=lambda: registry.client.update_model_version(record.model, number, description),
         )
-
-
-def _parents(found: _Found, record: LineageRecord) -> list[LineageRecord]:
-    """With their numbers, as far as they are in the registry."""
-    numbers = found.numbers
-    known = [found.records[parent.model_id] for parent in record.parents if parent.model_id in found.records]
-    return [replace(parent, version=numbers.get(parent.model_id, 0)) for parent in known]
 
 
 def _twins(found: _Found) -> Iterator[Mend]:

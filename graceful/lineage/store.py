@@ -11,44 +11,22 @@ MLflow holds: one experiment per model family (`graceful-<model>`), one run per 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from graceful.errors import RegistryError
-from graceful.lineage import events, graph, promotion, records, registration, repair, schema, tracking
+from graceful.lineage import events, graph, pages, promotion, records, registration, repair, schema, tracking
 from graceful.lineage.events import Event
+from graceful.lineage.family import Family
+from graceful.lineage.listing import Listed, line
 from graceful.lineage.promotion import Change
 from graceful.lineage.registration import Registration
 from graceful.lineage.registry import Registry, damage, quoted
 from graceful.lineage.repair import Mend
 from graceful.lineage.schema import LineageRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One line of `versions`.
-
-    Attributes:
-        version: Number in the registry.
-        name: Name of the version.
-        model_id: Its identity; empty where a version was not registered by graceful.
-        gate: passed, held, or empty.
-        aliases: E.g. champion, previous.
-        nfr_max_pct: Worst negative flip rate in percent, as text; empty for a first link.
-        created: Milliseconds since 1970.
-    """
-
-    version: int
-    name: str
-    model_id: str
-    gate: str
-    aliases: tuple[str, ...]
-    nfr_max_pct: str
-    created: int
 
 
 class Store:
@@ -141,7 +119,7 @@ class Store:
         """
         change = Change(model=model, version=version, expected=expected, reason=reason, actor=actor, waive=waive)
         with self.registry.door(f"promote {model} version {version}"):
-            return promotion.promote(self.registry, change)
+            return self._shown(model, promotion.promote(self.registry, change))
 
     def rollback(
         self, model: str, version: int | None = None, *, expected: int | None = None, reason: str, actor: str
@@ -165,7 +143,8 @@ class Store:
             IntegrityError: The registered files are not the ones recorded.
         """
         with self.registry.door(f"roll {model} back"):
-            return promotion.rollback(self.registry, model, version, expected=expected, reason=reason, actor=actor)
+            done = promotion.rollback(self.registry, model, version, expected=expected, reason=reason, actor=actor)
+            return self._shown(model, done)
 
     def hold(self, model: str, version: int, *, reason: str, actor: str, release: bool = False) -> Event | None:
         """Keep a version from being promoted, or take that back; the champion cannot be held.
@@ -179,7 +158,7 @@ class Store:
         """
         change = Change(model=model, version=version, expected=None, reason=reason, actor=actor)
         with self.registry.door(f"hold {model} version {version}"):
-            return (promotion.release if release else promotion.hold)(self.registry, change)
+            return self._shown(model, (promotion.release if release else promotion.hold)(self.registry, change))
 
     def retire(self, model: str, version: int, *, reason: str, actor: str, force: bool = False) -> Event | None:
         """Leave a version out of the training and evaluation of later refreshes; the lineage keeps it.
@@ -200,7 +179,7 @@ class Store:
         """
         change = Change(model=model, version=version, expected=None, reason=reason, actor=actor, force=force)
         with self.registry.door(f"retire {model} version {version}"):
-            return promotion.retire(self.registry, change)
+            return self._shown(model, promotion.retire(self.registry, change))
 
     def repair(self, model: str, *, dry_run: bool = False, older_than_hours: float = 24.0) -> list[Mend]:
         """Make everything that derives from records and events say what they say; see `graceful.lineage.repair`.
@@ -214,7 +193,15 @@ class Store:
             What was mended, or would be; what cannot be is marked so.
         """
         with self.registry.door(f"repair {model}"):
-            return repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
+            mends = repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
+            if not dry_run:
+                pages.refresh(self.registry, model)
+            return mends
+
+    def _shown(self, model: str, event: Event | None) -> Event | None:
+        """Also where nothing had to change: an earlier attempt may have ended before it came to the page."""
+        pages.refresh(self.registry, model)
+        return event
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -294,7 +281,7 @@ class Store:
         with self.registry.door(f"list the versions of {model}") as client:
             aliases = self.registry.aliases(model)
             found = client.search_model_versions(f"name = {quoted(model)}")
-            return sorted((_line(model, item, aliases) for item in found), key=lambda line: -line.version)
+            return sorted((line(model, item, aliases) for item in found), key=lambda item: -item.version)
 
     def fetch(self, record: LineageRecord, into: Path | None = None) -> Path:
         """The version's files in a local folder; what is there and has the recorded digests is not copied again.
@@ -318,6 +305,26 @@ class Store:
                 _put(fresh, folder, aside=Path(scratch) / "damaged", record=record)
         return folder
 
+    def refresh_page(self, model: str) -> None:
+        """Write the registered model's page anew: picture of the family, newest versions."""
+        with self.registry.door(f"write the page of {model}"):
+            pages.refresh(self.registry, model)
+
+    def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
+        """The newest versions of a model with their relatives, read from tags: quick, however many there are."""
+        with self.registry.door(f"read the family of {model}"):
+            return pages.read(self.registry, model, most=most)
+
+    def evidence(self, record: LineageRecord, name: str, into: Path) -> Path:
+        """One file recorded beside a version, e.g. its predictions, copied to a folder and verified.
+
+        Raises:
+            RegistryError: It was not recorded, or is gone.
+            IntegrityError: It was altered.
+        """
+        with self.registry.door(f"fetch {name} of {record.label}"):
+            return self.registry.evidence(record, name, into)
+
 
 def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord) -> None:
     """Move a verified download into place; a process that was faster with the same files wins."""
@@ -328,16 +335,3 @@ def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord) -> No
     except OSError:
         if not folder.is_dir() or any(damage(folder, record)):
             raise
-
-
-def _line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
-    number, source = int(listed.version), str(listed.source).removeprefix("models:/")
-    return Listed(
-        version=number,
-        name=listed.tags.get(schema.TAG_REFRESH, "").removeprefix(f"{model}-"),
-        model_id=source if re.match(schema.NODE_ID, source) else "",
-        gate=listed.tags.get(schema.TAG_GATE, ""),
-        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
-        nfr_max_pct=listed.tags.get(schema.TAG_NFR_MAX, ""),
-        created=int(listed.creation_timestamp),
-    )

@@ -102,11 +102,6 @@ def _waits(why: str) -> None:
     sys.stderr.flush()
 
 
-def _say(line: str) -> None:
-    """A warning: the result stands."""
-    sys.stderr.write(f"graceful: {line}\n")
-
-
 def _said(result: Any) -> str:
     """What a status must repeat of a program that ended well: that it skipped its work, and why."""
     skipped = isinstance(result, dict) and result.get("outcome") == "skipped"
@@ -238,7 +233,7 @@ def _act(document: dict[str, Any]) -> Outcome:
         left = not action.dry_run and any(not item.mended for item in mends)
         summary = {item.where: item.what for item in mends} or {action.reference: "all is as it should be"}
         return listed, IntegrityError.exit_code if left else 0, _lines(summary)
-    done = act.act(action, home, say=_say)
+    done = act.act(action, home)
     shown = {"done": done.sentence()}
     return asdict(done), 0, _lines(shown)
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from graceful.errors import SpecError
-from graceful.lineage import LineageRecord, Store
+from graceful.lineage import Store
 from graceful.lineage.events import Event
+from graceful.lineage.listing import Listed
 from graceful.lineage.reference import Reference, find
-from graceful.lineage.store import Listed
-from graceful.programs.webhook import Say, webhook
+from graceful.programs.telling import OUTBOX, message, say, time_of
+from graceful.programs.webhook import webhook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ _PAST: Mapping[str, str] = {
 }
 
 
-def act(action: Action, home: Path, *, say: Say) -> Done:
+def act(action: Action, home: Path) -> Done:
     """Change what a version is for.
 
     Raises:
@@ -94,7 +93,7 @@ def act(action: Action, home: Path, *, say: Say) -> Done:
         RegistryError: Unreachable; held; or the champion is not the expected one.
         IntegrityError: The version's files are not the recorded ones.
     """
-    hook = webhook(None, home / "outbox", say)
+    hook = webhook(None, home / OUTBOX, say)
     store, reference = Store(None, home), Reference.parse(action.reference)
     versions = store.versions(reference.model)
     before = next((item.version for item in versions if "champion" in item.aliases), None)
@@ -185,52 +184,8 @@ def history(action: Action, home: Path) -> list[Event]:
 
 def told(event: Event) -> dict[str, object]:
     """An event as JSON values."""
-    return {**asdict(event), "time": _time(event.time)}
-
-
-def message(store: Store, record: LineageRecord, event: Event | None, *, champion: int | None) -> dict[str, Any]:
-    """What a webhook is told: of an event, or of the verdict where there is none yet.
-
-    Returns:
-        JSON values; rates are fractions.
-    """
-    page = store.address(f"#/models/{record.model}/versions/{record.version}?workflowType=machine_learning")
-    report = store.address(f"get-artifact?run_uuid={record.run_id}&path=lineage/report.html")
-    return {
-        "kind": "verdict" if event is None else event.kind,
-        "event": None if event is None else event.run_id,
-        "time": record.created if event is None else _time(event.time),
-        "model": record.model,
-        "version": record.version,
-        "name": record.name,
-        "model_id": record.model_id,
-        "verdict": record.verdict,
-        "reasons": list(record.reasons),
-        "actor": "" if event is None else event.actor,
-        "reason": "" if event is None else event.reason,
-        "waived": event is not None and event.waived,
-        "champion": champion,
-        "nfr": {
-            "worst": record.worst,
-            "by_predecessor": [
-                {
-                    "name": edge.name,
-                    "value": edge.value,
-                    "lower": edge.lower,
-                    "upper": edge.upper,
-                    "bound": edge.bound,
-                    "verdict": edge.verdict,
-                }
-                for edge in record.edges
-            ],
-        },
-        "urls": {} if page is None else {"version": page, "report": report},
-    }
+    return {**asdict(event), "time": time_of(event)}
 
 
 def _number(version: int | None) -> str:
     return "unset" if version is None else f"version {version}"
-
-
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

@@ -45,11 +45,13 @@ class Evaluation:
         report: The evidence, for the gate.
         flips: Negative flips against every ancestor, for people.
         test: The samples that flipped, to look at.
+        predictions: What the new version says of each of them.
     """
 
     report: Report
     flips: tuple[Flip, ...]
     test: Samples
+    predictions: Predictions
 
 
 def evaluate(
@@ -106,7 +108,9 @@ def evaluate(
         negative_flips(predictions[0], old, against=version.name)
         for version, old in zip(ancestors, predictions[1:], strict=True)
     ]
-    return Evaluation(report=report, flips=tuple(itertools.chain.from_iterable(flipped)), test=test)
+    return Evaluation(
+        report=report, flips=tuple(itertools.chain.from_iterable(flipped)), test=test, predictions=predictions[0]
+    )
 
 
 def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:

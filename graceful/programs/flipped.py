@@ -62,17 +62,23 @@ def negative_flips(new: Predictions, old: Predictions, *, against: str) -> tuple
 
 
 def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
-    """Sample id -> PNG as a data URI, for samples that are images (grey or RGB arrays of bytes, or Pillow images)."""
+    """Sample id -> PNG as a data URI, for samples that are images."""
+    found = thumbnails([flip.id for flip in flips], samples)
+    return {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in found.items()}
+
+
+def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
+    """Sample id -> PNG, for samples that are images (grey or RGB arrays of bytes, or Pillow images)."""
     position = {name: row for row, name in enumerate(samples.ids.tolist())}
-    wanted = [flip.id for flip in flips if flip.id in position]
+    wanted = [name for name in dict.fromkeys(ids) if name in position]
     if not wanted:
         return {}
     items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
     drawn = {name: _picture(item) for name, item in zip(wanted, items, strict=True)}
-    return {name: uri for name, uri in drawn.items() if uri is not None}
+    return {name: png for name, png in drawn.items() if png is not None}
 
 
-def _picture(item: Any) -> str | None:
+def _picture(item: Any) -> bytes | None:
     from PIL import Image
 
     if not isinstance(item, Image.Image):
@@ -85,4 +91,4 @@ def _picture(item: Any) -> str | None:
     size = (max(1, round(item.width * scale)), max(1, round(item.height * scale)))
     buffer = io.BytesIO()
     item.convert("RGB").resize(size).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

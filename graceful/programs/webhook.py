@@ -65,16 +65,16 @@ class Webhook:
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
 
-    def post(self, document: Mapping[str, Any]) -> None:
-        """Put a message into the outbox, then send all that is there. Nothing is raised: what fails is said."""
-        body = {"id": sha256_json(identity(document))[:32], **document}
-        data = json.dumps(body, indent=1, sort_keys=True, default=str).encode()
-        try:
-            write_bytes(self.outbox / f"{body['id']}.json", data)
-        except StorageError as e:
-            self.say(f"webhook {self.shown}: {e.message}")
-            self._deliver(body["id"], data)
-            return
+    def post(self, *documents: Mapping[str, Any]) -> None:
+        """Put messages into the outbox, then send all that is there. Nothing is raised: what fails is said."""
+        for document in documents:
+            key = sha256_json(identity(document))[:32]
+            data = json.dumps({"id": key, **document}, indent=1, sort_keys=True).encode()
+            try:
+                write_bytes(self.outbox / f"{key}.json", data)
+            except StorageError as e:
+                self.say(f"webhook {self.shown}: {e.message}")
+                self._deliver(key, data)
         self.flush()
 
     def flush(self) -> None:

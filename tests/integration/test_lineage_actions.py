@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from graceful.lineage import LineageRecord, Store, schema
 from graceful.lineage.events import Event
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
+from tests.support.webhook_receiver import receiving
 
 pytestmark = [
     pytest.mark.integration,
@@ -257,3 +262,76 @@ def test_a_long_reason_is_kept_as_far_as_the_registry_can(store: Store) -> None:
     store.rollback("glyphs", reason="x" * 20_000, actor="y" * 20_000)
     *_, last = store.history("glyphs")
     assert (len(last.reason), len(last.actor)) == (5000, 500)
+
+
+# --- what refreshes and receivers see of it ---------------------------------------------------------------------------
+
+
+def test_refresh_leaves_retired_versions_out_and_keeps_the_champion_as_parent(
+    store: Store, tmp_path: Path, filled: tuple[Path, list[LineageRecord]]
+) -> None:
+    from graceful import spec as specs
+    from graceful.programs import refresh
+
+    store.retire("glyphs", 2, **WHO)
+    links = refresh._chain(store, specs.parse(versions.spec("v9")), tmp_path)
+    assert [link.name for link in links] == ["v3", "v1"]
+    with pytest.raises(SpecError, match="v2 is already an ancestor in model glyphs"):
+        refresh._chain(store, specs.parse(versions.spec("v2")), tmp_path / "again")
+
+
+def test_verdict_and_promotion_of_a_refresh_are_told(
+    store: Store, tmp_path: Path, filled: tuple[Path, list[LineageRecord]]
+) -> None:
+    from graceful import spec as specs
+    from graceful.programs import telling
+
+    held, v3, _, _ = filled[1]
+    with receiving(200) as receiver:
+        spec = specs.parse(versions.spec("v3", registry={"uri": None, "webhook": receiver.url}))
+        telling.tell(spec, tmp_path, store, v3, champion=3)
+        telling.tell(spec, tmp_path, store, held, champion=3)
+    verdict, promotion, second = receiver.documents()
+    assert [verdict["kind"], promotion["kind"], second["kind"]] == ["verdict", "promotion", "verdict"]
+    assert (verdict["model"], verdict["version"], verdict["name"], verdict["verdict"]) == ("glyphs", 3, "v3", "passed")
+    assert (promotion["actor"], promotion["champion"], promotion["urls"]) == ("pytest", 3, {})
+    assert second["verdict"] == "held"
+    assert second["nfr"]["worst"] == 0.5
+    assert [edge["name"] for edge in second["nfr"]["by_predecessor"]] == ["v3", "v2", "v1"]
+    assert second["reasons"][0].startswith("negative_flip_rate")
+    assert len({document["id"] for document in (verdict, promotion, second)}) == 3
+
+
+def run(store: Store, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line on this registry."""
+    inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-m", "graceful.cli", *arguments, "--home", str(store.registry.home)]
+    return subprocess.run(
+        command, env={**inherited, **environment}, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+def test_command_line_from_promotion_to_history(store: Store) -> None:
+    with receiving(200) as receiver:
+        done = run(
+            store, "promote", "glyphs:v1", "--expect", "3", "--reason", "r", "--author", "ann", "-o", "json",
+            GRACEFUL_WEBHOOK=receiver.url, GRACEFUL_WEBHOOK_SECRET="k",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["version"], result["changed"], result["champion"], result["previous"]) == (1, True, 1, 3)
+    (told_,) = receiver.documents()
+    assert (told_["kind"], told_["actor"], told_["event"]) == ("promotion", "ann", result["event"])
+    again = run(store, "promote", "glyphs:v1", "--expect", "3", "--reason", "r", "-o", "json")
+    assert json.loads(again.stdout)["changed"] is False
+    refused = run(store, "retire", "glyphs@champion", "--reason", "r")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "glyphs v1 (version 1): is champion" in refused.stderr
+    shown = run(store, "history", "glyphs:1", "-o", "json")
+    events = [(event["kind"], event["before"], event["actor"]) for event in json.loads(shown.stdout)]
+    assert events == [("promotion", None, "pytest"), ("promotion", 3, "ann")]
+    store.registry.client.delete_registered_model_alias("glyphs", "champion")
+    dry = run(store, "lineage", "repair", "glyphs", "--dry-run", "-o", "json")
+    assert [(item["where"], item["mended"]) for item in json.loads(dry.stdout)] == [("glyphs champion", False)]
+    mended = run(store, "lineage", "repair", "glyphs")
+    assert (mended.returncode, mended.stdout) == (0, "glyphs champion: was unset, is version 1 as the events say\n")

@@ -6,8 +6,8 @@ import pytest
 
 from graceful.errors import SpecError
 from graceful.lineage.events import Event, renumbered, replay, standing
+from graceful.lineage.listing import Listed
 from graceful.lineage.reference import Reference, find
-from graceful.lineage.store import Listed
 from tests.support.mlflow_records import node_id
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from graceful import __version__
-from graceful.cli import cluster
+from graceful.cli import acting, cluster
 from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, VERBOSE, InOrder, options
 from graceful.cli.schedule import schedule
 
@@ -196,6 +196,7 @@ for _command in (
     evaluate,
     gate,
     lineage,
+    *acting.COMMANDS,
     ui,
     schema,
     cluster.status,

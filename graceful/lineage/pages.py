@@ -24,7 +24,7 @@ NEWEST = 25
 DRAWN = 12
 """Versions that its picture shows."""
 PICTURE = "lineage/family.svg"
-KIND = "lineage-overview"
+KIND = schema.KIND_PAGE
 """Tag of the run that holds the picture."""
 TRIES = 3
 """Two writers at once: the one that wrote old news looks again."""

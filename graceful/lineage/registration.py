@@ -6,6 +6,7 @@ carried out: duplicates are folded onto the oldest. A record that exists is fina
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,8 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
         raise RegistryError(
             f"{record.label}: is registered with other weights or another spec; give the version another name"
         )
-    number = _list(registry, record, parents)
+    measured = [edge.model_id for edge in record.edges]
+    number = list_version(registry, record, registry.places(parents, measured))
     told = render.escape_markdown(str(item.spec.get("description") or ""))
     page = f"{told}\n\nVersion {number}: [{record.model} {record.name}]({render.version_link(record.model, number)})"
     registry.client.set_tag(record.run_id, "mlflow.note.content", page.strip())
@@ -126,6 +128,21 @@ def _node_tags(item: Registration) -> dict[str, str]:
     }
 
 
+def record_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """Tags of a finished node; all of them derive from its record, and the last seals it."""
+    return {
+        schema.TAG_REFRESH: record.refresh_id,
+        schema.TAG_FAMILY: record.model,
+        schema.TAG_SCHEMA: str(schema.SCHEMA),
+        schema.TAG_GATE: record.verdict,
+        schema.TAG_BASE: record.parents[0].model_id if record.parents else "",
+        **{schema.parent_tag(edge.model_id): edge.verdict for edge in record.edges},
+        schema.TAG_DIGEST: record.manifest,
+        "mlflow.note.content": render.description(record, places),
+        schema.TAG_RECORD: hashlib.sha256(record.to_json().encode()).hexdigest(),
+    }
+
+
 # --- what it consists of ----------------------------------------------------------------------------------------------
 
 
@@ -147,13 +164,7 @@ def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[
             client.set_tag(record.run_id, "mlflow.loggedArtifacts", flips_table.TAG)
         last = Path(scratch) / "lineage.json"
         last.write_text(record.to_json(), encoding="utf-8")
-        tags = {
-            **_node_tags(item),
-            schema.TAG_DIGEST: record.manifest,
-            schema.TAG_RECORD: sha256_file(last),
-            "mlflow.note.content": render.description(record, places),
-        }
-        client.set_logged_model_tags(node.model_id, tags)
+        client.set_logged_model_tags(node.model_id, record_tags(record, places))
         client.set_tag(record.run_id, schema.TAG_GATE, record.verdict)
         client.log_artifact(record.run_id, str(last), RECORD.rpartition("/")[0])
     return record
@@ -241,10 +252,15 @@ def _views(record: LineageRecord, folder: Path, places: Mapping[str, tuple[str, 
 # --- the number in the registry ---------------------------------------------------------------------------------------
 
 
-def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> int:
-    """List the node under its family once, whatever was lost or repeated; returns its number."""
+def list_version(registry: Registry, record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> int:
+    """List the node under its family once, whatever was lost or repeated; returns its number.
+
+    Args:
+        registry: Where.
+        record: The version.
+        places: Identity -> model and number of its parents and of every ancestor it was measured against.
+    """
     _family(registry, record.model)
-    places = registry.places(parents, [edge.model_id for edge in record.edges])
     if not registry.listed(record.model, record.model_id):
         with as_global(registry.place):
             registry.client.create_model_version(
@@ -252,7 +268,7 @@ def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRe
                 source=f"models:/{record.model_id}",
                 run_id=record.run_id,
                 model_id=record.model_id,
-                tags=_version_tags(record, parents),
+                tags=version_tags(record, places),
                 description=render.description(record, places),
                 await_creation_for=0,
             )
@@ -276,12 +292,13 @@ def _family(registry: Registry, model: str) -> None:
                 raise
 
 
-def _version_tags(record: LineageRecord, parents: Sequence[LineageRecord]) -> dict[str, str]:
+def version_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """At most five: the versions table shows every one of them in every row."""
+    parents = [places[parent.model_id] for parent in record.parents if parent.model_id in places]
     tags = {
         schema.TAG_REFRESH: record.refresh_id,
         schema.TAG_GATE: record.verdict,
-        schema.TAG_PARENTS: "".join(f"/{parent.model}@{parent.version}" for parent in parents) + "/",
+        schema.TAG_PARENTS: "".join(f"/{model}@{number}" for model, number in parents) + "/",
         schema.TAG_DIGEST: record.manifest,
     }
     if record.worst is not None:

@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from graceful.lineage.registry import Registry
-from graceful.lineage.schema import LineageRecord
+from graceful.lineage.schema import LineageRecord, Node
 
 
 def write(
     registry: Registry,
     record: LineageRecord,
-    parents: Sequence[LineageRecord],
+    parents: Sequence[LineageRecord | Node],
     places: Mapping[str, tuple[str, int]],
 ) -> None:
     """Inputs, output and metrics of a version. Equal rows are stored once; a repetition adds nothing.

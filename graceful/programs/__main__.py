@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
-    parser.add_argument("program", choices=sorted([*PROGRAMS, "lineage"]))
+    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
@@ -69,6 +69,8 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         if options.program == "lineage":
             result, code, show = _lineage(options.model)
+        elif options.program == "act":
+            result, code, show = _act(_document())
         else:
             resolved = spec.parse(_document(), where="the resolved spec")
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
@@ -211,6 +213,29 @@ def _lineage(model: str | None) -> Outcome:
         console.print(chain_table([version.judged() for version in found], title=f"{model}, in {store.display_uri}"))
 
     return [version.document() for version in found], 0, show
+
+
+def _act(document: dict[str, Any]) -> Outcome:
+    from graceful.errors import IntegrityError
+    from graceful.lineage import Store
+    from graceful.programs import act, present
+
+    action, home = act.Action(**document), default_home()
+    if action.action == "history":
+        past = act.history(action, home)
+        told = [act.told(event) for event in past]
+        table = present.history_table(told, title=f"history of {action.reference}")
+        return told, 0, lambda console: console.print(table)
+    if action.action == "repair":
+        store = Store(None, home)
+        mends = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
+        listed = [{"where": item.where, "what": item.what, "mended": item.mended} for item in mends]
+        left = not action.dry_run and any(not item.mended for item in mends)
+        summary = {item.where: item.what for item in mends} or {action.reference: "all is as it should be"}
+        return listed, IntegrityError.exit_code if left else 0, _lines(summary)
+    done = act.act(action, home)
+    shown = {"done": done.sentence()}
+    return asdict(done), 0, _lines(shown)
 
 
 def _lines(result: dict[str, Any]) -> Show:

@@ -14,7 +14,7 @@ from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
-from graceful.programs import exclusive, home_of, predicted, run_dir_of
+from graceful.programs import exclusive, home_of, predicted, run_dir_of, telling
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.constraint_report import build as build_constraints
 from graceful.programs.evaluate import Evaluation, evaluate
@@ -89,6 +89,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         finished = _finished(spec, run_dir)
         if finished:
             _require_registered(store, finished, run_dir)
+            telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = _chain(store, spec, run_dir)
@@ -120,6 +121,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             report=mirror.shown(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
+        telling.tell(spec, run_dir, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     mirror.forget_folder(run_dir / "ray")
     return result, found.report
@@ -279,14 +281,15 @@ def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
     if path.exists():
         with _written_here(path):
             return [Link(**raw) for raw in json.loads(path.read_text())]
+    chain = store.chain(spec.model)
+    retired = store.retired(spec.model) if chain else ()
     links = [
         Link(name=record.name, model_id=record.model_id, version=record.version, digest=record.digest)
-        for record in store.chain(spec.model)
+        for record in chain
+        if record.model_id not in retired
     ]
-    if any(link.name == spec.name for link in links):
-        raise SpecError(
-            f"name: {spec.name} is already an ancestor in model {spec.model}; give the new version another name"
-        )
+    if any(record.name == spec.name for record in chain):
+        raise SpecError(f"name: {spec.name} is already an ancestor in model {spec.model}; choose another name")
     write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
 

@@ -90,6 +90,8 @@ class Registry(Section):
 
     uri: str | None = None
     """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`."""
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    """Told of each verdict and promotion by a POST; None: $GRACEFUL_WEBHOOK, else nobody. README, Webhook."""
 
 
 class RefreshSpec(Section):

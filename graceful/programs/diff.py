@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from graceful.errors import DataError, RegistryError, SpecError
+from graceful.errors import DataError, RegistryError
 from graceful.lineage import LineageRecord, Store
-from graceful.lineage.reference import Reference, find
 from graceful.metrics import flips
 from graceful.metrics.predictions import Predictions, join
 from graceful.programs import predicted
+from graceful.programs.ancestry import find
 from graceful.report import Measurement
 
 SHOWN = 20
@@ -99,7 +99,7 @@ def difference(store: Store, first: str, second: str) -> Difference:
         SpecError: There is no such version.
         RegistryError, IntegrityError: The registry is unreachable, or what it holds was altered.
     """
-    old, new = (_record(store, text) for text in (first, second))
+    old, new = (store.record(find(store, text).model_id) for text in (first, second))
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         said = [_predictions(store, record, Path(scratch) / record.model_id, notes) for record in (old, new)]
@@ -117,16 +117,6 @@ def difference(store: Store, first: str, second: str) -> Difference:
         notes=tuple(notes),
         task=specs[1] if specs[1] and specs[1]["task"]["kind"] != "python" else None,
     )
-
-
-def _record(store: Store, text: str) -> LineageRecord:
-    reference = Reference.parse(text)
-    if reference.bare:
-        reference = Reference(model=reference.model, alias="champion")
-    found = find(reference, store.versions(reference.model))
-    if not found.model_id:
-        raise SpecError(f"{text}: version {found.version} was not registered by graceful; nothing is recorded of it")
-    return store.record(found.model_id)
 
 
 def _identity(record: LineageRecord) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_flips_between_any_two_versions(store: Store) -> None:
 def test_branches_compare_like_versions_of_one_model(store: Store) -> None:
     found = diff.difference(store, "glyphs:v4", "glyphs-edge")
     assert found.flips["negative_flip_rate"].count == len(found.broken) == 25
-    assert diff_page.titles(found) == ("glyphs v4", "glyphs-edge v1")
+    assert diff_page.titles(found) == ("glyphs v4", "glyphs-edge edge-v1")
     assert found.spec == {"model": ("glyphs", "glyphs-edge")}
     document = json.loads(json.dumps(found.document()))
     assert document["broken"][0].keys() == {"id", "label", "old", "new", "confidence", "group"}
@@ -87,7 +87,7 @@ def test_commands_print_and_write(
     assert cli.main(["lineage", "glyphs", *home, "--draw", str(tmp_path / "family.png")]) == 0
     shown = capfd.readouterr().out
     assert "├─┴─╯" in shown
-    assert "glyphs-edge v1 (1) passed @champion; NFR 1.10% of 2.00%: passed vs v2" in shown
+    assert "glyphs-edge edge-v1 (1) passed @champion; NFR 1.10% of 2.00%: passed vs v2" in shown
     with Image.open(tmp_path / "family.png") as image:
         assert image.width == 1400
     assert cli.main(["lineage", "glyphs", *home, "--last", "2", "-o", "json", "--draw", str(tmp_path / "a.html")]) == 0

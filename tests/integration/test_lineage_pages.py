@@ -125,7 +125,7 @@ def test_model_page_shows_the_family_with_its_branch(site: Site) -> None:
     start = rows.index("v4 champion")
     assert rows[start : start + 4] == ["v4 champion", "passed", "v2, NFR 0.80% of 2.00%: passed", "-"]
     start = rows.index("v2 previous")
-    assert rows[start + 3] == "v3, v4, glyphs-edge v1"
+    assert rows[start + 3] == "v3, v4, glyphs-edge edge-v1"
     found = require_reachable(site, page.ask(LINKS))
     assert {("glyphs", str(number)) for number in (1, 2, 3, 4)} | {("glyphs-edge", "1")} == found
     svg = answers(page.ask(f"{PICTURES}[0].src")).decode()

@@ -94,8 +94,9 @@ def _chain(store: Store, version: str) -> list[LineageRecord]:
 
 def parents(links: Sequence[Link]) -> tuple[str, ...]:
     """Identities of the direct predecessors, the champion first."""
-    direct = [link.model_id for link in links if link.role in ("champion", "parent")]
-    return tuple(direct or [link.model_id for link in links[:1]])
+    roles = ("champion", "parent")
+    direct = sorted((link for link in links if link.role in roles), key=lambda link: roles.index(link.role))
+    return tuple(link.model_id for link in direct or links[:1])
 
 
 def champion(links: Sequence[Link]) -> int | None:

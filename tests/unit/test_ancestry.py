@@ -82,6 +82,17 @@ def test_merge_has_every_ancestor_once_and_behind_its_descendants(tmp_path: Path
     assert links(Registry({}), tmp_path, parents=["glyphs:v3"]) == found  # kept for a run that is resumed
 
 
+def test_champion_is_the_first_parent_also_where_the_other_one_descends_from_it(tmp_path: Path) -> None:
+    found = links(Registry(CHAINS), tmp_path, model="glyphs", name="v4", parents=["glyphs-edge@champion"])
+    assert told(found) == [("v3", "champion"), ("e1", "parent"), ("v2", "ancestor"), ("v1", "ancestor")]
+    other = record("f1", ["v3"], version=1, model="glyphs-edge")
+    store = Registry({"glyphs": [V3, V2, V1], "glyphs-edge": [other, V3, V2, V1]})
+    found = links(store, tmp_path / "again", model="glyphs", name="v4", parents=["glyphs-edge@champion"])
+    assert [link.name for link in found] == ["f1", "v3", "v2", "v1"]
+    assert ancestry.parents(found) == (V3.model_id, other.model_id)
+    assert ancestry.champion(found) == 3
+
+
 def test_retired_versions_are_left_out(tmp_path: Path) -> None:
     found = links(Registry(CHAINS, retired=[V2]), tmp_path, parents=["glyphs:v3"])
     assert [link.name for link in found] == ["e1", "v3", "v1"]

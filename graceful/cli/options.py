@@ -16,6 +16,13 @@ class InOrder(click.Group):
         """As they were added."""
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A command may have two words, e.g. `lineage repair`, beside one that begins with the first of them."""
+        two = " ".join(args[:2])
+        return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
+
 
 OUTPUTS = ("table", "json", "yaml")
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ _TROUBLES = {
     "database or disk is full": "the disk is full",
     "SSLError": "its certificate is not trusted or it does not speak TLS",
 }
+_GLOBAL = threading.Lock()
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
@@ -75,6 +77,11 @@ class Place:
     def server(self) -> bool:
         """Whether a tracking server is asked, not a database."""
         return urlsplit(self.uri).scheme in _SERVERS
+
+    @property
+    def sqlite(self) -> bool:
+        """Whether it is a file, which only processes of one machine may write."""
+        return _sqlite_file(self.uri) is not None
 
 
 def resolve(uri: str | None, home: Path) -> Place:
@@ -151,10 +158,7 @@ def translated(place: Place, doing: str) -> Iterator[None]:
 
 @contextmanager
 def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the writer's lock: alias changes are compare-and-set only among processes that share this file.
-
-    Writers on several machines that share one server need a common lock outside: run promotions in one place (one
-    refresh per model at a time, a Kubernetes Lease, a CI concurrency group) and let only graceful's identity edit.
+    """Keep processes that share this file apart; `lease.writer` does so wherever they run.
 
     Raises:
         RegistryError: Another process held it all the time.
@@ -180,11 +184,15 @@ def as_global(place: Place) -> Iterator[None]:
     """Let mlflow's process-wide URI be ours for one call.
 
     Registering from `models:/m-...` in a database asks a client that takes no URI. The setting also lands in the
-    environment, where another store would read it: hence only for a moment.
+    environment, where another store would read it: hence only for a moment, and one thread at a time. Servers do not
+    need it.
     """
     import mlflow
 
-    with _environment({"MLFLOW_TRACKING_URI": place.uri}):
+    if place.server:
+        yield
+        return
+    with _GLOBAL, _environment({"MLFLOW_TRACKING_URI": place.uri}):
         mlflow.set_tracking_uri(place.uri)
         try:
             yield

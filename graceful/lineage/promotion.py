@@ -1,68 +1,243 @@
-"""Promotion: the one place that moves the alias `champion`. Call it under the writer's lock. Driver and client.
+"""The one place that moves `champion` and marks versions as held or retired. Driver and client.
 
-mlflow's alias calls are last-writer-wins and keep no history. Here the champion is compared with what the caller judged
-against, the evidence and the bytes are verified, and an audit run (`graceful_kind` = promotion) is opened before and
-closed after the aliases move. A promotion that was interrupted is completed by repeating it.
+mlflow's alias calls are last-writer-wins and keep no history. Here one writer at a time compares the champion with what
+the caller saw, after evidence and bytes were verified; an event is opened before and closed after something moves. A
+change that was interrupted is completed by repeating it, and repeating one that was carried out changes nothing.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from graceful.errors import RegistryError
-from graceful.lineage import schema
+from graceful.errors import RegistryError, SpecError
+from graceful.lineage import events, lease, schema
+from graceful.lineage.events import Event, Kind
 from graceful.lineage.registry import Registry, require_same
+from graceful.lineage.schema import LineageRecord
 
-_KIND = "promotion"
+WAIVED = "waived"
+RETIRED = "retired"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """One wanted move of the champion; see `Store.promote`."""
+class Change:
+    """One wanted change; see `Store.promote`, `rollback`, `hold` and `retire`.
+
+    Attributes:
+        expected: Number of the champion that the caller saw; None: there was none.
+        waive: Promote it although it is held.
+        force: Retire it although it is the champion.
+    """
 
     model: str
     version: int
     expected: int | None
     reason: str
     actor: str
+    waive: bool = False
+    force: bool = False
 
 
-def promote(registry: Registry, change: Promotion) -> None:
-    """Do what `Store.promote` promises."""
-    champion = registry.aliases(change.model).get(schema.CHAMPION)
-    if champion == change.version:
-        for audit in _open_audits(registry, change):
-            registry.client.set_terminated(audit.info.run_id, status="FINISHED")
-        return
-    if champion != change.expected:
-        raise RegistryError(
-            f"{change.model}: champion is {_named(champion)}, not {_named(change.expected)} as when version"
-            f" {change.version} was judged; refresh it under another name, from the champion of now"
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """The version of a change as the registry has it."""
+
+    record: LineageRecord
+    tag: str
+    history: Sequence[Event]
+
+    @property
+    def label(self) -> str:
+        return f"{self.record.model} {self.record.name} (version {self.record.version})"
+
+    @property
+    def standing(self) -> events.Standing:
+        return events.standing(self.record.verdict, self.history)
+
+
+# --- moving the champion ----------------------------------------------------------------------------------------------
+
+
+def promote(registry: Registry, change: Change, *, kind: Kind = "promotion") -> Event | None:
+    """Move the champion; None where it already was there."""
+    if not _settled(registry, change):
+        _require_expected(registry, change, kind)
+        _verify_bytes(registry, _target(registry, change))
+    with lease.writer(registry, change.model) as hold:
+        if _settled(registry, change):
+            for left in events.read(registry, change.model, version=change.version, status=events.OPEN):
+                if left.kind in events.MOVES:
+                    events.close(registry, left)
+            return None
+        _require_expected(registry, change, kind)
+        target = _target(registry, change)
+        waived = _require_allowed(target, change)
+        event = events.begin(registry, _event(target, change, kind, waived=waived))
+        if waived and target.tag != WAIVED:
+            registry.client.set_model_version_tag(change.model, str(change.version), schema.TAG_GATE, WAIVED)
+        hold.check()
+        _set_previous(registry, change, event)
+        hold.check()
+        registry.client.set_registered_model_alias(change.model, schema.CHAMPION, str(change.version))
+        _read_back(registry, change, event)
+        events.close(registry, event)
+    return replace(event, status=events.DONE)
+
+
+def rollback(
+    registry: Registry, model: str, version: int | None, *, expected: int | None, reason: str, actor: str
+) -> Event | None:
+    """Move the champion back; None where that was done before."""
+    _require_known(registry, model)
+    champion, past = registry.aliases(model).get(schema.CHAMPION), events.read(registry, model)
+    left = next((item for item in reversed(past) if (item.kind, item.status) == ("rollback", events.OPEN)), None)
+    if left is not None and version in (None, left.version):
+        version, expected = left.version, left.before if expected is None else expected
+    last = next((item for item in reversed(past) if item.status == events.DONE and item.kind in events.MOVES), None)
+    repeated = last is not None and (last.kind, last.version, last.before) == ("rollback", champion, expected)
+    if repeated and expected is not None and version in (None, champion):
+        return None
+    number = _target_of_rollback(registry, model) if version is None else version
+    before = champion if expected is None else expected
+    change = Change(model=model, version=number, expected=before, reason=reason, actor=actor)
+    return promote(registry, change, kind="rollback")
+
+
+def _require_known(registry: Registry, model: str) -> None:
+    if registry.point(registry.client.get_registered_model, model) is None:
+        raise SpecError(f"model {model}: registry {registry.place.display} knows no such model; check the name")
+
+
+def _target_of_rollback(registry: Registry, model: str) -> int:
+    found = registry.aliases(model).get(schema.PREVIOUS)
+    if found is None:
+        raise SpecError(
+            f"{model}: no version was champion before this one; name one, e.g. `graceful rollback {model}:1`"
         )
-    _verify(registry, change)
-    audit = _audit(registry, change)
-    if champion is not None:
-        registry.client.set_registered_model_alias(change.model, schema.PREVIOUS, str(champion))
-    registry.client.set_registered_model_alias(change.model, schema.CHAMPION, str(change.version))
+    return found
+
+
+def _settled(registry: Registry, change: Change) -> bool:
+    return registry.aliases(change.model).get(schema.CHAMPION) == change.version
+
+
+def _require_expected(registry: Registry, change: Change, kind: Kind) -> None:
+    champion = registry.aliases(change.model).get(schema.CHAMPION)
+    if champion != change.expected:
+        what = (
+            f"as when version {change.version} was judged; refresh it under another name, from the champion of now"
+            if kind == "promotion"
+            else f"as expected; read `graceful history {change.model}` and decide again"
+        )
+        raise RegistryError(
+            f"{change.model}: champion is {_named(champion)}, not {_named(change.expected)} {what}",
+            {"champion": champion, "expected": change.expected},
+        )
+
+
+def _set_previous(registry: Registry, change: Change, event: Event) -> None:
+    """What the next rollback goes to: the champion that a promotion replaces, or what it was before a rollback."""
+    client, previous = registry.client, change.expected
+    if event.kind != "promotion":
+        past = events.read(registry, change.model)
+        done = [item for item in past if item.run_id != event.run_id]
+        _, previous = events.replay([*done, replace(event, status=events.DONE)])
+    if previous is not None:
+        client.set_registered_model_alias(change.model, schema.PREVIOUS, str(previous))
+    elif schema.PREVIOUS in registry.aliases(change.model) and event.kind != "promotion":
+        client.delete_registered_model_alias(change.model, schema.PREVIOUS)
+
+
+def _read_back(registry: Registry, change: Change, event: Event) -> None:
     found = registry.aliases(change.model).get(schema.CHAMPION)
     if found != change.version:
-        registry.client.set_terminated(audit, status="FAILED")
+        events.close(registry, event, status=events.UNDONE)
         raise RegistryError(
-            f"{change.model}: champion is {_named(found)} after it was set to version {change.version}; another writer"
-            " without graceful's lock moved it, look at the audit runs and promote again"
+            f"{change.model}: champion is {_named(found)} after it was set to version {change.version}; somebody moved"
+            f" it without graceful, read `graceful history {change.model}` and promote again"
         )
-    registry.client.set_terminated(audit, status="FINISHED")
 
 
 def _named(version: int | None) -> str:
     return "unset" if version is None else f"version {version}"
 
 
-def _verify(registry: Registry, change: Promotion) -> None:
-    """Verdict and bytes of the version, from the record and not only from tags that anyone may edit."""
+# --- marking versions -------------------------------------------------------------------------------------------------
+
+
+def hold(registry: Registry, change: Change) -> Event | None:
+    """Keep a version from being promoted; None where it is held already."""
+    return _mark(registry, change, "hold", tag="held")
+
+
+def release(registry: Registry, change: Change) -> Event | None:
+    """Take a hold by hand back; None where nobody holds it.
+
+    Raises:
+        SpecError: The gate holds it, and no person can release that.
+    """
+    return _mark(registry, change, "release", tag="passed")
+
+
+def retire(registry: Registry, change: Change) -> Event | None:
+    """Leave a version out of later refreshes; None where it is retired already."""
+    return _mark(registry, change, "retirement", tag=RETIRED)
+
+
+def _mark(registry: Registry, change: Change, kind: Kind, *, tag: str) -> Event | None:
+    with lease.writer(registry, change.model) as writer:
+        target = _target(registry, change)
+        serving = _settled(registry, change)
+        _require_markable(target, change, kind, serving=serving)
+        if target.standing == tag and target.tag == tag and (not serving or kind == "release"):
+            return None
+        event = events.begin(registry, _event(target, change, kind, forced=serving))
+        writer.check()
+        registry.client.set_model_version_tag(change.model, str(change.version), schema.TAG_GATE, tag)
+        if kind == "retirement":
+            _leave_aliases(registry, change, event)
+        events.close(registry, event)
+    return replace(event, status=events.DONE)
+
+
+def _require_markable(target: _Target, change: Change, kind: Kind, *, serving: bool) -> None:
+    if kind == "release" and target.record.verdict != "passed":
+        why = next(iter(target.record.reasons), "no reason recorded")
+        raise SpecError(f"{target.label}: is held by the gate ({why}); promote it with --waive, or refresh again")
+    if kind != "retirement" and target.standing == RETIRED:
+        raise SpecError(f"{target.label}: is retired; refresh it under another name")
+    if serving and kind == "hold":
+        raise SpecError(f"{target.label}: is champion; promote another version or roll back first")
+    if serving and kind == "retirement" and not change.force:
+        raise SpecError(
+            f"{target.label}: is champion; promote another version or roll back first, or retire it with --force, which"
+            " leaves the model without a champion"
+        )
+
+
+def _leave_aliases(registry: Registry, change: Change, event: Event) -> None:
+    """Let no alias of ours point to a retired version."""
+    client, aliases = registry.client, registry.aliases(change.model)
+    if aliases.get(schema.CHAMPION) == change.version:
+        client.delete_registered_model_alias(change.model, schema.CHAMPION)
+    if aliases.get(schema.PREVIOUS) != change.version:
+        return
+    done = [item for item in events.read(registry, change.model) if item.run_id != event.run_id]
+    _, previous = events.replay([*done, replace(event, status=events.DONE)])
+    if previous is None:
+        client.delete_registered_model_alias(change.model, schema.PREVIOUS)
+    else:
+        client.set_registered_model_alias(change.model, schema.PREVIOUS, str(previous))
+
+
+# --- the version ------------------------------------------------------------------------------------------------------
+
+
+def _target(registry: Registry, change: Change) -> _Target:
+    """The version, its record read from the registry and not only tags that anyone may edit."""
     listed = registry.point(registry.client.get_model_version, change.model, str(change.version))
     if listed is None:
         raise RegistryError(f"{change.model}: has no version {change.version}; take a number from the registry's list")
@@ -72,39 +247,61 @@ def _verify(registry: Registry, change: Promotion) -> None:
         raise RegistryError(
             f"{change.model} version {change.version}: not completely registered; run its refresh again"
         )
-    gate = listed.tags.get(schema.TAG_GATE, "none")
-    if record.verdict != "passed" or gate != "passed":
-        why = next(iter(record.reasons), "no reason recorded") if record.verdict != "passed" else f"its tag says {gate}"
-        raise RegistryError(
-            f"{change.model} {record.name} (version {change.version}): is held by the gate ({why}); only a version that"
-            " passed can be promoted"
-        )
     what = f"{record.label}: version tag {schema.TAG_DIGEST}"
     require_same(what, found=listed.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
-    with tempfile.TemporaryDirectory() as scratch:
-        registry.download(record, Path(scratch))
-
-
-def _audit(registry: Registry, change: Promotion) -> str:
-    """The audit run of this promotion: one left open by an interrupted attempt, else a new one."""
-    for audit in _open_audits(registry, change):
-        if audit.data.tags.get("graceful_from") == str(change.expected):
-            return str(audit.info.run_id)
-    tags = {
-        schema.TAG_KIND: _KIND,
-        "graceful_from": str(change.expected),
-        "graceful_to": str(change.version),
-        "graceful_actor": change.actor[:500],
-        "graceful_reason": change.reason[:5000],
-    }
-    name = f"promote-{change.model}-{change.version}"
-    run = registry.client.create_run(registry.experiment(change.model), run_name=name, tags=tags)
-    return str(run.info.run_id)
-
-
-def _open_audits(registry: Registry, change: Promotion) -> list[Any]:
-    query = (
-        f"tags.{schema.TAG_KIND} = '{_KIND}' and tags.graceful_to = '{int(change.version)}'"
-        " and attributes.status = 'RUNNING'"
+    return _Target(
+        record=replace(record, version=change.version),
+        tag=listed.tags.get(schema.TAG_GATE, "none"),
+        history=events.read(registry, change.model, version=change.version),
     )
-    return list(registry.client.search_runs([registry.experiment(change.model)], query))
+
+
+def _require_allowed(target: _Target, change: Change) -> bool:
+    """Whether the promotion has to be, and is, a waiver.
+
+    Raises:
+        SpecError: Retired, or a waiver without a reason.
+        RegistryError: Held.
+    """
+    standing, tag = target.standing, target.tag
+    if RETIRED in (standing, tag):
+        raise SpecError(f"{target.label}: is retired; refresh it under another name")
+    if standing == tag == "passed" or (standing == WAIVED and tag == WAIVED and not change.waive):
+        return False
+    if change.waive:
+        if not change.reason.strip():
+            raise SpecError(f"{target.label}: --waive needs a reason; give --reason")
+        return True
+    raise RegistryError(
+        f"{target.label}: is held {_held_by(target)}; only a version that passed can be promoted, or one that is waived"
+        " (--waive) for a reason"
+    )
+
+
+def _held_by(target: _Target) -> str:
+    if target.record.verdict != "passed":
+        return f"by the gate ({next(iter(target.record.reasons), 'no reason recorded')})"
+    by_hand = [event for event in target.history if event.kind == "hold" and event.status == events.DONE]
+    if by_hand:
+        return f"by {by_hand[-1].actor} ({by_hand[-1].reason})"
+    return f"by the gate (its tag says {target.tag})"
+
+
+def _verify_bytes(registry: Registry, target: _Target) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        registry.download(target.record, Path(scratch))
+
+
+def _event(target: _Target, change: Change, kind: Kind, *, waived: bool = False, forced: bool = False) -> Event:
+    return Event(
+        kind=kind,
+        model=change.model,
+        version=change.version,
+        before=change.expected if kind in events.MOVES else None,
+        node=target.record.model_id,
+        name=target.record.name,
+        reason=change.reason,
+        actor=change.actor,
+        waived=waived,
+        forced=forced,
+    )

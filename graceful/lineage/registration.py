@@ -6,6 +6,7 @@ carried out: duplicates are folded onto the oldest. A record that exists is fina
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import yaml
 import graceful
 from graceful.errors import RegistryError, StorageError
 from graceful.gate import Verdict
-from graceful.lineage import render, schema, tables
+from graceful.lineage import card, flips_table, pages, render, schema, tables
 from graceful.lineage.connection import as_global
 from graceful.lineage.registry import RECORD, Registry, quoted
 from graceful.lineage.schema import LineageRecord, Node
@@ -44,7 +45,9 @@ class Registration:
         parents: Identities of the direct predecessors, the one it was refreshed from first.
         report: The evidence.
         verdict: What the gate said of it.
-        attachments: Further files for people, e.g. report.html.
+        attachments: Further files beside the version, e.g. report.html, predictions.npz.
+        flips: Negative flips as rows for MLflow's table: sample id, ancestor, what it said.
+        thumbnails: Sample id -> PNG, for tasks with images.
         training: What it was trained from, as `LineageRecord.training` says.
     """
 
@@ -59,6 +62,8 @@ class Registration:
     report: Report
     verdict: Verdict
     attachments: tuple[Path, ...] = ()
+    flips: tuple[Mapping[str, Any], ...] = ()
+    thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     training: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,8 +77,14 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
         raise RegistryError(
             f"{record.label}: is registered with other weights or another spec; give the version another name"
         )
-    number = _list(registry, record, parents)
+    measured = [edge.model_id for edge in record.edges]
+    number = list_version(registry, record, registry.places(parents, measured))
+    told = render.escape_markdown(str(item.spec.get("description") or ""))
+    page = f"{told}\n\nVersion {number}: [{record.model} {record.name}]({render.version_link(record.model, number)})"
+    registry.client.set_tag(record.run_id, "mlflow.note.content", page.strip())
     registry.client.set_terminated(record.run_id, status="FINISHED")
+    for model in dict.fromkeys((record.model, *(parent.model for parent in parents))):
+        pages.refresh(registry, model)
     return replace(record, version=number)
 
 
@@ -117,6 +128,21 @@ def _node_tags(item: Registration) -> dict[str, str]:
     }
 
 
+def record_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """Tags of a finished node; all of them derive from its record, and the last seals it."""
+    return {
+        schema.TAG_REFRESH: record.refresh_id,
+        schema.TAG_FAMILY: record.model,
+        schema.TAG_SCHEMA: str(schema.SCHEMA),
+        schema.TAG_GATE: record.verdict,
+        schema.TAG_BASE: record.parents[0].model_id if record.parents else "",
+        **{schema.parent_tag(edge.model_id): edge.verdict for edge in record.edges},
+        schema.TAG_DIGEST: record.manifest,
+        "mlflow.note.content": render.description(record, places),
+        schema.TAG_RECORD: hashlib.sha256(record.to_json().encode()).hexdigest(),
+    }
+
+
 # --- what it consists of ----------------------------------------------------------------------------------------------
 
 
@@ -126,21 +152,19 @@ def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[
     with tempfile.TemporaryDirectory() as scratch:
         files, notes = Path(scratch) / "files", Path(scratch) / "lineage"
         digests = _stage(item, node, files, created)
-        record = _record(item, node, parents, digests, created)
+        evidence = _evidence(item, notes)
+        record = replace(_record(item, node, parents, digests, created), evidence=evidence)
+        places = registry.places(parents, [edge.model_id for edge in record.edges])
         client.log_model_artifacts(node.model_id, str(files))
         client.finalize_logged_model(node.model_id, "READY")
-        tables.write(registry, record, parents)
-        _notes(item, record, notes)
+        tables.write(registry, record, parents, places)
+        _views(record, notes, places)
         client.log_artifacts(record.run_id, str(notes), "lineage")
+        if item.flips:
+            client.set_tag(record.run_id, "mlflow.loggedArtifacts", flips_table.TAG)
         last = Path(scratch) / "lineage.json"
         last.write_text(record.to_json(), encoding="utf-8")
-        tags = {
-            **_node_tags(item),
-            schema.TAG_DIGEST: record.manifest,
-            schema.TAG_RECORD: sha256_file(last),
-            "mlflow.note.content": render.description(record),
-        }
-        client.set_logged_model_tags(node.model_id, tags)
+        client.set_logged_model_tags(node.model_id, record_tags(record, places))
         client.set_tag(record.run_id, schema.TAG_GATE, record.verdict)
         client.log_artifact(record.run_id, str(last), RECORD.rpartition("/")[0])
     return record
@@ -196,28 +220,46 @@ def _record(
     )
 
 
-def _notes(item: Registration, record: LineageRecord, folder: Path) -> None:
-    """The files for people beside the run; `lineage.json` is not among them, it comes last."""
+def _evidence(item: Registration, folder: Path) -> dict[str, str]:
+    """Put what the verdict rests on beside the run, and digest it; `lineage.json` is not among it, it comes last."""
     folder.mkdir()
     kept = {key: value for key, value in item.spec.items() if key not in ("home", "registry")}
     texts = {
         "report.json": item.report.to_json(),
         "verdict.json": item.verdict.to_json(),
         "spec.yaml": yaml.safe_dump(kept, sort_keys=False),
-        "manifest.sha256": schema.manifest_text(record.files),
-        "lineage.svg": render.picture(record),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     for path in item.attachments:
         shutil.copy(path, folder / path.name)
+    if item.flips:
+        flips_table.write(folder, item.flips, item.thumbnails)
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _views(record: LineageRecord, folder: Path, places: Mapping[str, tuple[str, int]]) -> None:
+    """Files for people that derive from the record."""
+    texts = {
+        "manifest.sha256": schema.manifest_text(record.files),
+        "lineage.svg": render.picture(record),
+        "README.md": card.markdown(record, places),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 # --- the number in the registry ---------------------------------------------------------------------------------------
 
 
-def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> int:
-    """List the node under its family once, whatever was lost or repeated; returns its number."""
+def list_version(registry: Registry, record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> int:
+    """List the node under its family once, whatever was lost or repeated; returns its number.
+
+    Args:
+        registry: Where.
+        record: The version.
+        places: Identity -> model and number of its parents and of every ancestor it was measured against.
+    """
     _family(registry, record.model)
     if not registry.listed(record.model, record.model_id):
         with as_global(registry.place):
@@ -226,8 +268,8 @@ def _list(registry: Registry, record: LineageRecord, parents: Sequence[LineageRe
                 source=f"models:/{record.model_id}",
                 run_id=record.run_id,
                 model_id=record.model_id,
-                tags=_version_tags(record, parents),
-                description=render.description(record),
+                tags=version_tags(record, places),
+                description=render.description(record, places),
                 await_creation_for=0,
             )
     first, *repeated = registry.listed(record.model, record.model_id)
@@ -250,12 +292,13 @@ def _family(registry: Registry, model: str) -> None:
                 raise
 
 
-def _version_tags(record: LineageRecord, parents: Sequence[LineageRecord]) -> dict[str, str]:
+def version_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """At most five: the versions table shows every one of them in every row."""
+    parents = [places[parent.model_id] for parent in record.parents if parent.model_id in places]
     tags = {
         schema.TAG_REFRESH: record.refresh_id,
         schema.TAG_GATE: record.verdict,
-        schema.TAG_PARENTS: "".join(f"/{parent.model}@{parent.version}" for parent in parents) + "/",
+        schema.TAG_PARENTS: "".join(f"/{model}@{number}" for model, number in parents) + "/",
         schema.TAG_DIGEST: record.manifest,
     }
     if record.worst is not None:

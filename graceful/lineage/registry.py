@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from graceful.lineage.schema import LineageRecord
 from graceful.storage import sha256_file
 
 RECORD = "lineage/lineage.json"
+BATCH = 100
+"""Nodes or runs in one question: mlflow's page of logged models, and short enough for an address."""
 
 
 class Registry:
@@ -94,19 +96,82 @@ class Registry:
         query = f"name = {quoted(model)} and source_path = {quoted(f'models:/{model_id}')}"
         return sorted(self.client.search_model_versions(query), key=lambda item: int(item.version))
 
-    def recorded(self, node: Any) -> LineageRecord | None:
-        """Read and verify `lineage.json` of a node; None where its registration was never finished."""
+    def record_text(self, node: Any, *, sealed: bool = True) -> str | None:
+        """`lineage.json` of a node as it was written; None where its registration was never finished.
+
+        Args:
+            node: The LoggedModel.
+            sealed: Compare it with the digest in the node's tag.
+
+        Raises:
+            IntegrityError: It was altered.
+        """
         run = node.source_run_id
-        if RECORD not in {item.path for item in self.client.list_artifacts(run, "lineage")}:
+        if not run or RECORD not in {item.path for item in self.client.list_artifacts(run, "lineage")}:
             return None
-        where = f"{node.name} ({node.model_id}): lineage.json"
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(self.client.download_artifacts(run, RECORD, scratch))
-            require_same(where, found=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
-            record = LineageRecord.from_json(path.read_text(encoding="utf-8"), where=where)
+            if sealed:
+                where = f"{node.name} ({node.model_id}): lineage.json"
+                require_same(where, found=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
+            return path.read_text(encoding="utf-8")
+
+    def recorded(self, node: Any, *, sealed: bool = True) -> LineageRecord | None:
+        """What `record_text` says; None where the registration was never finished.
+
+        Raises:
+            IntegrityError: It was altered, or belongs to another node.
+            RegistryError: It is no record.
+        """
+        where = f"{node.name} ({node.model_id}): lineage.json"
+        text = self.record_text(node, sealed=sealed)
+        if text is None:
+            return None
+        record = LineageRecord.from_json(text, where=where)
         if record.model_id != node.model_id:
             raise IntegrityError(f"{where}: is about {record.model_id}; restore the file that belongs here")
         return record
+
+    def evidence(self, record: LineageRecord, name: str, folder: Path) -> Path:
+        """Copy one file of the run's `lineage/`, as `Store.evidence` promises."""
+        expected = record.evidence.get(name)
+        if expected is None:
+            raise RegistryError(
+                f"{record.label}: {name} was not recorded with it; it was registered before graceful did so"
+            )
+        path = Path(self.client.download_artifacts(record.run_id, f"lineage/{name}", str(folder)))
+        require_same(f"{record.label}: {name}", found=sha256_file(path), expected=expected)
+        return path
+
+    def places(self, records: Sequence[LineageRecord], model_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+        """Identity -> model and number, of the records and of further identities; what is not listed is left out."""
+        found = {record.model_id: (record.model, record.version) for record in records if record.version}
+        wanted = [model_id for model_id in model_ids if model_id not in found]
+        if len(wanted) > 1:
+            for model in dict.fromkeys(record.model for record in records):
+                found |= self._places(model, wanted)
+        for model_id in wanted:
+            if model_id not in found:
+                listed = self.client.search_model_versions(f"source_path = {quoted(f'models:/{model_id}')}")
+                for item in sorted(listed, key=lambda item: -int(item.version)):
+                    found[model_id] = (str(item.name), int(item.version))
+        return found
+
+    def _places(self, model: str, model_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Those of one family, for two questions in a hundred."""
+        found = {}
+        for start in range(0, len(model_ids), BATCH):
+            batch = ", ".join(quoted(model_id) for model_id in model_ids[start : start + BATCH])
+            nodes = self.client.search_logged_models(
+                [self.experiment(model)], f"model_id IN ({batch})", max_results=BATCH
+            )
+            if not nodes:
+                continue
+            runs = ", ".join(quoted(node.source_run_id) for node in nodes if node.source_run_id)
+            listed = self.client.search_model_versions(f"name = {quoted(model)} and run_id IN ({runs})")
+            for item in sorted(listed, key=lambda item: -int(item.version)):
+                found[str(item.source).removeprefix("models:/")] = (model, int(item.version))
+        return {model_id: place for model_id, place in found.items() if model_id in set(model_ids)}
 
     def download(self, record: LineageRecord, folder: Path, *, removable: Collection[str] = ()) -> frozenset[str]:
         """Copy the registered files; verify the manifest's digest before and each file's after.

@@ -7,15 +7,19 @@ behind a prefix: so the picture is an artifact shown through a relative link.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 from graceful.lineage.schema import Edge, LineageRecord
 
 DESCRIPTION_LIMIT = 4500
 """Characters; Postgres refuses descriptions above 5000."""
-WIDTH = 860
-_ROW, _TOP, _BOX, _GAP = 64, 84, 190, 44
+EMPTY: Mapping[str, tuple[str, int]] = MappingProxyType({})
+GAP = "&ensp;"
+"""Keeps the cells of a table apart: MLflow's page leaves no room between them."""
+WIDTH = 700
+_ROW, _TOP, _BOX, _GAP = 64, 84, 140, 24
 _COLOURS = {"passed": "#1a7f37", "held": "#b35900", "unjudged": "#57606a"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 
@@ -54,30 +58,49 @@ def summary(record: LineageRecord) -> str:
     elif record.worst is None:
         worst = f"NFR not measured {against}"
     else:
-        worst = f"worst NFR {_percent(record.worst)} {against}"
+        worst = f"worst NFR {percent(record.worst)} {against}"
     error = record.metrics.get("error_rate")
     accuracy = "" if error is None else f", accuracy {1.0 - error:.3f}"
     return f"{record.verdict.upper()}: {worst}{accuracy}"
 
 
-def description(record: LineageRecord) -> str:
+def description(record: LineageRecord, places: Mapping[str, tuple[str, int]] = EMPTY) -> str:
     """Markdown of a version: the summary, the picture, a table of ancestors, reasons where it is held, links.
 
     At most `DESCRIPTION_LIMIT` characters; rows that do not fit are counted.
+
+    Args:
+        record: The version.
+        places: Identity -> model and number of the ancestors that are listed; they become links.
     """
     artifact = f"get-artifact?run_uuid={record.run_id}&path=lineage/"
-    links = ", ".join(f"[{name}]({artifact}{name})" for name in ("report.json", "verdict.json", "lineage.json"))
+    shown = (name for name in ("report.html", "negative_flips.json") if name in record.evidence)
+    files = (*shown, "README.md", "report.json", "verdict.json", "lineage.json")
+    links = ", ".join(f"[{name}]({artifact}{name})" for name in files)
     head = [summary(record), "", f"![ancestors of {escape_markdown(record.name)}]({artifact}lineage.svg)", ""]
     foot = ["", f"Evidence: {links}. Digest `{record.manifest[:12]}`."]
-    rows = [
-        f"| {escape_markdown(edge.name)} | {_evidence(edge)} | {_percent(edge.bound)} | {edge.verdict} |"
-        for edge in record.edges
-    ]
-    table = ["| predecessor | NFR [95 %] | budget | verdict |", "|---|---|---|---|"]
+    every = edge_rows(record, places)
+    table, rows = every[:2], every[2:]
     reasons = [f"- {escape_markdown(reason)}" for reason in record.reasons] if record.verdict == "held" else []
     room = DESCRIPTION_LIMIT - len("\n".join([*head, *table, *foot])) - 120
     body = _fitting([*rows, *(["", *reasons] if reasons else [])], room)
     return "\n".join([*head, *(table if rows else []), *body, *foot])
+
+
+def edge_rows(record: LineageRecord, places: Mapping[str, tuple[str, int]] = EMPTY) -> list[str]:
+    """The ancestors as a Markdown table: two lines of head, then one for each."""
+    lines = ["| predecessor | NFR [95 %] | budget | verdict |", "|---|---|---|---|"]
+    for edge in record.edges:
+        name = escape_markdown(edge.name)
+        if edge.model_id in places:
+            name = f"[{name}]({version_link(*places[edge.model_id])})"
+        lines.append(f"| {name}{GAP} | {_evidence(edge)}{GAP} | {percent(edge.bound)}{GAP} | {edge.verdict} |")
+    return lines
+
+
+def version_link(model: str, number: int) -> str:
+    """Where MLflow shows a version, relative to any of its pages."""
+    return f"#/models/{model}/versions/{number}?workflowType=machine_learning"
 
 
 def picture(record: LineageRecord) -> str:
@@ -115,20 +138,20 @@ def escape_markdown(text: str) -> str:
 def _edge(edge: Edge, y: int, middle: int, right: int, *, direct: bool) -> list[str]:
     colour = _COLOURS[edge.verdict]
     start, label = 20 + _BOX, 20 + _BOX + _GAP // 2
-    text = f"NFR {_evidence(edge)}, budget {_percent(edge.bound)}: {edge.verdict}"
-    bend = right - 90
+    text = f"NFR {_evidence(edge)}, budget {percent(edge.bound)}: {edge.verdict}"
+    bend = right - 72
     line = f"M {start} {y} H {bend - 20} C {bend + 40} {y}, {right - 50} {middle}, {right} {middle}"
     return [
         f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="{2.5 if direct else 1.2}"/>',
         *_node(20, y, edge.name, "parent" if direct else f"{edge.distance} back", "#57606a"),
-        f'<text x="{label}" y="{y - 7}" fill="{colour}">{escape(text)}</text>',
+        f'<text x="{label}" y="{y - 7}" font-size="12" fill="{colour}">{escape(text)}</text>',
     ]
 
 
 def _node(x: int, y: int, name: str, role: str, colour: str) -> list[str]:
     return [
         f'<rect x="{x}" y="{y - 22}" width="{_BOX}" height="44" rx="8" fill="#f6f8fa" stroke="{colour}"/>',
-        f'<text x="{x + 12}" y="{y - 3}" font-weight="600">{escape(_cut(name, 22))}</text>',
+        f'<text x="{x + 12}" y="{y - 3}" font-weight="600">{escape(_cut(name, 16))}</text>',
         f'<text x="{x + 12}" y="{y + 14}" font-size="11" fill="{colour}">{escape(role)}</text>',
     ]
 
@@ -147,11 +170,12 @@ def _evidence(edge: Edge) -> str:
     if edge.value is None:
         return "not measured"
     if edge.lower is None or edge.upper is None:
-        return _percent(edge.value)
-    return f"{_percent(edge.value)} [{100 * edge.lower:.2f}, {100 * edge.upper:.2f}]"
+        return percent(edge.value)
+    return f"{percent(edge.value)} [{100 * edge.lower:.2f}, {100 * edge.upper:.2f}]"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction in percent."""
     return "none" if value is None else f"{100 * value:.2f}%"
 
 

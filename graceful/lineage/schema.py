@@ -38,6 +38,9 @@ TAG_FAMILY = "graceful_family"
 TAG_BASE = "graceful_base"
 TAG_SCHEMA = "graceful_schema"
 TAG_DUPLICATE = "graceful_duplicate_of"
+TAG_KEY = "graceful_key"
+TAG_OWNER = "graceful_owner"
+KIND_PAGE = "lineage-overview"
 _PARENT = "graceful_parent_"
 
 NODE_ID = r"^m-[0-9a-f]{32}$"
@@ -117,6 +120,7 @@ class LineageRecord:
         digest: Digest of the version bundle, as `graceful.models.bundle` computes it.
         files: Path -> SHA-256 of each registered file.
         manifest: SHA-256 over `files`; also a tag of the version.
+        evidence: File beside it -> SHA-256: report, verdict, spec, predictions, flips. Empty in records of before.
         code_version: Release of graceful that registered it.
         created: UTC time, ISO 8601.
         version: Number in the registry; 0 where none is listed. Not part of `lineage.json`, since it is no identity.
@@ -144,6 +148,7 @@ class LineageRecord:
     created: str
     version: int = 0
     training: dict[str, str] = field(default_factory=dict)
+    evidence: dict[FileName, Sha256] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
     @model_validator(mode="after")

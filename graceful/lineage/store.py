@@ -1,7 +1,8 @@
 """The registry of versions and their lineage, as programs and people use it. Driver and client.
 
     begin -> log_history -> register -> promote        one refresh; every step may be repeated and changes nothing
-    chain, record, versions, fetch               what the next refresh and people ask
+    chain, record, versions, fetch, history      what the next refresh and people ask
+    rollback, hold, retire, repair               what people do; each is an event
 
 MLflow holds: one experiment per model family (`graceful-<model>`), one run per refresh, one LoggedModel per version
 (its id is the node of the lineage), one registered model with the aliases `champion` and `previous`.
@@ -10,41 +11,22 @@ MLflow holds: one experiment per model family (`graceful-<model>`), one run per 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from graceful.errors import RegistryError
-from graceful.lineage import connection, graph, promotion, registration, schema, tracking
+from graceful.lineage import events, graph, pages, promotion, records, registration, repair, schema, tracking
+from graceful.lineage.events import Event
+from graceful.lineage.family import Family
+from graceful.lineage.listing import Listed, line
+from graceful.lineage.promotion import Change
 from graceful.lineage.registration import Registration
 from graceful.lineage.registry import Registry, damage, quoted
+from graceful.lineage.repair import Mend
 from graceful.lineage.schema import LineageRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One line of `versions`.
-
-    Attributes:
-        version: Number in the registry.
-        name: Name of the version.
-        model_id: Its identity; empty where a version was not registered by graceful.
-        gate: passed, held, or empty.
-        aliases: E.g. champion, previous.
-        nfr_max_pct: Worst negative flip rate in percent, as text; empty for a first link.
-        created: Milliseconds since 1970.
-    """
-
-    version: int
-    name: str
-    model_id: str
-    gate: str
-    aliases: tuple[str, ...]
-    nfr_max_pct: str
-    created: int
 
 
 class Store:
@@ -114,23 +96,112 @@ class Store:
             parents = [self.record(model_id) for model_id in item.parents]
             return registration.register(self.registry, item, parents)
 
-    def promote(self, model: str, version: int, *, expected: int | None, reason: str, actor: str) -> None:
+    def promote(
+        self, model: str, version: int, *, expected: int | None, reason: str, actor: str, waive: bool = False
+    ) -> Event | None:
         """Move `champion` to a passed version, if it still is where the caller saw it.
 
         Args:
             model: Model family.
             version: Number to promote; if it is the champion already, nothing changes.
             expected: Number of the champion that the version was judged against; None: there was none.
-            reason: Why, for the audit.
+            reason: Why, for the history.
             actor: Who.
+            waive: Promote it although it is held; needs a reason.
+
+        Returns:
+            What was recorded; None where nothing had to change.
 
         Raises:
+            SpecError: Retired, or a waiver without a reason.
             RegistryError: Held, unknown, or the champion moved meanwhile.
             IntegrityError: The registered files are not the ones recorded.
         """
-        change = promotion.Promotion(model=model, version=version, expected=expected, reason=reason, actor=actor)
-        with self.registry.door(f"promote {model} version {version}"), connection.exclusive(self.registry.place.lock):
-            promotion.promote(self.registry, change)
+        change = Change(model=model, version=version, expected=expected, reason=reason, actor=actor, waive=waive)
+        with self.registry.door(f"promote {model} version {version}"):
+            return self._shown(model, promotion.promote(self.registry, change))
+
+    def rollback(
+        self, model: str, version: int | None = None, *, expected: int | None = None, reason: str, actor: str
+    ) -> Event | None:
+        """Move `champion` back to what `previous` points to, or to a version, after verifying its files.
+
+        Args:
+            model: Model family.
+            version: Number; None: `previous`.
+            expected: Number of the champion to roll back from; None: whichever it is. With it, the same call again
+                changes nothing.
+            reason: Why, for the history.
+            actor: Who.
+
+        Returns:
+            What was recorded; None where nothing had to change.
+
+        Raises:
+            SpecError: There is nothing to roll back to, or the version is retired.
+            RegistryError: Held, unknown, or the champion moved meanwhile.
+            IntegrityError: The registered files are not the ones recorded.
+        """
+        with self.registry.door(f"roll {model} back"):
+            done = promotion.rollback(self.registry, model, version, expected=expected, reason=reason, actor=actor)
+            return self._shown(model, done)
+
+    def hold(self, model: str, version: int, *, reason: str, actor: str, release: bool = False) -> Event | None:
+        """Keep a version from being promoted, or take that back; the champion cannot be held.
+
+        Returns:
+            What was recorded; None where nothing had to change.
+
+        Raises:
+            SpecError: It is champion or retired; or it is to be released, and the gate holds it.
+            RegistryError: Unknown.
+        """
+        change = Change(model=model, version=version, expected=None, reason=reason, actor=actor)
+        with self.registry.door(f"hold {model} version {version}"):
+            return self._shown(model, (promotion.release if release else promotion.hold)(self.registry, change))
+
+    def retire(self, model: str, version: int, *, reason: str, actor: str, force: bool = False) -> Event | None:
+        """Leave a version out of the training and evaluation of later refreshes; the lineage keeps it.
+
+        Args:
+            model: Model family.
+            version: Number.
+            reason: Why, for the history.
+            actor: Who.
+            force: Even if it is champion: the model then has none.
+
+        Returns:
+            What was recorded; None where nothing had to change.
+
+        Raises:
+            SpecError: It is champion, and not forced.
+            RegistryError: Unknown.
+        """
+        change = Change(model=model, version=version, expected=None, reason=reason, actor=actor, force=force)
+        with self.registry.door(f"retire {model} version {version}"):
+            return self._shown(model, promotion.retire(self.registry, change))
+
+    def repair(self, model: str, *, dry_run: bool = False, older_than_hours: float = 24.0) -> list[Mend]:
+        """Make everything that derives from records and events say what they say; see `graceful.lineage.repair`.
+
+        Args:
+            model: Model family.
+            dry_run: Only tell.
+            older_than_hours: A run of another machine that began earlier than that and is still running is dead.
+
+        Returns:
+            What was mended, or would be; what cannot be is marked so.
+        """
+        with self.registry.door(f"repair {model}"):
+            mends = repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
+            if not dry_run:
+                pages.refresh(self.registry, model)
+            return mends
+
+    def _shown(self, model: str, event: Event | None) -> Event | None:
+        """Also where nothing had to change: an earlier attempt may have ended before it came to the page."""
+        pages.refresh(self.registry, model)
+        return event
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -138,15 +209,60 @@ class Store:
         """The version an alias points to and its ancestors, by recorded parents; [] where there is no such alias.
 
         Raises:
-            RegistryError: Unreachable, an ancestor is missing, or the lineage has a cycle.
+            RegistryError: Unreachable, an ancestor is missing, the lineage has a cycle, or the champion was deleted.
             IntegrityError: A record was altered.
         """
         with self.registry.door(f"read the chain of {model}") as client:
             number = self.registry.aliases(model).get(alias)
             if number is None:
+                if alias == schema.CHAMPION:
+                    self._require_none(model)
                 return []
-            listed = client.get_model_version(model, str(number))
-            return graph.trace(self.registry.node_id(listed), self.record)
+            root = self.registry.node_id(client.get_model_version(model, str(number)))
+        return self.trace(model, root)
+
+    def trace(self, model: str, model_id: str) -> list[LineageRecord]:
+        """A version and its ancestors, whichever models they belong to; raises what `chain` does."""
+        with self.registry.door(f"read the ancestors of {model_id}"):
+            found = records.ancestors(self.registry, model, model_id)
+            return graph.trace(model_id, lambda one: records.require(found, self.registry, one))
+
+    def _require_none(self, model: str) -> None:
+        """A champion whose version was deleted takes its alias with it; the next refresh must not forget the chain."""
+        champion, _ = events.replay(self.history(model))
+        if champion is not None:
+            raise RegistryError(
+                f"{model}: the alias champion is gone, version {champion} had it; run `graceful lineage repair {model}`"
+                " or promote another version"
+            )
+
+    def history(self, model: str) -> list[Event]:
+        """Every event of a family, oldest first; [] where the family is unknown."""
+        with self.registry.door(f"read the history of {model}"):
+            return events.read(self.registry, model)
+
+    def records(self, model: str, model_ids: Iterable[str]) -> list[LineageRecord]:
+        """Records of many versions of a family, in this order, for a few questions in all.
+
+        Raises:
+            RegistryError: Unreachable; one is unknown, or its registration was never finished.
+            IntegrityError: A record was altered.
+        """
+        wanted = list(model_ids)
+        with self.registry.door(f"read the records of {model}"):
+            found = records.read(self.registry, model, wanted)
+            return [records.require(found, self.registry, model_id) for model_id in wanted]
+
+    def retired(self, model: str) -> frozenset[str]:
+        """Identities of the versions that refreshes leave out."""
+        query = f"name = {quoted(model)} and tags.{schema.TAG_GATE} = 'retired'"
+        with self.registry.door(f"list the retired versions of {model}") as client:
+            return frozenset(str(item.source).removeprefix("models:/") for item in client.search_model_versions(query))
+
+    def address(self, path: str) -> str | None:
+        """Where a server shows a page or an artifact; None for a database."""
+        place = self.registry.place
+        return f"{place.uri.rstrip('/')}/{path}" if place.server else None
 
     def record(self, model_id: str) -> LineageRecord:
         """What was recorded about one version.
@@ -170,7 +286,7 @@ class Store:
         with self.registry.door(f"list the versions of {model}") as client:
             aliases = self.registry.aliases(model)
             found = client.search_model_versions(f"name = {quoted(model)}")
-            return sorted((_line(model, item, aliases) for item in found), key=lambda line: -line.version)
+            return sorted((line(model, item, aliases) for item in found), key=lambda item: -item.version)
 
     def fetch(self, record: LineageRecord, into: Path | None = None, *, removable: Collection[str] = ()) -> Path:
         """The version's files in a local folder; what is there and has the recorded digests is not copied again.
@@ -195,6 +311,21 @@ class Store:
                 _put(fresh, folder, aside=Path(scratch) / "damaged", record=record, gone=gone)
         return folder
 
+    def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
+        """The newest versions of a model with their relatives, read from tags: quick, however many there are."""
+        with self.registry.door(f"read the family of {model}"):
+            return pages.read(self.registry, model, most=most)
+
+    def evidence(self, record: LineageRecord, name: str, into: Path) -> Path:
+        """One file recorded beside a version, e.g. its predictions, copied to a folder and verified.
+
+        Raises:
+            RegistryError: It was not recorded, or is gone.
+            IntegrityError: It was altered.
+        """
+        with self.registry.door(f"fetch {name} of {record.label}"):
+            return self.registry.evidence(record, name, into)
+
 
 def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord, gone: Collection[str]) -> None:
     """Move a verified download into place; a process that was faster with the same files wins."""
@@ -205,16 +336,3 @@ def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord, gone:
     except OSError:
         if not folder.is_dir() or any(path not in gone for path, _ in damage(folder, record)):
             raise
-
-
-def _line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
-    number, source = int(listed.version), str(listed.source).removeprefix("models:/")
-    return Listed(
-        version=number,
-        name=listed.tags.get(schema.TAG_REFRESH, "").removeprefix(f"{model}-"),
-        model_id=source if re.match(schema.NODE_ID, source) else "",
-        gate=listed.tags.get(schema.TAG_GATE, ""),
-        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
-        nfr_max_pct=listed.tags.get(schema.TAG_NFR_MAX, ""),
-        created=int(listed.creation_timestamp),
-    )

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from graceful.lineage.registry import Registry
-from graceful.lineage.schema import LineageRecord
+from graceful.lineage.schema import LineageRecord, Node
 
 
-def write(registry: Registry, record: LineageRecord, parents: Sequence[LineageRecord]) -> None:
-    """Inputs, output and metrics of a version. Equal rows are stored once; a repetition adds nothing."""
+def write(
+    registry: Registry,
+    record: LineageRecord,
+    parents: Sequence[LineageRecord | Node],
+    places: Mapping[str, tuple[str, int]],
+) -> None:
+    """Inputs, output and metrics of a version. Equal rows are stored once; a repetition adds nothing.
+
+    Args:
+        registry: Where.
+        record: The version.
+        parents: Its direct predecessors.
+        places: Identity -> model and number of every ancestor that is listed.
+    """
     from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric
     from mlflow.exceptions import MlflowException
 
@@ -29,17 +41,12 @@ def write(registry: Registry, record: LineageRecord, parents: Sequence[LineageRe
                 raise
     time = int(datetime.fromisoformat(record.created).timestamp() * 1000)
     rows = [(key, value, 0) for key, value in headline(record).items()]
-    steps = {parent.model_id: parent.version for parent in parents}
     for edge in record.edges:
-        listed = steps.get(edge.model_id) or _number(registry, record.model, edge.model_id)
-        if edge.value is not None and listed:
-            rows.append(("nfr_by_predecessor_pct", 100 * edge.value, listed))
+        model, number = places.get(edge.model_id, ("", 0))
+        if edge.value is not None and model == record.model:  # numbers of another model would be taken for its own
+            rows.append(("nfr_by_predecessor_pct", 100 * edge.value, number))
     metrics = [Metric(key, value, time, step, model_id=record.model_id) for key, value, step in rows]
     client.log_batch(run, metrics=metrics)
-
-
-def _number(registry: Registry, model: str, model_id: str) -> int:
-    return next((int(listed.version) for listed in registry.listed(model, model_id)), 0)
 
 
 def headline(record: LineageRecord) -> dict[str, float]:
@@ -53,6 +60,8 @@ def headline(record: LineageRecord) -> dict[str, float]:
     for edge in record.edges:
         if edge.value is not None:
             numbers[f"nfr_pct/{edge.name}"] = 100 * edge.value
+        if edge.bound is not None:
+            numbers[f"nfr_budget_pct/{edge.name}"] = 100 * edge.bound
     return numbers
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from graceful.errors import SpecError
@@ -34,9 +37,26 @@ def begin(registry: Registry, spec: Mapping[str, Any], run_id: str) -> str:
         raise SpecError(f"run {run_id}: was begun with another spec; restore that one or give the version another name")
     if first.info.status == "FAILED":
         client.update_run(first.info.run_id, status="RUNNING")
+    if first.data.tags.get(schema.TAG_OWNER) != owner():
+        client.set_tag(first.info.run_id, schema.TAG_OWNER, owner())
     told = [param for param in _params(spec) if param.key not in first.data.params]
     client.log_batch(first.info.run_id, params=told)
     return str(first.info.run_id)
+
+
+def owner(process: int | None = None) -> str:
+    """Who works on a run: machine, process, and when that began, since numbers of processes come again.
+
+    Args:
+        process: Another one than this; one that is gone has no beginning.
+    """
+    number = os.getpid() if process is None else process
+    try:
+        stat = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
+        began = stat.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        began = "" if process is None else "gone"
+    return f"{socket.gethostname()}/{number}.{began}"
 
 
 def log_history(registry: Registry, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -68,6 +88,7 @@ def _tags(spec: Mapping[str, Any], run_id: str) -> dict[str, str]:
         schema.TAG_KIND: "refresh",
         schema.TAG_FAMILY: str(spec["model"]),
         schema.TAG_SPEC: schema.spec_digest(spec),
+        schema.TAG_OWNER: owner(),
         "mlflow.source.name": "graceful refresh",
         "mlflow.note.content": render.escape_markdown(str(spec.get("description") or "")),
     }

@@ -56,11 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
-    parser.add_argument("program", choices=sorted([*PROGRAMS, "lineage"]))
+    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "diff", "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
     parser.add_argument("--versions", default="", help="of evaluate --matrix: only these, separated by commas")
+    parser.add_argument("--draw", type=Path, help="of lineage: write the picture there")
+    parser.add_argument("--last", type=int, help="of lineage: only so many of the newest versions")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
@@ -70,7 +72,11 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         if options.program == "lineage":
-            result, code, show = _lineage(options.model)
+            result, code, show = _lineage(options)
+        elif options.program == "diff":
+            result, code, show = _diff(_document())
+        elif options.program == "act":
+            result, code, show = _act(_document())
         else:
             resolved = spec.parse(_document(), where="the resolved spec")
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
@@ -200,20 +206,63 @@ def _matrix(resolved: spec.RefreshSpec, progress: Talk, *, names: Sequence[str])
     return found, 0, show
 
 
-def _lineage(model: str | None) -> Outcome:
+def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
-    from graceful.programs.lineage import versions
+    from graceful.lineage.family import tree
+    from graceful.programs.lineage import NEWEST, draw, versions
     from graceful.programs.present import chain_table
 
+    model = options.model
     if not model:
         raise SpecError("lineage: give the name of a model, e.g. `graceful lineage glyphs`")
     store = Store(None, default_home())
-    found = versions(store, model)
+    last = options.last or (NEWEST if options.output == "table" else None)
+    found = versions(store, model, last=last)
+    family = store.family(model, most=options.last or NEWEST)
+    if options.draw is not None:
+        draw(family, options.draw, found)
 
     def show(console: Console) -> None:
+        for line in tree(family):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print(chain_table([version.judged() for version in found], title=f"{model}, in {store.display_uri}"))
+        if family.older:
+            console.print(f"the newest {last} versions; --last N shows more", markup=False, highlight=False)
 
     return [version.document() for version in found], 0, show
+
+
+def _diff(document: dict[str, Any]) -> Outcome:
+    from graceful.lineage import Store
+    from graceful.programs import diff, diff_page
+
+    found = diff.difference(Store(None, default_home()), document["old"], document["new"])
+    if document.get("html"):
+        found = diff_page.write(found, Path(document["html"]), document.get("spec"))
+    return found.document(), 0, lambda console: console.print(diff_page.screen(found))
+
+
+def _act(document: dict[str, Any]) -> Outcome:
+    from graceful.errors import IntegrityError
+    from graceful.lineage import Store
+    from graceful.programs import act, present
+
+    action, home = act.Action(**document), default_home()
+    if action.action == "history":
+        past = act.history(action, home)
+        told = [act.told(event) for event in past]
+        table = present.history_table(told, title=f"history of {action.reference}")
+        return told, 0, lambda console: console.print(table)
+    if action.action == "repair":
+        store = Store(None, home)
+        mends = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
+        listed = [{"where": item.where, "what": item.what, "mended": item.mended} for item in mends]
+        left = not action.dry_run and any(not item.mended for item in mends)
+        summary = {item.where: item.what for item in mends} or {action.reference: "all is as it should be"}
+        return listed, IntegrityError.exit_code if left else 0, _lines(summary)
+    done = act.act(action, home)
+    shown = {"done": done.sentence()}
+    return asdict(done), 0, _lines(shown)
 
 
 def _lines(result: dict[str, Any]) -> Show:

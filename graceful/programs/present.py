@@ -11,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from graceful.report import Measurement, Report
 
@@ -73,6 +74,22 @@ def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
         colour = COLOURS.get(row["verdict"], "red")
         cells = [row[column] for column in COLUMNS]
         table.add_row(*cells[:-1], f"[{colour}]{cells[-1]}[/{colour}]")
+    return table
+
+
+def history_table(events: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """One row for each event, oldest first."""
+    table = Table(title=title, title_justify="left")
+    for column in ("time", "what", "version", "champion before", "by", "reason"):
+        table.add_column(column, overflow="fold")
+    for event in events:
+        marks = [mark for mark in ("waived", "forced") if event[mark]]
+        marks += [] if event["status"] == "FINISHED" else ["unfinished" if event["status"] == "RUNNING" else "failed"]
+        what = f"{event['kind']} ({', '.join(marks)})" if marks else event["kind"]
+        version = f"{event['version']} {event['name']}".strip()
+        before = "" if event["before"] is None else str(event["before"])
+        cells = (event["time"].partition(".")[0], what, version, before, event["actor"], event["reason"])
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 

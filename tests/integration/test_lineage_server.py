@@ -75,7 +75,7 @@ def test_every_answer_lost_once_leaves_one_of_everything(uri: str, tmp_path: Pat
     experiment = direct.registry.experiment("lossy")
     assert len(direct.registry.client.search_logged_models([experiment])) == 2
     runs = direct.registry.client.search_runs([experiment])
-    assert sorted(run.info.run_name for run in runs) == ["lossy-v1", "lossy-v2", "promote-lossy-1"]
+    assert sorted(run.info.run_name for run in runs) == ["lossy-lineage", "lossy-v1", "lossy-v2", "promote-lossy-1"]
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 

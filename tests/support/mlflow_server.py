@@ -22,12 +22,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(database: Path, artifacts: Path) -> Iterator[str]:
-    """Serve a database until the block ends; yields the URI. One worker, no job execution."""
+def server(database: Path | str, artifacts: Path) -> Iterator[str]:
+    """Serve a database (a sqlite file, or a URI) until the block ends; yields the URI. One worker, no job execution."""
     port = free_port()
+    backend = f"sqlite:///{database}" if isinstance(database, Path) else database
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", artifacts.as_uri(),
+        "--backend-store-uri", backend, "--artifacts-destination", artifacts.as_uri(),
     ]  # fmt: skip
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},

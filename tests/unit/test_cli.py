@@ -37,7 +37,7 @@ def test_golden_help(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     assert cli.main([*command.split(), "--help"]) == 0
-    golden(f"help/{command or 'graceful'}.txt", capsys.readouterr().out)
+    golden(f"help/{command.replace(' ', '-') or 'graceful'}.txt", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

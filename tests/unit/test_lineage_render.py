@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from graceful.lineage import lineage_table, render
-from tests.support.mlflow_records import edge, record
+from tests.support.mlflow_records import edge, node_id, record
 
 HOSTILE = 'v1</text><script>alert("1")</script>|[x](javascript:1)`**\n# head'
 
@@ -39,9 +39,16 @@ def test_description_shows_the_picture_the_table_and_why_it_is_held() -> None:
     )
     text = render.description(held)
     assert "![ancestors of v2](get-artifact?run_uuid=" + "r" * 32 + "&path=lineage/lineage.svg)" in text
-    assert "| v1 | 0.88% [0.60, 1.20] | 2.00% | held |" in text
+    assert "| v1&ensp; | 0.88% [0.60, 1.20]&ensp; | 2.00%&ensp; | held |" in text
     assert "- upper end exceeds the bound" in text
     assert "://" not in text
+
+
+def test_predecessors_that_are_listed_become_links() -> None:
+    v3 = record("v3", ["v2", "v1"])
+    text = render.description(v3, {node_id("v2"): ("glyphs", 7)})
+    assert "| [v2](#/models/glyphs/versions/7?workflowType=machine_learning)&ensp; |" in text
+    assert "| v1&ensp; |" in text
 
 
 def test_description_stays_below_the_limit_and_counts_what_is_left_out() -> None:

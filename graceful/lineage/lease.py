@@ -1,0 +1,182 @@
+"""One writer of a family's aliases at a time, wherever the writers run. Driver and client.
+
+A file lock keeps processes of one machine apart; it is all that a sqlite file needs. Writers of a server or of a shared
+database may run anywhere: they also take a lease, an empty registered model whose name the database lets exist once.
+
+    take      create `graceful-lock-MODEL` with our token; the name is unique, so one of many wins
+    give back rename it to a name made of our token, then delete that
+    take over if it carried the same token for `LEASE_SECONDS` of our own clock, rename it to a name made of that token
+
+Renaming to a name that belongs to one token, never deleting by the shared name, is what makes repeated requests
+harmless: a request of ours that is repeated after the answer was lost cannot remove the lease of the next writer.
+A writer that was stopped for longer than a lease finds out at `check`, before it moves an alias.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from graceful.errors import RegistryError
+from graceful.lineage import connection, schema
+from graceful.lineage.registry import Registry
+
+PREFIX = "graceful-lock-"
+TAG_TOKEN = "graceful_token"
+TAG_BEAT = "graceful_beat"
+LEASE_SECONDS = 60.0
+WAIT_SECONDS = 600.0
+"""For a lease that goes from writer to writer; one that stays with a writer is taken over long before."""
+POLL_SECONDS = (0.1, 0.5)
+
+
+@dataclass(kw_only=True)
+class Hold:
+    """The right to move aliases, for a while.
+
+    Attributes:
+        model: Model family.
+        until: Monotonic time after which to move nothing any more; None: never, a file lock ends with its process.
+        renew: Tells waiting writers that this one is alive; returns the new `until`.
+    """
+
+    model: str
+    until: float | None = None
+    renew: Callable[[], float] | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether others may take over by now, or soon."""
+        return self.until is not None and time.monotonic() >= self.until
+
+    def check(self) -> None:
+        """Call it before each alias is moved.
+
+        Raises:
+            RegistryError: The lease may have gone to another writer meanwhile.
+        """
+        if self.late:
+            raise RegistryError(
+                f"{self.model}: moving an alias took longer than the lease of {LEASE_SECONDS:g} s; the registry is slow"
+                " or this machine was asleep, run the same command again"
+            )
+
+    def extend(self) -> None:
+        """Hold it longer; call it now and then during long work.
+
+        Raises:
+            RegistryError: The lease may have gone to another writer meanwhile.
+        """
+        self.check()
+        if self.renew is not None and self.until is not None and self.until - time.monotonic() < LEASE_SECONDS / 4:
+            self.until = self.renew()
+
+
+@contextmanager
+def writer(registry: Registry, model: str, *, lease_seconds: float | None = None) -> Iterator[Hold]:
+    """Hold the writer's lock of one family.
+
+    Args:
+        registry: Where.
+        model: Model family.
+        lease_seconds: After which others may take over; None: `LEASE_SECONDS`.
+
+    Raises:
+        RegistryError: Another writer held it all the time.
+    """
+    seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
+    with connection.exclusive(registry.place.lock):
+        if registry.place.sqlite:
+            yield Hold(model=model)
+            return
+        token = uuid.uuid4().hex
+        _take(registry, model, token, seconds)
+
+        def renew() -> float:
+            start = time.monotonic()
+            registry.client.set_registered_model_tag(PREFIX + model, TAG_BEAT, f"{start:.3f}")
+            return start + seconds / 2
+
+        hold = Hold(model=model, until=time.monotonic() + seconds / 2, renew=renew)
+        try:
+            yield hold
+        finally:
+            _free(registry, model, token, late=hold.late)
+
+
+def leftovers(registry: Registry, model: str) -> list[str]:
+    """Names of leases that a dead writer left and another one took over."""
+    found = registry.client.search_registered_models(f"name LIKE '{PREFIX}{model}.%'")
+    return [item.name for item in found]
+
+
+def _take(registry: Registry, model: str, token: str, seconds: float) -> None:
+    started = time.monotonic()
+    seen, since = ("", ""), started
+    while not _created(registry, model, token):
+        found, now = _seen(registry, model), time.monotonic()
+        if found != seen:
+            seen, since = found, now
+        if found[0] and now - since >= seconds:
+            _set_aside(registry, model, found[0])
+        elif now - started >= WAIT_SECONDS:
+            raise RegistryError(
+                f"{model}: other writers have been promoting for {WAIT_SECONDS:g} s; wait for them or stop them"
+            )
+        else:
+            time.sleep(random.uniform(*POLL_SECONDS))
+
+
+def _created(registry: Registry, model: str, token: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    note = f"{model} is being promoted; this entry lasts for seconds and belongs to graceful"
+    tags = {schema.TAG_KIND: "lock", TAG_TOKEN: token}
+    try:
+        registry.client.create_registered_model(PREFIX + model, tags=tags, description=note)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return _holder(registry, model) == token  # ours, if the answer to the first request was lost
+    return True
+
+
+def _holder(registry: Registry, model: str) -> str:
+    """Token of the writer that holds the lease; empty: nobody."""
+    found = registry.point(registry.client.get_registered_model, PREFIX + model)
+    return "" if found is None else str(found.tags.get(TAG_TOKEN, "unknown"))
+
+
+def _seen(registry: Registry, model: str) -> tuple[str, str]:
+    """The holder's token, and the last sign of life it gave."""
+    found = registry.point(registry.client.get_registered_model, PREFIX + model)
+    return ("", "") if found is None else (found.tags.get(TAG_TOKEN, "unknown"), found.tags.get(TAG_BEAT, ""))
+
+
+def _set_aside(registry: Registry, model: str, token: str) -> None:
+    """Take the lease from a token, whoever does so first; of a repetition nothing happens."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.client.rename_registered_model(PREFIX + model, f"{PREFIX}{model}.{token}")
+    except MlflowException as e:
+        if e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INTERNAL_ERROR"):
+            raise
+
+
+def _free(registry: Registry, model: str, token: str, *, late: bool) -> None:
+    """Give the lease back; one that cannot be given back is taken over later.
+
+    The renamed entry of a late writer stays: somebody may be about to take over from it, and must find the name taken.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):
+        if _holder(registry, model) == token:
+            _set_aside(registry, model, token)
+        if not late:
+            registry.client.delete_registered_model(f"{PREFIX}{model}.{token}")

@@ -1,0 +1,47 @@
+"""The versions of a family as a list: what the registry says of each without opening its record. Driver and client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graceful.lineage import schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One line of `versions`.
+
+    Attributes:
+        version: Number in the registry.
+        name: Name of the version.
+        model_id: Its identity; empty where a version was not registered by graceful.
+        gate: passed, held, waived, retired, or empty.
+        aliases: E.g. champion, previous.
+        nfr_max_pct: Worst negative flip rate in percent, as text; empty for a first link.
+        created: Milliseconds since 1970.
+    """
+
+    version: int
+    name: str
+    model_id: str
+    gate: str
+    aliases: tuple[str, ...]
+    nfr_max_pct: str
+    created: int
+
+
+def line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
+    """One of them from what mlflow says."""
+    number, source = int(listed.version), str(listed.source).removeprefix("models:/")
+    return Listed(
+        version=number,
+        name=listed.tags.get(schema.TAG_REFRESH, "").removeprefix(f"{model}-"),
+        model_id=source if re.match(schema.NODE_ID, source) else "",
+        gate=listed.tags.get(schema.TAG_GATE, ""),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+        nfr_max_pct=listed.tags.get(schema.TAG_NFR_MAX, ""),
+        created=int(listed.creation_timestamp),
+    )

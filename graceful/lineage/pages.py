@@ -1,0 +1,219 @@
+"""The page of a registered model: picture of the family, newest versions, what descends from them. Driver and client.
+
+A view: written anew after every registration and promotion from what the registry says then, and never read by
+graceful. Call `refresh` under `Registry.door`, after the writer's lock was given back or under it; both are right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graceful.lineage import schema
+from graceful.lineage.drawing import family_svg
+from graceful.lineage.family import Cost, Family, Key, Member, ordered
+from graceful.lineage.registry import Registry, quoted
+from graceful.lineage.render import DESCRIPTION_LIMIT, GAP, escape_markdown, version_link
+
+NEWEST = 25
+"""Versions that the page lists."""
+DRAWN = 12
+"""Versions that its picture shows."""
+PICTURE = "lineage/family.svg"
+KIND = schema.KIND_PAGE
+"""Tag of the run that holds the picture."""
+TRIES = 3
+"""Two writers at once: the one that wrote old news looks again."""
+
+
+def refresh(registry: Registry, model: str) -> None:
+    """Write description and picture of a registered model anew; an unknown model is left alone.
+
+    Raises:
+        mlflow's own errors, which `Registry.door` turns into one RegistryError line.
+    """
+    if registry.point(registry.client.get_registered_model, model) is None:
+        return
+    for _ in range(TRIES):
+        family = read(registry, model)
+        svg = family_svg(shortened(family, DRAWN))
+        run = _overview(registry, model)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / PICTURE.rpartition("/")[2]
+            path.write_text(svg, encoding="utf-8")
+            registry.client.log_artifact(run, str(path), PICTURE.rpartition("/")[0])
+        registry.client.update_registered_model(model, markdown(family, run, svg))
+        if read(registry, model) == family:
+            return
+
+
+def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
+    """The newest versions of a model, those with an alias, and their relatives in other models.
+
+    Costs a few questions and one for each relative, however many versions there are.
+    """
+    client, aliases = registry.client, registry.aliases(model)
+    newest = client.search_model_versions(
+        f"name = {quoted(model)}", max_results=most + 1, order_by=["version_number DESC"]
+    )
+    listed = {Key(model, int(item.version)): item for item in newest[:most]}
+    wanted = {Key(model, number) for number in aliases.values()}
+    query = f"tags.{schema.TAG_PARENTS} LIKE {quoted(f'%/{model}@%')} and name != {quoted(model)}"
+    children = client.search_model_versions(query, max_results=most, order_by=["creation_timestamp DESC"])
+    listed |= {Key(item.name, int(item.version)): item for item in children}
+    for item in [*listed.values()]:
+        wanted |= {key for key in parents(item.tags) if key.model != model}
+    for key in sorted(wanted - {*listed}):
+        item = registry.point(client.get_model_version, key.model, str(key.version))
+        if item is not None:
+            listed[key] = item
+    nodes = _nodes(registry, [str(item.source).removeprefix("models:/") for item in listed.values()], model)
+    known = dict(listed)  # parents beyond the window, for what their edges cost
+    for key in {key for item in listed.values() for key in parents(item.tags) if key.model == model} - {*listed}:
+        item = registry.point(client.get_model_version, key.model, str(key.version))
+        if item is not None:
+            known[key] = item
+    names = {name: aliases if name == model else registry.aliases(name) for name in {key.model for key in listed}}
+    members = [_member(item, nodes, names[key.model], known) for key, item in listed.items()]
+    return Family(model=model, members=ordered(members), older=len(newest) > most)
+
+
+def shortened(family: Family, most: int) -> Family:
+    """The newest `most` members, and those with an alias."""
+    kept = tuple(member for index, member in enumerate(family.members) if index < most or "champion" in member.aliases)
+    return Family(model=family.model, members=kept, older=family.older or len(kept) < len(family.members))
+
+
+def parents(tags: Mapping[str, str]) -> list[Key]:
+    """Direct predecessors as the version's tag names them."""
+    found = re.findall(r"(?<=/)([^/@]+)@(\d+)(?=/)", tags.get(schema.TAG_PARENTS, ""))
+    return [Key(model, int(number)) for model, number in found]
+
+
+def markdown(family: Family, run: str, svg: str) -> str:
+    """Description of the registered model, at most `DESCRIPTION_LIMIT` characters."""
+    digest = hashlib.sha256(svg.encode()).hexdigest()[:8]  # a new address, or a browser shows the old picture
+    shown = [member for member in family.members if member.key.model == family.model]
+    champion = next((member for member in shown if "champion" in member.aliases), None)
+    serving = f"champion is {_linked(champion, family)}" if champion else "there is no champion yet"
+    counted = f"the newest {len(shown)} versions" if family.older else _count(len(shown), "version")
+    head = [
+        f"{family.model}: {serving}, {counted}",
+        "",
+        f"![lineage of {escape_markdown(family.model)}](get-artifact?run_uuid={run}&path={PICTURE}&picture={digest})",
+        "",
+        "| version | verdict | from | to |",
+        "|---|---|---|---|",
+    ]
+    rows = [_row(member, family) for member in shown]
+    room = DESCRIPTION_LIMIT - len("\n".join(head)) - 80
+    kept: list[str] = []
+    for row in rows:
+        room -= len(row) + 1
+        if room < 0:
+            break
+        kept.append(row)
+    left = len(rows) - len(kept)
+    more = ["", "Older ones are in the table of versions below."] if left or family.older else []
+    return "\n".join([*head, *kept, *more])
+
+
+def _row(member: Member, family: Family) -> str:
+    aliases = "".join(f" **{escape_markdown(alias)}**" for alias in member.aliases)
+    names = {one.key: one for one in family.members}
+    before = ", ".join(f"{_named(names.get(key), key, family)}, {cost.words()}" for key, cost in member.parents.items())
+    after = ", ".join(_named(child, child.key, family) for child in family.children(member.key))
+    cells = (f"{_linked(member, family)}{aliases}", member.verdict or "-", before or "-", after or "-")
+    return f"| {f'{GAP} | '.join(cells)} |"
+
+
+def _linked(member: Member, family: Family) -> str:
+    return f"[{escape_markdown(member.label(family.model))}]({version_link(*member.key)})"
+
+
+def _named(member: Member | None, key: Key, family: Family) -> str:
+    """A relative: linked where it has no row of its own; links make a row long."""
+    if member is None:
+        return f"[{escape_markdown(key.model)} {key.version}]({version_link(*key)})"
+    return escape_markdown(member.name) if key.model == family.model else _linked(member, family)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _nodes(registry: Registry, model_ids: Sequence[str], model: str) -> dict[str, Any]:
+    """LoggedModels by identity: the newest of the family in one question, others one by one."""
+    found = {}
+    experiment = registry.client.get_experiment_by_name(f"graceful-{model}")
+    if experiment is not None:
+        order = [{"field_name": "creation_timestamp", "ascending": False}]
+        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=100, order_by=order)
+        found = {node.model_id: node for node in newest}
+    for model_id in model_ids:
+        if model_id not in found and re.match(schema.NODE_ID, model_id):
+            node = registry.node(model_id)
+            if node is not None:
+                found[model_id] = node
+    return found
+
+
+def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], known: Mapping[Key, Any]) -> Member:
+    key = Key(str(item.name), int(item.version))
+    model_id = str(item.source).removeprefix("models:/")
+    node = nodes.get(model_id)
+    metrics = {} if node is None else {metric.key: metric.value for metric in node.metrics or ()}
+    tags = {} if node is None else node.tags
+    return Member(
+        key=key,
+        name=_name(item),
+        model_id=model_id if re.match(schema.NODE_ID, model_id) else "",
+        run_id=str(item.run_id or ""),
+        verdict=item.tags.get(schema.TAG_GATE, ""),
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if number == key.version)),
+        parents={parent: _cost(known[parent], metrics, tags) for parent in parents(item.tags) if parent in known},
+        first=not parents(item.tags),
+        accuracy=metrics.get("accuracy"),
+        created=int(item.creation_timestamp),
+    )
+
+
+def _name(item: Any) -> str:
+    return str(item.tags.get(schema.TAG_REFRESH, "")).removeprefix(f"{item.name}-") or f"version {item.version}"
+
+
+def _cost(parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
+    """Numbers of one edge, as `tables.headline` wrote them under the parent's name."""
+    name = _name(parent)
+    node = str(parent.source).removeprefix("models:/")
+    return Cost(
+        nfr=metrics.get(f"nfr_pct/{name}"),
+        budget=metrics.get(f"nfr_budget_pct/{name}"),
+        verdict=tags.get(schema.parent_tag(node), "unjudged"),
+    )
+
+
+def _overview(registry: Registry, model: str) -> str:
+    """The run that holds the picture, made if missing; more than one only after a lost answer."""
+    client, experiment = registry.client, registry.experiment(model)
+    found = _overviews(registry, experiment)
+    if not found:
+        run = client.create_run(experiment, run_name=f"{model}-lineage", tags={schema.TAG_KIND: KIND})
+        client.set_terminated(run.info.run_id, status="FINISHED")
+        found = _overviews(registry, experiment)
+    first, *repeated = found
+    for run in repeated:
+        client.delete_run(run.info.run_id)
+    return str(first.info.run_id)
+
+
+def _overviews(registry: Registry, experiment: str) -> list[Any]:
+    found = registry.client.search_runs([experiment], f"tags.{schema.TAG_KIND} = '{KIND}'")
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))

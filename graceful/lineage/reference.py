@@ -1,0 +1,82 @@
+"""How people name a version: `glyphs`, `glyphs:3`, `glyphs:v3`, `glyphs@previous`. Pure.
+
+A number is a number of the registry, also where a version is called so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graceful.errors import SpecError
+from graceful.lineage.listing import Listed
+from graceful.spec import NAME
+
+_FORM = re.compile(rf"(?P<model>{NAME[1:-1]})(:(?P<name>{NAME[1:-1]})|@(?P<alias>[\w-]{{1,255}}))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A version as somebody named it.
+
+    Attributes:
+        model: Model family.
+        name: Its name, or its number as text; empty: not given.
+        alias: An alias that points to it; empty: not given.
+    """
+
+    model: str
+    name: str = ""
+    alias: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read what a person wrote.
+
+        Raises:
+            SpecError: It has another form.
+        """
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise SpecError(f"version {text!r}: must be MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS, e.g. glyphs:3")
+        return cls(model=found["model"], name=found["name"] or "", alias=found["alias"] or "")
+
+    @property
+    def bare(self) -> bool:
+        """Whether it names a model and no version of it."""
+        return not self.name and not self.alias
+
+    def __str__(self) -> str:
+        return f"{self.model}{':' if self.name else '@' if self.alias else ''}{self.name or self.alias}"
+
+
+def find(reference: Reference, versions: Sequence[Listed]) -> Listed:
+    """The version of a family that is meant; of a bare model, the newest that may be promoted.
+
+    Args:
+        reference: Whose `model` the versions belong to.
+        versions: Newest first.
+
+    Raises:
+        SpecError: There is none; the message lists the newest.
+    """
+    if not versions:
+        raise SpecError(f"model {reference.model}: the registry knows no version of it; check the name")
+    if reference.bare:
+        wanted = [item for item in versions if item.gate in ("passed", "waived")]
+    elif reference.alias:
+        wanted = [item for item in versions if reference.alias in item.aliases]
+    else:
+        by_number = [item for item in versions if str(item.version) == reference.name]
+        wanted = by_number or [item for item in versions if item.name == reference.name]
+    if wanted:
+        return wanted[0]
+    known = ", ".join(_known(item) for item in versions[:5]) + (", ..." if len(versions) > 5 else "")
+    what = "no version passed" if reference.bare else f"no version {reference}"
+    raise SpecError(f"{reference.model}: {what}; there are {known}")
+
+
+def _known(item: Listed) -> str:
+    aliases = "".join(f" @{alias}" for alias in item.aliases)
+    return f"{item.version} ({item.name or 'not by graceful'}{aliases})"

@@ -1,0 +1,231 @@
+"""`graceful lineage repair` on a real sqlite registry: what derives is rebuilt, what was altered is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graceful.errors import SpecError
+from graceful.lineage import LineageRecord, Store, schema
+from graceful.lineage.repair import Mend
+from tests.support import mlflow_versions as versions
+from tests.support.mlflow_versions import add
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
+]
+
+WHO = {"reason": "because", "actor": "pytest"}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[LineageRecord]]:
+    folder = tmp_path_factory.mktemp("filled")
+    records = versions.three_versions(folder / "home", folder)
+    held = add(versions.local_store(folder / "home"), folder, "v4", records, flips=0.5)
+    return folder / "home", [held, *records]
+
+
+@pytest.fixture
+def store(filled: tuple[Path, list[LineageRecord]], tmp_path: Path) -> Store:
+    """v1, v2, v3 passed, v4 held; v3 is champion, v2 previous."""
+    return versions.copied_store(filled[0], tmp_path / "home")
+
+
+@pytest.fixture
+def v3(filled: tuple[Path, list[LineageRecord]]) -> LineageRecord:
+    return filled[1][1]
+
+
+def said(mends: list[Mend]) -> dict[str, str]:
+    return {item.where: item.what for item in mends}
+
+
+def facts(store: Store) -> dict[str, Any]:
+    """What people see: versions with tags and texts, nodes with tags and metrics, aliases, events."""
+    client = store.registry.client
+    listed = client.search_model_versions("name = 'glyphs'")
+    nodes = client.search_logged_models([store.registry.experiment("glyphs")])
+    return {
+        "versions": {(item.version, item.source, item.description, *sorted(item.tags.items())) for item in listed},
+        "nodes": {
+            (node.model_id, *sorted(node.tags.items()), *sorted({(m.key, m.value) for m in node.metrics}))
+            for node in nodes
+        },
+        "aliases": store.registry.aliases("glyphs"),
+        "events": [(event.kind, event.version, event.status) for event in store.history("glyphs")],
+    }
+
+
+def test_nothing_to_mend(store: Store) -> None:
+    before = facts(store)
+    assert store.repair("glyphs", dry_run=True) == []
+    assert store.repair("glyphs") == []
+    assert facts(store) == before
+
+
+def test_unknown_model(store: Store) -> None:
+    with pytest.raises(SpecError, match=r"model nobody: registry .* knows no such model"):
+        store.repair("nobody")
+
+
+def tags(store: Store, v3: LineageRecord) -> None:
+    client = store.registry.client
+    for key in (schema.TAG_GATE, schema.TAG_PARENTS, schema.TAG_REFRESH):
+        client.delete_model_version_tag("glyphs", "2", key)
+    client.set_model_version_tag("glyphs", "4", schema.TAG_GATE, "passed")
+    client.set_model_version_tag("glyphs", "3", schema.TAG_NFR_MAX, "0.00")
+    client.set_logged_model_tags(
+        v3.model_id, {schema.TAG_DIGEST: "0" * 64, schema.parent_tag(v3.edges[1].model_id): "x"}
+    )
+    client.delete_logged_model_tag(v3.model_id, "mlflow.note.content")
+    client.update_model_version("glyphs", "1", "wrong")
+
+
+def alias(store: Store, v3: LineageRecord) -> None:
+    store.registry.client.delete_registered_model_alias("glyphs", "champion")
+    store.registry.client.set_registered_model_alias("glyphs", "previous", "1")
+
+
+@pytest.mark.parametrize("damage", [tags, alias])
+def test_what_derives_is_rebuilt_and_a_dry_run_only_tells(
+    store: Store, v3: LineageRecord, damage: Callable[[Store, LineageRecord], None]
+) -> None:
+    before = facts(store)
+    damage(store, v3)
+    damaged = facts(store)
+    told = store.repair("glyphs", dry_run=True)
+    assert facts(store) == damaged
+    mended = store.repair("glyphs")
+    assert {(item.where, item.what) for item in told} == {(item.where, item.what) for item in mended}
+    assert mended
+    assert all(item.mended for item in mended)
+    after = facts(store)
+    assert {key: after[key] for key in before if key != "events"} == {
+        key: before[key] for key in before if key != "events"
+    }
+    assert store.repair("glyphs") == []
+
+
+def test_champion_moved_by_hand_is_put_back_which_is_an_event(store: Store) -> None:
+    store.registry.client.set_registered_model_alias("glyphs", "champion", "4")
+    mends = store.repair("glyphs")
+    assert said(mends)["glyphs champion"] == "was version 4, is version 3 as the events say"
+    assert store.registry.aliases("glyphs") == {"champion": 3, "previous": 2}
+    *_, last = store.history("glyphs")
+    assert (last.kind, last.before, last.version, last.actor) == ("repair", 4, 3, "graceful lineage repair")
+
+
+def test_deleted_champion_is_listed_again_and_serves_again(store: Store, v3: LineageRecord) -> None:
+    store.registry.client.delete_model_version("glyphs", "3")
+    mends = store.repair("glyphs")
+    assert said(mends)[v3.label] == "listed under a number again"
+    assert store.registry.aliases("glyphs") == {"champion": 5, "previous": 2}
+    assert [record.name for record in store.chain("glyphs")] == ["v3", "v2", "v1"]
+    assert store.repair("glyphs") == []
+
+
+def test_held_and_retired_by_hand_stay_so(store: Store) -> None:
+    store.hold("glyphs", 1, **WHO)
+    store.retire("glyphs", 2, **WHO)
+    store.promote("glyphs", 4, expected=3, waive=True, **WHO)
+    assert store.repair("glyphs") == []
+    for number in ("1", "2", "4"):
+        store.registry.client.set_model_version_tag("glyphs", number, schema.TAG_GATE, "passed")
+    store.repair("glyphs")
+    assert {item.version: item.gate for item in store.versions("glyphs")} == {
+        4: "waived",
+        3: "passed",
+        2: "retired",
+        1: "held",
+    }
+
+
+def test_duplicates_are_folded(store: Store, v3: LineageRecord) -> None:
+    client = store.registry.client
+    from graceful.lineage.connection import as_global
+
+    with as_global(store.registry.place):
+        client.create_model_version(
+            "glyphs",
+            source=f"models:/{v3.model_id}",
+            run_id=v3.run_id,
+            model_id=v3.model_id,
+            await_creation_for=0,
+        )
+    twin = client.create_logged_model(
+        store.registry.experiment("glyphs"), name="glyphs-v3", tags={schema.TAG_REFRESH: "glyphs-v3"}
+    )
+    mends = store.repair("glyphs")
+    assert said(mends) == {
+        v3.label: "2 numbers folded onto the lowest",
+        "glyphs-v3": f"twin {twin.model_id} of {v3.model_id} removed",
+    }
+    assert [item.version for item in store.versions("glyphs")] == [4, 3, 2, 1]
+    assert store.repair("glyphs") == []
+
+
+def test_altered_record_is_named_and_left(store: Store, v3: LineageRecord) -> None:
+    run = store.registry.client.get_run(v3.run_id)
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "lineage/lineage.json"
+    path.write_text(path.read_text().replace("0.005", "0.001"))
+    (mend,) = store.repair("glyphs")
+    assert not mend.mended
+    assert mend.what.startswith("altered: glyphs-v3 (m-")
+    assert "SHA-256 must be" in mend.what
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_open_event_of_a_dead_writer_is_settled(
+    store: Store, monkeypatch: pytest.MonkeyPatch, carried_out: bool
+) -> None:
+    dies_in = "set_terminated" if carried_out else "set_registered_model_alias"
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.registry.client, dies_in, die)
+        with pytest.raises(KeyboardInterrupt):
+            store.rollback("glyphs", **WHO)
+    store.repair("glyphs")
+    *_, last = store.history("glyphs")
+    assert (last.kind, last.status) == ("rollback", "FINISHED" if carried_out else "FAILED")
+    assert store.registry.aliases("glyphs") == (
+        {"champion": 2, "previous": 1} if carried_out else {"champion": 3, "previous": 2}
+    )
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+from graceful.lineage import Store
+from tests.support import mlflow_versions as versions
+store = versions.local_store(Path(sys.argv[1]))
+sys.stdout.write(store.begin(versions.spec("v9"), "glyphs-v9"))
+"""
+
+
+def test_run_of_a_dead_process_is_failed_and_one_at_work_is_left(store: Store) -> None:
+    mine = store.begin(versions.spec("v8"), "glyphs-v8")
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN, str(store.registry.home)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    elsewhere = store.begin(versions.spec("v7"), "glyphs-v7")
+    store.registry.client.set_tag(elsewhere, schema.TAG_OWNER, "another-machine/1.2")
+    assert [item.where for item in store.repair("glyphs")] == ["run of glyphs-v9"]
+    status = {run: store.registry.client.get_run(run).info.status for run in (mine, done.stdout, elsewhere)}
+    assert status == {mine: "RUNNING", done.stdout: "FAILED", elsewhere: "RUNNING"}
+    assert [item.where for item in store.repair("glyphs", older_than_hours=0)] == ["run of glyphs-v7"]
+    assert store.registry.client.get_run(elsewhere).info.status == "FAILED"

@@ -1,0 +1,70 @@
+"""A receiver of webhooks on loopback: it answers as told, or not at all, and keeps what it was told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+HANG = 0
+"""A status that means: no answer until the test is over."""
+
+
+@dataclass
+class Receiver:
+    """What came, and what is answered next.
+
+    Attributes:
+        url: Where to post, with a secret in its path as such addresses have.
+        answers: Statuses, in turn; the last again and again.
+        came: (headers, body) of each request, in order.
+    """
+
+    answers: list[int]
+    url: str = ""
+    came: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def documents(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.came]
+
+
+@contextmanager
+def receiving(*answers: int) -> Iterator[Receiver]:
+    """Listen while the block runs."""
+    receiver = Receiver(list(answers) or [200])
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+        def do_POST(self) -> None:  # a name that http.server looks for
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            receiver.came.append((dict(self.headers), body))
+            status = receiver.answers.pop(0) if len(receiver.answers) > 1 else receiver.answers[0]
+            if status == HANG:
+                receiver.over.wait(60)
+                return
+            self.send_response(status)
+            if status in (301, 302):
+                self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hooks/path-secret?key=query-secret"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.over.set()
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)

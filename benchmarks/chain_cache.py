@@ -8,12 +8,17 @@ for a network, so that the seconds are those of the cache itself. `max_error` is
 probability after a softmax at temperature 2, over all samples and classes; `gradient_error_at_T` is the root mean
 square error of the distillation gradient at temperature T, relative to the root mean square of the gradient itself for
 another network of the same kind. All compare with fp32 outputs computed live.
+
+Rows with `workers` are of keyed caches (8 views) of the trained network, built in this process (1) or by Ray workers;
+their seconds are wall-clock, the start of Ray and of its workers included: with tiny networks it is most of them,
+which is why a refresh asks workers only for more than a minute of work.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import tempfile
 import time
@@ -28,10 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import results, runs
-from graceful import targets
+from graceful import spec, targets
 from graceful.chain import Predecessor, freeze
+from graceful.storage import Mirror
 from graceful.targets import layouts
+from graceful.targets.blocks import Compute
 from graceful.tasks.base import Samples
+from graceful.training import ray_outputs
 
 GLYPHS = {"kind": "glyphs", "network": {"size": "s2", "embedding": 64, "head": "cosine"}}
 FEATURES, SIZE = 64, 128
@@ -127,6 +135,49 @@ def measure(old: Predecessor, other: Predecessor, samples: Samples, tops: Sequen
     return rows
 
 
+def by_workers(epochs: int, *, views: int, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """One row for each number of workers; 1: this process."""
+    rows, task = [], runs.task_of(GLYPHS)
+    samples = task.samples("train")
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = runs.refresh_spec("v0", task=GLYPHS, seed=0, train={"epochs": epochs})
+        folder, _ = runs.trained(wanted, folder=Path(scratch) / "v0", task=task)
+        old = runs.load(folder)
+        for count in counts:
+            document = runs.refresh_spec("v1", task=GLYPHS, seed=0, train={"num_workers": count, "batch_size": 120})
+            begun = time.perf_counter()
+            cache = targets.build(
+                old,
+                samples,
+                views=targets.key_views(samples.ids, seed=0, count=views),
+                root=Path(scratch) / f"by-{count}",
+                compute=None if count == 1 else _asking_workers(document, folder, old, samples),
+            )
+            seconds = time.perf_counter() - begun
+            size = sum(path.stat().st_size for path in cache.folder.iterdir())
+            row = {
+                "format": f"all, {views} views",
+                "workers": count,
+                "classes": len(old.classes),
+                "embedding": old.embedding_size,
+                "samples": len(samples),
+                "bytes_per_sample": round(size / len(samples), 2),
+                "seconds": round(seconds, 3),
+                "rows_per_second": round(views * len(samples) / seconds),
+                "max_error": None,
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def _asking_workers(document: spec.RefreshSpec, folder: Path, old: Predecessor, samples: Samples) -> Compute:
+    """From the third block on, however little work it is."""
+    ray_outputs.WORTH_IT = -math.inf
+    recipe = ray_outputs.Recipe(spec=document, folder=folder, data=samples.digest, mirror=Mirror.NONE)
+    return ray_outputs.parallel(recipe, ray_outputs.Here(predecessor=old, samples=samples, views=1))
+
+
 def _parts(samples: Samples) -> int:
     return max(len(samples) // 2000, 1)
 
@@ -157,6 +208,7 @@ def main() -> None:
         ((100, 1000), (1000, 1000)) if options.quick else ((100, 20_000), (1000, 5000), (1000, 20_000))
     ):
         rows += measure(*drawn(classes, count), (None, 8, 32, 128))
+    rows += by_workers(1, views=8, counts=(1, 2))
     if not options.quick:
         print(results.write("chain_cache", rows, seconds=time.perf_counter() - start))
 

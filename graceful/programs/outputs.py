@@ -1,7 +1,7 @@
 """Caches of what predecessors say about the training data: built if missing, compared, noted. In the driver.
 
-Small ones are built in this process; from 20,000 rows on, the workers of the training build them, where there are two
-or more.
+They are built in this process; what would take it more than a minute is built by the workers of the training, where
+there are two or more.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class CachedOutputs:
             batch_size=self.spec.evaluate.batch_size,
             top=section.top,
             progress=lambda done, total: self.progress(pace(done, total)),
-            compute=self._compute(folder),
+            compute=self._compute(version, folder),
         )
         self.open.append(cache)
         covered = cache.coverage(self.samples.ids)
@@ -120,13 +120,15 @@ class CachedOutputs:
             cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
         return cache.folder
 
-    def _compute(self, folder: Path) -> Compute | None:
+    def _compute(self, version: Predecessor, folder: Path) -> Compute | None:
         """Who runs the version: None, this process."""
         from graceful.training import ray_outputs
 
-        rows = len(self.samples) * (1 if self.views.keyed is None else len(self.views.keyed))
-        if self.spec.train.num_workers < 2 or rows < ray_outputs.WORTH_IT:
+        if self.spec.train.num_workers < 2:
             return None
+        views = 1 if self.views.keyed is None else len(self.views.keyed)
+        data, bundled = self.samples.digest, folder.resolve()
         return ray_outputs.parallel(
-            ray_outputs.Recipe(spec=self.spec, folder=folder.resolve(), data=self.samples.digest, mirror=self.mirror)
+            ray_outputs.Recipe(spec=self.spec, folder=bundled, data=data, mirror=self.mirror),
+            ray_outputs.Here(predecessor=version, samples=self.samples, views=views),
         )

@@ -1,7 +1,8 @@
 """Run a predecessor over training data on Ray workers: blocks out, outputs back in order. Driver, and its actors.
 
-The driver alone writes the cache, so no disk is shared, and a build that was killed goes on as one without Ray does. A
-worker that is lost is started again and its blocks are run again.
+The driver runs blocks itself until it has seen that the rest would take it more than a minute: starting workers takes
+half of that. It alone writes the cache, so no disk is shared, and a build that was killed goes on as one without Ray
+does. A worker that is lost is started again and its blocks are run again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,8 @@ from graceful.tasks.base import Samples
 from graceful.training import ray_fit
 from graceful.training.job import first_line
 
-WORTH_IT = 20_000
-"""Rows from which workers are asked; below, starting them takes longer than the rows."""
+WORTH_IT = 60.0
+"""Seconds of work for which workers are started."""
 AHEAD = 2
 """Blocks that each worker has at a time: one it runs, one it has waiting."""
 RESTARTS = 3
@@ -49,6 +50,23 @@ class Recipe:
     folder: Path
     data: str
     mirror: Mirror
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """The same in the driver: a predecessor and data that are open already.
+
+    Attributes:
+        predecessor: Whose outputs.
+        samples: The training data.
+        views: How many views of each sample there will be.
+        clock: Seconds.
+    """
+
+    predecessor: Predecessor
+    samples: Samples
+    views: int
+    clock: Callable[[], float] = time.monotonic
 
 
 class Runner:
@@ -78,21 +96,38 @@ class Runner:
         return Outputs(outputs.embedding.cpu(), outputs.logits.cpu())
 
 
-def parallel(recipe: Recipe) -> Compute:
-    """`Work.compute` on as many workers as training has. They are started at the first block, and end with the last."""
+def parallel(recipe: Recipe, here: Here) -> Compute:
+    """`Work.compute` here and, once that is worth it, on as many workers as training has."""
 
-    def compute(blocks: Iterable[Block]) -> Iterator[Outputs]:
+    def compute(given: Iterable[Block]) -> Iterator[Outputs]:
+        blocks = iter(given)
+        yield from _until_worth_it(here, blocks)
+        first = next(blocks, None)
+        if first is None:
+            return
         train = recipe.spec.train
         private = ray_fit.connect()
         use_gpu = ray_fit.require(train, private=private, deadline=time.monotonic() + train.timeout)
         recipe.mirror.seal(recipe.folder)
         workers = _started(recipe, count=train.num_workers, use_gpu=use_gpu)
         try:
-            yield from _in_order(workers, blocks)
+            yield from _in_order(workers, itertools.chain([first], blocks))
         finally:
             _end(workers)
 
     return compute
+
+
+def _until_worth_it(here: Here, blocks: Iterator[Block]) -> Iterator[Outputs]:
+    """Run blocks here until the rest would take too long; the first is not timed, since it warms up."""
+    begun, total, before = 0.0, here.views * len(here.samples), -1
+    for block in blocks:
+        yield run(here.predecessor, here.samples, block)
+        now, done = here.clock(), block.view * len(here.samples) + block.stop
+        if before < 0:
+            begun, before = now, done
+        elif (now - begun) / (done - before) * (total - done) > WORTH_IT:
+            return
 
 
 def _started(recipe: Recipe, *, count: int, use_gpu: bool) -> list[Any]:

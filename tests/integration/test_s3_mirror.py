@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from graceful import spec, targets, tasks
+from graceful.chain import Kept
 from graceful.errors import IntegrityError, StorageError
 from graceful.models import bundle
 from graceful.storage import Mirror, objects
@@ -264,6 +266,11 @@ def test_a_cache_begun_on_a_lost_machine_is_finished_on_another(
     assert cache.check(old, samples, None).argmax == 1.0
     left = {one.key.split("/")[2] for one in objects.list_objects(f"{mirror.uri}/targets")}
     assert left == {cache.key}, "nothing is left of the unfinished one"
+
+    third = Mirror(home=tmp_path / "third", uri=mirror.uri)
+    gone = replace(old, kept=Kept.NOTHING)
+    again = targets.build(gone, samples, views=None, root=third.home / "targets", mirror=third)
+    assert (again.key, again.folder.parent) == (cache.key, third.home / "targets"), "it is all there is of that version"
 
 
 def test_a_bucket_that_is_not_there_is_one_line(server: str, tmp_path: Path) -> None:

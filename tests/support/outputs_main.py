@@ -7,6 +7,7 @@ killed, because Ray would leave its agents behind for minutes.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ GAVE_UP = 9
 
 def main(document: str) -> None:
     wanted = json.loads(document)
-    ray_outputs.WORTH_IT = 0
+    ray_outputs.WORTH_IT = -math.inf
     resolved, folder, home = spec.parse(wanted["spec"]), Path(wanted["folder"]), Path(wanted["home"])
     task = tasks.build(resolved.task)
     samples = task.samples("train")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +17,8 @@ from graceful.programs import exclusive, run_dir_of
 from graceful.programs.outputs import Pace
 from graceful.programs.refresh import Refreshed, refresh
 from graceful.programs.train import train
+from graceful.targets.blocks import blocks_of
+from graceful.training import ray_outputs
 from tests.support.training_task import Blobs
 
 
@@ -147,3 +150,17 @@ def test_a_build_tells_its_rate_and_what_remains_from_the_second_block_on() -> N
     assert pace(300, 1000) == {**stage, "step": 300, "samples_per_second": 100.0, "eta": 7.0}
     assert pace(300, 1000)["samples_per_second"] == 100.0
     assert pace(1000, 1000) == {**stage, "step": 1000, "samples_per_second": 180.0, "eta": 0.0}
+
+
+@pytest.mark.parametrize(("seconds", "here"), [(1.0, 10), (9.0, 2)])
+def test_workers_are_asked_once_the_rest_would_take_more_than_a_minute(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, here: int
+) -> None:
+    times = itertools.count(step=seconds)
+    task = Blobs(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    samples = task.samples("train")
+    monkeypatch.setattr(ray_outputs, "run", lambda *arguments: arguments[-1])
+    blocks = blocks_of(240, views=None, size=24, done=0)
+    opened: Any = ray_outputs.Here(predecessor=cast(Any, None), samples=samples, views=1, clock=lambda: next(times))
+    assert len(list(ray_outputs._until_worth_it(opened, blocks))) == here
+    assert len(list(blocks)) == 10 - here

@@ -49,7 +49,10 @@ def versions(store: Store, model: str) -> list[Version]:
     listed = store.versions(model)
     if not listed:
         raise SpecError(f"model {model}: registry {store.display_uri} knows no version of it; run `graceful refresh`")
-    return [Version(record=store.record(item.model_id), aliases=item.aliases) for item in reversed(listed)]
+    records = store.records(model, [item.model_id for item in reversed(listed)])
+    return [
+        Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(listed), strict=True)
+    ]
 
 
 def _measured(metrics: dict[str, float]) -> dict[str, Measurement]:

@@ -7,8 +7,10 @@ digest that the registry's tag names. Promotion and repair do not use them, they
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 
 from graceful.errors import RegistryError
 from graceful.lineage import schema
-from graceful.lineage.registry import BATCH, Registry, quoted
+from graceful.lineage.registry import BATCH, RECORD, Registry, quoted
 from graceful.lineage.schema import LineageRecord
 from graceful.storage import sha256_file, write_text
 
@@ -39,7 +41,9 @@ def read(registry: Registry, model: str, model_ids: Iterable[str]) -> dict[str, 
     wanted = [key for key in dict.fromkeys(model_ids) if re.match(schema.NODE_ID, key)]
     nodes = _nodes(registry, model, wanted)
     nodes |= {key: node for key in wanted if key not in nodes and (node := registry.node(key)) is not None}
-    found = each(registry, partial(_record, registry), nodes.values())
+    unread = [node for node in nodes.values() if not _kept(registry, node).is_file()]
+    places = _places(registry, model, [node.source_run_id for node in unread if node.source_run_id])
+    found = each(registry, partial(_record, registry, places), nodes.values())
     records = [record for record in found if record is not None]
     numbers = _numbers(registry, records)
     return {record.model_id: replace(record, version=numbers.get(record.model_id, 0)) for record in records}
@@ -94,20 +98,41 @@ def each(registry: Registry, ask: Callable[[Any], T], items: Iterable[Any]) -> l
         return list(pool.map(ask, items))
 
 
-def _record(registry: Registry, node: Any) -> LineageRecord | None:
-    digest = node.tags.get(schema.TAG_RECORD, "")
-    path = _kept(registry, node.model_id, digest)
+def _places(registry: Registry, model: str, runs: Sequence[str]) -> dict[str, str]:
+    """Where runs keep their artifacts, a hundred in one question; mlflow itself would ask twice for each."""
+    found = {}
+    for batch in _batches(runs):
+        for run in registry.client.search_runs([registry.experiment(model)], f"attributes.run_id IN ({batch})"):
+            found[run.info.run_id] = run.info.artifact_uri
+    return found
+
+
+def _record(registry: Registry, places: Mapping[str, str], node: Any) -> LineageRecord | None:
+    path, digest = _kept(registry, node), node.tags.get(schema.TAG_RECORD, "")
     if digest and path.is_file() and sha256_file(path) == digest:
         return LineageRecord.from_json(path.read_text(encoding="utf-8"), where=str(path))
-    text = registry.record_text(node)
+    text = _fetched(registry, places.get(node.source_run_id, ""), digest) or registry.record_text(node)
     if text is None:
         return None
     write_text(path, text)
     return LineageRecord.from_json(text, where=f"{node.name} ({node.model_id}): lineage.json")
 
 
-def _kept(registry: Registry, model_id: str, digest: str) -> Path:
-    return registry.home / "records" / f"{model_id}-{digest[:16]}.json"
+def _fetched(registry: Registry, place: str, digest: str) -> str | None:
+    """`lineage.json` of a place if it is there and right; None sends the caller the long way, which says why not."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    if not place:
+        return None
+    with tempfile.TemporaryDirectory() as scratch, suppress(MlflowException, OSError):
+        found = Path(download_artifacts(f"{place}/{RECORD}", dst_path=scratch, tracking_uri=registry.place.uri))
+        return found.read_text(encoding="utf-8") if sha256_file(found) == digest else None
+    return None
+
+
+def _kept(registry: Registry, node: Any) -> Path:
+    return registry.home / "records" / f"{node.model_id}-{node.tags.get(schema.TAG_RECORD, '')[:16]}.json"
 
 
 def require(records: dict[str, LineageRecord], registry: Registry, model_id: str) -> LineageRecord:

@@ -27,7 +27,7 @@ from benchmarks import results
 from graceful.lineage import LineageRecord, Node, Store, schema
 from graceful.lineage.registration import record_tags, version_tags
 from graceful.programs.lineage import versions as lineage
-from tests.support import mlflow_server, postgres
+from tests.support import mlflow_server, postgres_server
 from tests.support.mlflow_versions import add
 
 SIZES = (100, 300, 1000)
@@ -65,7 +65,7 @@ def sqlite(folder: Path) -> Iterator[Backend]:
 def postgresql(folder: Path) -> Iterator[Backend]:
     """A team: a server on PostgreSQL."""
     (folder / "served").mkdir()
-    with postgres.running() as database, mlflow_server.server(database, folder / "served") as uri:
+    with postgres_server.server() as database, mlflow_server.server(database, folder / "served") as uri:
         yield Backend(name="postgresql behind a server", uri=uri, database=database, artifacts=folder / "served")
 
 
@@ -181,7 +181,7 @@ def fill(copies: Copies, records: list[LineageRecord], size: int) -> None:
     copies.files(records[-1])
 
 
-def measure(backend: Backend, size: int, folder: Path) -> Iterator[dict[str, Any]]:
+def measure(backend: Backend, size: int, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """Each question to a registry of this size, asked of a store that knows nothing yet, and again."""
     homes = iter(range(10**6))
 
@@ -192,12 +192,12 @@ def measure(backend: Backend, size: int, folder: Path) -> Iterator[dict[str, Any
 
     def timed(operation: str, prepare: Callable[[], Store], ask: Callable[[Store], object]) -> dict[str, Any]:
         taken = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             store = prepare()
             start = time.perf_counter()
             ask(store)
             taken.append(time.perf_counter() - start)
-        seconds = sorted(taken)[REPEATS // 2]
+        seconds = sorted(taken)[repeats // 2]
         return {"backend": backend.name, "versions": size, "operation": operation, "seconds": round(seconds, 3)}
 
     def move(store: Store) -> None:
@@ -223,7 +223,7 @@ def measure(backend: Backend, size: int, folder: Path) -> Iterator[dict[str, Any
     yield timed("page of the model", lambda: known, lambda store: store.refresh_page("glyphs"))
 
 
-def run(backend: Backend, folder: Path) -> Iterator[dict[str, Any]]:
+def run(backend: Backend, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """Fill and measure at each size."""
     store = Store(backend.uri, folder / "home")
     records: list[LineageRecord] = []
@@ -237,14 +237,16 @@ def run(backend: Backend, folder: Path) -> Iterator[dict[str, Any]]:
         sample = store.records("glyphs", [records[size // 2].model_id, records[-1].model_id])
         assert [record.version for record in sample] == [size // 2 + 1, size], "a copy is not what it should be"
         assert store.registry.client.get_model_version("glyphs", str(size)).tags[schema.TAG_GATE] == "passed"
-        yield from measure(backend, size, folder)
+        yield from measure(backend, size, folder, repeats)
 
 
 def main() -> None:
     """Measure, print, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=["sqlite", "postgresql"])
-    chosen = parser.parse_args().backend
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each question; the median counts")
+    options = parser.parse_args()
+    chosen, repeats = options.backend, options.repeats
     start, rows = time.monotonic(), list[dict[str, Any]]()
     kept = results.FOLDER / "lineage_scale.json"
     if chosen is not None and kept.exists():
@@ -253,7 +255,7 @@ def main() -> None:
         if chosen not in (None, name):
             continue
         with tempfile.TemporaryDirectory(prefix="graceful-scale-") as scratch, backend(Path(scratch)) as place:
-            for row in run(place, Path(scratch)):
+            for row in run(place, Path(scratch), repeats):
                 print(row, flush=True)
                 rows.append(row)
     results.write("lineage_scale", rows, time.monotonic() - start)

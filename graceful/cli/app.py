@@ -122,17 +122,48 @@ def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
 
 @click.command(short_help="Show the versions of a model and what they broke.")
 @click.argument("model")
+@click.option(
+    "--draw", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as .svg, .png, .html, .txt."
+)
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N.  [default: 25, with -o: all]")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
-def lineage(model: str, home: Path | None, **talk: Any) -> int:
-    """Show every version of MODEL, its predecessors and what was measured between them.
+def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, **talk: Any) -> int:
+    """Show what every version of MODEL descends from and what was measured between them.
 
     \b
     Example:
       graceful lineage glyphs -o json
+      graceful lineage glyphs --draw lineage.png
     """
     from graceful.cli import programs
 
-    return programs.start("lineage", arguments=(model,), home=home, **talk)
+    flags = [] if draw is None else ["--draw", str(draw)]
+    flags += [] if last is None else ["--last", str(last)]
+    return programs.start("lineage", arguments=(model, *flags), home=home, **talk)
+
+
+@click.command(short_help="Compare two versions: numbers, spec, the samples that flipped.")
+@click.argument("old")
+@click.argument("new")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page with pictures.")
+@click.option("--spec", type=click.Path(path_type=Path), help="Whose task has the pictures.  [default: NEW's own]")
+@options(HOME, OUTPUT, VERBOSE)
+def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | None, **talk: Any) -> int:
+    """Compare two registered versions: numbers, spec, and the samples that one has right and the other wrong.
+
+    OLD and NEW are MODEL (its champion), MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS. No network is run: what
+    each version said about the test samples was recorded with it.
+
+    \b
+    Example:
+      graceful diff glyphs@previous glyphs@champion
+      graceful diff glyphs:1 glyphs:3 --html flips.html
+    """
+    from graceful.cli import programs
+
+    resolved = None if spec is None else programs.resolve(spec, (), home).dump()
+    document = {"old": old, "new": new, "html": None if html is None else str(html), "spec": resolved}
+    return programs.start("diff", document=document, home=home, **talk)
 
 
 @click.command(short_help="Browse versions, lineage and reports in a web page.")
@@ -196,6 +227,7 @@ for _command in (
     evaluate,
     gate,
     lineage,
+    diff,
     *acting.COMMANDS,
     ui,
     schema,

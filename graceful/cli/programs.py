@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from graceful.cli import output as out
 from graceful.cli import places
@@ -36,6 +37,7 @@ def start(
     program: str,
     *,
     resolved: RefreshSpec | None = None,
+    document: Mapping[str, Any] | None = None,
     arguments: Sequence[str] = (),
     home: Path | None = None,
     output: str = "table",
@@ -48,11 +50,12 @@ def start(
         InfrastructureError: It could not be started, or a signal ended it.
     """
     flags = ["--output", output, *(["--quiet"] if quiet else [])]
+    told = document if resolved is None else resolved.dump()
     job = JobSpec(
         name=f"{program} {resolved.run_id if resolved else ' '.join(arguments)}",
         command=(sys.executable, "-m", "graceful.programs", program, *arguments, *flags),
         env=environment(os.environ, home=home, verbose=verbose),
-        document=None if resolved is None else json.dumps(resolved.dump()),
+        document=None if told is None else json.dumps(told),
     )
     return foreground.run(job, deferred=True)
 

@@ -1,93 +1,200 @@
-"""The family as an SVG: one line for a version, newest on top, branches as lanes. Pure; any process.
+"""The family as a picture, SVG or PNG: a line for a version, newest on top, branches as lanes. Pure; any process.
 
-No scripts, no links, no fonts of its own; it is shown as an image, beside a table that carries the links.
+The SVG has no scripts, no links, no fonts of its own; it is shown as an image, beside a table that carries the links.
 """
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from html import escape
+from typing import Any
 
-from graceful.lineage.family import Family, Key, Member, lanes
+from graceful.lineage.family import Family, Key, Member, costs, lanes
 
 WIDTH = 700
 """Pixels: what MLflow's page leaves on a laptop's screen with its assistant open."""
-COLOURS = {"passed": "#1a7f37", "held": "#b35900", "unjudged": "#57606a"}
-GREY = "#57606a"
+COLOURS = {"passed": "#1a7f37", "waived": "#1a7f37", "held": "#b35900", "unjudged": "#57606a"}
+GREY, BLACK, WHITE, BLUE = "#57606a", "#1c2430", "#ffffff", "#0550ae"
 _ROW, _TOP, _LEFT, _LANE = 46, 64, 28, 22
-_TEXT = 84
+_TEXT = 88
 """Characters that fit beside the lanes in small print."""
+_SHARP = 2
+"""Pixels of a PNG for one of the SVG."""
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Line:
+    points: tuple[Point, ...]
+    colour: str
+    dashed: bool
+
+
+@dataclass(frozen=True)
+class _Dot:
+    at: Point
+    radius: int
+    fill: str | None
+    colour: str
+
+
+@dataclass(frozen=True)
+class _Words:
+    at: Point
+    size: int
+    pieces: tuple[tuple[str, str, bool], ...]
+    """Text, colour, whether bold."""
+
+
+_Mark = _Line | _Dot | _Words
 
 
 def family_svg(family: Family) -> str:
     """Draw the family; the verdict of a version and of every edge in colour and in words."""
+    marks, height = _drawn(family)
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
+            f' viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif">',
+            f"<title>{escape(_title(family))}</title>",
+            f'<rect width="{WIDTH}" height="{height}" fill="{WHITE}"/>',
+            *(_svg(mark) for mark in marks),
+            "</svg>\n",
+        ]
+    )
+
+
+def family_png(family: Family) -> bytes:
+    """The same as PNG, twice as many pixels wide and high."""
+    from PIL import Image, ImageDraw
+
+    marks, height = _drawn(family)
+    image = Image.new("RGB", (WIDTH * _SHARP, height * _SHARP), WHITE)
+    canvas = ImageDraw.Draw(image)
+    for mark in marks:
+        _png(canvas, mark)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def cut(text: str, length: int) -> str:
+    """At most `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def _title(family: Family) -> str:
+    number = len(family.members)
+    return f"{family.model}: {'newest ' if family.older else ''}{number} version{'' if number == 1 else 's'}"
+
+
+def _drawn(family: Family) -> tuple[list[_Mark], int]:
     rows = lanes(family)
     place = {
         member.key: (_LEFT + row.lane * _LANE, _TOP + index * _ROW + _ROW // 2)
         for index, (member, row) in enumerate(zip(family.members, rows, strict=True))
     }
     bottom = _TOP + len(rows) * _ROW
-    height = bottom + 16
     text = _LEFT + (max((lane for row in rows for lane in (*row.before, *row.after, row.lane)), default=0) + 1) * _LANE
-    title = f"{family.model}: {'newest ' if family.older else ''}{len(family.members)} versions"
-    marks = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
-        ' font-family="system-ui, sans-serif" font-size="13">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="16" y="28" font-size="17" font-weight="600">{escape(cut(title, 60))}</text>',
-        f'<text x="16" y="48" font-size="12" fill="{GREY}">newest on top; NFR: right before, wrong now; of: the'
-        " budget</text>",
+    marks: list[_Mark] = [
+        _Words((16, 28), 17, ((cut(_title(family), 60), BLACK, True),)),
+        _Words((16, 48), 12, (("newest on top; NFR: right before, wrong now; of: the budget", GREY, False),)),
     ]
     for member in family.members:
         marks.extend(_edges(member, place, bottom))
     for member in family.members:
         marks.extend(_version(family, member, place[member.key], text))
-    return "\n".join([*marks, "</svg>"]) + "\n"
+    return marks, bottom + 16
 
 
-def _edges(member: Member, place: dict[Key, tuple[int, int]], bottom: int) -> list[str]:
+def _edges(member: Member, place: dict[Key, tuple[int, int]], bottom: int) -> list[_Mark]:
     x, y = place[member.key]
-    marks = []
+    marks: list[_Mark] = []
     for parent, cost in member.parents.items():
-        colour = COLOURS.get(cost.verdict, GREY)
         to_x, to_y = place.get(parent, (x, bottom + 8))
-        dash = "" if parent in place else ' stroke-dasharray="3 4"'
         if to_x == x:
-            line = f"M {x} {y} V {to_y}"
+            points: tuple[Point, ...] = ((x, y), (to_x, to_y))
         elif to_x > x:  # into a lane of its own at once, then down
-            line = f"M {x} {y} C {x} {y + 24}, {to_x} {y + 8}, {to_x} {y + 36} V {to_y}"
+            points = (*_curve((x, y), (x, y + 24), (to_x, y + 8), (to_x, y + 36)), (to_x, to_y))
         else:
-            line = f"M {x} {y} V {max(y, to_y - 36)} C {x} {to_y - 8}, {to_x} {to_y - 24}, {to_x} {to_y}"
-        marks.append(f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
+            turn = max(y, to_y - 36)
+            points = ((x, y), *_curve((x, turn), (x, to_y - 8), (to_x, to_y - 24), (to_x, to_y)))
+        marks.append(_Line(points, COLOURS.get(cost.verdict, GREY), parent not in place))
     return marks
 
 
-def _version(family: Family, member: Member, where: tuple[int, int], text: int) -> list[str]:
+def _curve(start: Point, first: Point, second: Point, end: Point) -> tuple[Point, ...]:
+    """A cubic curve as points, so that both forms of the picture have the same."""
+    found = []
+    for step in range(17):
+        t = step / 16
+        weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+        knots = (start, first, second, end)
+        x, y = (sum(weight * knot[axis] for weight, knot in zip(weights, knots, strict=True)) for axis in (0, 1))
+        found.append((round(x, 1), round(y, 1)))
+    return tuple(found)
+
+
+def _version(family: Family, member: Member, where: tuple[int, int], text: int) -> list[_Mark]:
     x, y = where
     colour = COLOURS.get(member.verdict, GREY)
-    champion = family.serves(member)
-    fill = "#ffffff" if member.verdict != "passed" else colour
-    ring = f'<circle cx="{x}" cy="{y}" r="11" fill="none" stroke="{colour}" stroke-width="2"/>' if champion else ""
-    names = {one.key: one.label(family.model) for one in family.members}
-    costs = [
-        f"{cost.words()} vs {names.get(key, f'{key.model} version {key.version}')}"
-        for key, cost in member.parents.items()
-    ]
-    aliases = " ".join(f"@{alias}" for alias in member.aliases)
     accuracy = "" if member.accuracy is None else f", accuracy {member.accuracy:.3f}"
-    head = f"{cut(member.label(family.model), 32)}, version {member.key.version}"
     worst = "held" if any(cost.verdict == "held" for cost in member.parents.values()) else member.verdict
-    return [
-        f'<circle cx="{x}" cy="{y}" r="7" fill="{fill}" stroke="{colour}" stroke-width="2"/>',
-        *([ring] if ring else []),
-        f'<text x="{text}" y="{y - 3}"><tspan font-weight="600">{escape(head)}</tspan>'
-        f'<tspan fill="{colour}" dx="8">{escape(member.verdict or "unknown")}{accuracy}</tspan>'
-        f'<tspan fill="#0550ae" font-weight="600" dx="8">{escape(aliases)}</tspan></text>',
-        f'<text x="{text}" y="{y + 14}" font-size="12" fill="{COLOURS.get(worst, GREY)}">'
-        f"{escape(cut('; '.join(costs) or ('first version' if member.first else ''), _TEXT))}</text>",
+    small = "; ".join(costs(family, member)) or ("first version" if member.first else "")
+    marks: list[_Mark] = [
+        _Dot((x, y), 7, WHITE if member.verdict == "held" else colour, colour),
+        _Words(
+            (text, y - 3),
+            13,
+            (
+                (f"{cut(member.label(family.model), 32)}, version {member.key.version}", BLACK, True),
+                (f"{member.verdict or 'unknown'}{accuracy}", colour, False),
+                (" ".join(f"@{alias}" for alias in member.aliases), BLUE, True),
+            ),
+        ),
+        _Words((text, y + 14), 12, ((cut(small, _TEXT), COLOURS.get(worst, GREY), False),)),
     ]
+    return [*marks, _Dot((x, y), 11, None, colour)] if family.serves(member) else marks
 
 
-def cut(text: str, length: int) -> str:
-    """At most `length` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+# --- two forms --------------------------------------------------------------------------------------------------------
+
+
+def _svg(mark: _Mark) -> str:
+    if isinstance(mark, _Line):
+        path = "L".join(f"{x:g} {y:g}" for x, y in mark.points)
+        dash = ' stroke-dasharray="3 4"' if mark.dashed else ""
+        return f'<path d="M{path}" fill="none" stroke="{mark.colour}" stroke-width="2"{dash}/>'
+    x, y = mark.at
+    if isinstance(mark, _Dot):
+        fill = mark.fill or "none"
+        return f'<circle cx="{x}" cy="{y}" r="{mark.radius}" fill="{fill}" stroke="{mark.colour}" stroke-width="2"/>'
+    pieces = "".join(
+        f'<tspan fill="{colour}"{" font-weight=" + chr(34) + "600" + chr(34) if bold else ""}'
+        f"{' dx=' + chr(34) + '8' + chr(34) if index else ''}>{escape(text)}</tspan>"
+        for index, (text, colour, bold) in enumerate(mark.pieces)
+        if text
+    )
+    return f'<text x="{x}" y="{y}" font-size="{mark.size}">{pieces}</text>'
+
+
+def _png(canvas: Any, mark: _Mark) -> None:
+    from PIL import ImageFont
+
+    if isinstance(mark, _Line):
+        points = [(x * _SHARP, y * _SHARP) for x, y in mark.points]
+        canvas.line(points, fill=mark.colour, width=2 * _SHARP, joint="curve")
+        return
+    x, y = (value * _SHARP for value in mark.at)
+    if isinstance(mark, _Dot):
+        r = mark.radius * _SHARP
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=mark.fill, outline=mark.colour, width=2 * _SHARP)
+        return
+    font = ImageFont.load_default(mark.size * _SHARP)
+    for text, colour, bold in mark.pieces:
+        canvas.text((x, y), text, fill=colour, font=font, anchor="ls", stroke_width=0.5 if bold else 0)
+        x += canvas.textlength(text, font=font) + (8 * _SHARP if text else 0)

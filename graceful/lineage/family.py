@@ -212,10 +212,14 @@ def _connector(lane: int, ends: tuple[int, ...], open_: tuple[int, ...], *, end:
 def sentence(family: Family, member: Member) -> str:
     """What a line of the drawing says: name, number, verdict, aliases, what it cost."""
     aliases = "".join(f" @{alias}" for alias in member.aliases)
-    names = {one.key: one.label(family.model) for one in family.members}
-    costs = [f"{cost.words()} vs {names.get(key, _outside(family, key))}" for key, cost in member.parents.items()]
     text = f"{member.label(family.model)} ({member.key.version}) {member.verdict or 'unknown'}{aliases}"
-    return "; ".join([text, *costs, *(["first version"] if member.first else [])])
+    return "; ".join([text, *costs(family, member), *(["first version"] if member.first else [])])
+
+
+def costs(family: Family, member: Member) -> list[str]:
+    """What each edge of a version cost, in words."""
+    names = {one.key: one.label(family.model) for one in family.members}
+    return [f"{cost.words()} vs {names.get(key, _outside(family, key))}" for key, cost in member.parents.items()]
 
 
 def _outside(family: Family, key: Key) -> str:

@@ -155,7 +155,7 @@ def _nodes(registry: Registry, model_ids: Sequence[str], model: str) -> dict[str
     experiment = registry.client.get_experiment_by_name(f"graceful-{model}")
     if experiment is not None:
         order = [{"field_name": "creation_timestamp", "ascending": False}]
-        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=100, order_by=order)
+        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=NEWEST, order_by=order)
         found = {node.model_id: node for node in newest}
     for model_id in model_ids:
         if model_id not in found and re.match(schema.NODE_ID, model_id):
@@ -178,7 +178,7 @@ def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], kno
         run_id=str(item.run_id or ""),
         verdict=item.tags.get(schema.TAG_GATE, ""),
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == key.version)),
-        parents={parent: _cost(key, known[parent], metrics, tags) for parent in parents(item.tags) if parent in known},
+        parents={parent: _cost(known[parent], metrics, tags) for parent in parents(item.tags) if parent in known},
         first=not parents(item.tags),
         accuracy=metrics.get("accuracy"),
         created=int(item.creation_timestamp),
@@ -189,9 +189,9 @@ def _name(item: Any) -> str:
     return str(item.tags.get(schema.TAG_REFRESH, "")).removeprefix(f"{item.name}-") or f"version {item.version}"
 
 
-def _cost(key: Key, parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
+def _cost(parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
     """Numbers of one edge, as `tables.headline` wrote them under the parent's name."""
-    name = _name(parent) if parent.name == key.model else str(parent.tags.get(schema.TAG_REFRESH, ""))
+    name = _name(parent)
     node = str(parent.source).removeprefix("models:/")
     return Cost(
         nfr=metrics.get(f"nfr_pct/{name}"),

@@ -219,8 +219,13 @@ class Store:
                     self._require_none(model)
                 return []
             root = self.registry.node_id(client.get_model_version(model, str(number)))
-            found = records.ancestors(self.registry, model, root)
-            return graph.trace(root, lambda model_id: records.require(found, self.registry, model_id))
+        return self.trace(model, root)
+
+    def trace(self, model: str, model_id: str) -> list[LineageRecord]:
+        """A version and its ancestors, whichever models they belong to; raises what `chain` does."""
+        with self.registry.door(f"read the ancestors of {model_id}"):
+            found = records.ancestors(self.registry, model, model_id)
+            return graph.trace(model_id, lambda one: records.require(found, self.registry, one))
 
     def _require_none(self, model: str) -> None:
         """A champion whose version was deleted takes its alias with it; the next refresh must not forget the chain."""
@@ -304,11 +309,6 @@ class Store:
                 self.registry.download(record, fresh)
                 _put(fresh, folder, aside=Path(scratch) / "damaged", record=record)
         return folder
-
-    def refresh_page(self, model: str) -> None:
-        """Write the registered model's page anew: picture of the family, newest versions."""
-        with self.registry.door(f"write the page of {model}"):
-            pages.refresh(self.registry, model)
 
     def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
         """The newest versions of a model with their relatives, read from tags: quick, however many there are."""

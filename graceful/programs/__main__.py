@@ -55,10 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
-    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "lineage"]))
+    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "diff", "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
+    parser.add_argument("--draw", type=Path, help="of lineage: write the picture there")
+    parser.add_argument("--last", type=int, help="of lineage: only so many of the newest versions")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
@@ -68,7 +70,9 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         if options.program == "lineage":
-            result, code, show = _lineage(options.model)
+            result, code, show = _lineage(options)
+        elif options.program == "diff":
+            result, code, show = _diff(_document())
         elif options.program == "act":
             result, code, show = _act(_document())
         else:
@@ -199,20 +203,40 @@ def _matrix(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     return found, 0, show
 
 
-def _lineage(model: str | None) -> Outcome:
+def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
-    from graceful.programs.lineage import versions
+    from graceful.lineage.family import tree
+    from graceful.programs.lineage import NEWEST, draw, versions
     from graceful.programs.present import chain_table
 
+    model = options.model
     if not model:
         raise SpecError("lineage: give the name of a model, e.g. `graceful lineage glyphs`")
     store = Store(None, default_home())
-    found = versions(store, model)
+    last = options.last or (NEWEST if options.output == "table" else None)
+    found = versions(store, model, last=last)
+    family = store.family(model, most=options.last or NEWEST)
+    if options.draw is not None:
+        draw(family, options.draw, found)
 
     def show(console: Console) -> None:
+        for line in tree(family):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print(chain_table([version.judged() for version in found], title=f"{model}, in {store.display_uri}"))
+        if family.older:
+            console.print(f"the newest {last} versions; --last N shows more", markup=False, highlight=False)
 
     return [version.document() for version in found], 0, show
+
+
+def _diff(document: dict[str, Any]) -> Outcome:
+    from graceful.lineage import Store
+    from graceful.programs import diff, diff_page
+
+    found = diff.difference(Store(None, default_home()), document["old"], document["new"])
+    if document.get("html"):
+        found = diff_page.write(found, Path(document["html"]), document.get("spec"))
+    return found.document(), 0, lambda console: console.print(diff_page.screen(found))
 
 
 def _act(document: dict[str, Any]) -> Outcome:

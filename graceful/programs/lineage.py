@@ -1,13 +1,24 @@
-"""Read a model's versions back from the registry: what was measured between them, which one serves. In the driver."""
+"""A model's versions as the registry has them: what was measured between them, which one serves, a picture. Driver."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
 
 from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Store
-from graceful.programs.present import Judged
+from graceful.lineage.drawing import family_png, family_svg
+from graceful.lineage.family import Family, tree
+from graceful.programs.html import STYLE
+from graceful.programs.present import COLUMNS, Judged, chain_rows
 from graceful.report import Measurement
+from graceful.storage import write_bytes, write_text
+
+NEWEST = 25
+"""Versions that the terminal and a picture show where nothing else is asked for."""
+FORMS = (".svg", ".png", ".html", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +50,13 @@ class Version:
         return {**asdict(self.record), "aliases": list(self.aliases)}
 
 
-def versions(store: Store, model: str) -> list[Version]:
+def versions(store: Store, model: str, *, last: int | None = None) -> list[Version]:
     """Every version of a model, oldest first, held ones too.
+
+    Args:
+        store: The registry.
+        model: Model family.
+        last: Only so many of the newest.
 
     Raises:
         SpecError: The registry knows no such model.
@@ -49,10 +65,43 @@ def versions(store: Store, model: str) -> list[Version]:
     listed = store.versions(model)
     if not listed:
         raise SpecError(f"model {model}: registry {store.display_uri} knows no version of it; run `graceful refresh`")
-    records = store.records(model, [item.model_id for item in reversed(listed)])
+    wanted = listed if last is None else listed[:last]
+    records = store.records(model, [item.model_id for item in reversed(wanted)])
     return [
-        Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(listed), strict=True)
+        Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(wanted), strict=True)
     ]
+
+
+def draw(family: Family, path: Path, found: Sequence[Version]) -> None:
+    """Write the family as the picture or page that the end of the path asks for.
+
+    Raises:
+        SpecError: It ends otherwise.
+        StorageError: It cannot be written.
+    """
+    if path.suffix not in FORMS:
+        raise SpecError(f"--draw {path}: must end in one of {', '.join(FORMS)}")
+    if path.suffix == ".png":
+        write_bytes(path, family_png(family))
+    elif path.suffix == ".svg":
+        write_text(path, family_svg(family))
+    else:
+        write_text(path, _page(family, found) if path.suffix == ".html" else "\n".join(tree(family)) + "\n")
+
+
+def _page(family: Family, found: Sequence[Version]) -> str:
+    """Picture and table as one self-contained page: no scripts, no network."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(row[column])}</td>" for column in COLUMNS) + "</tr>"
+        for row in chain_rows([version.judged() for version in reversed(found)])
+    )
+    title = f"lineage of {escape(family.model)}"
+    top = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}svg{{max-width:860px}}</style>"
+    body = (
+        f"<h1>{title}</h1>{family_svg(family)}<table><tr>{head}</tr>{rows}</table><p class='note'>rates in percent</p>"
+    )
+    return f"<!doctype html><html lang='en'><head>{top}</head><body>{body}</body></html>\n"
 
 
 def _measured(metrics: dict[str, float]) -> dict[str, Measurement]:

@@ -52,5 +52,5 @@ def load(path: Path) -> Predictions:
                 groups=held["groups_names"][held["groups"]] if "groups" in held else None,
                 confidence=held["confidence"].astype(np.float64),
             )
-    except (ValueError, KeyError, IndexError, zipfile.BadZipFile) as e:
+    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: no predictions ({type(e).__name__}: {e}); restore it from a backup") from e

@@ -11,10 +11,11 @@ from typing import Any
 
 from graceful import gate, tasks
 from graceful.constraints import ALL, LATEST, SELF
-from graceful.errors import DataError, IntegrityError, RegistryError, SpecError, StorageError, TrainingError
+from graceful.errors import DataError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
-from graceful.programs import exclusive, home_of, predicted, run_dir_of, telling
+from graceful.programs import ancestry, exclusive, home_of, predicted, run_dir_of, telling
+from graceful.programs.ancestry import Link
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.constraint_report import build as build_constraints
 from graceful.programs.evaluate import Evaluation, evaluate
@@ -62,16 +63,6 @@ class Refreshed:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """One ancestor as this run found it when it first started."""
-
-    name: str
-    model_id: str
-    version: int
-    digest: str
-
-
 def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshed, Report]:
     """Train, evaluate, judge, register and, if passed, promote. Each finished step is a file and is not repeated.
 
@@ -92,7 +83,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
-        links = _chain(store, spec, run_dir)
+        links = ancestry.read(store, spec, run_dir)
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
         _check_gate(spec, links)
         ancestors = _fetch(store, links)
@@ -132,7 +123,7 @@ def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir):
         store = Store(spec.registry.uri, home)
-        ancestors = _fetch(store, _chain(store, spec, run_dir))
+        ancestors = _fetch(store, ancestry.read(store, spec, run_dir))
         return train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
 
 
@@ -151,7 +142,7 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
             )
         _require_own(spec, folder)
         store = Store(spec.registry.uri, home)
-        links = _chain(store, spec, run_dir)
+        links = ancestry.read(store, spec, run_dir)
         ancestors = _fetch(store, links)
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, folder, links, ancestors)
@@ -162,7 +153,7 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
 def _require_own(spec: RefreshSpec, folder: Path) -> None:
     """The same run id has more than one reading: model a-b, name c and model a, name b-c."""
     path = folder / "arch.json"
-    with _written_here(path):
+    with ancestry.written_here(path):
         held = json.loads(path.read_text())
         found = (held["model"], held["name"])
     if found != (spec.model, spec.name):
@@ -190,7 +181,7 @@ def matrix_of(spec: RefreshSpec, *, progress: Progress = silent) -> dict[str, An
     with exclusive(run_dir), _mirrored(home, run_dir):
         store = Store(spec.registry.uri, home)
         folders = [path for path in (run_dir / "model",) if (path / "arch.json").exists()]
-        folders += _fetch(store, _chain(store, spec, run_dir))
+        folders += _fetch(store, ancestry.read(store, spec, run_dir))
         if not folders:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
         progress({"stage": "matrix", "versions": len(folders)})
@@ -236,7 +227,7 @@ def _finished(spec: RefreshSpec, run_dir: Path) -> Refreshed | None:
     path = run_dir / "result.json"
     if not path.exists():
         return None
-    with _written_here(path):
+    with ancestry.written_here(path):
         raw = json.loads(path.read_text())
         result = Refreshed(**{**raw, "reasons": tuple(raw["reasons"])})
     if result.spec_digest != spec.digest():
@@ -263,35 +254,6 @@ def _abandoned(store: Store, tracking: str) -> Iterator[None]:
         with suppress(RegistryError):  # why training failed is what people must read
             store.abandon(tracking)
         raise
-
-
-@contextmanager
-def _written_here(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError, TypeError) as e:
-        raise IntegrityError(
-            f"{path}: not what a refresh wrote ({type(e).__name__}: {e}); delete {path.parent} to refresh again"
-        ) from e
-
-
-def _chain(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
-    """The ancestors of this run, latest first: as recorded, else the champion and its ancestors now."""
-    path = run_dir / "chain.json"
-    if path.exists():
-        with _written_here(path):
-            return [Link(**raw) for raw in json.loads(path.read_text())]
-    chain = store.chain(spec.model)
-    retired = store.retired(spec.model) if chain else ()
-    links = [
-        Link(name=record.name, model_id=record.model_id, version=record.version, digest=record.digest)
-        for record in chain
-        if record.model_id not in retired
-    ]
-    if any(record.name == spec.name for record in chain):
-        raise SpecError(f"name: {spec.name} is already an ancestor in model {spec.model}; choose another name")
-    write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
-    return links
 
 
 def _write(run_dir: Path, found: Evaluation, verdict: gate.Verdict) -> None:
@@ -327,7 +289,7 @@ def _registration(
         tracking_run=tracking,
         bundle=trained.folder,
         digest=trained.digest,
-        parents=tuple(link.model_id for link in links[:1]),
+        parents=ancestry.parents(links),
         report=found.report,
         verdict=verdict,
         attachments=(run_dir / "report.html", run_dir / "flips.json", run_dir / predicted.FILE),
@@ -341,7 +303,7 @@ def _promote(
     store: Store, spec: RefreshSpec, record: LineageRecord, verdict: gate.Verdict, links: Sequence[Link]
 ) -> int | None:
     """Move the champion to a passed version, if it still is what this run started from."""
-    expected = links[0].version if links else None
+    expected = ancestry.champion(links)
     if verdict.outcome != gate.Outcome.PASSED:
         return expected
     store.promote(

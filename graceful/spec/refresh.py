@@ -24,6 +24,9 @@ from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
 
+VERSION = rf"^{NAME[1:-1]}(:{NAME[1:-1]}|@[A-Za-z0-9_-]{{1,64}})$"
+"""How a spec names a registered version."""
+
 
 class GateConstraint(Section):
     """A bound the report must show; see `graceful.constraints.Constraint`."""
@@ -111,6 +114,9 @@ class RefreshSpec(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     registry: Registry = Registry()
+    parents: tuple[Annotated[str, Field(pattern=VERSION)], ...] = ()
+    """Further direct predecessors, besides the champion of `model`: MODEL@ALIAS, MODEL:NUMBER or MODEL:NAME. For a new
+    branch, e.g. glyphs-edge from glyphs@champion, and for a merge of branches."""
     if_new_data: bool = False
     """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
     home: str | None = None
@@ -144,5 +150,7 @@ class RefreshSpec(Section):
         tried, so that a run that was out of time resumes with a larger `train.timeout`.
         """
         left_out = dict.fromkeys(("home", "registry", "description", "if_new_data"), True)
+        if not self.parents:  # specs of before there were any keep their digest
+            left_out["parents"] = True
         document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

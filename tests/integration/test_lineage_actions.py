@@ -271,13 +271,13 @@ def test_refresh_leaves_retired_versions_out_and_keeps_the_champion_as_parent(
     store: Store, tmp_path: Path, filled: tuple[Path, list[LineageRecord]]
 ) -> None:
     from graceful import spec as specs
-    from graceful.programs import refresh
+    from graceful.programs import ancestry
 
     store.retire("glyphs", 2, **WHO)
-    links = refresh._chain(store, specs.parse(versions.spec("v9")), tmp_path)
+    links = ancestry.read(store, specs.parse(versions.spec("v9")), tmp_path)
     assert [link.name for link in links] == ["v3", "v1"]
     with pytest.raises(SpecError, match="v2 is already an ancestor in model glyphs"):
-        refresh._chain(store, specs.parse(versions.spec("v2")), tmp_path / "again")
+        ancestry.read(store, specs.parse(versions.spec("v2")), tmp_path / "again")
 
 
 def test_verdict_and_promotion_of_a_refresh_are_told(

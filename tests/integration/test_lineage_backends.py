@@ -13,7 +13,7 @@ import pytest
 from graceful.errors import IntegrityError, RegistryError
 from graceful.lineage import LineageRecord, Store, schema
 from graceful.lineage.render import DESCRIPTION_LIMIT
-from tests.support import mlflow_server, postgres, s3_server
+from tests.support import mlflow_server, postgres_server, s3_server
 from tests.support import mlflow_versions as versions
 
 pytestmark = [
@@ -32,7 +32,10 @@ def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
         if database == "postgresql":
-            store: Path | str = stack.enter_context(postgres.database())
+            reason = postgres_server.missing()
+            if reason is not None:
+                pytest.skip(reason)
+            store: Path | str = stack.enter_context(postgres_server.server())
         else:
             store = folder / "mlflow.db"
             assert versions.local_store(folder).versions("none") == []  # the schema, before the server opens it
@@ -156,3 +159,52 @@ def test_the_longest_texts_fit(uri: str, model: str, tmp_path: Path) -> None:
     store.promote(model, 2, expected=1, waive=True, reason="ä" * 20_000, actor="a" * 1000)
     *_, last = store.history(model)
     assert (len(last.reason), len(last.actor)) == (5000, 500)
+
+
+# --- who gets in ------------------------------------------------------------------------------------------------------
+
+PASSWORD = "a-password-of-16+"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that asks for credentials."""
+    pytest.importorskip("flask_wtf", reason="MLflow's own login needs Flask-WTF: pip install 'mlflow[auth]'")
+    folder = tmp_path_factory.mktemp("guarded")
+    assert versions.local_store(folder).versions("none") == []
+    (folder / "served").mkdir()
+    settings = folder / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = graceful\n"
+        f"admin_password = {PASSWORD}\ndatabase_uri = sqlite:///{folder / 'auth.db'}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    variables = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key for tests that stays the same",
+    }
+    with mlflow_server.server(
+        folder / "mlflow.db", folder / "served", "--app-name", "basic-auth", variables=variables
+    ) as uri:
+        yield uri
+
+
+def test_a_guarded_registry_wants_credentials_and_gets_them_from_uri_or_environment(
+    guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # put back what was there, whatever the test sets
+        monkeypatch.delenv(name)
+    with pytest.raises(RegistryError, match="cannot connect") as raised:
+        Store(guarded, tmp_path).versions("guarded")
+    assert "\n" not in raised.value.message
+    with pytest.raises(RegistryError) as raised:
+        Store(guarded.replace("://", "://graceful:wrong-password@"), tmp_path).versions("guarded")
+    assert "wrong-password" not in raised.value.message
+    store = Store(guarded.replace("://", f"://graceful:{PASSWORD}@"), tmp_path / "home")
+    v1 = add(store, tmp_path, "guarded", "v1", [])
+    v2 = add(store, tmp_path, "guarded", "v2", [v1])
+    assert store.chain("guarded") == [v2, v1]
+    assert store.rollback("guarded", **WHO) is not None
+    assert (store.fetch(v1) / "arch.json").exists()

@@ -74,7 +74,6 @@ def add(
         own = [ancestor for ancestor in chain if ancestor.model == model]
         expected = own[0].version if own else None
         store.promote(model, record.version, expected=expected, reason="test", actor="pytest")
-        store.refresh_page(model)
     return record
 
 
@@ -84,5 +83,5 @@ def tell(store: Store, folder: Path) -> dict[str, LineageRecord]:
     v2 = add(store, folder, "v2", [v1], wrong=range(5, 55))
     v3 = add(store, folder, "v3", [v2, v1], wrong=range(30, 120), flips=0.05)
     v4 = add(store, folder, "v4", [v2, v1], wrong=range(8, 48), flips=0.008)
-    edge = add(store, folder, "v1", [v2, v1], wrong=range(5, 70), flips=0.011, model="glyphs-edge")
+    edge = add(store, folder, "edge-v1", [v2, v1], wrong=range(5, 70), flips=0.011, model="glyphs-edge")
     return {"v1": v1, "v2": v2, "v3": v3, "v4": v4, "edge": edge}

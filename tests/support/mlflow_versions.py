@@ -41,7 +41,7 @@ def report(name: str, ancestors: Sequence[LineageRecord], *, flips: float, model
         measurements={"error_rate": Measurement(value=0.125, lower=0.1, upper=0.15, count=125, n=1000)},
         comparisons=tuple(
             Comparison(
-                against=ancestor.name if ancestor.model == model else ancestor.refresh_id,
+                against=ancestor.name,
                 model_id=ancestor.model_id,
                 distance=distance,
                 measurements={

@@ -1,0 +1,138 @@
+"""Which versions a run descends from: the champion's chain, and those of further parents. Runs in the driver.
+
+Read from the registry when a run first starts and kept in its folder, so that a resumed run has the same predecessors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from graceful.errors import IntegrityError, SpecError
+from graceful.lineage import LineageRecord, Listed, Store, reference
+from graceful.lineage.reference import Reference
+from graceful.lineage.schema import CHAMPION
+from graceful.spec import RefreshSpec
+from graceful.storage import write_text
+
+FILE = "chain.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One ancestor as this run found it when it first started.
+
+    Attributes:
+        name: Of the version; no two ancestors of a run have the same.
+        model_id: Its identity.
+        version: Number in the registry.
+        digest: Of its bundle.
+        role: What the run has to do with it; empty in files of before, where the first one is the champion.
+    """
+
+    name: str
+    model_id: str
+    version: int
+    digest: str
+    role: Literal["champion", "parent", "ancestor", ""] = ""
+
+
+def read(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
+    """The ancestors of this run, latest first: as recorded, else the champion, further parents and their ancestors now.
+
+    Raises:
+        SpecError: The name of the version, or one name twice among the ancestors; or there is no such parent.
+        RegistryError: Unreachable.
+        IntegrityError: The record was altered.
+    """
+    path = run_dir / FILE
+    if path.exists():
+        with written_here(path):
+            return [Link(**raw) for raw in json.loads(path.read_text())]
+    chains = [store.chain(spec.model), *(_chain(store, parent) for parent in spec.parents)]
+    every = _merged(chains)
+    retired = {model_id for model in {record.model for record in every} for model_id in store.retired(model)}
+    roles = {chain[0].model_id: "parent" for chain in chains[1:]} | {one.model_id: "champion" for one in chains[0][:1]}
+    links = [
+        Link(
+            name=record.name,
+            model_id=record.model_id,
+            version=record.version,
+            digest=record.digest,
+            role=roles.get(record.model_id, "ancestor"),  # type: ignore[arg-type]
+        )
+        for record in every
+        if record.model_id not in retired
+    ]
+    _require_distinct(spec, every)
+    write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
+    return links
+
+
+def find(store: Store, version: str) -> Listed:
+    """The registered version that is meant: MODEL:NUMBER, MODEL:NAME, MODEL@ALIAS; a bare MODEL is its champion.
+
+    Raises:
+        SpecError: There is none, or graceful did not register it.
+    """
+    wanted = Reference.parse(version)
+    if wanted.bare:
+        wanted = replace(wanted, alias=CHAMPION)
+    found = reference.find(wanted, store.versions(wanted.model))
+    if not found.model_id:
+        raise SpecError(f"{version}: version {found.version} was not registered by graceful; name one that was")
+    return found
+
+
+def _chain(store: Store, version: str) -> list[LineageRecord]:
+    return store.trace(Reference.parse(version).model, find(store, version).model_id)
+
+
+def parents(links: Sequence[Link]) -> tuple[str, ...]:
+    """Identities of the direct predecessors, the champion first."""
+    direct = [link.model_id for link in links if link.role in ("champion", "parent")]
+    return tuple(direct or [link.model_id for link in links[:1]])
+
+
+def champion(links: Sequence[Link]) -> int | None:
+    """Number of the version that served when the run started; None: none did."""
+    return next((link.version for link in links if link.role in ("champion", "")), None)
+
+
+@contextmanager
+def written_here(path: Path) -> Iterator[None]:
+    """Say in one line that a file of the run's folder is not what a refresh wrote."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as e:
+        raise IntegrityError(
+            f"{path}: not what a refresh wrote ({type(e).__name__}: {e}); delete {path.parent} to refresh again"
+        ) from e
+
+
+def _merged(chains: Sequence[Sequence[LineageRecord]]) -> list[LineageRecord]:
+    """Each version once and before its parents: every chain holds all ancestors of what it holds, so the last place is
+    behind all descendants."""
+    places = {record.model_id: record for chain in chains for record in chain}
+    order = [record.model_id for chain in chains for record in chain]
+    last = {model_id: index for index, model_id in enumerate(order)}
+    return [places[model_id] for model_id in sorted(places, key=lambda model_id: last[model_id])]
+
+
+def _require_distinct(spec: RefreshSpec, every: Sequence[LineageRecord]) -> None:
+    """Constraints, metrics and tables speak of ancestors by name."""
+    names: dict[str, str] = {}
+    for record in every:
+        if record.name == spec.name:
+            raise SpecError(f"name: {spec.name} is already an ancestor in model {record.model}; choose another name")
+        if record.name in names:
+            raise SpecError(
+                f"parents: {names[record.name]} and {record.model} both have an ancestor called {record.name}, and"
+                " ancestors are told apart by name; give versions of a branch names of their own, e.g."
+                f" edge-{record.name}"
+            )
+        names[record.name] = record.model

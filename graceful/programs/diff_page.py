@@ -1,0 +1,178 @@
+"""A difference of two versions for people: tables for the terminal, one HTML page with pictures. Runs in the driver."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from graceful import tasks
+from graceful.errors import GracefulError
+from graceful.programs.diff import SHOWN, Difference, Flip
+from graceful.programs.flipped import thumbnails
+from graceful.programs.html import STYLE
+from graceful.programs.present import percent
+from graceful.report import Measurement
+from graceful.spec import parse
+from graceful.storage import write_text
+
+PICTURED = 96
+"""Flips of either kind that the page shows."""
+
+
+def screen(found: Difference) -> Group:
+    """For the terminal."""
+    old, new = titles(found)
+    parts: list[Any] = [Text(f"{old}  ->  {new}", style="bold"), _table(("flips", "percent [95 %]"), flip_rows(found))]
+    parts.append(_table(("measurement", old, new, "change"), metric_rows(found)))
+    if found.spec:
+        parts.append(_table(("spec key", old, new), spec_rows(found)))
+    for title, flips in (("broken", found.broken), ("mended", found.mended)):
+        if flips:
+            shown = f", the most confident {SHOWN}" if len(flips) > SHOWN else ""
+            head = (f"{title}: {len(flips)}{shown}", "label", old, new, "confidence")
+            parts.append(_table(head, [_cells(flip) for flip in flips[:SHOWN]]))
+    parts += [Text(f"note: {note}") for note in found.notes]
+    return Group(*parts)
+
+
+def titles(found: Difference) -> tuple[str, str]:
+    """What the two columns are called."""
+    one, two = found.old, found.new
+    if one.model == two.model:
+        return one.name, two.name
+    return f"{one.model} {one.name}", f"{two.model} {two.name}"
+
+
+def flip_rows(found: Difference) -> list[tuple[str, str]]:
+    """Every rate with its interval and how many samples it stands for."""
+    rows = []
+    for name, measured in found.flips.items():
+        counted = "" if measured.count is None else f"  ({measured.count} of {measured.n})"
+        rows.append((name, f"{_ratio(measured) if name == 'relative_nfr' else percent(measured)}{counted}"))
+    return rows or [("unknown", "-")]
+
+
+def metric_rows(found: Difference) -> list[tuple[str, str, str, str]]:
+    """Every measurement of the two versions alone."""
+    rows = []
+    for name, (old, new) in found.metrics.items():
+        change = "-" if old is None or new is None else f"{new - old:+.4f}"
+        rows.append((name, _number(old), _number(new), change))
+    return rows
+
+
+def spec_rows(found: Difference) -> list[tuple[str, str, str]]:
+    """Keys of the spec that differ."""
+    return [(key, _value(old), _value(new)) for key, (old, new) in found.spec.items()]
+
+
+def write(found: Difference, path: Path, spec: Mapping[str, Any] | None = None) -> Difference:
+    """Write the page, with pictures of what flipped where the task's data is at hand.
+
+    Args:
+        found: What to show.
+        path: Of the HTML file.
+        spec: Whose task has the samples; None: the recorded one of the new version, unless that names a file of code,
+            which a registry is not trusted with.
+
+    Returns:
+        The difference, with a note where there are no pictures.
+    """
+    drawn, why = _pictures(found, spec or found.task)
+    if why:
+        found = replace(found, notes=(*found.notes, f"no pictures: {why}"))
+    write_text(path, page(found, drawn))
+    return found
+
+
+def _pictures(found: Difference, document: Mapping[str, Any] | None) -> tuple[dict[str, bytes], str | None]:
+    """Sample id -> PNG, else why there are none."""
+    ids = [flip.id for flip in (*found.broken[:PICTURED], *found.mended[:PICTURED])]
+    if not ids:
+        return {}, None
+    if document is None:
+        return {}, "the task is code of your own; give --spec with the spec of the new version"
+    try:
+        samples = tasks.build(parse(document).task).samples("test")
+        drawn = thumbnails(ids, samples)
+    except GracefulError as e:
+        return {}, e.message
+    return drawn, None if drawn else "the samples that flipped are no images, or not in the test data of that spec"
+
+
+def page(found: Difference, drawn: Mapping[str, bytes]) -> str:
+    """One self-contained HTML page: no scripts, no network."""
+    old, new = titles(found)
+    parts = [
+        f"<h1>{escape(old)} &rarr; {escape(new)}</h1>",
+        f"<p>{escape(found.old.model)} version {found.old.version}"
+        f" ({escape(found.old.verdict)}) against {escape(found.new.model)} version {found.new.version}"
+        f" ({escape(found.new.verdict)})</p>",
+        _html(("flips", "percent [95 %]"), flip_rows(found)),
+        *(
+            f"<h2>{len(flips)} {title}{', the most confident first' if flips else ''}</h2>{_gallery(flips, drawn)}"
+            for title, flips in (("broken: right before, wrong now", found.broken), ("mended", found.mended))
+        ),
+        "<h2>Measurements</h2>" + _html(("measurement", old, new, "change"), metric_rows(found)),
+        "<h2>Spec</h2>" + (_html(("key", old, new), spec_rows(found)) if found.spec else "<p>no difference</p>"),
+        *(f"<p class='note'>{escape(note)}</p>" for note in found.notes),
+    ]
+    head = f"<meta charset='utf-8'><title>{escape(old)} and {escape(new)}</title><style>{STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _gallery(flips: Sequence[Flip], drawn: Mapping[str, bytes]) -> str:
+    cards = []
+    for flip in flips[:PICTURED]:
+        png = drawn.get(flip.id)
+        picture = f"<img src='data:image/png;base64,{base64.b64encode(png).decode()}' alt=''>" if png else ""
+        says = f"<b>{escape(flip.label)}</b><br>{escape(flip.old)} &rarr; {escape(flip.new)}"
+        cards.append(
+            f"<figure title='{escape(flip.id, quote=True)}'>{picture}"
+            f"<figcaption>{says}<br><small>{100 * flip.confidence:.0f} %</small></figcaption></figure>"
+        )
+    more = f"<p class='note'>and {len(flips) - PICTURED} more</p>" if len(flips) > PICTURED else ""
+    return f"<div class='flips'>{''.join(cards)}</div>{more}"
+
+
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(head):
+        table.add_column(column, justify="left" if index == 0 or len(head) != 4 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _cells(flip: Flip) -> tuple[str, ...]:
+    return flip.id, flip.label, flip.old, flip.new, f"{100 * flip.confidence:.0f} %"
+
+
+def _ratio(measured: Measurement) -> str:
+    if measured.value is None:
+        return f"- ({measured.reason})" if measured.reason else "-"
+    interval = "" if measured.lower is None else f" [{measured.lower:.2f}, {measured.upper:.2f}]"
+    return f"{measured.value:.2f}{interval}, a ratio"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

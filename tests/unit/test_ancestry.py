@@ -1,0 +1,131 @@
+"""Which versions a run descends from: order, roles, names, and what older files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graceful import spec as specs
+from graceful.errors import IntegrityError, SpecError
+from graceful.lineage import LineageRecord
+from graceful.lineage.listing import Listed
+from graceful.programs import ancestry
+from tests.support import mlflow_versions as versions
+from tests.support.mlflow_records import record
+
+
+class Registry:
+    """Chains by model, without a registry."""
+
+    def __init__(self, chains: Mapping[str, Sequence[LineageRecord]], retired: Sequence[LineageRecord] = ()) -> None:
+        self.chains = chains
+        self.gone = {one.model_id for one in retired}
+
+    def chain(self, model: str) -> list[LineageRecord]:
+        return list(self.chains.get(model, ()))
+
+    def trace(self, model: str, model_id: str) -> list[LineageRecord]:
+        chain = self.chain(model)
+        return chain[next(index for index, one in enumerate(chain) if one.model_id == model_id) :]
+
+    def versions(self, model: str) -> list[Listed]:
+        return [
+            Listed(
+                version=one.version, name=one.name, model_id=one.model_id, gate="passed", nfr_max_pct="", created=0,
+                aliases=("champion",) if index == 0 else (),
+            )
+            for index, one in enumerate(self.chain(model))
+        ]  # fmt: skip
+
+    def retired(self, model: str) -> frozenset[str]:
+        return frozenset(one.model_id for one in self.chain(model) if one.model_id in self.gone)
+
+
+V1 = record("v1", version=1)
+V2 = record("v2", ["v1"], version=2)
+V3 = record("v3", ["v2"], version=3)
+E1 = record("e1", ["v2"], version=1, model="glyphs-edge")
+CHAINS = {"glyphs": [V3, V2, V1], "glyphs-edge": [E1, V2, V1]}
+
+
+def links(store: Registry, folder: Path, **fields: Any) -> list[ancestry.Link]:
+    return ancestry.read(store, specs.parse({**versions.spec("e2", "glyphs-edge"), **fields}), folder)  # type: ignore[arg-type]
+
+
+def told(found: Sequence[ancestry.Link]) -> list[tuple[str, str]]:
+    return [(link.name, link.role) for link in found]
+
+
+def test_chain_of_the_champion_is_the_ancestry(tmp_path: Path) -> None:
+    found = links(Registry(CHAINS), tmp_path)
+    assert told(found) == [("e1", "champion"), ("v2", "ancestor"), ("v1", "ancestor")]
+    assert ancestry.parents(found) == (E1.model_id,)
+    assert ancestry.champion(found) == 1
+
+
+def test_new_branch_descends_from_its_parents_and_has_no_champion(tmp_path: Path) -> None:
+    found = links(Registry({"glyphs": CHAINS["glyphs"]}), tmp_path, parents=["glyphs@champion"])
+    assert told(found) == [("v3", "parent"), ("v2", "ancestor"), ("v1", "ancestor")]
+    assert ancestry.parents(found) == (V3.model_id,)
+    assert ancestry.champion(found) is None
+
+
+def test_merge_has_every_ancestor_once_and_behind_its_descendants(tmp_path: Path) -> None:
+    found = links(Registry(CHAINS), tmp_path, parents=["glyphs:v3"])
+    assert told(found) == [("e1", "champion"), ("v3", "parent"), ("v2", "ancestor"), ("v1", "ancestor")]
+    assert ancestry.parents(found) == (E1.model_id, V3.model_id)
+    assert ancestry.champion(found) == 1
+    assert links(Registry({}), tmp_path, parents=["glyphs:v3"]) == found  # kept for a run that is resumed
+
+
+def test_retired_versions_are_left_out(tmp_path: Path) -> None:
+    found = links(Registry(CHAINS, retired=[V2]), tmp_path, parents=["glyphs:v3"])
+    assert [link.name for link in found] == ["e1", "v3", "v1"]
+
+
+def test_files_of_before_roles_name_the_champion_first(tmp_path: Path) -> None:
+    old = [
+        {"name": one.name, "model_id": one.model_id, "version": one.version, "digest": one.digest} for one in (V2, V1)
+    ]
+    (tmp_path / ancestry.FILE).write_text(json.dumps(old))
+    found = links(Registry({}), tmp_path)
+    assert ancestry.parents(found) == (V2.model_id,)
+    assert ancestry.champion(found) == 2
+
+
+def test_two_ancestors_of_one_name_are_refused(tmp_path: Path) -> None:
+    twin = record("v1", version=1, model="glyphs-edge", model_id="m-" + "1" * 32)
+    with pytest.raises(SpecError, match=r"parents: glyphs-edge and glyphs both have an ancestor called v1"):
+        links(Registry({"glyphs": [V1], "glyphs-edge": [twin]}), tmp_path, parents=["glyphs:1"])
+    with pytest.raises(SpecError, match="name: e2 is already an ancestor in model glyphs"):
+        links(Registry({"glyphs": [record("e2", version=1)]}), tmp_path, parents=["glyphs:1"])
+    assert not (tmp_path / ancestry.FILE).exists()
+
+
+def test_unknown_parent_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no version glyphs:v9; there are 3 \(v3 @champion\)"):
+        links(Registry(CHAINS), tmp_path, parents=["glyphs:v9"])
+
+
+@pytest.mark.parametrize("parent", ["glyphs", "glyphs:", "Glyphs:v1", "glyphs@", "a/b:v1"])
+def test_parent_of_another_form_is_refused_with_its_path(parent: str) -> None:
+    with pytest.raises(SpecError, match=r"parents\.0"):
+        specs.parse({**versions.spec("v2"), "parents": [parent]})
+
+
+def test_digest_of_a_spec_knows_its_parents_and_is_as_before_without(tmp_path: Path) -> None:
+    alone, none, two = (
+        specs.parse({**versions.spec("v2"), **more}).digest()
+        for more in ({}, {"parents": []}, {"parents": ["glyphs-edge@champion"]})
+    )
+    assert alone == none != two
+
+
+def test_altered_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ancestry.FILE).write_text("[{]")
+    with pytest.raises(IntegrityError, match=r"chain.json: not what a refresh wrote"):
+        links(Registry({}), tmp_path)

@@ -155,7 +155,7 @@ def _nodes(registry: Registry, model_ids: Sequence[str], model: str) -> dict[str
     experiment = registry.client.get_experiment_by_name(f"graceful-{model}")
     if experiment is not None:
         order = [{"field_name": "creation_timestamp", "ascending": False}]
-        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=100, order_by=order)
+        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=NEWEST, order_by=order)
         found = {node.model_id: node for node in newest}
     for model_id in model_ids:
         if model_id not in found and re.match(schema.NODE_ID, model_id):

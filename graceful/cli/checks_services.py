@@ -25,6 +25,7 @@ OLDEST_MLFLOW = Version("3.17.2")
 """Before it a path of a trace could leave the artifact folder (CVE-2026-53995)."""
 SECONDS = 10.0
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+JOBS = "/ajax-api/3.0/jobs/search"
 ONE_TRY = Patience(tries=1)
 
 
@@ -88,17 +89,50 @@ def mlflow(profile: Mlflow) -> list[Check]:
         try:
             version = pool.request("GET", f"{base}/version")
             search = pool.request("GET", f"{base}{SEARCH}", headers=_credentials())
+            anonymous = pool.request("GET", f"{base}{SEARCH}").status if _credentials() else search.status
+            jobs = pool.request("POST", f"{base}{JOBS}", json={}).status if anonymous in (401, 403) else 0
         except urllib3.exceptions.HTTPError as e:
             return [_unreachable(uri, e)]
     found = version.data.decode("utf-8", errors="replace").strip()[:40]
     if version.status != 200:
         return [fail("mlflow", f"{uri} answers {version.status} to /version", "is it MLflow's own address?")]
-    return [_release(uri, found), _asked(uri, search.status, search.data.decode("utf-8", errors="replace"))]
+    asked = _asked(uri, search.status, search.data.decode("utf-8", errors="replace"))
+    return [_release(uri, found), asked, *_doors(uri, search.status, anonymous, jobs), *_here()]
 
 
 def _credentials() -> dict[str, str]:
-    found = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {found}"} if found else {}
+    """As mlflow's client sends them."""
+    token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if user:
+        return urllib3.make_headers(basic_auth=f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _doors(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
+    """Whether somebody without credentials gets in; through the job endpoints he may, beside the login."""
+    name, found = "mlflow auth", []
+    if anonymous == 200 and not _loopback(urlsplit(uri).hostname or ""):
+        remedy = "start it with --app-name basic-auth, or let a proxy ask: whoever reaches it can move the champion"
+        found.append(warn(name, "the server asks nobody for credentials", remedy))
+    elif search == 200 and anonymous in (401, 403):
+        found.append(ok(name, "ours are accepted, and nobody gets in without"))
+    if jobs == 200:
+        remedy = "set MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false on the server and block /ajax-api/3.0/jobs in its proxy"
+        found.append(warn("mlflow jobs", "its job endpoints answer without credentials (CVE-2026-0545)", remedy))
+    return found
+
+
+def _here() -> list[Check]:
+    """Settings of this machine that other tools of MLflow obey; graceful's own programs set them right anyway."""
+    wrong = [
+        f"{name}={os.environ[name]}"
+        for name, right in (("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true"))
+        if os.environ.get(name, right).lower() != right
+    ]
+    if not wrong:
+        return []
+    remedy = "graceful overrides it; unset it, or other clients run pickles they download or report usage"
+    return [warn("mlflow client", ", ".join(wrong), remedy)]
 
 
 def _release(uri: str, found: str) -> Check:
@@ -121,7 +155,9 @@ def _asked(uri: str, status: int, text: str) -> Check:
         )
     if status in (401, 403):
         return warn(
-            name, f"asks for credentials ({status})", "set MLFLOW_TRACKING_TOKEN here, mlflow.token_secret there"
+            name,
+            f"asks for credentials ({status})",
+            "set MLFLOW_TRACKING_TOKEN here, or MLFLOW_TRACKING_USERNAME and _PASSWORD; mlflow.token_secret there",
         )
     return fail(name, f"answers {status}: {' '.join(text.split())[:200]}", "its log says why; is its database there?")
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
@@ -85,7 +86,20 @@ def gather(home: Path) -> list[Check]:
         *([partial(storage, home)] if os.environ.get("GRACEFUL_STORAGE") else []),
     ]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda check: check(), checks))
+        found = list(pool.map(lambda check: check(), checks))
+    return [*found, *tracking_server()]
+
+
+def tracking_server() -> list[Check]:
+    """The server that $MLFLOW_TRACKING_URI names: release, allowed hosts, who gets in; nothing where it names none."""
+    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if parts.scheme not in ("http", "https"):
+        return []
+    from graceful.cli import checks_services
+    from graceful.launch.profile import Mlflow
+
+    clean = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials are not for the screen
+    return checks_services.mlflow(Mlflow(uri=clean))
 
 
 PROBES: Mapping[str, str] = {

@@ -32,8 +32,9 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""Forced: graceful neither reports usage nor unpickles, whatever the environment says."""
+"""Forced: graceful neither reports usage nor unpickles, and its stdout is its own, whatever the environment says."""
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -131,7 +132,8 @@ def connect(place: Place) -> Any:
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what we say in a line
-        with _environment({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+        impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        with _GLOBAL, _environment(impatient):  # one thread at a time, or one would restore what another has set
             client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
             client.search_experiments(max_results=1)
     return client

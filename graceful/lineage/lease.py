@@ -89,7 +89,7 @@ def writer(registry: Registry, model: str, *, lease_seconds: float | None = None
         RegistryError: Another writer held it all the time.
     """
     seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
-    with connection.exclusive(registry.place.lock):
+    with connection.exclusive(registry.place.lock, seconds=WAIT_SECONDS):
         if registry.place.sqlite:
             yield Hold(model=model)
             return
@@ -139,7 +139,7 @@ def _created(registry: Registry, model: str, token: str) -> bool:
     try:
         registry.client.create_registered_model(PREFIX + model, tags=tags, description=note)
     except MlflowException as e:
-        if e.error_code != "RESOURCE_ALREADY_EXISTS":
+        if e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):  # there, or gone a moment later
             raise
         return _holder(registry, model) == token  # ours, if the answer to the first request was lost
     return True
@@ -178,5 +178,6 @@ def _free(registry: Registry, model: str, token: str, *, late: bool) -> None:
     with suppress(MlflowException):
         if _holder(registry, model) == token:
             _set_aside(registry, model, token)
-        if not late:
+    if not late:
+        with suppress(MlflowException):
             registry.client.delete_registered_model(f"{PREFIX}{model}.{token}")

@@ -54,7 +54,8 @@ def refresh(registry: Registry, model: str) -> None:
 def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
     """The newest versions of a model, those with an alias, and their relatives in other models.
 
-    Costs a few questions and one for each relative, however many versions there are.
+    Costs a few questions and one for each relative, however many versions there are. Relatives are shown without their
+    aliases: nobody writes this model's page anew when those move.
     """
     client, aliases = registry.client, registry.aliases(model)
     newest = client.search_model_versions(
@@ -77,8 +78,7 @@ def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
         item = registry.point(client.get_model_version, key.model, str(key.version))
         if item is not None:
             known[key] = item
-    names = {name: aliases if name == model else registry.aliases(name) for name in {key.model for key in listed}}
-    members = [_member(item, nodes, names[key.model], known) for key, item in listed.items()]
+    members = [_member(item, nodes, aliases if key.model == model else {}, known) for key, item in listed.items()]
     return Family(model=model, members=ordered(members), older=len(newest) > most)
 
 
@@ -155,7 +155,7 @@ def _nodes(registry: Registry, model_ids: Sequence[str], model: str) -> dict[str
     experiment = registry.client.get_experiment_by_name(f"graceful-{model}")
     if experiment is not None:
         order = [{"field_name": "creation_timestamp", "ascending": False}]
-        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=100, order_by=order)
+        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=NEWEST, order_by=order)
         found = {node.model_id: node for node in newest}
     for model_id in model_ids:
         if model_id not in found and re.match(schema.NODE_ID, model_id):

@@ -66,7 +66,10 @@ def versions(store: Store, model: str, *, last: int | None = None) -> list[Versi
     if not listed:
         raise SpecError(f"model {model}: registry {store.display_uri} knows no version of it; run `graceful refresh`")
     wanted = listed if last is None else listed[:last]
-    return [Version(record=store.record(item.model_id), aliases=item.aliases) for item in reversed(wanted)]
+    records = store.records(model, [item.model_id for item in reversed(wanted)])
+    return [
+        Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(wanted), strict=True)
+    ]
 
 
 def draw(family: Family, path: Path, found: Sequence[Version]) -> None:

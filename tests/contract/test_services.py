@@ -123,6 +123,25 @@ def test_doctor_looks_at_mlflow(
     assert words in " ".join(f"{check.found} {check.remedy}" for check in found)
 
 
+def test_doctor_looks_whether_mlflow_lets_strangers_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ann")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    given = {"GET /version": [(200, "3.17.2")], SEARCH: [(200, "{}"), (401, "who?")]}
+    with answering({**given, "POST /ajax-api/3.0/jobs/search": [(200, "{}")]}) as answers:
+        found = checks_services.mlflow(profile.Mlflow(uri=answers.address))
+    assert states(found) == {"mlflow": "ok", "mlflow api": "ok", "mlflow auth": "ok", "mlflow jobs": "warn"}
+    sent = [authorization for request, authorization, _ in answers.asked if request == SEARCH]
+    assert sent == ["Basic YW5uOnNlY3JldA==", ""]
+    assert "secret" not in " ".join(f"{check.found} {check.remedy}" for check in found)
+
+
+def test_doctor_names_settings_of_mlflow_that_let_pickles_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    with answering({"GET /version": [(200, "3.17.2")], SEARCH: [(200, "{}")]}) as answers:
+        found = checks_services.mlflow(profile.Mlflow(uri=answers.address))
+    assert states(found) == {"mlflow": "ok", "mlflow api": "ok", "mlflow client": "warn"}
+
+
 def test_mlflow_that_is_not_there_fails_and_a_name_of_pods_warns() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

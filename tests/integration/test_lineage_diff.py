@@ -87,7 +87,7 @@ def test_commands_print_and_write(
     assert cli.main(["lineage", "glyphs", *home, "--draw", str(tmp_path / "family.png")]) == 0
     shown = capfd.readouterr().out
     assert "├─┴─╯" in shown
-    assert "glyphs-edge edge-v1 (1) passed @champion; NFR 1.10% of 2.00%: passed vs v2" in shown
+    assert "glyphs-edge edge-v1 (1) passed; NFR 1.10% of 2.00%: passed vs v2" in shown
     with Image.open(tmp_path / "family.png") as image:
         assert image.width == 1400
     assert cli.main(["lineage", "glyphs", *home, "--last", "2", "-o", "json", "--draw", str(tmp_path / "a.html")]) == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from graceful.errors import RegistryError
-from graceful.lineage import Store, connection
+from graceful.lineage import Store, connection, lease
 from tests.support import mlflow_server
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
@@ -182,3 +182,120 @@ def test_champion_is_served_without_pickle(uri: str, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(name) for name in wanted]
+
+
+# --- one writer at a time, wherever the writers run -------------------------------------------------------------------
+
+
+def machines(uri: str, tmp_path: Path, count: int) -> list[Store]:
+    """Writers that share a server and no files."""
+    return [Store(uri, tmp_path / f"machine{number}") for number in range(count)]
+
+
+def locks(store: Store) -> list[str]:
+    found = store.registry.client.search_registered_models(f"name LIKE '{lease.PREFIX}%'")
+    return [item.name for item in found]
+
+
+def test_writers_of_different_machines_take_turns(uri: str, tmp_path: Path) -> None:
+    inside: list[str] = []
+    overlaps: list[str] = []
+
+    def work(store: Store) -> None:
+        for _ in range(3):
+            with lease.writer(store.registry, "turns") as hold:
+                inside.append(store.registry.home.name)
+                if len(inside) > 1:
+                    overlaps.append(",".join(inside))
+                store.versions("nobody")  # some time on the server
+                hold.check()
+                inside.remove(store.registry.home.name)
+
+    stores = machines(uri, tmp_path, 4)
+    threads = [threading.Thread(target=work, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == []
+    assert locks(stores[0]) == []
+
+
+def test_lease_of_a_dead_writer_is_taken_over_by_one(uri: str, tmp_path: Path) -> None:
+    stores = machines(uri, tmp_path, 4)
+    assert lease._created(stores[0].registry, "dead", "token-of-the-dead")
+    order: list[str] = []
+
+    def work(store: Store) -> None:
+        with lease.writer(store.registry, "dead", lease_seconds=1.0):
+            order.append(store.registry.home.name)
+
+    threads = [threading.Thread(target=work, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == ["machine0", "machine1", "machine2", "machine3"]
+    assert locks(stores[0])[:1] == [f"{lease.PREFIX}dead.token-of-the-dead"]
+    lease._free(stores[0].registry, "dead", "token-of-the-dead", late=True)  # the dead wakes up
+    with lease.writer(stores[1].registry, "dead"):
+        lease._set_aside(stores[2].registry, "dead", "token-of-the-dead")  # one more comes too late to take it over
+        assert lease._holder(stores[0].registry, "dead") not in ("", "token-of-the-dead")
+
+
+def test_a_request_repeated_after_its_answer_was_lost_takes_no_lease_from_the_next(uri: str, tmp_path: Path) -> None:
+    first, second = (store.registry for store in machines(uri, tmp_path, 2))
+    assert lease._created(first, "twice", "one")
+    assert lease._created(first, "twice", "one"), "the first answer was lost"
+    assert not lease._created(second, "twice", "two")
+    lease._set_aside(first, "twice", "one")
+    assert lease._created(second, "twice", "two")
+    lease._set_aside(first, "twice", "one")  # the same request again
+    assert lease._holder(first, "twice") == "two"
+    lease._free(second, "twice", "two", late=False)
+    lease._free(first, "twice", "one", late=False)
+    assert lease._holder(first, "twice") == ""
+
+
+def test_writer_that_slept_longer_than_its_lease_moves_nothing(uri: str, tmp_path: Path) -> None:
+    (store,) = machines(uri, tmp_path, 1)
+    with lease.writer(store.registry, "slow") as hold:
+        hold.until = time.monotonic() - 1
+        assert hold.late
+        with pytest.raises(RegistryError, match="took longer than the lease of 60 s"):
+            hold.check()
+        with pytest.raises(RegistryError, match="took longer than the lease"):
+            hold.extend()
+        hold.until = time.monotonic() + 1
+        hold.extend()
+        assert hold.until > time.monotonic() + 20
+
+
+def test_promotions_of_different_machines_at_once_move_the_champion_once(uri: str, tmp_path: Path) -> None:
+    stores = machines(uri, tmp_path, 3)
+    first = stores[0].register(versions.registration(stores[0], tmp_path, "v0", model="race"))
+    stores[0].promote("race", first.version, expected=None, reason="first", actor="pytest")
+    rivals = [
+        store.register(versions.registration(store, tmp_path, f"v{number}", [first], model="race"))
+        for number, store in enumerate(stores, start=1)
+    ]
+    outcomes: list[str] = []
+
+    def move(store: Store, version: int) -> None:
+        try:
+            store.promote("race", version, expected=1, reason="race", actor="pytest")
+            outcomes.append("moved")
+        except RegistryError as e:
+            outcomes.append("refused" if "expected" in e.facts else e.message)
+
+    threads = [
+        threading.Thread(target=move, args=(store, rival.version)) for store, rival in zip(stores, rivals, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["moved", "refused", "refused"]
+    first_move, second_move = stores[0].history("race")
+    assert (first_move.before, first_move.version, second_move.before) == (None, 1, 1)
+    assert stores[0].registry.aliases("race") == {"champion": second_move.version, "previous": 1}

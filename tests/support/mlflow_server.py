@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 def free_port() -> int:
@@ -22,19 +25,35 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(database: Path | str, artifacts: Path) -> Iterator[str]:
-    """Serve a database (a sqlite file, or a URI) until the block ends; yields the URI. One worker, no job execution."""
-    port = free_port()
-    backend = f"sqlite:///{database}" if isinstance(database, Path) else database
+def server(
+    database: Path | str,
+    artifacts: Path | str,
+    *arguments: str,
+    port: int | None = None,
+    variables: Mapping[str, str] = EMPTY,
+) -> Iterator[str]:
+    """Serve a database until the block ends; yields the URI. One worker, no job execution.
+
+    Args:
+        database: A sqlite file, or the URI of another database.
+        artifacts: A folder, or the URI of a bucket.
+        arguments: Further ones of `mlflow server`.
+        port: None: a free one.
+        variables: Further ones of the server's environment.
+    """
+    port = free_port() if port is None else port
+    store = f"sqlite:///{database}" if isinstance(database, Path) else database
+    destination = artifacts.as_uri() if isinstance(artifacts, Path) else artifacts
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", backend, "--artifacts-destination", artifacts.as_uri(),
+        "--backend-store-uri", store, "--artifacts-destination", destination, *arguments,
     ]  # fmt: skip
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")},
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONUNBUFFERED": "1",
+        **variables,
     }
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

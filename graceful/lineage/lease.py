@@ -28,7 +28,7 @@ from graceful.lineage.registry import Registry
 PREFIX = "graceful-lock-"
 TAG_TOKEN = "graceful_token"
 TAG_BEAT = "graceful_beat"
-LEASE_SECONDS = 60.0
+LEASE_SECONDS = 120.0
 WAIT_SECONDS = 600.0
 """For a lease that goes from writer to writer; one that stays with a writer is taken over long before."""
 POLL_SECONDS = (0.1, 0.5)

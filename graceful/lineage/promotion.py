@@ -75,12 +75,13 @@ def promote(registry: Registry, change: Change, *, kind: Kind = "promotion") -> 
         _require_expected(registry, change, kind)
         target = _target(registry, change)
         waived = _require_allowed(target, change)
+        hold.extend()
         event = events.begin(registry, _event(target, change, kind, waived=waived))
         if waived and target.tag != WAIVED:
             registry.client.set_model_version_tag(change.model, str(change.version), schema.TAG_GATE, WAIVED)
-        hold.check()
+        hold.extend()
         _set_previous(registry, change, event)
-        hold.check()
+        hold.extend()
         registry.client.set_registered_model_alias(change.model, schema.CHAMPION, str(change.version))
         _read_back(registry, change, event)
         events.close(registry, event)
@@ -195,7 +196,7 @@ def _mark(registry: Registry, change: Change, kind: Kind, *, tag: str) -> Event 
         if target.standing == tag and target.tag == tag and (not serving or kind == "release"):
             return None
         event = events.begin(registry, _event(target, change, kind, forced=serving))
-        writer.check()
+        writer.extend()
         registry.client.set_model_version_tag(change.model, str(change.version), schema.TAG_GATE, tag)
         if kind == "retirement":
             _leave_aliases(registry, change, event)

@@ -177,6 +177,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings.write_text(
         "[mlflow]\ndefault_permission = READ\nadmin_username = graceful\n"
         f"admin_password = {PASSWORD}\ndatabase_uri = sqlite:///{folder / 'auth.db'}\n"
+        "auth_cache_ttl_seconds = 60\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     variables = {

@@ -29,7 +29,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield uri
 
 
-@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.UNSURE, Fault.CLIENT_DIES], ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [Fault.ANSWER_LOST, Fault.CLIENT_DIES], ids=lambda fault: fault.name)
 def test_every_version_edge_and_event_is_there_once(
     uri: str, tmp_path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:

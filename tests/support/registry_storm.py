@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,6 +156,8 @@ def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, numb
             with lock:
                 found.injected += 1
         except RegistryError as e:
+            if found.fault is Fault.SERVER_KILLED:
+                time.sleep(1.0)  # it takes a while to come back
             if "expected" in e.facts:  # somebody was faster: judge again, but not for ever
                 refusals, expected = refusals + 1, None
                 if refusals == REFUSALS:

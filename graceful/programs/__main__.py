@@ -59,6 +59,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
+    parser.add_argument("--dry-run", action="store_true", help="of tune: what would be searched")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
@@ -72,7 +73,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
         else:
             resolved = spec.parse(_document(), where="the resolved spec")
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
-                program = _matrix if options.matrix else PROGRAMS[options.program]
+                program = _matrix if options.matrix else _space if options.dry_run else PROGRAMS[options.program]
                 result, code, show = program(resolved, progress)
         _print(result, options.output, show)
     except GracefulError as e:
@@ -197,6 +198,20 @@ def _matrix(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     return found, 0, show
 
 
+def _tune(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.tuning.present import run
+
+    return run(resolved, progress)
+
+
+def _space(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.tuning.words import dry_run
+
+    document = dry_run(resolved)
+    flat = {key: value for key, value in document.items() if key != "space"}
+    return document, 0, _lines({**document["space"], **flat})
+
+
 def _lineage(model: str | None) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs.lineage import versions
@@ -225,6 +240,7 @@ PROGRAMS: dict[str, Callable[[spec.RefreshSpec, Talk], Outcome]] = {
     "refresh": _refresh,
     "train": _train,
     "evaluate": _evaluate,
+    "tune": _tune,
 }
 
 

@@ -218,6 +218,12 @@ def _check_gate(spec: RefreshSpec, links: Sequence[Link]) -> None:
             )
 
 
+def ancestors_of(spec: RefreshSpec, run_dir: Path) -> list[Path]:
+    """Bundles of the chain, latest first: as recorded in `chain.json` of this folder, else as it is now."""
+    store = Store(spec.registry.uri, home_of(spec))
+    return _fetch(store, _chain(store, spec, run_dir))
+
+
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
     """Bring the chain's bundles here, every digest checked."""
     return [store.fetch(store.record(link.model_id)) for link in links]

@@ -23,6 +23,7 @@ from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
+from graceful.spec.tune import Tune
 
 
 class GateConstraint(Section):
@@ -109,6 +110,8 @@ class RefreshSpec(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     registry: Registry = Registry()
+    tune: Tune | None = None
+    """What `graceful tune` searches; null: its defaults. Changes nothing for a refresh."""
     if_new_data: bool = False
     """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
     home: str | None = None
@@ -138,9 +141,10 @@ class RefreshSpec(Section):
     def digest(self) -> str:
         """SHA-256 of what determines the result.
 
-        Left out: where it is kept, how it is described, whether it may be skipped, and how long or how often it may be
-        tried, so that a run that was out of time resumes with a larger `train.timeout`.
+        Left out: where it is kept, how it is described, whether it may be skipped, how its weights were or would be
+        searched, and how long or how often it may be tried, so that a run that was out of time resumes with a larger
+        `train.timeout`.
         """
-        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data"), True)
+        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data", "tune"), True)
         document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

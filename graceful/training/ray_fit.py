@@ -58,7 +58,7 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
         TrainingError: Out of time, or the workers failed too often; `error.log` has the traceback.
     """
     deadline = time.monotonic() + job.spec.train.timeout
-    private = _connect()
+    private = connect()
     use_gpu = _require(job, private=private, deadline=deadline)
     failure = job.run_dir / FAILURE
     job.mirror.forget(failure)
@@ -115,7 +115,7 @@ class _Fitting(threading.Thread):
 # --- cluster ----------------------------------------------------------------------------------------------------------
 
 
-def _connect() -> bool:
+def connect() -> bool:
     """Join the cluster of RAY_ADDRESS, or start a private one; True: private.
 
     Raises:

@@ -46,9 +46,9 @@ def here(function: Callable[[Told], Told], *, ask: Ask, tell: Tell) -> None:
 
 def concurrency(workers: int) -> int:
     """How many trials of so many Ray Train workers (0: one process) run at a time where Ray is; starts it."""
+    connect()  # before ray is imported: it reads the environment once
     import ray
 
-    connect()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return max(1, cpus // max(workers, 1))
 

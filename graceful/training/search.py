@@ -119,6 +119,13 @@ def _asking(ask: Ask, tell: Tell) -> Any:
             answer = None if error or not result else result.get("answer")
             tell(self._keys.pop(trial_id), None if answer is None else json.loads(answer))
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            """Ray Tune pickles its whole configuration into its folder; nobody ever reads it back."""
+            return Searcher, ()
+
+        def __deepcopy__(self, memo: object) -> Any:
+            return self
+
         def save(self, checkpoint_path: str) -> None:
             """Nothing to save."""
 

@@ -66,7 +66,7 @@ def pareto(document: Mapping[str, Any], trials: Sequence[Tried]) -> str:
     points = [(100 * one.record["error"], 100 * one.record["nfr"], one.feasible, one.number) for one in done]
     first = done[0].record
     untreated = (100 * first["limit"], 100 * first["reference_nfr"])
-    bound = untreated[0] + 100 * float(document["asked"]["tolerance"])
+    bound = untreated[0] * (1.0 + float(document["asked"]["tolerance"]))
     xs, ys = [p[0] for p in points] + [bound], [p[1] for p in points] + [untreated[1]]
     axes = Axes(x=_room(xs), y=(0.0, 1.08 * max(ys) or 1.0))
     (left, bottom), (right, top) = axes.at(axes.x[0], 0.0), axes.at(bound, axes.y[1])

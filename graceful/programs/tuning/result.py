@@ -118,11 +118,10 @@ def _closest(trials: Sequence[Tried], chosen: Candidate | None) -> tuple[Documen
         if near is None:
             return None, ["every trial failed: look at why, then lower the weights in tune.space"]
         number, point, score = near.number, near.point, dict(near.record)
-    over = float(score["violation"])
-    rounded = math.ceil(over * 2000) / 2000
-    advice = [f"tune.tolerance: {rounded:g} more would admit it"]
+    needed = math.ceil(1000 * float(score["excess_upper"]) / max(float(score["limit"]), 1e-9)) / 1000
+    advice = [f"write tune.tolerance: {needed:g}, which admits it"]
     if float(score["excess"]) <= 0.0:
-        advice.append("its measured error is within the rate, the evidence is not: lower tune.confidence, or give more")
+        advice.append("its measured error is within the rate, the evidence is short: more ids or tune.final.seeds")
     advice.append("more reference runs in tune.space.runs, or smaller weights in tune.space")
     advice.append("more trials: the search continues where it is")
     return {"trial": number, "point": point, **score}, advice

@@ -26,8 +26,8 @@ class Limit:
 
     Attributes:
         absolute: As a rate; None: that of the reference runs.
-        tolerance: By how much it may be exceeded.
-        confidence: One-sided, of the bound that must stay within it.
+        tolerance: Share of it by which the bound may exceed it.
+        confidence: One-sided, of that bound.
     """
 
     absolute: float | None
@@ -74,7 +74,7 @@ class Score:
         limit: What it is compared with: the reference runs' error rate, or the absolute one.
         excess: error - limit.
         excess_upper: Upper end of its one-sided interval.
-        violation: excess_upper - tolerance; feasible if at most 0.
+        violation: excess_upper - tolerance x limit; feasible if at most 0.
         nfr: Worst negative flip rate over the chain.
         nfr_lower: Lower end of its two-sided 95 % interval.
         nfr_upper: Upper end.
@@ -123,7 +123,7 @@ def score(right: Mask, base: Baseline, limit: Limit) -> Score:
         limit=float(to.mean()),
         excess=excess,
         excess_upper=upper,
-        violation=upper - limit.tolerance,
+        violation=upper - limit.tolerance * float(to.mean()),
         nfr=nfr,
         nfr_lower=max(0.0, lower),
         nfr_upper=nfr_upper,

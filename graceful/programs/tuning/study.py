@@ -25,6 +25,8 @@ from graceful.storage import guarded
 NAME = "graceful"
 RECORD, ABANDONED, AGAIN = "record", "abandoned", "again"
 CONSTRAINT = "error"
+GOOD = 0.3
+"""Importance: what tells this share of the trials, the best ones, from the others. Optuna's 0.1 is two of 24."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +147,11 @@ class Study:
         """Share of each parameter in how much trials differ in their negative flip rate; {} with too few trials."""
         if len([one for one in self.trials() if one.state == "complete"]) < 2:
             return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target = (lambda trial: trial.values[1]) if self._front else None
-            found = optuna.importance.get_param_importances(self._study, target=target)
+            found = optuna.importance.get_param_importances(self._study, evaluator=evaluator, target=target)
         return {name: float(share) for name, share in found.items()}
 
     def _running(self, number: int) -> optuna.Trial:

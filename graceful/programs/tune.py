@@ -21,9 +21,11 @@ from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
 from graceful.storage import sha256_json, write_json, write_text
 
-RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal.jsonl", "search.json"
-GROWS = {"trials", "max_concurrent", "final"}
-"""Of the tune section: what may change from one invocation to the next."""
+RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
+JUDGED = {"error", "tolerance", "confidence"}
+"""Of the tune section: by what trials are judged; with another limit they are judged anew, in a journal of its own."""
+GROWS = {"trials", "max_concurrent", "final", *JUDGED}
+"""What may change from one invocation to the next."""
 ENDED = "ended"
 
 
@@ -75,13 +77,16 @@ def tune(
         if known is not None:
             return known
         parameters = space.parameters(spec)
-        study = Study(folder / JOURNAL, tune=spec.tune, space=parameters, seed=spec.train.seed)
+        journal = folder / JOURNAL.format(sha256_json(spec.tune.model_dump(mode="json", include=JUDGED))[:8])
+        before = _tried_before(spec, journal)
+        study = Study(journal, tune=spec.tune, space=parameters, seed=spec.train.seed)
         if spec.tune.sampler != "random":
             study.enqueue(space.known_points(spec, parameters))
         bench = _bench(spec, folder, ancestors, space.most_runs(parameters))
         progress({"stage": "search", "trials": spec.tune.trials, "known": study.ended(), **_told(bench)})
         watching = watch(study.trials()) if watch else None
-        search(bench, study, listener=watching.trial if watching else _nobody, progress=progress)
+        listener = watching.trial if watching else _nobody
+        search(bench, study, listener=listener, progress=progress, before=before)
         document = _concluded(bench, study, progress)
         document["folder"] = str(folder)
         files = _write(folder, spec, document, study.trials())
@@ -89,6 +94,16 @@ def tune(
             watching.result(document, files)
         write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
     return document
+
+
+def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
+    """Trials of the latest journal of this search with another limit, where this one begins."""
+    assert spec.tune is not None
+    others = sorted(journal.parent.glob(JOURNAL.format("*")), key=lambda path: path.stat().st_mtime)
+    if journal.exists() or not others:
+        return []
+    study = Study(others[-1], tune=spec.tune, space=space.parameters(spec), seed=0)
+    return [one for one in study.trials() if one.state in ("complete", "failed")]
 
 
 def _told(bench: Bench) -> dict[str, str]:
@@ -127,7 +142,7 @@ def _claim(spec: RefreshSpec, folder: Path) -> None:
     before = json.loads(path.read_text(encoding="utf-8"))
     for key, remedy in (
         ("spec", "restore it"),
-        ("tune", "restore tune (only trials, final and max_concurrent may change)"),
+        ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
     ):
         if before.get(key) != document[key]:
             raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {folder}")
@@ -135,7 +150,7 @@ def _claim(spec: RefreshSpec, folder: Path) -> None:
 
 def _wanted(spec: RefreshSpec) -> dict[str, Any]:
     assert spec.tune is not None
-    return spec.tune.model_dump(mode="json", include={"trials", "final"})
+    return spec.tune.model_dump(mode="json", include={"trials", "final", *JUDGED})
 
 
 def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from graceful import spec as specs
+from graceful.errors import StorageError
 from graceful.programs.tuning import search as searching
 from graceful.programs.tuning import space
 from graceful.programs.tuning.fits import Fit, Work
@@ -213,8 +214,36 @@ def test_zombies_are_told_if_their_fit_has_finished_and_else_tried_again(tmp_pat
     assert study.ended() == 2
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.5])
-def test_random_search_is_a_baseline_without_known_points(tmp_path: Path, tolerance: float) -> None:
-    study = opened(tmp_path, trials=5, sampler="random", tolerance=tolerance)
+def test_another_limit_judges_anew_and_makes_nothing_again(tmp_path: Path) -> None:
+    from graceful.storage import write_json
+
+    made, first = bench(tmp_path, trials=4), opened(tmp_path, trials=4)
+    searching.search(made, first, listener=lambda tried: None, progress=silent)
+    for one in first.trials()[:3]:
+        work = made.work(one.point, seed=0, on="search")
+        write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
+    (tmp_path / "other").mkdir()
+    second = opened(tmp_path / "other", trials=3)
+    few = bench(tmp_path, trials=3)
+    searching.search(few, second, listener=lambda tried: None, progress=silent, before=first.trials())
+    assert [one.point for one in second.trials()] == [one.point for one in first.trials()[:3]]
+    assert all(one.record["seconds"] == 7.0 for one in second.trials())
+
+
+def test_what_befalls_every_fit_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(told: Mapping[str, Any]) -> dict[str, Any]:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(searching.fits, "fit", full)
+    made = bench(tmp_path, max_concurrent=1)
+    study = opened(tmp_path)
+    real = searching.Bench(**{name: getattr(made, name) for name in made.__dataclass_fields__})
+    with pytest.raises(StorageError, match="disk is full"):
+        real.run(ask=lambda: made.work(study.ask()[1], seed=0, on="search"), tell=lambda key, answer: None)
+    assert study.ended() == 0
+
+
+def test_random_search_is_a_baseline_without_known_points(tmp_path: Path) -> None:
+    study = opened(tmp_path, trials=5, sampler="random")
     searching.search(bench(tmp_path, trials=5, sampler="random"), study, listener=lambda tried: None, progress=silent)
     assert len({one.point["displacement"] for one in study.trials()}) == 5

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from graceful import spec as specs
 from graceful import tasks
 from graceful.chain import Predecessor
-from graceful.errors import GracefulError
+from graceful.errors import TrainingError
 from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
 from graceful.programs import exclusive
@@ -96,6 +96,8 @@ class Fit:
 def fit(told: Mapping[str, Any]) -> dict[str, Any]:
     """Train and measure, unless that is done; a training that fails or collapses is an answer, not an error.
 
+    What would befall every other fit too (data, disk) is raised, and nothing is noted.
+
     Args:
         told: A `Work` as JSON values.
 
@@ -115,7 +117,7 @@ def _fitted(work: Work) -> Fit:
     failed, retrieval = None, None
     try:
         retrieval = _trained_and_measured(work, spec, task)
-    except GracefulError as e:
+    except TrainingError as e:
         failed = f"{type(e).__name__}: {e.message}"
     done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
     write_json(work.place / f"{work.part}-{NOTE}", asdict(done))

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from graceful.errors import InfrastructureError, TrainingError
+from graceful import errors
+from graceful.errors import GracefulError, InfrastructureError, TrainingError
 from graceful.models import bundle
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
@@ -21,6 +22,7 @@ from graceful.programs.tuning.verify import genuine_pairs
 from graceful.spec import RefreshSpec, Tune
 from graceful.tasks.base import Task
 
+RAISED = "raised"
 Listener = Callable[[Tried], None]
 
 
@@ -101,7 +103,11 @@ class Bench:
         return score(fits.stacked(works), self.baseline(seeds=seeds, on=on), self.limit)
 
     def run(self, *, ask: Callable[[], Work | None], tell: Callable[[str, Mapping[str, Any] | None], None]) -> None:
-        """Make fits as fast as there is room for them; finished ones are not made again."""
+        """Make fits as fast as there is room for them; finished ones are not made again.
+
+        Raises:
+            GracefulError: What a trial met that every other would meet too: data, disk.
+        """
 
         def told() -> dict[str, Any] | None:
             work = ask()
@@ -109,13 +115,26 @@ class Bench:
 
         from graceful.training import search
 
+        raised: list[GracefulError] = []
+
+        def next_one() -> dict[str, Any] | None:
+            return None if raised else told()
+
+        def ended(key: str, answer: Mapping[str, Any] | None) -> None:
+            if answer is not None and RAISED in answer:
+                raised.append(getattr(errors, answer[RAISED], InfrastructureError)(answer["message"]))
+            else:
+                tell(key, answer)
+
         workers = self.spec.train.num_workers if distributed(self.spec) else 0
         at_once = self.tune.max_concurrent
         if at_once == 1 and not workers:
-            search.here(trial, ask=told, tell=tell)
-            return
-        at_once = at_once or search.concurrency(workers)
-        search.on_ray(trial, ask=told, tell=tell, at_once=at_once, workers=workers)
+            search.here(trial, ask=next_one, tell=ended)
+        else:
+            at_once = at_once or search.concurrency(workers)
+            search.on_ray(trial, ask=next_one, tell=ended, at_once=at_once, workers=workers)
+        if raised:
+            raise raised[0]
 
     def make(self, works: Sequence[Work], progress: Progress, *, stage: str, trained: bool = False) -> None:
         """Make all of these; what fails is noted in its fit.
@@ -150,8 +169,11 @@ class Bench:
 
 
 def trial(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial's process runs."""
-    return fits.fit(told["work"])
+    """What a trial's process runs; errors cross as JSON values."""
+    try:
+        return fits.fit(told["work"])
+    except GracefulError as e:
+        return {RAISED: type(e).__name__, "message": e.message}
 
 
 def distributed(spec: RefreshSpec) -> bool:
@@ -168,8 +190,15 @@ def _alone(spec: RefreshSpec) -> dict[str, Any]:
     return {} if distributed(spec) else {"num_workers": 0, "engine": TorchEngine()}
 
 
-def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress) -> None:
+def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress, before: Sequence[Tried] = ()) -> None:
     """Make the reference runs, then trials until there are as many as the spec wants.
+
+    Args:
+        bench: Where fits are made.
+        study: What was tried.
+        listener: Told of each trial that is asked or ended.
+        progress: Told of the rest.
+        before: Trials of the same search under another limit: judged anew, not made again.
 
     Raises:
         TrainingError: A reference run failed: the recipe itself does not train.
@@ -188,6 +217,11 @@ def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress
         study.tell(number, judged, answer)
         listener(study.trials()[number])
 
+    for one in before:
+        ended = fits.finished(bench.work(one.point, seed=seed, on="search"))
+        if ended is not None:
+            study.enqueue([one.point])
+            conclude(study.ask()[0], vars(ended))
     running: dict[str, list[int]] = {}
     for left in study.interrupted():
         work = bench.work(left.point, seed=seed, on="search") if _whole(left, bench) else None

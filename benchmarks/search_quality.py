@@ -32,8 +32,9 @@ from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD, RECIPE
 from graceful import spec as specs
 from graceful.programs.tuning import final, space
+from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.scoring import Score
-from graceful.programs.tuning.search import Bench, search
+from graceful.programs.tuning.search import search
 from graceful.programs.tuning.study import Study, Tried
 
 METHODS = ("graceful", "random", "paper")

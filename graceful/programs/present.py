@@ -125,12 +125,13 @@ class Talk:
         if self._bar is None:
             yield None
             return
-        bar = self._bar
+        bar, shown = self._bar, list[RenderableType]()
         bar.stop()
-        with Live(console=self.console, auto_refresh=False) as live:
+        with Live(console=self.console, get_renderable=lambda: Group(*shown, bar.get_renderable())) as live:
 
             def show(content: RenderableType) -> None:
-                live.update(Group(content, bar.get_renderable()), refresh=True)
+                shown[:] = [content]
+                live.refresh()
 
             yield show
 

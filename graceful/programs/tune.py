@@ -14,9 +14,10 @@ from graceful.programs import exclusive, home_of
 from graceful.programs.refresh import ancestors_of
 from graceful.programs.train import Progress, silent
 from graceful.programs.tuning import final, result, space, splits
+from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.pictures import write_pictures
 from graceful.programs.tuning.scoring import Score
-from graceful.programs.tuning.search import Bench, search
+from graceful.programs.tuning.search import search
 from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
 from graceful.storage import sha256_json, write_json, write_text

@@ -77,12 +77,13 @@ def on_ray(
         answer = function(json.loads(config["told"]))
         tune.report({ENDED: 1, "answer": json.dumps(dict(answer))})
 
+    failed: list[Exception] = []
     needs = {"CPU": 0.01} if workers else {"CPU": 1, **({"GPU": gpus} if gpus else {})}
     with tempfile.TemporaryDirectory(prefix="graceful-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trial, needs),
             tune_config=tune.TuneConfig(
-                search_alg=_asking(ask, tell),
+                search_alg=_asking(ask, tell, failed),
                 num_samples=-1,
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
@@ -97,10 +98,15 @@ def on_ray(
             ),
         )
         tuner.fit()
+    if failed:
+        raise failed[0]
 
 
-def _asking(ask: Ask, tell: Tell) -> Any:
-    """Ray Tune's view of `ask` and `tell`: it keeps no state, so there is nothing to pickle and to restore."""
+def _asking(ask: Ask, tell: Tell, failed: list[Exception]) -> Any:
+    """Ray Tune's view of `ask` and `tell`: it keeps no state, so there is nothing to pickle and to restore.
+
+    What they raise goes into `failed` and ends the search; Ray Tune would make a text of it.
+    """
     from ray.tune.search import Searcher
 
     class Asking(Searcher):  # type: ignore[misc]
@@ -109,7 +115,11 @@ def _asking(ask: Ask, tell: Tell) -> Any:
             self._keys: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            told = ask()
+            told = None
+            try:
+                told = None if failed else ask()
+            except Exception as e:  # noqa: BLE001  raised again after the trials have ended
+                failed.append(e)
             if told is None:
                 return Searcher.FINISHED
             self._keys[trial_id] = str(told["key"])
@@ -117,7 +127,10 @@ def _asking(ask: Ask, tell: Tell) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             answer = None if error or not result else result.get("answer")
-            tell(self._keys.pop(trial_id), None if answer is None else json.loads(answer))
+            try:
+                tell(self._keys.pop(trial_id), None if answer is None else json.loads(answer))
+            except Exception as e:  # noqa: BLE001  as above
+                failed.append(e)
 
         def __reduce__(self) -> tuple[Any, ...]:
             """Ray Tune pickles its whole configuration into its folder; nobody ever reads it back."""

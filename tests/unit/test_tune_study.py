@@ -14,6 +14,7 @@ from graceful import spec as specs
 from graceful.errors import StorageError
 from graceful.programs.tuning import search as searching
 from graceful.programs.tuning import space
+from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Fit, Work
 from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.study import Study, Tried
@@ -145,7 +146,7 @@ def test_optuna_still_keeps_constraints_where_we_set_them() -> None:
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class Pretended(searching.Bench):
+class Pretended(Bench):
     """Fits that cost nothing: the answer is a function of the point."""
 
     def make(self, works: Any, progress: Any, *, stage: str, trained: bool = False) -> None:
@@ -237,7 +238,7 @@ def test_what_befalls_every_fit_ends_the_search(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(searching.fits, "fit", full)
     made = bench(tmp_path, max_concurrent=1)
     study = opened(tmp_path)
-    real = searching.Bench(**{name: getattr(made, name) for name in made.__dataclass_fields__})
+    real = Bench(**{name: getattr(made, name) for name in made.__dataclass_fields__})
     with pytest.raises(StorageError, match="disk is full"):
         real.run(ask=lambda: made.work(study.ask()[1], seed=0, on="search"), tell=lambda key, answer: None)
     assert study.ended() == 0

@@ -12,9 +12,10 @@ from typing import Any
 
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
+from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Work
 from graceful.programs.tuning.scoring import Score
-from graceful.programs.tuning.search import Bench, require_trained
+from graceful.programs.tuning.search import require_trained
 from graceful.programs.tuning.splits import Part
 from graceful.programs.tuning.study import Tried
 

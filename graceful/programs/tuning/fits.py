@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from graceful import spec as specs
@@ -119,6 +120,8 @@ def _fitted(work: Work) -> Fit:
         retrieval = _trained_and_measured(work, spec, task)
     except TrainingError as e:
         failed = f"{type(e).__name__}: {e.message}"
+    except (MemoryError, torch.OutOfMemoryError) as e:
+        failed = f"out of memory: {str(e).partition('. ')[0]}"
     done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
     write_json(work.place / f"{work.part}-{NOTE}", asdict(done))
     if not work.keep:

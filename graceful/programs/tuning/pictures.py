@@ -87,6 +87,7 @@ def pareto(document: Mapping[str, Any], trials: Sequence[Tried]) -> str:
     px, py = axes.at(*untreated)
     parts.append(f'<path d="M{px - 6:.1f} {py:.1f}h12m-6 -6v12" stroke="{INK}" stroke-width="2"/>')
     parts.append(_text(px, py - 10, "untreated"))
+    parts.append(_text(WIDTH - RIGHT, TOP + 12, "green: the upper bound of the error keeps the rate", anchor="end"))
     return _svg(parts)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graceful import gate
+from graceful.errors import RegistryError
 from graceful.lineage import Store
 from graceful.programs import home_of
 from graceful.programs.present import Talk
@@ -50,18 +51,27 @@ def watching(spec: RefreshSpec, before: Sequence[Tried], *, talk: Talk, show: An
     store = Store(spec.registry.uri, home_of(spec))
     log = store.search_log(spec.dump(), run_id=spec.run_id)
     known = {one.number: one for one in before}
+
+    def record(tried: Tried) -> None:
+        log.trial(tried.number, point=tried.point, record=tried.record, state=tried.state)
+
     for one in before:
-        log.trial(one.number, point=one.point, record=one.record, state=one.state)
+        record(one)
 
     def told(tried: Tried) -> None:
         known[tried.number] = tried
-        log.trial(tried.number, point=tried.point, record=tried.record, state=tried.state)
+        try:
+            record(tried)
+        except RegistryError as e:  # the journal has it; it is recorded at the end, or when the search continues
+            talk({"stage": "registry", "why": e.message})
         if show is not None:
             show(live_table(list(known.values())))
         elif tried.state != "running":
             talk({"stage": "trial", "number": tried.number, "state": tried.state, **_facts(tried)})
 
     def concluded(document: dict[str, Any], files: Sequence[Path]) -> None:
+        for one in known.values():
+            record(one)
         log.end(document, files)
 
     return Watch(trial=told, result=concluded)

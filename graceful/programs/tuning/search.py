@@ -4,190 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from graceful import errors
-from graceful.errors import GracefulError, InfrastructureError, TrainingError
-from graceful.models import bundle
+from graceful.errors import TrainingError
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
+from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Work
-from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, score
-from graceful.programs.tuning.splits import Part, numbered, part
 from graceful.programs.tuning.study import Study, Tried
-from graceful.programs.tuning.verify import genuine_pairs
-from graceful.spec import RefreshSpec, Tune
-from graceful.tasks.base import Task
 
-RAISED = "raised"
 Listener = Callable[[Tried], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Where fits are made, and against what they are judged.
-
-    Attributes:
-        spec: As written, with its `tune` section.
-        task: Built.
-        folder: Of all fits of this search.
-        home: Folder of the caches that runs share.
-        ancestors: Bundles of the chain, latest first.
-        tune: The section, defaults where there is none.
-        references: Unconstrained runs per seed.
-    """
-
-    spec: RefreshSpec
-    task: Task
-    folder: Path
-    home: Path
-    ancestors: tuple[Path, ...]
-    tune: Tune
-    references: int
-    baselines: dict[tuple[Part, tuple[int, ...]], Baseline] = field(default_factory=dict)
-
-    @property
-    def limit(self) -> Limit:
-        """The error to keep."""
-        absolute = None if self.tune.error == "reference" else float(self.tune.error)
-        return Limit(absolute=absolute, tolerance=self.tune.tolerance, confidence=self.tune.confidence)
-
-    def work(self, point: space.Point | None, *, seed: int, on: Part, reference: int | None = None) -> Work:
-        """A fit of a point (None: without constraints), or of a shared reference run."""
-        train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
-        chosen = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
-        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, **chosen})
-        return Work(
-            folder=str(self.folder),
-            home=str(self.home),
-            spec=spec.dump(),
-            ancestors=tuple(str(one) for one in self.ancestors),
-            part=on,
-            keep=on != "search" and reference is None,
-            reference=reference,
-        )
-
-    def untreated(self, *, seeds: Sequence[int], on: Part) -> list[Work]:
-        """The reference runs of these seeds."""
-        return [
-            self.work(None, seed=seed, on=on, reference=index)
-            for seed in seeds
-            for index in range(1, self.references + 1)
-        ]
-
-    def baseline(self, *, seeds: Sequence[int], on: Part) -> Baseline:
-        """What fits with these seeds are judged against; the reference runs must be finished."""
-        key = (on, tuple(seeds))
-        if key not in self.baselines:
-            self.baselines[key] = self._baseline(seeds, on)
-        return self.baselines[key]
-
-    def _baseline(self, seeds: Sequence[int], on: Part) -> Baseline:
-        samples = part(self.task, self.spec, on)
-        units, names = numbered(samples.groups), np.asarray(samples.classes)[samples.labels]
-        pairs = genuine_pairs(names)[0] if self.tune.far is not None else None
-        chain = []
-        for folder in self.ancestors:
-            version = bundle.load(folder, augment_like=self.spec.task)
-            right = fits.answered_right(version, samples, self.spec, self.task)
-            known = np.isin(names, version.classes) if pairs is None else np.ones(len(right), dtype=np.bool_)
-            chain.append(Old(name=version.name, right=right, known=known))
-        reference = fits.stacked(self.untreated(seeds=seeds, on=on))
-        return Baseline(reference=reference, chain=tuple(chain), units=units if pairs is None else units[pairs])
-
-    def judge(self, works: Sequence[Work], *, seeds: Sequence[int], on: Part) -> Score:
-        """Judge one treatment by its fits, one for each seed."""
-        return score(fits.stacked(works), self.baseline(seeds=seeds, on=on), self.limit)
-
-    def run(self, *, ask: Callable[[], Work | None], tell: Callable[[str, Mapping[str, Any] | None], None]) -> None:
-        """Make fits as fast as there is room for them; finished ones are not made again.
-
-        Raises:
-            GracefulError: What a trial met that every other would meet too: data, disk.
-        """
-
-        def told() -> dict[str, Any] | None:
-            work = ask()
-            return None if work is None else {"key": work.place.name, "work": work.document()}
-
-        from graceful.training import search
-
-        raised: list[GracefulError] = []
-
-        def next_one() -> dict[str, Any] | None:
-            return None if raised else told()
-
-        def ended(key: str, answer: Mapping[str, Any] | None) -> None:
-            if answer is not None and RAISED in answer:
-                raised.append(getattr(errors, answer[RAISED], InfrastructureError)(answer["message"]))
-            else:
-                tell(key, answer)
-
-        workers = self.spec.train.num_workers if distributed(self.spec) else 0
-        at_once = self.tune.max_concurrent
-        if at_once == 1 and not workers:
-            search.here(trial, ask=next_one, tell=ended)
-        else:
-            at_once = at_once or search.concurrency(workers)
-            search.on_ray(trial, ask=next_one, tell=ended, at_once=at_once, workers=workers)
-        if raised:
-            raise raised[0]
-
-    def make(self, works: Sequence[Work], progress: Progress, *, stage: str, trained: bool = False) -> None:
-        """Make all of these; what fails is noted in its fit.
-
-        Args:
-            works: Finished ones are left out.
-            progress: Told how far it is.
-            stage: What to call it.
-            trained: They only need to be measured, which is done here.
-
-        Raises:
-            InfrastructureError: The process of one was lost.
-        """
-        todo = [one for one in works if fits.finished(one) is None]
-        waiting, done = list(reversed(todo)), len(works) - len(todo)
-        progress({"stage": stage, "step": done, "steps": len(works)})
-
-        def tell(key: str, answer: Mapping[str, Any] | None) -> None:
-            nonlocal done
-            done += 1
-            progress({"stage": stage, "step": done, "steps": len(works)})
-
-        if trained:
-            for one in todo:
-                tell(one.digest, fits.fit(one.document()))
-        elif todo:
-            self.run(ask=lambda: waiting.pop() if waiting else None, tell=tell)
-        for one in works:
-            ended = fits.finished(one)
-            if ended is None:
-                raise InfrastructureError(f"{stage}: process of {one.place.name} was lost; run the same command again")
-
-
-def trial(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial's process runs; errors cross as JSON values."""
-    try:
-        return fits.fit(told["work"])
-    except GracefulError as e:
-        return {RAISED: type(e).__name__, "message": e.message}
-
-
-def distributed(spec: RefreshSpec) -> bool:
-    """Whether trials use Ray Train workers: where the spec wants some and there is a cluster to give them."""
-    import os
-
-    return spec.train.num_workers > 0 and "RAY_ADDRESS" in os.environ
-
-
-def _alone(spec: RefreshSpec) -> dict[str, Any]:
-    """On one machine a trial trains in its own process; plain torch computes what DeepSpeed computes alone."""
-    from graceful.spec import TorchEngine
-
-    return {} if distributed(spec) else {"num_workers": 0, "engine": TorchEngine()}
 
 
 def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress, before: Sequence[Tried] = ()) -> None:
@@ -204,59 +30,71 @@ def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress
         TrainingError: A reference run failed: the recipe itself does not train.
         InfrastructureError: Ray does not start, or a reference run was lost.
     """
-    seed = bench.spec.train.seed
-    references = bench.untreated(seeds=[seed], on="search")
+    references = bench.untreated(seeds=[bench.spec.train.seed], on="search")
     bench.make(references, progress, stage="reference runs")
     require_trained(references)
+    trials = _Trials(bench=bench, study=study, listener=listener)
+    trials.repeat(before)
+    trials.resume()
+    bench.run(ask=trials.ask, tell=trials.tell)
 
-    def conclude(number: int, answer: Mapping[str, Any]) -> None:
-        judged = None
-        if answer["failed"] is None:
-            work = bench.work(study.trials()[number].point, seed=seed, on="search")
-            judged = bench.judge([work], seeds=[seed], on="search")
-        study.tell(number, judged, answer)
-        listener(study.trials()[number])
 
-    for one in before:
-        ended = fits.finished(bench.work(one.point, seed=seed, on="search"))
-        if ended is not None:
-            study.enqueue([one.point])
-            conclude(study.ask()[0], vars(ended))
-    running: dict[str, list[int]] = {}
-    for left in study.interrupted():
-        work = bench.work(left.point, seed=seed, on="search") if _whole(left, bench) else None
-        ended = fits.finished(work) if work is not None else None
-        if work is None or ended is None:
-            study.again(left.number)
-        else:
-            conclude(left.number, vars(ended))
-    waiting = 0
+@dataclass(kw_only=True)
+class _Trials:
+    """Between the study, which knows points, and the bench, which knows fits."""
 
-    def ask() -> Work | None:
-        nonlocal waiting
-        if study.ended() + waiting >= bench.tune.trials:
+    bench: Bench
+    study: Study
+    listener: Listener
+    running: dict[str, list[int]] = field(default_factory=dict)
+
+    def ask(self) -> Work | None:
+        """The next fit; None once enough trials have ended or are running."""
+        if self.study.ended() + sum(map(len, self.running.values())) >= self.bench.tune.trials:
             return None
-        number, point = study.ask()
-        work = bench.work(point, seed=seed, on="search")
-        running.setdefault(work.place.name, []).append(number)
-        waiting += 1
-        listener(study.trials()[number])
+        number, point = self.study.ask()
+        work = self._work(point)
+        self.running.setdefault(work.digest, []).append(number)
+        self.listener(self.study.trials()[number])
         return work
 
-    def tell(key: str, answer: Mapping[str, Any] | None) -> None:
-        nonlocal waiting
-        number = running[key].pop(0)
-        waiting -= 1
+    def tell(self, key: str, answer: Mapping[str, Any] | None) -> None:
+        """How a fit ended."""
         lost = {"failed": "its process was lost", "seconds": 0.0, "digest": key}
-        conclude(number, answer if answer is not None else lost)
+        self._conclude(self.running[key].pop(0), answer if answer is not None else lost)
 
-    bench.run(ask=ask, tell=tell)
+    def repeat(self, before: Sequence[Tried]) -> None:
+        """Judge the finished fits of other trials."""
+        for one in before:
+            ended = fits.finished(self._work(one.point))
+            if ended is not None:
+                self.study.enqueue([one.point])
+                self._conclude(self.study.ask()[0], vars(ended))
 
+    def resume(self) -> None:
+        """Conclude what a killed driver left running, or have it tried again."""
+        for left in self.study.interrupted():
+            ended = fits.finished(self._work(left.point)) if self._whole(left.point) else None
+            if ended is None:
+                self.study.again(left.number)
+            else:
+                self._conclude(left.number, vars(ended))
 
-def _whole(tried: Tried, bench: Bench) -> bool:
-    """Whether all parameters of a trial were drawn before its driver was killed."""
-    wanted = {one.name for one in space.parameters(bench.spec) if one.counts(tried.point)}
-    return wanted <= set(tried.point)
+    def _conclude(self, number: int, answer: Mapping[str, Any]) -> None:
+        judged = None
+        if answer["failed"] is None:
+            work = self._work(self.study.trials()[number].point)
+            judged = self.bench.judge([work], seeds=[self.bench.spec.train.seed], on="search")
+        self.study.tell(number, judged, answer)
+        self.listener(self.study.trials()[number])
+
+    def _work(self, point: space.Point) -> Work:
+        return self.bench.work(point, seed=self.bench.spec.train.seed, on="search")
+
+    def _whole(self, point: space.Point) -> bool:
+        """Whether all its parameters were drawn before the driver was killed."""
+        wanted = {one.name for one in space.parameters(self.bench.spec) if one.counts(point)}
+        return wanted <= set(point)
 
 
 def require_trained(works: Sequence[Work]) -> None:

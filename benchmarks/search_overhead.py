@@ -115,6 +115,7 @@ def timed(home: Path, name: str, trials: int, epochs: int, *, kill_after: int | 
             break
         if not killed or starts > 2:
             raise SystemExit(f"driver of {name} ended with {driver.exitcode}")
+    print(f"{name}: {time.time() - started:.1f} s, {starts} drivers", flush=True)
     _, study = bench_of(home, name, trials=trials, epochs=epochs)
     after = finished(home, name)
     rows = [json.loads(line) for line in times_file.read_text().splitlines()]

@@ -18,27 +18,27 @@ class Space(Section):
 
     compare: Annotated[tuple[Literal["distillation", "displacement"], ...] | None, Field(min_length=1)] = None
     """How outputs are compared with the old version's, to choose from; None: both."""
-    distillation: Annotated[Span | None, Field(min_length=2)] = None
+    distillation: Span | None = None
     """Weight of focal_distillation, log scale; None: [0.3, 30]."""
-    displacement: Annotated[Span | None, Field(min_length=2)] = None
+    displacement: Span | None = None
     """Weight of logit_displacement, log scale; None: [0.1, 10]."""
-    influence: Annotated[Span | None, Field(min_length=2)] = None
+    influence: Span | None = None
     """Weight of influence, log scale; None: [0.3, 10]."""
-    regression: Annotated[Span | None, Field(min_length=2)] = None
+    regression: Span | None = None
     """Weight of embedding_regression, log scale; None: [0.5, 10]."""
-    reference: Annotated[Span | None, Field(min_length=2)] = None
+    reference: Span | None = None
     """Weight of the reference runs' outputs, log scale; None: [1, 60]."""
     runs: Annotated[tuple[Annotated[int, Field(ge=0, le=16)], ...] | None, Field(min_length=1)] = None
     """Numbers of reference runs to choose from; None: [0, 1, 3], where the spec has a reference: [1, 3, its own]."""
-    focus_share: Annotated[Span | None, Field(min_length=2)] = None
+    focus_share: Span | None = None
     """beta / (alpha + beta) of focal_distillation, at most 0.9; None: [0, 0.9], 0 where its focus is all."""
     temperature: Annotated[tuple[Temperature, ...] | None, Field(min_length=1)] = None
     """Of focal_distillation, to choose from; lm: logit matching; None: [20, 100, lm], and 2 if it allows low ones."""
-    margin: Annotated[Span | None, Field(min_length=2)] = None
+    margin: Span | None = None
     """Of logit_displacement; None: [0, 1]."""
-    decay: Annotated[Span | None, Field(min_length=2)] = None
+    decay: Span | None = None
     """`factor` of weighting decay; None: [0.3, 1]."""
-    step: Annotated[Span | None, Field(min_length=2)] = None
+    step: Span | None = None
     """`step` of weighting adaptive, log scale; None: [0.03, 0.5]."""
     against: Annotated[tuple[Literal["latest", "all"], ...] | None, Field(min_length=1)] = None
     """Which predecessors the losses see, to choose from; None: as in the spec."""
@@ -90,10 +90,10 @@ class Tune(Section):
     """Error rate to keep: no worse than unconstrained reference runs of the same recipe, or an absolute one."""
     tolerance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.03
     """Share of that error rate by which the upper bound of the error may exceed it: with an error of 9 % and 0.03, by
-    0.27 points. With 0 a point must be shown to be better, which few thousand ids can seldom do."""
+    0.27 points. With 0 a point must be shown to be better, which a few thousand ids can seldom do."""
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.8
     """One-sided, of that upper bound; 0.5: the measured error itself."""
-    far: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
+    far: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Verification: threshold calibrated so that this share of impostor pairs is accepted. Flips are then genuine pairs
     that the old version accepted, errors those that are rejected; None: flips and errors of the classifier."""
     objectives: Literal["single", "front"] = "single"

@@ -86,6 +86,36 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
     return programs.start("train", resolved=programs.resolve(spec, sets, home), **talk)
 
 
+@click.command(short_help="Search the weights: fewest negative flips at a fixed error.")
+@options(SPEC, SET, HOME)
+@click.option("--trials", type=click.IntRange(1), help="As --set tune.trials=N.")
+@click.option("--dry-run", is_flag=True, help="Print what would be searched, and how many trainings; do nothing.")
+@options(OUTPUT, QUIET, VERBOSE)
+def tune(spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | None, dry_run: bool, **talk: Any) -> int:
+    """Search the compatibility weights of SPEC: the fewest negative flips at an error rate that is kept.
+
+    Every trial trains the version once, with other weights, on this machine's cores (on a cluster with
+    Ray Train workers). The worst negative flip rate over the chain is minimised where the error is no
+    worse than that of the same recipe without constraints: an upper confidence bound decides, measured
+    on the same ids. The best trials are trained again with fresh seeds and judged on ids that the search
+    never saw; the test split is looked at once. What varies follows from the spec: `graceful schema tune`.
+
+    Stop it whenever you like: the same command continues, with more --trials too. Result: the weights in
+    spec.yaml, a spec for `graceful refresh`; tune.json, pictures, and an MLflow run with a child per trial.
+    Exit code 3 if no point keeps the error rate, with the closest one and what to relax.
+
+    \b
+    Example:
+      graceful tune jobs/glyphs/tune.yaml --dry-run
+      graceful tune jobs/glyphs/tune.yaml --trials 40 --set tune.tolerance=0.005
+    """
+    from graceful.cli import programs
+
+    chosen = sets if trials is None else (*sets, f"tune.trials={trials}")
+    flags = ("--dry-run",) if dry_run else ()
+    return programs.start("tune", resolved=programs.resolve(spec, chosen, home), arguments=flags, **talk)
+
+
 @click.command(short_help="Measure a trained version against every ancestor.")
 @click.option("--matrix", is_flag=True, help="Every version of the chain against every other instead, as matrices.")
 @click.option("--versions", metavar="NAMES", help="With --matrix: only these, e.g. v1,v3.  [default: all]")
@@ -229,6 +259,7 @@ for _command in (
     cluster.plan,
     cluster.submit,
     train,
+    tune,
     evaluate,
     gate,
     lineage,

@@ -27,6 +27,7 @@ from graceful.lineage.registration import Registration
 from graceful.lineage.registry import Registry, damage, quoted
 from graceful.lineage.repair import Mend
 from graceful.lineage.schema import LineageRecord
+from graceful.lineage.searches import SearchLog
 
 
 class Store:
@@ -79,6 +80,14 @@ class Store:
         """
         with self.registry.door("log the history"):
             tracking.log_history(self.registry, run, rows)
+
+    def search_log(self, spec: Mapping[str, Any], *, run_id: str) -> SearchLog:
+        """Open the MLflow run of a search, or find it again; its trials become children.
+
+        Raises:
+            RegistryError: Unreachable or refused.
+        """
+        return SearchLog(self.registry, spec, run_id=run_id)
 
     def abandon(self, run: str) -> None:
         """Mark the run of a refresh that failed, so that it does not stay running; `begin` takes it up again."""

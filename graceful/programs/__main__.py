@@ -63,6 +63,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser.add_argument("--versions", default="", help="of evaluate --matrix: only these, separated by commas")
     parser.add_argument("--draw", type=Path, help="of lineage: write the picture there")
     parser.add_argument("--last", type=int, help="of lineage: only so many of the newest versions")
+    parser.add_argument("--dry-run", action="store_true", help="of tune: what would be searched")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
@@ -81,7 +82,11 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
             resolved = spec.parse(_document(), where="the resolved spec")
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
                 names = [name.strip() for name in options.versions.split(",") if name.strip()]
-                program = partial(_matrix, names=names) if options.matrix else PROGRAMS[options.program]
+                program = PROGRAMS[options.program]
+                if options.matrix:
+                    program = partial(_matrix, names=names)
+                elif options.dry_run:
+                    program = _space
                 result, code, show = program(resolved, progress)
         _print(result, options.output, show)
     except GracefulError as e:
@@ -206,6 +211,20 @@ def _matrix(resolved: spec.RefreshSpec, progress: Talk, *, names: Sequence[str])
     return found, 0, show
 
 
+def _tune(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.tuning.present import run
+
+    return run(resolved, progress)
+
+
+def _space(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs.tuning.words import dry_run
+
+    document = dry_run(resolved)
+    flat = {key: value for key, value in document.items() if key != "space"}
+    return document, 0, _lines({**document["space"], **flat})
+
+
 def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
     from graceful.lineage.family import tree
@@ -277,6 +296,7 @@ PROGRAMS: dict[str, Callable[[spec.RefreshSpec, Talk], Outcome]] = {
     "refresh": _refresh,
     "train": _train,
     "evaluate": _evaluate,
+    "tune": _tune,
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -133,6 +135,22 @@ class Talk:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    @contextmanager
+    def live(self) -> Iterator[Callable[[RenderableType], None] | None]:
+        """In place of the bar, something that is shown anew whenever it changes; None where stderr is no terminal."""
+        if self._bar is None:
+            yield None
+            return
+        bar, shown = self._bar, list[RenderableType]()
+        bar.stop()
+        with Live(console=self.console, get_renderable=lambda: Group(*shown, bar.get_renderable())) as live:
+
+            def show(content: RenderableType) -> None:
+                shown[:] = [content]
+                live.refresh()
+
+            yield show
 
     def __call__(self, row: Mapping[str, object]) -> None:
         """Take one row of progress: a stage that begins, or a step of one."""

@@ -200,6 +200,12 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
     return found
 
 
+def ancestors_of(spec: RefreshSpec, run_dir: Path) -> list[Path]:
+    """Bundles of the chain, latest first: as recorded in `chain.json` of this folder, else as it is now."""
+    store = Store(spec.registry.uri, home_of(spec))
+    return _fetch(store, ancestry.read(store, spec, run_dir))
+
+
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
     """Bring the chain's bundles here, every digest checked; weights that the registry has no more are missing."""
     return [store.fetch(store.record(link.model_id), removable=bundle.REMOVABLE) for link in links]

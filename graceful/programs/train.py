@@ -154,21 +154,40 @@ def _references(
     if budgets and isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
         runs = max(runs, 1)
     for index in range(1, runs + 1):
-        seed = spec.train.seed + index * REFERENCE_SEED_STRIDE
-        train = spec.train.model_copy(update={"seed": seed})
-        recipe = {
-            "task": spec.task.model_dump(mode="json"),
-            "transform": tasks.transform_digest(spec.task),
-            "train": train.model_dump(mode="json", exclude=LIMITS),
-            "data": data,
-        }
-        name = f"reference-{sha256_json(recipe)[:16]}"
-        shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
-        free = spec.model_copy(update=shared)
-        work = home / "references" / f"{name}.{spec.run_id}"
-        job = TrainingJob(spec=free, run_dir=work, task=task, data=data, mirror=mirror)
-        found.append(_shared(job, home / "references" / name, task=task, data=data, progress=progress))
+        found.append(_reference(spec, index, home=home, task=task, mirror=mirror, data=data, progress=progress))
     return found
+
+
+def reference_run(spec: RefreshSpec, index: int, *, home: Path, task: Task, progress: Progress = silent) -> Path:
+    """Bundle of an unconstrained run of this recipe, trained unless some run has done so.
+
+    Args:
+        spec: Its recipe; what it owes predecessors does not matter.
+        index: From 1; each has a seed of its own.
+        home: Folder of the caches that runs share.
+        task: Built from the spec.
+        progress: Called with each row of the metrics trace.
+    """
+    data, mirror = task.samples("train").digest, Mirror.of(home)
+    return _reference(spec, index, home=home, task=task, mirror=mirror, data=data, progress=progress).folder
+
+
+def _reference(
+    spec: RefreshSpec, index: int, *, home: Path, task: Task, mirror: Mirror, data: str, progress: Progress
+) -> Trained:
+    train = spec.train.model_copy(update={"seed": spec.train.seed + index * REFERENCE_SEED_STRIDE})
+    recipe = {
+        "task": spec.task.model_dump(mode="json"),
+        "transform": tasks.transform_digest(spec.task),
+        "train": train.model_dump(mode="json", exclude=LIMITS),
+        "data": data,
+    }
+    name = f"reference-{sha256_json(recipe)[:16]}"
+    shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
+    free = spec.model_copy(update=shared)
+    work = home / "references" / f"{name}.{spec.run_id}"
+    job = TrainingJob(spec=free, run_dir=work, task=task, data=data, mirror=mirror)
+    return _shared(job, home / "references" / name, task=task, data=data, progress=progress)
 
 
 def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: Progress) -> Trained:

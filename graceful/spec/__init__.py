@@ -6,6 +6,7 @@ Precedence: defaults <- file <- `--set a.b=c`. A misspelt key is refused at ever
     base           what every section has in common
     tasks          task, network            training   train, optimizer, engine
     compatibility  losses, targets          refresh    gate, evaluate, registry, RefreshSpec
+    tune           space, error rate to keep
     loading        load, parse              problems, shape   one-line errors, the tree of keys
 """
 
@@ -32,6 +33,7 @@ from graceful.spec.loading import load, parse
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry
 from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, Network, PythonTask, Task
 from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
+from graceful.spec.tune import Final, Space, Tune
 
 __all__ = [
     "NAME",
@@ -46,6 +48,7 @@ __all__ = [
     "Engine",
     "Equal",
     "Evaluate",
+    "Final",
     "FocalDistillation",
     "Focus",
     "Fraction",
@@ -66,10 +69,12 @@ __all__ = [
     "Reweighting",
     "Section",
     "Sgd",
+    "Space",
     "Targets",
     "Task",
     "TorchEngine",
     "Train",
+    "Tune",
     "Weight",
     "Weighting",
     "load",

@@ -23,6 +23,7 @@ from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
+from graceful.spec.tune import Tune
 
 VERSION = rf"^{NAME[1:-1]}(:{NAME[1:-1]}|@[A-Za-z0-9_-]{{1,64}})$"
 """How a spec names a registered version."""
@@ -117,6 +118,8 @@ class RefreshSpec(Section):
     parents: tuple[Annotated[str, Field(pattern=VERSION)], ...] = ()
     """Further direct predecessors, besides the champion of `model`: MODEL@ALIAS, MODEL:NUMBER or MODEL:NAME. For a new
     branch, e.g. glyphs-edge from glyphs@champion, and for a merge of branches."""
+    tune: Tune | None = None
+    """What `graceful tune` searches; null: its defaults. Changes nothing for a refresh."""
     if_new_data: bool = False
     """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
     home: str | None = None
@@ -146,10 +149,11 @@ class RefreshSpec(Section):
     def digest(self) -> str:
         """SHA-256 of what determines the result.
 
-        Left out: where it is kept, how it is described, whether it may be skipped, and how long or how often it may be
-        tried, so that a run that was out of time resumes with a larger `train.timeout`.
+        Left out: where it is kept, how it is described, whether it may be skipped, how its weights were or would be
+        searched, and how long or how often it may be tried, so that a run that was out of time resumes with a larger
+        `train.timeout`.
         """
-        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data"), True)
+        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data", "tune"), True)
         if not self.parents:  # specs of before there were any keep their digest
             left_out["parents"] = True
         document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})

@@ -1,0 +1,199 @@
+"""Search the weights: the lowest worst negative flip rate over the chain at an error rate to keep. In the driver."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graceful import tasks
+from graceful.errors import SpecError
+from graceful.programs import exclusive, home_of
+from graceful.programs.refresh import ancestors_of
+from graceful.programs.train import Progress, silent
+from graceful.programs.tuning import final, result, space, splits
+from graceful.programs.tuning.bench import Bench
+from graceful.programs.tuning.pictures import write_pictures
+from graceful.programs.tuning.scoring import Score
+from graceful.programs.tuning.search import search
+from graceful.programs.tuning.study import Study, Tried
+from graceful.spec import RefreshSpec, Tune
+from graceful.storage import sha256_json, write_json, write_text
+
+RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
+JUDGED = {"error", "tolerance", "confidence"}
+"""Of the tune section: by what trials are judged; with another limit they are judged anew, in a journal of its own."""
+GROWS = {"trials", "max_concurrent", "final", *JUDGED}
+"""What may change from one invocation to the next."""
+ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told of trials.
+
+    Attributes:
+        trial: Called when a trial is asked and when it ended.
+        result: Called once with the result and the files that belong to it.
+    """
+
+    trial: Callable[[Tried], None]
+    result: Callable[[dict[str, Any], Sequence[Path]], None]
+
+
+def folder_of(spec: RefreshSpec) -> Path:
+    """Folder of a search: journal, fits, result."""
+    return home_of(spec) / "tunes" / spec.run_id
+
+
+def tune(
+    spec: RefreshSpec, *, progress: Progress = silent, watch: Callable[[Sequence[Tried]], Watch] | None = None
+) -> dict[str, Any]:
+    """Search, choose, test. Each finished trial is kept: the same call continues, a finished search is repeated.
+
+    Args:
+        spec: With or without a `tune` section.
+        progress: Called with rows of progress.
+        watch: Called with what was tried before, once the search is open.
+
+    Returns:
+        The result as JSON values; see `result.found`.
+
+    Raises:
+        SpecError: No predecessor, or the folder belongs to another search.
+        DataError: Too few ids.
+        TrainingError: The recipe does not even train without constraints.
+    """
+    spec = spec.model_copy(update={"tune": spec.tune or Tune()})
+    assert spec.tune is not None
+    folder = folder_of(spec)
+    with exclusive(folder):
+        ancestors = ancestors_of(spec, folder)
+        if not ancestors:
+            raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
+        _claim(spec, folder)
+        known = _finished(spec, folder)
+        if known is not None:
+            return known
+        parameters = space.parameters(spec)
+        journal = folder / JOURNAL.format(sha256_json(spec.tune.model_dump(mode="json", include=JUDGED))[:8])
+        before = _tried_before(spec, journal)
+        study = Study(journal, tune=spec.tune, space=parameters, seed=spec.train.seed)
+        if spec.tune.sampler != "random":
+            study.enqueue(space.known_points(spec, parameters))
+        bench = _bench(spec, folder, ancestors, space.most_runs(parameters))
+        progress({"stage": "search", "trials": spec.tune.trials, "known": study.ended(), **_told(bench)})
+        watching = watch(study.trials()) if watch else None
+        listener = watching.trial if watching else _nobody
+        search(bench, study, listener=listener, progress=progress, before=before)
+        document = _concluded(bench, study, progress)
+        document["folder"] = str(folder)
+        files = _write(folder, spec, document, study.trials())
+        if watching:
+            watching.result(document, files)
+        write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
+    return document
+
+
+def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
+    """Trials of the latest journal of this search with another limit, where this one begins."""
+    assert spec.tune is not None
+    others = sorted(journal.parent.glob(JOURNAL.format("*")), key=lambda path: path.stat().st_mtime)
+    if journal.exists() or not others:
+        return []
+    study = Study(others[-1], tune=spec.tune, space=space.parameters(spec), seed=0)
+    return [one for one in study.trials() if one.state in ("complete", "failed")]
+
+
+def _told(bench: Bench) -> dict[str, str]:
+    told = splits.described(bench.task, bench.spec)
+    return {name: text.replace(" ", "_") for name, text in told.items()}
+
+
+def _nobody(tried: Tried) -> None:
+    """Tell nobody."""
+
+
+def _bench(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path], references: int) -> Bench:
+    assert spec.tune is not None
+    return Bench(
+        spec=spec,
+        task=tasks.build(spec.task),
+        folder=folder / "fits",
+        home=home_of(spec),
+        ancestors=tuple(ancestors),
+        tune=spec.tune,
+        references=references,
+    )
+
+
+def _claim(spec: RefreshSpec, folder: Path) -> None:
+    """Refuse to continue a search that was begun with something else."""
+    assert spec.tune is not None
+    document = {
+        "spec": spec.digest(),
+        "tune": sha256_json(spec.tune.model_dump(mode="json", exclude=GROWS)),
+    }
+    path = folder / IDENTITY
+    if not path.exists():
+        write_json(path, document)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, remedy in (
+        ("spec", "restore it"),
+        ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
+    ):
+        if before.get(key) != document[key]:
+            raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {folder}")
+
+
+def _wanted(spec: RefreshSpec) -> dict[str, Any]:
+    assert spec.tune is not None
+    return spec.tune.model_dump(mode="json", include={"trials", "final", *JUDGED})
+
+
+def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:
+    """The result of this search, if it ended with as many trials and the same final selection."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document if document.pop(ENDED, None) == _wanted(spec) else None
+
+
+def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]:
+    """Final selection and test, where a trial keeps the error rate; with several objectives the front is the result."""
+    trials, chosen, tested = study.trials(), None, None
+    candidates: list[final.Candidate] = []
+    if bench.tune.objectives == "single":
+        candidates = final.again(bench, final.best(trials, bench.tune.final.candidates), progress)
+        chosen = final.choose(candidates)
+        tested = _tested(bench, chosen, progress)
+    return result.found(
+        bench.spec,
+        trials=trials,
+        candidates=candidates,
+        chosen=chosen,
+        tested=tested,
+        importances=study.importances(),
+    )
+
+
+def _tested(bench: Bench, chosen: final.Candidate | None, progress: Progress) -> Score | None:
+    kept = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
+    return final.test(bench, chosen, progress) if kept and chosen is not None else None
+
+
+def _write(folder: Path, spec: RefreshSpec, document: dict[str, Any], trials: Sequence[Tried]) -> list[Path]:
+    files = write_pictures(folder, document, trials)
+    if document["outcome"] == result.MET:
+        about = f"weights found by `graceful tune` in {document['trials']} trials; refresh with this file"
+        files.append(write_text(folder / SPEC, result.spec_text(spec, document["best"]["point"], about=about)))
+    elif document["outcome"] == result.FRONT:
+        for row in document["front"]:
+            about = f"trial {row['number']} of the front"
+            text = result.spec_text(spec, row["point"], about=about)
+            files.append(write_text(folder / f"spec-{row['number']}.yaml", text))
+    return files

@@ -1,0 +1,199 @@
+"""Where fits are made and judged: the shared references, the baselines, here or as Ray Tune trials. Driver."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graceful import errors
+from graceful.errors import GracefulError, InfrastructureError
+from graceful.models import bundle
+from graceful.programs.train import Progress
+from graceful.programs.tuning import fits, space
+from graceful.programs.tuning.fits import Work
+from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, score
+from graceful.programs.tuning.splits import Part, numbered, part
+from graceful.programs.tuning.verify import genuine_pairs
+from graceful.spec import RefreshSpec, Tune
+from graceful.tasks.base import Task
+
+RAISED = "raised"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where fits are made, and against what they are judged.
+
+    Attributes:
+        spec: As written, with its `tune` section.
+        task: Built.
+        folder: Of all fits of this search.
+        home: Folder of the caches that runs share.
+        ancestors: Bundles of the chain, latest first.
+        tune: The section, defaults where there is none.
+        references: Unconstrained runs per seed.
+    """
+
+    spec: RefreshSpec
+    task: Task
+    folder: Path
+    home: Path
+    ancestors: tuple[Path, ...]
+    tune: Tune
+    references: int
+    baselines: dict[tuple[Part, tuple[int, ...]], Baseline] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> Limit:
+        """The error to keep."""
+        absolute = None if self.tune.error == "reference" else float(self.tune.error)
+        return Limit(absolute=absolute, tolerance=self.tune.tolerance, confidence=self.tune.confidence)
+
+    def work(self, point: space.Point | None, *, seed: int, on: Part, reference: int | None = None) -> Work:
+        """A fit of a point (None: without constraints), or of a shared reference run."""
+        train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
+        chosen = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
+        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, **chosen})
+        return Work(
+            folder=str(self.folder),
+            home=str(self.home),
+            spec=spec.dump(),
+            ancestors=tuple(str(one) for one in self.ancestors),
+            part=on,
+            keep=on != "search" and reference is None,
+            reference=reference,
+        )
+
+    def untreated(self, *, seeds: Sequence[int], on: Part) -> list[Work]:
+        """The reference runs of these seeds."""
+        return [
+            self.work(None, seed=seed, on=on, reference=index)
+            for seed in seeds
+            for index in range(1, self.references + 1)
+        ]
+
+    def baseline(self, *, seeds: Sequence[int], on: Part) -> Baseline:
+        """What fits with these seeds are judged against; the reference runs must be finished."""
+        key = (on, tuple(seeds))
+        if key not in self.baselines:
+            self.baselines[key] = self._baseline(seeds, on)
+        return self.baselines[key]
+
+    def _baseline(self, seeds: Sequence[int], on: Part) -> Baseline:
+        samples = part(self.task, self.spec, on)
+        units, names = numbered(samples.groups), np.asarray(samples.classes)[samples.labels]
+        pairs = genuine_pairs(names)[0] if self.tune.far is not None else None
+        chain = []
+        for folder in self.ancestors:
+            version = bundle.load(folder, augment_like=self.spec.task)
+            right = fits.answered_right(version, samples, self.spec, self.task)
+            known = np.isin(names, version.classes) if pairs is None else np.ones(len(right), dtype=np.bool_)
+            chain.append(Old(name=version.name, right=right, known=known))
+        reference = fits.stacked(self.untreated(seeds=seeds, on=on))
+        return Baseline(reference=reference, chain=tuple(chain), units=units if pairs is None else units[pairs])
+
+    def judge(self, works: Sequence[Work], *, seeds: Sequence[int], on: Part) -> Score:
+        """Judge one treatment by its fits, one for each seed."""
+        return score(fits.stacked(works), self.baseline(seeds=seeds, on=on), self.limit)
+
+    def run(self, *, ask: Callable[[], Work | None], tell: Callable[[str, Mapping[str, Any] | None], None]) -> None:
+        """Make fits as fast as there is room for them; finished ones are not made again.
+
+        Raises:
+            GracefulError: What a trial met that every other would meet too: data, disk.
+            RuntimeError: A trial met a bug.
+        """
+
+        def told() -> dict[str, Any] | None:
+            work = ask()
+            return None if work is None else {"key": work.place.name, "work": work.document()}
+
+        from graceful.training import search
+
+        raised: list[Exception] = []
+
+        def next_one() -> dict[str, Any] | None:
+            return None if raised else told()
+
+        def ended(key: str, answer: Mapping[str, Any] | None) -> None:
+            if answer is not None and RAISED in answer:
+                raised.append(_raised(answer))
+            else:
+                tell(key, answer)
+
+        workers = self.spec.train.num_workers if distributed(self.spec) else 0
+        at_once = self.tune.max_concurrent
+        if at_once == 1 and not workers:
+            search.here(trial, ask=next_one, tell=ended)
+        else:
+            at_once = at_once or search.concurrency(workers)
+            search.on_ray(trial, ask=next_one, tell=ended, at_once=at_once, workers=workers)
+        if raised:
+            raise raised[0]
+
+    def make(self, works: Sequence[Work], progress: Progress, *, stage: str, trained: bool = False) -> None:
+        """Make all of these; what fails is noted in its fit.
+
+        Args:
+            works: Finished ones are left out.
+            progress: Told how far it is.
+            stage: What to call it.
+            trained: They only need to be measured, which is done here.
+
+        Raises:
+            InfrastructureError: The process of one was lost.
+        """
+        todo = [one for one in works if fits.finished(one) is None]
+        waiting, done = list(reversed(todo)), len(works) - len(todo)
+        progress({"stage": stage, "step": done, "steps": len(works)})
+
+        def tell(key: str, answer: Mapping[str, Any] | None) -> None:
+            nonlocal done
+            done += 1
+            progress({"stage": stage, "step": done, "steps": len(works)})
+
+        if trained:
+            for one in todo:
+                tell(one.digest, fits.fit(one.document()))
+        elif todo:
+            self.run(ask=lambda: waiting.pop() if waiting else None, tell=tell)
+        for one in works:
+            ended = fits.finished(one)
+            if ended is None:
+                raise InfrastructureError(f"{stage}: process of {one.place.name} was lost; run the same command again")
+
+
+def trial(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial's process runs; errors cross as JSON values."""
+    try:
+        return fits.fit(told["work"])
+    except Exception as e:  # noqa: BLE001  raised again in the driver, where people see it
+        return {RAISED: type(e).__name__, "message": str(e), "trace": traceback.format_exc()}
+
+
+def _raised(answer: Mapping[str, Any]) -> Exception:
+    """What a trial's process met: an error of ours as it was, anything else as a bug with its traceback as a note."""
+    kind = getattr(errors, str(answer[RAISED]), None)
+    if isinstance(kind, type) and issubclass(kind, GracefulError):
+        return kind(str(answer["message"]))
+    bug = RuntimeError(f"a trial raised {answer[RAISED]}: {answer['message']}")
+    bug.add_note(str(answer["trace"]))
+    return bug
+
+
+def distributed(spec: RefreshSpec) -> bool:
+    """Whether trials use Ray Train workers: where the spec wants some and there is a cluster to give them."""
+    return spec.train.num_workers > 0 and "RAY_ADDRESS" in os.environ
+
+
+def _alone(spec: RefreshSpec) -> dict[str, Any]:
+    """On one machine a trial trains in its own process; plain torch computes what DeepSpeed computes alone."""
+    from graceful.spec import TorchEngine
+
+    return {} if distributed(spec) else {"num_workers": 0, "engine": TorchEngine()}

@@ -1,0 +1,204 @@
+"""One fit: a point trained with one seed, measured on one part, noted in a file, never done twice. Runs in trials.
+
+A fit is known by what determines it, so a search that was killed finds it again, finished or half trained. Of a
+finished fit the answers stay (who is right, one bit per id), not the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from graceful import spec as specs
+from graceful import tasks
+from graceful.chain import Predecessor
+from graceful.errors import TrainingError
+from graceful.metrics.retrieval import rank, recall_at_k
+from graceful.models import bundle
+from graceful.programs import exclusive
+from graceful.programs.answers import answers, embeddings_of
+from graceful.programs.train import reference_run, train
+from graceful.programs.tuning.splits import Part, part
+from graceful.programs.tuning.verify import accepted
+from graceful.spec import RefreshSpec
+from graceful.storage import sha256_json, write_bytes, write_json
+from graceful.tasks.base import Samples, Task
+
+NOTE = "fit.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a trial is told, as JSON values: it may be told in another process.
+
+    Attributes:
+        folder: Of all fits of the search.
+        home: Folder of the caches that runs share.
+        spec: The resolved spec of this fit, seed and weights included; untreated: without losses.
+        ancestors: Bundles of the chain, latest first.
+        part: On what it is measured.
+        keep: Keep the weights, for a later measurement on another part.
+        reference: Not the spec's own version but its unconstrained run of that number, which all runs share.
+    """
+
+    folder: str
+    home: str
+    spec: dict[str, Any]
+    ancestors: tuple[str, ...]
+    part: Part
+    keep: bool = False
+    reference: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """Names the fit: all that its weights depend on."""
+        parts = ("task", "train") if self.reference is not None else ("task", "train", "compatibility")
+        return sha256_json({**{key: self.spec[key] for key in parts}, "reference": self.reference})[:20]
+
+    @property
+    def place(self) -> Path:
+        """Its own folder."""
+        return Path(self.folder) / self.digest
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a fit ended.
+
+    Attributes:
+        digest: Names it.
+        seconds: Of training and measuring.
+        failed: Why it has no answers; None: it has.
+        retrieval: R@1 of new queries on the latest predecessor's gallery; None: not measured.
+    """
+
+    digest: str
+    seconds: float
+    failed: str | None = None
+    retrieval: float | None = None
+
+
+def fit(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Train and measure, unless that is done; a training that fails or collapses is an answer, not an error.
+
+    What would befall every other fit too (data, disk) is raised, and nothing is noted.
+
+    Args:
+        told: A `Work` as JSON values.
+
+    Returns:
+        A `Fit` as JSON values.
+    """
+    work = Work(**{**told, "ancestors": tuple(told["ancestors"])})
+    with exclusive(work.place, wait=True):
+        known = finished(work)
+        return asdict(_fitted(work) if known is None else known)
+
+
+def _fitted(work: Work) -> Fit:
+    started = time.monotonic()
+    spec = specs.parse(work.spec, where="a trial")
+    task = _task(spec.task.model_dump_json())
+    failed, retrieval = None, None
+    try:
+        retrieval = _trained_and_measured(work, spec, task)
+    except TrainingError as e:
+        failed = f"{type(e).__name__}: {e.message}"
+    except (MemoryError, torch.OutOfMemoryError) as e:
+        failed = f"out of memory: {str(e).partition('. ')[0]}"
+    done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
+    write_json(work.place / f"{work.part}-{NOTE}", asdict(done))
+    if not work.keep:
+        for rest in ("model", "checkpoints", "ray"):
+            shutil.rmtree(work.place / rest, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            (work.place / "model.safetensors").unlink()
+    return done
+
+
+def finished(work: Work) -> Fit | None:
+    """How it ended, if it has."""
+    try:
+        return Fit(**json.loads((work.place / f"{work.part}-{NOTE}").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def right(work: Work) -> NDArray[np.bool_]:
+    """[N] who was answered right by a finished fit that did not fail."""
+    with (work.place / f"{work.part}-right.npy").open("rb") as file:
+        packed = np.load(file, allow_pickle=False)
+    return np.unpackbits(packed[8:], count=int(packed[:8].view(np.int64)[0])).astype(np.bool_)
+
+
+def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | None:
+    ancestors = [Path(one) for one in work.ancestors]
+    folder = work.place / "model"
+    if work.reference is not None:
+        folder = reference_run(spec, work.reference, home=Path(work.home), task=task)
+    elif not (folder / "arch.json").exists():
+        train(spec, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task)
+    new = bundle.load(folder, augment_like=spec.task)
+    samples = part(task, spec, work.part)
+    _write_right(work, answered_right(new, samples, spec, task))
+    if spec.tune is None or spec.tune.objectives != "front":
+        return None
+    return _cross_test(new, bundle.load(ancestors[0], augment_like=spec.task), samples, spec, task)
+
+
+def _write_right(work: Work, who: NDArray[np.bool_]) -> None:
+    file = io.BytesIO()
+    count = np.array([len(who)], dtype=np.int64).view(np.uint8)
+    np.save(file, np.concatenate([count, np.packbits(who)]), allow_pickle=False)
+    write_bytes(work.place / f"{work.part}-right.npy", file.getvalue())
+
+
+def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> NDArray[np.bool_]:
+    """[N] ids answered right; for verification [P] genuine pairs that are accepted."""
+    said = answers(version, samples, spec.evaluate.batch_size)
+    if spec.tune is not None and spec.tune.far is not None:
+        calibration = task.samples("constraint")
+        return accepted(
+            embeddings_of(samples, said),
+            calibrated_on=embeddings_of(calibration, answers(version, calibration, spec.evaluate.batch_size)),
+            far=spec.tune.far,
+        )
+    finite = np.isfinite(said.logits).all(axis=1)
+    guess = np.asarray(version.classes)[said.logits.argmax(axis=1)]
+    return np.asarray(finite & (guess == np.asarray(samples.classes)[samples.labels]))
+
+
+def _cross_test(new: Predecessor, old: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> float | None:
+    """New queries on the old gallery, R@1, within the part: the test galleries stay untouched."""
+    size = spec.evaluate.batch_size
+    queries, gallery = (embeddings_of(samples, answers(version, samples, size)) for version in (new, old))
+    return recall_at_k(rank(queries.aligned(gallery.size), gallery), draws=100).value
+
+
+@functools.lru_cache(maxsize=2)
+def _task(section: str) -> Task:
+    """The data is opened once for all trials of a process."""
+    from pydantic import TypeAdapter
+
+    return tasks.build(TypeAdapter(specs.Task).validate_json(section))
+
+
+def stacked(works: Sequence[Work]) -> NDArray[np.bool_]:
+    """[S, N] answers of finished fits."""
+    return np.stack([right(one) for one in works])

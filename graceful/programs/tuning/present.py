@@ -1,0 +1,140 @@
+"""A search while it runs: a live table on a terminal, one line per trial elsewhere; its result. In the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from graceful import gate
+from graceful.errors import RegistryError
+from graceful.lineage import Store
+from graceful.programs import home_of
+from graceful.programs.present import Talk
+from graceful.programs.tune import SPEC, Watch, tune
+from graceful.programs.tuning import result
+from graceful.programs.tuning.study import Tried
+from graceful.programs.tuning.words import conclusion, point_text
+from graceful.spec import RefreshSpec
+
+SHOWN = 12
+"""Rows of the live table: the best and the latest."""
+
+
+def run(spec: RefreshSpec, talk: Talk) -> tuple[dict[str, Any], int, Any]:
+    """Search and show it; returns the result, the exit code, and how to print it."""
+    with talk.live() as show:
+
+        def watch(before: Sequence[Tried]) -> Watch:
+            return watching(spec, before, talk=talk, show=show)
+
+        document = tune(spec, progress=talk, watch=watch)
+    code = gate.EXIT_HELD if document["outcome"] == result.UNMET else 0
+
+    def print_result(console: Console) -> None:
+        console.print(_table(document["candidates"], spec))
+        for line in conclusion(document):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        folder = Path(document["folder"])
+        console.print(f"pictures: {folder / 'tune.html'}", markup=False, highlight=False, soft_wrap=True)
+        if document["outcome"] == result.MET:
+            console.print(f"next:     graceful refresh {folder / SPEC}", markup=False, highlight=False, soft_wrap=True)
+
+    return document, code, print_result
+
+
+def watching(spec: RefreshSpec, before: Sequence[Tried], *, talk: Talk, show: Any = None) -> Watch:
+    """Tell people and MLflow about every trial."""
+    store = Store(spec.registry.uri, home_of(spec))
+    log = store.search_log(spec.dump(), run_id=spec.run_id)
+    known = {one.number: one for one in before}
+
+    def record(tried: Tried) -> None:
+        log.trial(tried.number, point=tried.point, record=tried.record, state=tried.state)
+
+    for one in before:
+        record(one)
+
+    def told(tried: Tried) -> None:
+        known[tried.number] = tried
+        try:
+            record(tried)
+        except RegistryError as e:  # the journal has it; it is recorded at the end, or when the search continues
+            talk({"stage": "registry", "why": e.message})
+        if show is not None:
+            show(live_table(list(known.values())))
+        elif tried.state != "running":
+            talk({"stage": "trial", "number": tried.number, "state": tried.state, **_facts(tried)})
+
+    def concluded(document: dict[str, Any], files: Sequence[Path]) -> None:
+        for one in known.values():
+            record(one)
+        log.end(document, files)
+
+    return Watch(trial=told, result=concluded)
+
+
+def _facts(tried: Tried) -> dict[str, Any]:
+    record = tried.record
+    if tried.state != "complete":
+        return {"why": record.get("failed", "")}
+    facts = {"error": record["error"], "excess_upper": record["excess_upper"], "nfr": record["nfr"]}
+    return {**facts, "feasible": record["feasible"], "seconds": record["seconds"], "point": point_text(tried.point)}
+
+
+def live_table(trials: Sequence[Tried]) -> Table:
+    """The running trials, the best and the latest."""
+    done = [one for one in trials if one.state == "complete"]
+    running = [one for one in trials if one.state == "running"]
+    best = sorted(done, key=lambda one: (not one.feasible, one.record["nfr"]))[: SHOWN // 2]
+    latest = [one for one in sorted(done, key=lambda one: -one.number) if one not in best][: SHOWN - len(best)]
+    table = Table(title=f"{len(done)} trials complete, {len(running)} running", title_justify="left")
+    for column in ("trial", "NFR", "error", "excess at most", "keeps it", "seconds", "point"):
+        table.add_column(column, justify="left" if column == "point" else "right")
+    for one in [*best, *latest]:
+        record = one.record
+        cells = (f"{100 * record['nfr']:.2f}", f"{100 * record['error']:.2f}", f"{100 * record['excess_upper']:+.2f}")
+        kept = "[green]yes[/green]" if one.feasible else "[yellow]no[/yellow]"
+        table.add_row(str(one.number), *cells, kept, f"{record['seconds']:.0f}", point_text(one.point))
+    for one in running:
+        table.add_row(str(one.number), "", "", "", "", "...", point_text(one.point))
+    return table
+
+
+def _table(candidates: Sequence[Mapping[str, Any]], spec: RefreshSpec) -> Table:
+    title = f"{spec.run_id}: best trials again, fresh seeds, held-back ids"
+    table = Table(title=title, title_justify="left", caption="rates in percent", caption_justify="left")
+    for column in (
+        "trial",
+        "NFR promised",
+        "NFR kept",
+        "untreated",
+        "error kept",
+        "limit",
+        "excess at most",
+        "keeps it",
+    ):
+        table.add_column(column, justify="right")
+    for one in candidates:
+        held = one["held_back"]
+        if held is None:
+            table.add_row(str(one["trial"]), _pct(one["promised"]["nfr"]), "failed", "", "", "", "", "no")
+            continue
+        table.add_row(
+            str(one["trial"]),
+            _pct(one["promised"]["nfr"]),
+            _pct(held["nfr"]),
+            _pct(held["reference_nfr"]),
+            _pct(held["error"]),
+            _pct(held["limit"]),
+            f"{100 * held['excess_upper']:+.2f}",
+            "yes" if held["feasible"] else "no",
+        )
+    return table
+
+
+def _pct(rate: float) -> str:
+    return f"{100 * rate:.2f}"

@@ -1,0 +1,110 @@
+"""The search itself: reference runs, then trials until there are enough, each judged where it is told. Driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from graceful.errors import TrainingError
+from graceful.programs.train import Progress
+from graceful.programs.tuning import fits, space
+from graceful.programs.tuning.bench import Bench
+from graceful.programs.tuning.fits import Work
+from graceful.programs.tuning.study import Study, Tried
+
+Listener = Callable[[Tried], None]
+
+
+def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress, before: Sequence[Tried] = ()) -> None:
+    """Make the reference runs, then trials until there are as many as the spec wants.
+
+    Args:
+        bench: Where fits are made.
+        study: What was tried.
+        listener: Told of each trial that is asked or ended.
+        progress: Told of the rest.
+        before: Trials of the same search under another limit: judged anew, not made again.
+
+    Raises:
+        TrainingError: A reference run failed: the recipe itself does not train.
+        InfrastructureError: Ray does not start, or a reference run was lost.
+    """
+    references = bench.untreated(seeds=[bench.spec.train.seed], on="search")
+    bench.make(references, progress, stage="reference runs")
+    require_trained(references)
+    trials = _Trials(bench=bench, study=study, listener=listener)
+    trials.repeat(before)
+    trials.resume()
+    bench.run(ask=trials.ask, tell=trials.tell)
+
+
+@dataclass(kw_only=True)
+class _Trials:
+    """Between the study, which knows points, and the bench, which knows fits."""
+
+    bench: Bench
+    study: Study
+    listener: Listener
+    running: dict[str, list[int]] = field(default_factory=dict)
+
+    def ask(self) -> Work | None:
+        """The next fit; None once enough trials have ended or are running."""
+        if self.study.ended() + sum(map(len, self.running.values())) >= self.bench.tune.trials:
+            return None
+        number, point = self.study.ask()
+        work = self._work(point)
+        self.running.setdefault(work.digest, []).append(number)
+        self.listener(self.study.trials()[number])
+        return work
+
+    def tell(self, key: str, answer: Mapping[str, Any] | None) -> None:
+        """How a fit ended."""
+        lost = {"failed": "its process was lost", "seconds": 0.0, "digest": key}
+        self._conclude(self.running[key].pop(0), answer if answer is not None else lost)
+
+    def repeat(self, before: Sequence[Tried]) -> None:
+        """Judge the finished fits of other trials."""
+        for one in before:
+            ended = fits.finished(self._work(one.point))
+            if ended is not None:
+                self.study.enqueue([one.point])
+                self._conclude(self.study.ask()[0], vars(ended))
+
+    def resume(self) -> None:
+        """Conclude what a killed driver left running, or have it tried again."""
+        for left in self.study.interrupted():
+            ended = fits.finished(self._work(left.point)) if self._whole(left.point) else None
+            if ended is None:
+                self.study.again(left.number)
+            else:
+                self._conclude(left.number, vars(ended))
+
+    def _conclude(self, number: int, answer: Mapping[str, Any]) -> None:
+        judged = None
+        if answer["failed"] is None:
+            work = self._work(self.study.trials()[number].point)
+            judged = self.bench.judge([work], seeds=[self.bench.spec.train.seed], on="search")
+        self.study.tell(number, judged, answer)
+        self.listener(self.study.trials()[number])
+
+    def _work(self, point: space.Point) -> Work:
+        return self.bench.work(point, seed=self.bench.spec.train.seed, on="search")
+
+    def _whole(self, point: space.Point) -> bool:
+        """Whether all its parameters were drawn before the driver was killed."""
+        wanted = {one.name for one in space.parameters(self.bench.spec) if one.counts(point)}
+        return wanted <= set(point)
+
+
+def require_trained(works: Sequence[Work]) -> None:
+    """Refuse to go on with a recipe that does not train without constraints either.
+
+    Raises:
+        TrainingError: With the reason of the first that failed.
+    """
+    for one in works:
+        ended = fits.finished(one)
+        if ended is not None and ended.failed is not None:
+            (one.place / f"{one.part}-{fits.NOTE}").unlink()
+            raise TrainingError(f"reference run: {ended.failed}; the recipe must train before its weights are searched")

@@ -1,0 +1,78 @@
+"""Which ids the search sees, and which it does not: search, held back, test. Runs in the driver and in trials.
+
+validation     the search
+constraint     the final selection; where it is taken already (multipliers of adaptive weighting, thresholds of
+               verification), validation is halved by group instead
+test           once, at the end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import DataError
+from graceful.spec import RefreshSpec
+from graceful.tasks.base import Samples, Task
+from graceful.tasks.hashing import fractions
+
+Part = Literal["search", "held_back", "test"]
+SALT = 77
+LEAST = 100
+"""Ids below which nothing can be said about a rate of a few percent."""
+
+
+def part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
+    """Open one of the three parts.
+
+    Raises:
+        DataError: It has fewer than 100 ids.
+    """
+    found = _part(task, spec, name)
+    if len(found) < LEAST:
+        raise DataError(
+            f"tune: {len(found)} ids are left for {name.replace('_', ' ')}, need at least {LEAST};"
+            " give the task larger validation and constraint splits"
+        )
+    return found
+
+
+def _part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
+    if name == "test":
+        return task.samples("test")
+    taken = spec.compatibility.weighting.kind == "adaptive" or (spec.tune is not None and spec.tune.far is not None)
+    if not taken:
+        return task.samples("validation" if name == "search" else "constraint")
+    whole = task.samples("validation")
+    first = fractions(whole.groups, salt=SALT) < 0.5
+    return subset(whole, np.flatnonzero(first if name == "search" else ~first))
+
+
+def subset(samples: Samples, positions: NDArray[np.int64]) -> Samples:
+    """Some of the samples, in their order; the digest is that of the whole, which names the content."""
+    read = samples.read
+    return replace(
+        samples,
+        ids=samples.ids[positions],
+        labels=samples.labels[positions],
+        groups=samples.groups[positions],
+        read=lambda within: read(positions[within]),
+    )
+
+
+def numbered(groups: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Groups as whole numbers from 0."""
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+
+def described(task: Task, spec: RefreshSpec) -> Mapping[str, str]:
+    """What each part consists of, for people."""
+    told = {}
+    for name in get_args(Part):
+        samples = _part(task, spec, name)
+        told[name] = f"{len(samples)} ids in {len(np.unique(samples.groups))} groups"
+    return told

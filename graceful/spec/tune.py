@@ -1,0 +1,106 @@
+"""What a search may vary and what it must keep: `graceful tune` looks for the weights. Runs in every process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from graceful.spec.base import Count, Section
+
+Span = tuple[float, float]
+"""Lower and upper end; equal ends fix the value."""
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)] | Literal["lm"]
+
+
+class Space(Section):
+    """What the search varies; what is left out is derived from `compatibility`."""
+
+    compare: Annotated[tuple[Literal["distillation", "displacement"], ...] | None, Field(min_length=1)] = None
+    """How outputs are compared with the old version's, to choose from; None: both."""
+    distillation: Span | None = None
+    """Weight of focal_distillation, log scale; None: [0.3, 30]."""
+    displacement: Span | None = None
+    """Weight of logit_displacement, log scale; None: [0.1, 10]."""
+    influence: Span | None = None
+    """Weight of influence, log scale; None: [0.3, 10]."""
+    regression: Span | None = None
+    """Weight of embedding_regression, log scale; None: [0.5, 10]."""
+    reference: Span | None = None
+    """Weight of the reference runs' outputs, log scale; None: [1, 60]."""
+    runs: Annotated[tuple[Annotated[int, Field(ge=0, le=16)], ...] | None, Field(min_length=1)] = None
+    """Numbers of reference runs to choose from; None: [0, 1, 3], where the spec has a reference: [1, 3, its own]."""
+    focus_share: Span | None = None
+    """beta / (alpha + beta) of focal_distillation, at most 0.9; None: [0, 0.9], 0 where its focus is all."""
+    temperature: Annotated[tuple[Temperature, ...] | None, Field(min_length=1)] = None
+    """Of focal_distillation, to choose from; lm: logit matching; None: [20, 100, lm], and 2 if it allows low ones."""
+    margin: Span | None = None
+    """Of logit_displacement; None: [0, 1]."""
+    decay: Span | None = None
+    """`factor` of weighting decay; None: [0.3, 1]."""
+    step: Span | None = None
+    """`step` of weighting adaptive, log scale; None: [0.03, 0.5]."""
+    against: Annotated[tuple[Literal["latest", "all"], ...] | None, Field(min_length=1)] = None
+    """Which predecessors the losses see, to choose from; None: as in the spec."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Space:
+        for name, logarithmic, largest in SPANS:
+            span = getattr(self, name)
+            if span is None:
+                continue
+            low, high = span
+            least = "above 0" if logarithmic else "at least 0"
+            if low > high or low < 0.0 or (logarithmic and low == 0.0):
+                raise ValueError(f"{name} must be [low, high] with low {least}, got [{low:g}, {high:g}]")
+            if high > largest:
+                raise ValueError(f"{name} must not exceed {largest:g}, got {high:g}")
+        return self
+
+
+SPANS = (
+    ("distillation", True, 100.0),
+    ("displacement", True, 100.0),
+    ("influence", True, 100.0),
+    ("regression", True, 100.0),
+    ("reference", True, 100.0),
+    ("focus_share", False, 0.9),
+    ("margin", False, 100.0),
+    ("decay", True, 1.0),
+    ("step", True, 10.0),
+)
+"""Name, whether it is searched on a log scale, and its largest value."""
+
+
+class Final(Section):
+    """How the winner is chosen: with new seeds, on ids that the search never saw."""
+
+    candidates: Count = 3
+    """Best trials that are trained again."""
+    seeds: Annotated[int, Field(ge=2, le=32)] = 3
+    """Fresh seeds for each of them and for the unconstrained reference."""
+
+
+class Tune(Section):
+    """`graceful tune`: the lowest worst negative flip rate over the chain at an error rate that must be kept."""
+
+    trials: Count = 24
+    """Trainings of the search, besides reference runs and the final selection; more of them continue a search."""
+    error: Literal["reference"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "reference"
+    """Error rate to keep: no worse than unconstrained reference runs of the same recipe, or an absolute one."""
+    tolerance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.03
+    """Share of that error rate by which the upper bound of the error may exceed it: with an error of 9 % and 0.03, by
+    0.27 points. With 0 a point must be shown to be better, which a few thousand ids can seldom do."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.8
+    """One-sided, of that upper bound; 0.5: the measured error itself."""
+    far: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Verification: threshold calibrated so that this share of impostor pairs is accepted. Flips are then genuine pairs
+    that the old version accepted, errors those that are rejected; None: flips and errors of the classifier."""
+    objectives: Literal["single", "front"] = "single"
+    """front: trade off error, worst negative flip rate and cross-test retrieval; the result is all best compromises."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """random: the baseline that a search must beat."""
+    space: Space = Space()
+    final: Final = Final()
+    max_concurrent: Count | None = None
+    """Trials at a time; None: as many as there are cores (or as a cluster has room for)."""

@@ -1,0 +1,250 @@
+"""A search remembers: trials, constraints, zombies and torn lines in the journal; the loop that asks and tells."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from graceful import spec as specs
+from graceful.errors import StorageError
+from graceful.programs.tuning import search as searching
+from graceful.programs.tuning import space
+from graceful.programs.tuning.bench import Bench
+from graceful.programs.tuning.fits import Fit, Work
+from graceful.programs.tuning.scoring import Score
+from graceful.programs.tuning.study import Study, Tried
+from graceful.training import search as running
+
+
+def wanted(**tune: Any) -> specs.RefreshSpec:
+    section = {"space": {"compare": ["displacement"], "runs": [0]}, **tune}
+    return specs.parse({"model": "m", "name": "v2", "task": {"kind": "digits"}, "tune": section})
+
+
+def opened(folder: Path, **tune: Any) -> Study:
+    spec = wanted(**tune)
+    assert spec.tune is not None
+    return Study(folder / "journal.jsonl", tune=spec.tune, space=space.parameters(spec), seed=0)
+
+
+def scored(nfr: float, violation: float) -> Score:
+    return Score(
+        error=0.1,
+        limit=0.1,
+        excess=violation,
+        excess_upper=violation,
+        violation=violation,
+        nfr=nfr,
+        nfr_lower=0.0,
+        nfr_upper=1.0,
+        against={"v1": nfr},
+        reference_nfr=0.1,
+    )
+
+
+def facts(seconds: float = 1.0) -> dict[str, Any]:
+    return {"seconds": seconds, "digest": "d", "failed": None}
+
+
+def test_best_is_the_best_feasible_one(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    for nfr, violation in ((0.01, 0.5), (0.03, -0.1), (0.02, -0.1)):
+        number, _ = study.ask()
+        study.tell(number, scored(nfr, violation), facts())
+    assert study.study.best_trial.number == 2
+    assert [one.feasible for one in study.trials()] == [False, True, True]
+
+
+def test_failed_trial_has_no_value_and_counts(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    number, _ = study.ask()
+    study.tell(number, None, {**facts(), "failed": "CollapsedError: at chance"})
+    (one,) = opened(tmp_path).trials()
+    assert (one.state, one.record["failed"]) == ("failed", "CollapsedError: at chance")
+    assert study.ended() == 1
+    assert study.study.trials[0].values is None
+
+
+def test_another_process_continues_and_sees_everything(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    number, point = first.ask()
+    first.tell(number, scored(0.02, -0.1), facts())
+    left, left_point = first.ask()
+    second = opened(tmp_path)
+    assert [(one.number, one.state) for one in second.trials()] == [(number, "complete"), (left, "running")]
+    assert second.trials()[0].point == point
+    (zombie,) = second.interrupted()
+    second.again(zombie.number)
+    assert second.trials()[left].state == "abandoned"
+    again, same = second.ask()
+    assert (again, same) == (left + 1, left_point)
+    assert second.ended() == 1
+
+
+def test_continued_search_does_not_repeat_its_draws(tmp_path: Path) -> None:
+    _, point = opened(tmp_path, sampler="random").ask()
+    assert opened(tmp_path, sampler="random").ask()[1] != point
+
+
+def test_half_a_line_at_the_end_is_forgotten(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    number, _ = study.ask()
+    study.tell(number, scored(0.02, -0.1), facts())
+    journal = tmp_path / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code": 5, "wor')
+    again = opened(tmp_path)
+    assert journal.read_bytes().startswith(whole)
+    assert b"wor\n" not in journal.read_bytes()
+    again.ask()
+    assert len(opened(tmp_path).trials()) == 2
+
+
+def test_known_points_are_enqueued_once(tmp_path: Path) -> None:
+    point = {"compare": "displacement", "displacement": 3.0, "margin": 0.5, "runs": 0}
+    study = opened(tmp_path)
+    study.enqueue([point])
+    assert study.ask()[1] == point
+    again = opened(tmp_path)
+    again.enqueue([point])
+    assert again.ask()[1] != point
+
+
+def test_importances_need_trials(tmp_path: Path) -> None:
+    study = opened(tmp_path, sampler="random")
+    assert study.importances() == {}
+    draw = random.Random(0)
+    for _ in range(24):
+        number, point = study.ask()
+        study.tell(number, scored(float(point["displacement"]) / 100 + 0.001 * draw.random(), -0.1), facts())
+    shares = study.importances()
+    assert max(shares, key=lambda name: shares[name]) == "displacement"
+
+
+def test_front_has_no_constraint(tmp_path: Path) -> None:
+    study = opened(tmp_path, objectives="front")
+    for nfr, violation in ((0.01, 0.5), (0.03, -0.1)):
+        number, _ = study.ask()
+        study.tell(number, scored(nfr, violation), {**facts(), "retrieval": nfr})
+    assert len(study.study.best_trials) == 2
+    assert all(not one.constraints for one in study.study.trials)
+
+
+def test_optuna_still_keeps_constraints_where_we_set_them() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.set_constraint("error", 0.5)
+    study.tell(trial, 1.0)
+    assert study.trials[0].constraints == {"error": 0.5}
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+class Pretended(Bench):
+    """Fits that cost nothing: the answer is a function of the point."""
+
+    def make(self, works: Any, progress: Any, *, stage: str, trained: bool = False) -> None:
+        """Reference runs are not needed."""
+
+    def judge(self, works: Any, *, seeds: Any, on: Any) -> Score:
+        (loss,) = specs.parse(works[0].spec).compatibility.losses
+        return scored(loss.weight / 100, loss.weight - 5.0)
+
+    def run(self, *, ask: Any, tell: Any) -> None:
+        def function(told: Mapping[str, Any]) -> dict[str, Any]:
+            seed = len(told["key"]) and int(told["key"][:2], 16)
+            failed = "CollapsedError: at chance" if seed % 5 == 0 else None
+            return {"digest": told["key"], "seconds": 0.1, "failed": failed, "retrieval": None}
+
+        def told() -> dict[str, Any] | None:
+            work = ask()
+            return None if work is None else {"key": work.place.name}
+
+        running.here(function, ask=told, tell=tell)
+
+
+def bench(folder: Path, **tune: Any) -> Pretended:
+    spec = wanted(**tune)
+    assert spec.tune is not None
+    return Pretended(
+        spec=spec,
+        task=None,
+        folder=folder / "fits",
+        home=folder,
+        ancestors=(),
+        tune=spec.tune,
+        references=1,  # type: ignore[arg-type]
+    )
+
+
+def silent(row: Mapping[str, object]) -> None:
+    """Nothing."""
+
+
+def test_as_many_trials_as_asked_and_every_end_is_told(tmp_path: Path) -> None:
+    told: list[Tried] = []
+    study = opened(tmp_path, trials=9)
+    searching.search(bench(tmp_path, trials=9), study, listener=told.append, progress=silent)
+    assert study.ended() == 9
+    assert [one.state for one in told].count("running") == 9
+    assert {one.number for one in told if one.state != "running"} == set(range(9))
+    searching.search(bench(tmp_path, trials=12), study, listener=told.append, progress=silent)
+    assert study.ended() == 12
+
+
+def test_zombies_are_told_if_their_fit_has_finished_and_else_tried_again(tmp_path: Path) -> None:
+    from graceful.storage import write_json
+
+    killed, made = opened(tmp_path, trials=2), bench(tmp_path, trials=2)
+    _, point = killed.ask()
+    work: Work = made.work(point, seed=0, on="search")
+    write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
+    lost, lost_point = killed.ask()
+    study = opened(tmp_path, trials=2)
+    searching.search(made, study, listener=lambda tried: None, progress=silent)
+    first, second, third = study.trials()
+    assert (first.state, first.record["seconds"]) == ("complete", 7.0)
+    assert (second.number, second.state) == (lost, "abandoned")
+    assert third.point == lost_point
+    assert study.ended() == 2
+
+
+def test_another_limit_judges_anew_and_makes_nothing_again(tmp_path: Path) -> None:
+    from graceful.storage import write_json
+
+    made, first = bench(tmp_path, trials=4), opened(tmp_path, trials=4)
+    searching.search(made, first, listener=lambda tried: None, progress=silent)
+    for one in first.trials()[:3]:
+        work = made.work(one.point, seed=0, on="search")
+        write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
+    (tmp_path / "other").mkdir()
+    second = opened(tmp_path / "other", trials=3)
+    few = bench(tmp_path, trials=3)
+    searching.search(few, second, listener=lambda tried: None, progress=silent, before=first.trials())
+    assert [one.point for one in second.trials()] == [one.point for one in first.trials()[:3]]
+    assert all(one.record["seconds"] == 7.0 for one in second.trials())
+
+
+def test_what_befalls_every_fit_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(told: Mapping[str, Any]) -> dict[str, Any]:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(searching.fits, "fit", full)
+    made = bench(tmp_path, max_concurrent=1)
+    study = opened(tmp_path)
+    real = Bench(**{name: getattr(made, name) for name in made.__dataclass_fields__})
+    with pytest.raises(StorageError, match="disk is full"):
+        real.run(ask=lambda: made.work(study.ask()[1], seed=0, on="search"), tell=lambda key, answer: None)
+    assert study.ended() == 0
+
+
+def test_random_search_is_a_baseline_without_known_points(tmp_path: Path) -> None:
+    study = opened(tmp_path, trials=5, sampler="random")
+    searching.search(bench(tmp_path, trials=5, sampler="random"), study, listener=lambda tried: None, progress=silent)
+    assert len({one.point["displacement"] for one in study.trials()}) == 5

@@ -32,7 +32,9 @@ WEIGHTING = {
     "reference_error": 0.2,
     "bounds": {"v1": 0.18, "v0": 0.15},
     "infeasible": "skip",
+    "start": 1.0,
     "step": 0.5,
+    "error_margin": 0.03,
 }
 
 

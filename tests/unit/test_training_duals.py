@@ -21,7 +21,7 @@ from graceful.models.base import Forward
 from graceful.programs.contract import Unconstrained, ask, contract, near_chance
 from graceful.programs.train import train as train_version
 from graceful.storage import sha256_file
-from graceful.training import trace
+from graceful.training import batches, trace
 from graceful.training.driver import TrainingJob, train
 from graceful.training.duals import Duals
 from tests.support import training_task
@@ -107,6 +107,18 @@ def test_every_epoch_says_what_it_measured_and_how_strongly_each_predecessor_pul
     assert set(rows[0]["conflict"]) == {"focal_distillation/chain"}
     constraint = tasks.build(parse().task).samples("constraint")
     assert all(round(row["constraint_error"] * len(constraint), 6).is_integer() for row in rows)
+
+
+def test_the_conflict_of_an_epoch_is_that_of_the_multipliers_it_was_trained_with(tmp_path: Path, chain: Any) -> None:
+    bounds = {"bounds": {"v1": 0.18, "v0": 0.08}}
+    wanted = job(parse(weighting=WEIGHTING | bounds), tmp_path / "run", chain, tmp_path)
+    train(wanted)
+    rows = epochs(tmp_path / "run")
+    materials = batches.gather(wanted, tasks.build(wanted.spec.task), device=torch.device("cpu"))
+    for row in rows:
+        materials.remix([row["multipliers"][name] for name in ("v1", "v0")])
+        assert row["conflict"] == pytest.approx(materials.conflicts())
+    assert [row["epoch"] for row in rows if row["conflict"]["focal_distillation/chain"] > 0.01] == [2]
 
 
 @pytest.mark.parametrize("checkpoint_every", [4, None])

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from graceful import spec, targets, tasks
+from graceful.chain.budgets import Status
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
@@ -24,6 +25,7 @@ from graceful.storage import sha256_file
 from graceful.training import batches, trace
 from graceful.training.driver import TrainingJob, train
 from graceful.training.duals import Duals
+from graceful.training.job import claim
 from tests.support import training_task
 
 TASK = training_task.__file__
@@ -154,6 +156,51 @@ def test_the_kept_weights_are_those_of_the_best_feasible_epoch(tmp_path: Path, c
     feasible = [row for row in rows if row["nfr"]["v1"] <= 0.18 and row["nfr"]["v0"] <= 0.15]
     assert feasible
     assert result.validation_error == min(row["validation_error"] for row in feasible)
+
+
+def test_a_run_is_held_to_the_budgets_it_began_with(tmp_path: Path, chain: Any) -> None:
+    first = job(parse(), tmp_path / "run", chain, tmp_path)
+    made = first.contract
+    assert made is not None
+    digest = claim(first)
+    assert claim(first) == digest
+    tighter = tuple(replace(one, bound=one.bound / 2) if one.name == "v0" else one for one in made.budgets)
+    vacuous = tuple(replace(one, status=Status.VACUOUS) if one.name == "v0" else one for one in made.budgets)
+    for changed, message in (
+        (
+            replace(made, budgets=tighter),
+            r"contract\.budgets\.v0\.bound: run run was started with 0\.15, now it is 0\.075;",
+        ),
+        (replace(made, budgets=vacuous), r'contract\.budgets\.v0\.status: .* with "active", now it is "vacuous";'),
+        (
+            replace(made, reference_error=0.3),
+            r"contract\.reference_error: .* with 0\.2, now it is 0\.3; choose another",
+        ),
+        (replace(made, data="0" * 64), r"contract\.data: run run was started with"),
+        (replace(made, pace=(2.0,)), r"contract\.pace: run run was started with \[\], now it is \[2\.0\];"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            claim(replace(first, contract=changed))
+
+
+class Relabelled(training_task.Blobs):
+    """The same task after somebody relabelled its constraint split."""
+
+    def samples(self, split: Any) -> Any:
+        found = super().samples(split)
+        if split != "constraint":
+            return found
+        return replace(found, labels=(found.labels + 1) % 3, digest=found.digest[::-1])
+
+
+def test_other_constraint_data_leave_the_record_of_a_finished_run_alone(tmp_path: Path, chain: Any) -> None:
+    document = parse(weighting={"kind": "adaptive", "bounds": {"v1": 0.9, "v0": 0.9}, "reference_error": 0.2}, epochs=1)
+    train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
+    before = (tmp_path / "run" / "contract.json").read_bytes()
+    changed = Relabelled(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    with pytest.raises(SpecError, match=r"contract\.data: run run was started with"):
+        train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain, task=changed)
+    assert (tmp_path / "run" / "contract.json").read_bytes() == before
 
 
 def fed(duals: Duals, flips: list[int], errors: int, *, validation: float) -> bool:

@@ -46,6 +46,16 @@ class Contract:
             "budgets": [budget.document() for budget in self.budgets],
         }
 
+    def identity(self) -> dict[str, Any]:
+        """What of it moves the multipliers, as JSON values: a run that resumes must be held to the same."""
+        budgets = {one.name: {"bound": one.bound, "status": str(one.status)} for one in self.budgets}
+        return {
+            "data": self.data,
+            "budgets": budgets,
+            "reference_error": self.reference_error,
+            "pace": list(self.pace),
+        }
+
 
 def flips_between(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> dict[tuple[int, int], float]:
     """Upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.

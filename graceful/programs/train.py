@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from graceful import tasks
 from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
-from graceful.errors import DataError
+from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
@@ -22,11 +24,12 @@ from graceful.programs.remains import reads_outputs, require_usable
 from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.tasks.base import Samples, Task
+from graceful.tasks.base import Samples, Split, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
 
 Progress = Callable[[Mapping[str, object]], None]
+_HELD_OUT: tuple[Split, ...] = ("validation", "constraint", "test")
 REFERENCE_SEED_STRIDE = 1009
 """Reference run r uses seed + r * stride, so that its seeds never meet those of neighbouring runs."""
 
@@ -133,12 +136,24 @@ def train(
 
 
 def _require_sound(task: Task, train: Samples) -> None:
-    """Refuse data on which a verdict would mean nothing: one class, or a test split that was trained on."""
+    """Refuse data on which a verdict would mean nothing: one class, or splits that share ids."""
     if len(task.classes) < 2:
         raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
-    shared = np.intersect1d(train.ids, task.samples("test").ids)
-    if len(shared):
-        raise DataError(f"task: {len(shared)} ids are in train and in test, e.g. {shared[0]}; keep them apart")
+    ids = {"train": train.ids, **{name: _ids(task, name) for name in _HELD_OUT}}
+    for one, other in itertools.combinations(ids, 2):
+        shared = np.intersect1d(ids[one], ids[other])
+        if len(shared):
+            raise DataError(f"task: {len(shared)} ids are in {one} and in {other}, e.g. {shared[0]}; keep them apart")
+
+
+def _ids(task: Task, split: Split) -> NDArray[np.str_]:
+    """Of a split; of a constraint split that cannot be opened none: only budgets need one, and they say so."""
+    try:
+        return task.samples(split).ids
+    except (DataError, SpecError, KeyError):
+        if split != "constraint":
+            raise
+        return np.empty(0, dtype=np.str_)
 
 
 def _references(

@@ -39,7 +39,7 @@ class Space(Section):
     decay: Span | None = None
     """`factor` of weighting decay; None: [0.3, 1]."""
     step: Span | None = None
-    """`step` of weighting adaptive, log scale; None: [0.03, 0.5]."""
+    """`step` of weighting adaptive, log scale; None: [0.1, 2]."""
     against: Annotated[tuple[Literal["latest", "all"], ...] | None, Field(min_length=1)] = None
     """Which predecessors the losses see, to choose from; None: as in the spec."""
 

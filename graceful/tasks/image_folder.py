@@ -130,12 +130,13 @@ class ImageFolder:
 
     def _carved(self, split: Split) -> tuple[float, float]:
         """The part of the train folder a split takes: train keeps what no folderless split needs."""
-        if split != "train":
-            return _CARVED[split]
         folders = self._listing.splits()
         if "constraint" not in folders:
-            return _CARVED["train"]
-        return (0.0, _CARVED["validation"][1] if "validation" not in folders else 1.0)
+            return _CARVED[split]
+        if "validation" in folders:
+            return (0.0, 1.0)
+        low, high = _CARVED["constraint"]
+        return (low, high) if split == "validation" else (0.0, low)
 
     def _open_set(self, split: Split) -> tuple[list[Image], tuple[str, ...]]:
         if split not in self._listing.splits():

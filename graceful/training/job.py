@@ -108,6 +108,8 @@ class TrainingJob:
         document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
         document["predecessors"] = [bundle.recorded_digest(folder) for folder in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
+        if self.contract is not None:
+            document["contract"] = self.contract.identity()
         document["near_chance"] = sorted(self.near_chance)
         return document
 

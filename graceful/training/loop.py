@@ -277,9 +277,10 @@ class Loop:
         facts, better = self.duals.advance(counts, epoch=epoch, validation_error=self.progress.validation_error)
         if better:
             self.best = self.engine.export()
+        facts["conflict"] = self.materials.conflicts()  # of the epoch that is over, like its `multipliers`
         self.objective.strengths = self.duals.strengths
         self.materials.remix(self.duals.strengths)
-        return {**facts, "conflict": self.materials.conflicts()}
+        return facts
 
     def _check_collapse(self, found: HeldOut, *, epoch: int) -> None:
         """End the run at its second epoch in a row at chance; those begun in the first or the warm-up do not count."""

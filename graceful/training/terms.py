@@ -149,14 +149,15 @@ class Pair:
         return self.outputs.logits.detach().argmax(-1) == self.labels
 
     def raw_weights(self, loss: spec.FocalDistillation) -> Tensor:
-        """[B] focus weights before normalisation."""
-        return focus.raw_weights(
+        """[B] focus weights before normalisation; near chance and with a focus, 0 where the version is wrong."""
+        weights = focus.raw_weights(
             loss.focus,
             alpha=self.version.base_weight(loss),
             beta=loss.beta,
             old_correct=self.old_correct,
             new_correct=self.new_correct,
         )
+        return weights * self.old_correct if self.version.near_chance and loss.focus != "all" else weights
 
 
 def value(term: Term, pair: Pair, *, mean: Tensor | None) -> Tensor:

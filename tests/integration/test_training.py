@@ -108,7 +108,14 @@ def test_two_ranks_have_the_same_multipliers_in_every_epoch_and_so_has_a_run_tha
         "against": "all",
         "losses": [{"kind": "focal_distillation", "weight": 3.0}],
         "targets": {"views": 2},
-        "weighting": {"kind": "adaptive", "reference_error": 0.2, "bounds": {"v1": 0.18, "v0": 0.15}},
+        "weighting": {
+            "kind": "adaptive",
+            "reference_error": 0.2,
+            "bounds": {"v1": 0.18, "v0": 0.15},
+            "start": 1.0,
+            "step": 0.3,
+            "error_margin": 0.03,
+        },
     }
     faults = {"die_in_rank": 1, "die_at": 27, "marker": str(tmp_path / "died")}
     disturbed, undisturbed = (

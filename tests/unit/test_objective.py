@@ -332,6 +332,20 @@ def test_dynamic_focus_has_mean_one_in_the_first_batch():
     }
 
 
+@pytest.mark.parametrize("name", ["old_correct", "new_incorrect", "negative_flip", "all"])
+def test_a_predecessor_near_chance_pulls_only_where_it_is_right_unless_there_is_no_focus(name):
+    outputs, labels, old = batch()
+    loss = spec.FocalDistillation(focus=name)
+    (near,) = gradients(objective(loss, versions=[version(near_chance=True)])(outputs, labels, [old]), [outputs.logits])
+    (task,) = gradients(objective()(outputs, labels), [outputs.logits])
+    pulled = (near - task).abs().sum(1) > 1e-6
+    known = torch.tensor(LABEL_MAP)[labels]
+    right = (known >= 0) & (old.logits.argmax(1) == known)
+    chosen = {"all": known >= 0, "old_correct": right}.get(name, right & (outputs.logits.argmax(1) != labels))
+    assert pulled.tolist() == chosen.tolist()
+    assert pulled.any()
+
+
 def test_focus_means_survive_a_checkpoint():
     first, second = objective(DYNAMIC), objective(DYNAMIC)
     for seed in range(3):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from graceful import spec
@@ -88,15 +89,38 @@ def test_a_finished_run_that_the_registry_does_not_know_is_not_called_passed(
     )
 
 
-def test_data_that_is_in_train_and_in_test_is_refused(tmp_path: Path) -> None:
+SPLITS = ("train", "validation", "constraint", "test")
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SPLITS, 2)))
+def test_splits_that_share_ids_are_refused(tmp_path: Path, one: str, other: str) -> None:
     class Leaking(Blobs):
         def samples(self, split: Any) -> Any:
-            return super().samples("train" if split == "test" else split)
+            found = super().samples(split)
+            if split != other:
+                return found
+            return replace(found, ids=np.append(found.ids[:-2], super().samples(cast(Any, one)).ids[:2]))
 
     task = Leaking(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
-    with pytest.raises(DataError, match=r"240 ids are in train and in test, e\.g\. train/000"):
+    with pytest.raises(
+        DataError, match=rf"^task: 2 ids are in {one} and in {other}, e\.g\. {one}/000; keep them apart$"
+    ):
         train(parse(tmp_path), run_dir=tmp_path / "run", home=tmp_path, task=task)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [KeyError("constraint"), DataError("no image"), None])
+def test_a_run_without_budgets_needs_no_constraint_split(tmp_path: Path, error: Exception | None) -> None:
+    class Without(Blobs):
+        def samples(self, split: Any) -> Any:
+            if split == "constraint" and error is not None:
+                raise error
+            found = super().samples(split)
+            return replace(found, ids=found.ids[:0], labels=found.labels[:0]) if split == "constraint" else found
+
+    task = Without(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    document = parse(tmp_path, epochs=1, batch_size=24)
+    assert train(document, run_dir=tmp_path / "run", home=tmp_path, task=task).result.steps == 10
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -41,6 +41,16 @@ def test_without_split_folders_every_image_is_in_exactly_one_split(root):
     assert sorted(everything) == sorted(f"{name}/{n:02d}.png" for name in COLOURS for n in range(40))
 
 
+@pytest.mark.parametrize("given", [(), ("validation",), ("constraint",), ("validation", "constraint")])
+def test_whichever_splits_have_folders_no_two_share_an_image(tmp_path, given):
+    for split in ("train", "test", *given):
+        for name, colour in COLOURS.items():
+            for number in range(30):
+                paint(tmp_path / split / name / f"{number:02d}.png", colour)
+    ids = [name for split in CLOSED for name in opened(tmp_path, split).ids.tolist()]
+    assert len(ids) == len(set(ids))
+
+
 def test_images_read_in_the_order_asked_for_and_fit_the_square(root):
     task = tasks.build(ImageFolderTask(root=str(root), size=8))
     samples = task.samples("train")

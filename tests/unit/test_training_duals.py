@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from graceful import spec, targets, tasks
+from graceful.chain.budgets import Status
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle
@@ -21,9 +22,10 @@ from graceful.models.base import Forward
 from graceful.programs.contract import Unconstrained, ask, contract, near_chance
 from graceful.programs.train import train as train_version
 from graceful.storage import sha256_file
-from graceful.training import trace
+from graceful.training import batches, trace
 from graceful.training.driver import TrainingJob, train
 from graceful.training.duals import Duals
+from graceful.training.job import claim
 from tests.support import training_task
 
 TASK = training_task.__file__
@@ -32,7 +34,9 @@ WEIGHTING = {
     "reference_error": 0.2,
     "bounds": {"v1": 0.18, "v0": 0.15},
     "infeasible": "skip",
+    "start": 1.0,
     "step": 0.5,
+    "error_margin": 0.03,
 }
 
 
@@ -107,6 +111,18 @@ def test_every_epoch_says_what_it_measured_and_how_strongly_each_predecessor_pul
     assert all(round(row["constraint_error"] * len(constraint), 6).is_integer() for row in rows)
 
 
+def test_the_conflict_of_an_epoch_is_that_of_the_multipliers_it_was_trained_with(tmp_path: Path, chain: Any) -> None:
+    bounds = {"bounds": {"v1": 0.18, "v0": 0.08}}
+    wanted = job(parse(weighting=WEIGHTING | bounds), tmp_path / "run", chain, tmp_path)
+    train(wanted)
+    rows = epochs(tmp_path / "run")
+    materials = batches.gather(wanted, tasks.build(wanted.spec.task), device=torch.device("cpu"))
+    for row in rows:
+        materials.remix([row["multipliers"][name] for name in ("v1", "v0")])
+        assert row["conflict"] == pytest.approx(materials.conflicts())
+    assert [row["epoch"] for row in rows if row["conflict"]["focal_distillation/chain"] > 0.01] == [2]
+
+
 @pytest.mark.parametrize("checkpoint_every", [4, None])
 def test_a_run_that_is_killed_has_the_same_multipliers_and_weights(
     tmp_path: Path, chain: Any, checkpoint_every: int | None
@@ -140,6 +156,51 @@ def test_the_kept_weights_are_those_of_the_best_feasible_epoch(tmp_path: Path, c
     feasible = [row for row in rows if row["nfr"]["v1"] <= 0.18 and row["nfr"]["v0"] <= 0.15]
     assert feasible
     assert result.validation_error == min(row["validation_error"] for row in feasible)
+
+
+def test_a_run_is_held_to_the_budgets_it_began_with(tmp_path: Path, chain: Any) -> None:
+    first = job(parse(), tmp_path / "run", chain, tmp_path)
+    made = first.contract
+    assert made is not None
+    digest = claim(first)
+    assert claim(first) == digest
+    tighter = tuple(replace(one, bound=one.bound / 2) if one.name == "v0" else one for one in made.budgets)
+    vacuous = tuple(replace(one, status=Status.VACUOUS) if one.name == "v0" else one for one in made.budgets)
+    for changed, message in (
+        (
+            replace(made, budgets=tighter),
+            r"contract\.budgets\.v0\.bound: run run was started with 0\.15, now it is 0\.075;",
+        ),
+        (replace(made, budgets=vacuous), r'contract\.budgets\.v0\.status: .* with "active", now it is "vacuous";'),
+        (
+            replace(made, reference_error=0.3),
+            r"contract\.reference_error: .* with 0\.2, now it is 0\.3; choose another",
+        ),
+        (replace(made, data="0" * 64), r"contract\.data: run run was started with"),
+        (replace(made, pace=(2.0,)), r"contract\.pace: run run was started with \[\], now it is \[2\.0\];"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            claim(replace(first, contract=changed))
+
+
+class Relabelled(training_task.Blobs):
+    """The same task after somebody relabelled its constraint split."""
+
+    def samples(self, split: Any) -> Any:
+        found = super().samples(split)
+        if split != "constraint":
+            return found
+        return replace(found, labels=(found.labels + 1) % 3, digest=found.digest[::-1])
+
+
+def test_other_constraint_data_leave_the_record_of_a_finished_run_alone(tmp_path: Path, chain: Any) -> None:
+    document = parse(weighting={"kind": "adaptive", "bounds": {"v1": 0.9, "v0": 0.9}, "reference_error": 0.2}, epochs=1)
+    train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
+    before = (tmp_path / "run" / "contract.json").read_bytes()
+    changed = Relabelled(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    with pytest.raises(SpecError, match=r"contract\.data: run run was started with"):
+        train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain, task=changed)
+    assert (tmp_path / "run" / "contract.json").read_bytes() == before
 
 
 def fed(duals: Duals, flips: list[int], errors: int, *, validation: float) -> bool:

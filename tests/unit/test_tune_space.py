@@ -59,7 +59,7 @@ def test_adaptive_weighting_searches_the_step_in_place_of_the_weight() -> None:
     assert "step" in found
     assert not {"distillation", "displacement"} & found
     point = space.draw(Middle(0), space.parameters(parsed(adaptive)))
-    assert space.compatibility(parsed(adaptive), point).weighting.step == 0.03  # type: ignore[union-attr]
+    assert space.compatibility(parsed(adaptive), point).weighting.step == 0.1  # type: ignore[union-attr]
 
 
 def test_low_temperatures_only_where_the_spec_permits_them() -> None:

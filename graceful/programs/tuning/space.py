@@ -129,7 +129,7 @@ def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
     if owed.weighting.kind == "decay":
         yield Parameter(name="decay", domain=_span(space.decay, (0.3, 1.0), log=False))
     if adaptive:
-        yield Parameter(name="step", domain=_span(space.step, (0.03, 0.5)))
+        yield Parameter(name="step", domain=_span(space.step, (0.1, 2.0)))
     if space.against is not None:
         yield Parameter(name="against", domain=Choice(values=space.against))
 

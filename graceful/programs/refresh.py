@@ -204,7 +204,7 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
         versions = chosen(left, names)
         lost = [f"{version.name}: {version.lost}" for version in versions if version.lost]
         progress({"stage": "matrix", "versions": len(versions), **({"lost": lost} if lost else {})})
-        free = unconstrained(home, spec.model, versions[::-1], like=spec.task)
+        free = unconstrained(home, versions[::-1], like=spec.task)
         found = matrix(spec, tasks.build(spec.task), versions, free=free)
         pages.write_matrix(run_dir, found, model=spec.model)
     return found
@@ -236,7 +236,7 @@ def measure(
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
     new = bundle.load(folder, augment_like=spec.task)
-    free = unconstrained(home_of(spec), spec.model, [new, *chain], like=spec.task)
+    free = unconstrained(home_of(spec), [new, *chain], like=spec.task)
     found = evaluate(spec, new, chain, notes=notes, free=free)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return found, gate.judge(found.report, constraints, family=spec.gate.family)

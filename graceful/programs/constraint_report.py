@@ -105,6 +105,7 @@ def _predecessor(
         "budget": bound,
         "status": budget["status"] if budget else "evaluated only",
         "reason": budget["reason"] if budget else "not in compatibility.against, or no adaptive weighting",
+        "implied_by": budget.get("implied_by") if budget else None,
         "met": None if bound is None or found.value is None else found.value <= bound,
         "constraint_nfr": None if chosen is None else chosen["nfr"].get(name),
         "multiplier": multiplier,
@@ -123,7 +124,7 @@ def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -
 
     Returns:
         Rows of `name`, `share` of the pull in [0, 1], `error_gain`, predicted: 0 where the constraints cost nothing,
-        None without a measured cost.
+        None without a measured cost; `reactivates`, whose budgets follow from this one and would no longer.
     """
     priced = [one for one in predecessors if one["pull"] is not None]
     total = math.fsum(one["pull"] for one in priced)
@@ -131,7 +132,12 @@ def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -
     for one in sorted(priced, key=lambda item: -item["pull"]):
         share = one["pull"] / total if total > 0.0 else 0.0
         rows.append(
-            {"name": one["name"], "share": share, "error_gain": None if cost is None else share * max(cost, 0.0)}
+            {
+                "name": one["name"],
+                "share": share,
+                "error_gain": None if cost is None else share * max(cost, 0.0),
+                "reactivates": [other["name"] for other in predecessors if other["implied_by"] == one["name"]],
+            }
         )
     return rows
 
@@ -148,6 +154,7 @@ def _advice(predecessors: Sequence[Mapping[str, Any]], retirement: Sequence[Mapp
         found.append(
             f"{one['name']}: multiplier {one['multiplier']:.2f} x budget {100 * one['budget']:.2f} %,"
             f" {100 * row['share']:.0f} % of the pull; dropping it would buy {buys}"
+            + (f" and would reactivate {', '.join(row['reactivates'])}" if row["reactivates"] else "")
         )
     latest = next((one["old_error"] for one in predecessors if one["distance"] == 1), None)
     for one in predecessors:

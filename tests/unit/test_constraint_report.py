@@ -134,12 +134,17 @@ def test_where_no_constraint_acted_none_was_kept_and_none_cost_anything(tmp_path
     record(tmp_path, Contract(budgets=loose, right=mask, known=mask, reference_error=0.1), trained())
     found = build(report(), tmp_path)
     assert found["predecessors"][0]["status"] == "vacuous"
+    assert found["predecessors"][0]["cost"] is None
+    assert constraint_rows(found)[1][-2:] == ("-", "-"), "no multiplier, so no trace of one"
     assert (found["cost"], found["feasible"], found["chosen_epoch"]) == (None, None, 2)
 
 
 def test_people_read_the_same_in_the_terminal_and_on_the_page(promised: Path) -> None:
     found = build(report(), promised)
     rows = constraint_rows(found)
+    assert [row[7:] for row in rows[1:]] == [("1.33", "1.00 1.00 1.00"), ("0.67", "0.00 0.50 1.00"), ("-", "-")]
+    *costs, none = [one["cost"] for one in found["predecessors"]]
+    assert (costs, none) == (pytest.approx([0.02 * 2 / 3, 0.02 / 3]), None)
     assert rows[2][:6] == ("v2", "3.00 [1.50, 6.00]", "10.00", "1.76", "active", "no")
     console = Console(file=io.StringIO(), width=160)
     console.print(constraint_table(found))

@@ -52,6 +52,7 @@ class Predecessor:
         notes: What a reader of the report must know about this version, e.g. that its transform may have changed.
         training_ids: Opens the ids it was trained on, [N]; raises DataError where they are gone. None: unknown.
         kept: What is left of it. Only a whole one runs; of others the head may classify, or cached outputs be known.
+        model: The family it was trained in; an ancestor of a branch may be of another one than the branch.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Predecessor:
     notes: tuple[str, ...] = ()
     training_ids: Callable[[], NDArray[np.str_]] | None = None
     kept: Kept = Kept.WHOLE
+    model: str = ""
 
     @property
     def lost(self) -> str | None:

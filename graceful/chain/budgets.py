@@ -59,6 +59,7 @@ class Budget:
         status: Only `active` ones have a multiplier; all are evaluated and judged.
         reason: One sentence for people.
         standing: The facts it rests on.
+        implied_by: The nearer version whose budget it follows from; None unless `implied`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Budget:
     status: Status
     reason: str
     standing: Standing
+    implied_by: str | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON values."""
@@ -181,7 +183,8 @@ def _judged(one: Standing, bound: float, active: Sequence[Budget], upper: Mappin
             f"follows from {implying.name}: {_percent(implying.bound)} and at most {_percent(between)} between the two"
             f" stay within {_percent(bound)}"
         )
-    return Budget(name=one.name, bound=bound, status=status, reason=reason, standing=one)
+    implied_by = implying.name if implying and status is Status.IMPLIED else None
+    return Budget(name=one.name, bound=bound, status=status, reason=reason, standing=one, implied_by=implied_by)
 
 
 def _implies(near: Budget, far: Standing, bound: float, upper: Mapping[tuple[str, str], float]) -> bool:

@@ -190,6 +190,7 @@ def load(
         notes=_notes(described, current),
         training_ids=lambda: task.samples("train").ids,
         kept=found.kept,
+        model=described.model,
     )
 
 

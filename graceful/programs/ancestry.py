@@ -1,6 +1,6 @@
 """Which versions a run descends from: the champion's chain, and those of further parents. Runs in the driver.
 
-Read from the registry when a run first starts and kept in its folder, so that a resumed run has the same predecessors.
+Read from the registry until a run begins to train, then kept in its folder: a resumed run has the same predecessors.
 """
 
 from __future__ import annotations
@@ -41,8 +41,15 @@ class Link:
     role: Literal["champion", "parent", "ancestor", ""] = ""
 
 
-def read(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
+def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, keep: bool = True) -> list[Link]:
     """The ancestors of this run, latest first: as recorded, else the champion, further parents and their ancestors now.
+
+    Args:
+        store: The registry.
+        spec: Of the run.
+        run_dir: Its folder.
+        begun: Whether something in the folder was made with the recorded ancestors; else the registry is asked again.
+        keep: Whether to record what the registry says; not for those who only look.
 
     Raises:
         SpecError: The name of the version, or one name twice among the ancestors; or there is no such parent.
@@ -50,7 +57,7 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
         IntegrityError: The record was altered.
     """
     path = run_dir / FILE
-    if path.exists():
+    if begun and path.exists():
         with written_here(path):
             return [Link(**raw) for raw in json.loads(path.read_text())]
     chains = [store.chain(spec.model), *(_chain(store, parent) for parent in spec.parents)]
@@ -69,7 +76,8 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path) -> list[Link]:
         if record.model_id not in retired
     ]
     _require_distinct(spec, every)
-    write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
+    if keep:
+        write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
 
 

@@ -43,7 +43,8 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
     Returns:
         `predecessors`: each ancestor with what was measured on test data, its budget and status (`evaluated only` for
         those that training did not see), its multiplier and its NFR on the constraint split epoch by epoch, and its
-        pull, multiplier x budget, which ranks what relaxing it would buy. `cost`: error of the new version minus the
+        pull, multiplier x budget, which ranks what relaxing it would buy, and its cost, the error that dropping it is
+        predicted to buy back, None where unknown. `cost`: error of the new version minus the
         unconstrained one's, on the constraint split; None, like `feasible`, where no budget was active. `conflict`: how
         much the predecessors disagree, per merged loss. `retirement`: see `_retirement`. `advice`: sentences for
         people; the gate never acts on them. Then what the background says.
@@ -67,6 +68,8 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
     reference = made.get("reference_error")
     cost = None if acting is None else acting["constraint_error"] - reference
     retirement = _retirement(predecessors, cost)
+    gains = {row["name"]: row["error_gain"] for row in retirement}
+    predecessors = [{**one, "cost": gains.get(one["name"])} for one in predecessors]
     return {
         "schema": 1,
         "model": report.model,
@@ -105,6 +108,7 @@ def _predecessor(
         "budget": bound,
         "status": budget["status"] if budget else "evaluated only",
         "reason": budget["reason"] if budget else "not in compatibility.against, or no adaptive weighting",
+        "implied_by": budget.get("implied_by") if budget else None,
         "met": None if bound is None or found.value is None else found.value <= bound,
         "constraint_nfr": None if chosen is None else chosen["nfr"].get(name),
         "multiplier": multiplier,
@@ -123,7 +127,7 @@ def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -
 
     Returns:
         Rows of `name`, `share` of the pull in [0, 1], `error_gain`, predicted: 0 where the constraints cost nothing,
-        None without a measured cost.
+        None without a measured cost; `reactivates`, whose budgets follow from this one and would no longer.
     """
     priced = [one for one in predecessors if one["pull"] is not None]
     total = math.fsum(one["pull"] for one in priced)
@@ -131,7 +135,12 @@ def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -
     for one in sorted(priced, key=lambda item: -item["pull"]):
         share = one["pull"] / total if total > 0.0 else 0.0
         rows.append(
-            {"name": one["name"], "share": share, "error_gain": None if cost is None else share * max(cost, 0.0)}
+            {
+                "name": one["name"],
+                "share": share,
+                "error_gain": None if cost is None else share * max(cost, 0.0),
+                "reactivates": [other["name"] for other in predecessors if other["implied_by"] == one["name"]],
+            }
         )
     return rows
 
@@ -148,6 +157,7 @@ def _advice(predecessors: Sequence[Mapping[str, Any]], retirement: Sequence[Mapp
         found.append(
             f"{one['name']}: multiplier {one['multiplier']:.2f} x budget {100 * one['budget']:.2f} %,"
             f" {100 * row['share']:.0f} % of the pull; dropping it would buy {buys}"
+            + (f" and would reactivate {', '.join(row['reactivates'])}" if row["reactivates"] else "")
         )
     latest = next((one["old_error"] for one in predecessors if one["distance"] == 1), None)
     for one in predecessors:
@@ -173,12 +183,14 @@ def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
         "status",
         "met on test",
         "untreated NFR",
+        "predicted cost",
         "multiplier by epoch",
     )
     rows: list[tuple[str, ...]] = [head]
     for one in document["predecessors"]:
         interval = "" if one["lower"] is None else f" [{100 * one['lower']:.2f}, {100 * one['upper']:.2f}]"
-        trace = " ".join("-" if mu is None else f"{mu:.2f}" for mu in one["multipliers"])
+        moved = one["multipliers"] if one["status"] == "active" else ()
+        trace = " ".join("-" if mu is None else f"{mu:.2f}" for mu in moved)
         rows.append(
             (
                 one["name"],
@@ -188,6 +200,7 @@ def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 one["status"],
                 "-" if one["met"] is None else "yes" if one["met"] else "no",
                 _percent(one["untreated_nfr"]),
+                _percent(one["cost"]),
                 trace or "-",
             )
         )
@@ -198,7 +211,7 @@ def constraint_table(document: Mapping[str, Any]) -> Table:
     """The rows as a table for the terminal, with what the constraints cost."""
     acted = any(row["multiplier"] for row in document["predecessors"])
     cost = document["cost"] if acted else None
-    caption = "rates in percent" + (
+    caption = "rates in percent, costs in points of error" + (
         "" if cost is None else f"; cost of all constraints {100 * cost:+.2f} points of error"
     )
     table = Table(title="constraints", title_justify="left", caption=caption, caption_justify="left")

@@ -38,27 +38,29 @@ class Free:
     reason: str
 
 
-def unconstrained(home: Path, model: str, versions: Sequence[Predecessor], *, like: TaskSection) -> dict[str, Free]:
-    """The unconstrained runs of each version.
+def unconstrained(home: Path, versions: Sequence[Predecessor], *, like: TaskSection) -> dict[str, Free]:
+    """The unconstrained runs of each version, looked up under its own model family.
 
     Args:
         home: Folder of runs and references.
-        model: Model family.
         versions: Newest first.
         like: Task section of the newest version, see `bundle.load`.
     """
     mirror = Mirror.of(home)
     return {
-        version.name: _of(version, home, f"{model}-{version.name}", mirror=mirror, like=like, most=most)
+        version.name: _of(version, home, f"{version.model}-{version.name}", mirror=mirror, like=like, most=most)
         for version, most in zip(versions, (MOST, *[1] * len(versions)), strict=False)
     }
 
 
 def _of(version: Predecessor, home: Path, run_id: str, *, mirror: Mirror, like: TaskSection, most: int) -> Free:
-    path = home / "runs" / run_id / SPEC
+    run = home / "runs" / run_id
+    path, described = run / SPEC, run / "model" / bundle.DESCRIPTION
     try:
-        if not path.exists() and not mirror.restore_file(path):
+        if not all(one.exists() or mirror.restore_file(one) for one in (path, described)):
             return Free(reason=f"none known, run {run_id} is not in this home")
+        if bundle.recorded_digest(described.parent) != version.digest:
+            return Free(reason=f"none known, run {run_id} of this home trained another version")
         job = json.loads(read_bytes(path))["job"]
         if not job["predecessors"] and not job["references"]:
             return (

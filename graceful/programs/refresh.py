@@ -29,6 +29,7 @@ from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, write_text
 from graceful.training import trace
 from graceful.training.job import NOT_MIRRORED
+from graceful.training.job import SPEC as JOB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ class Refreshed:
 def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshed, Report]:
     """Train, evaluate, judge, register and, if passed, promote. Each finished step is a file and is not repeated.
 
-    The chain is read from the registry when the run first starts and kept in `chain.json`: a resumed run has the same
-    predecessors, and promotion is refused if someone moved the champion meanwhile.
+    The chain is read from the registry until the run begins to train and kept in `chain.json`: a resumed run has the
+    same predecessors, and promotion is refused if someone moved the champion meanwhile.
 
     Raises:
         SpecError, DataError: Nothing was registered.
@@ -78,7 +79,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
         tracking = store.begin(spec.dump(), run_id=spec.run_id)
-        links = ancestry.read(store, spec, run_dir)
+        links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
         require_judgeable(spec, [link.name for link in links])
         ancestors = _fetch(store, links)
@@ -118,7 +119,7 @@ def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir):
         store = Store(spec.registry.uri, home)
-        ancestors = _fetch(store, ancestry.read(store, spec, run_dir))
+        ancestors = _fetch(store, ancestry.read(store, spec, run_dir, begun=_begun(run_dir)))
         return train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
 
 
@@ -143,6 +144,11 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
         found, verdict = measure(spec, folder, links, ancestors)
         pages.write(run_dir, found, verdict)
     return found.report, verdict
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether a job was trained here, or began to be: what it owes to whom no longer changes."""
+    return any((run_dir / name).exists() for name in (JOB, "model"))
 
 
 def _require_own(spec: RefreshSpec, folder: Path) -> None:
@@ -173,7 +179,8 @@ def _mirrored(home: Path, run_dir: Path) -> Iterator[Mirror]:
 def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progress = silent) -> dict[str, Any]:
     """Every version of the chain against every other, the run's own included where it is trained; see `matrix`.
 
-    Writes `matrix.json` and `matrix.html` into the run's folder.
+    Writes `matrix.json` and `matrix.html` into the run's folder, and does not settle the ancestors of a run that has
+    no version yet: those are the champion's chain as it is now.
 
     Args:
         spec: Whose chain and data.
@@ -181,29 +188,32 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
         progress: Called when the versions are known.
 
     Raises:
-        SpecError: No version at all, or a name that the chain has not.
+        SpecError: No version at all, a name that the chain has not, or the folder holds another version.
     """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir):
         store = Store(spec.registry.uri, home)
         folders = [path for path in (run_dir / "model",) if (path / "arch.json").exists()]
-        folders += _fetch(store, ancestry.read(store, spec, run_dir))
+        for own in folders:
+            _require_own(spec, own)
+        links = ancestry.read(store, spec, run_dir, begun=bool(folders), keep=False)
+        folders += _fetch(store, links)
         if not folders:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
         left = [bundle.load(one, augment_like=spec.task, at_least=Kept.NOTHING) for one in reversed(folders)]
         versions = chosen(left, names)
         lost = [f"{version.name}: {version.lost}" for version in versions if version.lost]
         progress({"stage": "matrix", "versions": len(versions), **({"lost": lost} if lost else {})})
-        free = unconstrained(home, spec.model, versions[::-1], like=spec.task)
+        free = unconstrained(home, versions[::-1], like=spec.task)
         found = matrix(spec, tasks.build(spec.task), versions, free=free)
         pages.write_matrix(run_dir, found, model=spec.model)
     return found
 
 
-def ancestors_of(spec: RefreshSpec, run_dir: Path) -> list[Path]:
-    """Bundles of the chain, latest first: as recorded in `chain.json` of this folder, else as it is now."""
+def ancestors_of(spec: RefreshSpec, folder: Path, *, begun: bool) -> list[Path]:
+    """Bundles of the chain, latest first: once begun as recorded in `chain.json` of this folder, else as it is now."""
     store = Store(spec.registry.uri, home_of(spec))
-    return _fetch(store, ancestry.read(store, spec, run_dir))
+    return _fetch(store, ancestry.read(store, spec, folder, begun=begun))
 
 
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
@@ -226,7 +236,7 @@ def measure(
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
     new = bundle.load(folder, augment_like=spec.task)
-    free = unconstrained(home_of(spec), spec.model, [new, *chain], like=spec.task)
+    free = unconstrained(home_of(spec), [new, *chain], like=spec.task)
     found = evaluate(spec, new, chain, notes=notes, free=free)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return found, gate.judge(found.report, constraints, family=spec.gate.family)

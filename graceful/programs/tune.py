@@ -70,7 +70,7 @@ def tune(
     assert spec.tune is not None
     folder = folder_of(spec)
     with exclusive(folder):
-        ancestors = ancestors_of(spec, folder)
+        ancestors = ancestors_of(spec, folder, begun=(folder / IDENTITY).exists())
         if not ancestors:
             raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
         _claim(spec, folder)

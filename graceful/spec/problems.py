@@ -67,6 +67,9 @@ def place(root: type[Section], location: tuple[int | str, ...]) -> Place:
         elif isinstance(part, int):
             annotation = shape.item(annotation)
             path.append(str(part))
+        elif (value := shape.value(annotation)) is not None:
+            annotation = value
+            path.append(part)
     return Place(path=tuple(path), annotation=annotation, section=holder)
 
 

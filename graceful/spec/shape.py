@@ -89,6 +89,14 @@ def item(annotation: Any) -> Any | None:
     return None
 
 
+def value(annotation: Any) -> Any | None:
+    """What the values of a mapping are, None where no mapping of free keys may stand."""
+    for one in map(_bare, members(annotation)):
+        if get_origin(one) is dict:
+            return get_args(one)[1]
+    return None
+
+
 def child(annotation: Any, part: str) -> Any:
     """What may stand below: the field of that name, or the member of a union whose `kind` it is.
 

@@ -44,5 +44,6 @@ def test_a_chain_of_growing_embeddings_and_classes_stays_searchable_by_prefixes(
     recall = found["recall_at_1"]
     assert min(recall[1][0], recall[2][0], recall[2][1]) > 0.6, "new queries on old galleries"
     assert min(recall[0][1], recall[0][2], recall[1][2]) > 0.3, "queries of old clients on new galleries"
-    assert max(recall[3][0], recall[3][1], recall[3][2]) < 0.3, "without constraints, where chance is 0.1"
+    bought = [recall[row][gallery] - recall[3][gallery] for row, gallery in ((1, 0), (2, 1), (1, 2))]
+    assert min(bought) > 0.2, "beside the run without constraints on the same galleries"
     assert [version.name for version in chosen(versions, ["v3", "v1"])] == ["v1", "v3"], "in the order of the chain"

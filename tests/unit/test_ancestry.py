@@ -14,6 +14,7 @@ from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord
 from graceful.lineage.listing import Listed
 from graceful.programs import ancestry
+from graceful.programs import refresh as program
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_records import record
 
@@ -80,6 +81,69 @@ def test_merge_has_every_ancestor_once_and_behind_its_descendants(tmp_path: Path
     assert ancestry.parents(found) == (E1.model_id, V3.model_id)
     assert ancestry.champion(found) == 1
     assert links(Registry({}), tmp_path, parents=["glyphs:v3"]) == found  # kept for a run that is resumed
+
+
+def test_a_record_counts_once_something_was_made_with_it(tmp_path: Path) -> None:
+    asked = specs.parse(versions.spec("v4"))
+    before: Any = Registry({"glyphs": [V2, V1]})
+    now: Any = Registry(CHAINS)
+    assert told(ancestry.read(before, asked, tmp_path, begun=False, keep=False))[0] == ("v2", "champion")
+    assert not (tmp_path / ancestry.FILE).exists()
+    ancestry.read(before, asked, tmp_path, begun=False)
+    assert told(ancestry.read(now, asked, tmp_path))[0] == ("v2", "champion")
+    assert told(ancestry.read(now, asked, tmp_path, begun=False))[0] == ("v3", "champion")
+    assert told(ancestry.read(before, asked, tmp_path))[0] == ("v3", "champion"), "and the new one is kept"
+
+
+class AskedError(Exception):
+    """The registry was asked for a version."""
+
+
+class Refusing(Registry):
+    """A registry that hands out no bundle, and says whose was wanted."""
+
+    def record(self, model_id: str) -> str:
+        return model_id
+
+    def fetch(self, record: str, *, removable: Sequence[str]) -> Path:
+        raise AskedError(record)
+
+
+def test_the_matrix_of_a_run_that_has_not_started_does_not_settle_its_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = specs.parse(versions.spec("v4", home=str(tmp_path)))
+    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing({}))
+    with pytest.raises(SpecError, match="run glyphs-v4: no version and no ancestor"):
+        program.matrix_of(asked)
+    assert not list(tmp_path.rglob(ancestry.FILE))
+
+
+def test_a_run_that_has_not_trained_asks_for_the_champion_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = specs.parse(versions.spec("v4", home=str(tmp_path)))
+    folder = tmp_path / "runs" / asked.run_id
+    ancestry.read(Registry({"glyphs": [V2, V1]}), asked, folder)  # type: ignore[arg-type]
+    stale = (folder / ancestry.FILE).read_text()
+    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing(CHAINS))
+    with pytest.raises(AskedError, match=V3.model_id):
+        program.train_only(asked)
+    (folder / ancestry.FILE).write_text(stale)
+    (folder / "spec.json").write_text("{}")
+    with pytest.raises(AskedError, match=V2.model_id):
+        program.train_only(asked)
+
+
+def test_the_matrix_of_another_version_s_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing(CHAINS))
+    other = specs.parse(versions.spec("edge-e2", home=str(tmp_path)))
+    held = tmp_path / "runs" / other.run_id / "model" / "arch.json"
+    held.parent.mkdir(parents=True)
+    held.write_text(json.dumps({"model": other.model, "name": other.name}))
+    asked = specs.parse(versions.spec("e2", "glyphs-edge", home=str(tmp_path)))
+    with pytest.raises(SpecError, match="run glyphs-edge-e2 holds glyphs edge-e2, not glyphs-edge e2"):
+        program.matrix_of(asked)
 
 
 def test_champion_is_the_first_parent_also_where_the_other_one_descends_from_it(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_an_intact_chain_with_loose_budgets_needs_the_latest_alone() -> None:
     upper = {("v3", "v2"): 0.015, ("v3", "v1"): 0.03, ("v2", "v1"): 0.015}
     budgets = plan(CHAIN, relative=0.1, bounds=LOOSE, upper=upper)
     assert statuses(budgets) == ["active", "implied", "implied"]
+    assert [budget.implied_by for budget in budgets] == [None, "v3", "v3"]
     assert budgets[1].reason == "follows from v3: 2.00 % and at most 1.50 % between the two stay within 4.00 %"
 
 

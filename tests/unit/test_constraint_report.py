@@ -97,6 +97,29 @@ def test_advice_names_who_pulls_most_and_who_is_near_chance(promised: Path) -> N
     assert third.startswith("v1: its error 40.00 % is over twice the latest predecessor's")
 
 
+def implied_run(folder: Path) -> Path:
+    """v2 and v1 follow from v3."""
+    standings = [Standing(name=name, n=N, error=0.12, reference_error=0.1) for name in ("v3", "v2", "v1")]
+    upper = {("v3", "v2"): 0.015, ("v3", "v1"): 0.02}
+    budgets = plan(standings, relative=0.2, bounds={"v3": 0.02, "v2": 0.04, "v1": 0.05}, upper=upper)
+    masks = np.ones((3, 4), dtype=bool)
+    result = trained()
+    rows = tuple({**row, "multipliers": {"v3": 1.0, "v2": 0.0, "v1": 0.0}} for row in result.history)
+    record(
+        folder,
+        Contract(budgets=budgets, right=masks, known=masks, reference_error=0.1),
+        replace(result, history=rows),
+    )
+    return folder
+
+
+def test_advice_names_the_implied_budgets_that_come_back(tmp_path: Path) -> None:
+    found = build(report(), implied_run(tmp_path))
+    assert [one["implied_by"] for one in found["predecessors"]] == [None, "v3", "v3"]
+    assert found["retirement"][0]["reactivates"] == ["v2", "v1"]
+    assert found["advice"][0].endswith("would buy about 2.00 points of error and would reactivate v2, v1")
+
+
 def test_a_run_without_budgets_still_has_a_report(tmp_path: Path) -> None:
     record(tmp_path, None, trained())
     assert not (tmp_path / PROMISED).exists()
@@ -111,12 +134,17 @@ def test_where_no_constraint_acted_none_was_kept_and_none_cost_anything(tmp_path
     record(tmp_path, Contract(budgets=loose, right=mask, known=mask, reference_error=0.1), trained())
     found = build(report(), tmp_path)
     assert found["predecessors"][0]["status"] == "vacuous"
+    assert found["predecessors"][0]["cost"] is None
+    assert constraint_rows(found)[1][-2:] == ("-", "-"), "no multiplier, so no trace of one"
     assert (found["cost"], found["feasible"], found["chosen_epoch"]) == (None, None, 2)
 
 
 def test_people_read_the_same_in_the_terminal_and_on_the_page(promised: Path) -> None:
     found = build(report(), promised)
     rows = constraint_rows(found)
+    assert [row[7:] for row in rows[1:]] == [("1.33", "1.00 1.00 1.00"), ("0.67", "0.00 0.50 1.00"), ("-", "-")]
+    *costs, none = [one["cost"] for one in found["predecessors"]]
+    assert (costs, none) == (pytest.approx([0.02 * 2 / 3, 0.02 / 3]), None)
     assert rows[2][:6] == ("v2", "3.00 [1.50, 6.00]", "10.00", "1.76", "active", "no")
     console = Console(file=io.StringIO(), width=160)
     console.print(constraint_table(found))

@@ -99,6 +99,17 @@ def test_suggestions_come_from_the_same_section() -> None:
     assert message.startswith("compatibility.reference.rnus in v1.yaml: unknown key, did you mean runs?")
 
 
+def test_a_wrong_value_of_a_free_key_is_told_with_its_key_and_bounds() -> None:
+    def weighting(bounds: Any) -> dict[str, Any]:
+        return {**MINIMAL, "compatibility": {"weighting": {"kind": "adaptive", "bounds": bounds}}}
+
+    message = refusal(weighting({"v1": -0.1}))
+    assert message == "compatibility.weighting.bounds.v1 in v1.yaml: must be a number in (0, 1], got -0.1"
+    two = refusal(weighting({"v1": "x", "v2": 2}))
+    assert two == "compatibility.weighting.bounds.v1 in v1.yaml: must be a number in (0, 1], got 'x' (and 1 more)"
+    assert refusal(weighting(3)).startswith("compatibility.weighting.bounds in v1.yaml: must be a mapping, got 3")
+
+
 WRONG: list[dict[str, Any]] = [
     {"task": {"kind": "glyfs"}},
     {"task": {}},

@@ -27,6 +27,7 @@ from graceful.storage import Mirror, sha256_json
 from graceful.tasks.base import Samples, Split, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
+from graceful.training.job import begun
 
 Progress = Callable[[Mapping[str, object]], None]
 _HELD_OUT: tuple[Split, ...] = ("validation", "constraint", "test")
@@ -101,8 +102,7 @@ def train(
         lost=frozenset(version.digest for version in versions if version.lost),
     )
     asked = _asked(spec, built, wanted)
-    factor = spec.compatibility.near_chance
-    weak = near_chance(asked, factor=factor) if asked and factor and _focused(spec) else {}
+    weak, judged = _near_chance(spec, run_dir, asked, wanted)
     cached = [not views.live and reads_outputs(version, spec.compatibility, built.classes) for version in wanted]
     caches = [
         outputs.of(version, folder_of[version.name]) if yes else None
@@ -122,7 +122,7 @@ def train(
         if spec.compatibility.reference
         else (),
         contract=promised,
-        near_chance=tuple(weak),
+        near_chance=weak,
         task=task,
         data=samples.digest,
         mirror=mirror,
@@ -130,7 +130,7 @@ def train(
     result = run_training(job, progress=progress)
     record(run_dir, promised, result)
     silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
-    notes = (*outputs.notes, *weak.values(), *silent)
+    notes = (*outputs.notes, *judged, *silent)
     trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=notes)
     return replace(trained, contract=promised)
 
@@ -244,6 +244,30 @@ def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked
     if not len(task.samples("constraint")):
         return None
     return ask(task, able, batch_size=spec.evaluate.batch_size)
+
+
+def _near_chance(
+    spec: RefreshSpec, run_dir: Path, asked: Asked | None, chain: Sequence[Predecessor]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the predecessors near chance, and sentences for the report.
+
+    A run that was begun keeps to what it recorded: weights that were lost meanwhile must not change it.
+    """
+    factor = spec.compatibility.near_chance
+    if not factor or not _focused(spec):
+        return (), ()
+    found = near_chance(asked, factor=factor) if asked else {}
+    recorded = begun(run_dir).get("near_chance")
+    if recorded is not None:
+        kept = "was near chance when this run began; it pulls only where it is right"
+        return tuple(recorded), tuple(found.get(name, f"{name}: {kept}") for name in recorded)
+    notes = []
+    for version in chain[1:]:
+        lost = next((one for one in (version, chain[0]) if one.lost), None)
+        if lost is not None:
+            who = "" if lost is version else f" of {lost.name}"
+            notes.append(f"{version.name}: not known whether it is near chance, the weights{who} are gone")
+    return tuple(found), (*found.values(), *notes)
 
 
 def _contract(

@@ -152,8 +152,7 @@ def claim(job: TrainingJob) -> str:
     if not path.exists():
         write_json(path, {"schema": 1, "digest": sha256_json(wanted), "job": wanted})
         return sha256_json(wanted)
-    found = _read(path)["job"]
-    difference = _difference(found, wanted)
+    difference = _difference(begun(job.run_dir), wanted)
     if difference is not None:
         key, old, new = difference
         raise SpecError(
@@ -162,6 +161,17 @@ def claim(job: TrainingJob) -> str:
             {"key": key},
         )
     return sha256_json(wanted)
+
+
+def begun(run_dir: Path) -> dict[str, Any]:
+    """Identity of the job that a folder belongs to; empty: nobody's yet.
+
+    Raises:
+        DataError: Its record is damaged.
+    """
+    path = run_dir / SPEC
+    found: dict[str, Any] = _read(path)["job"] if path.exists() else {}
+    return found
 
 
 def finished(job: TrainingJob) -> TrainingResult | None:

@@ -106,12 +106,13 @@ def parallel(recipe: Recipe, here: Here) -> Compute:
         if first is None:
             return
         train = recipe.spec.train
+        deadline = time.monotonic() + train.timeout
         private = ray_fit.connect()
-        use_gpu = ray_fit.require(train, private=private, deadline=time.monotonic() + train.timeout)
+        use_gpu = ray_fit.require(train, private=private, deadline=deadline)
         recipe.mirror.seal(recipe.folder)
         workers = _started(recipe, count=train.num_workers, use_gpu=use_gpu)
         try:
-            yield from _in_order(workers, itertools.chain([first], blocks))
+            yield from _in_order(workers, itertools.chain([first], blocks), deadline=deadline)
         finally:
             _end(workers)
 
@@ -139,29 +140,57 @@ def _started(recipe: Recipe, *, count: int, use_gpu: bool) -> list[Any]:
     return [kind.remote(recipe, use_gpu=use_gpu) for _ in range(count)]
 
 
-def _in_order(workers: list[Any], blocks: Iterable[Block]) -> Iterator[Outputs]:
+def _in_order(workers: list[Any], blocks: Iterable[Block], *, deadline: float) -> Iterator[Outputs]:
+    """Deal blocks to the workers that have started; those that never do, for want of CPUs, hold nothing up."""
+    import ray
+
+    starting = {worker.__ray_ready__.remote(): worker for worker in workers}
+    ready: list[Any] = []
     waiting: deque[Any] = deque()
-    for worker, block in zip(itertools.cycle(workers), blocks, strict=False):
-        waiting.append(worker.run.remote(block))
-        if len(waiting) >= AHEAD * len(workers):
-            yield _got(waiting.popleft())
+    for turn, block in enumerate(blocks):
+        if starting:
+            patience = 0.0 if ready else _left(deadline)
+            started, _ = ray.wait(list(starting), num_returns=len(starting) if ready else 1, timeout=patience)
+            ready += [starting.pop(one) for one in started]
+        if not ready:
+            raise InfrastructureError(
+                f"outputs of a predecessor: none of {len(workers)} workers started within train.timeout; free CPUs of"
+                " the cluster and run the same command again, or raise it"
+            )
+        waiting.append(ready[turn % len(ready)].run.remote(block))
+        if len(waiting) >= AHEAD * len(ready):
+            yield _got(waiting.popleft(), deadline=deadline)
     while waiting:
-        yield _got(waiting.popleft())
+        yield _got(waiting.popleft(), deadline=deadline)
 
 
-def _got(reference: Any) -> Outputs:
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.0)
+
+
+def _got(reference: Any, *, deadline: float) -> Outputs:
     """One answer, or what the worker raised as if it had been raised here."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
     try:
-        outputs: Outputs = ray.get(reference)
+        outputs: Outputs = ray.get(reference, timeout=_left(deadline))
     except RayTaskError as e:
         raise (e.cause if isinstance(e.cause, Exception) else e) from e
     except RayActorError as e:
         raise InfrastructureError(
             f"outputs of a predecessor: a worker was lost {RESTARTS + 1} times ({first_line(e)}); run the same command"
             " again, it goes on where it stopped, or give workers more memory"
+        ) from e
+    except GetTimeoutError as e:
+        raise InfrastructureError(
+            "outputs of a predecessor: not done within train.timeout; raise it and run the same command again, it goes"
+            " on where it stopped"
+        ) from e
+    except RayError as e:
+        raise InfrastructureError(
+            f"outputs of a predecessor: Ray lost an answer ({first_line(e)}); run the same command again, it goes on"
+            " where it stopped"
         ) from e
     return outputs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 
 from graceful import spec
-from graceful.errors import CollapsedError, DataError, IntegrityError, RegistryError, SpecError, StorageError
+from graceful.errors import (
+    CollapsedError,
+    DataError,
+    InfrastructureError,
+    IntegrityError,
+    RegistryError,
+    SpecError,
+    StorageError,
+)
 from graceful.programs import exclusive, run_dir_of
 from graceful.programs.outputs import Pace
 from graceful.programs.refresh import Refreshed, refresh
@@ -188,3 +197,53 @@ def test_workers_are_asked_once_the_rest_would_take_more_than_a_minute(
     opened: Any = ray_outputs.Here(predecessor=cast(Any, None), samples=samples, views=1, clock=lambda: next(times))
     assert len(list(ray_outputs._until_worth_it(opened, blocks))) == here
     assert len(list(blocks)) == 10 - here
+
+
+class Actor:
+    """Stands for a worker of Ray; a reference is the actor and what was asked."""
+
+    def __init__(self, name: str) -> None:
+        self.__ray_ready__ = SimpleNamespace(remote=lambda: name)
+        self.run = SimpleNamespace(remote=lambda block: (name, block))
+
+
+def dealt(monkeypatch: pytest.MonkeyPatch, started: set[str], get: Any) -> list[Any]:
+    import ray
+
+    def wait(starting: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert 1 <= num_returns <= len(starting)
+        assert 0.0 <= timeout <= 60.0
+        found = [one for one in starting if one in started][:num_returns]
+        return found, [one for one in starting if one not in found]
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+    blocks: Any = range(5)
+    actors = [Actor(name) for name in ("a", "b", "c")]
+    return list(ray_outputs._in_order(actors, blocks, deadline=time.monotonic() + 60.0))
+
+
+def test_blocks_go_to_workers_that_have_started_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dealt(monkeypatch, {"a", "c"}, lambda reference, timeout: reference)
+    assert [block for _, block in found] == [0, 1, 2, 3, 4]
+    assert {name for name, _ in found} == {"a", "c"}
+    with pytest.raises(InfrastructureError, match=r"none of 3 workers started within train\.timeout"):
+        dealt(monkeypatch, set(), lambda reference, timeout: reference)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [("GetTimeoutError", "not done within train.timeout"), ("RayError", r"Ray lost an answer \(RayError: node\)")],
+)
+def test_an_answer_that_never_comes_is_trouble_of_the_cluster_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: str, message: str
+) -> None:
+    import ray.exceptions
+
+    def get(reference: Any, timeout: float) -> Any:
+        assert 0.0 <= timeout <= 60.0
+        raise getattr(ray.exceptions, error)("node")
+
+    with pytest.raises(InfrastructureError, match=message) as raised:
+        dealt(monkeypatch, {"a"}, get)
+    assert "\n" not in raised.value.message

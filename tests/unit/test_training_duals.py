@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -315,6 +316,21 @@ def test_a_predecessor_near_chance_pulls_elsewhere_and_is_noted(
     assert bool(trained.notes) == noted
     claimed = json.loads((tmp_path / "run" / "spec.json").read_text())["job"]
     assert claimed["near_chance"] == (["v0"] if noted else [])
+
+
+def test_weights_of_a_predecessor_near_chance_may_go_while_a_run_trains(tmp_path: Path, chain: Any) -> None:
+    document = parse(weighting={"kind": "equal"}, epochs=1)
+    v1, v0 = chain
+    whole = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
+    bare = tmp_path / "bare"
+    shutil.copytree(v0, bare)
+    for name in (bundle.WEIGHTS, bundle.HEAD):
+        (bare / name).unlink()
+    resumed = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=(v1, bare))
+    assert sha256_file(resumed.result.weights) == sha256_file(whole.result.weights)
+    assert "v0: was near chance when this run began; it pulls only where it is right" in resumed.notes
+    fresh = train_version(document, run_dir=tmp_path / "other", home=tmp_path, ancestors=(v1, bare))
+    assert "v0: not known whether it is near chance, the weights are gone" in fresh.notes
 
 
 def test_a_constraint_that_never_weighs_a_sample_is_reported(tmp_path: Path, chain: Any) -> None:

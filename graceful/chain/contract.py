@@ -47,14 +47,12 @@ class Contract:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What of it moves the multipliers, as JSON values: a run that resumes must be held to the same."""
-        budgets = {one.name: {"bound": one.bound, "status": str(one.status)} for one in self.budgets}
-        return {
-            "data": self.data,
-            "budgets": budgets,
-            "reference_error": self.reference_error,
-            "pace": list(self.pace),
-        }
+        """What it was made from, as JSON values: a run that resumes must be held to the same.
+
+        Bounds and pace follow from this, from the spec and from the predecessors. They are measured, so that another
+        machine may find one id more or less: no reason to refuse to resume there.
+        """
+        return {"data": self.data}
 
 
 def flips_between(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> dict[tuple[int, int], float]:

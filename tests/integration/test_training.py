@@ -130,7 +130,8 @@ def test_two_ranks_have_the_same_multipliers_in_every_epoch_and_so_has_a_run_tha
     status, answers, stderr = run(disturbed, undisturbed)
     assert status == 0, stderr
     assert (tmp_path / "died").exists()
-    assert [answer["resumed_from"] for answer in answers] == [20, None]
+    assert answers[0]["resumed_from"] in (10, 20), "the newest checkpoint may not have been reported when the rank died"
+    assert answers[1]["resumed_from"] is None
     moved, quiet = (
         [row for row in trace.read(tmp_path / name / trace.FILE) if row["event"] == "epoch"] for name in ("a", "b")
     )

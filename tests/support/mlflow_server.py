@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _await_port(port: int) -> None:
+    """The server says that it has started just before it listens."""
+    end = time.monotonic() + 60.0
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5.0).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -69,6 +83,7 @@ def server(
             raise AssertionError("the server did not start:\n" + "".join(said))
         drain = threading.Thread(target=process.stdout.read, daemon=True)
         drain.start()
+        _await_port(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

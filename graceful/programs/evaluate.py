@@ -84,19 +84,13 @@ def evaluate(
         )
         for distance, old in enumerate(ancestors, start=1)
     )
-    caveats = [f"{old.name}: {old.lost}, so nothing was measured against it" for old in lost]
     report = Report(
         model=spec.model,
         version=spec.name,
         data=samples.digests,
         measurements=alone,
         comparisons=comparisons,
-        notes=(
-            *notes,
-            *caveats,
-            *(note for version in versions for note in version.notes),
-            *_overlaps(versions, samples.test),
-        ),
+        notes=(*notes, *_caveats(versions, lost), *_overlaps(versions, samples.test)),
     )
     flipped = [negative_flips(mine.predictions, old.predictions, against=old.name) for old in others]
     return Evaluation(
@@ -120,6 +114,11 @@ def _alone(
     for old in lost:
         found |= dict.fromkeys(CHAIN_METRICS, _unmeasured(old))
     return found
+
+
+def _caveats(versions: Sequence[Predecessor], lost: Sequence[Predecessor]) -> list[str]:
+    missed = [f"{old.name}: {old.lost}, so nothing was measured against it" for old in lost]
+    return missed + [note for version in versions for note in version.notes]
 
 
 def _unmeasured(version: Predecessor) -> Measurement:

@@ -86,6 +86,25 @@ def train(
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
     _require_sound(built, samples)
+    job, notes = _prepared(spec, built, samples, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
+    result = run_training(replace(job, task=task), progress=progress)
+    record(run_dir, job.contract, result)
+    silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
+    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=(*notes, *silent))
+    return replace(trained, contract=job.contract)
+
+
+def _prepared(
+    spec: RefreshSpec,
+    built: Task,
+    samples: Samples,
+    *,
+    run_dir: Path,
+    home: Path,
+    ancestors: Sequence[Path],
+    progress: Progress,
+) -> tuple[TrainingJob, list[str]]:
+    """The job, with every cache and reference run that it reads, and what a reader of the report must know of them."""
     versions = [bundle.load(folder, augment_like=spec.task, at_least=Kept.NOTHING) for folder in ancestors]
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
@@ -123,16 +142,10 @@ def train(
         else (),
         contract=promised,
         near_chance=weak,
-        task=task,
         data=samples.digest,
         mirror=mirror,
     )
-    result = run_training(job, progress=progress)
-    record(run_dir, promised, result)
-    silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
-    notes = (*outputs.notes, *judged, *silent)
-    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=notes)
-    return replace(trained, contract=promised)
+    return job, [*outputs.notes, *judged]
 
 
 def _require_sound(task: Task, train: Samples) -> None:

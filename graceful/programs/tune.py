@@ -183,7 +183,7 @@ def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]
 
 def _tested(bench: Bench, chosen: final.Candidate | None, progress: Progress) -> Score | None:
     kept = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
-    return final.test(bench, chosen, progress) if kept and chosen is not None else None
+    return final.on_test(bench, chosen, progress) if kept and chosen is not None else None
 
 
 def _write(folder: Path, spec: RefreshSpec, document: dict[str, Any], trials: Sequence[Tried]) -> list[Path]:

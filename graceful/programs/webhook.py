@@ -85,8 +85,10 @@ class Webhook:
         for path in waiting[-KEPT:]:
             try:
                 data = read_bytes(path)
-            except StorageError:
-                continue  # another process was faster
+            except StorageError as e:
+                if path.exists():  # else another process was faster
+                    self.say(f"webhook {self.shown}: {e.message}")
+                continue
             if not self._deliver(path.stem, data):
                 return
             path.unlink(missing_ok=True)

@@ -91,7 +91,8 @@ def test_what_a_worker_raises_on_purpose_reaches_the_driver_without_another_try(
     assert len([row for row in trace.read(tmp_path / trace.FILE) if row["event"] == "start"]) == 1
 
 
-def test_two_ranks_have_the_same_multipliers_in_every_epoch_and_so_has_a_run_that_lost_one(tmp_path: Path) -> None:
+def random_ancestors(folder: Path) -> list[str]:
+    """v1 and v0, untrained: bundles with different weights."""
     import torch
 
     from graceful.models import bundle
@@ -102,8 +103,12 @@ def test_two_ranks_have_the_same_multipliers_in_every_epoch_and_so_has_a_run_tha
     for seed in (0, 1):
         torch.manual_seed(seed)
         version = parse({**spec(), "name": f"v{seed}"})
-        bundle.save(tmp_path / f"v{seed}", network=BlobNet(3), spec=version, classes=classes)
-    ancestors = [str(tmp_path / "v1"), str(tmp_path / "v0")]
+        bundle.save(folder / f"v{seed}", network=BlobNet(3), spec=version, classes=classes)
+    return [str(folder / "v1"), str(folder / "v0")]
+
+
+def test_two_ranks_have_the_same_multipliers_in_every_epoch_and_so_has_a_run_that_lost_one(tmp_path: Path) -> None:
+    ancestors = random_ancestors(tmp_path)
     compatibility = {
         "against": "all",
         "losses": [{"kind": "focal_distillation", "weight": 3.0}],

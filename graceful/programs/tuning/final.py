@@ -96,7 +96,7 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     return min(able, key=lambda one: one.held_back.violation if one.held_back else 0.0, default=None)
 
 
-def test(bench: Bench, chosen: Candidate, progress: Progress) -> Score:
+def on_test(bench: Bench, chosen: Candidate, progress: Progress) -> Score:
     """Measure the chosen point's fresh fits and the reference runs on the test split."""
     seeds = fresh_seeds(bench)
     works = _works(bench, chosen.point, seeds, "test")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import urllib3
 
@@ -50,6 +51,8 @@ class Weather:
     only: str = ""
     seed: int = 0
     met: Counter[str] = field(default_factory=Counter)
+    watched: set[str] = field(default_factory=set)
+    """Field selectors of the watches that were asked for."""
 
     def __post_init__(self) -> None:
         self._random, self._lock = random.Random(self.seed), threading.Lock()
@@ -107,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         stream = "watch=true" in self.path or "follow=true" in self.path
+        if stream:
+            self.server.weather.watched.update(parse_qs(urlsplit(self.path).query).get("fieldSelector", []))
         fault = self.server.weather.draw(self.path, stream=stream)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
         if fault in (Fault.THROTTLED, Fault.BROKEN):

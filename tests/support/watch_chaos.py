@@ -77,6 +77,7 @@ def storm(kube: Kube, weather: Weather, *, count: int, prefix: str) -> Mapping[s
         threads = [threading.Thread(target=follower.run, daemon=True) for follower in followers]
         for thread in threads:
             thread.start()
+        _until_watched(weather, count)
         _write(kube, named)
         end = time.monotonic() + PATIENCE_SECONDS
         for thread in threads:
@@ -91,6 +92,15 @@ def storm(kube: Kube, weather: Weather, *, count: int, prefix: str) -> Mapping[s
         "faults_met": sum(weather.met.values()),
         "errors": sorted({repr(follower.error)[:200] for follower in followers if follower.error}),
     }
+
+
+def _until_watched(weather: Weather, count: int) -> None:
+    """A follower that comes after the last change has nothing to watch, and its storm shows nothing."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while len(weather.watched) < count:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{len(weather.watched)} of {count} followers watch after {PATIENCE_SECONDS:g} s")
+        time.sleep(0.01)
 
 
 def _write(kube: Kube, named: list[tuple[str, LifeCycle]]) -> None:

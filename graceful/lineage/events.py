@@ -128,10 +128,10 @@ def read(registry: Registry, model: str, *, version: int | None = None, status: 
 def _found(registry: Registry, model: str, query: str, *, limit: int = 0, order: str = "ASC") -> Iterator[Event]:
     others = " and ".join(f"tags.{schema.TAG_KIND} != '{kind}'" for kind in ("refresh", schema.KIND_PAGE))
     token = None
-    experiment = registry.client.get_experiment_by_name(f"graceful-{model}")
+    experiment = registry.known_experiment(model)
     while experiment is not None:
         page = registry.client.search_runs(
-            [experiment.experiment_id],
+            [experiment],
             others + query,
             max_results=limit or PAGE,
             order_by=[f"attributes.start_time {order}"],

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graceful.lineage import schema
+from graceful.lineage import records, schema
 from graceful.lineage.drawing import family_svg
 from graceful.lineage.family import Cost, Family, Key, Member, ordered
 from graceful.lineage.registry import Registry, quoted
@@ -38,16 +39,17 @@ def refresh(registry: Registry, model: str) -> None:
     """
     if registry.point(registry.client.get_registered_model, model) is None:
         return
+    run, listing = _overview(registry, model), _listing(registry, model, NEWEST)
     for _ in range(TRIES):
-        family = read(registry, model)
+        family = _family(registry, listing)
         svg = family_svg(shortened(family, DRAWN))
-        run = _overview(registry, model)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / PICTURE.rpartition("/")[2]
             path.write_text(svg, encoding="utf-8")
             registry.client.log_artifact(run, str(path), PICTURE.rpartition("/")[0])
         registry.client.update_registered_model(model, markdown(family, run, svg))
-        if read(registry, model) == family:
+        written, listing = listing, _listing(registry, model, NEWEST)
+        if listing == written:
             return
 
 
@@ -57,29 +59,7 @@ def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
     Costs a few questions and one for each relative, however many versions there are. Relatives are shown without their
     aliases: nobody writes this model's page anew when those move.
     """
-    client, aliases = registry.client, registry.aliases(model)
-    newest = client.search_model_versions(
-        f"name = {quoted(model)}", max_results=most + 1, order_by=["version_number DESC"]
-    )
-    listed = {Key(model, int(item.version)): item for item in newest[:most]}
-    wanted = {Key(model, number) for number in aliases.values()}
-    query = f"tags.{schema.TAG_PARENTS} LIKE {quoted(f'%/{model}@%')} and name != {quoted(model)}"
-    children = client.search_model_versions(query, max_results=most, order_by=["creation_timestamp DESC"])
-    listed |= {Key(item.name, int(item.version)): item for item in children}
-    for item in [*listed.values()]:
-        wanted |= {key for key in parents(item.tags) if key.model != model}
-    for key in sorted(wanted - {*listed}):
-        item = registry.point(client.get_model_version, key.model, str(key.version))
-        if item is not None:
-            listed[key] = item
-    nodes = _nodes(registry, [str(item.source).removeprefix("models:/") for item in listed.values()], model)
-    known = dict(listed)  # parents beyond the window, for what their edges cost
-    for key in {key for item in listed.values() for key in parents(item.tags) if key.model == model} - {*listed}:
-        item = registry.point(client.get_model_version, key.model, str(key.version))
-        if item is not None:
-            known[key] = item
-    members = [_member(item, nodes, aliases if key.model == model else {}, known) for key, item in listed.items()]
-    return Family(model=model, members=ordered(members), older=len(newest) > most)
+    return _family(registry, _listing(registry, model, most))
 
 
 def shortened(family: Family, most: int) -> Family:
@@ -149,20 +129,56 @@ def _count(number: int, what: str) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _nodes(registry: Registry, model_ids: Sequence[str], model: str) -> dict[str, Any]:
-    """LoggedModels by identity: the newest of the family in one question, others one by one."""
-    found = {}
-    experiment = registry.client.get_experiment_by_name(f"graceful-{model}")
-    if experiment is not None:
-        order = [{"field_name": "creation_timestamp", "ascending": False}]
-        newest = registry.client.search_logged_models([experiment.experiment_id], max_results=NEWEST, order_by=order)
-        found = {node.model_id: node for node in newest}
-    for model_id in model_ids:
-        if model_id not in found and re.match(schema.NODE_ID, model_id):
-            node = registry.node(model_id)
-            if node is not None:
-                found[model_id] = node
-    return found
+@dataclass(frozen=True)
+class _Listing:
+    """What a page is made of, in three questions; equal listings give equal pages.
+
+    Attributes:
+        model: Model family.
+        aliases: Alias -> number.
+        items: The newest versions, and newest children in other models.
+        older: Whether there are older ones.
+    """
+
+    model: str
+    aliases: Mapping[str, int]
+    items: Mapping[Key, Any] = field(compare=False)
+    older: bool
+    digest: tuple[tuple[Key, str, tuple[tuple[str, str], ...]], ...]
+
+
+def _listing(registry: Registry, model: str, most: int) -> _Listing:
+    client, aliases = registry.client, registry.aliases(model)
+    newest = client.search_model_versions(
+        f"name = {quoted(model)}", max_results=most + 1, order_by=["version_number DESC"]
+    )
+    query = f"tags.{schema.TAG_PARENTS} LIKE {quoted(f'%/{model}@%')} and name != {quoted(model)}"
+    children = client.search_model_versions(query, max_results=most, order_by=["creation_timestamp DESC"])
+    items = {Key(item.name, int(item.version)): item for item in (*newest[:most], *children)}
+    digest = tuple((key, str(item.source), tuple(sorted(item.tags.items()))) for key, item in items.items())
+    return _Listing(model=model, aliases=aliases, items=items, older=len(newest) > most, digest=digest)
+
+
+def _family(registry: Registry, listing: _Listing) -> Family:
+    """The listed versions, those with an alias and parents of other models; what their edges cost from their nodes."""
+    model, listed = listing.model, dict(listing.items)
+    wanted = {Key(model, number) for number in listing.aliases.values()}
+    wanted |= {key for item in listed.values() for key in parents(item.tags) if key.model != model}
+    listed |= _versions(registry, wanted - {*listed})
+    beyond = {key for item in listed.values() for key in parents(item.tags)} - {*listed}
+    known = listed | _versions(registry, beyond)
+    nodes = records.nodes(registry, model, [str(item.source).removeprefix("models:/") for item in listed.values()])
+    members = [
+        _member(item, nodes, listing.aliases if key.model == model else {}, known) for key, item in listed.items()
+    ]
+    return Family(model=model, members=ordered(members), older=listing.older)
+
+
+def _versions(registry: Registry, keys: Collection[Key]) -> dict[Key, Any]:
+    found = {
+        key: registry.point(registry.client.get_model_version, key.model, str(key.version)) for key in sorted(keys)
+    }
+    return {key: item for key, item in found.items() if item is not None}
 
 
 def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], known: Mapping[Key, Any]) -> Member:

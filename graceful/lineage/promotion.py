@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from graceful.errors import RegistryError, SpecError
 from graceful.lineage import events, lease, schema
@@ -63,17 +64,19 @@ class _Target:
 
 def promote(registry: Registry, change: Change, *, kind: Kind = "promotion") -> Event | None:
     """Move the champion; None where it already was there."""
-    if not _settled(registry, change):
-        _require_expected(registry, change, kind)
-        _verify_bytes(registry, _target(registry, change))
+    champion, record = _champion(registry, change), None
+    if champion != change.version:
+        _require_expected(champion, change, kind)
+        record = _verified(registry, change)  # takes a while with large models, so before others have to wait
     with lease.writer(registry, change.model) as hold:
-        if _settled(registry, change):
+        champion = _champion(registry, change)
+        if champion == change.version:
             for left in events.read(registry, change.model, version=change.version, status=events.OPEN):
                 if left.kind in events.MOVES:
                     events.close(registry, left)
             return None
-        _require_expected(registry, change, kind)
-        target = _target(registry, change)
+        _require_expected(champion, change, kind)
+        target = _target(registry, change, record or _verified(registry, change))
         waived = _require_allowed(target, change)
         hold.extend()
         event = events.begin(registry, _event(target, change, kind, waived=waived))
@@ -121,12 +124,11 @@ def _target_of_rollback(registry: Registry, model: str) -> int:
     return found
 
 
-def _settled(registry: Registry, change: Change) -> bool:
-    return registry.aliases(change.model).get(schema.CHAMPION) == change.version
+def _champion(registry: Registry, change: Change) -> int | None:
+    return registry.aliases(change.model).get(schema.CHAMPION)
 
 
-def _require_expected(registry: Registry, change: Change, kind: Kind) -> None:
-    champion = registry.aliases(change.model).get(schema.CHAMPION)
+def _require_expected(champion: int | None, change: Change, kind: Kind) -> None:
     if champion != change.expected:
         what = (
             f"as when version {change.version} was judged; refresh it under another name, from the champion of now"
@@ -190,8 +192,8 @@ def retire(registry: Registry, change: Change) -> Event | None:
 
 def _mark(registry: Registry, change: Change, kind: Kind, *, tag: str) -> Event | None:
     with lease.writer(registry, change.model) as writer:
-        target = _target(registry, change)
-        serving = _settled(registry, change)
+        target = _target(registry, change, _record(registry, change))
+        serving = _champion(registry, change) == change.version
         _require_markable(target, change, kind, serving=serving)
         if target.standing == tag and target.tag == tag and (not serving or kind == "release"):
             return None
@@ -237,24 +239,42 @@ def _leave_aliases(registry: Registry, change: Change, event: Event) -> None:
 # --- the version ------------------------------------------------------------------------------------------------------
 
 
-def _target(registry: Registry, change: Change) -> _Target:
-    """The version, its record read from the registry and not only tags that anyone may edit."""
-    listed = registry.point(registry.client.get_model_version, change.model, str(change.version))
-    if listed is None:
-        raise RegistryError(f"{change.model}: has no version {change.version}; take a number from the registry's list")
-    node = registry.node(registry.node_id(listed))
+def _record(registry: Registry, change: Change) -> LineageRecord:
+    """Of the version, read from the registry itself: a tag may be edited by anyone."""
+    node = registry.node(registry.node_id(_listed(registry, change)))
     record = None if node is None else registry.recorded(node)
     if record is None:
         raise RegistryError(
             f"{change.model} version {change.version}: not completely registered; run its refresh again"
         )
+    return replace(record, version=change.version)
+
+
+def _verified(registry: Registry, change: Change) -> LineageRecord:
+    """The record, after each of the registered files was compared with it."""
+    record = _record(registry, change)
+    with tempfile.TemporaryDirectory() as scratch:
+        registry.download(record, Path(scratch))
+    return record
+
+
+def _target(registry: Registry, change: Change, record: LineageRecord) -> _Target:
+    """The version as it is listed now."""
+    listed = _listed(registry, change)
     what = f"{record.label}: version tag {schema.TAG_DIGEST}"
     require_same(what, found=listed.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
     return _Target(
-        record=replace(record, version=change.version),
+        record=record,
         tag=listed.tags.get(schema.TAG_GATE, "none"),
         history=events.read(registry, change.model, version=change.version),
     )
+
+
+def _listed(registry: Registry, change: Change) -> Any:
+    listed = registry.point(registry.client.get_model_version, change.model, str(change.version))
+    if listed is None:
+        raise RegistryError(f"{change.model}: has no version {change.version}; take a number from the registry's list")
+    return listed
 
 
 def _require_allowed(target: _Target, change: Change) -> bool:
@@ -286,11 +306,6 @@ def _held_by(target: _Target) -> str:
     if by_hand:
         return f"by {by_hand[-1].actor} ({by_hand[-1].reason})"
     return f"by the gate (its tag says {target.tag})"
-
-
-def _verify_bytes(registry: Registry, target: _Target) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        registry.download(target.record, Path(scratch))
 
 
 def _event(target: _Target, change: Change, kind: Kind, *, waived: bool = False, forced: bool = False) -> Event:

@@ -41,10 +41,9 @@ def read(registry: Registry, model: str, model_ids: Iterable[str]) -> dict[str, 
     """
     wanted = [key for key in dict.fromkeys(model_ids) if re.match(schema.NODE_ID, key)]
     known, numbers = _known(registry, wanted)
-    nodes = _nodes(registry, model, [key for key in wanted if key not in known])
-    nodes |= {key: node for key in wanted if key not in (known | nodes) and (node := registry.node(key)) is not None}
-    places = _places(registry, model, [node.source_run_id for node in nodes.values() if node.source_run_id])
-    found = each(registry, partial(_record, registry, places), nodes.values())
+    unread = nodes(registry, model, [key for key in wanted if key not in known])
+    places = _places(registry, model, [node.source_run_id for node in unread.values() if node.source_run_id])
+    found = each(registry, partial(_record, registry, places), unread.values())
     fresh = [record for record in found if record is not None]
     numbers |= {model_id: number for model_id, (number, _) in _listed(registry, fresh).items()}
     records = {record.model_id: record for record in (*known.values(), *fresh)}
@@ -66,13 +65,15 @@ def ancestors(registry: Registry, model: str, root: str) -> dict[str, LineageRec
     return records
 
 
-def _nodes(registry: Registry, model: str, model_ids: Sequence[str]) -> dict[str, Any]:
-    experiment = registry.experiment(model)
-    found = {}
-    for batch in _batches(model_ids):
+def nodes(registry: Registry, model: str, model_ids: Sequence[str]) -> dict[str, Any]:
+    """LoggedModels by identity, a hundred of the family in one question, others one by one; unknown ones left out."""
+    wanted = [key for key in dict.fromkeys(model_ids) if re.match(schema.NODE_ID, key)]
+    experiment, found = registry.experiment(model) if wanted else "", dict[str, Any]()
+    for batch in _batches(wanted):
         for node in registry.client.search_logged_models([experiment], f"model_id IN ({batch})", max_results=BATCH):
             found[node.model_id] = node
-    return found
+    others = {key: registry.node(key) for key in wanted if key not in found}
+    return found | {key: node for key, node in others.items() if node is not None}
 
 
 def _known(registry: Registry, model_ids: Sequence[str]) -> tuple[dict[str, LineageRecord], dict[str, int]]:

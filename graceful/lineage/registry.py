@@ -31,6 +31,7 @@ class Registry:
     def __init__(self, uri: str | None, home: Path) -> None:
         self.home = Path(home).expanduser().absolute()
         self.place = connection.resolve(uri, self.home)
+        self._experiments: dict[str, str] = {}
 
     @cached_property
     def client(self) -> Any:
@@ -48,18 +49,36 @@ class Registry:
         """Id of the family's experiment, made if missing."""
         from mlflow.exceptions import MlflowException
 
-        name = f"graceful-{model}"
-        found = self.client.get_experiment_by_name(name)
+        found = self.known_experiment(model)
         if found is None:
+            name = f"graceful-{model}"
             try:
-                return str(self.client.create_experiment(name, artifact_location=self.place.artifacts))
+                self.client.create_experiment(name, artifact_location=self.place.artifacts)
             except MlflowException as e:  # made by someone else meanwhile, or by a request whose answer was lost
                 if e.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self.client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage != "active":
-            raise RegistryError(f"registry {self.place.display}: experiment {name} is deleted; restore it in MLflow")
-        return str(found.experiment_id)
+            found = self.known_experiment(model)
+        if found is None:
+            raise RegistryError(f"registry {self.place.display}: made experiment graceful-{model} and has none; retry")
+        return found
+
+    def known_experiment(self, model: str) -> str | None:
+        """Id of the family's experiment, asked once; None where there is none yet.
+
+        Raises:
+            RegistryError: It was deleted.
+        """
+        if model not in self._experiments:
+            name = f"graceful-{model}"
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                return None
+            if found.lifecycle_stage != "active":
+                raise RegistryError(
+                    f"registry {self.place.display}: experiment {name} is deleted; restore it in MLflow"
+                )
+            self._experiments[model] = str(found.experiment_id)
+        return self._experiments[model]
 
     def aliases(self, model: str) -> dict[str, int]:
         """Alias -> version number; {} for an unknown family."""

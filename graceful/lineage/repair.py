@@ -64,7 +64,7 @@ class _Found:
 
 def repair(registry: Registry, model: str, *, dry_run: bool, older_than_hours: float) -> list[Mend]:
     """Do what `Store.repair` promises."""
-    if registry.client.get_experiment_by_name(f"graceful-{model}") is None:
+    if registry.known_experiment(model) is None:
         raise SpecError(f"model {model}: registry {registry.place.display} knows no such model; check the name")
     with lease.writer(registry, model) as hold:
         done: list[Mend] = []

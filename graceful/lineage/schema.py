@@ -7,6 +7,7 @@ registered model is made anew. Descriptions, version tags and pictures are views
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -173,7 +174,7 @@ class LineageRecord:
         return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str = "lineage.json") -> Self:
+    def from_json(cls, text: str, *, where: str = "lineage.json") -> LineageRecord:
         """Read what `to_json` wrote.
 
         Raises:
@@ -189,12 +190,18 @@ class LineageRecord:
                 f"{where}: schema is {found!r}, this graceful reads {SCHEMA}; use the one that wrote it"
             )
         try:
-            return TypeAdapter(cls).validate_python(raw)
+            return _reader().validate_python(raw)
         except ValidationError as e:
             first, *rest = e.errors(include_url=False)
             more = f" (and {len(rest)} more)" if rest else ""
             path = ".".join(str(part) for part in first["loc"]) or "record"
             raise RegistryError(f"{where}: {path}: {first['msg'].lower()}{more}; restore the file") from e
+
+
+@functools.cache
+def _reader() -> TypeAdapter[LineageRecord]:
+    """Made once: that takes longer than reading a record."""
+    return TypeAdapter(LineageRecord)
 
 
 def parent_tag(model_id: str) -> str:

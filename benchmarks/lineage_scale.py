@@ -1,8 +1,9 @@
 """How long people and refreshes wait in a registry of a hundred, three hundred, a thousand versions of one model.
 
-Versions stand in lines of fifty, each measured against all before it in its line. Five are registered as always; the
+Versions stand in lines of fifty, each measured against all before it in its line. Two are registered as always; the
 others are copies of the last one's rows and files under identities of their own, which takes seconds, not hours.
-`again` is the same question when the records are on disk.
+`again` is the same question when the records are on disk. `diff` compares the newest version with one of the middle,
+with the predictions of two thousand samples each.
 
     python -m benchmarks.lineage_scale [--backend sqlite|postgresql]
 """
@@ -21,19 +22,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sqlalchemy
 
 from benchmarks import results
-from graceful.lineage import LineageRecord, Node, Store, schema
+from graceful.lineage import LineageRecord, Node, Store, pages, schema
 from graceful.lineage.registration import record_tags, version_tags
+from graceful.metrics.predictions import Predictions
+from graceful.programs import predicted
+from graceful.programs.diff import difference
+from graceful.programs.lineage import NEWEST
 from graceful.programs.lineage import versions as lineage
 from tests.support import mlflow_server, postgres_server
-from tests.support.mlflow_versions import add
+from tests.support import mlflow_versions as made
 
 SIZES = (100, 300, 1000)
 LINE = 50
 """Versions in a chain."""
 REPEATS = 3
+SAMPLES, CLASSES = 2000, 47
 SERVED = "mlflow-artifacts:/"
 
 
@@ -121,13 +128,16 @@ class Copies:
         (folder / "lineage.json").write_text(document)
 
     def files(self, record: LineageRecord) -> None:
-        """Those of a version that is to be promoted."""
+        """Those of a version that is to be promoted or compared."""
+        for path in self._folder(self.template.run_id).iterdir():
+            if path.is_file() and path.name != "lineage.json":
+                shutil.copy(path, self._folder(record.run_id) / path.name)
         nodes = self.tables.tables["logged_models"]
         with self.engine.connect() as connection:
             query = sqlalchemy.select(nodes.c.artifact_location)
             old = connection.execute(query.where(nodes.c.model_id == self.template.model_id)).scalar_one()
             new = connection.execute(query.where(nodes.c.model_id == record.model_id)).scalar_one()
-        shutil.copytree(self._path(old), self._path(new))
+        shutil.copytree(self._path(old), self._path(new), dirs_exist_ok=True)
 
     def _row(self, name: str, row: dict[str, Any], exchanged: dict[str, str], record: LineageRecord) -> dict[str, Any]:
         row = dict(row)
@@ -179,6 +189,31 @@ def fill(copies: Copies, records: list[LineageRecord], size: int) -> None:
         places[record.model_id] = (record.model, number)
         records.append(record)
     copies.files(records[-1])
+    copies.files(records[size // 2 - 1])
+
+
+def predictions(path: Path, seed: int) -> Path:
+    """What a version with an error rate of ten percent says."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(SAMPLES) % CLASSES
+    said = np.where(random.random(SAMPLES) < 0.1, random.integers(CLASSES, size=SAMPLES), labels)
+    names = tuple(f"class{number}" for number in range(CLASSES))
+    column = np.asarray(names)
+    ids = np.asarray([f"sample{number}" for number in range(SAMPLES)])
+    predicted.save(path, Predictions(ids=ids, labels=column[labels], predicted=column[said], classes=names))
+    return path
+
+
+def registered(store: Store, folder: Path) -> list[LineageRecord]:
+    """Two versions as a refresh makes them, the second measured against the first."""
+    records = list[LineageRecord]()
+    for number in range(1, 3):
+        item = made.registration(store, folder, f"v{number}", records[::-1])
+        said = predictions(folder / predicted.FILE, number)
+        records.append(store.register(made.changed(item, attachments=(said,))))
+        expected = records[-2].version if number > 1 else None
+        store.promote("glyphs", records[-1].version, expected=expected, reason="first", actor="benchmark")
+    return records
 
 
 def measure(backend: Backend, size: int, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
@@ -217,18 +252,20 @@ def measure(backend: Backend, size: int, folder: Path, repeats: int) -> Iterator
     yield timed(f"chain of {LINE}, again", lambda: known, lambda store: store.chain("glyphs"))
     yield timed("versions", fresh, lambda store: store.versions("glyphs"))
     yield timed("lineage, first time", fresh, lambda store: lineage(store, "glyphs"))
+    yield timed(f"lineage, newest {NEWEST}", fresh, lambda store: lineage(store, "glyphs", last=NEWEST))
     lineage(known, "glyphs")
     yield timed("lineage, again", lambda: known, lambda store: lineage(store, "glyphs"))
+    pair = f"glyphs:{size // 2}", f"glyphs:{size}"
+    assert len(difference(known, *pair).flips) > 0
+    yield timed("diff", fresh, lambda store: difference(store, *pair))
     yield timed("history", fresh, lambda store: store.history("glyphs"))
-    yield timed("page of the model", lambda: known, lambda store: store.refresh_page("glyphs"))
+    yield timed("page of the model", lambda: known, lambda store: pages.refresh(store.registry, "glyphs"))
 
 
 def run(backend: Backend, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
     """Fill and measure at each size."""
     store = Store(backend.uri, folder / "home")
-    records: list[LineageRecord] = []
-    for number in range(1, 3):
-        records.append(add(store, folder, f"v{number}", records[::-1]))
+    records = registered(store, folder)
     copies = Copies(backend, records[-1])
     for size in SIZES:
         start = time.perf_counter()

@@ -31,7 +31,8 @@ TAG_BEAT = "graceful_beat"
 LEASE_SECONDS = 120.0
 WAIT_SECONDS = 600.0
 """For a lease that goes from writer to writer; one that stays with a writer is taken over long before."""
-POLL_SECONDS = (0.1, 0.5)
+FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 4.0, 1.5
+"""Seconds between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
 
 
 @dataclass(kw_only=True)
@@ -116,19 +117,23 @@ def leftovers(registry: Registry, model: str) -> list[str]:
 
 def _take(registry: Registry, model: str, token: str, seconds: float) -> None:
     started = time.monotonic()
-    seen, since = ("", ""), started
-    while not _created(registry, model, token):
+    seen, since, pause = ("", ""), started, FIRST_PAUSE
+    free = True
+    while not (free and _created(registry, model, token)):
         found, now = _seen(registry, model), time.monotonic()
+        free = not found[0]
         if found != seen:
             seen, since = found, now
-        if found[0] and now - since >= seconds:
+        if not free and now - since >= seconds:
             _set_aside(registry, model, found[0])
+            free = True
         elif now - started >= WAIT_SECONDS:
             raise RegistryError(
                 f"{model}: other writers have been promoting for {WAIT_SECONDS:g} s; wait for them or stop them"
             )
-        else:
-            time.sleep(random.uniform(*POLL_SECONDS))
+        elif not free:
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * GROWTH, LONGEST_PAUSE)
 
 
 def _created(registry: Registry, model: str, token: str) -> bool:

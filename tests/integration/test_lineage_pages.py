@@ -153,6 +153,13 @@ def test_run_page_links_inputs_and_output(site: Site) -> None:
     page.picture(site.shots / "run.png", height=2200)
 
 
+def test_charts_show_the_flips_by_predecessor(site: Site) -> None:
+    page = site.open(f"{site.run('v4')}/model-metrics")
+    page.wait("document.body.innerText.includes('nfr_by_predecessor_pct')")
+    assert page.wait("document.querySelectorAll('.js-plotly-plot').length")
+    page.picture(site.shots / "charts.png", height=1600)
+
+
 def test_flips_are_a_table_with_pictures(site: Site) -> None:
     page = site.open(f"{site.run('v4')}/artifacts/lineage/negative_flips.json")
     page.wait("document.body.innerText.includes('test-0008')")

@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 from graceful.constraints import COMPARISON_METRICS, OWN_METRICS
+from graceful.programs.webhook import TRIES
 from tests.support.mlflow_versions import copied_store
+from tests.support.webhook_receiver import receiving
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -81,8 +83,15 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
 def test_a_second_version_is_trained_against_the_first_and_promoted(home: Path) -> None:
     losses = [{"kind": "focal_distillation"}, {"kind": "influence"}, {"kind": "embedding_regression"}]
     path = write_spec(home, "v2", compatibility={"losses": losses, "reference": {"runs": 1}})
-    done = graceful("refresh", path, "-o", "json", home=home)
-    assert done.returncode == 0, done.stderr
+    with receiving(*[503] * TRIES, 200) as receiver:
+        done = graceful("refresh", path, "-o", "json", home=home, env={"GRACEFUL_WEBHOOK": receiver.url})
+        assert done.returncode == 0, done.stderr
+        assert "503" in done.stderr
+        delivered = len(receiver.came)
+        again = graceful("refresh", path, "-o", "json", home=home, env={"GRACEFUL_WEBHOOK": receiver.url})
+        assert_told(receiver.documents()[TRIES:])
+        assert len(receiver.came) == delivered + 2, "what was not delivered is sent again, once"
+    assert json.loads(again.stdout) == json.loads(done.stdout)
     assert champion(home) == 2
     report = json.loads(Path(json.loads(done.stdout)["report"]).read_text())
     [edge] = report["comparisons"]
@@ -90,14 +99,24 @@ def test_a_second_version_is_trained_against_the_first_and_promoted(home: Path) 
     assert edge["against"] == "v1"
     assert flips["value"] == flips["count"] / flips["n"]
     assert flips["lower"] <= flips["value"] <= flips["upper"] < 0.2
-    again = graceful("refresh", path, "-o", "json", home=home)
-    assert json.loads(again.stdout) == json.loads(done.stdout)
     assert_documented(home)
     unknown = graceful("evaluate", path, "--matrix", "--versions", "v1,v9", home=home)
     assert_one_line(unknown, 2, "--versions: 'v9' is no version of this chain, which has v1, v2")
     measured = graceful("evaluate", path, "--matrix", "-o", "json", home=home)
     assert json.loads(measured.stdout)["versions"] == ["v1", "v2"]
     assert "<caption>R@1, %</caption>" in (home / "runs" / "digits-v2" / "matrix.html").read_text()
+
+
+def assert_told(messages: list[dict[str, Any]]) -> None:
+    """The verdict and the promotion, with what the edge cost."""
+    assert [(one["kind"], one["name"], one["verdict"]) for one in messages] == [
+        ("verdict", "v2", "passed"),
+        ("promotion", "v2", "passed"),
+    ]
+    assert [one["champion"] for one in messages] == [2, 2]
+    [edge] = messages[0]["nfr"]["by_predecessor"]
+    assert edge["name"] == "v1"
+    assert edge["lower"] <= edge["value"] <= edge["upper"]
 
 
 def assert_documented(home: Path) -> None:
@@ -118,9 +137,13 @@ def assert_documented(home: Path) -> None:
 
 def test_a_held_version_is_registered_with_reasons_and_does_not_move_the_champion(home: Path) -> None:
     tight = {"constraints": [{"metric": "negative_flip_rate", "bound": 0.0001}]}
-    path = write_spec(home, "v2", gate=tight)
-    done = graceful("refresh", path, "-o", "json", home=home)
+    with receiving(200) as receiver:
+        path = write_spec(home, "v2", gate=tight, registry={"webhook": receiver.url})
+        done = graceful("refresh", path, "-o", "json", home=home)
     assert done.returncode == 3, done.stderr
+    [message] = receiver.documents()
+    assert (message["kind"], message["verdict"], message["champion"]) == ("verdict", "held", 1)
+    assert "negative_flip_rate" in " ".join(message["reasons"])
     result = json.loads(done.stdout)
     assert result["outcome"] == "held"
     assert "negative_flip_rate" in " ".join(result["reasons"])

@@ -38,7 +38,7 @@ from graceful.programs.tuning.search import search
 from graceful.programs.tuning.study import Study, Tried
 
 METHODS = ("graceful", "random", "paper")
-REPETITIONS, TRIALS = 5, 20
+REPETITIONS, TRIALS = 5, 24
 PAPER = {
     "compare": "distillation",
     "distillation": 1.0,
@@ -108,9 +108,9 @@ def measured(method: str, repetition: int, home: Path, old: Path, *, quick: bool
         point: dict[str, Any] | None = dict(PAPER)
         spent = {"trials": 0, "promised_nfr": None}
     else:
-        study = Study(
-            home / f"journal-{repetition}-{method}.jsonl", tune=spec.tune, space=parameters, seed=spec.train.seed
-        )
+        journal = home / f"journal-{repetition}-{method}.jsonl"
+        draws = spec.train.seed + METHODS.index(method)  # else both would begin with the same random points
+        study = Study(journal, tune=spec.tune, space=parameters, seed=draws)
         if method == "graceful":
             study.enqueue(space.known_points(spec, parameters))
         search(bench, study, listener=told, progress=silent)

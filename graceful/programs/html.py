@@ -117,7 +117,7 @@ def _flips(flips: Sequence[Flip], pictures: Mapping[str, str]) -> str:
         says = f"<b>{escape(flip.label)}</b> &rarr; {escape(flip.predicted)}"
         cards.append(
             f"<figure title='{escape(flip.id, quote=True)}'>{picture}"
-            f"<figcaption>{says}<br><small>{-100 * flip.severity:+.0f} points</small></figcaption></figure>"
+            f"<figcaption>{says}<br><small>{-round(100 * flip.severity):+d} points</small></figcaption></figure>"
         )
     title = f"Right in {escape(flips[0].against)}, wrong now: the worst {len(flips)}"
     note = (

@@ -183,12 +183,13 @@ def within(point: Point, space: Sequence[Parameter]) -> dict[str, Value]:
 def known_points(spec: RefreshSpec, space: Sequence[Parameter]) -> list[dict[str, Value]]:
     """Where a search begins: the spec as written, and treatments that have worked, as near as the space has them."""
     most = {"runs": max((one for one in _runs(space)), default=0)}
-    even: dict[str, Value] = {"compare": "distillation", "focus_share": 0.0, "reference": 10.0, **most}
     started: list[Point] = [
         _written(spec),
-        {**even, "distillation": 5.0, "temperature": lowest_temperature(space)},
-        {**even, "distillation": 3.0, "temperature": "20"},
-        {"compare": "displacement", "displacement": 2.0, "margin": 0.0, "reference": 20.0, **most},
+        {"compare": "distillation", "distillation": 5.0, "focus_share": 0.0, "reference": 25.0, **most}
+        | {"temperature": lowest_temperature(space)},
+        {"compare": "distillation", "distillation": 4.0, "focus_share": 0.8, "reference": 30.0, **most}
+        | {"temperature": LM},
+        {"compare": "displacement", "displacement": 3.0, "margin": 0.5, "reference": 30.0, **most},
     ]
     found: list[dict[str, Value]] = []
     for point in started:

@@ -8,12 +8,17 @@ import click
 
 from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, options
 
+TUNE = click.option(
+    "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead."
+)
+
 
 @click.command(short_help="Show what would run where, at what price; change nothing.")
 @options(SPEC, SET, ON)
 @click.option("--offline", is_flag=True, help="Do not ask the cluster: no dry run, no diff.")
+@TUNE
 @OUTPUT
-def plan(spec: Path, sets: tuple[str, ...], on: str, offline: bool, output: str) -> int:
+def plan(spec: Path, sets: tuple[str, ...], *, on: str, offline: bool, program: str, output: str) -> int:
     """Show what the refresh of SPEC would run on a cluster: machines, price, manifests, findings.
 
     The cluster is asked by dry runs whether it would accept, and what would change. `-o yaml` prints the
@@ -27,26 +32,29 @@ def plan(spec: Path, sets: tuple[str, ...], on: str, offline: bool, output: str)
     """
     from graceful.cli import planning
 
-    return planning.show(spec, sets, on=on, offline=offline, output=output)
+    return planning.show(spec, sets, on=on, offline=offline, output=output, program=program)
 
 
 @click.command(short_help="Plan, ask, and send a refresh to where it runs.")
 @options(SPEC, SET, ON)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@TUNE
 @OUTPUT
-def submit(spec: Path, sets: tuple[str, ...], on: str, yes: bool, output: str) -> int:
+def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: str, output: str) -> int:
     """Plan the refresh of SPEC, ask, send it to a cluster or into the background, and print its handle.
 
     The same run id is the same job: sent twice, it runs once. Nothing is sent while the plan has errors.
+    With --tune its weights are searched instead, see `graceful tune`: a run of its own, MODEL-NAME-tune.
 
     \b
     Example:
       graceful submit jobs/glyphs/v2.yaml --on kind --yes
       graceful submit jobs/glyphs/v2.yaml --on local --yes
+      graceful submit jobs/glyphs/tune.yaml --on kind --tune
     """
     from graceful.cli import planning
 
-    return planning.submit(spec, sets, on=on, yes=yes, output=output)
+    return planning.submit(spec, sets, on=on, yes=yes, output=output, program=program)
 
 
 @click.command(short_help="Say what a submitted run is doing, and why.")

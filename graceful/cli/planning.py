@@ -23,34 +23,35 @@ from graceful.launch.job import FILES, JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import RefreshSpec
 
-COMMAND = ("python", "-m", "graceful.programs", "refresh")
+COMMAND = ("python", "-m", "graceful.programs")
+REFRESH = "refresh"
 TASK_FILE = "task.py"
 EXIT_USAGE = 2
 EXIT_PLACE = 4
 GIT_SECONDS = 2.0
 
 
-def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str) -> int:
+def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str, program: str = REFRESH) -> int:
     """Print what would run where; change nothing.
 
     Returns:
         0; 2 if the job or the profile is wrong; 4 if the place refused or did not answer.
     """
-    _, planned = make(path, sets, on=on, offline=offline)
+    _, planned = make(path, sets, on=on, offline=offline, program=program)
     present(planned, output)
     if not planned.errors:
         return 0
     return EXIT_PLACE if all(finding.rule in backend.PLACE for finding in planned.errors) else EXIT_USAGE
 
 
-def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) -> int:
+def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, program: str = REFRESH) -> int:
     """Print the plan, ask, send it, print the handle and what to do next.
 
     Raises:
         SpecError: The plan has errors, nobody can be asked, or the run id belongs to another spec.
         InfrastructureError: Unreachable or forbidden.
     """
-    place, planned = make(path, sets, on=on, offline=False)
+    place, planned = make(path, sets, on=on, offline=False, program=program)
     if output == "table":
         _people(planned, out.talk)
     backend.refuse(planned)
@@ -71,7 +72,7 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str) 
     return 0
 
 
-def make(path: Path, sets: Sequence[str], *, on: str, offline: bool) -> tuple[Backend, Plan]:
+def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: str = REFRESH) -> tuple[Backend, Plan]:
     """Load spec and profile and plan.
 
     Raises:
@@ -80,15 +81,15 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool) -> tuple[Ba
     resolved = programs.resolve(path, sets, None)
     chosen = profile.load(on)
     place = backend.build(chosen, home=places.home_folder(None), offline=offline)
-    planned = place.plan(job_of(resolved, chosen))
+    planned = place.plan(job_of(resolved, chosen, program=program))
     address = planned.job.labels.get(carrying.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
     findings = (*planned.findings, *_regrets(resolved, chosen))
     return place, replace(planned, findings=findings, notes=(*planned.notes, *code))
 
 
-def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None) -> JobSpec:
-    """The job that refreshes a spec.
+def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, program: str = REFRESH) -> JobSpec:
+    """The job that refreshes a spec, or searches its weights; a search is a run beside that of the version.
 
     This machine has its own folders, interpreter and task files. Elsewhere a task file travels with the job, a folder
     through the bucket (`carrying.send`), and where runs are kept is the place's business, so `home` is left out.
@@ -96,15 +97,18 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None) -> JobS
     Args:
         resolved: What to do.
         chosen: Where; None: any Kubernetes.
+        program: refresh or tune.
 
     Raises:
         SpecError: The task file cannot be read, or cannot travel to that place.
     """
     document, code = resolved.dump(), carrying.code_of(resolved, chosen)
-    facts, command, env = _facts(resolved, code.content), COMMAND, {}
+    run_id = resolved.run_id if program == REFRESH else f"{resolved.run_id}-{program}"
+    searched = "" if program == REFRESH else json.dumps(document["tune"], sort_keys=True)  # no digest of a spec has it
+    facts, command, env = _facts(resolved, code.content + searched), (*COMMAND, program), {}
     files = {} if code.text is None else {TASK_FILE: code.text}
     if isinstance(chosen, profile.Local):
-        command, files = (sys.executable, *COMMAND[1:]), {}
+        command, files = (sys.executable, *command[1:]), {}
         env = programs.environment({**os.environ, **chosen.env})
     else:
         document["home"] = None
@@ -115,8 +119,8 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None) -> JobS
         document["task"] = {**document["task"], "file": code.address}
         facts[carrying.FACT] = code.address
     return JobSpec(
-        name=f"refresh {resolved.run_id}",
-        run_id=resolved.run_id,
+        name=f"{program} {resolved.run_id}",
+        run_id=run_id,
         command=command,
         env=env,
         document=json.dumps(document, indent=1),

@@ -20,7 +20,7 @@ from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.search import search
 from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
-from graceful.storage import sha256_json, write_json, write_text
+from graceful.storage import Mirror, sha256_json, write_json, write_text
 
 RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
 JUDGED = {"error", "tolerance", "confidence"}
@@ -28,6 +28,8 @@ JUDGED = {"error", "tolerance", "confidence"}
 GROWS = {"trials", "max_concurrent", "final", *JUDGED}
 """What may change from one invocation to the next."""
 ENDED = "ended"
+OTHERS = ("lock", "fits")
+"""Of a search's folder: fits are copied as each is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,9 @@ def tune(
     spec = spec.model_copy(update={"tune": spec.tune or Tune()})
     assert spec.tune is not None
     folder = folder_of(spec)
+    mirror = Mirror.of(home_of(spec))
     with exclusive(folder):
+        mirror.restore(folder, but=("lock",))
         ancestors = ancestors_of(spec, folder, begun=(folder / IDENTITY).exists())
         if not ancestors:
             raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
@@ -86,14 +90,21 @@ def tune(
         bench = _bench(spec, folder, ancestors, space.most_runs(parameters))
         progress({"stage": "search", "trials": spec.tune.trials, "known": study.ended(), **_told(bench)})
         watching = watch(study.trials()) if watch else None
-        listener = watching.trial if watching else _nobody
+        mirror.save(folder, but=OTHERS)
+
+        def listener(tried: Tried) -> None:
+            mirror.save(folder, only=(journal.name,))
+            if watching:
+                watching.trial(tried)
+
         search(bench, study, listener=listener, progress=progress, before=before)
         document = _concluded(bench, study, progress)
-        document["folder"] = str(folder)
+        document["folder"] = mirror.shown(folder)
         files = _write(folder, spec, document, study.trials())
         if watching:
             watching.result(document, files)
         write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
+        mirror.save(folder, but=OTHERS)
     return document
 
 
@@ -110,10 +121,6 @@ def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
 def _told(bench: Bench) -> dict[str, str]:
     told = splits.described(bench.task, bench.spec)
     return {name: text.replace(" ", "_") for name, text in told.items()}
-
-
-def _nobody(tried: Tried) -> None:
-    """Tell nobody."""
 
 
 def _bench(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path], references: int) -> Bench:

@@ -26,6 +26,8 @@ Tell = Callable[[str, Told | None], None]
 ENDED = "ended"
 RESTARTS = 2
 """How often a trial is started again whose process or node was lost."""
+BESIDE_US = 0.001
+"""Of the resource that every node has under its own name."""
 _KNOBS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -62,7 +64,8 @@ def on_ray(
         ask: See above.
         tell: See above.
         at_once: Trials at a time.
-        workers: Ray Train workers that each trial starts itself; 0: it computes in its own process.
+        workers: Ray Train workers that each trial starts itself, wherever there is room; its own process stays on this
+            machine, whose files it shares. 0: it computes in its own process.
         gpus: Of a trial's own process.
     """
     for name, value in _KNOBS.items():
@@ -70,6 +73,7 @@ def on_ray(
     connect()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray(\.|$)")
+    import ray
     from ray import tune
 
     def trial(config: dict[str, Any]) -> None:
@@ -77,7 +81,8 @@ def on_ray(
         tune.report({ENDED: 1, "answer": json.dumps(dict(answer))})
 
     failed: list[Exception] = []
-    needs = {"CPU": 0.01} if workers else {"CPU": 1, **({"GPU": gpus} if gpus else {})}
+    here = f"node:{ray.util.get_node_ip_address()}"
+    needs = {here: BESIDE_US} if workers else {"CPU": 1, **({"GPU": gpus} if gpus else {})}
     with tempfile.TemporaryDirectory(prefix="graceful-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trial, needs),

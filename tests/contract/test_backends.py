@@ -239,6 +239,51 @@ def test_a_refresh_runs_on_a_ray_cluster_and_its_verdict_comes_back(
     }  # fmt: skip
 
 
+@pytest.mark.integration
+def test_weights_are_searched_on_a_ray_cluster_by_its_workers(
+    ray: RayCluster,
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray.token)
+    on, home = tmp_path / "ray.yaml", tmp_path / "shared"
+    on.write_text(f"{{kind: rayjobs, address: '{ray.address}', home: '{home}'}}", encoding="utf-8")
+    first = command_line("refresh", _digits(tmp_path, "v1", share=0.5), "--home", home)
+    assert first.returncode == 0, first.stderr
+    search = {"trials": 2, "tolerance": 1.0, "space": {"runs": [1]}, "final": {"candidates": 1, "seeds": 2}}
+    spec = _digits(tmp_path, "v2", workers=1, tune=search)
+    sent = command_line("submit", spec, "--on", on, "--tune", "--yes", "-o", "json")
+    assert json.loads(sent.stdout)["run_id"] == "digits-v2-tune", sent.stderr
+    followed = Follow(command_line, "--on", on)
+    end = time.monotonic() + 4 * SECONDS
+    while json.loads(followed("status", "digits-v2-tune", "-o", "json"))["exit_code"] is None:
+        assert time.monotonic() < end, followed("logs", "digits-v2-tune")
+        time.sleep(2.0)
+    found = json.loads(followed("status", "digits-v2-tune", "-o", "json"))
+    assert (found["phase"], found["exit_code"]) == ("SUCCEEDED", 0), followed("logs", "digits-v2-tune")
+    folder = home / "tunes" / "digits-v2"
+    assert json.loads((folder / "tune.json").read_text())["trials"] == 2
+    jobs = [json.loads(path.read_text()) for path in folder.glob("fits/*/spec.json")]
+    assert len(jobs) == 4, "two trials, and the better one with two fresh seeds"
+    assert {job["job"]["train"]["num_workers"] for job in jobs} == {1}
+
+
+def _digits(folder: Path, name: str, *, share: float = 1.0, workers: int = 0, **sections: object) -> Path:
+    document = {
+        "model": "digits",
+        "name": name,
+        "task": {"kind": "digits", "share": share, "network": {"head": "cosine"}},
+        "train": {"num_workers": workers, "engine": {"kind": "torch"}, "epochs": 2, "batch_size": 32},
+        "evaluate": {"retrieval": False},
+        "gate": {"constraints": [{"metric": "error_rate", "bound": 0.95, "against": "self"}]},
+        **sections,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
 @dataclass(frozen=True)
 class Follow:
     """Commands against one place, and what they print."""

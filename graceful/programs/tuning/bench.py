@@ -24,6 +24,7 @@ from graceful.spec import RefreshSpec, Tune
 from graceful.tasks.base import Task
 
 RAISED = "raised"
+CLUSTER = "RAY_ADDRESS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ class Bench:
 
         workers = self.spec.train.num_workers if distributed(self.spec) else 0
         at_once = self.tune.max_concurrent
-        if at_once == 1 and not workers:
+        if not workers and (at_once == 1 or CLUSTER in os.environ):  # one process is one machine's
             search.here(trial, ask=next_one, tell=ended)
         else:
             at_once = at_once or search.concurrency(workers)
@@ -189,7 +190,7 @@ def _raised(answer: Mapping[str, Any]) -> Exception:
 
 def distributed(spec: RefreshSpec) -> bool:
     """Whether trials use Ray Train workers: where the spec wants some and there is a cluster to give them."""
-    return spec.train.num_workers > 0 and "RAY_ADDRESS" in os.environ
+    return spec.train.num_workers > 0 and CLUSTER in os.environ
 
 
 def _alone(spec: RefreshSpec) -> dict[str, Any]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 import io
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +31,11 @@ from graceful.programs.train import reference_run, train
 from graceful.programs.tuning.splits import Part, part
 from graceful.programs.tuning.verify import accepted
 from graceful.spec import RefreshSpec
-from graceful.storage import sha256_json, write_bytes, write_json
+from graceful.storage import Mirror, sha256_json, write_bytes, write_json
 from graceful.tasks.base import Samples, Task
+from graceful.training.job import WEIGHTS
 
-NOTE = "fit.json"
+NOTE, RIGHT = "fit.json", "right.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +123,12 @@ def _fitted(work: Work) -> Fit:
         failed = f"out of memory: {str(e).partition('. ')[0]}"
     done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
     write_json(work.place / f"{work.part}-{NOTE}", asdict(done))
+    mirror = Mirror.of(Path(work.home))
+    mirror.save(work.place, only=(f"{work.part}-{RIGHT}", f"{work.part}-{NOTE}"))
     if not work.keep:
         for rest in ("model", "checkpoints", "ray"):
-            shutil.rmtree(work.place / rest, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            (work.place / "model.safetensors").unlink()
+            mirror.forget_folder(work.place / rest)
+        mirror.forget(work.place / WEIGHTS)
     return done
 
 
@@ -142,7 +142,7 @@ def finished(work: Work) -> Fit | None:
 
 def right(work: Work) -> NDArray[np.bool_]:
     """[N] who was answered right by a finished fit that did not fail."""
-    with (work.place / f"{work.part}-right.npy").open("rb") as file:
+    with (work.place / f"{work.part}-{RIGHT}").open("rb") as file:
         packed = np.load(file, allow_pickle=False)
     return np.unpackbits(packed[8:], count=int(packed[:8].view(np.int64)[0])).astype(np.bool_)
 
@@ -166,7 +166,7 @@ def _write_right(work: Work, who: NDArray[np.bool_]) -> None:
     file = io.BytesIO()
     count = np.array([len(who)], dtype=np.int64).view(np.uint8)
     np.save(file, np.concatenate([count, np.packbits(who)]), allow_pickle=False)
-    write_bytes(work.place / f"{work.part}-right.npy", file.getvalue())
+    write_bytes(work.place / f"{work.part}-{RIGHT}", file.getvalue())
 
 
 def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> NDArray[np.bool_]:

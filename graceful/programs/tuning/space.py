@@ -183,12 +183,12 @@ def within(point: Point, space: Sequence[Parameter]) -> dict[str, Value]:
 def known_points(spec: RefreshSpec, space: Sequence[Parameter]) -> list[dict[str, Value]]:
     """Where a search begins: the spec as written, and treatments that have worked, as near as the space has them."""
     most = {"runs": max((one for one in _runs(space)), default=0)}
+    even: dict[str, Value] = {"distillation": 5.0, "focus_share": 0.0, "temperature": lowest_temperature(space)}
+    focused: dict[str, Value] = {"distillation": 4.0, "focus_share": 0.8, "temperature": LM}
     started: list[Point] = [
         _written(spec),
-        {"compare": "distillation", "distillation": 5.0, "focus_share": 0.0, "reference": 25.0, **most}
-        | {"temperature": lowest_temperature(space)},
-        {"compare": "distillation", "distillation": 4.0, "focus_share": 0.8, "reference": 30.0, **most}
-        | {"temperature": LM},
+        {"compare": "distillation", **even, "reference": 25.0, **most},
+        {"compare": "distillation", **focused, "reference": 30.0, **most},
         {"compare": "displacement", "displacement": 3.0, "margin": 0.5, "reference": 30.0, **most},
     ]
     found: list[dict[str, Value]] = []

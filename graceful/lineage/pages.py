@@ -37,17 +37,19 @@ def refresh(registry: Registry, model: str) -> None:
     Raises:
         mlflow's own errors, which `Registry.door` turns into one RegistryError line.
     """
-    if registry.point(registry.client.get_registered_model, model) is None:
-        return
-    run, listing = _overview(registry, model), _listing(registry, model, NEWEST)
-    for _ in range(TRIES):
+    listing = _listing(registry, model, NEWEST)
+    run = _overview(registry, model) if listing.known else ""
+    for _ in range(TRIES if listing.known else 0):
         family = _family(registry, listing)
         svg = family_svg(shortened(family, DRAWN))
+        text = markdown(family, run, svg)
+        if text == listing.page:
+            return
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / PICTURE.rpartition("/")[2]
             path.write_text(svg, encoding="utf-8")
             registry.client.log_artifact(run, str(path), PICTURE.rpartition("/")[0])
-        registry.client.update_registered_model(model, markdown(family, run, svg))
+        registry.client.update_registered_model(model, text)
         written, listing = listing, _listing(registry, model, NEWEST)
         if listing == written:
             return
@@ -135,12 +137,17 @@ class _Listing:
 
     Attributes:
         model: Model family.
+        known: Whether it is registered.
+        page: What the page says now; it names its picture's content.
         aliases: Alias -> number.
         items: The newest versions, and newest children in other models.
         older: Whether there are older ones.
+        digest: Identities and tags of the items.
     """
 
     model: str
+    known: bool
+    page: str = field(compare=False)
     aliases: Mapping[str, int]
     items: Mapping[Key, Any] = field(compare=False)
     older: bool
@@ -148,7 +155,8 @@ class _Listing:
 
 
 def _listing(registry: Registry, model: str, most: int) -> _Listing:
-    client, aliases = registry.client, registry.aliases(model)
+    client = registry.client
+    registered = registry.point(client.get_registered_model, model)
     newest = client.search_model_versions(
         f"name = {quoted(model)}", max_results=most + 1, order_by=["version_number DESC"]
     )
@@ -156,7 +164,15 @@ def _listing(registry: Registry, model: str, most: int) -> _Listing:
     children = client.search_model_versions(query, max_results=most, order_by=["creation_timestamp DESC"])
     items = {Key(item.name, int(item.version)): item for item in (*newest[:most], *children)}
     digest = tuple((key, str(item.source), tuple(sorted(item.tags.items()))) for key, item in items.items())
-    return _Listing(model=model, aliases=aliases, items=items, older=len(newest) > most, digest=digest)
+    return _Listing(
+        model=model,
+        known=registered is not None,
+        page="" if registered is None else str(registered.description or ""),
+        aliases={} if registered is None else {name: int(number) for name, number in registered.aliases.items()},
+        items=items,
+        older=len(newest) > most,
+        digest=digest,
+    )
 
 
 def _family(registry: Registry, listing: _Listing) -> Family:

@@ -155,6 +155,7 @@ def test_run_page_links_inputs_and_output(site: Site) -> None:
 
 def test_charts_show_the_flips_by_predecessor(site: Site) -> None:
     page = site.open(f"{site.run('v4')}/model-metrics")
+    page.resize(1600)
     page.wait("document.body.innerText.includes('nfr_by_predecessor_pct')")
     assert page.wait("document.querySelectorAll('.js-plotly-plot').length")
     page.picture(site.shots / "charts.png", height=1600)

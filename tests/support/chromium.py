@@ -73,9 +73,13 @@ class Page:
         """What a person reads."""
         return str(self.ask("document.body ? document.body.innerText : ''"))
 
+    def resize(self, height: int) -> None:
+        """Show so many pixels of the page; what lies beyond some pages never draw."""
+        self.call("Emulation.setDeviceMetricsOverride", width=1280, height=height, deviceScaleFactor=1, mobile=False)
+
     def picture(self, path: Path, *, height: int = 900) -> None:
         """Take a PNG of it, `height` pixels high."""
-        self.call("Emulation.setDeviceMetricsOverride", width=1280, height=height, deviceScaleFactor=1, mobile=False)
+        self.resize(height)
         self.ask("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
         shot = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))

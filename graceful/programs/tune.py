@@ -73,7 +73,7 @@ def tune(
     folder = folder_of(spec)
     mirror = Mirror.of(home_of(spec))
     with exclusive(folder):
-        mirror.restore(folder, but=("lock",))
+        _restore(mirror, folder)
         ancestors = ancestors_of(spec, folder, begun=(folder / IDENTITY).exists())
         if not ancestors:
             raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
@@ -81,31 +81,48 @@ def tune(
         known = _finished(spec, folder)
         if known is not None:
             return known
-        parameters = space.parameters(spec)
-        journal = folder / JOURNAL.format(sha256_json(spec.tune.model_dump(mode="json", include=JUDGED))[:8])
-        before = _tried_before(spec, journal)
-        study = Study(journal, tune=spec.tune, space=parameters, seed=spec.train.seed)
-        if spec.tune.sampler != "random":
-            study.enqueue(space.known_points(spec, parameters))
-        bench = _bench(spec, folder, ancestors, space.most_runs(parameters))
-        progress({"stage": "search", "trials": spec.tune.trials, "known": study.ended(), **_told(bench)})
-        watching = watch(study.trials()) if watch else None
-        mirror.save(folder, but=OTHERS)
+        return _searched(spec, _bench(spec, folder, ancestors), mirror, progress=progress, watch=watch)
 
-        def listener(tried: Tried) -> None:
-            mirror.save(folder, only=(journal.name,))
-            if watching:
-                watching.trial(tried)
 
-        search(bench, study, listener=listener, progress=progress, before=before)
-        document = _concluded(bench, study, progress)
-        document["folder"] = mirror.shown(folder)
-        files = _write(folder, spec, document, study.trials())
+def _searched(
+    spec: RefreshSpec,
+    bench: Bench,
+    mirror: Mirror,
+    *,
+    progress: Progress,
+    watch: Callable[[Sequence[Tried]], Watch] | None,
+) -> dict[str, Any]:
+    """Trials, final selection, test; the result is written last."""
+    folder, parameters = folder_of(spec), space.parameters(spec)
+    journal = folder / JOURNAL.format(sha256_json(bench.tune.model_dump(mode="json", include=JUDGED))[:8])
+    before = _tried_before(spec, journal)
+    study = Study(journal, tune=bench.tune, space=parameters, seed=spec.train.seed)
+    if bench.tune.sampler != "random":
+        study.enqueue(space.known_points(spec, parameters))
+    progress({"stage": "search", "trials": bench.tune.trials, "known": study.ended(), **_told(bench)})
+    watching = watch(study.trials()) if watch else None
+    mirror.save(folder, but=OTHERS)
+
+    def listener(tried: Tried) -> None:
+        mirror.save(folder, only=(journal.name,))
         if watching:
-            watching.result(document, files)
-        write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
-        mirror.save(folder, but=OTHERS)
+            watching.trial(tried)
+
+    search(bench, study, listener=listener, progress=progress, before=before)
+    document = {**_concluded(bench, study, progress), "folder": mirror.shown(folder)}
+    files = _write(folder, spec, document, study.trials())
+    if watching:
+        watching.result(document, files)
+    write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
+    mirror.save(folder, but=OTHERS)
     return document
+
+
+def _restore(mirror: Mirror, folder: Path) -> None:
+    """Go on where this or another machine ended; of a trial that its journal does not know yet the fit is there."""
+    mirror.restore(folder, but=("lock",))
+    for journal in folder.glob(JOURNAL.format("*")):
+        mirror.restore_file(journal)
 
 
 def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
@@ -123,7 +140,7 @@ def _told(bench: Bench) -> dict[str, str]:
     return {name: text.replace(" ", "_") for name, text in told.items()}
 
 
-def _bench(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path], references: int) -> Bench:
+def _bench(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path]) -> Bench:
     assert spec.tune is not None
     return Bench(
         spec=spec,
@@ -132,7 +149,7 @@ def _bench(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path], reference
         home=home_of(spec),
         ancestors=tuple(ancestors),
         tune=spec.tune,
-        references=references,
+        references=space.most_runs(space.parameters(spec)),
     )
 
 

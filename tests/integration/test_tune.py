@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,15 +16,19 @@ from typing import Any
 import pytest
 import yaml
 
+from graceful.storage import objects
+from graceful.storage.server import client
+from tests.support.s3_server import serving
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 FAST: dict[str, Any] = {"num_workers": 0, "engine": {"kind": "torch"}, "epochs": 4, "batch_size": 32}
 NETWORK = {"head": "cosine"}
 TRIALS = 4
 
 
-def graceful(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+def graceful(*arguments: object, home: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graceful.cli", *map(str, arguments)]
-    environment = {**os.environ, "GRACEFUL_HOME": str(home)}
+    environment = {**os.environ, "GRACEFUL_HOME": str(home), **(env or {})}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
 
@@ -179,3 +184,32 @@ def test_no_predecessor_is_one_line(home: Path) -> None:
     done = graceful("tune", written(home, "v9", model="lonely", tune=tune_section()), home=home)
     assert done.returncode == 2
     assert "lonely has no champion yet" in done.stderr
+
+
+def test_a_search_goes_on_where_its_machine_was_lost(home: Path) -> None:
+    alone = tune_section(trials=2, max_concurrent=1)
+    path = written(home, "v5", tune=alone)
+    folder = home / "tunes" / "digits-v5"
+    with serving():
+        client().create_bucket(Bucket="searches")
+        bucket = {"GRACEFUL_STORAGE": "s3://searches/team"}
+        done = graceful("tune", path, "-o", "json", home=home, env=bucket)
+        assert done.returncode in (0, 3), done.stderr
+        assert json.loads(done.stdout)["folder"] == "s3://searches/team/tunes/digits-v5"
+        before = {path.parent.name for path in folder.glob("fits/*/search-fit.json")}
+        there = [stored.uri for stored in objects.list_objects("s3://searches/team/tunes/digits-v5")]
+        assert all(any(f"{name}/search-right.npy" in uri for uri in there) for name in before)
+        weights = [uri for uri in there if uri.endswith("model.safetensors")]
+        kept = {path.parent.name for path in folder.glob("fits/*/held_back-fit.json")}
+        assert {uri.partition("/fits/")[2].partition("/")[0] for uri in weights} <= kept, (
+            "a trial's weights stay nowhere"
+        )
+        shutil.rmtree(home / "tunes")
+        again = graceful("tune", path, "--trials", "3", "-o", "json", home=home, env=bucket)
+        assert again.returncode in (0, 3), again.stderr
+        assert json.loads(again.stdout)["trials"] == 3
+    after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("fits/*/search-fit.json")}
+    trained = {path.parent.name for path in folder.glob("fits/*/spec.json")} - kept
+    assert before < {*after}
+    assert len(after) == len(before) + 1
+    assert trained >= {*after} - before

@@ -17,7 +17,7 @@ from graceful.programs.tuning import final, result, space, splits
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.pictures import write_pictures
 from graceful.programs.tuning.scoring import Score
-from graceful.programs.tuning.search import search
+from graceful.programs.tuning.search import located, search
 from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
 from graceful.storage import sha256_json, write_json, write_text
@@ -85,16 +85,20 @@ def tune(
             study.enqueue(space.known_points(spec, parameters))
         bench = _bench(spec, folder, ancestors, space.most_runs(parameters))
         progress({"stage": "search", "trials": spec.tune.trials, "known": study.ended(), **_told(bench)})
-        watching = watch(study.trials()) if watch else None
+        watching = watch(_tried(study)) if watch else None
         listener = watching.trial if watching else _nobody
         search(bench, study, listener=listener, progress=progress, before=before)
         document = _concluded(bench, study, progress)
         document["folder"] = str(folder)
-        files = _write(folder, spec, document, study.trials())
+        files = _write(folder, spec, document, _tried(study))
         if watching:
             watching.result(document, files)
         write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
     return document
+
+
+def _tried(study: Study) -> list[Tried]:
+    return [located(one) for one in study.trials()]
 
 
 def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
@@ -165,7 +169,7 @@ def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:
 
 def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]:
     """Final selection and test, where a trial keeps the error rate; with several objectives the front is the result."""
-    trials, chosen, tested = study.trials(), None, None
+    trials, chosen, tested = _tried(study), None, None
     candidates: list[final.Candidate] = []
     if bench.tune.objectives == "single":
         candidates = final.again(bench, final.best(trials, bench.tune.final.candidates), progress)

@@ -103,13 +103,15 @@ def test_every_point_is_a_valid_spec_and_comes_back(position: int, share: float,
 def test_options_that_are_not_searched_stay_as_written() -> None:
     losses = [{"kind": "logit_displacement", "top_k": 5, "power": 1.0}, {"kind": "reweighting", "weight": 0.7}]
     wanted = parsed(
-        {"losses": losses, "reference": {"runs": 2, "temperature": 4.0}}, space={"compare": ["displacement"]}
+        {"losses": losses, "reference": {"runs": 2, "temperature": 4.0}, "near_chance": None},
+        space={"compare": ["displacement"]},
     )
     point = space.draw(Middle(0), space.parameters(wanted))
     found = space.compatibility(wanted, point)
     displacement, reweighting = found.losses
     assert (displacement.top_k, displacement.power) == (5, 1.0)  # type: ignore[union-attr]
     assert reweighting.weight == 0.7
+    assert found.near_chance is None
     assert found.reference is not None
     assert (found.reference.temperature, found.reference.runs) == (4.0, 1)
 

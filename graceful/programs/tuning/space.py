@@ -278,6 +278,7 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
         against=point.get("against", owed.against),  # type: ignore[arg-type]
         losses=(_compared(owed, point), *others),
         weighting=weighting,
+        near_chance=owed.near_chance,
         reference=reference,
         targets=owed.targets,
         interpolation=float(point.get(INTERPOLATION, owed.interpolation)),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from graceful import tasks
 from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
-from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
@@ -22,17 +18,17 @@ from graceful.programs.contract import Asked, Unconstrained, ask, contract, near
 from graceful.programs.mixing import mix
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.remains import reads_outputs, require_usable
+from graceful.programs.soundness import require_sound
 from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.tasks.base import Samples, Split, Task
+from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
 from graceful.training.job import begun
 from graceful.training.start import require_start
 
 Progress = Callable[[Mapping[str, object]], None]
-_HELD_OUT: tuple[Split, ...] = ("validation", "constraint", "test")
 REFERENCE_SEED_STRIDE = 1009
 """Reference run r uses seed + r * stride, so that its seeds never meet those of neighbouring runs."""
 
@@ -87,7 +83,7 @@ def train(
     """
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
-    _require_sound(built, samples)
+    require_sound(built, samples)
     job, notes = _prepared(spec, built, samples, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
     result = run_training(replace(job, task=task), progress=progress)
     record(run_dir, job.contract, result)
@@ -149,27 +145,6 @@ def _prepared(
         mirror=mirror,
     )
     return job, [*outputs.notes, *judged]
-
-
-def _require_sound(task: Task, train: Samples) -> None:
-    """Refuse data on which a verdict would mean nothing: one class, or splits that share ids."""
-    if len(task.classes) < 2:
-        raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
-    ids = {"train": train.ids, **{name: _ids(task, name) for name in _HELD_OUT}}
-    for one, other in itertools.combinations(ids, 2):
-        shared = np.intersect1d(ids[one], ids[other])
-        if len(shared):
-            raise DataError(f"task: {len(shared)} ids are in {one} and in {other}, e.g. {shared[0]}; keep them apart")
-
-
-def _ids(task: Task, split: Split) -> NDArray[np.str_]:
-    """Of a split; of a constraint split that cannot be opened none: only budgets need one, and they say so."""
-    try:
-        return task.samples(split).ids
-    except (DataError, SpecError, KeyError):
-        if split != "constraint":
-            raise
-        return np.empty(0, dtype=np.str_)
 
 
 @dataclass(frozen=True, kw_only=True)

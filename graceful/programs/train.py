@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from graceful import tasks
 from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
-from graceful.errors import DataError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
+from graceful.programs.mixing import mix
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.remains import reads_outputs, require_usable
+from graceful.programs.soundness import require_sound
 from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.tasks.base import Samples, Split, Task
+from graceful.tasks.base import Samples, Task
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
 from graceful.training.job import begun
+from graceful.training.start import require_start
 
 Progress = Callable[[Mapping[str, object]], None]
-_HELD_OUT: tuple[Split, ...] = ("validation", "constraint", "test")
 REFERENCE_SEED_STRIDE = 1009
 """Reference run r uses seed + r * stride, so that its seeds never meet those of neighbouring runs."""
 
@@ -85,13 +83,13 @@ def train(
     """
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
-    _require_sound(built, samples)
+    require_sound(built, samples)
     job, notes = _prepared(spec, built, samples, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
     result = run_training(replace(job, task=task), progress=progress)
     record(run_dir, job.contract, result)
     silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
-    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, notes=(*notes, *silent))
-    return replace(trained, contract=job.contract)
+    trained = _export(spec, built, result, run_dir / "model", data=samples.digest, start=job.start)
+    return replace(trained, contract=job.contract, notes=(*notes, *silent, *trained.notes))
 
 
 def _prepared(
@@ -106,6 +104,7 @@ def _prepared(
 ) -> tuple[TrainingJob, list[str]]:
     """The job, with every cache and reference run that it reads, and what a reader of the report must know of them."""
     versions = [bundle.load(folder, augment_like=spec.task, at_least=Kept.NOTHING) for folder in ancestors]
+    start = require_start(spec, ancestors[0] if ancestors else None, task=built)
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
     views = Views.of(spec, samples, augments=built.augments)
@@ -127,9 +126,8 @@ def _prepared(
         outputs.of(version, folder_of[version.name]) if yes else None
         for version, yes in zip(wanted, cached, strict=True)
     ]
-    references = _references(
-        spec, home=home, task=built, mirror=mirror, data=samples.digest, budgets=bool(wanted), progress=progress
-    )
+    recipe = _Recipe(spec=spec, home=home, task=built, mirror=mirror, data=samples.digest, start=start)
+    references = _references(recipe, budgets=bool(wanted), progress=progress)
     free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
     promised = _contract(spec, asked, references, free, progress)
     job = TrainingJob(
@@ -142,51 +140,50 @@ def _prepared(
         else (),
         contract=promised,
         near_chance=weak,
+        start=start,
         data=samples.digest,
         mirror=mirror,
     )
     return job, [*outputs.notes, *judged]
 
 
-def _require_sound(task: Task, train: Samples) -> None:
-    """Refuse data on which a verdict would mean nothing: one class, or splits that share ids."""
-    if len(task.classes) < 2:
-        raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
-    ids = {"train": train.ids, **{name: _ids(task, name) for name in _HELD_OUT}}
-    for one, other in itertools.combinations(ids, 2):
-        shared = np.intersect1d(ids[one], ids[other])
-        if len(shared):
-            raise DataError(f"task: {len(shared)} ids are in {one} and in {other}, e.g. {shared[0]}; keep them apart")
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """What a reference run depends on, and where it is kept.
+
+    Attributes:
+        spec: Its task and training.
+        home: Folder of the caches that runs share.
+        task: Built.
+        mirror: Of the home.
+        data: Digest of the training samples.
+        start: Bundle at whose weights it starts, like the run it is compared with; None: at random.
+    """
+
+    spec: RefreshSpec
+    home: Path
+    task: Task
+    mirror: Mirror
+    data: str
+    start: Path | None
 
 
-def _ids(task: Task, split: Split) -> NDArray[np.str_]:
-    """Of a split; of a constraint split that cannot be opened none: only budgets need one, and they say so."""
-    try:
-        return task.samples(split).ids
-    except (DataError, SpecError, KeyError):
-        if split != "constraint":
-            raise
-        return np.empty(0, dtype=np.str_)
-
-
-def _references(
-    spec: RefreshSpec, *, home: Path, task: Task, mirror: Mirror, data: str, budgets: bool, progress: Progress
-) -> list[Trained]:
+def _references(recipe: _Recipe, *, budgets: bool, progress: Progress) -> list[Trained]:
     """Train the unconstrained runs: those to distil from, or one to measure budgets with.
 
-    A reference run depends on task, training data and recipe alone, so it is kept under their digest and shared by all
-    runs, whichever model family they belong to.
+    A reference run depends on task, training data, recipe and start alone, so it is kept under their digest and shared
+    by all runs, whichever model family they belong to.
     """
-    section, found = spec.compatibility, []
+    section = recipe.spec.compatibility
     runs = section.reference.runs if section.reference else 0
     if budgets and isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
         runs = max(runs, 1)
-    for index in range(1, runs + 1):
-        found.append(_reference(spec, index, home=home, task=task, mirror=mirror, data=data, progress=progress))
-    return found
+    return [_reference(recipe, index, progress=progress) for index in range(1, runs + 1)]
 
 
-def reference_run(spec: RefreshSpec, index: int, *, home: Path, task: Task, progress: Progress = silent) -> Path:
+def reference_run(
+    spec: RefreshSpec, index: int, *, home: Path, task: Task, latest: Path | None = None, progress: Progress = silent
+) -> Path:
     """Bundle of an unconstrained run of this recipe, trained unless some run has done so.
 
     Args:
@@ -194,28 +191,39 @@ def reference_run(spec: RefreshSpec, index: int, *, home: Path, task: Task, prog
         index: From 1; each has a seed of its own.
         home: Folder of the caches that runs share.
         task: Built from the spec.
+        latest: Bundle of the latest predecessor, for `train.start: latest`.
         progress: Called with each row of the metrics trace.
+
+    Raises:
+        SpecError: It cannot start there.
     """
-    data, mirror = task.samples("train").digest, Mirror.of(home)
-    return _reference(spec, index, home=home, task=task, mirror=mirror, data=data, progress=progress).folder
+    start, data = require_start(spec, latest, task=task), task.samples("train").digest
+    recipe = _Recipe(spec=spec, home=home, task=task, mirror=Mirror.of(home), data=data, start=start)
+    return _reference(recipe, index, progress=progress).folder
 
 
-def _reference(
-    spec: RefreshSpec, index: int, *, home: Path, task: Task, mirror: Mirror, data: str, progress: Progress
-) -> Trained:
+def _reference(recipe: _Recipe, index: int, *, progress: Progress) -> Trained:
+    spec, home = recipe.spec, recipe.home
     train = spec.train.model_copy(update={"seed": spec.train.seed + index * REFERENCE_SEED_STRIDE})
-    recipe = {
+    document = {
         "task": spec.task.model_dump(mode="json"),
         "transform": tasks.transform_digest(spec.task),
         "train": train.model_dump(mode="json", exclude=LIMITS),
-        "data": data,
+        "data": recipe.data,
     }
-    name = f"reference-{sha256_json(recipe)[:16]}"
+    if recipe.start is not None:
+        document["start"] = bundle.recorded_digest(recipe.start)
+    name = f"reference-{sha256_json(document)[:16]}"
     shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
-    free = spec.model_copy(update=shared)
-    work = home / "references" / f"{name}.{spec.run_id}"
-    job = TrainingJob(spec=free, run_dir=work, task=task, data=data, mirror=mirror)
-    return _shared(job, home / "references" / name, task=task, data=data, progress=progress)
+    job = TrainingJob(
+        spec=spec.model_copy(update=shared),
+        run_dir=home / "references" / f"{name}.{spec.run_id}",
+        start=recipe.start,
+        task=recipe.task,
+        data=recipe.data,
+        mirror=recipe.mirror,
+    )
+    return _shared(job, home / "references" / name, task=recipe.task, data=recipe.data, progress=progress)
 
 
 def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: Progress) -> Trained:
@@ -308,9 +316,10 @@ def _contract(
 
 
 def _export(
-    spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, data: str, notes: tuple[str, ...] = ()
+    spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, data: str, start: Path | None = None
 ) -> Trained:
     network = task.network(task.classes)
     network.load_state_dict(load_file(result.weights))
+    notes = mix(network, start, spec.compatibility.interpolation, spec=spec, task=task) if start is not None else ()
     digest = bundle.save(folder, network=network, spec=spec, classes=task.classes)
     return Trained(folder=folder, digest=digest, result=result, data=data, notes=notes)

@@ -17,7 +17,7 @@ from graceful.programs.tuning import final, result, space, splits
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.pictures import write_pictures
 from graceful.programs.tuning.scoring import Score
-from graceful.programs.tuning.search import search
+from graceful.programs.tuning.search import located, search
 from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
 from graceful.storage import Mirror, sha256_json, write_json, write_text
@@ -100,7 +100,7 @@ def _searched(
     if bench.tune.sampler != "random":
         study.enqueue(space.known_points(spec, parameters))
     progress({"stage": "search", "trials": bench.tune.trials, "known": study.ended(), **_told(bench)})
-    watching = watch(study.trials()) if watch else None
+    watching = watch(_tried(study)) if watch else None
     mirror.save(folder, but=OTHERS)
 
     def listener(tried: Tried) -> None:
@@ -110,7 +110,7 @@ def _searched(
 
     search(bench, study, listener=listener, progress=progress, before=before)
     document = {**_concluded(bench, study, progress), "folder": mirror.shown(folder)}
-    files = _write(folder, spec, document, study.trials())
+    files = _write(folder, spec, document, _tried(study))
     if watching:
         watching.result(document, files)
     write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
@@ -123,6 +123,10 @@ def _restore(mirror: Mirror, folder: Path) -> None:
     mirror.restore(folder, but=("lock",))
     for journal in folder.glob(JOURNAL.format("*")):
         mirror.restore_file(journal)
+
+
+def _tried(study: Study) -> list[Tried]:
+    return [located(one) for one in study.trials()]
 
 
 def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
@@ -189,7 +193,7 @@ def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:
 
 def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]:
     """Final selection and test, where a trial keeps the error rate; with several objectives the front is the result."""
-    trials, chosen, tested = study.trials(), None, None
+    trials, chosen, tested = _tried(study), None, None
     candidates: list[final.Candidate] = []
     if bench.tune.objectives == "single":
         candidates = final.again(bench, final.best(trials, bench.tune.final.candidates), progress)

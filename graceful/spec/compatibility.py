@@ -188,6 +188,9 @@ class Compatibility(Section):
     reference: Reference | None = None
     """Second target that keeps accuracy; null: none."""
     targets: Targets = Targets()
+    interpolation: Annotated[float, Field(ge=0.0, lt=1.0, exclude_if=lambda share: share == 0.0)] = 0.0
+    """Share of the latest predecessor's weights in the finished version's, mixed in after training; for
+    `train.start: latest` only. Training, budgets and the validation error know nothing of it."""
 
     @model_validator(mode="after")
     def _pulls(self) -> Compatibility:

@@ -137,6 +137,20 @@ class RefreshSpec(Section):
             raise ValueError(f"name must not be one of {SELF}, {LATEST}, {ALL}, got {self.name!r}; write v1")
         return self
 
+    @model_validator(mode="after")
+    def _mixes(self) -> RefreshSpec:
+        """Weights that did not start together are not near each other; what lies between them is no model."""
+        if self.train.start == "latest":
+            return self
+        remedy = "with train.start: random; leave it out, or write train.start: latest"
+        if self.compatibility.interpolation:
+            raise ValueError(
+                f"compatibility.interpolation must be 0, got {self.compatibility.interpolation:g}, {remedy}"
+            )
+        if self.tune is not None and self.tune.space.interpolation is not None:
+            raise ValueError(f"tune.space.interpolation must be null {remedy}")
+        return self
+
     @property
     def run_id(self) -> str:
         """Stable identity of the run: the same id resumes."""

@@ -90,6 +90,9 @@ class Train(Section):
     """How often a failed worker group is restarted from the last checkpoint."""
     timeout: Positive = 86_400.0
     """Seconds after which training is stopped with exit code 5."""
+    start: Annotated[Literal["random", "latest"], Field(exclude_if=lambda start: start == "random")] = "random"
+    """Initial weights. latest: those of the latest predecessor, which must have the same network; classes are matched
+    by name, new ones start at random. Reference runs start there too."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights, the order of samples and the augmentation."""
 

@@ -42,6 +42,12 @@ class Space(Section):
     """`step` of weighting adaptive, log scale; None: [0.1, 2]."""
     against: Annotated[tuple[Literal["latest", "all"], ...] | None, Field(min_length=1)] = None
     """Which predecessors the losses see, to choose from; None: as in the spec."""
+    interpolation: Annotated[
+        Annotated[tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)] | None,
+        Field(exclude_if=lambda shares: shares is None),
+    ] = None
+    """Shares of the latest predecessor's weights, each measured after every training; None: 0 to 0.5 in steps of 0.1
+    with `train.start: latest`, else none."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Space:

@@ -40,6 +40,7 @@ class TrainingJob:
         predecessors: Bundle folders of the versions that the losses see, in order.
         caches: Folder of each predecessor's outputs; None: it runs live in every step. Empty: all live.
         references: Folders of the reference runs' outputs.
+        start: Bundle folder of the version at whose weights training starts; None: at random.
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
         contract: Budgets, where the spec's weighting is adaptive.
@@ -54,6 +55,7 @@ class TrainingJob:
     predecessors: tuple[Path, ...] = ()
     caches: tuple[Path | None, ...] = ()
     references: tuple[Path, ...] = ()
+    start: Path | None = None
     seed: int | None = None
     constrained: bool = True
     contract: Contract | None = None
@@ -79,7 +81,8 @@ class TrainingJob:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Folders that workers read, sealed ones all."""
-        return (*self.predecessors, *(path for path in self.caches if path is not None), *self.references)
+        known = (*self.predecessors, *self.caches, *self.references, self.start)
+        return tuple(dict.fromkeys(path for path in known if path is not None))
 
     def portable(self) -> TrainingJob:
         """What is sent to another process: absolute paths, no built task."""
@@ -90,6 +93,7 @@ class TrainingJob:
             predecessors=tuple(path.resolve() for path in self.predecessors),
             caches=tuple(path and path.resolve() for path in self.caches),
             references=tuple(path.resolve() for path in self.references),
+            start=self.start and self.start.resolve(),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -108,6 +112,8 @@ class TrainingJob:
         document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
         document["predecessors"] = [bundle.recorded_digest(folder) for folder in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
+        if self.start is not None:
+            document["start"] = bundle.recorded_digest(self.start)
         if self.contract is not None:
             document["contract"] = self.contract.identity()
         document["near_chance"] = sorted(self.near_chance)

@@ -31,6 +31,7 @@ from graceful.training.objective import Objective
 from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
+from graceful.training.start import weights_of
 from graceful.training.stops import Progress
 from graceful.training.trace import FILE, Trace
 
@@ -90,6 +91,8 @@ class Loop:
         self.best: dict[str, Tensor] | None = None
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
+        if job.start is not None:
+            self.network.load_state_dict(weights_of(job.start, self.network, spec=job.spec, task=task))
         batches.try_out(task, self.network, self.materials.train)
         self.progress, self.clock = Progress(), Clock()
         self.resumed_from: int | None = None

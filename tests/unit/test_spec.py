@@ -143,6 +143,39 @@ def test_the_digest_sees_what_determines_the_result(change: dict[str, Any]) -> N
     assert spec.parse({**MINIMAL, **change}).digest() != spec.parse(MINIMAL).digest()
 
 
+def test_keys_that_were_added_later_leave_the_digests_of_earlier_specs_alone() -> None:
+    """A digest that moved would have every registered version trained again."""
+    earlier = spec.parse({"model": "m", "name": "v2", "task": {"kind": "digits"}, "tune": {}})
+    assert earlier.digest() == "9c0279fb752d346a89d47ea90b679ad46474769f6f9c8f753e4e2b87482d72ca"
+    assert "start" not in earlier.dump()["train"]
+    assert "interpolation" not in earlier.dump()["compatibility"]
+    assert "interpolation" not in earlier.dump()["tune"]["space"]
+    later = spec.parse({**earlier.dump(), "train": {"start": "latest"}})
+    mixed = spec.parse({**later.dump(), "compatibility": {"interpolation": 0.3}})
+    assert len({earlier.digest(), later.digest(), mixed.digest()}) == 3
+    assert spec.parse(mixed.dump()) == mixed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compatibility": {"interpolation": 0.3}}, "compatibility.interpolation in spec: must be 0, got 0.3, with"),
+        ({"tune": {"space": {"interpolation": [0.1]}}}, "tune.space.interpolation in spec: must be null with"),
+        (
+            {"compatibility": {"interpolation": 1}},
+            "compatibility.interpolation in spec: must be a number in [0, 1), got 1",
+        ),
+        ({"train": {"start": "old"}}, "train.start in spec: must be random or latest, got 'old'"),
+    ],
+)
+def test_weights_are_mixed_with_those_they_started_from_alone(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec.parse({**MINIMAL, **change})
+    assert caught.value.message.startswith(message)
+    if "must be random" not in message and "got 1" not in message:
+        assert caught.value.message.endswith("train.start: random; leave it out, or write train.start: latest")
+
+
 def test_a_document_is_left_as_it_is() -> None:
     document = {**MINIMAL, "task": {"kind": "python", "file": "task.py"}, "train": {"optimizer": {"lr": 1}}}
     before = json.dumps(document)

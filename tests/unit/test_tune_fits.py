@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from graceful import spec as specs
 from graceful import tasks
 from graceful.errors import DataError
+from graceful.models import bundle
+from graceful.programs.train import train
 from graceful.programs.tuning import fits, splits
 from graceful.programs.tuning.bench import Bench
 
@@ -79,6 +82,41 @@ def test_fits_differ_by_point_and_seed_alone(tmp_path: Path) -> None:
     references = {one.digest for one in bench.untreated(seeds=[0, 1], on="search")}
     assert len(references) == 6
     assert base.digest not in references
+
+
+def test_shares_of_the_old_weights_are_one_training_with_several_answers(tmp_path: Path) -> None:
+    spec = spec_of(tune={}, train={"start": "latest"}, compatibility={"interpolation": 0.2})
+    bench = replace(made(tmp_path), spec=spec)
+    base = bench.work({**POINT, "interpolation": 0.0}, seed=0, on="search", shares=(0.1, 0.3))
+    other = bench.work({**POINT, "interpolation": 0.3}, seed=0, on="search")
+    assert (base.digest, base.share, base.measured) == (other.digest, 0.0, "search")
+    assert (other.share, other.measured) == (0.3, "search-0.3")
+    assert base.at(0.3) == other
+    assert other.at(0.0).measured == "search"
+    (reference,) = {one.share for one in bench.untreated(seeds=[0], on="search")}
+    assert reference == 0.0
+    plain = made(tmp_path).work(POINT, seed=0, on="search")
+    assert plain.digest != base.digest  # it starts elsewhere
+
+
+def test_a_fit_is_trained_once_and_asked_with_every_share(tmp_path: Path) -> None:
+    optimizer = {"kind": "adamw", "lr": 0.01}
+    recipe = {"num_workers": 0, "engine": {"kind": "torch"}, "optimizer": optimizer, "epochs": 2, "batch_size": 128}
+    document = {"model": "m", "task": {"kind": "digits"}, "train": recipe, "home": str(tmp_path), "tune": {}}
+    first = specs.parse({**document, "name": "v1"})
+    old = train(first, run_dir=tmp_path / "v1", home=tmp_path).folder
+    spec = specs.parse({**document, "name": "v2", "train": {**recipe, "start": "latest", "optimizer": {"lr": 0.2}}})
+    bench = replace(made(tmp_path), spec=spec, task=tasks.build(spec.task), ancestors=(old,))
+    work = bench.work({**POINT, "interpolation": 0.0}, seed=0, on="search", shares=(0.999,))
+    assert fits.fit(work.document())["failed"] is None
+    assert not (work.place / "model").exists()
+    before = bundle.load(old)
+    was_right = fits.answered_right(before, splits.part(bench.task, spec, "search"), spec, bench.task)
+    assert np.mean(fits.right(work.at(0.999)) != was_right) < 0.01 < np.mean(fits.right(work) != was_right)
+    done = fits.finished(work.at(0.999))
+    assert done is not None
+    assert done.digest == work.digest
+    assert fits.finished(work.at(0.5)) is None
 
 
 def test_trials_on_one_machine_train_in_their_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,13 +103,15 @@ def test_every_point_is_a_valid_spec_and_comes_back(position: int, share: float,
 def test_options_that_are_not_searched_stay_as_written() -> None:
     losses = [{"kind": "logit_displacement", "top_k": 5, "power": 1.0}, {"kind": "reweighting", "weight": 0.7}]
     wanted = parsed(
-        {"losses": losses, "reference": {"runs": 2, "temperature": 4.0}}, space={"compare": ["displacement"]}
+        {"losses": losses, "reference": {"runs": 2, "temperature": 4.0}, "near_chance": None},
+        space={"compare": ["displacement"]},
     )
     point = space.draw(Middle(0), space.parameters(wanted))
     found = space.compatibility(wanted, point)
     displacement, reweighting = found.losses
     assert (displacement.top_k, displacement.power) == (5, 1.0)  # type: ignore[union-attr]
     assert reweighting.weight == 0.7
+    assert found.near_chance is None
     assert found.reference is not None
     assert (found.reference.temperature, found.reference.runs) == (4.0, 1)
 
@@ -122,6 +124,20 @@ def test_search_begins_with_the_spec_as_written_and_lies_within_the_space() -> N
     assert (first["compare"], first["distillation"], first["runs"]) == ("distillation", 3.0, 3)
     assert others
     assert all(space.within(point, parameters) == point for point in (first, *others))
+
+
+def test_shares_of_the_old_weights_are_measured_after_every_training_and_not_drawn() -> None:
+    started = {"model": "m", "name": "v2", "task": {"kind": "digits"}, "train": {"start": "latest"}}
+    assert space.shares(parsed()) == ()
+    assert space.shares(spec.parse(started)) == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    few = spec.parse({**started, "tune": {"space": {"interpolation": [0.3, 0.1, 0.3]}}})
+    assert space.shares(few) == (0.1, 0.3)
+    assert names(few) == names(parsed())
+    assert dry_run(few)["space"]["interpolation"] == "0.1, 0.3 of every training"
+    assert "interpolation" not in dry_run(parsed())["space"]
+    point = space.draw(Middle(0), space.parameters(few))
+    assert space.compatibility(few, point).interpolation == 0.0
+    assert space.compatibility(few, {**point, "interpolation": 0.3}).interpolation == 0.3
 
 
 def test_tune_section_changes_no_digest_of_a_refresh() -> None:

@@ -231,6 +231,43 @@ def test_another_limit_judges_anew_and_makes_nothing_again(tmp_path: Path) -> No
     assert all(one.record["seconds"] == 7.0 for one in second.trials())
 
 
+def test_a_trial_stands_for_the_best_share_of_the_old_weights(tmp_path: Path) -> None:
+    """One training, measured at every share: its record, and what people are told, are those of the best one."""
+    from graceful.storage import write_json
+
+    class Mixing(Pretended):
+        def run(self, *, ask: Any, tell: Any) -> None:
+            while (work := ask()) is not None:
+                ended = [Fit(digest=work.digest, seconds=1.0 + share, retrieval=share) for share in (0.0, *work.shares)]
+                for share, fit in zip(work.shares, ended[1:], strict=True):
+                    write_json(work.place / f"{work.at(share).measured}-fit.json", vars(fit))
+                tell(work.digest, vars(ended[0]))
+
+        def judge(self, works: Any, *, seeds: Any, on: Any) -> Score:
+            return scored(
+                0.02 - works[0].share / 100, works[0].share - 0.35
+            )  # more of the old: fewer flips, more errors
+
+    made = bench(tmp_path, trials=2)
+    started = {**made.spec.dump(), "train": {"start": "latest"}}
+    mixing = Mixing(
+        **{**{name: getattr(made, name) for name in made.__dataclass_fields__}, "spec": specs.parse(started)}
+    )
+    study, told = opened(tmp_path, trials=2), list[Tried]()
+    searching.search(mixing, study, listener=told.append, progress=silent)
+    ended = [one for one in told if one.state == "complete"]
+    assert [one.point["interpolation"] for one in ended] == [0.3, 0.3]
+    assert all(one.record["nfr"] == pytest.approx(0.017) for one in ended)
+    assert all((one.record["seconds"], one.record["retrieval"]) == (1.0, 0.3) for one in ended)
+    assert "interpolation" not in study.trials()[0].point  # nothing that the sampler draws
+
+
+def test_the_best_share_keeps_the_error_rate_and_else_exceeds_it_least() -> None:
+    kept = {0.0: scored(0.03, -0.1), 0.1: scored(0.02, -0.1), 0.2: scored(0.02, 0.0), 0.3: scored(0.0, 0.1)}
+    assert searching.best_share(kept) == 0.1
+    assert searching.best_share({0.1: scored(0.0, 0.3), 0.4: scored(0.5, 0.2)}) == 0.4
+
+
 def test_what_befalls_every_fit_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(told: Mapping[str, Any]) -> dict[str, Any]:
         raise StorageError("the disk is full")

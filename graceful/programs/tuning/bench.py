@@ -56,8 +56,16 @@ class Bench:
         absolute = None if self.tune.error == "reference" else float(self.tune.error)
         return Limit(absolute=absolute, tolerance=self.tune.tolerance, confidence=self.tune.confidence)
 
-    def work(self, point: space.Point | None, *, seed: int, on: Part, reference: int | None = None) -> Work:
-        """A fit of a point (None: without constraints), or of a shared reference run."""
+    def work(
+        self,
+        point: space.Point | None,
+        *,
+        seed: int,
+        on: Part,
+        reference: int | None = None,
+        shares: Sequence[float] = (),
+    ) -> Work:
+        """A fit of a point (None: without constraints), or of a shared reference run; measured with shares too."""
         train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
         chosen = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
         spec = self.spec.model_copy(update={"train": train, "tune": self.tune, **chosen})
@@ -69,6 +77,7 @@ class Bench:
             part=on,
             keep=on != "search" and reference is None,
             reference=reference,
+            shares=tuple(shares),
         )
 
     def untreated(self, *, seeds: Sequence[int], on: Part) -> list[Work]:

@@ -1,7 +1,8 @@
 """One fit: a point trained with one seed, measured on one part, noted in a file, never done twice. Runs in trials.
 
 A fit is known by what determines it, so a search that was killed finds it again, finished or half trained. Of a
-finished fit the answers stay (who is right, one bit per id), not the weights.
+finished fit the answers stay (who is right, one bit per id), not the weights. Fits that differ only in the share of the
+predecessor's weights are one training with several answers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.answers import answers, embeddings_of
+from graceful.programs.mixing import mix
 from graceful.programs.train import reference_run, train
+from graceful.programs.tuning.space import INTERPOLATION
 from graceful.programs.tuning.splits import Part, part
 from graceful.programs.tuning.verify import accepted
 from graceful.spec import RefreshSpec
@@ -50,6 +53,7 @@ class Work:
         part: On what it is measured.
         keep: Keep the weights, for a later measurement on another part.
         reference: Not the spec's own version but its unconstrained run of that number, which all runs share.
+        shares: Of the predecessor's weights: the same training is measured with each of them too.
     """
 
     folder: str
@@ -59,12 +63,32 @@ class Work:
     part: Part
     keep: bool = False
     reference: int | None = None
+    shares: tuple[float, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Names the fit: all that its weights depend on."""
+        """Names the training: all that its weights depend on before they are mixed."""
         parts = ("task", "train") if self.reference is not None else ("task", "train", "compatibility")
-        return sha256_json({**{key: self.spec[key] for key in parts}, "reference": self.reference})[:20]
+        named = {**{key: self.spec[key] for key in parts}, "reference": self.reference}
+        if self.reference is None:
+            owed = self.spec["compatibility"]
+            named["compatibility"] = {key: owed[key] for key in owed if key != INTERPOLATION}
+        return sha256_json(named)[:20]
+
+    @property
+    def share(self) -> float:
+        """Of the predecessor's weights in what is measured."""
+        return 0.0 if self.reference is not None else float(self.spec["compatibility"].get(INTERPOLATION, 0.0))
+
+    @property
+    def measured(self) -> str:
+        """Names the answers within the fit's folder."""
+        return f"{self.part}-{self.share:g}" if self.share else self.part
+
+    def at(self, share: float) -> Work:
+        """The same training, measured with another share."""
+        owed = {**self.spec["compatibility"], INTERPOLATION: share}
+        return replace(self, spec={**self.spec, "compatibility": owed}, shares=())
 
     @property
     def place(self) -> Path:
@@ -104,7 +128,7 @@ def fit(told: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         A `Fit` as JSON values.
     """
-    work = Work(**{**told, "ancestors": tuple(told["ancestors"])})
+    work = Work(**{**told, "ancestors": tuple(told["ancestors"]), "shares": tuple(told["shares"])})
     with exclusive(work.place, wait=True):
         known = finished(work)
         return asdict(_fitted(work) if known is None else known)
@@ -122,9 +146,10 @@ def _fitted(work: Work) -> Fit:
     except (MemoryError, torch.OutOfMemoryError) as e:
         failed = f"out of memory: {str(e).partition('. ')[0]}"
     done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
-    write_json(work.place / f"{work.part}-{NOTE}", asdict(done))
-    mirror = Mirror.of(Path(work.home))
-    mirror.save(work.place, only=(f"{work.part}-{RIGHT}", f"{work.part}-{NOTE}"))
+    _note(work, done)
+    mirror, measured = Mirror.of(Path(work.home)), [work, *map(work.at, work.shares)]
+    for kind in (RIGHT, NOTE):  # a note says that the answers are there
+        mirror.save(work.place, only=[f"{one.measured}-{kind}" for one in measured])
     if not work.keep:
         for rest in ("model", "checkpoints", "ray"):
             mirror.forget_folder(work.place / rest)
@@ -132,41 +157,59 @@ def _fitted(work: Work) -> Fit:
     return done
 
 
+def _note(work: Work, done: Fit) -> None:
+    write_json(work.place / f"{work.measured}-{NOTE}", asdict(done))
+
+
 def finished(work: Work) -> Fit | None:
     """How it ended, if it has."""
     try:
-        return Fit(**json.loads((work.place / f"{work.part}-{NOTE}").read_text(encoding="utf-8")))
+        return Fit(**json.loads((work.place / f"{work.measured}-{NOTE}").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def right(work: Work) -> NDArray[np.bool_]:
     """[N] who was answered right by a finished fit that did not fail."""
-    with (work.place / f"{work.part}-{RIGHT}").open("rb") as file:
+    with (work.place / f"{work.measured}-{RIGHT}").open("rb") as file:
         packed = np.load(file, allow_pickle=False)
     return np.unpackbits(packed[8:], count=int(packed[:8].view(np.int64)[0])).astype(np.bool_)
 
 
 def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | None:
-    ancestors = [Path(one) for one in work.ancestors]
-    folder = work.place / "model"
+    ancestors, folder = [Path(one) for one in work.ancestors], work.place / "model"
     if work.reference is not None:
-        folder = reference_run(spec, work.reference, home=Path(work.home), task=task)
+        latest = ancestors[0] if ancestors else None
+        folder = reference_run(spec, work.reference, home=Path(work.home), task=task, latest=latest)
     elif not (folder / "arch.json").exists():
-        train(spec, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task)
+        owed = spec.compatibility.model_copy(update={INTERPOLATION: 0.0})
+        unmixed = spec.model_copy(update={"compatibility": owed})
+        train(unmixed, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task)
+    for share in work.shares:
+        other, started = work.at(share), time.monotonic()
+        retrieval = _measured(other, folder, spec, task)
+        _note(other, Fit(digest=work.digest, seconds=time.monotonic() - started, retrieval=retrieval))
+    return _measured(work, folder, spec, task)
+
+
+def _measured(work: Work, folder: Path, spec: RefreshSpec, task: Task) -> float | None:
+    """Ask a trained bundle, with the work's share of the predecessor's weights; returns its retrieval."""
+    latest = Path(work.ancestors[0]) if work.ancestors else None
     new = bundle.load(folder, augment_like=spec.task)
+    if work.share and latest is not None:
+        mix(new.network, latest, work.share, spec=spec, task=task)
     samples = part(task, spec, work.part)
     _write_right(work, answered_right(new, samples, spec, task))
-    if spec.tune is None or spec.tune.objectives != "front":
+    if spec.tune is None or spec.tune.objectives != "front" or latest is None:
         return None
-    return _cross_test(new, bundle.load(ancestors[0], augment_like=spec.task), samples, spec, task)
+    return _cross_test(new, bundle.load(latest, augment_like=spec.task), samples, spec, task)
 
 
 def _write_right(work: Work, who: NDArray[np.bool_]) -> None:
     file = io.BytesIO()
     count = np.array([len(who)], dtype=np.int64).view(np.uint8)
     np.save(file, np.concatenate([count, np.packbits(who)]), allow_pickle=False)
-    write_bytes(work.place / f"{work.part}-{RIGHT}", file.getvalue())
+    write_bytes(work.place / f"{work.measured}-{RIGHT}", file.getvalue())
 
 
 def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> NDArray[np.bool_]:

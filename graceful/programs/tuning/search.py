@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graceful.errors import TrainingError
@@ -11,6 +11,7 @@ from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Work
+from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.study import Study, Tried
 
 Listener = Callable[[Tried], None]
@@ -55,7 +56,7 @@ class _Trials:
         number, point = self.study.ask()
         work = self._work(point)
         self.running.setdefault(work.digest, []).append(number)
-        self.listener(self.study.trials()[number])
+        self.listener(located(self.study.trials()[number]))
         return work
 
     def tell(self, key: str, answer: Mapping[str, Any] | None) -> None:
@@ -83,18 +84,52 @@ class _Trials:
     def _conclude(self, number: int, answer: Mapping[str, Any]) -> None:
         judged = None
         if answer["failed"] is None:
-            work = self._work(self.study.trials()[number].point)
-            judged = self.bench.judge([work], seeds=[self.bench.spec.train.seed], on="search")
+            judged, answer = self._best(self._work(self.study.trials()[number].point), answer)
         self.study.tell(number, judged, answer)
-        self.listener(self.study.trials()[number])
+        self.listener(located(self.study.trials()[number]))
+
+    def _best(self, work: Work, answer: Mapping[str, Any]) -> tuple[Score, Mapping[str, Any]]:
+        """A fit's score and record; with shares of the old weights those of the share that stands best."""
+        seeds = [self.bench.spec.train.seed]
+        first = self.bench.judge([work], seeds=seeds, on="search")
+        if not space.shares(self.bench.spec):
+            return first, answer
+        found = {work.share: (first, work)}
+        for share in work.shares:
+            other = work.at(share)
+            if fits.finished(other) is not None:
+                found[share] = (self.bench.judge([other], seeds=seeds, on="search"), other)
+        share = best_share({share: score for share, (score, _) in found.items()})
+        score, chosen = found[share]
+        ended = fits.finished(chosen)
+        retrieval = answer.get("retrieval") if ended is None else ended.retrieval
+        return score, {**answer, "retrieval": retrieval, space.INTERPOLATION: share}
 
     def _work(self, point: space.Point) -> Work:
-        return self.bench.work(point, seed=self.bench.spec.train.seed, on="search")
+        first, *others = space.shares(self.bench.spec) or (None,)
+        mixed = point if first is None else {**point, space.INTERPOLATION: first}
+        return self.bench.work(mixed, seed=self.bench.spec.train.seed, on="search", shares=others)
 
     def _whole(self, point: space.Point) -> bool:
         """Whether all its parameters were drawn before the driver was killed."""
         wanted = {one.name for one in space.parameters(self.bench.spec) if one.counts(point)}
         return wanted <= set(point)
+
+
+def best_share(scores: Mapping[float, Score]) -> float:
+    """The share of the old weights with the lowest negative flip rate among those that keep the error rate, else the
+    one that exceeds it least; of equal ones the smallest."""
+    kept = {share: score for share, score in scores.items() if score.feasible}
+    if kept:
+        return min(kept, key=lambda share: (kept[share].nfr, share))
+    return min(scores, key=lambda share: (scores[share].violation, share))
+
+
+def located(tried: Tried) -> Tried:
+    """A trial with the share of the old weights that was chosen for it in its point."""
+    if space.INTERPOLATION not in tried.record:
+        return tried
+    return replace(tried, point={**tried.point, space.INTERPOLATION: tried.record[space.INTERPOLATION]})
 
 
 def require_trained(works: Sequence[Work]) -> None:

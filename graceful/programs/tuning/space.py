@@ -1,5 +1,8 @@
 """What a search varies: parameters derived from the spec, and a point turned into a compatibility section. Pure.
 
+The share of the old weights (`interpolation`) is not drawn: it costs no training, so each training is measured at all
+of them and the best one is added to its point.
+
 Scales that say the same twice are left out. Weights of a loss have mean 1, so alpha and beta count by their ratio
 alone; under adaptive weighting the multipliers take the place of the losses' weight, and their step is searched.
 """
@@ -31,6 +34,9 @@ COMPARE = {"distillation": FocalDistillation, "displacement": LogitDisplacement}
 """The losses that compare outputs with the old version's: a point has one of them."""
 LARGEST_SHARE = 0.9
 """beta 9 x alpha; 10 x is the most that a spec allows."""
+INTERPOLATION = "interpolation"
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Above one half the new version is mostly the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,14 @@ def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
         yield Parameter(name="step", domain=_span(space.step, (0.1, 2.0)))
     if space.against is not None:
         yield Parameter(name="against", domain=Choice(values=space.against))
+
+
+def shares(spec: RefreshSpec) -> tuple[float, ...]:
+    """Shares of the latest predecessor's weights at which each training is measured; none where training starts at
+    random."""
+    if spec.train.start == "random":
+        return ()
+    return tuple(sorted(set((spec.tune or Tune()).space.interpolation or SHARES)))
 
 
 def _references(
@@ -265,8 +279,10 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
         against=point.get("against", owed.against),  # type: ignore[arg-type]
         losses=(_compared(owed, point), *others),
         weighting=weighting,
+        near_chance=owed.near_chance,
         reference=reference,
         targets=owed.targets,
+        interpolation=float(point.get(INTERPOLATION, owed.interpolation)),
     )
 
 

@@ -69,12 +69,14 @@ def dry_run(spec: RefreshSpec) -> dict[str, Any]:
     references = space.most_runs(parameters)
     candidates = 0 if tune.objectives == "front" else tune.final.candidates
     seeds = tune.final.seeds if candidates else 0
+    shares = ", ".join(f"{share:g}" for share in space.shares(spec))
     first = [] if tune.sampler == "random" else space.known_points(spec, parameters)
     return {
         "space": {
             one.name: f"{one.domain}" + (f" where {one.given[0]} is {_either(one.given[1])}" if one.given else "")
             for one in parameters
-        },
+        }
+        | ({space.INTERPOLATION: f"{shares} of every training"} if shares else {}),
         "first": [point_text(point) for point in first],
         "trials": tune.trials,
         "reference_runs": references * (1 + seeds),

@@ -188,16 +188,16 @@ def test_no_predecessor_is_one_line(home: Path) -> None:
 
 def test_a_search_goes_on_where_its_machine_was_lost(home: Path) -> None:
     alone = tune_section(trials=2, max_concurrent=1)
-    path = written(home, "v5", tune=alone)
-    folder = home / "tunes" / "digits-v5"
+    path = written(home, "v7", tune=alone)
+    folder = home / "tunes" / "digits-v7"
     with serving():
         client().create_bucket(Bucket="searches")
         bucket = {"GRACEFUL_STORAGE": "s3://searches/team"}
         done = graceful("tune", path, "-o", "json", home=home, env=bucket)
         assert done.returncode in (0, 3), done.stderr
-        assert json.loads(done.stdout)["folder"] == "s3://searches/team/tunes/digits-v5"
+        assert json.loads(done.stdout)["folder"] == "s3://searches/team/tunes/digits-v7"
         before = {path.parent.name for path in folder.glob("fits/*/search-fit.json")}
-        there = [stored.uri for stored in objects.list_objects("s3://searches/team/tunes/digits-v5")]
+        there = [stored.uri for stored in objects.list_objects("s3://searches/team/tunes/digits-v7")]
         assert all(any(f"{name}/search-right.npy" in uri for uri in there) for name in before)
         weights = [uri for uri in there if uri.endswith("model.safetensors")]
         kept = {path.parent.name for path in folder.glob("fits/*/held_back-fit.json")}

@@ -114,7 +114,8 @@ def measured(method: str, repetition: int, home: Path, old: Path, *, quick: bool
         if method == "graceful":
             study.enqueue(space.known_points(spec, parameters))
         search(bench, study, listener=told, progress=silent)
-        chosen = final.choose(final.again(bench, final.best(study.trials(), spec.tune.final.candidates), silent))
+        count = spec.tune.final.candidates
+        _, chosen = final.select(study.trials(), count, lambda few: final.again(bench, few, silent))
         kept = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
         point = chosen.point if chosen is not None and kept else None
         promised = chosen.promised["nfr"] if chosen is not None else None

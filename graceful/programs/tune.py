@@ -196,8 +196,8 @@ def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]
     trials, chosen, tested = _tried(study), None, None
     candidates: list[final.Candidate] = []
     if bench.tune.objectives == "single":
-        candidates = final.again(bench, final.best(trials, bench.tune.final.candidates), progress)
-        chosen = final.choose(candidates)
+        count = bench.tune.final.candidates
+        candidates, chosen = final.select(trials, count, lambda few: final.again(bench, few, progress))
         tested = _tested(bench, chosen, progress)
     return result.found(
         bench.spec,

@@ -82,7 +82,7 @@ class Final(Section):
     """How the winner is chosen: with new seeds, on ids that the search never saw."""
 
     candidates: Count = 3
-    """Best trials that are trained again."""
+    """Best trials that are trained again; where none of them keeps the error rate, as many of those with most room."""
     seeds: Annotated[int, Field(ge=2, le=32)] = 3
     """Fresh seeds for each of them and for the unconstrained reference."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from graceful.errors import DataError
 from graceful.metrics.retrieval import Embeddings
 from graceful.programs.tuning import pictures, result
-from graceful.programs.tuning.final import Candidate, best, choose, closest
+from graceful.programs.tuning.final import Candidate, best, choose, closest, select
 from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, front, hypervolume, mean_bounds, score
 from graceful.programs.tuning.study import Tried
 from graceful.programs.tuning.verify import accepted, genuine_pairs
@@ -145,6 +146,24 @@ def test_what_was_kept_decides_not_what_was_promised() -> None:
     assert choose(able[2:]) == able[2]
     assert choose([able[3]]) is None
     assert choose([]) is None
+
+
+@pytest.mark.parametrize(("keeps", "asked", "chosen"), [(2, [2], 2), (1, [2, 1], 1), (None, [2, 1], 2)])
+def test_what_has_room_is_tried_where_the_best_do_not_keep_the_error_rate(
+    keeps: int | None, asked: list[int], chosen: int
+) -> None:
+    came: list[int] = []
+
+    def again(trials: Sequence[Tried]) -> list[Candidate]:
+        came.extend(one.number for one in trials)
+        return [candidate(one.number, scored(0.02, -0.1 if one.number == keeps else 0.1)) for one in trials]
+
+    candidates, found = select([*TRIALS, tried(3, 0.04, -0.001)], 1, again)
+    assert came == asked
+    assert [one.number for one in candidates] == asked
+    assert found is not None
+    assert found.number == chosen
+    assert select([FAILED], 1, again) == ([], None)
 
 
 def tune_spec(**tune: object) -> object:

@@ -6,7 +6,7 @@ what it kept: with other seeds on the held-back part, which decides, and on the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,40 @@ class Candidate:
     failed: str | None = None
 
 
+def select(
+    trials: Sequence[Tried], count: int, again: Callable[[Sequence[Tried]], list[Candidate]]
+) -> tuple[list[Candidate], Candidate | None]:
+    """Train the best trials again and choose; where none of them keeps the error rate, those that kept it by most.
+
+    The best of many lie close to the limit, where half of them got by luck; a second round is made of what has room.
+
+    Args:
+        trials: Of the search.
+        count: How many in a round.
+        again: Trains trials again, see `again`.
+
+    Returns:
+        Every candidate, and the chosen one; see `choose`.
+    """
+    candidates = again(best(trials, count))
+    chosen = choose(candidates)
+    if candidates and (chosen is None or chosen.held_back is None or not chosen.held_back.feasible):
+        tried = {one.number for one in candidates}
+        candidates += again(roomiest([one for one in trials if one.number not in tried], count))
+        chosen = choose(candidates)
+    return candidates, chosen
+
+
 def best(trials: Sequence[Tried], count: int) -> list[Tried]:
     """The feasible trials with the lowest negative flip rate; of equal ones those furthest within the error rate."""
     fit = [one for one in trials if one.feasible]
     return sorted(fit, key=lambda one: (one.record["nfr"], one.record["violation"], one.number))[:count]
+
+
+def roomiest(trials: Sequence[Tried], count: int) -> list[Tried]:
+    """The feasible trials that lie furthest within the error rate."""
+    fit = [one for one in trials if one.feasible]
+    return sorted(fit, key=lambda one: (one.record["violation"], one.record["nfr"], one.number))[:count]
 
 
 def closest(trials: Sequence[Tried]) -> Tried | None:
@@ -61,6 +91,8 @@ def fresh_seeds(bench: Bench) -> list[int]:
 
 def again(bench: Bench, trials: Sequence[Tried], progress: Progress) -> list[Candidate]:
     """Train these trials' points with fresh seeds and judge them on the held-back part."""
+    if not trials:
+        return []
     seeds = fresh_seeds(bench)
     references = bench.untreated(seeds=seeds, on="held_back")
     works = {one.number: _works(bench, one.point, seeds, "held_back") for one in trials}

@@ -2,6 +2,7 @@
 
 A row says what was injected, how often the writers' commands ran, and what a look at the registry without faults found:
 versions, the champion, events, edges. Writers of four machines share a server and nothing else.
+A row replaces that of the same fault.
 
     python -m benchmarks.lineage_faults [--writers 64] [--fault NAME ...]
 """
@@ -9,6 +10,7 @@ versions, the champion, events, edges. Writers of four machines share a server a
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -71,7 +73,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update(PATIENCE)
     chosen = [Fault[name] for name in options.fault] if options.fault else list(Fault)
-    start, rows = time.monotonic(), list[dict[str, Any]]()
+    start, kept = time.monotonic(), results.FOLDER / "lineage_faults.json"
+    rows = json.loads(kept.read_text())["rows"] if kept.exists() else list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="graceful-storm-") as scratch:
         for fault in chosen:
             began = time.monotonic()
@@ -79,7 +82,7 @@ def main() -> None:
             row = {**found.row(), "writers": options.writers, "seconds": round(time.monotonic() - began, 1)}
             print(row, *found.mends[:5], *found.failures[:5], sep="\n  ", flush=True)
             assert found.good, f"{fault}: something was lost or doubled"
-            rows.append(row)
+            rows = [one for one in rows if one["fault"] != row["fault"]] + [row]
             results.write("lineage_faults", rows, time.monotonic() - start)
 
 

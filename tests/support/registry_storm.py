@@ -27,7 +27,7 @@ from tests.support import mlflow_versions as versions
 MACHINES = 4
 """Folders of local state: writers of one share a file lock, those of different ones do not."""
 MOST_ATTEMPTS = 400
-REFUSALS = 3
+REFUSALS = 2
 """After so many writers that were faster, one gives up."""
 
 

@@ -44,7 +44,8 @@ def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: st
     """Plan the refresh of SPEC, ask, send it to a cluster or into the background, and print its handle.
 
     The same run id is the same job: sent twice, it runs once. Nothing is sent while the plan has errors.
-    With --tune its weights are searched instead, see `graceful tune`: a run of its own, MODEL-NAME-tune.
+    With --tune its weights are searched instead, see `graceful tune`: a run of its own, MODEL-NAME-tune-TRIALS;
+    sent with more tune.trials it is another run, which continues the search.
 
     \b
     Example:

@@ -21,7 +21,7 @@ from graceful.launch import backend, plan, profile, rayrequest, redact
 from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
 from graceful.launch.job import FILES, JobSpec, Resources
 from graceful.launch.resources import cores, written
-from graceful.spec import RefreshSpec
+from graceful.spec import RefreshSpec, Tune
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -89,7 +89,8 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: st
 
 
 def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, program: str = REFRESH) -> JobSpec:
-    """The job that refreshes a spec, or searches its weights; a search is a run beside that of the version.
+    """The job that refreshes a spec, or searches its weights: a run beside that of the version, with more trials a new
+    one that continues the search.
 
     This machine has its own folders, interpreter and task files. Elsewhere a task file travels with the job, a folder
     through the bucket (`carrying.send`), and where runs are kept is the place's business, so `home` is left out.
@@ -103,8 +104,11 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
         SpecError: The task file cannot be read, or cannot travel to that place.
     """
     document, code = resolved.dump(), carrying.code_of(resolved, chosen)
-    run_id = resolved.run_id if program == REFRESH else f"{resolved.run_id}-{program}"
-    searched = "" if program == REFRESH else json.dumps(document["tune"], sort_keys=True)  # no digest of a spec has it
+    tuned = (
+        (resolved.tune or Tune()).model_dump(mode="json") if program != REFRESH else {}
+    )  # no digest of a spec has it
+    run_id = f"{resolved.run_id}-{program}-{tuned['trials']}" if tuned else resolved.run_id
+    searched = json.dumps(tuned, sort_keys=True) if tuned else ""
     facts, command, env = _facts(resolved, code.content + searched), (*COMMAND, program), {}
     files = {} if code.text is None else {TASK_FILE: code.text}
     if isinstance(chosen, profile.Local):

@@ -31,19 +31,24 @@ TRIES = 3
 """Two writers at once: the one that wrote old news looks again."""
 
 
-def refresh(registry: Registry, model: str) -> None:
-    """Write description and picture of a registered model anew; an unknown model is left alone.
+def refresh(registry: Registry, model: str, *, force: bool = False) -> None:
+    """Write description and picture of a registered model anew, unless they say so already; an unknown one is left.
+
+    Args:
+        registry: Where.
+        model: Model family.
+        force: Also where the description is right: its picture may be lost.
 
     Raises:
         mlflow's own errors, which `Registry.door` turns into one RegistryError line.
     """
     listing = _listing(registry, model, NEWEST)
     run = _overview(registry, model) if listing.known else ""
-    for _ in range(TRIES if listing.known else 0):
+    for attempt in range(TRIES if listing.known else 0):
         family = _family(registry, listing)
         svg = family_svg(shortened(family, DRAWN))
         text = markdown(family, run, svg)
-        if text == listing.page:
+        if text == listing.page and not force and attempt == 0:  # later another writer's picture may lie below it
             return
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / PICTURE.rpartition("/")[2]

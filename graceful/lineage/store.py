@@ -204,7 +204,7 @@ class Store:
         with self.registry.door(f"repair {model}"):
             mends = repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
             if not dry_run:
-                pages.refresh(self.registry, model)
+                pages.refresh(self.registry, model, force=True)
             return mends
 
     def _shown(self, model: str, event: Event | None) -> Event | None:

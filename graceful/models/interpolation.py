@@ -37,18 +37,17 @@ def inherited(new: State, old: State, *, classes: Sequence[str], old_classes: Se
             has a row for each.
     """
     same = tuple(classes) == tuple(old_classes)
-    found, rows = {}, 0
+    by_class = set() if same else _by_class_keys(new, old, len(classes), len(old_classes), name=name)
+    found = {}
     for key in dict.fromkeys([*new, *old]):
         if key not in new or key not in old:
             raise _differs(name, f"tensor {key} is only in {name if key in old else 'this version'}")
         mine, theirs = new[key], old[key]
-        if not same and key.startswith(_HEAD) and _rows(mine) == len(classes) and _rows(theirs) == len(old_classes):
-            theirs, rows = _by_class(mine, theirs, classes, old_classes, key=key, name=name), rows + 1
+        if key in by_class:
+            theirs = _by_class(mine, theirs, classes, old_classes, key=key, name=name)
         if theirs.shape != mine.shape:
             raise _differs(name, f"tensor {key} has shape {list(theirs.shape)} in {name}, here {list(mine.shape)}")
         found[key] = theirs
-    if not same and not rows:
-        raise _differs(name, f"{name} has other classes and no head.* tensor has a row for each")
     return found
 
 
@@ -80,8 +79,18 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     update_bn(batches, Forward(network).train(network.training))
 
 
-def _rows(tensor: Tensor) -> int:
-    return tensor.shape[0] if tensor.ndim else 0
+def _by_class_keys(new: State, old: State, count: int, old_count: int, *, name: str) -> set[str]:
+    """Tensors of the head with a row for each class: one matrix, and its bias if any; all else is a guess."""
+    head = [key for key in new if key.startswith(_HEAD) and key in old and new[key].ndim]
+    found = [key for key in head if new[key].shape[0] == count and old[key].shape[0] == old_count]
+    wide = [key for key in found if new[key].ndim > 1]
+    unclear = [key for key in head if key not in found and count in new[key].shape]
+    if not wide:
+        raise _differs(name, f"{name} has other classes and no head.* tensor has a row for each")
+    if len(wide) > 1 or len(found) > 2 or unclear:
+        several = ", ".join(sorted({*found, *unclear}))
+        raise _differs(name, f"{name} has other classes, and which of {several} has a row for each cannot be told")
+    return set(found)
 
 
 def _by_class(

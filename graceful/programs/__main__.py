@@ -116,6 +116,8 @@ def _waits(why: str) -> None:
 
 def _said(result: Any) -> str:
     """What a status must repeat of a program that ended well: that it skipped its work, and why."""
+    if isinstance(result, dict) and result.get("outcome") == "unmet":
+        return "no point of the search keeps the error rate; its log says what is closest and what to relax"
     skipped = isinstance(result, dict) and result.get("outcome") == "skipped"
     return f"{outcome.SKIPPED}{'; '.join(result['reasons'])}" if skipped else ""
 
@@ -132,18 +134,11 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import refresh
 
-    before = hopeless.recall(resolved) if RUN_SPEC in os.environ else None
-    if before is not None:
-        raise before
     skip = skipped(resolved) if resolved.if_new_data else None
     if skip is not None:
         return asdict(skip), 0, _lines({skip.run_id: f"{skip.outcome}, {'; '.join(skip.reasons)}"})
-    try:
+    with hopeless.once(resolved, run_dir_of(resolved), retried=RUN_SPEC in os.environ):
         result, report = refresh(resolved, progress=progress)
-    except GracefulError as e:
-        if RUN_SPEC in os.environ:
-            hopeless.remember(resolved, e)
-        raise
 
     def show(console: Console) -> None:
         champion = "there is no champion yet" if result.champion is None else f"champion is version {result.champion}"
@@ -212,9 +207,12 @@ def _matrix(resolved: spec.RefreshSpec, progress: Talk, *, names: Sequence[str])
 
 
 def _tune(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+    from graceful.programs import hopeless
+    from graceful.programs.tune import folder_of
     from graceful.programs.tuning.present import run
 
-    return run(resolved, progress)
+    with hopeless.once(resolved, folder_of(resolved), retried=RUN_SPEC in os.environ):
+        return run(resolved, progress)
 
 
 def _space(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:

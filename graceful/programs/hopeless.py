@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from graceful import errors
 from graceful.errors import CollapsedError, DataError, GracefulError, NonFiniteError, SpecError, StorageError
 from graceful.launch.outcome import RESUMES_VARIABLE
-from graceful.programs import home_of, run_dir_of
+from graceful.programs import home_of
 from graceful.spec import RefreshSpec
-from graceful.storage import Mirror, write_json
+from graceful.storage import Mirror, sha256_json, write_json
 
 FILE = "hopeless.json"
 VALID_SECONDS = 3600.0
@@ -28,23 +30,39 @@ KINDS = (SpecError, DataError, NonFiniteError, CollapsedError)
 """Wrong spec, wrong data, numbers that the same seeds would give again."""
 
 
-def remember(spec: RefreshSpec, error: GracefulError) -> None:
+@contextmanager
+def once(spec: RefreshSpec, folder: Path, *, retried: bool) -> Iterator[None]:
+    """Do work whose errors are remembered in a folder, where somebody retries it."""
+    if not retried:
+        yield
+        return
+    before = recall(spec, folder)
+    if before is not None:
+        raise before
+    try:
+        yield
+    except GracefulError as e:
+        remember(spec, e, folder)
+        raise
+
+
+def remember(spec: RefreshSpec, error: GracefulError, folder: Path) -> None:
     """Write an error down, if another attempt would make it again; trouble with writing must not hide the error."""
     if not isinstance(error, KINDS) or error.facts.get(PASSING):
         return
     document = {**_attempt(spec), "at": time.time(), "error": type(error).__name__, "message": error.message}
     with suppress(StorageError):
-        path = write_json(run_dir_of(spec) / FILE, document)
+        path = write_json(folder / FILE, document)
         Mirror.of(home_of(spec)).save(path.parent, only=(FILE,))
 
 
-def recall(spec: RefreshSpec) -> GracefulError | None:
+def recall(spec: RefreshSpec, folder: Path) -> GracefulError | None:
     """The error that ended an earlier attempt at the very same work, to be raised again.
 
     Raises:
         StorageError: The bucket is not reachable.
     """
-    path = run_dir_of(spec) / FILE
+    path = folder / FILE
     Mirror.of(home_of(spec)).restore_file(path)
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -58,4 +76,5 @@ def recall(spec: RefreshSpec) -> GracefulError | None:
 
 
 def _attempt(spec: RefreshSpec) -> dict[str, str]:
-    return {"spec": spec.digest(), "resumes": os.environ.get(RESUMES_VARIABLE, "0")}
+    tuned = "" if spec.tune is None else sha256_json(spec.tune.model_dump(mode="json"))
+    return {"spec": spec.digest(), "tune": tuned, "resumes": os.environ.get(RESUMES_VARIABLE, "0")}

@@ -20,7 +20,7 @@ from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.search import located, search
 from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
-from graceful.storage import Mirror, sha256_json, write_json, write_text
+from graceful.storage import Mirror, sha256_json, write_bytes, write_json, write_text
 
 RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
 JUDGED = {"error", "tolerance", "confidence"}
@@ -80,6 +80,8 @@ def tune(
         _claim(spec, folder)
         known = _finished(spec, folder)
         if known is not None:
+            mirror.save(folder, but=(*OTHERS, RESULT))
+            mirror.save(folder, only=(RESULT,))
             return known
         return _searched(spec, _bench(spec, folder, ancestors), mirror, progress=progress, watch=watch)
 
@@ -97,8 +99,6 @@ def _searched(
     journal = folder / JOURNAL.format(sha256_json(bench.tune.model_dump(mode="json", include=JUDGED))[:8])
     before = _tried_before(spec, journal)
     study = Study(journal, tune=bench.tune, space=parameters, seed=spec.train.seed)
-    if bench.tune.sampler != "random":
-        study.enqueue(space.known_points(spec, parameters))
     progress({"stage": "search", "trials": bench.tune.trials, "known": study.ended(), **_told(bench)})
     watching = watch(_tried(study)) if watch else None
     mirror.save(folder, but=OTHERS)
@@ -108,21 +108,36 @@ def _searched(
         if watching:
             watching.trial(tried)
 
-    search(bench, study, listener=listener, progress=progress, before=before)
+    first = space.known_points(spec, parameters) if bench.tune.sampler != "random" else ()
+    search(bench, study, listener=listener, progress=progress, before=before, first=first)
     document = {**_concluded(bench, study, progress), "folder": mirror.shown(folder)}
     files = _write(folder, spec, document, _tried(study))
     if watching:
         watching.result(document, files)
-    write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})
     mirror.save(folder, but=OTHERS)
+    write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})  # last, here and there: it says that all is there
+    mirror.save(folder, only=(RESULT,))
     return document
 
 
 def _restore(mirror: Mirror, folder: Path) -> None:
-    """Go on where this or another machine ended; of a trial that its journal does not know yet the fit is there."""
-    mirror.restore(folder, but=("lock",))
+    """Go on where this or another machine ended; journals only grow, so the longer of two is the newer.
+
+    Raises:
+        SpecError: Two machines went on from the same journal, each its own way.
+    """
+    mirror.restore(folder, but=OTHERS)
     for journal in folder.glob(JOURNAL.format("*")):
-        mirror.restore_file(journal)
+        there = mirror.read_if_changed(journal, None)
+        here, copy = journal.read_bytes(), b"" if there is None else there[0]
+        whole = here[: here.rfind(b"\n") + 1]
+        if copy.startswith(whole):
+            write_bytes(journal, copy)
+        elif not whole.startswith(copy):
+            raise SpecError(
+                f"{journal}: this machine and {mirror.shown(journal)} went on from the same search differently; delete"
+                " the one that is not to count"
+            )
 
 
 def _tried(study: Study) -> list[Tried]:
@@ -130,13 +145,13 @@ def _tried(study: Study) -> list[Tried]:
 
 
 def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
-    """Trials of the latest journal of this search with another limit, where this one begins."""
+    """Trials of this search under other limits, with which this one begins."""
     assert spec.tune is not None
-    others = sorted(journal.parent.glob(JOURNAL.format("*")), key=lambda path: path.stat().st_mtime)
-    if journal.exists() or not others:
-        return []
-    study = Study(others[-1], tune=spec.tune, space=space.parameters(spec), seed=0)
-    return [one for one in study.trials() if one.state in ("complete", "failed")]
+    found = []
+    for other in sorted({*journal.parent.glob(JOURNAL.format("*"))} - {journal}):
+        study = Study(other, tune=spec.tune, space=space.parameters(spec), seed=0)
+        found += [one for one in study.trials() if one.state in ("complete", "failed")]
+    return found
 
 
 def _told(bench: Bench) -> dict[str, str]:
@@ -174,7 +189,8 @@ def _claim(spec: RefreshSpec, folder: Path) -> None:
         ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
     ):
         if before.get(key) != document[key]:
-            raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {folder}")
+            where = Mirror.of(home_of(spec)).shown(folder)
+            raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {where}")
 
 
 def _wanted(spec: RefreshSpec) -> dict[str, Any]:

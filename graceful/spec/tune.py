@@ -109,4 +109,5 @@ class Tune(Section):
     space: Space = Space()
     final: Final = Final()
     max_concurrent: Count | None = None
-    """Trials at a time; None: as many as there are cores (or as a cluster has room for)."""
+    """Trials at a time; None: as many as there are cores, or as a cluster has room for. On a cluster, trials with
+    train.num_workers 0 run one after the other, in the driver."""

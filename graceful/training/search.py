@@ -45,13 +45,21 @@ def here(function: Callable[[Told], Told], *, ask: Ask, tell: Tell) -> None:
         tell(str(told["key"]), function(told))
 
 
-def concurrency(workers: int) -> int:
-    """How many trials of so many Ray Train workers (0: one process) run at a time where Ray is; starts it."""
+def concurrency(workers: int, *, gpus: bool = False) -> int:
+    """How many trials of so many Ray Train workers (0: one process) run at a time where Ray is; starts it.
+
+    Args:
+        workers: Of a trial.
+        gpus: Each worker takes a GPU, if there are any.
+    """
     connect()  # before ray is imported: it reads the environment once
     import ray
 
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    return max(1, cpus // max(workers, 1))
+    there = ray.cluster_resources()
+    room = int(there.get("CPU", 1)) // max(workers, 1)
+    if gpus and there.get("GPU", 0):
+        room = min(room, int(there["GPU"]) // max(workers, 1))
+    return max(1, room)
 
 
 def on_ray(

@@ -254,14 +254,14 @@ def test_weights_are_searched_on_a_ray_cluster_by_its_workers(
     search = {"trials": 2, "tolerance": 1.0, "space": {"runs": [1]}, "final": {"candidates": 1, "seeds": 2}}
     spec = _digits(tmp_path, "v2", workers=1, tune=search)
     sent = command_line("submit", spec, "--on", on, "--tune", "--yes", "-o", "json")
-    assert json.loads(sent.stdout)["run_id"] == "digits-v2-tune", sent.stderr
+    assert json.loads(sent.stdout)["run_id"] == "digits-v2-tune-2", sent.stderr
     followed = Follow(command_line, "--on", on)
     end = time.monotonic() + 4 * SECONDS
-    while json.loads(followed("status", "digits-v2-tune", "-o", "json"))["exit_code"] is None:
-        assert time.monotonic() < end, followed("logs", "digits-v2-tune")
+    while json.loads(followed("status", "digits-v2-tune-2", "-o", "json"))["exit_code"] is None:
+        assert time.monotonic() < end, followed("logs", "digits-v2-tune-2")
         time.sleep(2.0)
-    found = json.loads(followed("status", "digits-v2-tune", "-o", "json"))
-    assert (found["phase"], found["exit_code"]) == ("SUCCEEDED", 0), followed("logs", "digits-v2-tune")
+    found = json.loads(followed("status", "digits-v2-tune-2", "-o", "json"))
+    assert (found["phase"], found["exit_code"]) == ("SUCCEEDED", 0), followed("logs", "digits-v2-tune-2")
     folder = home / "tunes" / "digits-v2"
     assert json.loads((folder / "tune.json").read_text())["trials"] == 2
     jobs = [json.loads(path.read_text()) for path in folder.glob("fits/*/spec.json")]

@@ -16,8 +16,8 @@ def spec(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", hopeless.KINDS)
 def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
-    hopeless.remember(spec, kind("step 3: loss is nan"))
-    again = hopeless.recall(spec)
+    hopeless.remember(spec, kind("step 3: loss is nan"), run_dir_of(spec))
+    again = hopeless.recall(spec, run_dir_of(spec))
     assert type(again) is kind
     assert again.message.startswith("step 3: loss is nan (an earlier attempt said so: ")
     assert again.message.endswith("hopeless.json)")
@@ -25,29 +25,43 @@ def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
 
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])
 def test_an_error_that_may_pass_is_tried_again(spec, kind):
-    hopeless.remember(spec, kind("the server is away"))
-    assert hopeless.recall(spec) is None
+    hopeless.remember(spec, kind("the server is away"), run_dir_of(spec))
+    assert hopeless.recall(spec, run_dir_of(spec)) is None
 
 
 def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
-    hopeless.remember(spec, errors.DataError("no such file"))
-    assert hopeless.recall(spec.model_copy(update={"description": "mended"})) is not None
+    hopeless.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
+    assert hopeless.recall(spec.model_copy(update={"description": "mended"}), run_dir_of(spec)) is not None
     changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
-    assert hopeless.recall(changed) is None
+    assert hopeless.recall(changed, run_dir_of(spec)) is None
     monkeypatch.setenv(hopeless.RESUMES_VARIABLE, "1")
-    assert hopeless.recall(spec) is None
+    assert hopeless.recall(spec, run_dir_of(spec)) is None
 
 
 def test_what_may_pass_and_what_is_old_is_tried_again(spec, monkeypatch):
-    hopeless.remember(spec, errors.SpecError("already being worked on", {"passing": True}))
-    assert hopeless.recall(spec) is None
-    hopeless.remember(spec, errors.DataError("no such file"))
+    hopeless.remember(spec, errors.SpecError("already being worked on", {"passing": True}), run_dir_of(spec))
+    assert hopeless.recall(spec, run_dir_of(spec)) is None
+    hopeless.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
     now = hopeless.time.time()
     monkeypatch.setattr(hopeless.time, "time", lambda: now + hopeless.VALID_SECONDS)
-    assert hopeless.recall(spec) is None
+    assert hopeless.recall(spec, run_dir_of(spec)) is None
 
 
 def test_a_damaged_note_is_no_obstacle(spec):
-    hopeless.remember(spec, errors.DataError("no such file"))
+    hopeless.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
     (run_dir_of(spec) / hopeless.FILE).write_text("{")
-    assert hopeless.recall(spec) is None
+    assert hopeless.recall(spec, run_dir_of(spec)) is None
+
+
+def test_work_is_done_once_where_somebody_retries_it(spec, tmp_path):
+    came = []
+
+    def attempt(*, retried):
+        with hopeless.once(spec, tmp_path / "search", retried=retried):
+            came.append(retried)
+            raise errors.DataError("too few ids")
+
+    for retried in (True, True, False):
+        with pytest.raises(errors.DataError, match="too few ids"):
+            attempt(retried=retried)
+    assert came == [True, False]

@@ -229,3 +229,18 @@ def test_a_start_that_cannot_be_had_is_refused_before_training(home: Path, old: 
     lost.mkdir()
     (lost / "arch.json").write_bytes((old / "arch.json").read_bytes())
     refused("needs the weights of v1, which are gone from", lost)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head.hidden.weight": torch.zeros(3, 5)},
+        {"head.scale.weight": torch.zeros(5, 3)},
+        {"head.low": torch.zeros(3), "head.high": torch.zeros(3)},
+    ],
+    ids=["two matrices", "transposed", "three vectors"],
+)
+def test_a_head_whose_class_rows_cannot_be_told_is_refused(more: dict[str, torch.Tensor]) -> None:
+    state = {"head.weight": torch.zeros(3, 7), "head.bias": torch.zeros(3), **more}
+    with pytest.raises(SpecError, match="cannot be told"):
+        inherited(state, state, classes=("a", "b", "c"), old_classes=("b", "a", "c"), name="v1")

@@ -262,6 +262,28 @@ def test_a_trial_stands_for_the_best_share_of_the_old_weights(tmp_path: Path) ->
     assert "interpolation" not in study.trials()[0].point  # nothing that the sampler draws
 
 
+def test_trials_of_another_limit_keep_their_own_fits(tmp_path: Path) -> None:
+    """Also where an early one has no fit, and points wait to be tried."""
+    from graceful.storage import write_json
+
+    before, made = opened(tmp_path / "other", trials=6), bench(tmp_path, trials=5)
+    for number in range(6):
+        _, point = before.ask()
+        work = made.work(point, seed=0, on="search")
+        if number != 1:
+            write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=float(number))))
+    tried = before.trials()
+    study = opened(tmp_path, trials=5)
+    study.enqueue([tried[1].point])
+    study.again(study.ask()[0])
+    searching.search(made, study, listener=lambda one: None, progress=silent, before=tried, first=[tried[0].point])
+    ended = [one for one in study.trials() if one.state == "complete"]
+    assert sorted(one.record["seconds"] for one in ended) == [0.0, 2.0, 3.0, 4.0, 5.0]
+    for one in ended:
+        assert one.point == tried[int(one.record["seconds"])].point
+        assert one.record["digest"] == made.work(one.point, seed=0, on="search").digest
+
+
 def test_the_best_share_keeps_the_error_rate_and_else_exceeds_it_least() -> None:
     kept = {0.0: scored(0.03, -0.1), 0.1: scored(0.02, -0.1), 0.2: scored(0.02, 0.0), 0.3: scored(0.0, 0.1)}
     assert searching.best_share(kept) == 0.1

@@ -142,7 +142,7 @@ class Bench:
         if not workers and (at_once == 1 or CLUSTER in os.environ):  # one process is one machine's
             search.here(trial, ask=next_one, tell=ended)
         else:
-            at_once = at_once or search.concurrency(workers)
+            at_once = at_once or search.concurrency(workers, gpus=self.spec.train.use_gpu is not False)
             search.on_ray(trial, ask=next_one, tell=ended, at_once=at_once, workers=workers)
         if raised:
             raise raised[0]

@@ -131,7 +131,9 @@ def fit(told: Mapping[str, Any]) -> dict[str, Any]:
     work = Work(**{**told, "ancestors": tuple(told["ancestors"]), "shares": tuple(told["shares"])})
     with exclusive(work.place, wait=True):
         known = finished(work)
-        return asdict(_fitted(work) if known is None else known)
+        done = _fitted(work) if known is None else known
+        _settle(work)
+        return asdict(done)
 
 
 def _fitted(work: Work) -> Fit:
@@ -147,14 +149,20 @@ def _fitted(work: Work) -> Fit:
         failed = f"out of memory: {str(e).partition('. ')[0]}"
     done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
     _note(work, done)
+    return done
+
+
+def _settle(work: Work) -> None:
+    """Copy the answers, delete what nobody needs any more; also after a kill between the note and this."""
     mirror, measured = Mirror.of(Path(work.home)), [work, *map(work.at, work.shares)]
     for kind in (RIGHT, NOTE):  # a note says that the answers are there
         mirror.save(work.place, only=[f"{one.measured}-{kind}" for one in measured])
+    rest = ("checkpoints", "ray", *(() if work.keep else ("model",)))
+    for name in rest:
+        if mirror.uri is not None or (work.place / name).exists():
+            mirror.forget_folder(work.place / name)
     if not work.keep:
-        for rest in ("model", "checkpoints", "ray"):
-            mirror.forget_folder(work.place / rest)
         mirror.forget(work.place / WEIGHTS)
-    return done
 
 
 def _note(work: Work, done: Fit) -> None:
@@ -162,9 +170,13 @@ def _note(work: Work, done: Fit) -> None:
 
 
 def finished(work: Work) -> Fit | None:
-    """How it ended, if it has."""
+    """How it ended, if it has, here or on a machine that was lost."""
+    note, mirror = work.place / f"{work.measured}-{NOTE}", Mirror.of(Path(work.home))
+    if mirror.uri is not None and not note.exists():
+        mirror.restore_file(work.place / f"{work.measured}-{RIGHT}")
+        mirror.restore_file(note)
     try:
-        return Fit(**json.loads((work.place / f"{work.measured}-{NOTE}").read_text(encoding="utf-8")))
+        return Fit(**json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -38,10 +38,11 @@ def run(spec: RefreshSpec, talk: Talk) -> tuple[dict[str, Any], int, Any]:
         console.print(_table(document["candidates"], spec))
         for line in conclusion(document):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        folder = Path(document["folder"])
-        console.print(f"pictures: {folder / 'tune.html'}", markup=False, highlight=False, soft_wrap=True)
+        folder = document["folder"]
+        console.print(f"pictures: {folder}/tune.html", markup=False, highlight=False, soft_wrap=True)
         if document["outcome"] == result.MET:
-            console.print(f"next:     graceful refresh {folder / SPEC}", markup=False, highlight=False, soft_wrap=True)
+            step = "copy it and `graceful refresh` it:" if "://" in folder else "graceful refresh"
+            console.print(f"next:     {step} {folder}/{SPEC}", markup=False, highlight=False, soft_wrap=True)
 
     return document, code, print_result
 

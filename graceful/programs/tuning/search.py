@@ -17,7 +17,15 @@ from graceful.programs.tuning.study import Study, Tried
 Listener = Callable[[Tried], None]
 
 
-def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress, before: Sequence[Tried] = ()) -> None:
+def search(
+    bench: Bench,
+    study: Study,
+    *,
+    listener: Listener,
+    progress: Progress,
+    before: Sequence[Tried] = (),
+    first: Sequence[space.Point] = (),
+) -> None:
     """Make the reference runs, then trials until there are as many as the spec wants.
 
     Args:
@@ -26,6 +34,7 @@ def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress
         listener: Told of each trial that is asked or ended.
         progress: Told of the rest.
         before: Trials of the same search under another limit: judged anew, not made again.
+        first: Points to try first, unless they were tried.
 
     Raises:
         TrainingError: A reference run failed: the recipe itself does not train.
@@ -35,8 +44,9 @@ def search(bench: Bench, study: Study, *, listener: Listener, progress: Progress
     bench.make(references, progress, stage="reference runs")
     require_trained(references)
     trials = _Trials(bench=bench, study=study, listener=listener)
-    trials.repeat(before)
     trials.resume()
+    trials.repeat(before)
+    study.enqueue(first)
     bench.run(ask=trials.ask, tell=trials.tell)
 
 
@@ -66,11 +76,12 @@ class _Trials:
 
     def repeat(self, before: Sequence[Tried]) -> None:
         """Judge the finished fits of other trials."""
+        known = [one.point for one in self.study.trials()]
         for one in before:
             ended = fits.finished(self._work(one.point))
-            if ended is not None:
-                self.study.enqueue([one.point])
-                self._conclude(self.study.ask()[0], vars(ended))
+            if ended is not None and one.point not in known:
+                known.append(one.point)
+                self._conclude(self.study.take(one.point), vars(ended))
 
     def resume(self) -> None:
         """Conclude what a killed driver left running, or have it tried again."""

@@ -145,7 +145,8 @@ def shares(spec: RefreshSpec) -> tuple[float, ...]:
     random."""
     if spec.train.start == "random":
         return ()
-    return tuple(sorted(set((spec.tune or Tune()).space.interpolation or SHARES)))
+    asked = (spec.tune or Tune()).space.interpolation
+    return tuple(sorted(set(asked or (*SHARES, spec.compatibility.interpolation))))
 
 
 def _references(

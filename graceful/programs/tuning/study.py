@@ -102,6 +102,15 @@ class Study:
         trial = self._study.ask()
         return trial.number, draw(trial, self._space)
 
+    def take(self, point: Mapping[str, Value]) -> int:
+        """Begin a trial of this very point; what waits to be tried goes on waiting behind it."""
+        self._study.enqueue_trial(dict(point))
+        while True:
+            number, asked = self.ask()
+            if asked == dict(point):
+                return number
+            self.again(number)
+
     def tell(self, number: int, score: Score | None, record: Mapping[str, Any]) -> None:
         """Note how a trial ended.
 

@@ -40,7 +40,12 @@ def mix(network: nn.Module, start: Path, share: float, *, spec: RefreshSpec, tas
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.train.seed)
         recalibrate(network, _inputs(spec, task))
-    return (f"weights are {1.0 - share:g} x those of training + {share:g} x those of {bundle.describe(start).name}",)
+    return note(share, bundle.describe(start).name)
+
+
+def note(share: float, name: str) -> tuple[str, ...]:
+    """What a reader of the report must know of a mixture with a version of that name; nothing without one."""
+    return (f"weights are {1.0 - share:g} x those of training + {share:g} x those of {name}",) if share else ()
 
 
 def _inputs(spec: RefreshSpec, task: Task) -> Iterator[Tensor]:

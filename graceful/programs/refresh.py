@@ -22,6 +22,7 @@ from graceful.programs.flipped import thumbnails
 from graceful.programs.independent import unconstrained
 from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import chosen, matrix
+from graceful.programs.mixing import note
 from graceful.programs.novelty import ingredients
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
@@ -141,7 +142,8 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
         links = ancestry.read(store, spec, run_dir)
         ancestors = _fetch(store, links)
         progress({"stage": "evaluate"})
-        found, verdict = measure(spec, folder, links, ancestors)
+        notes = note(spec.compatibility.interpolation, links[0].name) if links else ()
+        found, verdict = measure(spec, folder, links, ancestors, notes=notes)
         pages.write(run_dir, found, verdict)
     return found.report, verdict
 

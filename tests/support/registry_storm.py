@@ -134,15 +134,18 @@ def storm(
 def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, number: int) -> None:
     """One writer, who repeats what failed until his version is champion, or somebody was faster."""
     lock, expected, refusals = found.lock, None, 0
-    dying = found.fault is Fault.CLIENT_DIES
+    dying, client = found.fault is Fault.CLIENT_DIES, None
     for attempt in range(MOST_ATTEMPTS):
         with lock:
             found.attempts += 1
         store = Store(f"{proxy.uri}/c{number}", folder / f"machine{number % MACHINES}")
-        if dying and attempt < 2:
-            # the first attempt dies at a call of the registration, the second at one of the promotion
-            store.registry.__dict__["client"] = _Dying(store.registry.client, after=number, late=attempt == 1)
         try:
+            # connecting is impatient by environment variables, which writers that are threads of one process share
+            client = client or store.registry.client
+            store.registry.__dict__["client"] = client
+            if dying and attempt < 2:
+                # the first attempt dies at a call of the registration, the second at one of the promotion
+                store.registry.__dict__["client"] = _Dying(client, after=number, late=attempt == 1)
             item = versions.registration(store, folder, f"v{number}", [first], model=found.model)
             record = store.register(item)
             if dying and attempt == 1:

@@ -206,27 +206,27 @@ def test_a_program_reads_its_document_its_files_and_its_variables(place: Place) 
     assert "read" in log
 
 
+@pytest.fixture
+def shared(ray: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A profile of the Ray cluster, and the home that its runs share with this machine."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray.token)
+    on, home = tmp_path / "ray.yaml", tmp_path / "shared"
+    on.write_text(f"{{kind: rayjobs, address: '{ray.address}', home: '{home}'}}", encoding="utf-8")
+    return on, home
+
+
 @pytest.mark.integration
 def test_a_refresh_runs_on_a_ray_cluster_and_its_verdict_comes_back(
-    ray: RayCluster,
-    command_line: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ray: RayCluster, shared: tuple[Path, Path], command_line: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", ray.token)
-    on = tmp_path / "ray.yaml"
-    home = tmp_path / "shared"
-    on.write_text(f"{{kind: rayjobs, address: '{ray.address}', home: '{home}'}}", encoding="utf-8")
+    on, home = shared
     small = ("--set", "train.num_workers=1", "--set", "train.epochs=1")
     for _ in range(2):
         sent = command_line("submit", WINE, "--on", on, *small, "--yes", "-o", "json")
         assert sent.returncode == 0, sent.stderr
         assert json.loads(sent.stdout)["handle"] == f"rayjobs://{ray.address.removeprefix('http://')}/wine-v1"
     followed = Follow(command_line, "--on", on)
-    end = time.monotonic() + 2 * SECONDS
-    while json.loads(followed("status", "wine-v1", "-o", "json"))["exit_code"] is None:
-        assert time.monotonic() < end, followed("logs", "wine-v1")
-        time.sleep(2.0)
+    followed.until_ended("wine-v1", seconds=2 * SECONDS)
     found = json.loads(followed("status", "wine-v1", "--wait", "-o", "json", code=3))
     assert (found["phase"], found["exit_code"], found["cause"]) == ("SUCCEEDED", 3, "held by the gate")
     log = followed("logs", "wine-v1", "-f")
@@ -241,14 +241,9 @@ def test_a_refresh_runs_on_a_ray_cluster_and_its_verdict_comes_back(
 
 @pytest.mark.integration
 def test_weights_are_searched_on_a_ray_cluster_by_its_workers(
-    ray: RayCluster,
-    command_line: Callable[..., subprocess.CompletedProcess[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    shared: tuple[Path, Path], command_line: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", ray.token)
-    on, home = tmp_path / "ray.yaml", tmp_path / "shared"
-    on.write_text(f"{{kind: rayjobs, address: '{ray.address}', home: '{home}'}}", encoding="utf-8")
+    on, home = shared
     first = command_line("refresh", _digits(tmp_path, "v1", share=0.5), "--home", home)
     assert first.returncode == 0, first.stderr
     search = {"trials": 2, "tolerance": 1.0, "space": {"runs": [1]}, "final": {"candidates": 1, "seeds": 2}}
@@ -256,11 +251,7 @@ def test_weights_are_searched_on_a_ray_cluster_by_its_workers(
     sent = command_line("submit", spec, "--on", on, "--tune", "--yes", "-o", "json")
     assert json.loads(sent.stdout)["run_id"] == "digits-v2-tune-2", sent.stderr
     followed = Follow(command_line, "--on", on)
-    end = time.monotonic() + 4 * SECONDS
-    while json.loads(followed("status", "digits-v2-tune-2", "-o", "json"))["exit_code"] is None:
-        assert time.monotonic() < end, followed("logs", "digits-v2-tune-2")
-        time.sleep(2.0)
-    found = json.loads(followed("status", "digits-v2-tune-2", "-o", "json"))
+    found = followed.until_ended("digits-v2-tune-2", seconds=4 * SECONDS)
     assert (found["phase"], found["exit_code"]) == ("SUCCEEDED", 0), followed("logs", "digits-v2-tune-2")
     folder = home / "tunes" / "digits-v2"
     assert json.loads((folder / "tune.json").read_text())["trials"] == 2
@@ -296,6 +287,16 @@ class Follow:
         done = self.command_line(*words, self.flag, self.on)
         assert done.returncode == code, done.stderr
         return done.stdout
+
+    def until_ended(self, run: str, *, seconds: float) -> dict[str, object]:
+        """Its last status."""
+        end = time.monotonic() + seconds
+        while True:
+            found: dict[str, object] = json.loads(self("status", run, "-o", "json"))
+            if found["exit_code"] is not None:
+                return found
+            assert time.monotonic() < end, self("logs", run)
+            time.sleep(2.0)
 
 
 def _until_it_listens(place: Place, handle: Handle) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from graceful.errors import SpecError
-from graceful.lineage import LineageRecord, Store, schema
+from graceful.lineage import LineageRecord, Store, pages, schema
 from graceful.lineage.repair import Mend
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
@@ -229,3 +229,19 @@ def test_run_of_a_dead_process_is_failed_and_one_at_work_is_left(store: Store) -
     assert status == {mine: "RUNNING", done.stdout: "FAILED", elsewhere: "RUNNING"}
     assert [item.where for item in store.repair("glyphs", older_than_hours=0)] == ["run of glyphs-v7"]
     assert store.registry.client.get_run(elsewhere).info.status == "FAILED"
+
+
+def test_a_page_that_was_edited_and_a_picture_that_is_lost_come_back(tmp_path: Path) -> None:
+    versions.three_versions(tmp_path / "home", tmp_path)  # no copy: mlflow remembers where a run's artifacts were
+    store = versions.local_store(tmp_path / "home")
+    [picture] = store.registry.home.glob("artifacts/**/lineage/family.svg")
+    drawn, page = picture.read_text(), store.registry.client.get_registered_model("glyphs").description
+    pages.refresh(store.registry, "glyphs")
+    assert store.registry.client.get_registered_model("glyphs").description == page
+    picture.unlink()
+    store.registry.client.update_registered_model("glyphs", "my own words")
+    pages.refresh(store.registry, "glyphs")
+    assert (picture.read_text(), store.registry.client.get_registered_model("glyphs").description) == (drawn, page)
+    picture.unlink()  # the page is right, so only a repair looks further
+    store.repair("glyphs")
+    assert picture.read_text() == drawn

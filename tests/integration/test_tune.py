@@ -10,13 +10,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from graceful.storage import objects
+from graceful.errors import SpecError
+from graceful.programs import tune as tuning
+from graceful.storage import Mirror, objects
 from graceful.storage.server import client
 from tests.support.s3_server import serving
 
@@ -55,6 +58,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = graceful("refresh", written(folder, "v1", task=task), "-o", "json", home=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """Address of an empty bucket on a real S3 server."""
+    with serving():
+        client().create_bucket(Bucket="searches")
+        yield "s3://searches"
 
 
 def finished(folder: Path) -> dict[str, int]:
@@ -186,9 +197,9 @@ def test_no_predecessor_is_one_line(home: Path) -> None:
     assert "lonely has no champion yet" in done.stderr
 
 
-def test_a_search_goes_on_where_its_machine_was_lost(home: Path) -> None:
+def test_a_search_goes_on_where_its_machine_was_lost(home: Path, bucket: str) -> None:
     path = written(home, "v7", tune=tune_section(trials=2, max_concurrent=1))
-    folder, there = home / "tunes" / "digits-v7", "s3://searches/team/tunes/digits-v7"
+    folder, there = home / "tunes" / "digits-v7", f"{bucket}/team/tunes/digits-v7"
 
     def copied(name: str) -> set[str]:
         uris = [stored.uri for stored in objects.list_objects(there) if stored.uri.endswith(f"/{name}")]
@@ -197,20 +208,48 @@ def test_a_search_goes_on_where_its_machine_was_lost(home: Path) -> None:
     def fits(name: str) -> set[str]:
         return {path.parent.name for path in folder.glob(f"fits/*/{name}")}
 
-    with serving():
-        client().create_bucket(Bucket="searches")
-        bucket = {"GRACEFUL_STORAGE": "s3://searches/team"}
-        done = graceful("tune", path, "-o", "json", home=home, env=bucket)
-        assert done.returncode in (0, 3), done.stderr
-        assert json.loads(done.stdout)["folder"] == there
-        before = copied("search-fit.json")
-        assert before == copied("search-right.npy") == fits("search-fit.json")
-        assert copied("model.safetensors") <= fits("held_back-fit.json"), "a trial leaves no weights"
-        shutil.rmtree(home / "tunes")
-        again = graceful("tune", path, "--trials", "3", "-o", "json", home=home, env=bucket)
-        assert again.returncode in (0, 3), again.stderr
-        assert json.loads(again.stdout)["trials"] == 3
-        after = copied("search-fit.json")
+    storage = {"GRACEFUL_STORAGE": f"{bucket}/team"}
+    done = graceful("tune", path, "-o", "json", home=home, env=storage)
+    assert done.returncode in (0, 3), done.stderr
+    assert json.loads(done.stdout)["folder"] == there
+    before = copied("search-fit.json")
+    assert before == copied("search-right.npy") == fits("search-fit.json")
+    assert copied("model.safetensors") <= fits("held_back-fit.json"), "a trial leaves no weights"
+    shutil.rmtree(home / "tunes")
+    again = graceful("tune", path, "--trials", "3", "-o", "json", home=home, env=storage)
+    assert again.returncode in (0, 3), again.stderr
+    assert json.loads(again.stdout)["trials"] == 3
+    after = copied("search-fit.json")
     assert before < after
     assert len(after) == len(before) + 1
     assert fits("spec.json") - fits("held_back-fit.json") == after - before, "only the third was trained"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "left"),
+    [
+        ("1\n2\n", "1\n", "1\n2\n"),
+        ("1\n", "1\n2\n", "1\n2\n"),
+        ("1\n2", "1\n2\n3\n", "1\n2\n3\n"),
+        ("", "1\n", "1\n"),
+        ("1\n2\n", "1\n3\n", None),
+    ],
+    ids=["longer here", "longer there", "torn here", "empty here", "two ways"],
+)
+def test_of_two_journals_the_longer_counts_and_two_ways_are_refused(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, here: str, there: str, left: str | None
+) -> None:
+    monkeypatch.setenv("GRACEFUL_STORAGE", f"{bucket}/{tmp_path.name}")
+    mirror, folder = Mirror.of(tmp_path), tmp_path / "tunes" / "digits-v9"
+    journal = folder / "journal-0.jsonl"
+    folder.mkdir(parents=True)
+    journal.write_text(there)
+    mirror.save(folder)
+    journal.write_text(here)
+    if left is None:
+        with pytest.raises(SpecError, match="went on from the same search differently"):
+            tuning._restore(mirror, folder)
+        assert journal.read_text() == here
+        return
+    tuning._restore(mirror, folder)
+    assert journal.read_text() == left

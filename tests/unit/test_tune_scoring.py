@@ -158,7 +158,7 @@ def test_what_has_room_is_tried_where_the_best_do_not_keep_the_error_rate(
         came.extend(one.number for one in trials)
         return [candidate(one.number, scored(0.02, -0.1 if one.number == keeps else 0.1)) for one in trials]
 
-    candidates, found = select([*TRIALS, tried(3, 0.04, -0.001)], 1, again)
+    candidates, found = select([*TRIALS, tried(3, 0.025, -0.0005)], 1, again)
     assert came == asked
     assert [one.number for one in candidates] == asked
     assert found is not None

@@ -1,12 +1,14 @@
 """A real S3 server for tests, and a proxy in front of it that does what networks and busy servers do.
 
-The server is the test bed's, else moto's. The proxy forwards requests as they are, so that their signatures hold.
+The server is the test bed's versitygw where there is a test bed, else moto's, which checks signatures, too. The proxy
+forwards requests as they are, so that their signatures hold.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import random
 import shutil
@@ -20,8 +22,6 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
-
-import pytest
 
 from graceful.storage import server
 
@@ -50,14 +50,39 @@ def serving() -> Iterator[str]:
         with _testbed() as endpoint, environment(variables(endpoint, "graceful", "graceful-secret")):
             yield endpoint
         return
-    moto = pytest.importorskip("moto.server", reason="neither ../shared/testbed nor moto is here to serve S3")
-    started = moto.ThreadedMotoServer(port=0)
+    with _moto() as (endpoint, key, secret), environment(variables(endpoint, key, secret)):
+        yield endpoint
+
+
+@contextlib.contextmanager
+def _moto() -> Iterator[tuple[str, str, str]]:
+    """Serve S3 from this process; yields its address, and the keys of a user that may do everything.
+
+    Signatures are checked once that user exists. All objects are forgotten at the end.
+    """
+    import boto3
+    from moto.core.authorization import enable_iam_authentication
+    from moto.moto_api._internal.models import moto_api_backend
+    from moto.server import ThreadedMotoServer
+
+    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     started.start()
     try:
-        _, port = started.get_host_and_port()
-        with environment(variables(f"http://127.0.0.1:{port}", "key", "secret")):
-            yield f"http://127.0.0.1:{port}"
+        host, port = started.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        with environment(variables(endpoint, "nobody", "nothing")):
+            iam = boto3.Session().client("iam")
+            iam.create_user(UserName="graceful")
+            everything = {
+                "Version": "2012-10-17",
+                "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}],
+            }
+            iam.put_user_policy(UserName="graceful", PolicyName="all", PolicyDocument=json.dumps(everything))
+            key = iam.create_access_key(UserName="graceful")["AccessKey"]
+        with enable_iam_authentication():
+            yield endpoint, key["AccessKeyId"], key["SecretAccessKey"]
     finally:
+        moto_api_backend.reset()
         started.stop()
 
 

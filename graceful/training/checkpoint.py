@@ -5,8 +5,8 @@
                               rank has it, written last: the ranks must agree
     ...                       engine files
 
-DeepSpeed's files are pickles, which are code: they are read only from the run's own folder, and only after every file
-has the digest its manifest says. Digests find truncation and rot; they are no seal against whoever may write there.
+Digests find truncation and rot; they are no seal against whoever may write there, who can make a manifest anew. Engine
+files are pickles of tensors and plain values, and are read as such: `unpickling` runs nothing that they name.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from graceful import spec
 from graceful.errors import SpecError
 from graceful.models.base import Forward, Outputs
 from graceful.training.plain import StepInfo, TorchEngine, bad_gradient, optimizer_options, portable, rank, world_size
+from graceful.training.unpickling import load_tensors
 
 __all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "build", "deepspeed_config"]
 
@@ -54,7 +55,11 @@ class Engine(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what all ranks saved, merged into one folder. Verify it first: it may hold pickles."""
+        """Read what all ranks saved, merged into one folder, and run nothing in it.
+
+        Raises:
+            IntegrityError: A file holds more than tensors and plain values.
+        """
         ...
 
     def export(self) -> dict[str, Tensor] | None:
@@ -122,6 +127,7 @@ class DeepSpeedEngine:
                 config=deepspeed_config(train, world_size=world_size()),
                 dist_init_required=False,
             )
+            self._engine.checkpoint_engine = _tensors_only(self._engine)
 
     def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
         """As `Engine.forward`."""
@@ -159,11 +165,13 @@ class DeepSpeedEngine:
         return float(nn.utils.get_total_norm(gradients))
 
     def save(self, folder: Path) -> None:
-        """As `Engine.save`."""
+        """As `Engine.save`; DeepSpeed's scripts for people, which it puts beside the tensors, are left out."""
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        for script in folder.glob("*.py"):
+            script.unlink()
 
     def load(self, folder: Path) -> None:
-        """As `Engine.load`. These files are pickles: whoever calls this has verified them."""
+        """As `Engine.load`."""
         self._engine.load_checkpoint(str(folder), tag=_TAG)
 
     def export(self) -> dict[str, Tensor] | None:
@@ -178,6 +186,22 @@ class DeepSpeedEngine:
                 if keep:
                     state[name] = parameter.detach().clone()
         return portable(state) if keep else None
+
+
+def _tensors_only(engine: Any) -> Any:
+    """Return what reads and writes DeepSpeed's files as it always does, except that reading runs nothing in them."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    holders = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
+
+    class TensorsOnly(TorchCheckpointEngine):  # type: ignore[misc]
+        def load(self, path: str, map_location: Any = None) -> Any:
+            return load_tensors(Path(path), map_location=map_location, classes=holders)
+
+    return TensorsOnly(engine._config)
 
 
 @contextmanager

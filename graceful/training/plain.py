@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from graceful import spec
 from graceful.errors import NonFiniteError
 from graceful.models.base import Forward, Outputs
+from graceful.training.unpickling import load_tensors
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FILE = "engine.pt"
@@ -88,8 +89,8 @@ class TorchEngine:
             torch.save(state, folder / _FILE)
 
     def load(self, folder: Path) -> None:
-        """As `Engine.load`; this file is read without running any code in it."""
-        state = torch.load(folder / _FILE, map_location=self._device, weights_only=True)
+        """As `Engine.load`."""
+        state = load_tensors(folder / _FILE, map_location=self._device)
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

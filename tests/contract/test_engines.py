@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,20 @@ def test_a_loaded_engine_continues_bit_for_bit(ranks: Ranks, kind: str) -> None:
     assert found["resumed_losses"] == found["losses"][3:]
     for name, value in found["weights"].items():
         np.testing.assert_array_equal(found["resumed_weights"][name], value, err_msg=name)
+
+
+@engines
+def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(ranks: Ranks, kind: str) -> None:
+    for rank in ranks:
+        assert len(rank[kind]["refusals"]) == (2 if kind in ("zero1", "zero2", "zero3") else 1)
+        for name, (message, ran) in rank[kind]["refusals"].items():
+            assert re.search(rf"{name} holds code \(posix\.system\), which is not run; delete", message)
+            assert not ran, name
+
+
+@engines
+def test_a_checkpoint_holds_no_program(ranks: Ranks, kind: str) -> None:
+    assert [name for name in ranks[0][kind]["files"] if not name.endswith(".pt")] == []
 
 
 @engines

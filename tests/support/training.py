@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from graceful import spec
-from graceful.errors import NonFiniteError
+from graceful.errors import IntegrityError, NonFiniteError
 from graceful.training import engine as engines
 from graceful.training import schedule
 
@@ -164,6 +167,8 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     second.run(range(3, STEPS))
     found["resumed_losses"], found["resumed_weights"] = second.losses, second.weights()
 
+    found["refusals"] = _refusals(kind, merged, own / "planted")
+
     sliced = Trained(section(kind, accumulation=2)).run(range(STEPS))
     found["sliced_losses"], found["sliced_weights"] = sliced.losses, sliced.weights()
 
@@ -198,8 +203,6 @@ def _initial() -> dict[str, Tensor]:
 
 def _merge(folder: Path) -> Path:
     """What Ray does with the folders of all ranks."""
-    import shutil
-
     distributed.barrier()
     merged = folder / "merged"
     if distributed.get_rank() == 0:
@@ -207,6 +210,44 @@ def _merge(folder: Path) -> Path:
             shutil.copytree(part, merged, dirs_exist_ok=True)
     distributed.barrier()
     return merged
+
+
+class Planted:
+    """A value whose unpickling creates a file; what somebody who may write to a bucket would put into a checkpoint."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def plant(path: Path, *, marker: Path) -> None:
+    """Replace a file by a pickle that runs a command, and digests of it in every manifest beside it by the new ones."""
+    torch.save({"network": {}, "module": {}, "optimizer_state_dict": Planted(marker)}, path)
+    for manifest in path.parent.parent.rglob("manifest-*.json"):
+        document = json.loads(manifest.read_text())
+        name = os.path.relpath(path, manifest.parent)
+        if name in document["files"]:
+            document["files"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            manifest.write_text(json.dumps(document))
+
+
+def _refusals(kind: str, merged: Path, scratch: Path) -> dict[str, tuple[str, bool]]:
+    """For each kind of file in a checkpoint: what an engine says that finds code in it, and whether the code ran."""
+    found = {}
+    for pattern in sorted({path.name.rpartition("_rank_")[2] for path in merged.rglob("*.pt")}):
+        folder = Path(shutil.copytree(merged, scratch / pattern))
+        marker = scratch / f"{pattern}.ran"
+        for path in folder.rglob(f"*{pattern}"):
+            plant(path, marker=marker)
+        try:
+            Trained(section(kind)).engine.load(folder)
+            message = ""
+        except IntegrityError as e:
+            message = str(e)
+        found[pattern] = (message, marker.exists())
+    return found
 
 
 def _poisoned(kind: str) -> str:

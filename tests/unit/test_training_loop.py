@@ -32,6 +32,7 @@ from graceful.training.collapse import HeldOut
 from graceful.training.driver import TrainingJob, TrainingResult, train
 from graceful.training.engine import TorchEngine
 from graceful.training.job import claim
+from tests.support import training as support
 from tests.support import training_task
 
 TASK = training_task.__file__
@@ -156,6 +157,20 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, capl
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert result.validation_error == whole.validation_error
     assert sorted(path.name for path in job.run_dir.glob("checkpoints/*")) == ["step-000000020", "step-000000030"]
+
+
+@pytest.mark.parametrize(
+    "engine", [{"kind": "torch"}, {"kind": "deepspeed", "zero_stage": 2}], ids=["torch", "deepspeed"]
+)
+def test_code_in_a_checkpoint_whose_manifest_was_made_anew_does_not_run(tmp_path: Path, engine: dict[str, Any]) -> None:
+    job = TrainingJob(spec=parse(engine=engine), run_dir=tmp_path / "run")
+    with pytest.raises(StoppedError):
+        train(job, progress=stop_at(12))
+    for path in (tmp_path / "run" / "checkpoints").rglob("*.pt"):
+        support.plant(path, marker=tmp_path / "ran")
+    with pytest.raises(IntegrityError, match=r"\.pt holds code \(posix\.system\), which is not run; delete the run's"):
+        train(job)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_checkpoints_that_are_all_damaged_end_the_run_with_the_newest_ones_name(tmp_path: Path) -> None:

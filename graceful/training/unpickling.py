@@ -1,0 +1,58 @@
+"""Read files of tensors that torch wrote without running code that somebody may have put into them. Runs in workers.
+
+A file that `torch.save` writes holds a pickle, and a pickle may call any function of the machine that reads it. torch's
+restricted unpickler builds tensors, containers, plain values and what it is told to build, and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graceful.errors import IntegrityError
+
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What torch and its unpickler raise for bytes that are no such file, or name what is not allowed."""
+_NAMED = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def load_tensors(path: Path, *, map_location: Any, classes: Sequence[type] = ()) -> Any:
+    """Return what `torch.save` wrote, if it is made of tensors, containers and plain values.
+
+    Args:
+        path: Of the file.
+        map_location: Where tensors go, as `torch.load` takes it.
+        classes: Further classes whose instances may occur; plain holders of values.
+
+    Raises:
+        IntegrityError: The file names anything else, which would run as code, or it is no file of tensors.
+        OSError: It cannot be read.
+    """
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except _UNREADABLE as e:
+        named = _NAMED.search(str(e))
+        problem = f"holds code ({named[1]}), which is not run" if named else "cannot be read as tensors"
+        found = f"checkpoint file {path} {problem}"
+        raise IntegrityError(
+            f"{found}; delete the run's folder to start the run again", {"path": str(path), "found": found}
+        ) from e

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from graceful.catalogue import METRICS, About, Better, named
 
 
 class Direction(StrEnum):
@@ -14,47 +17,23 @@ class Direction(StrEnum):
     ABOVE = "above"
 
 
-CHAIN_METRICS = (
-    "chain_max_nfr",
-    "chain_mean_nfr",
-    "usage_weighted_nfr",
-    "union_nfr",
-    "unanimous_nfr",
-    "step_nfr",
-    "cumulative_negative_flips",
-)
+DIRECTIONS: Mapping[Better, tuple[Direction, ...]] = {
+    Better.LOWER: (Direction.AT_MOST,),
+    Better.HIGHER: (Direction.AT_LEAST, Direction.ABOVE),
+    Better.EITHER: tuple(Direction),
+}
+"""Directions that a constraint on such a metric may have; the first is meant where it names none, unless it must."""
+
+CHAIN_METRICS = named(About.CHAIN)
 """Measured on a version itself but about all of its ancestors: vacuous for a first link."""
 
-UNMEASURED = ("usage_weighted_nfr",)
+UNMEASURED = tuple(metric.name for metric in METRICS.values() if not metric.measured)
 """Reported, but undefined until shares of usage are recorded: no bound on them could ever be met."""
 
-OWN_METRICS = ("error_rate", "self_test_recall_at_1", "self_test_map", *CHAIN_METRICS)
+OWN_METRICS = named(About.VERSION, About.CHAIN)
 """What an evaluation measures on a version itself, or over all of its ancestors together."""
 
-COMPARISON_METRICS = (
-    "negative_flip_rate",
-    "positive_flip_rate",
-    "relative_nfr",
-    "macro_nfr",
-    "negative_flip_impact",
-    "negative_flip_severity",
-    "severe_flip_share",
-    "backward_trust",
-    "backward_error",
-    "inconsistency",
-    "new_error_rate",
-    "old_error_rate",
-    "error_rate_change",
-    "shared_class_coverage",
-    "cross_test_recall_at_1",
-    "cross_test_map",
-    "cross_test_gain_recall_at_1",
-    "cross_test_gain_map",
-    "old_old_recall_at_1",
-    "old_old_map",
-    "retrieval_nfr",
-    "retrieval_nfr_backfilled",
-)
+COMPARISON_METRICS = named(About.ANCESTOR)
 """What an evaluation measures against each ancestor."""
 
 SELF = "self"
@@ -78,3 +57,9 @@ class Constraint:
     direction: Direction
     bound: float
     against: str = ALL
+
+
+def implied_direction(metric: str) -> Direction | None:
+    """Return the direction of a constraint that names none; None where the metric implies none, or is not known."""
+    known = METRICS.get(metric)
+    return None if known is None or known.better is Better.EITHER else DIRECTIONS[known.better][0]

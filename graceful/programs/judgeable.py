@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graceful.catalogue import METRICS
 from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import SpecError
 from graceful.spec import RefreshSpec
-
-RETRIEVAL = ("self_test_", "cross_test_", "old_old_", "retrieval_")
-"""How the names of measurements begin that `evaluate.retrieval` switches off."""
 
 
 def require_judgeable(spec: RefreshSpec, ancestors: Sequence[str]) -> None:
@@ -23,7 +21,7 @@ def require_judgeable(spec: RefreshSpec, ancestors: Sequence[str]) -> None:
         if item.against is not None and item.against not in known:
             names = ", ".join(ancestors) or "no versions yet"
             raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
-        if item.metric.startswith(RETRIEVAL) and not spec.evaluate.retrieval:
+        if METRICS[item.metric].retrieval and not spec.evaluate.retrieval:
             raise SpecError(
                 f"gate.constraints.{index}.metric: {item.metric} is not measured with evaluate.retrieval: false;"
                 " write true, or leave the constraint out"

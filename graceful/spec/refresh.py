@@ -5,19 +5,24 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
+from math import isfinite
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from graceful.catalogue import METRICS
 from graceful.constraints import (
     ALL,
     COMPARISON_METRICS,
+    DIRECTIONS,
     LATEST,
     OWN_METRICS,
     SELF,
     UNMEASURED,
     Constraint,
     Direction,
+    implied_direction,
 )
 from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import ROOM, Compatibility
@@ -34,12 +39,23 @@ class GateConstraint(Section):
 
     metric: str
     """Name of a measurement, e.g. negative_flip_rate, error_rate, cross_test_gain_recall_at_1."""
-    direction: Direction = Direction.AT_MOST
-    """Side of the bound on which the unfavourable end of the interval must lie."""
+    direction: Direction | None = None
+    """Side of the bound on which the unfavourable end of the interval must lie; None: the good side of the metric,
+    which only metrics that describe an old version lack. One that contradicts the metric is refused."""
     bound: float
     """A fraction for rates: 0.02 for two percent."""
     against: str | None = None
     """self, latest, all, or one ancestor's name; None: self for a version's own metrics, else all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _imply_direction(cls, values: Any) -> Any:
+        """Fill in the direction that the metric implies, so that a resolved spec says it."""
+        if not isinstance(values, Mapping) or values.get("direction") is not None:
+            return values
+        metric = values.get("metric")
+        implied = implied_direction(metric) if isinstance(metric, str) else None
+        return values if implied is None else {**values, "direction": implied}
 
     @model_validator(mode="after")
     def _known(self) -> GateConstraint:
@@ -56,16 +72,32 @@ class GateConstraint(Section):
         return self
 
     @model_validator(mode="after")
-    def _rate(self) -> GateConstraint:
-        rate = self.metric.endswith(("_rate", "_trust", "relative_nfr"))
-        if rate and not 0.0 <= self.bound <= 1.0:
+    def _directed(self) -> GateConstraint:
+        better = METRICS[self.metric].better
+        allowed = DIRECTIONS[better]
+        if self.direction is None:
+            remedy = "write at_most, at_least or above"
+            raise ValueError(f"direction must be written for {self.metric}, of which either may be wanted; {remedy}")
+        if self.direction not in allowed:
+            raise ValueError(
+                f"direction must be {' or '.join(allowed)} for {self.metric}, of which {better} is better, got"
+                f" {self.direction}: such a bound would pass what it should hold; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _in_range(self) -> GateConstraint:
+        metric = METRICS[self.metric]
+        if not metric.lowest <= self.bound <= metric.highest:
             percent = f"; write {self.bound / 100:g} for {self.bound:g} percent" if 1.0 < self.bound <= 100.0 else ""
-            raise ValueError(f"bound must be in [0, 1], got {self.bound:g}{percent}")
+            wanted = f"in [{metric.lowest:g}, {metric.highest:g}]" if isfinite(metric.highest) else "at least 0"
+            raise ValueError(f"bound must be {wanted}, got {self.bound:g}{percent}")
         return self
 
     def constraint(self) -> Constraint:
         """The floats-only value the gate judges."""
         against = self.against or (SELF if self.metric in OWN_METRICS else ALL)
+        assert self.direction is not None, "validated"
         return Constraint(metric=self.metric, direction=self.direction, bound=self.bound, against=against)
 
 

@@ -16,12 +16,15 @@
 
 A held version is no error: it is a verdict, with exit code 3 (`graceful.gate.EXIT_HELD`).
 Messages say what, value, where, bound and remedy in one line. An error carries one message and optional facts, and
-survives pickling, because it may be raised in a worker and read in the driver.
+survives pickling, because it may be raised in a worker and read in the driver. Secrets in a message are hidden when the
+error is made, since it is printed, recorded and repeated in many places.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from graceful import redact
 
 
 class GracefulError(Exception):
@@ -35,8 +38,8 @@ class GracefulError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, facts: dict[str, object] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = redact.message(message)
+        super().__init__(self.message)
         self.facts: dict[str, object] = dict(facts or {})
 
     def __str__(self) -> str:

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from graceful import spec
+from graceful import redact, spec
 from graceful.cli import carrying, planning, programs
 from graceful.cli import output as out
 from graceful.cli.scheduling import Where
 from graceful.errors import SpecError, StorageError
-from graceful.launch import backend, cronjob, kuberay, plan, profile, redact
+from graceful.launch import backend, cronjob, kuberay, plan, profile
 from graceful.launch import cron as crontab
 from graceful.launch import schedule as cluster
 from graceful.launch.backend import Change, Difference

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
-from graceful import __version__
+from graceful import crash, redact
 from graceful.errors import GracefulError
 
 EXIT_BUG = 1
@@ -40,7 +35,7 @@ def guarded(command: click.Command, arguments: Sequence[str] | None = None) -> i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return EXIT_PIPE_CLOSED
     except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a file
-        return _say(f"bug: {type(e).__name__}: {_one_line(e)} (traceback in {_log(e)}; please report it)", EXIT_BUG)
+        return _say(crash.line(e), EXIT_BUG)
     return code if isinstance(code, int) else 0
 
 
@@ -52,19 +47,9 @@ def _say(message: str, code: int) -> int:
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "graceful"
-    message = _one_line(error.format_message()).rstrip(".")
+    message = redact.message(_one_line(error.format_message()).rstrip("."))
     return f"{message[:1].lower()}{message[1:]}; see `{path} --help`"
 
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
-
-
-def _log(error: Exception) -> Path:
-    """Write the traceback where the user can find it: in the home folder if there is one, else a temporary one."""
-    home = Path(os.environ.get("GRACEFUL_HOME") or ".graceful")
-    folder = home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())
-    path = folder / f"graceful-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    facts = f"graceful {__version__}, Python {platform.python_version()}, {platform.platform()}\n{sys.argv}\n\n"
-    path.write_text(facts + "".join(traceback.format_exception(error)), encoding="utf-8")
-    return path.resolve()

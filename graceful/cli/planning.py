@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from graceful import __version__
+from graceful import __version__, redact
 from graceful.cli import carrying, places, programs
 from graceful.cli import output as out
 from graceful.errors import SpecError
-from graceful.launch import backend, plan, profile, rayrequest, redact
+from graceful.launch import backend, plan, profile, rayrequest
 from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
 from graceful.launch.job import FILES, JobSpec, Resources
 from graceful.launch.resources import cores, written

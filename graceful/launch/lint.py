@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graceful.launch import names, redact
+from graceful import redact
+from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.resources import GIB, quantity
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from graceful.launch import names, redact
+from graceful import redact
+from graceful.launch import names
 from graceful.launch.backend import Change, Difference, Document, Part
 from graceful.launch.resources import GIB, demand
 

@@ -10,7 +10,8 @@ import zipfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from graceful.launch import names, redact
+from graceful import redact
+from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.job import JobSpec
 

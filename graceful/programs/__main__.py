@@ -13,8 +13,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -24,7 +22,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from graceful import gate, spec
+from graceful import crash, gate, spec
 from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, run_dir_of
@@ -99,11 +97,9 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
         talk.print("graceful: interrupted; run the same command again to resume", markup=False, soft_wrap=True)
         return outcome.Outcome(exit_code=EXIT_INTERRUPTED)
     except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a log
-        with tempfile.NamedTemporaryFile("w", prefix="graceful-", suffix=".log", delete=False) as log:
-            log.write(traceback.format_exc())
-        line = f"graceful: bug: {type(e).__name__}: {e} (traceback in {log.name}; please report it)"
-        talk.print(line, markup=False, highlight=False, soft_wrap=True)
-        return outcome.Outcome(exit_code=EXIT_BUG, message=line.removeprefix("graceful: "), error=type(e).__name__)
+        line = crash.line(e)
+        talk.print(f"graceful: {line}", markup=False, highlight=False, soft_wrap=True)
+        return outcome.Outcome(exit_code=EXIT_BUG, message=line, error=type(e).__name__)
     return outcome.Outcome(exit_code=code, message=_said(result))
 
 

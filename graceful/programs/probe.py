@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from graceful import redact
 from graceful.errors import GracefulError, IntegrityError
 
 Facts = dict[str, str]
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{e.message}\n")
         return 4
     except Exception as e:  # noqa: BLE001  # whatever a foreign package raises on import is the finding
-        sys.stderr.write(f"{type(e).__name__}: {' '.join(str(e).split())}\n")
+        sys.stderr.write(redact.message(f"{type(e).__name__}: {' '.join(str(e).split())}") + "\n")
         return 4
     sys.stdout.write(json.dumps(facts) + "\n")
     return 0

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graceful import errors
+from graceful import errors, redact
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
 from graceful.spec import Train
 from graceful.storage import write_text
@@ -239,7 +239,7 @@ def _recorded(path: Path) -> GracefulError:
 
 def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
     """One line for what Ray gave up on; the whole story goes into the log."""
-    text = "".join(traceback.format_exception(error))
+    text = redact.record("".join(traceback.format_exception(error)))
     log = write_text(job.run_dir / LOG, text)
     if "running low on memory" in text:
         used = re.search(r"was (\S+ used / \S+ limit)", text)
@@ -248,7 +248,7 @@ def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
             f" train.batch_size; see {log}"
         )
     by_rank = getattr(error, "worker_failures", None) or {}
-    causes = {rank: first_line(cause) for rank, cause in by_rank.items()}
+    causes = {rank: redact.message(first_line(cause)) for rank, cause in by_rank.items()}
     first = next(iter(causes.items()), None)
     attempts = f"training failed after {job.spec.train.max_failures} restarts"
     what = f"{attempts}, rank {first[0]}: {first[1]}" if first else f"Ray Train failed, {first_line(error)}"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from graceful import redact
 from graceful.errors import GracefulError, StorageError
 from graceful.storage import write_json, write_text
 from graceful.training import checkpoint, trace
@@ -118,6 +119,6 @@ def _write_down(error: Exception, path: Path) -> None:
         facts = {name: value for name, value in error.facts.items() if name != "unanimous"}
         write_json(path, {"class": type(error).__name__, "message": error.message, "facts": facts})
         return
-    log = write_text(path.parent / LOG, "".join(traceback.format_exception(error)))
-    message = f"training failed, {first_line(error)}; see {log}, mend it and run it again"
+    log = write_text(path.parent / LOG, redact.record("".join(traceback.format_exception(error))))
+    message = redact.message(f"training failed, {first_line(error)}; see {log}, mend it and run it again")
     write_json(path, {"class": "TrainingError", "message": message, "facts": {}})

@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-from graceful import __version__, cli, spec
+from graceful import __version__, cli, crash, spec
 from graceful.cli import boundary, places, programs
 from graceful.cli.app import graceful
 from graceful.errors import TrainingError
@@ -208,10 +208,37 @@ def test_without_a_home_the_traceback_goes_to_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr(boundary.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(crash.tempfile, "gettempdir", lambda: str(tmp_path))
     assert boundary.guarded(command_that(ValueError("x")), []) == 1
     assert len(list(tmp_path.glob("graceful-crash-*.log"))) == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("form", [("--set", "task.options.key={}"), ("--set=registry.webhook=https://h.example/{}",)])
+def test_a_crash_log_is_private_and_holds_no_secret(
+    form: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "mark3r-Secret"
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", f"{secret}-of-env\n")
+    monkeypatch.setattr(sys, "argv", ["graceful", "refresh", *(word.format(secret) for word in form)])
+    error = ValueError(f"odd value {secret!r} for b'{secret}-of-env\n' at http://bob:{secret}@host")
+    assert boundary.guarded(command_that(error), []) == 1
+    (log,) = tmp_path.iterdir()
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert str(os.getpid()) not in log.name
+    assert secret not in log.read_text(encoding="utf-8") + capsys.readouterr().err
+
+
+def test_a_full_disk_under_the_crash_log_is_said_in_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(crash.tempfile, "mkstemp", full)
+    assert boundary.guarded(command_that(ValueError("x")), []) == 1
+    assert "(its traceback cannot be kept: No space left on device; please report it)" in capsys.readouterr().err
 
 
 def test_the_home_folder_is_the_option_then_the_variable_then_here(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from graceful.launch import harden, redact
+from graceful import redact
+from graceful.launch import harden
 
 POD: dict[str, Any] = {
     "containers": [
@@ -65,9 +66,8 @@ def test_a_container_cannot_soften_what_we_harden() -> None:
 def test_secrets_are_hidden_wherever_they_stand(secret: dict[str, Any]) -> None:
     shown = str(redact.hidden(secret))
     assert redact.HIDDEN in shown
-    assert "--password=hunter2" not in shown
     assert "AKIAIOSFODNN7EXAMPLE" not in shown
-    assert shown.count("hunter2") == (1 if "entrypoint" in secret else 0)
+    assert "hunter2" not in shown
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graceful import errors
+from graceful import errors, redact
 from graceful.errors import GracefulError, InfrastructureError
 from graceful.models import bundle
 from graceful.programs.train import Progress
@@ -184,7 +184,11 @@ def trial(told: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return fits.fit(told["work"])
     except Exception as e:  # noqa: BLE001  raised again in the driver, where people see it
-        return {RAISED: type(e).__name__, "message": str(e), "trace": traceback.format_exc()}
+        return {
+            RAISED: type(e).__name__,
+            "message": redact.message(str(e)),
+            "trace": redact.record(traceback.format_exc()),
+        }
 
 
 def _raised(answer: Mapping[str, Any]) -> Exception:

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from graceful.errors import GracefulError, RegistryError, SpecError
+from graceful.lineage import races
 
 PROBE_SECONDS = 10
 """A server that has not answered within this time is unreachable."""
@@ -119,7 +120,7 @@ def connect(place: Place) -> Any:
     """Open a client and ask the registry one question, so that an unreachable one fails here and soon.
 
     Returns:
-        An `mlflow.tracking.MlflowClient`.
+        An `mlflow.tracking.MlflowClient` whose writes are repeated when they lose a race.
 
     Raises:
         RegistryError: Unreachable, refused, or no database.
@@ -136,7 +137,7 @@ def connect(place: Place) -> Any:
         with _GLOBAL, _environment(impatient):  # one thread at a time, or one would restore what another has set
             client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
             client.search_experiments(max_results=1)
-    return client
+    return races.Client(client)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from graceful.errors import RegistryError
-from graceful.lineage import connection, schema
+from graceful.lineage import connection, races, schema
 from graceful.lineage.registry import Registry
 
 PREFIX = "graceful-lock-"
@@ -169,7 +169,7 @@ def _set_aside(registry: Registry, model: str, token: str) -> None:
     try:
         registry.client.rename_registered_model(PREFIX + model, f"{PREFIX}{model}.{token}")
     except MlflowException as e:
-        if e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INTERNAL_ERROR"):
+        if not races.lost(e) and e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
             raise
 
 

@@ -107,7 +107,7 @@ def _node(registry: Registry, item: Registration) -> Any:
         found = _nodes(registry, experiment, item.run_id)
     first, *repeated = found
     for node in repeated:
-        registry.client.delete_logged_model(node.model_id)
+        registry.point(registry.client.delete_logged_model, node.model_id)
     return first
 
 
@@ -275,9 +275,10 @@ def list_version(registry: Registry, record: LineageRecord, places: Mapping[str,
     first, *repeated = registry.listed(record.model, record.model_id)
     aliased = set(registry.aliases(record.model).values()) if repeated else set()
     for listed in repeated:
-        registry.client.set_model_version_tag(record.model, listed.version, schema.TAG_DUPLICATE, str(first.version))
+        key = (record.model, str(listed.version))  # another writer may be folding the same duplicates
+        registry.point(registry.client.set_model_version_tag, *key, schema.TAG_DUPLICATE, str(first.version))
         if int(listed.version) not in aliased:
-            registry.client.delete_model_version(record.model, listed.version)
+            registry.point(registry.client.delete_model_version, *key)
     return int(first.version)
 
 

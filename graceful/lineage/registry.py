@@ -89,12 +89,12 @@ class Registry:
         """The LoggedModel; None where there is none."""
         return self.point(self.client.get_logged_model, model_id)
 
-    def point(self, read: Callable[..., Any], *key: str) -> Any | None:
-        """One point read that may find nothing."""
+    def point(self, call: Callable[..., Any], *key: str) -> Any | None:
+        """Return what one call about one entry answers; None where there is no such entry (any more)."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return read(*key)
+            return call(*key)
         except MlflowException as e:
             if e.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None

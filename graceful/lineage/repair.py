@@ -211,7 +211,7 @@ def _twins(found: _Found) -> Iterator[Mend]:
                 yield Mend(
                     where=refresh_id,
                     what=f"twin {node.model_id} of {order[0].model_id} removed",
-                    apply=partial(found.registry.client.delete_logged_model, node.model_id),
+                    apply=partial(found.registry.point, found.registry.client.delete_logged_model, node.model_id),
                 )
 
 
@@ -318,5 +318,5 @@ def _locks(found: _Found) -> Iterator[Mend]:
         yield Mend(
             where=name,
             what="entry of a writer that died, removed",
-            apply=partial(found.registry.client.delete_registered_model, name),
+            apply=partial(found.registry.point, found.registry.client.delete_registered_model, name),
         )

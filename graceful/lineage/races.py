@@ -1,0 +1,65 @@
+"""Writes to MLflow that lost a race against another writer, told apart from failures and repeated. Driver and client.
+
+MLflow reads a row and writes it in a second statement. Where another writer was between the two, the database refuses
+the second one and MLflow reports a bad request, although nothing is wrong with it: repeated, it reads the row as it is
+now and gets one of the usual answers (done, already exists, does not exist). The same holds for a transaction that a
+database ended because of a deadlock, and for a version number that others took every time.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import time
+from typing import Any
+
+TRIES = 8
+"""Of one write; each loss means that another writer of the same row got through."""
+PAUSE = 0.05
+"""Seconds, at most, before the first repetition; grows with each."""
+_LOST = {
+    "BAD_REQUEST": re.compile(
+        r"statement on table '\w+' expected to (update|delete) \d+ row\(s\); \d+ (was|were) matched"
+        r"|UNIQUE constraint failed|duplicate key value violates unique constraint|Duplicate entry"
+        r"|FOREIGN KEY constraint failed|violates foreign key constraint|a foreign key constraint fails"
+    ),
+    "TEMPORARILY_UNAVAILABLE": re.compile(r"deadlock detected|Deadlock found when trying to get lock"),
+    "INTERNAL_ERROR": re.compile(r"Model Version creation error .* Giving up after \d+ attempts"),
+}
+
+
+def lost(error: Exception) -> bool:
+    """Return whether an error of MLflow says that another writer changed the same rows meanwhile."""
+    pattern = _LOST.get(str(getattr(error, "error_code", "")))
+    return pattern is not None and pattern.search(str(error)) is not None
+
+
+class Client:
+    """MLflow's client, each call repeated while it loses a race; everything else is as MLflow does it.
+
+    Args:
+        client: An `mlflow.tracking.MlflowClient`.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._client, name)
+        if not callable(attribute):
+            return attribute
+        from mlflow.exceptions import MlflowException
+
+        @functools.wraps(attribute)
+        def call(*arguments: Any, **named: Any) -> Any:
+            for attempt in range(1, TRIES):
+                try:
+                    return attribute(*arguments, **named)
+                except MlflowException as e:
+                    if not lost(e):
+                        raise
+                time.sleep(random.uniform(0, PAUSE * attempt))
+            return attribute(*arguments, **named)
+
+        return call

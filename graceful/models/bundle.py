@@ -15,12 +15,13 @@ parsed, from the same bytes.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from safetensors.torch import save as serialise_weights
 from torch import nn
 
@@ -55,6 +56,14 @@ class Description(BaseModel):
     transform_digest: str
     weights_sha256: str = Field(pattern=_SHA256)
     head_sha256: str | None = Field(default=None, pattern=_SHA256)
+
+    @field_validator("classes")
+    @classmethod
+    def _composed(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Class folders were once named as they were spelled on disk; they are compared by name."""
+        if info.data.get("task", {}).get("kind") != "image_folder":
+            return names
+        return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def save(

@@ -22,7 +22,7 @@ from graceful.programs.soundness import require_sound
 from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
-from graceful.tasks.base import Samples, Task
+from graceful.tasks.base import Samples, Task, notes_of
 from graceful.training.driver import TrainingJob, TrainingResult
 from graceful.training.driver import train as run_training
 from graceful.training.job import begun
@@ -46,7 +46,7 @@ class Trained:
         digest: SHA-256 of the bundle.
         result: How training went.
         data: Digest of the training samples.
-        notes: What a reader of the report must know of the predecessors' outputs it was trained with.
+        notes: What a reader of the report must know of the data, and of the predecessors' outputs it was trained with.
         contract: What it had promised its predecessors, where they have budgets.
     """
 
@@ -84,12 +84,15 @@ def train(
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
     require_sound(built, samples)
+    of_data = notes_of(built)
+    if of_data:
+        progress({"stage": "data", "notes": of_data})
     job, notes = _prepared(spec, built, samples, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
     result = run_training(replace(job, task=task), progress=progress)
     record(run_dir, job.contract, result)
     silent = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
     trained = _export(spec, built, result, run_dir / "model", data=samples.digest, start=job.start)
-    return replace(trained, contract=job.contract, notes=(*notes, *silent, *trained.notes))
+    return replace(trained, contract=job.contract, notes=(*of_data, *notes, *silent, *trained.notes))
 
 
 def _prepared(

@@ -65,6 +65,8 @@ class ImageFolderTask(Section):
     kind: Literal["image_folder"] = "image_folder"
     root: str
     """A local folder or s3://bucket/prefix. Without split folders, ids are split by their hash."""
+    follow_links: Annotated[bool, Field(exclude_if=lambda follow: not follow)] = False
+    """Take what links in a local root lead to outside it; false: such a link is refused."""
     size: Annotated[int, Field(ge=8, le=1024)] = 64
     """Images are resized to fit and centre-cropped to size x size."""
     channels: Literal[1, 3] = 3

@@ -30,6 +30,10 @@ class Samples:
         groups: [N] strings: what belongs together (typeface, person, user); intervals are drawn over groups.
         read: Positions [B] -> B raw items in that order, whatever `Task.transform` takes (array, tensor, list).
         digest: SHA-256 over ids, labels and content.
+
+    Raises:
+        DataError: Lengths differ, ids repeat, a label is no index or has no class, a name is no text, `read` cannot be
+            called, or there is no digest.
     """
 
     ids: NDArray[np.str_]
@@ -38,6 +42,18 @@ class Samples:
     groups: NDArray[np.str_]
     read: Callable[[NDArray[np.int64]], Any]
     digest: str
+
+    def __post_init__(self) -> None:
+        if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:
+            got = f"{self.read!r:.40} and {self.digest!r:.40}"
+            raise DataError(f"samples: read must be a function and digest a SHA-256 of the content, got {got}")
+        _require_names(self.classes)
+        _require_columns(self.ids, self.labels, self.groups)
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
+        _require_distinct(self.ids)
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            span = f"{self.labels.min()}..{self.labels.max()}"
+            raise DataError(f"samples: labels span {span}, there are {len(self.classes)} classes; give indices of them")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,30 +78,108 @@ class Samples:
             groups: [N] what belongs together; None: every sample is its own group.
 
         Raises:
-            DataError: Lengths differ, ids repeat, a label is no index or has no class, or items are Python objects.
+            DataError: As of the class; or items of different shapes, or that are Python objects.
         """
-        raw = np.asarray(items)
-        names, numbers = np.asarray(ids, dtype=np.str_), np.asarray(labels).astype(np.int64)
-        if numbers.ndim != 1 or not np.array_equal(numbers, np.asarray(labels)):
-            first = np.asarray(labels)[:3].tolist()
-            raise DataError(f"samples: labels {first!s:.60} ... must be whole numbers, indices into classes")
-        if raw.dtype.hasobject:
-            raise DataError("samples: items are Python objects; give an array, or make Samples with your own read")
-        if not len(raw) == len(names) == len(numbers):
-            raise DataError(f"samples: {len(raw)} items, {len(names)} ids, {len(numbers)} labels; give one of each")
-        if len(np.unique(names)) != len(names):
-            raise DataError(f"samples: {len(names) - len(np.unique(names))} ids repeat; ids must be unique in a split")
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(classes):
-            raise DataError(f"samples: labels span {numbers.min()}..{numbers.max()}, there are {len(classes)} classes")
+        raw, names, numbers = _array(items), _text("ids", ids), _whole(labels)
+        if len(raw) != len(names):
+            raise DataError(
+                f"samples: {len(raw)} items, {len(names)} ids, {len(numbers)} labels; give one of each for each sample"
+            )
         content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
         return cls(
             ids=names,
             labels=numbers,
             classes=tuple(classes),
-            groups=names if groups is None else np.asarray(groups, dtype=np.str_),
+            groups=names if groups is None else _text("groups", groups),
             read=lambda positions: raw[positions],
             digest=split_digest(names, numbers, classes, content),
         )
+
+
+# --- what samples must be ---------------------------------------------------------------------------------------------
+
+
+def _array(items: NDArray[Any] | Sequence[Any]) -> NDArray[Any]:
+    try:
+        raw = np.asarray(items)
+    except ValueError as e:
+        raise DataError("samples: items differ in shape; bring them to one, or make Samples with your own read") from e
+    if raw.dtype.hasobject:
+        raise DataError("samples: items are Python objects; give an array, or make Samples with your own read")
+    return raw
+
+
+def _whole(labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    given = np.asarray(labels)
+    with np.errstate(invalid="ignore"):
+        numbers = given.astype(np.int64) if given.dtype.kind in "biuf" else None
+    if numbers is None or given.ndim != 1 or not np.array_equal(numbers, given):
+        raise DataError(f"samples: labels {given[:3].tolist()!s:.60} ... must be whole numbers, indices into classes")
+    return numbers
+
+
+def _text(column: str, names: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:
+    """Names as numpy's strings; whole numbers are written out."""
+    values = names.tolist() if isinstance(names, np.ndarray) else list(names)
+    for name in values:
+        if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
+            raise DataError(f"samples: {column} must be strings, got {name!r:.60} of type {type(name).__name__}")
+    return np.asarray(values, dtype=np.str_)
+
+
+def _require_names(classes: tuple[str, ...]) -> None:
+    """Refuse classes that nobody could name in a table.
+
+    Raises:
+        DataError: Not a tuple of different texts, or an empty one.
+    """
+    for name in classes:
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"samples: classes must be names, got {name!r:.60}; name every class")
+        _require_utf8("classes", name)
+    if not isinstance(classes, tuple) or len(set(classes)) < len(classes):
+        raise DataError(f"samples: classes must be a tuple of different names, got {classes!r:.60}")
+
+
+def _require_columns(ids: NDArray[Any], labels: NDArray[Any], groups: NDArray[Any]) -> None:
+    for name, column, kinds, wanted in (
+        ("ids", ids, "U", "strings"),
+        ("groups", groups, "U", "strings"),
+        ("labels", labels, "iu", "whole numbers, indices into classes"),
+    ):
+        kind = f"{column.dtype} {list(column.shape)}" if isinstance(column, np.ndarray) else type(column).__name__
+        empty = isinstance(column, np.ndarray) and column.shape == (0,)
+        if not isinstance(column, np.ndarray) or column.ndim != 1 or not (empty or column.dtype.kind in kinds):
+            raise DataError(f"samples: {name} must be an array [N] of {wanted}, got {kind}")
+    if not len(ids) == len(labels) == len(groups):
+        counts = f"{len(ids)} ids, {len(labels)} labels, {len(groups)} groups"
+        raise DataError(f"samples: {counts}; give one of each for each sample")
+
+
+def _require_distinct(ids: NDArray[np.str_]) -> None:
+    names = ids.tolist()
+    repeated = len(names) - len(set(names))
+    if repeated:
+        raise DataError(
+            f"samples: {repeated} ids repeat, e.g. {_first_repeated(names)!a}; ids must be unique in a split"
+        )
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        for name in names:
+            _require_utf8("ids", name)
+
+
+def _first_repeated(names: list[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+
+
+def _require_utf8(column: str, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"samples: {column}: {name!a} is no text that UTF-8 can hold; give another name") from e
 
 
 @runtime_checkable
@@ -125,3 +219,9 @@ class Task(Protocol):
                 evaluation. The same item with the same number must give the same tensor.
         """
         ...
+
+
+def notes_of(task: Task) -> tuple[str, ...]:
+    """What a reader of the report must know of a task's data: the sentences of its attribute `notes`, if it has one."""
+    notes: tuple[str, ...] = getattr(task, "notes", ())
+    return notes

@@ -21,7 +21,8 @@ from graceful.spec import ImageFolderTask
 from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
-from graceful.tasks.image_listing import Image, Listing, list_images, pool
+from graceful.tasks.image_layout import label_of
+from graceful.tasks.image_listing import Image, Listing, list_images, pool, sentence
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -59,16 +60,24 @@ class ImageFolder:
 
     def _named(self) -> tuple[str, ...]:
         found = self._listing.labels("train" if self._listing.splits() else "")
-        for name in self._section.classes or ():
+        named = tuple(label_of(name) for name in self._section.classes or ())
+        for name in named:
             if name not in found:
                 close = difflib.get_close_matches(name, found, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(found[:10])}"
                 raise SpecError(f"task.classes: {self._section.root} has no class folder {name!r}; {hint}")
-        return self._section.classes or tuple(found)
+        return named or tuple(found)
 
     @cached_property
     def _listing(self) -> Listing:
-        return list_images(self._section.root)
+        section = self._section
+        return list_images(section.root, named=section.classes or (), follow_links=section.follow_links)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files of the root are no samples, as one sentence; empty where all are."""
+        passed_over = self._listing.passed_over
+        return (sentence(self._section.root, passed_over),) if passed_over else ()
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """Build the section's network for [B, channels, size, size] inputs."""

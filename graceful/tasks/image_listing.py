@@ -1,29 +1,30 @@
 """Which images a folder or a bucket holds, by class and split. Driver and workers; decodes nothing.
 
-Two layouts: `root/<class>/.../<image>` and `root/<split>/<class>/.../<image>`. The second is recognised by a folder
-called `train` beside other splits' folders only. Hidden files, other file types and links back into a folder already
-visited are passed over; the order is that of the relative paths.
+Two layouts: `root/<class>/.../<image>` and `root/<split>/<class>/.../<image>`; `image_layout` tells them apart. Hidden
+files, debris and links back into a folder already visited are left out in silence, other files are counted; the order
+is that of the relative paths.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import get_args
 
 from graceful import storage
 from graceful.errors import DataError
-from graceful.tasks.base import Split
+from graceful.tasks.image_layout import Parts, is_debris, label_of, require_classes, split_folders
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SPLITS: tuple[str, ...] = get_args(Split)
 SAMPLED = 65_536
 """Bytes up to which a local file's tag covers all of it; of larger files, its size and both ends."""
+NAMED_ENDINGS = 8
+"""Endings of passed-over files that a sentence names, the most frequent first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +33,9 @@ class Image:
 
     Attributes:
         path: Relative path with forward slashes: the sample's id.
-        split: Name of its split folder; empty in the layout without.
-        label: Name of its class folder.
-        where: Absolute path or s3 address, for messages.
+        split: Its split; empty in the layout without split folders.
+        label: Its class: the name of its class folder, letters composed.
+        where: Absolute path or s3 address, printable, for messages.
         load: Its bytes.
         tag: What changes when the content does.
     """
@@ -54,46 +55,77 @@ class Listing:
     Attributes:
         images: Sorted by path.
         folders: (split, class) of every class folder.
+        passed_over: Files that were not taken, by what they are.
     """
 
     images: tuple[Image, ...]
     folders: tuple[tuple[str, str], ...]
+    passed_over: Counter[str]
 
     def splits(self) -> set[str]:
-        """Names of the split folders; empty in the layout without."""
+        """The splits that have folders; empty in the layout without."""
         return {split for split, _ in self.folders if split}
 
     def labels(self, split: str) -> list[str]:
-        """Class folders of a split folder, sorted by name."""
+        """Classes of a split, sorted by name."""
         return sorted(label for part, label in self.folders if part == split)
 
 
-def list_images(root: str) -> Listing:
+def list_images(root: str, *, named: Sequence[str] = (), follow_links: bool = False) -> Listing:
     """List a local folder or s3://bucket/prefix.
 
+    Args:
+        root: Where.
+        named: Classes that the spec names: folders of these names are no splits.
+        follow_links: Whether links may lead out of a local root.
+
     Raises:
-        DataError: The root does not exist or has no class folder.
+        DataError: The root does not exist or has no class folder, a folder's use is unclear, two names look the same,
+            a name is not UTF-8, or a link leaves the root.
         StorageError: It cannot be read or reached.
     """
-    folders, files = _remote(root) if storage.is_remote(root) else _local(Path(root))
-    depth = 1 if _has_split_folders(folders) else 0
-    classes = sorted({parts[: depth + 1] for parts in folders if len(parts) > depth})
+    found = _remote(root) if storage.is_remote(root) else _local(Path(root), follow_links=follow_links)
+    named = [label_of(name) for name in named]
+    direct = {parts[:-1] for parts in found.files}
+    splits = split_folders(root, found.folders, direct, named)
+    depth = 1 if splits else 0
+    classes = {parts[: depth + 1] for parts in found.folders if len(parts) > depth}
     if not classes:
-        raise DataError(f"task.root: {root} has no class folder; expected root/<class>/<image>")
-    images = [
-        Image(
-            path="/".join(parts),
-            split=parts[0] if depth else "",
-            label=parts[depth],
-            where=found.where,
-            load=found.load,
-            tag=found.tag,
+        raise DataError(f"task.root: {root} has no class folder; expected root/{'train/' * depth}<class>/<image>")
+    require_classes(root, found.folders, direct, splits, named)
+    images = []
+    for parts, file in sorted(found.files.items()):
+        if len(parts) <= depth + 1:
+            found.passed_over[f"{_ending(parts[-1])} outside the class folders"] += 1
+            continue
+        split, label = (splits[parts[0]] if depth else ""), label_of(parts[depth])
+        images.append(
+            Image(path="/".join(parts), split=split, label=label, where=file.where, load=file.load, tag=file.tag)
         )
-        for parts, found in sorted(files.items())
-        if len(parts) > depth + 1
-    ]
-    labelled = tuple((parts[0] if depth else "", parts[depth]) for parts in classes)
-    return Listing(images=tuple(images), folders=labelled)
+    labelled = {(splits[parts[0]] if depth else "", label_of(parts[depth])) for parts in classes}
+    return Listing(images=tuple(images), folders=tuple(sorted(labelled)), passed_over=found.passed_over)
+
+
+def sentence(root: str, passed_over: Counter[str]) -> str:
+    """How many files were not taken, and what they are."""
+    kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))]
+    more = [f"{len(kinds) - NAMED_ENDINGS} other kinds"] if len(kinds) > NAMED_ENDINGS else []
+    total = passed_over.total()
+    files = "file" if total == 1 else "files"
+    return f"{printable(root)}: {total} {files} passed over: {', '.join(kinds[:NAMED_ENDINGS] + more)}"
+
+
+def printable(path: str | Path) -> str:
+    """A path in one line that any terminal, page or JSON document takes: what is not text is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _ending(name: str) -> str:
+    return printable(PurePosixPath(name).suffix.lower()) or "without an ending"
+
+
+# --- files and objects ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,45 +135,104 @@ class _File:
     tag: Callable[[], str]
 
 
-_Parts = tuple[str, ...]
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What lies below a root: folders, images, and how many files of other kinds."""
+
+    folders: set[Parts] = field(default_factory=set)
+    files: dict[Parts, _File] = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def _has_split_folders(folders: set[_Parts]) -> bool:
-    top = {parts[0] for parts in folders}
-    return "train" in top and top <= set(SPLITS)
-
-
-def _local(root: Path) -> tuple[set[_Parts], dict[_Parts, _File]]:
-    if not root.is_dir():
-        raise DataError(f"task.root: {root} is no folder; check the path")
-    folders: set[_Parts] = set()
-    files: dict[_Parts, _File] = {}
-    for path, is_folder in _walk(root, ()):
+def _local(root: Path, *, follow_links: bool) -> _Found:
+    try:
+        real = root.resolve(strict=True) if root.is_dir() else None
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links; a NUL in the name
+        reason = getattr(e, "strerror", None) or e
+        raise DataError(f"task.root: {printable(root)} cannot be opened ({reason}); check the path") from e
+    if real is None:
+        raise DataError(f"task.root: {printable(root)} is no folder; check the path")
+    found = _Found()
+    for path, kind in _walk(root, (), None if follow_links else real):
         parts = path.relative_to(root).parts
-        if is_folder:
-            folders.add(parts)
-        elif path.suffix.lower() in SUFFIXES:
-            files[parts] = _File(where=str(path), load=partial(storage.read_bytes, path), tag=partial(_local_tag, path))
-    return folders, files
+        if kind is _BROKEN:
+            found.passed_over["links that lead nowhere"] += 1
+        elif kind is _FILE and path.suffix.lower() not in SUFFIXES:
+            found.passed_over[_ending(path.name)] += 1
+        else:
+            _require_text(path)
+            if kind is _FOLDER:
+                found.folders.add(parts)
+            else:
+                load = partial(storage.read_bytes, path)
+                found.files[parts] = _File(where=printable(path), load=load, tag=partial(_local_tag, path))
+    return found
 
 
-def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, bool]]:
-    """Everything below a folder, links followed but never back into a folder on the way down."""
+_FOLDER, _FILE, _BROKEN = "folder", "file", "broken"
+
+
+def _walk(folder: Path, above: tuple[Path, ...], within: Path | None) -> Iterator[tuple[Path, str]]:
+    """Everything below a folder, links followed but never back into a folder on the way down.
+
+    Args:
+        folder: Where.
+        above: Folders on the way down to it, links resolved.
+        within: What links must not leave; None: they may lead anywhere.
+    """
     real = folder.resolve()
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as e:
-        raise DataError(f"{folder}: cannot be listed ({e.strerror}); check its permissions") from e
+        raise DataError(f"{printable(folder)}: cannot be listed ({e.strerror}); check its permissions") from e
     for entry in entries:
-        if entry.name.startswith("."):
+        if is_debris(entry.name):
             continue
         path = Path(entry.path)
+        kind = _kind(entry)
+        if kind is _FOLDER:
+            target = path.resolve()
+            if target in (*above, real):
+                continue
+            _require_within(entry, within)
+            yield path, kind
+            yield from _walk(path, (*above, real), within)
+        elif kind is _FILE:
+            if path.suffix.lower() in SUFFIXES:
+                _require_within(entry, within)
+            yield path, kind
+        elif kind is _BROKEN:
+            yield path, kind
+
+
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """What an entry is, links followed; None: a pipe, a socket, a device."""
+    try:
         if entry.is_dir():
-            if path.resolve() not in (*above, real):
-                yield path, True
-                yield from _walk(path, (*above, real))
-        elif entry.is_file():
-            yield path, False
+            return _FOLDER
+        if entry.is_file():
+            return _FILE
+        return _BROKEN if entry.is_symlink() else None
+    except OSError:  # a link that leads to itself, or where nobody may look
+        return _BROKEN
+
+
+def _require_within(entry: os.DirEntry[str], within: Path | None) -> None:
+    if within is None or not entry.is_symlink():
+        return
+    target = Path(entry.path).resolve()
+    if not target.is_relative_to(within):
+        raise DataError(
+            f"{printable(entry.path)}: a link out of task.root, to {printable(target)}; copy what it leads to, or write"
+            " task.follow_links: true"
+        )
+
+
+def _require_text(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{printable(path)}: a name that is not UTF-8; rename it") from e
 
 
 def _local_tag(path: Path) -> str:
@@ -156,28 +247,28 @@ def _local_tag(path: Path) -> str:
                 file.seek(size - SAMPLED // 2)
                 data += file.read()
     except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror}); check the file") from e
+        raise DataError(f"{printable(path)}: cannot be read ({e.strerror}); check the file") from e
     return f"{size}:{sha256(data).hexdigest()}"
 
 
-def _remote(root: str) -> tuple[set[_Parts], dict[_Parts, _File]]:
+def _remote(root: str) -> _Found:
     """Folders of a bucket exist by the objects in them."""
     _, prefix = storage.split_uri(root)
     start = len(f"{prefix.rstrip('/')}/") if prefix.strip("/") else 0
-    folders: set[_Parts] = set()
-    files: dict[_Parts, _File] = {}
+    found = _Found()
     for stored in storage.list_objects(root):
-        parts = PurePosixPath(stored.key[start:]).parts
-        if any(part.startswith(".") for part in parts):
+        parts = tuple(part for part in stored.key[start:].split("/") if part)
+        if any(is_debris(part) for part in parts):
             continue
-        folders.update(parts[:depth] for depth in range(1, len(parts)))
-        if PurePosixPath(stored.key).suffix.lower() in SUFFIXES:
-            files[parts] = _File(
-                where=stored.uri,
-                load=partial(storage.read_cached, stored, storage.object_cache()),
-                tag=partial(_remote_tag, stored),
-            )
-    return folders, files
+        found.folders.update(parts[:depth] for depth in range(1, len(parts)))
+        if PurePosixPath(stored.key).suffix.lower() not in SUFFIXES:
+            found.passed_over[_ending(parts[-1])] += 1
+            continue
+        if parts in found.files:
+            raise DataError(f"{printable(stored.uri)}: another object differs only in slashes; remove one")
+        load = partial(storage.read_cached, stored, storage.object_cache())
+        found.files[parts] = _File(where=printable(stored.uri), load=load, tag=partial(_remote_tag, stored))
+    return found
 
 
 def _remote_tag(stored: storage.StoredObject) -> str:

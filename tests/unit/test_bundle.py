@@ -282,3 +282,10 @@ def test_a_python_task_with_another_network_is_refused(tmp_path: Path) -> None:
         bundle.load(folder, augment_like=spec.PythonTask(file=str(source)))
     message = str(caught.value)
     assert "body.weight must have shape [2, 4], got [2, 3]; its Python file has changed" in message
+
+
+def test_classes_of_image_folders_are_compared_in_one_spelling(saved: tuple[Path, str]) -> None:
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    for kind, name in (("image_folder", composed), ("python", decomposed)):
+        _rewrite(saved[0], task={"kind": kind}, classes=[decomposed, "dog"])
+        assert bundle.describe(saved[0]).classes == (name, "dog")

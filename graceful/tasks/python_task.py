@@ -153,7 +153,11 @@ def _check_members(path: Path, built: object) -> None:
         if not hasattr(built, name):
             raise SpecError(f"{path}: task() returned a {kind} without the attribute {name}; see graceful.tasks.base")
     classes = built.classes  # type: ignore[attr-defined]
-    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes) or not classes:
+    if (
+        not isinstance(classes, tuple)
+        or not all(isinstance(name, str) and name.strip() for name in classes)
+        or not classes
+    ):
         raise SpecError(f"{path}: classes must be a tuple of names, got {classes!r:.80}; write classes = ('a', 'b')")
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)

@@ -125,7 +125,8 @@ def test_a_run_without_budgets_needs_no_constraint_split(tmp_path: Path, error: 
             if split == "constraint" and error is not None:
                 raise error
             found = super().samples(split)
-            return replace(found, ids=found.ids[:0], labels=found.labels[:0]) if split == "constraint" else found
+            none = {"ids": found.ids[:0], "labels": found.labels[:0], "groups": found.groups[:0]}
+            return replace(found, **none) if split == "constraint" else found
 
     task = Without(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
     document = parse(tmp_path, epochs=1, batch_size=24)
@@ -136,6 +137,36 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     task = Blobs(classes=1, die_in_rank=0, die_at=None, marker=None, poison=None)
     with pytest.raises(DataError, match="one class, 'blob-0', leaves nothing to tell apart"):
         train(parse(tmp_path), run_dir=tmp_path / "run", home=tmp_path, task=task)
+
+
+@pytest.mark.parametrize(
+    ("split", "changes", "said"),
+    [
+        ("test", {"ids": [], "labels": [], "groups": []}, "the test split is empty"),
+        ("validation", {"ids": [], "labels": [], "groups": []}, "the validation split is empty"),
+        ("train", {"labels": np.ones(240, np.int64)}, "every sample of the train split is labelled 'blob-1'"),
+        ("test", {"read": lambda positions: [np.zeros(6 + at) for at in range(len(positions))]}, "inhomogeneous"),
+        ("test", {"labels": [7]}, "labels span 7..7, there are 3 classes"),
+        ("test", {"groups": ["g"]}, "labels, 1 groups"),
+    ],
+)
+def test_data_that_would_fail_after_training_is_refused_before_it(
+    tmp_path: Path, split: str, changes: dict[str, Any], said: str
+) -> None:
+    class Odd(Blobs):
+        def samples(self, name: Any) -> Any:
+            found = super().samples(name)
+            if name != split:
+                return found
+            given = {key: value if key == "read" else np.asarray(value) for key, value in changes.items()}
+            if given.get("labels") is not None and len(given["labels"]) == 1:
+                given["labels"] = np.full(len(found), given["labels"][0])
+            return replace(found, **given)
+
+    task = Odd(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
+    with pytest.raises((DataError, ValueError), match=said):
+        train(parse(tmp_path), run_dir=tmp_path / "run", home=tmp_path, task=task)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("reachable", [True, False])

@@ -162,6 +162,9 @@ def test_a_python_task_is_known_by_the_content_of_its_file(tmp_path):
         (np.zeros((2, 3)), [0, 2], "labels span 0..2, there are 2 classes"),
         (np.asarray([{}, {}]), [0, 1], "items are Python objects"),
         (np.zeros((3, 3)), [0, 1], "3 items, 2 ids, 2 labels"),
+        ([[1.0, 2.0], [3.0]], [0, 1], "items differ in shape"),
+        (np.zeros((2, 3)), ["a", "b"], "must be whole numbers"),
+        (np.zeros((2, 3)), [0.0, np.nan], "must be whole numbers"),
     ],
 )
 def test_arrays_that_are_no_samples_are_refused_in_one_line(items, labels, said):
@@ -173,3 +176,55 @@ def test_samples_of_a_list_are_read_by_position():
     samples = Samples.of(["first", "second"], np.asarray([0.0, 1.0]), classes=("a", "b"), ids=["one", "two"])
     assert samples.read(np.asarray([1, 0])).tolist() == ["second", "first"]
     assert samples.labels.dtype == np.int64
+
+
+GIVEN = {
+    "ids": np.asarray(["one", "two"]),
+    "labels": np.asarray([0, 1]),
+    "classes": ("a", "b"),
+    "groups": np.asarray(["g", "g"]),
+    "read": list,
+    "digest": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": np.asarray([0, 2])}, "labels span 0..2, there are 2 classes"),
+        ({"labels": np.asarray([-1, 0])}, "labels span -1..0"),
+        ({"labels": np.asarray([0.0, 1.0])}, r"labels must be an array \[N\] of whole numbers, .* got float64 \[2\]"),
+        ({"labels": [0, 1]}, "labels must be an array .* got list"),
+        ({"labels": np.asarray([[0], [1]])}, "labels must be an array"),
+        ({"labels": np.asarray([0])}, "2 ids, 1 labels, 2 groups"),
+        ({"ids": np.asarray(["one", "one"])}, "1 ids repeat, e.g. 'one'"),
+        ({"ids": np.asarray([1, 2])}, "ids must be an array .* of strings, got int64"),
+        ({"ids": np.asarray(["one", "caf\udce9"])}, r"ids: 'caf\\udce9' is no text that UTF-8 can hold"),
+        ({"groups": np.asarray(["g"])}, "2 ids, 2 labels, 1 groups"),
+        ({"classes": ("a", "")}, "classes must be names, got ''"),
+        ({"classes": ("a", 1)}, "classes must be names, got 1"),
+        ({"classes": ("a", "a")}, "classes must be a tuple of different names"),
+        ({"classes": ["a", "b"]}, "classes must be a tuple of different names"),
+        ({"classes": ("a", "\udce9")}, "classes: .* is no text"),
+        ({"digest": ""}, "digest a SHA-256 of the content"),
+        ({"read": None}, "read must be a function"),
+    ],
+)
+def test_samples_made_directly_are_held_to_the_same_rules(changes, said):
+    with pytest.raises(DataError, match=said) as caught:
+        Samples(**{**GIVEN, **changes})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ids": [b"x", b"y"]}, {"ids": [None, "a"]}, {"groups": ["g"]}, {"groups": [1.5, 2.5]}]
+)
+def test_ids_and_groups_are_text_one_for_each_sample(changes):
+    given = {"classes": ("a", "b"), "ids": ["one", "two"], **changes}
+    with pytest.raises(DataError, match=r"must be strings|give one of each"):
+        Samples.of(np.zeros((2, 3)), [0, 1], **given)
+
+
+def test_labels_of_any_whole_type_are_taken():
+    assert Samples(**{**GIVEN, "labels": np.asarray([0, 1], np.uint8)}).labels.dtype == np.int64
+    assert Samples.of(np.zeros((2, 3)), [0, 1], classes=("a", "b"), ids=[10, 11]).ids.tolist() == ["10", "11"]

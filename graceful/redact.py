@@ -137,6 +137,8 @@ def _is_secret(name: str) -> bool:
 def _without_known(text: str) -> str:
     known = dict.fromkeys(_known, HIDDEN)
     for name, value in os.environ.items():
+        if name == "PWD":  # the shell's working directory
+            continue
         if _is_secret(name) and value.lower() not in _PLAIN:
             known[value.strip()] = HIDDEN
         elif _WEBHOOK.search(name):

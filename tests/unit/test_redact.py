@@ -96,3 +96,9 @@ def test_errors_hide_addresses_and_what_the_environment_holds(monkeypatch: pytes
     monkeypatch.setenv("GRACEFUL_WEBHOOK", f"https://host.example/{SECRET}-2")
     message = SpecError(f"b'{SECRET}-1' at http://bob:{SECRET}/@host, https://host.example/{SECRET}-2").message
     assert message == "b'***' at http://***@host, https://host.example/***"
+
+
+def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/project")
+    line = "/home/somebody/project/jobs/v1.yaml: no such spec file"
+    assert redact.message(line) == line

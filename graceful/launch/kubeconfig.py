@@ -17,6 +17,8 @@ from typing import Any
 
 from graceful.errors import SpecError
 
+LARGEST = 2**24
+"""Bytes of a kubeconfig."""
 POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PLAIN_USER = {"client-certificate", "client-certificate-data", "client-key", "client-key-data", "token", "tokenFile"}
 PLAIN_AUTHORITY = {"certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name"}
@@ -99,13 +101,9 @@ def _merge(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
+    from graceful import documents
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # a safe one, in C
-    except (OSError, yaml.YAMLError) as e:
-        raise SpecError(f"kubeconfig {path}: cannot be read ({' '.join(str(e).split())[:200]}); set KUBECONFIG") from e
+    document = documents.read(path, where=f"kubeconfig {path}", largest=LARGEST)
     return document if isinstance(document, dict) else {}
 
 

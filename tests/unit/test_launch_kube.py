@@ -340,7 +340,7 @@ def test_a_config_that_is_no_yaml_or_holds_bad_certificates_is_told(
 ) -> None:
     broken = tmp_path / "broken"
     broken.write_text("{", encoding="utf-8")
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="not valid YAML"):
         bare(files=[broken])
     data = base64.b64encode(b"no certificate").decode()
     users = [{"name": "u", "user": {"client-certificate-data": data, "client-key-data": data}}]

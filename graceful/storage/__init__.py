@@ -1,7 +1,7 @@
 """Files, objects in buckets, and run folders that live in both. Every process uses it; boto3 is loaded on first use."""
 
+from graceful.files import guarded
 from graceful.storage.local import (
-    guarded,
     read_bytes,
     sha256_file,
     sha256_json,

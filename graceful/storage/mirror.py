@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.files import guarded
 from graceful.storage import objects
-from graceful.storage.local import guarded, sha256_file
+from graceful.storage.local import sha256_file
 
 VARIABLE = "GRACEFUL_STORAGE"
 INDEX = ".index.json"

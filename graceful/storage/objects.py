@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.files import guarded
 from graceful.storage import server
-from graceful.storage.local import guarded, read_bytes, sha256_file, sha256_json, write_bytes, write_text
+from graceful.storage.local import read_bytes, sha256_file, sha256_json, write_bytes, write_text
 
 _DIGEST = "sha256"
 ABSENT = frozenset({"NoSuchKey", "404"})

@@ -8,7 +8,7 @@ import stat
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from graceful import storage
+from graceful import files, storage
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.storage import server
 
@@ -33,7 +33,7 @@ def test_writing_replaces_the_file_makes_folders_and_leaves_no_temporary(tmp_pat
     storage.write_text(path, "né")
     assert path.read_bytes() == "né".encode()
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~storage.local._umask()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~files._umask()
 
 
 def test_a_full_disk_keeps_the_old_content_and_says_so_in_one_line(tmp_path, monkeypatch):

@@ -76,8 +76,13 @@ class JobFolder:
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Once, before the folder has its name."""
-        with (self.path / "job.json").open("w", encoding="utf-8") as file:
-            file.write(json.dumps(job, indent=1))
+        self.write_private(self.path / "job.json", json.dumps(job, indent=1))
+
+    @staticmethod
+    def write_private(path: Path, text: str) -> None:
+        """Make a file that only its owner may read: specs and variables may hold secrets."""
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
 

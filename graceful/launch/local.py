@@ -180,7 +180,7 @@ class LocalBackend:
     def _write(self, new: JobFolder, job: JobSpec, folder: JobFolder) -> None:
         new.document.parent.mkdir()
         for name, text in {new.document.name: job.document or "", **job.files}.items():
-            (new.document.parent / name).write_text(text, encoding="utf-8")
+            new.write_private(new.document.parent / name, text)
         new.write_job(
             {
                 "run_id": job.run_id,

@@ -79,7 +79,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             _require_registered(store, finished, run_dir)
             telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
-        tracking = store.begin(spec.dump(), run_id=spec.run_id)
+        tracking = store.begin(spec.recorded(), run_id=spec.run_id)
         links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
         require_judgeable(spec, [link.name for link in links])
@@ -288,7 +288,7 @@ def _registration(
     tracking: str,
 ) -> Registration:
     return Registration(
-        spec=spec.dump(),
+        spec=spec.recorded(),
         model=spec.model,
         name=spec.name,
         run_id=spec.run_id,

@@ -19,7 +19,7 @@ from graceful.programs.mixing import mix
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.remains import reads_outputs, require_usable
 from graceful.programs.soundness import require_sound
-from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
+from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec, Registry
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
 from graceful.tasks.base import Samples, Task, notes_of
@@ -81,6 +81,7 @@ def train(
         SpecError, DataError: The spec does not fit the data or the chain.
         TrainingError: Training failed; nothing of the chain is touched.
     """
+    spec = spec.model_copy(update={"registry": Registry()})  # workers and their records need no address of it
     built = task or tasks.build(spec.task)
     samples = built.samples("train")
     require_sound(built, samples)

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from graceful import documents
+from graceful import documents, redact
 from graceful.errors import SpecError
+from graceful.spec import credentials
 from graceful.spec.problems import explain
 from graceful.spec.refresh import RefreshSpec
 
@@ -35,7 +36,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RefreshSpec:
         raise SpecError(f"{where}: must be a mapping of keys, got {type(document).__name__}; see `graceful schema`")
     for override in overrides:
         document = override_with(document, override)
-    return parse(document, where=str(where))
+    spec = parse(document, where=str(where))
+    credentials.refuse_recorded(spec, str(where))
+    return spec
 
 
 def parse(document: Mapping[str, Any], *, where: str = "spec") -> RefreshSpec:
@@ -49,9 +52,11 @@ def parse(document: Mapping[str, Any], *, where: str = "spec") -> RefreshSpec:
         SpecError: As `load`.
     """
     try:
-        return RefreshSpec.model_validate(_anchored(document, Path(where).parent))
+        spec = RefreshSpec.model_validate(_anchored(document, Path(where).parent))
     except ValidationError as e:
         raise SpecError(explain(e, RefreshSpec, where)) from e
+    credentials.remember(spec)
+    return spec
 
 
 def override_with(document: dict[str, Any], override: str) -> dict[str, Any]:
@@ -63,13 +68,13 @@ def override_with(document: dict[str, Any], override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
-        raise SpecError(f"--set {override}: must look like a.b=value")
-    value = documents.parse(text, where=f"--set {override}")
+        raise SpecError(f"--set {key.strip()}: must look like a.b=value")
+    value = documents.parse(text, where=f"--set {key.strip()}")
     try:
         changed: dict[str, Any] = _replaced(document, parts, value)
     except _NoSuchPlaceError as e:
         at = ".".join(parts[: len(parts) - e.remaining])
-        raise SpecError(f"--set {override}: {at or 'the spec'} {e}") from e
+        raise SpecError(f"--set {key.strip()}: {at or 'the spec'} {e}") from e
     return changed
 
 
@@ -79,7 +84,7 @@ class _NoSuchPlaceError(Exception):
         self.remaining = remaining
 
 
-def _replaced(node: Any, parts: Sequence[str], value: Any) -> Any:
+def _replaced(node: Any, parts: Sequence[str], value: Any, name: str = "") -> Any:
     """Copy the path that changes and share the rest: YAML anchors may put one node in two places."""
     if not parts:
         return value
@@ -88,13 +93,13 @@ def _replaced(node: Any, parts: Sequence[str], value: Any) -> Any:
         if not _is_index(head) or int(head) >= len(node):
             raise _NoSuchPlaceError(f"is a list of {len(node)}, it has no item {head!r}; count from 0", len(parts))
         at = int(head)
-        return [*node[:at], _replaced(node[at], rest, value), *node[at + 1 :]]
+        return [*node[:at], _replaced(node[at], rest, value, name), *node[at + 1 :]]
     if node is None and _is_index(head):
         raise _NoSuchPlaceError("is not in the file, so it has no items to change; set the whole list", len(parts))
     if node is None or isinstance(node, dict):
         known = node or {}
-        return {**known, head: _replaced(known.get(head), rest, value)}
-    raise _NoSuchPlaceError(f"is a value ({node!r}), not a section", len(parts))
+        return {**known, head: _replaced(known.get(head), rest, value, head)}
+    raise _NoSuchPlaceError(f"is a value ({redact.hidden(node, name)!r}), not a section", len(parts))
 
 
 def _is_index(part: str) -> bool:

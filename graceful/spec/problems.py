@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from graceful import redact
 from graceful.spec import shape
 from graceful.spec.base import Section
 
@@ -109,7 +110,7 @@ def _value(problem: ErrorDetails, at: Place) -> str:
             wanted, remedy = "text", "" if isinstance(got, Mapping | list | None) else "; put it in quotes"
         case _:
             wanted, remedy = _wanted(at), _nearest_word(got, at)
-    return f"must be {wanted}, got {_shown(got)}{remedy}"
+    return f"must be {wanted}, got {_shown(redact.hidden(got, at.path[-1] if at.path else ''))}{remedy}"
 
 
 def _own_words(at: Place, text: str) -> Answer:

@@ -129,5 +129,5 @@ def _closest(trials: Sequence[Tried], chosen: Candidate | None) -> tuple[Documen
 def spec_text(spec: RefreshSpec, point: space.Point, *, about: str) -> str:
     """A spec with the weights of a point, as a file for `graceful refresh`."""
     chosen = spec.model_copy(update={"compatibility": space.compatibility(spec, point), "tune": None})
-    document = {key: value for key, value in chosen.dump().items() if key not in LEFT_OUT}
+    document = {key: value for key, value in chosen.recorded().items() if key not in LEFT_OUT}
     return f"# {about}\n" + documents.dump(document)

@@ -120,12 +120,15 @@ class Wire:
 
 
 def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    kept = b""
+    kept: list[bytes] = []  # joined once: some programs write megabytes without a newline
     for chunk in answer.stream(65536):
-        *whole, kept = (kept + chunk).split(b"\n")
-        yield from (line + b"\n" for line in whole)
-    if kept:  # cut on the far side of the server, which ends its answer as if nothing were missing; or a last line
-        yield kept
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*kept, line, b"\n"])
+            kept = []
+        kept.append(rest)
+    if last := b"".join(kept):  # cut on the far side of the server, which ends its answer as if nothing were missing;
+        yield last  # or a last line
 
 
 def _repeatable(method: str, error: ApiError) -> bool:

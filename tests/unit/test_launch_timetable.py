@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from graceful.errors import SpecError, StorageError
 from graceful.launch import history, timetable
 from graceful.launch.history import Event
 from graceful.launch.timetable import Due, Entry, Timetable, due
+from tests.support.limits import largest_file
 
 MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)
 ENTRY = Entry(
@@ -225,14 +225,10 @@ def test_writers_in_many_processes_lose_no_line_while_the_history_is_put_aside(t
 
 def test_what_a_write_that_failed_began_is_removed(table: Timetable) -> None:
     table.put(ENTRY)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     large = replace(ENTRY, document={"model": "m" * 5000})
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-        with pytest.raises(StorageError, match=r"hourly.json: cannot write, File too large; check the path"):
-            table.put(large)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(StorageError, match=r"hourly.json: cannot write, File too large; check the path")
+    with largest_file(1000), refused:
+        table.put(large)
     assert [path.name for path in table.folder.iterdir()] == ["hourly.json"]
     assert table.find("hourly") == ENTRY
 

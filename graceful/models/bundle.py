@@ -29,6 +29,7 @@ from graceful import storage
 from graceful.chain import Kept, Predecessor, freeze
 from graceful.errors import DataError, IntegrityError
 from graceful.models import weights as parts
+from graceful.models.base import outputs_of
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
@@ -73,6 +74,7 @@ def save(
     spec: RefreshSpec,
     classes: Sequence[str],
     embedding_size: int | None = None,
+    task: Task | None = None,
 ) -> str:
     """Write the files of a bundle, each atomically, the description last.
 
@@ -82,6 +84,7 @@ def save(
         spec: The resolved spec of the refresh that trained it.
         classes: Class names in the order of its logits.
         embedding_size: d; None: `network.embedding_size` if there is one, else read off one training sample.
+        task: The spec's task, if it is built already.
 
     Returns:
         Digest of the bundle.
@@ -94,7 +97,7 @@ def save(
 
     folder = Path(folder)
     weights = serialise_weights(parts.state_of(network))
-    size = embedding_size or _embedding_size(network, spec.task)
+    size = embedding_size or _embedding_size(network, task or tasks.build(spec.task))
     head = parts.head_of(network, embedding_size=size)
     kept = None if head is None else serialise_weights(head)
     document = {
@@ -151,6 +154,7 @@ def load(
     model_id: str | None = None,
     augment_like: TaskSection | None = None,
     at_least: Kept = Kept.WHOLE,
+    task: Task | None = None,
 ) -> Predecessor:
     """Rebuild a version as a frozen predecessor. torch's random state is left as it was.
 
@@ -163,6 +167,7 @@ def load(
             tasks, this section's file is the one that runs: what a registry names is not trusted. None, or a task of
             another kind: as its own section says; a Python file then runs only if its content is the recorded one.
         at_least: What of it must be left; less is refused.
+        task: Its task, where the caller has just built it from the recorded section.
 
     Returns:
         The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its `kept`
@@ -184,7 +189,7 @@ def load(
         raise DataError(
             f"{folder / DESCRIPTION}: {section.file} is not the file {described.name} was saved with; restore that file"
         )
-    task = tasks.build(section)
+    task = task or tasks.build(section)
     network = nn.Module() if found.kept is Kept.NOTHING else _network(task, folder, found)
     viewed = _augmented(section, augment_like)
     return Predecessor(
@@ -206,19 +211,19 @@ def load(
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
-def _embedding_size(network: nn.Module, section: TaskSection) -> int:
+def _embedding_size(network: nn.Module, task: Task) -> int:
     declared = getattr(network, "embedding_size", None)
     if isinstance(declared, int):
         return declared
     import numpy as np
 
-    from graceful import tasks
-
-    task = tasks.build(section)
     items = task.samples("train").read(np.zeros(1, dtype=np.int64))
-    device = next(network.parameters()).device
+    device, training = next(network.parameters()).device, network.training
+    network.eval()  # batch normalisation in train mode refuses a single sample
     with torch.no_grad():
-        return int(network.embed(task.transform(items, None).to(device)).shape[1])  # type: ignore[operator]
+        outputs = outputs_of(network, task.transform(items, None).to(device))
+    network.train(training)
+    return int(outputs.embedding.shape[1])
 
 
 def _digest(description: bytes, weights_sha256: str) -> str:

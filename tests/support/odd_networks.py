@@ -281,7 +281,9 @@ FAULTS: dict[str, Callable[[Samples], Samples]] = {
     "ragged": lambda samples: _items(samples, _with(41, np.zeros(5))),
     "not_a_number": lambda samples: _items(samples, _with(41, np.full(6, np.nan))),
     "infinite": lambda samples: _items(samples, _with(41, np.full(6, np.inf))),
-    "short_read": lambda samples: replace(samples, read=lambda positions: samples.read(positions)[: max(len(positions) - 1, 1)]),
+    "short_read": lambda samples: replace(
+        samples, read=lambda positions: samples.read(positions)[: max(len(positions) - 1, 1)]
+    ),
     "short_groups": lambda samples: _changed(samples, groups=samples.groups[:-1]),
     "short_labels": lambda samples: _changed(samples, labels=samples.labels[:-1]),
     "empty": lambda samples: replace(

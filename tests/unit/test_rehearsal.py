@@ -119,8 +119,8 @@ def test_a_spec_that_does_not_fit_leaves_the_name_free_for_the_corrected_one(
         ("ragged", "task: samples '{}' and '{}' of {} do not fit together: "),
         ("not_a_number", "task: sample '{1}' of {2} holds NaN or infinity after transform()"),
         ("infinite", "task: sample '{1}' of {2} holds NaN or infinity after transform()"),
-        ("short_groups", "groups; give one for each"),
-        ("short_labels", "labels; give one for each"),
+        ("short_groups", " groups; give one of each for each sample"),
+        ("short_labels", " labels, "),
     ],
 )
 def test_items_that_cannot_be_used_are_named_before_training(

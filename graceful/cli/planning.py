@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from graceful import __version__, redact
+from graceful import __version__, addresses, redact
 from graceful.cli import carrying, places, programs
 from graceful.cli import output as out
 from graceful.errors import SpecError
@@ -184,7 +184,7 @@ def _regrets(resolved: RefreshSpec, chosen: profile.Profile) -> tuple[Finding, .
         return ()
     found: list[tuple[str, str, str, str]] = []
     root = getattr(resolved.task, "root", None)
-    if root is not None and "://" not in root:
+    if root is not None and not addresses.is_remote(root):
         missing = f"{root} is a path of this machine; pods have it only if the image or a volume does"
         found.append(("local-path", "task.root", missing, "use s3://bucket/prefix, or a path under storage.path"))
     if chosen.mlflow.uri is None and resolved.registry.uri is None:

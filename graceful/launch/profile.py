@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from graceful import documents
+from graceful import addresses, documents
 from graceful.errors import SpecError
 from graceful.launch.resources import quantity
 
@@ -74,7 +74,7 @@ class Machine(_Section):
 class Storage(_Section):
     """Where runs, checkpoints and caches are kept: in a bucket or on a volume; with neither they die with the pods."""
 
-    uri: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = None
+    uri: Annotated[str, AfterValidator(addresses.in_document)] | None = None
     """s3://bucket/prefix that every pod reads and writes; becomes GRACEFUL_STORAGE. Folders with a task
     travel through it. Needs an MLflow server."""
     claim: Name | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from graceful import documents, redact
+from graceful import addresses, documents, redact
 from graceful.errors import SpecError
 from graceful.spec import credentials
 from graceful.spec.problems import explain
@@ -117,7 +117,7 @@ def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         task = dict(task)
         for key in ("file", "root"):
             value = task.get(key)
-            if isinstance(value, str) and "://" not in value:
+            if isinstance(value, str) and not addresses.is_remote(value) and not addresses.has_other_scheme(value):
                 task[key] = os.path.abspath(folder / Path(value).expanduser())
         resolved["task"] = task
     return resolved

@@ -15,6 +15,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from graceful import addresses
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.files import guarded
 from graceful.storage import server
@@ -52,21 +53,16 @@ class StoredObject:
         return f"s3://{self.bucket}/{self.key}"
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a path names a bucket."""
-    return uri.startswith("s3://")
-
-
 def split_uri(uri: str) -> tuple[str, str]:
-    """s3://bucket/some/prefix -> (bucket, some/prefix).
+    """Return bucket and key of s3://bucket/some/prefix.
 
     Raises:
         SpecError: No bucket, or another scheme.
     """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not is_remote(uri) or not bucket:
-        raise SpecError(f"{uri}: must look like s3://bucket/prefix")
-    return bucket, key
+    try:
+        return addresses.split(uri)
+    except ValueError as e:
+        raise SpecError(f"{uri}: {e}") from e
 
 
 # --- listing and removing ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from graceful.programs.finishing import finish
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.readiness import require_ready
 from graceful.programs.remains import reads_outputs, require_usable
-from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec, Registry
+from graceful.spec import Adaptive, Compatibility, RefreshSpec, Registry
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
 from graceful.tasks.base import Samples, Task, notes_of
@@ -249,7 +249,7 @@ def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: 
 
 
 def _focused(spec: RefreshSpec) -> bool:
-    return any(isinstance(loss, FocalDistillation) and loss.focus != "all" for loss in spec.compatibility.losses)
+    return any(loss.prefers_samples for loss in spec.compatibility.losses)
 
 
 def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from graceful import redact
+from graceful.losses import registry
+from graceful.sections import Section
 from graceful.spec import shape
-from graceful.spec.base import Section
 
 LONGEST = 60
 """Characters of a wrong value that a message repeats."""
@@ -96,6 +97,8 @@ def _kind(problem: ErrorDetails, at: Place) -> Answer:
     if problem["type"] == "union_tag_not_found":
         return (*at.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
     got = str(problem["ctx"]["tag"])
+    if got in registry.unavailable():
+        return (*at.path, "kind"), registry.unavailable()[got]
     return (*at.path, "kind"), f"must be {shape.enumerated(kinds)}, got {got!r}{_nearest(got, kinds)}"
 
 

@@ -25,8 +25,8 @@ from graceful.constraints import (
     Direction,
     implied_direction,
 )
+from graceful.sections import NAME, Count, Section
 from graceful.spec.addresses import checked_webhook
-from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from graceful import addresses
-from graceful.spec.base import Positive, Section
+from graceful.sections import Positive, Section
 
 
 class Network(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from graceful.spec.base import Count, Fraction, Positive, Section
+from graceful.sections import Count, Fraction, Positive, Section
 
 
 class Sgd(Section):

@@ -13,6 +13,7 @@ import numpy as np
 
 from graceful import errors, redact
 from graceful.errors import GracefulError, InfrastructureError
+from graceful.losses.search import Point
 from graceful.models import bundle
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
@@ -58,7 +59,7 @@ class Bench:
 
     def work(
         self,
-        point: space.Point | None,
+        point: Point | None,
         *,
         seed: int,
         on: Part,

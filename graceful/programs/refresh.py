@@ -74,11 +74,12 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
     """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir) as mirror:
+        notices = telling.of_refresh(spec)
+        notices.again()
         store = Store(spec.registry.uri, home)
         finished = _finished(spec, run_dir)
         if finished:
             _require_registered(store, finished, run_dir)
-            telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
         links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
@@ -114,7 +115,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             report=mirror.shown(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
-        telling.tell(spec, run_dir, store, record, champion=champion)
+        telling.tell(notices, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     mirror.forget_folder(run_dir / "ray")
     return result, found.report

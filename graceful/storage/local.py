@@ -39,8 +39,13 @@ def sha256_json(document: Any) -> str:
 # --- local files ------------------------------------------------------------------------------------------------------
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
+def write_bytes(path: str | Path, data: bytes, *, private: bool = False) -> Path:
     """Replace a file atomically; missing folders are made.
+
+    Args:
+        path: What is replaced.
+        data: What it then holds.
+        private: Readable by its owner alone, because it holds a secret.
 
     Returns:
         The path, for chaining.
@@ -51,7 +56,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     target = Path(path)
     with guarded(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as file:
+        with replacing(target, private=private) as file:
             file.write(data)
     return target
 

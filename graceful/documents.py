@@ -8,6 +8,7 @@ types, and documents that would take minutes or gigabytes: too long, too deeply 
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,18 +60,33 @@ def read(path: Path, *, where: str | None = None, largest: int = LARGEST) -> Any
     try:
         with path.open("rb") as stream:
             content = stream.read(largest + 1)
-        text = content.decode("utf-8")
+        text = content.decode(_encoding(content))
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as e:
         if len(content) <= largest:
-            raise SpecError(f"{where}: cannot be read (not UTF-8 at byte {e.start}); give a YAML file") from e
+            name = e.encoding.upper().replace("UTF_", "UTF-").removesuffix("-SIG")
+            raise SpecError(f"{where}: cannot be read (not {name} at byte {e.start}); give a YAML file") from e
         text = ""
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
         raise SpecError(f"{where}: cannot be read ({one_line(e)}); give a YAML file") from e
     if len(content) > largest:
         raise SpecError(f"{where}: more than {largest} bytes, the most that is read; is it the right file?")
     return parse(text, where=where)
+
+
+def _encoding(content: bytes) -> str:
+    """Return the encoding that the mark at the beginning of a file names; UTF-8 without one."""
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if content.startswith(mark):
+            return name
+    return "utf-8"
 
 
 def parse(text: str, *, where: str) -> Any:

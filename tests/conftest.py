@@ -63,12 +63,12 @@ def command_line(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[st
 @pytest.fixture
 def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Forget the folders and modules of tasks that a test loads: module names are shared by a whole process."""
-    from graceful.tasks import python_task
+    from graceful.tasks import importing
 
     before = list(sys.path)
     yield
+    importing.forget()
     sys.path[:] = before
-    python_task._folders.clear()
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path_factory.getbasetemp()}{os.sep}"):
             del sys.modules[name]

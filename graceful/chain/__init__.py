@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graceful.constraints import ALL, LATEST
 from graceful.errors import DataError, SpecError
-from graceful.models.base import Outputs, outputs_of
+from graceful.models.base import Outputs
 
 
 class OldOutputs(NamedTuple):
@@ -36,6 +36,15 @@ class Kept(StrEnum):
     NOTHING = "nothing"
 
 
+class Unrunnable(NamedTuple):
+    """Why a version's code is not run."""
+
+    reason: str
+    """The rest of a sentence about the version."""
+    remedy: str
+    """What a person can do about it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Predecessor:
     """One older version, ready to run. Always eval mode, fp32, no gradients, outside any engine.
@@ -53,6 +62,7 @@ class Predecessor:
         training_ids: Opens the ids it was trained on, [N]; raises DataError where they are gone. None: unknown.
         kept: What is left of it. Only a whole one runs; of others the head may classify, or cached outputs be known.
         model: The family it was trained in; an ancestor of a branch may be of another one than the branch.
+        unrunnable: Why its code is not run; nothing of it is loaded then, as if all weights were gone. None: it may be.
     """
 
     name: str
@@ -67,12 +77,20 @@ class Predecessor:
     training_ids: Callable[[], NDArray[np.str_]] | None = None
     kept: Kept = Kept.WHOLE
     model: str = ""
+    unrunnable: Unrunnable | None = None
 
     @property
     def lost(self) -> str | None:
         """Why it cannot be run, as the rest of a sentence about it; None where it can."""
+        if self.unrunnable is not None:
+            return self.unrunnable.reason
         reasons = {Kept.HEAD: "only its head is left", Kept.NOTHING: "its weights are gone"}
         return reasons.get(self.kept)
+
+    @property
+    def remedy(self) -> str:
+        """What makes a version that cannot be run runnable again."""
+        return f"restore {self.model_id} from a backup" if self.unrunnable is None else self.unrunnable.remedy
 
     @torch.no_grad()
     def __call__(self, items: Any, views: NDArray[np.uint64] | None = None) -> Outputs:
@@ -82,12 +100,12 @@ class Predecessor:
             DataError: It is not whole.
         """
         if self.lost:
-            raise DataError(f"{self.name}: cannot be run, {self.lost}; restore {self.model_id} from a backup")
+            raise DataError(f"{self.name}: cannot be run, {self.lost}; {self.remedy}")
         device = next(self.network.parameters()).device
         inputs = self.transform(items, views).to(device)
         with torch.autocast(device.type, enabled=False):
-            outputs = outputs_of(self.network, inputs)
-        return Outputs(outputs.embedding.float(), outputs.logits.float())
+            embedding = self.network.embed(inputs)  # type: ignore[operator]
+            return Outputs(embedding.float(), self.network.classify(embedding).float())  # type: ignore[operator]
 
 
 def freeze(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import click
 
 from graceful import __version__
 from graceful.cli import acting, cluster
-from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, VERBOSE, InOrder, options
+from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, TRUST, VERBOSE, InOrder, options
 from graceful.cli.schedule import schedule
 
 
@@ -48,7 +48,7 @@ def graceful(context: click.Context) -> None:
 
 
 @click.command(short_help="Train, evaluate, gate, register and promote a version.")
-@options(SPEC, SET, HOME)
+@options(SPEC, SET, TRUST, HOME)
 @click.option("--if-new-data", is_flag=True, help="Skip it if data and recipe are those of the champion.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and the steps; do nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
@@ -73,7 +73,7 @@ def refresh(spec: Path, sets: tuple[str, ...], home: Path | None, if_new_data: b
 
 
 @click.command(short_help="Only train; register nothing.")
-@options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
+@options(SPEC, SET, TRUST, HOME, OUTPUT, QUIET, VERBOSE)
 def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
     """Only train the version that SPEC describes; register nothing.
 
@@ -87,7 +87,7 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
 
 
 @click.command(short_help="Search the weights: fewest negative flips at a fixed error.")
-@options(SPEC, SET, HOME)
+@options(SPEC, SET, TRUST, HOME)
 @click.option("--trials", type=click.IntRange(1), help="As --set tune.trials=N.")
 @click.option("--dry-run", is_flag=True, help="Print what would be searched, and how many trainings; do nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
@@ -119,7 +119,7 @@ def tune(spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | Non
 @click.command(short_help="Measure a trained version against every ancestor.")
 @click.option("--matrix", is_flag=True, help="Every version of the chain against every other instead, as matrices.")
 @click.option("--versions", metavar="NAMES", help="With --matrix: only these, e.g. v1,v3.  [default: all]")
-@options(SPEC, SET, HOME, OUTPUT, QUIET, VERBOSE)
+@options(SPEC, SET, TRUST, HOME, OUTPUT, QUIET, VERBOSE)
 def evaluate(
     spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bool, versions: str | None, **talk: Any
 ) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, options
+from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, TRUST, options
 
 TUNE = click.option(
     "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead."
@@ -14,7 +14,7 @@ TUNE = click.option(
 
 
 @click.command(short_help="Show what would run where, at what price; change nothing.")
-@options(SPEC, SET, ON)
+@options(SPEC, SET, TRUST, ON)
 @click.option("--offline", is_flag=True, help="Do not ask the cluster: no dry run, no diff.")
 @TUNE
 @OUTPUT
@@ -36,7 +36,7 @@ def plan(spec: Path, sets: tuple[str, ...], *, on: str, offline: bool, program: 
 
 
 @click.command(short_help="Plan, ask, and send a refresh to where it runs.")
-@options(SPEC, SET, ON)
+@options(SPEC, SET, TRUST, ON)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @TUNE
 @OUTPUT

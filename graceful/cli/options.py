@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -31,6 +33,26 @@ SPEC = click.argument("spec", type=click.Path(path_type=Path))
 SET = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. train.epochs=2. Repeatable."
 )
+
+
+def TRUST(command: Command) -> Command:  # noqa: N802  an option like the others here
+    """Add `--trust-code`, whose digests reach the command as further `--set`."""
+
+    @click.option(
+        "--trust-code",
+        "trusted",
+        multiple=True,
+        metavar="SHA256",
+        help="Run recorded code of ancestors that has this digest; other code is not run. Repeatable.",
+    )
+    @functools.wraps(command)
+    def trusting(*arguments: Any, sets: tuple[str, ...], trusted: tuple[str, ...], **options: Any) -> Any:
+        added = [f"trust.code_digests.+={json.dumps(digest)}" for digest in trusted]
+        return command(*arguments, sets=(*sets, *added), **options)
+
+    return cast("Command", trusting)
+
+
 HOME = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),

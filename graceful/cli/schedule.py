@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graceful.cli.options import HOME, OUTPUT, QUIET, SET, SPEC, InOrder, options
+from graceful.cli.options import HOME, OUTPUT, QUIET, SET, SPEC, TRUST, InOrder, options
 
 NAME = click.argument("name")
 WHERE = (
@@ -56,6 +56,7 @@ def schedule(context: click.Context) -> None:
 )
 @click.option("--time-zone", default="Etc/UTC", show_default=True, metavar="ZONE", help="E.g. Europe/Berlin.")
 @SET
+@TRUST
 @click.option("--always", is_flag=True, help="Refresh without new data too.")
 @click.option(
     "--service-account",

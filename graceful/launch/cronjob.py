@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from graceful import documents
+import yaml
+
 from graceful.errors import SpecError
 from graceful.launch import harden, manifests, names
 from graceful.launch.backend import Document
@@ -173,4 +174,4 @@ def _labels(name: str) -> dict[str, str]:
 
 
 def _yaml(document: Any) -> str:
-    return documents.dump(document)
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))

@@ -1,7 +1,8 @@
 """What `mlflow.pyfunc.load_model("models:/glyphs@champion")` calls to serve a version, without pickle. Serving process.
 
 The folder holds safetensors and JSON; the network is rebuilt by graceful's own code, so the serving environment needs
-graceful and, for a task of your own, its Python file.
+graceful and, for a task of your own, its Python file. Task code runs only if `GRACEFUL_TRUST_CODE` has its digest,
+because whoever may write to the registry may name any.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ class Served:
 
 
 def _load_pyfunc(path: str) -> Served:
-    """Entry point that `MLmodel` names; digests of the bundle are verified by loading it."""
-    from graceful.models import bundle
+    """Entry point that `MLmodel` names; digests of the bundle are verified by loading it.
 
-    return Served(bundle.load(path))
+    Raises:
+        DataError: The version needs task code whose digest is not in `GRACEFUL_TRUST_CODE`.
+    """
+    from graceful.models import bundle, recorded_code
+
+    return Served(bundle.load(path, trusted=recorded_code.trusted_by_environment()))

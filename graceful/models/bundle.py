@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,10 +26,10 @@ from safetensors.torch import save as serialise_weights
 from torch import nn
 
 from graceful import storage
-from graceful.chain import Kept, Predecessor, freeze
+from graceful.chain import Kept, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError, IntegrityError
+from graceful.models import recorded_code
 from graceful.models import weights as parts
-from graceful.models.base import outputs_of
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
@@ -74,7 +74,6 @@ def save(
     spec: RefreshSpec,
     classes: Sequence[str],
     embedding_size: int | None = None,
-    task: Task | None = None,
 ) -> str:
     """Write the files of a bundle, each atomically, the description last.
 
@@ -84,7 +83,6 @@ def save(
         spec: The resolved spec of the refresh that trained it.
         classes: Class names in the order of its logits.
         embedding_size: d; None: `network.embedding_size` if there is one, else read off one training sample.
-        task: The spec's task, if it is built already.
 
     Returns:
         Digest of the bundle.
@@ -97,7 +95,7 @@ def save(
 
     folder = Path(folder)
     weights = serialise_weights(parts.state_of(network))
-    size = embedding_size or _embedding_size(network, task or tasks.build(spec.task))
+    size = embedding_size or _embedding_size(network, spec.task)
     head = parts.head_of(network, embedding_size=size)
     kept = None if head is None else serialise_weights(head)
     document = {
@@ -153,8 +151,8 @@ def load(
     expected_digest: str | None = None,
     model_id: str | None = None,
     augment_like: TaskSection | None = None,
+    trusted: Collection[str] = (),
     at_least: Kept = Kept.WHOLE,
-    task: Task | None = None,
 ) -> Predecessor:
     """Rebuild a version as a frozen predecessor. torch's random state is left as it was.
 
@@ -164,37 +162,44 @@ def load(
         model_id: Identity in the registry; None: `<model>-<name>`.
         augment_like: Task section of the version in training. The predecessor then draws its augmented views as that
             section does (shift, flip), so that both see the same view; clean inputs are unaffected. If both are Python
-            tasks, this section's file is the one that runs: what a registry names is not trusted. None, or a task of
-            another kind: as its own section says; a Python file then runs only if its content is the recorded one.
+            tasks, this section's file is the one that runs. None, or a task of another kind: as its own section says.
+        trusted: Digests of recorded code that may run; other code is not, because whoever may write to a registry
+            may name any code there.
         at_least: What of it must be left; less is refused.
-        task: Its task, where the caller has just built it from the recorded section.
 
     Returns:
         The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its `kept`
-        what is left of it.
+        what is left of it. Where its code is not run, nothing is, and its `unrunnable` says why.
 
     Raises:
         IntegrityError: Bytes that do not have the recorded digest: truncated, corrupt or exchanged files.
-        DataError: No bundle, or a description or weights that do not fit each other or this graceful.
+        DataError: No bundle, a description or weights that do not fit each other or this graceful, or code that is not
+            run though the version must be.
     """
     from graceful import tasks
 
     folder = Path(folder)
     found = _verified(folder, expected_digest, at_least)
-    described = found.described
-    section = _trusted(_section(described, folder), augment_like)
+    described, model_id = found.described, model_id or f"{found.described.model}-{found.described.name}"
+    section = _section(described, folder)
+    allowed: Collection[str] | None = None
+    if isinstance(section, PythonTask) and isinstance(augment_like, PythonTask):
+        section = section.model_copy(update={"file": augment_like.file})
+    elif isinstance(section, PythonTask):
+        refused = recorded_code.refusal(section, recorded=described.transform_digest, trusted=trusted)
+        if refused is not None:
+            return _unrunnable(found, refused, folder=folder, model_id=model_id, at_least=at_least)
+        allowed = trusted
     current = tasks.transform_digest(section)
-    named_now = isinstance(augment_like, PythonTask)
-    if isinstance(section, PythonTask) and not named_now and current != described.transform_digest:
-        raise DataError(
-            f"{folder / DESCRIPTION}: {section.file} is not the file {described.name} was saved with; restore that file"
-        )
-    task = task or tasks.build(section)
+    if allowed is not None and current != described.transform_digest:
+        changed = f"{described.task['file']} is not the file {described.name} was saved with"
+        raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
+    task = tasks.build(section, trusted=allowed)
     network = nn.Module() if found.kept is Kept.NOTHING else _network(task, folder, found)
     viewed = _augmented(section, augment_like)
     return Predecessor(
         name=described.name,
-        model_id=model_id or f"{described.model}-{described.name}",
+        model_id=model_id,
         digest=found.digest,
         classes=described.classes,
         embedding_size=described.embedding_size,
@@ -211,19 +216,19 @@ def load(
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
-def _embedding_size(network: nn.Module, task: Task) -> int:
+def _embedding_size(network: nn.Module, section: TaskSection) -> int:
     declared = getattr(network, "embedding_size", None)
     if isinstance(declared, int):
         return declared
     import numpy as np
 
+    from graceful import tasks
+
+    task = tasks.build(section)
     items = task.samples("train").read(np.zeros(1, dtype=np.int64))
-    device, training = next(network.parameters()).device, network.training
-    network.eval()  # batch normalisation in train mode refuses a single sample
+    device = next(network.parameters()).device
     with torch.no_grad():
-        outputs = outputs_of(network, task.transform(items, None).to(device))
-    network.train(training)
-    return int(outputs.embedding.shape[1])
+        return int(network.embed(task.transform(items, None).to(device)).shape[1])  # type: ignore[operator]
 
 
 def _digest(description: bytes, weights_sha256: str) -> str:
@@ -295,11 +300,28 @@ def _section(described: Description, folder: Path) -> TaskSection:
     return section
 
 
-def _trusted(section: TaskSection, like: TaskSection | None) -> TaskSection:
-    """Replace a recorded Python file by the one the user names now."""
-    if isinstance(section, PythonTask) and isinstance(like, PythonTask):
-        return section.model_copy(update={"file": like.file})
-    return section
+def _unrunnable(found: _Found, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Kept) -> Predecessor:
+    """The version as far as its description tells, for what its cached outputs answer."""
+    described = found.described
+    if at_least is not Kept.NOTHING:
+        raise DataError(f"{folder}: {described.name} cannot be run, {refused.reason}; {refused.remedy}")
+
+    def transform(items: Any, views: Any) -> torch.Tensor:
+        raise DataError(f"{described.name}: cannot be run, {refused.reason}; {refused.remedy}")
+
+    return Predecessor(
+        name=described.name,
+        model_id=model_id,
+        digest=found.digest,
+        classes=described.classes,
+        embedding_size=described.embedding_size,
+        network=nn.Module(),
+        transform=transform,
+        transform_digest=described.transform_digest,
+        kept=Kept.NOTHING,
+        model=described.model,
+        unrunnable=refused,
+    )
 
 
 def _network(task: Task, folder: Path, found: _Found) -> nn.Module:

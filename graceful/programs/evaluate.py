@@ -117,12 +117,17 @@ def _alone(
 
 
 def _caveats(versions: Sequence[Predecessor], lost: Sequence[Predecessor]) -> list[str]:
-    missed = [f"{old.name}: {old.lost}, so nothing was measured against it" for old in lost]
+    missed = [f"{old.name}: {old.lost}, so nothing was measured against it{_advice(old)}" for old in lost]
     return missed + [note for version in versions for note in version.notes]
 
 
 def _unmeasured(version: Predecessor) -> Measurement:
-    return Measurement(value=None, reason=f"{version.name} cannot be run, {version.lost}")
+    return Measurement(value=None, reason=f"{version.name} cannot be run, {version.lost}{_advice(version)}")
+
+
+def _advice(version: Predecessor) -> str:
+    """What a person can do about code that is not run; nothing where weights were deleted to save storage."""
+    return "" if version.unrunnable is None else f"; {version.remedy}"
 
 
 def _against(mine: Voice, old: Voice, *, draws: int, seed: int) -> dict[str, Measurement]:

@@ -8,8 +8,9 @@ exist stays unknown.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,34 @@ class Free:
     reason: str
 
 
-def unconstrained(home: Path, versions: Sequence[Predecessor], *, like: TaskSection) -> dict[str, Free]:
+def unconstrained(
+    home: Path, versions: Sequence[Predecessor], *, like: TaskSection, trusted: Collection[str] = ()
+) -> dict[str, Free]:
     """The unconstrained runs of each version, looked up under its own model family.
 
     Args:
         home: Folder of runs and references.
         versions: Newest first.
         like: Task section of the newest version, see `bundle.load`.
+        trusted: Digests of recorded code that may run.
     """
+    opened = partial(bundle.load, augment_like=like, trusted=trusted)
     mirror = Mirror.of(home)
     return {
-        version.name: _of(version, home, f"{version.model}-{version.name}", mirror=mirror, like=like, most=most)
+        version.name: _of(version, home, f"{version.model}-{version.name}", mirror=mirror, opened=opened, most=most)
         for version, most in zip(versions, (MOST, *[1] * len(versions)), strict=False)
     }
 
 
-def _of(version: Predecessor, home: Path, run_id: str, *, mirror: Mirror, like: TaskSection, most: int) -> Free:
+def _of(
+    version: Predecessor,
+    home: Path,
+    run_id: str,
+    *,
+    mirror: Mirror,
+    opened: Callable[[Path], Predecessor],
+    most: int,
+) -> Free:
     run = home / "runs" / run_id
     path, described = run / SPEC, run / "model" / bundle.DESCRIPTION
     try:
@@ -73,7 +86,7 @@ def _of(version: Predecessor, home: Path, run_id: str, *, mirror: Mirror, like: 
             folder = home / "references" / reference_name(job, index)
             if not mirror.unseal(folder):
                 break
-            found.append(bundle.load(folder / "model", augment_like=like))
+            found.append(opened(folder / "model"))
     except (GracefulError, ValueError, KeyError, TypeError) as e:
         return Free(reason=f"cannot be read ({e})")
     if not found:

@@ -24,7 +24,6 @@ from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.mixing import note
 from graceful.programs.novelty import ingredients
-from graceful.programs.readiness import require_ready
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
@@ -74,24 +73,19 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
     """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir) as mirror:
-        notices = telling.of_refresh(spec)
-        notices.again()
         store = Store(spec.registry.uri, home)
         finished = _finished(spec, run_dir)
         if finished:
             _require_registered(store, finished, run_dir)
+            telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
+        tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
         require_judgeable(spec, [link.name for link in links])
         ancestors = _fetch(store, links)
-        task = tasks.build(spec.task)
-        require_ready(spec, task, run_dir=run_dir)
-        tracking = store.begin(spec.recorded(), run_id=spec.run_id)
-        with _abandoned(store, tracking, run_dir):
-            trained = train(
-                spec, run_dir=run_dir, home=home, ancestors=ancestors, task=task, checked=True, progress=progress
-            )
+        with _abandoned(store, tracking):
+            trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, trained.folder, links, ancestors, notes=trained.notes)
         pages.write(run_dir, found, verdict)
@@ -115,7 +109,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             report=mirror.shown(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
-        telling.tell(notices, store, record, champion=champion)
+        telling.tell(spec, run_dir, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     mirror.forget_folder(run_dir / "ray")
     return result, found.report
@@ -208,11 +202,14 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
         folders += _fetch(store, links)
         if not folders:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
-        left = [bundle.load(one, augment_like=spec.task, at_least=Kept.NOTHING) for one in reversed(folders)]
+        left = [
+            bundle.load(one, augment_like=spec.task, trusted=spec.trust.code_digests, at_least=Kept.NOTHING)
+            for one in reversed(folders)
+        ]
         versions = chosen(left, names)
         lost = [f"{version.name}: {version.lost}" for version in versions if version.lost]
         progress({"stage": "matrix", "versions": len(versions), **({"lost": lost} if lost else {})})
-        free = unconstrained(home, versions[::-1], like=spec.task)
+        free = unconstrained(home, versions[::-1], like=spec.task, trusted=spec.trust.code_digests)
         found = matrix(spec, tasks.build(spec.task), versions, free=free)
         pages.write_matrix(run_dir, found, model=spec.model)
     return found
@@ -239,12 +236,13 @@ def measure(
             expected_digest=link.digest,
             model_id=link.model_id,
             augment_like=spec.task,
+            trusted=spec.trust.code_digests,
             at_least=Kept.NOTHING,
         )
         for link, ancestor in zip(links, ancestors, strict=True)
     ]
-    new = bundle.load(folder, augment_like=spec.task)
-    free = unconstrained(home_of(spec), [new, *chain], like=spec.task)
+    new = bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests)
+    free = unconstrained(home_of(spec), [new, *chain], like=spec.task, trusted=spec.trust.code_digests)
     found = evaluate(spec, new, chain, notes=notes, free=free)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return found, gate.judge(found.report, constraints, family=spec.gate.family)
@@ -273,15 +271,13 @@ def _require_registered(store: Store, result: Refreshed, run_dir: Path) -> None:
 
 
 @contextmanager
-def _abandoned(store: Store, tracking: str, run_dir: Path) -> Iterator[None]:
-    """Mark the run in the registry when training fails, or ends before it claimed its folder; resuming it takes it up
-    again, and of what claimed nothing another spec may take the name."""
+def _abandoned(store: Store, tracking: str) -> Iterator[None]:
+    """Mark the run in the registry when training fails; resuming it takes it up again."""
     try:
         yield
-    except BaseException as e:
-        if isinstance(e, SpecError | DataError | TrainingError) or not _begun(run_dir):
-            with suppress(RegistryError):  # why training failed is what people must read
-                store.abandon(tracking)
+    except (SpecError, DataError, TrainingError):
+        with suppress(RegistryError):  # why training failed is what people must read
+            store.abandon(tracking)
         raise
 
 
@@ -296,7 +292,7 @@ def _registration(
     tracking: str,
 ) -> Registration:
     return Registration(
-        spec=spec.recorded(),
+        spec=spec.dump(),
         model=spec.model,
         name=spec.name,
         run_id=spec.run_id,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from graceful import tasks
 from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
@@ -13,11 +15,11 @@ from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
-from graceful.programs.finishing import finish
+from graceful.programs.mixing import mix
 from graceful.programs.outputs import CachedOutputs, Views
-from graceful.programs.readiness import require_ready
 from graceful.programs.remains import reads_outputs, require_usable
-from graceful.spec import Adaptive, Compatibility, RefreshSpec, Registry
+from graceful.programs.soundness import require_sound
+from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
 from graceful.tasks.base import Samples, Task, notes_of
@@ -63,7 +65,6 @@ def train(
     home: Path,
     ancestors: Sequence[Path] = (),
     task: Task | None = None,
-    checked: bool = False,
     progress: Progress = silent,
 ) -> Trained:
     """Train the version a spec describes; finished parts are reused, an interrupted run resumes.
@@ -74,18 +75,15 @@ def train(
         home: Folder of the caches that runs share.
         ancestors: Bundles of the chain, latest first.
         task: Already built task, for callers that train many versions on the same data.
-        checked: The caller has called `require_ready`.
         progress: Called with each row of the metrics trace.
 
     Raises:
         SpecError, DataError: The spec does not fit the data or the chain.
         TrainingError: Training failed; nothing of the chain is touched.
     """
-    spec = spec.model_copy(update={"registry": Registry()})  # workers and their records need no address of it
     built = task or tasks.build(spec.task)
-    if not checked:
-        require_ready(spec, built, run_dir=run_dir)
     samples = built.samples("train")
+    require_sound(built, samples)
     of_data = notes_of(built)
     if of_data:
         progress({"stage": "data", "notes": of_data})
@@ -108,7 +106,10 @@ def _prepared(
     progress: Progress,
 ) -> tuple[TrainingJob, list[str]]:
     """The job, with every cache and reference run that it reads, and what a reader of the report must know of them."""
-    versions = [bundle.load(folder, augment_like=spec.task, at_least=Kept.NOTHING) for folder in ancestors]
+    versions = [
+        bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests, at_least=Kept.NOTHING)
+        for folder in ancestors
+    ]
     start = require_start(spec, ancestors[0] if ancestors else None, task=built)
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()
@@ -133,7 +134,7 @@ def _prepared(
     ]
     recipe = _Recipe(spec=spec, home=home, task=built, mirror=mirror, data=samples.digest, start=start)
     references = _references(recipe, budgets=bool(wanted), progress=progress)
-    free = [bundle.load(one.folder, augment_like=spec.task) for one in references]
+    free = [bundle.load(one.folder, augment_like=spec.task, trusted=spec.trust.code_digests) for one in references]
     promised = _contract(spec, asked, references, free, progress)
     job = TrainingJob(
         spec=spec,
@@ -249,7 +250,7 @@ def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: 
 
 
 def _focused(spec: RefreshSpec) -> bool:
-    return any(loss.prefers_samples for loss in spec.compatibility.losses)
+    return any(isinstance(loss, FocalDistillation) and loss.focus != "all" for loss in spec.compatibility.losses)
 
 
 def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:
@@ -323,5 +324,8 @@ def _contract(
 def _export(
     spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, data: str, start: Path | None = None
 ) -> Trained:
-    digest, notes = finish(spec, task, weights=result.weights, folder=folder, start=start)
+    network = task.network(task.classes)
+    network.load_state_dict(load_file(result.weights))
+    notes = mix(network, start, spec.compatibility.interpolation, spec=spec, task=task) if start is not None else ()
+    digest = bundle.save(folder, network=network, spec=spec, classes=task.classes)
     return Trained(folder=folder, digest=digest, result=result, data=data, notes=notes)

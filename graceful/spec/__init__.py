@@ -5,25 +5,32 @@ Precedence: defaults <- file <- `--set a.b=c`. A misspelt key is refused at ever
 
     base           what every section has in common
     tasks          task, network            training   train, optimizer, engine
-    compatibility  losses, targets          refresh    gate, evaluate, registry, RefreshSpec
+    compatibility  losses, targets          refresh    gate, evaluate, registry, trust, RefreshSpec
     tune           space, error rate to keep
     loading        load, parse              problems, shape   one-line errors, the tree of keys
 """
 
 from __future__ import annotations
 
-from graceful.sections import NAME, Count, Fraction, Positive, Section, Weight
+from graceful.spec.base import NAME, Count, Fraction, Positive, Section, Weight
 from graceful.spec.compatibility import (
     Adaptive,
     Compatibility,
     Decay,
+    EmbeddingRegression,
     Equal,
+    FocalDistillation,
+    Focus,
+    Influence,
+    LogitDisplacement,
+    Loss,
     Reference,
+    Reweighting,
     Targets,
     Weighting,
 )
 from graceful.spec.loading import load, parse
-from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry
+from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
 from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, Network, PythonTask, Task
 from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
 from graceful.spec.tune import Final, Space, Tune
@@ -37,15 +44,21 @@ __all__ = [
     "Decay",
     "DeepSpeedEngine",
     "DigitsTask",
+    "EmbeddingRegression",
     "Engine",
     "Equal",
     "Evaluate",
     "Final",
+    "FocalDistillation",
+    "Focus",
     "Fraction",
     "Gate",
     "GateConstraint",
     "GlyphsTask",
     "ImageFolderTask",
+    "Influence",
+    "LogitDisplacement",
+    "Loss",
     "Network",
     "Optimizer",
     "Positive",
@@ -53,6 +66,7 @@ __all__ = [
     "Reference",
     "RefreshSpec",
     "Registry",
+    "Reweighting",
     "Section",
     "Sgd",
     "Space",
@@ -60,6 +74,7 @@ __all__ = [
     "Task",
     "TorchEngine",
     "Train",
+    "Trust",
     "Tune",
     "Weight",
     "Weighting",

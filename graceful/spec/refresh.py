@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from graceful import redact
 from graceful.catalogue import METRICS
 from graceful.constraints import (
     ALL,
@@ -25,8 +25,7 @@ from graceful.constraints import (
     Direction,
     implied_direction,
 )
-from graceful.sections import NAME, Count, Section
-from graceful.spec.addresses import checked_webhook
+from graceful.spec.base import NAME, Count, Section
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
@@ -128,10 +127,25 @@ class Registry(Section):
 
     uri: str | None = None
     """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`."""
-    webhook: (
-        Annotated[str, AfterValidator(checked_webhook), Field(json_schema_extra={"pattern": r"^https?://\S+$"})] | None
-    ) = None
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     """Told of each verdict and promotion by a POST; None: $GRACEFUL_WEBHOOK, else nobody. README, Webhook."""
+
+
+class Trust(Section):
+    """Whose code may run besides that of `task`."""
+
+    code_digests: tuple[str, ...] = ()
+    """SHA-256 of recorded task code of ancestors that may run, as `--trust-code` adds them. Whoever may write to a
+    registry or a bucket may name any code there, so an ancestor with other code is not run, and what would be measured
+    against it is held."""
+
+    @field_validator("code_digests")
+    @classmethod
+    def _digests(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
+        for digest in digests:
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"must be SHA-256 of code, 64 digits of 0-9 and a-f, got {digest!r:.80}")
+        return digests
 
 
 class RefreshSpec(Section):
@@ -151,6 +165,7 @@ class RefreshSpec(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     registry: Registry = Registry()
+    trust: Annotated[Trust, Field(exclude_if=lambda trust: trust == Trust())] = Trust()
     parents: tuple[Annotated[str, Field(pattern=VERSION)], ...] = ()
     """Further direct predecessors, besides the champion of `model`: MODEL@ALIAS, MODEL:NUMBER or MODEL:NAME. For a new
     branch, e.g. glyphs-edge from glyphs@champion, and for a merge of branches."""
@@ -196,12 +211,6 @@ class RefreshSpec(Section):
         """The resolved spec as JSON values; `parse` and `load` read them back unchanged."""
         return self.model_dump(mode="json")
 
-    def recorded(self) -> dict[str, Any]:
-        """`dump` with *** in place of what is secret in it, to be shown or recorded; the digest is the same."""
-        document = self.dump()
-        open_to_all = {key: redact.hidden(document[key], key) for key in ("registry", "description")}
-        return {**document, **open_to_all}
-
     def digest(self) -> str:
         """SHA-256 of what determines the result.
 
@@ -209,7 +218,7 @@ class RefreshSpec(Section):
         searched, and how long or how often it may be tried, so that a run that was out of time resumes with a larger
         `train.timeout`.
         """
-        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data", "tune"), True)
+        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data", "trust", "tune"), True)
         if not self.parents:  # specs of before there were any keep their digest
             left_out["parents"] = True
         document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})

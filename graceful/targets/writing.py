@@ -103,8 +103,7 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
     if work.predecessor.lost:
         raise DataError(
             f"{work.predecessor.name}: {work.predecessor.lost}, and {root} has no outputs of it on these samples and"
-            f" views (cache {key[:12]}...); leave it out of compatibility.against, or restore"
-            f" {work.predecessor.model_id} from a backup",
+            f" views (cache {key[:12]}...); leave it out of compatibility.against, or {work.predecessor.remedy}",
             {"cache": key},
         )
     with _storage(root), _locked(root / f"{key}.lock"):

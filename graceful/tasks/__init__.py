@@ -6,6 +6,7 @@ which sample. Importing this package loads neither torch nor any library that a 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from graceful.tasks.hashing import hash_ids, in_split, split_digest, view_numbers
@@ -28,12 +29,18 @@ _TRANSFORM_VERSION = 1
 """Raised whenever a shipped transform changes its output, so that outputs cached before are not joined to it."""
 
 
-def build(section: spec.Task) -> Task:
+def build(section: spec.Task, *, trusted: Collection[str] | None = None) -> Task:
     """Build the task a section describes. Opens no data yet beyond what names the classes.
+
+    Args:
+        section: Of a spec.
+        trusted: Digests of which a user's code must have one, for a section that a registry or a bucket recorded;
+            None: the section is the user's own, and what it names is run.
 
     Raises:
         SpecError: The section asks for what the task has not (a class, an option, a file).
         DataError: The data is missing, corrupt or empty.
+        IntegrityError: Its code is not trusted, or was changed.
         StorageError: A bucket cannot be reached.
     """
     from graceful import spec
@@ -52,7 +59,7 @@ def build(section: spec.Task) -> Task:
         return ImageFolder(section)
     from graceful.tasks.python_task import load_task
 
-    return load_task(section)
+    return load_task(section, trusted=trusted)
 
 
 def transform_digest(section: spec.Task) -> str:

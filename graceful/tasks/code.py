@@ -2,7 +2,7 @@
 
 A folder holds `task.py` and what it imports; `__pycache__` and names that start with a dot do not count. `pack` gives
 the same bytes for the same files on every machine, so that the digest names the content: a bundle is sent once, never
-changes, and is read only if it has the digest in its name. Driver, workers and the program that ships it use this.
+changes, and is run only if it has the digest in its name. Driver, workers and the program that ships it use this.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from graceful import addresses, storage
+from graceful import storage
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.spec.tasks import BUNDLE
 
@@ -36,7 +37,7 @@ _OVERHEAD = 4096
 
 def is_address(file: str) -> bool:
     """Whether `task.file` names a bundle in a bucket."""
-    return addresses.is_remote(file)
+    return "://" in file
 
 
 def address(storage_uri: str, digest: str) -> str:
@@ -44,18 +45,61 @@ def address(storage_uri: str, digest: str) -> str:
     return f"{storage_uri.rstrip('/')}/{FOLDER}/{digest}.zip"
 
 
-def module_of(file: str) -> Path:
-    """The module to run: the file, or `task.py` of the folder; a bundle is fetched and unpacked first.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Code that may be run.
+
+    Attributes:
+        path: Of the module that defines `task`.
+        entry: Its content.
+        digest: SHA-256 of the code.
+        folder: Whose modules it imports; None: it is a file alone.
+        files: Relative name -> content of the folder, where that was verified: modules are imported from these bytes,
+            whatever the folder holds by then. None: they are imported from the folder, which is the user's own.
+    """
+
+    path: Path
+    entry: bytes
+    digest: str
+    folder: Path | None = None
+    files: Mapping[str, bytes] | None = None
+
+
+def source(file: str, *, trusted: Collection[str] | None = None) -> Source:
+    """Return the code that `task.file` names; a bundle is fetched, unpacked and verified.
+
+    Args:
+        file: A module, a folder, or the address of a bundle.
+        trusted: Digests of which the code must have one; None: the user names this code, and any content will do.
 
     Raises:
-        SpecError: An address that names no bundle, or a bundle that is not there.
-        IntegrityError: The bundle has not the digest in its name, or its files would leave its folder.
+        SpecError: It cannot be read, or an address that names no bundle, or a bundle that is not there.
+        IntegrityError: Its content is not trusted, or the bundle has not the digest in its name, was changed after it
+            was unpacked, or its files would leave its folder.
         StorageError: The bucket cannot be reached.
     """
-    if is_address(file):
-        return fetch(file) / ENTRY
     path = Path(file)
-    return path / ENTRY if path.is_dir() else path
+    if is_address(file):
+        _require_trusted(file, _digest_in(file), trusted)
+        folder, files = fetch(file)
+        return Source(path=folder / ENTRY, entry=files[ENTRY], digest=_digest_in(file), folder=folder, files=files)
+    if not path.is_dir():
+        entry = read(path)
+        found = Source(path=path, entry=entry, digest=hashlib.sha256(entry).hexdigest())
+    elif trusted is None:
+        found = Source(path=path / ENTRY, entry=read(path / ENTRY), digest=digest(file), folder=path)
+    else:
+        packed = pack(path)
+        files = contents(packed, where=file)
+        whole = hashlib.sha256(packed).hexdigest()
+        found = Source(path=path / ENTRY, entry=files[ENTRY], digest=whole, folder=path, files=files)
+    _require_trusted(file, found.digest, trusted)
+    return found
+
+
+def _require_trusted(file: str, digest: str, trusted: Collection[str] | None) -> None:
+    if trusted is not None and digest not in trusted:
+        raise IntegrityError(f"{file}: has SHA-256 {digest}, which is not trusted; it is not run")
 
 
 def digest(file: str) -> str:
@@ -145,31 +189,56 @@ def _unreadable(error: OSError) -> NoReturn:
 # --- fetching ---------------------------------------------------------------------------------------------------------
 
 
-def fetch(uri: str) -> Path:
-    """The unpacked bundle below GRACEFUL_HOME/code; of several processes each may make it, one wins.
+def fetch(uri: str) -> tuple[Path, dict[str, bytes]]:
+    """Return the folder of a bundle below GRACEFUL_HOME/code, and the verified content of its files by name.
+
+    Of several processes each may unpack it, one wins. A folder that is there already is compared with the digest in
+    the bundle's name each time, so that nobody who may write to it can exchange what is run.
 
     Raises:
-        SpecError, IntegrityError, StorageError: As `module_of`.
+        SpecError, IntegrityError, StorageError: As `source`.
     """
     wanted = _digest_in(uri)
     home = Path(os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve() / FOLDER
     target = home / wanted
-    if target.is_dir():
-        return target
+    packed = _packed_again(target) if target.is_dir() else None
+    if packed is not None and hashlib.sha256(packed).hexdigest() == wanted:
+        return target, contents(packed, where=uri)
+    if target.is_dir():  # changed, or a bundle that another program packed
+        files = contents(_download(uri, wanted), where=uri)
+        if packed is None or contents(packed, where=str(target)) != files:
+            raise IntegrityError(
+                f"{target}: is not what was unpacked there from {uri}, and is not run; delete it, it is fetched again"
+            )
+        return target, files
+    return target, _unpacked(uri, target)
+
+
+def _unpacked(uri: str, target: Path) -> dict[str, bytes]:
+    home = target.parent
     with storage.guarded(home, "write"):
         home.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
     try:
-        unpack(_download(uri, wanted), scratch / wanted, where=uri)
+        data = _download(uri, target.name)
+        unpack(data, scratch / target.name, where=uri)
         with storage.guarded(target, "write"):
             try:
-                (scratch / wanted).rename(target)
+                (scratch / target.name).rename(target)
             except OSError:
                 if not target.is_dir():
                     raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    return contents(data, where=uri)
+
+
+def _packed_again(folder: Path) -> bytes | None:
+    """None: it holds what no bundle can."""
+    try:
+        return pack(folder)
+    except SpecError:
+        return None
 
 
 def unpack(data: bytes, folder: Path, *, where: str) -> None:
@@ -184,12 +253,21 @@ def unpack(data: bytes, folder: Path, *, where: str) -> None:
         IntegrityError: No archive, no `task.py`, names that leave the folder or occur twice, links, or too much.
         StorageError: The disk is full.
     """
+    for name, content in contents(data, where=where).items():
+        storage.write_bytes(folder / name, content)
+
+
+def contents(data: bytes, *, where: str) -> dict[str, bytes]:
+    """Return the files of an archive by their relative names.
+
+    Raises:
+        IntegrityError: As `unpack`.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
             _check(entries, where)
-            for entry in entries:
-                storage.write_bytes(folder / entry.filename, archive.read(entry))
+            return {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
         raise IntegrityError(f"{where}: no bundle of code ({' '.join(str(e).split())}); submit the folder again") from e
 

@@ -80,7 +80,7 @@ class Runner:
         """Opened at the first block: what goes wrong then is an answer, and what goes wrong in __init__ is not."""
         recipe = self._recipe
         recipe.mirror.unseal(recipe.folder)
-        predecessor = bundle.load(recipe.folder, augment_like=recipe.spec.task)
+        predecessor = bundle.load(recipe.folder, augment_like=recipe.spec.task, trusted=recipe.spec.trust.code_digests)
         predecessor.network.to("cuda" if self._use_gpu else "cpu")
         samples = tasks.build(recipe.spec.task).samples("train")
         if samples.digest != recipe.data:

@@ -27,7 +27,7 @@ def weights_of(start: Path, network: nn.Module, *, spec: RefreshSpec, task: Task
         DataError, IntegrityError: The bundle is not whole or damaged.
         SpecError: The networks differ in more than their classes.
     """
-    old = bundle.load(start, augment_like=spec.task)
+    old = bundle.load(start, augment_like=spec.task, trusted=spec.trust.code_digests)
     return inherited(
         network.state_dict(), old.network.state_dict(), classes=task.classes, old_classes=old.classes, name=old.name
     )

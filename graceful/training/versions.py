@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graceful import spec, targets
 from graceful.chain import Kept, OldOutputs, Predecessor, label_map
-from graceful.losses.ops.prototypes import prototypes
+from graceful.losses.influence import prototypes
 from graceful.models import bundle
 from graceful.spec import Task as TaskSection
 from graceful.targets.mixture import Member, Mixture
@@ -49,6 +49,7 @@ def opened(
     train: Samples,
     wanted: frozenset[str],
     like: TaskSection,
+    trusted: Collection[str] = (),
     device: torch.device,
     near_chance: Collection[str] = (),
 ) -> Opened:
@@ -61,6 +62,7 @@ def opened(
         train: The training split.
         wanted: What `objective.needs` says.
         like: Task section of the new version, see `bundle.load`.
+        trusted: Digests of recorded code that may run.
         device: Where outputs go.
         near_chance: Names of the predecessors that pull only where they are right.
 
@@ -69,7 +71,7 @@ def opened(
     """
     predecessor = None
     if cached is None or wanted & {"head", "prototypes"}:
-        predecessor = bundle.load(folder, augment_like=like, at_least=Kept.NOTHING)
+        predecessor = bundle.load(folder, augment_like=like, trusted=trusted, at_least=Kept.NOTHING)
         predecessor.network.to(device)
     source: targets.Cache | targets.Live
     if cached is not None:

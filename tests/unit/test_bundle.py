@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import torch
 from torch import nn
 
 from graceful import spec, storage, tasks
-from graceful.chain import Predecessor
+from graceful.chain import Kept, Predecessor
 from graceful.errors import DataError, GracefulError, IntegrityError, NonFiniteError
+from graceful.lineage.serving import _load_pyfunc
 from graceful.models import bundle, weights
+from graceful.tasks import code
 
 SPEC = spec.RefreshSpec(model="digits", name="v1", task=spec.DigitsTask(classes=6))
 
@@ -250,19 +254,75 @@ def _python_version(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_python_task_that_changed_is_loaded_with_a_note(tmp_path: Path) -> None:
     source, folder = _python_version(tmp_path)
-    unchanged: Predecessor = bundle.load(folder)
+    unchanged: Predecessor = bundle.load(folder, trusted=[code.digest(str(source))])
     assert unchanged.notes == ()
     source.write_text(PYTHON_TASK.replace("FACTOR = 1.0", "FACTOR = 2.0"))
-    with pytest.raises(DataError, match="is not the file v1 was saved with"):
-        bundle.load(folder)
-    with pytest.raises(DataError, match="is not the file v1 was saved with"):
-        bundle.load(folder, augment_like=spec.DigitsTask())
+    for like in (None, spec.DigitsTask()):
+        with pytest.raises(DataError, match="is not the file v1 was saved with"):
+            bundle.load(folder, augment_like=like, trusted=[code.digest(str(source))])
     changed = bundle.load(folder, augment_like=spec.PythonTask(file=str(source)))
     assert len(changed.notes) == 1
     assert "own.py changed since" in changed.notes[0]
     assert "may differ" in changed.notes[0]
     assert changed.transform_digest != unchanged.transform_digest
     assert float(changed.transform([[1.0, 1.0, 1.0]], None).max()) == 2.0
+
+
+def _as_folder(source: Path) -> Path:
+    """The same task as a folder that imports a module beside it."""
+    folder = source.parent / "own"
+    folder.mkdir()
+    (folder / "beside.py").write_text(f"{MARK}FACTOR = 1.0\n")
+    (folder / "task.py").write_text(PYTHON_TASK.replace("FACTOR = 1.0", "from beside import FACTOR"))
+    return folder
+
+
+MARK = "import os\nopen(os.environ['MARKER'], 'w').close()\n"
+"""What a file does that must not run."""
+
+
+@pytest.mark.usefixtures("own_modules")
+@pytest.mark.parametrize("as_folder", [False, True], ids=["file", "folder"])
+def test_recorded_code_runs_only_where_its_digest_is_trusted(
+    tmp_path: Path, as_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARKER", str(tmp_path / "ran"))
+    source = tmp_path / "own.py"
+    source.write_text(MARK + PYTHON_TASK)
+    source = _as_folder(source) if as_folder else source
+    refresh = spec.RefreshSpec(model="own", name="v1", task=spec.PythonTask(file=str(source)))
+    network = tasks.build(refresh.task).network(("a", "b"))
+    bundle.save(tmp_path / "v1", network=network, spec=refresh, classes=("a", "b"), embedding_size=2)
+    digest = code.digest(str(source))
+    (tmp_path / "ran").unlink()
+    sys.modules.pop("beside", None)
+    for like in (None, spec.DigitsTask()):
+        for trusted in ((), ["0" * 64]):
+            message = _refusal(tmp_path / "v1", DataError, augment_like=like, trusted=trusted)
+            assert f"v1 cannot be run, its recorded code {source} is not trusted; read that code, then" in message
+            assert f"--trust-code {digest} " in message
+            version = bundle.load(tmp_path / "v1", augment_like=like, trusted=trusted, at_least=Kept.NOTHING)
+            assert (version.kept, version.lost) == (Kept.NOTHING, f"its recorded code {source} is not trusted")
+            with pytest.raises(DataError, match="cannot be run"):
+                version.transform([[1.0, 1.0, 1.0]], None)
+    with monkeypatch.context() as served:
+        served.setenv("GRACEFUL_TRUST_CODE", f"{'0' * 64}, {digest[:63]}")
+        with pytest.raises(DataError, match="GRACEFUL_TRUST_CODE="):
+            _load_pyfunc(str(tmp_path / "v1"))
+    assert not (tmp_path / "ran").exists()
+    loaded = bundle.load(tmp_path / "v1", augment_like=spec.DigitsTask(), trusted=[digest])
+    assert float(loaded.transform([[1.0, 1.0, 1.0]], None).max()) == 1.0
+    assert loaded.transform_digest == version.transform_digest
+    monkeypatch.setenv("GRACEFUL_TRUST_CODE", digest)
+    assert set(_load_pyfunc(str(tmp_path / "v1")).predict([[1.0, 1.0, 1.0]])["classes"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("file", ["gone.py", ".", "/dev/zero", "/" + "x" * 300, "a\0b", "pipe"])
+def test_a_recorded_path_may_be_anything_and_is_not_read(tmp_path: Path, file: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    _, folder = _python_version(tmp_path)
+    _rewrite(folder, task={"kind": "python", "file": str(tmp_path / file), "options": {}})
+    assert "is not here as it was saved; restore that code" in _refusal(folder, DataError)
 
 
 def test_the_file_that_a_registry_names_gives_way_to_the_one_the_user_names(tmp_path: Path) -> None:

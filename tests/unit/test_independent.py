@@ -11,6 +11,7 @@ from graceful.chain import Kept, Predecessor
 from graceful.models import bundle
 from graceful.programs.independent import unconstrained
 from graceful.programs.train import train
+from tests.support import training_task
 from tests.unit.test_program_stages import constant, parse
 
 DISTILLED = {
@@ -35,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def versions(home: Path) -> list[Predecessor]:
-    return [bundle.load(home / "runs" / f"blobs-{name}" / "model") for name in ("v3", "v2", "v1")]
+    return [training_task.opened(home / "runs" / f"blobs-{name}" / "model") for name in ("v3", "v2", "v1")]
 
 
 def test_each_version_gets_the_runs_of_its_own_recipe(home: Path) -> None:

@@ -104,9 +104,9 @@ def test_the_focus_mean_counts_every_cached_view(tmp_path: Path, old: Path) -> N
     assert version.correct_share == pytest.approx(np.mean([hits[known].mean() for hits in right]))
     assert version.known_share == pytest.approx(known.mean())
     (live,) = materials(document, old, None).versions
-    clean = bundle.load(old)(samples.read(np.arange(len(samples)))).logits.argmax(1).numpy()
+    clean = training_task.opened(old)(samples.read(np.arange(len(samples)))).logits.argmax(1).numpy()
     assert live.correct_share == pytest.approx((clean == samples.labels)[known].mean())
-    broken = bundle.load(old)
+    broken = training_task.opened(old)
     next(broken.network.parameters()).fill_(torch.nan)
     nothing = versions._correct_share(targets.Live(predecessor=broken), samples, torch.from_numpy(samples.labels))
     assert nothing == 0.0, "an answer that is not finite is none, not the first class"
@@ -139,7 +139,7 @@ def test_a_cache_that_is_not_that_version_s_is_refused_and_gaps_are_noted(
     monkeypatch.setattr(targets.Cache, "coverage", lambda *_: 0.75)
     (note,) = trained(document, tmp_path, old).notes
     assert note == "v1: its outputs are finite on 75.0% of the training samples"
-    report = evaluate(document, bundle.load(old), [], notes=[note]).report
+    report = evaluate(document, training_task.opened(old), [], notes=[note]).report
     assert report.notes[0] == note
     monkeypatch.setattr(targets.Cache, "check", lambda *_: targets.Agreement(argmax=0.5, mean_kl=1.0, count=10))
     with pytest.raises(IntegrityError, match=r"v1: cached and live outputs agree on 50\.0%"):
@@ -225,7 +225,7 @@ def test_test_ids_in_training_data_are_noted() -> None:
 
 
 def test_a_bundle_knows_the_ids_it_was_trained_on(old: Path) -> None:
-    version = bundle.load(old)
+    version = training_task.opened(old)
     assert version.training_ids is not None
     assert version.training_ids().tolist() == tasks.build(parse("v1").task).samples("train").ids.tolist()
 

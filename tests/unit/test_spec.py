@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from graceful import spec
 from graceful.errors import SpecError
-from graceful.losses.influence import Influence
 
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 
@@ -84,10 +83,12 @@ def test_a_section_with_a_default_kind_may_leave_it_out() -> None:
         ("gate.constraints.0.bound=0.01", lambda s: s.gate.constraints[0].bound == 0.01),
         ("gate.constraints=[]", lambda s: s.gate.constraints == ()),
         ("compatibility.reference.runs=2", lambda s: s.compatibility.reference == spec.Reference(runs=2)),
-        ("compatibility.losses.0={kind: influence}", lambda s: s.compatibility.losses == (Influence(),)),
+        ("compatibility.losses.0={kind: influence}", lambda s: s.compatibility.losses == (spec.Influence(),)),
         ("compatibility.against=[v1, v2]", lambda s: s.compatibility.against == ("v1", "v2")),
         ("train.use_gpu=null", lambda s: s.train.use_gpu is None),
         ("description=a=b", lambda s: s.description == "a=b"),
+        ("trust.code_digests.+='" + "1" * 64 + "'", lambda s: s.trust.code_digests == ("1" * 64,)),
+        ("gate.constraints.+={metric: negative_flip_rate, bound: 0.1}", lambda s: len(s.gate.constraints) == 2),
         ("home=/tmp/x", lambda s: s.home == "/tmp/x"),
     ],
 )
@@ -135,6 +136,7 @@ def test_the_digest_ignores_where_it_runs_and_how_often_it_may_be_tried() -> Non
         "registry": {"uri": "http://y"},
         "description": "z",
         "train": {"timeout": 9, "max_failures": 0},
+        "trust": {"code_digests": ["ab" * 32]},
     }
     assert spec.parse({**MINIMAL, **moved}).digest() == plain
 
@@ -151,6 +153,7 @@ def test_keys_that_were_added_later_leave_the_digests_of_earlier_specs_alone() -
     assert "start" not in earlier.dump()["train"]
     assert "interpolation" not in earlier.dump()["compatibility"]
     assert "interpolation" not in earlier.dump()["tune"]["space"]
+    assert "trust" not in earlier.dump()
     later = spec.parse({**earlier.dump(), "train": {"start": "latest"}})
     mixed = spec.parse({**later.dump(), "compatibility": {"interpolation": 0.3}})
     assert len({earlier.digest(), later.digest(), mixed.digest()}) == 3
@@ -175,6 +178,11 @@ def test_weights_are_mixed_with_those_they_started_from_alone(change: dict[str, 
     assert caught.value.message.startswith(message)
     if "must be random" not in message and "got 1" not in message:
         assert caught.value.message.endswith("train.start: random; leave it out, or write train.start: latest")
+
+
+def test_a_digest_that_is_none_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"trust\.code_digests in spec: must be SHA-256 of code, 64 digits .* got 'XY'"):
+        spec.parse({**MINIMAL, "trust": {"code_digests": ["ab" * 32, "XY"]}})
 
 
 def test_a_document_is_left_as_it_is() -> None:

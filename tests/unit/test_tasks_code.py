@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
+import marshal
 import os
 import random
 import stat
+import struct
 import sys
 import textwrap
 import zipfile
@@ -204,6 +207,100 @@ def test_the_digest_of_a_bundle_is_its_name_without_a_look_at_it() -> None:
     uri = code.address("s3://b/team/", "ab" * 32)
     assert uri == f"s3://b/team/code/{'ab' * 32}.zip"
     assert python_task.source_digest(PythonTask(file=uri)) == "ab" * 32
+
+
+# Verified code.
+
+
+def planted(marker: Path) -> str:
+    """A module that leaves a mark and looks like both of those it would stand for."""
+    rest = "CLASSES = ('x', 'y')\ndef samples(split):\n    raise KeyError('planted')\n"
+    return f"open({str(marker)!r}, 'w').close()\n{rest}"
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PythonTask, Path]:
+    """A bundle that was fetched before, and its folder; nothing answers where it came from."""
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    packed = code.pack(folder(tmp_path / "t"))
+    digest = hashlib.sha256(packed).hexdigest()
+    target = tmp_path / "home" / "code" / digest
+    code.unpack(packed, target, where="x.zip")
+    monkeypatch.setattr(code.storage, "list_objects", lambda uri: iter(()))
+    return PythonTask(file=code.address("s3://b", digest)), target
+
+
+def test_an_unpacked_bundle_is_run_without_a_look_at_the_bucket(unpacked: tuple[PythonTask, Path]) -> None:
+    section, target = unpacked
+    task = tasks.build(section)
+    assert task.classes == ("a", "b")
+    with pytest.raises(KeyError, match="query is late"):
+        task.samples("query")
+    assert str(target) not in sys.path
+
+
+def test_a_bundle_that_was_changed_after_it_was_unpacked_is_not_run(
+    unpacked: tuple[PythonTask, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section, target = unpacked
+    before = (target / "shapes.py").read_text()
+    packed = code.pack(target)
+    monkeypatch.setattr(code, "_download", lambda uri, wanted: packed)
+    for name, text in (
+        ("shapes.py", planted(tmp_path / "ran")),
+        ("numpyx.py", ""),
+        ("task.py", planted(tmp_path / "ran")),
+    ):
+        former = (target / name).read_text() if (target / name).exists() else None
+        (target / name).write_text(text)
+        with pytest.raises(IntegrityError, match=r"is not what was unpacked there from s3://b/code/.*; delete it"):
+            tasks.build(section)
+        (target / name).unlink() if former is None else (target / name).write_text(former)
+    assert (target / "shapes.py").read_text() == before
+    assert tasks.build(section).classes == ("a", "b")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_put_beside_verified_code_is_never_imported(unpacked: tuple[PythonTask, Path], tmp_path: Path) -> None:
+    """Bytecode does not count for the digest, and a module may be imported long after the digest was checked."""
+    section, target = unpacked
+    source = target / "shapes.py"
+    bytecode = Path(importlib.util.cache_from_source(str(source)))
+    bytecode.parent.mkdir()
+    compiled = compile(planted(tmp_path / "ran"), str(source), "exec")
+    stamp = source.stat()
+    header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, int(stamp.st_mtime), stamp.st_size)
+    bytecode.write_bytes(header + marshal.dumps(compiled))
+    task = tasks.build(section)
+    assert task.classes == ("a", "b")
+    (target / "late.py").write_text(planted(tmp_path / "ran"))
+    with pytest.raises(KeyError, match="query is late"):
+        task.samples("query")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_packages_and_folders_of_verified_code_are_imported_as_from_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports = "import json\nfrom deep import CLASSES\nfrom plain.inner import CLASSES as again\n"
+    files = {
+        "task.py": FILES["task.py"].replace("\nfrom shapes import CLASSES\n", imports),
+        "deep/__init__.py": "from deep.names import CLASSES\nfrom . import names\n",
+        "deep/names.py": "CLASSES = ('a', 'b')\n",
+        "plain/inner.py": "from pathlib import Path\nCLASSES = Path(__file__).with_name('x.csv').read_text()\n",
+        "plain/x.csv": "x",
+        "json/data.py": "",
+        "numpy/linalg.py": "",
+    }
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    packed = code.pack(folder(tmp_path / "t", files))
+    monkeypatch.setattr(code, "_download", lambda uri, wanted: packed)
+    section = PythonTask(file=code.address("s3://b", hashlib.sha256(packed).hexdigest()))
+    assert tasks.build(section).classes == ("a", "b")
+    import json
+
+    assert json.loads("[]") == []
+    assert sys.modules["numpy.linalg"].__file__ != str(tmp_path)
 
 
 # Importing.

@@ -198,7 +198,7 @@ def fed(duals: Duals, flips: list[int], errors: int, *, validation: float) -> bo
 def test_counts_of_two_ranks_move_like_those_of_one(tmp_path: Path, chain: Any) -> None:
     wanted = job(parse(), tmp_path, chain, tmp_path)
     task = tasks.build(wanted.spec.task)
-    samples, network = task.samples("constraint"), bundle.load(chain[1])
+    samples, network = task.samples("constraint"), training_task.opened(chain[1])
     assert wanted.contract is not None
     duals = Duals(wanted.contract, wanted.spec.compatibility.weighting, samples)  # type: ignore[arg-type]
 
@@ -267,7 +267,7 @@ def test_budgets_are_measured_against_an_unconstrained_run_of_the_same_recipe(tm
 
 def test_the_pace_is_the_mean_over_runs_and_absent_without_errors(chain: Any) -> None:
     document = parse()
-    task, version = tasks.build(document.task), bundle.load(chain[0])
+    task, version = tasks.build(document.task), training_task.opened(chain[0])
     rule = spec.Adaptive(infeasible="skip")
     runs = [Unconstrained(version=version, errors=errors) for errors in ((0.4, 0.2), (0.1, 0.2))]
     assert contract(rule, ask(task, [version], batch_size=64), references=runs).pace == (1.25, 1.0)
@@ -277,7 +277,7 @@ def test_the_pace_is_the_mean_over_runs_and_absent_without_errors(chain: Any) ->
 
 def test_predecessors_near_chance_are_told_apart_on_the_constraint_split(chain: Any) -> None:
     document = parse()
-    versions = [bundle.load(folder) for folder in chain]
+    versions = [training_task.opened(folder) for folder in chain]
     found = near_chance(ask(tasks.build(document.task), versions, batch_size=64), factor=2.0)
     (sentence,) = found.values()
     assert list(found) == ["v0"]

@@ -13,7 +13,6 @@ import numpy as np
 
 from graceful import errors, redact
 from graceful.errors import GracefulError, InfrastructureError
-from graceful.losses.search import Point
 from graceful.models import bundle
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
@@ -21,7 +20,7 @@ from graceful.programs.tuning.fits import Work
 from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, score
 from graceful.programs.tuning.splits import Part, numbered, part
 from graceful.programs.tuning.verify import genuine_pairs
-from graceful.spec import RefreshSpec, Registry, Tune
+from graceful.spec import RefreshSpec, Tune
 from graceful.tasks.base import Task
 
 RAISED = "raised"
@@ -59,7 +58,7 @@ class Bench:
 
     def work(
         self,
-        point: Point | None,
+        point: space.Point | None,
         *,
         seed: int,
         on: Part,
@@ -69,7 +68,7 @@ class Bench:
         """A fit of a point (None: without constraints), or of a shared reference run; measured with shares too."""
         train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
         chosen = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
-        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, "registry": Registry(), **chosen})
+        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, **chosen})
         return Work(
             folder=str(self.folder),
             home=str(self.home),
@@ -102,7 +101,7 @@ class Bench:
         pairs = genuine_pairs(names)[0] if self.tune.far is not None else None
         chain = []
         for folder in self.ancestors:
-            version = bundle.load(folder, augment_like=self.spec.task)
+            version = bundle.load(folder, augment_like=self.spec.task, trusted=self.spec.trust.code_digests)
             right = fits.answered_right(version, samples, self.spec, self.task)
             known = np.isin(names, version.classes) if pairs is None else np.ones(len(right), dtype=np.bool_)
             chain.append(Old(name=version.name, right=right, known=known))

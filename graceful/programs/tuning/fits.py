@@ -196,7 +196,7 @@ def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | 
     elif not (folder / "arch.json").exists():
         owed = spec.compatibility.model_copy(update={INTERPOLATION: 0.0})
         unmixed = spec.model_copy(update={"compatibility": owed})
-        train(unmixed, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task, checked=True)
+        train(unmixed, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task)
     for share in work.shares:
         other, started = work.at(share), time.monotonic()
         retrieval = _measured(other, folder, spec, task)
@@ -207,14 +207,16 @@ def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | 
 def _measured(work: Work, folder: Path, spec: RefreshSpec, task: Task) -> float | None:
     """Ask a trained bundle, with the work's share of the predecessor's weights; returns its retrieval."""
     latest = Path(work.ancestors[0]) if work.ancestors else None
-    new = bundle.load(folder, augment_like=spec.task)
+    new = bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests)
     if work.share and latest is not None:
         mix(new.network, latest, work.share, spec=spec, task=task)
     samples = part(task, spec, work.part)
     _write_right(work, answered_right(new, samples, spec, task))
     if spec.tune is None or spec.tune.objectives != "front" or latest is None:
         return None
-    return _cross_test(new, bundle.load(latest, augment_like=spec.task), samples, spec, task)
+    return _cross_test(
+        new, bundle.load(latest, augment_like=spec.task, trusted=spec.trust.code_digests), samples, spec, task
+    )
 
 
 def _write_right(work: Work, who: NDArray[np.bool_]) -> None:

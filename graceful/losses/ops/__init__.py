@@ -1,1 +1,0 @@
-"""Tensor operations that several losses share: distances, alignment, label spaces, weights, means. Run in workers."""

@@ -30,8 +30,12 @@ def _written(error: BaseException, arguments: list[str]) -> str:
     try:
         folder = home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())
         handle, path = tempfile.mkstemp(prefix="graceful-crash-", suffix=".log", dir=folder)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError:
+            os.unlink(path)
+            raise
     except OSError as e:
         return f"its traceback cannot be kept: {e.strerror}"
     return f"traceback in {Path(path).resolve()}"

@@ -26,6 +26,24 @@ from typing import ClassVar
 
 from graceful import redact
 
+LONGEST_LINE = 2000
+"""Characters of a message; of a longer one the middle is left out."""
+LEFT_OUT = " [...] "
+
+
+def one_line(text: object) -> str:
+    """Return a text as one printable line: white space is folded, control characters are written as escapes."""
+    folded = " ".join(str(text).split())
+    shown = folded if folded.isprintable() else "".join(map(_printable, folded))
+    if len(shown) <= LONGEST_LINE:
+        return shown
+    half = LONGEST_LINE // 2 - len(LEFT_OUT)
+    return f"{shown[:half]}{LEFT_OUT}{shown[-half:]}"
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
 
 class GracefulError(Exception):
     """Base of the tree: one line for people, `facts` for programs.
@@ -38,7 +56,7 @@ class GracefulError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, facts: dict[str, object] | None = None) -> None:
-        self.message = redact.message(message)
+        self.message = one_line(redact.message(message))
         super().__init__(self.message)
         self.facts: dict[str, object] = dict(facts or {})
 

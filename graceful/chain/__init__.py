@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graceful.constraints import ALL, LATEST
 from graceful.errors import DataError, SpecError
-from graceful.models.base import Outputs
+from graceful.models.base import Outputs, outputs_of
 
 
 class OldOutputs(NamedTuple):
@@ -104,8 +104,8 @@ class Predecessor:
         device = next(self.network.parameters()).device
         inputs = self.transform(items, views).to(device)
         with torch.autocast(device.type, enabled=False):
-            embedding = self.network.embed(inputs)  # type: ignore[operator]
-            return Outputs(embedding.float(), self.network.classify(embedding).float())  # type: ignore[operator]
+            outputs = outputs_of(self.network, inputs)
+        return Outputs(outputs.embedding.float(), outputs.logits.float())
 
 
 def freeze(network: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from graceful.losses.alignment import normalise
+from graceful.losses.ops.alignment import normalise
 
 Form = Literal["kl", "lm", "embedding"]
 
@@ -97,16 +97,3 @@ class Mixer:
             Merged(target.masked_fill(silent[:, None], 0.0), self._weight),
             conflict.clamp(min=0.0).masked_fill(silent, 0.0),
         )
-
-
-def regression_to_mean(direction: Tensor, target: Tensor) -> Tensor:
-    """`1 - f . fbar`, the merged embedding regression.
-
-    Args:
-        direction: [B, d] new embeddings of unit length (or zeros).
-        target: [B, d] mean direction, constant.
-
-    Returns:
-        [B] in [0, 2].
-    """
-    return 1.0 - (direction * target.to(direction).detach()).sum(-1)

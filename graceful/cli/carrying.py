@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from graceful import addresses
 from graceful.cli import bucket
 from graceful.cli import output as out
 from graceful.errors import SpecError
@@ -45,7 +46,7 @@ def code_of(resolved: RefreshSpec, chosen: profile.Profile | None) -> Code:
         SpecError: It cannot be read or packed, or cannot travel to that place.
     """
     file = getattr(resolved.task, "file", None)
-    if file is None or "://" in file:
+    if file is None or addresses.is_remote(file):
         return Code()
     problem = "is a folder"
     if not Path(file).is_dir():

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from graceful import __version__
+from graceful import __version__, addresses
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.cli.checks import Check, State, fail, probe
@@ -114,8 +114,10 @@ PROBES: Mapping[str, str] = {
 def storage(home: Path) -> Check:
     """The bucket in which runs are kept: written, read and cleaned."""
     uri = os.environ["GRACEFUL_STORAGE"]
-    if not uri.startswith("s3://"):
-        return fail("storage", f"GRACEFUL_STORAGE={uri}", "write s3://bucket/prefix, or unset it")
+    try:
+        uri = addresses.normalised(uri)
+    except ValueError as e:
+        return fail("storage", f"GRACEFUL_STORAGE={uri}: {e}", "write s3://bucket/prefix, or unset it")
     return probe("storage", uri, home=home, remedy="check GRACEFUL_STORAGE, the bucket and the AWS_ variables")
 
 

@@ -46,7 +46,7 @@ class _Refresh:
     output: str = "table"
     quiet: bool = False
 
-    def __call__(self, entry: Entry, firing: str) -> scheduler.Ended:
+    def __call__(self, entry: Entry, firing: str, lock: int) -> scheduler.Ended:
         resolved = spec.parse({**entry.document, "name": firing}, where=f"schedule {entry.name}")
         flags = ["--output", self.output, *(["--quiet"] if self.quiet else [])]
         with tempfile.TemporaryDirectory() as scratch:
@@ -57,7 +57,7 @@ class _Refresh:
                 env={**programs.environment(os.environ, home=self.home), outcome.FILE: str(told)},
                 document=json.dumps(resolved.dump()),
             )
-            code = foreground.run(job, deferred=True, interrupt_wins=True)
+            code = foreground.run(job, deferred=True, interrupt_wins=True, inherited=(lock,))
             lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
         said = outcome.last(lines)
         message = "" if said is None else said.message

@@ -24,9 +24,10 @@ def document(value: Any, output: str) -> None:
     if output == "json":
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
     else:
-        import yaml
+        from graceful import documents
 
-        sys.stdout.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120))
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        sys.stdout.write(documents.dump(value, allow_unicode=unicode))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:

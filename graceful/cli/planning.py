@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from graceful import __version__, redact
+from graceful import __version__, addresses, redact
 from graceful.cli import carrying, places, programs
 from graceful.cli import output as out
 from graceful.errors import SpecError
@@ -21,7 +21,7 @@ from graceful.launch import backend, plan, profile, rayrequest
 from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
 from graceful.launch.job import FILES, JobSpec, Resources
 from graceful.launch.resources import cores, written
-from graceful.spec import RefreshSpec, Tune
+from graceful.spec import RefreshSpec, Tune, credentials
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -116,6 +116,7 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
         env = programs.environment({**os.environ, **chosen.env})
     else:
         document["home"] = None
+        credentials.refuse_travelling(resolved, to=f"{_readers(chosen)} see it", variable=_variable(chosen))
     if files:
         folder = rayrequest.FILES if isinstance(chosen, profile.RayJobs) else FILES
         document["task"] = {**document["task"], "file": f"{folder}/{TASK_FILE}"}
@@ -133,6 +134,16 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
         resources=Resources(gpu=1 if resolved.train.use_gpu else None),
         labels=facts,
     )
+
+
+def _readers(chosen: profile.Profile | None) -> str:
+    return "all who may open the dashboard" if isinstance(chosen, profile.RayJobs) else "all who may read ConfigMaps"
+
+
+def _variable(chosen: profile.Profile | None) -> str:
+    if isinstance(chosen, profile.RayJobs):
+        return "as a variable of the cluster's nodes"
+    return "in a Secret that env_from_secrets of the profile names"
 
 
 def _facts(resolved: RefreshSpec, content: str) -> dict[str, str]:
@@ -173,7 +184,7 @@ def _regrets(resolved: RefreshSpec, chosen: profile.Profile) -> tuple[Finding, .
         return ()
     found: list[tuple[str, str, str, str]] = []
     root = getattr(resolved.task, "root", None)
-    if root is not None and "://" not in root:
+    if root is not None and not addresses.is_remote(root):
         missing = f"{root} is a path of this machine; pods have it only if the image or a volume does"
         found.append(("local-path", "task.root", missing, "use s3://bucket/prefix, or a path under storage.path"))
     if chosen.mlflow.uri is None and resolved.registry.uri is None:
@@ -190,7 +201,7 @@ def present(planned: Plan, output: str) -> None:
     if output == "yaml":
         sys.stdout.write(plan.as_yaml(*planned.documents))
         for finding in planned.findings:
-            out.talk(f"{finding.severity}: {finding.line()}")
+            out.talk(redact.shown(f"{finding.severity}: {finding.line()}"))
     elif output == "json":
         out.document(document(planned), "json")
     else:

@@ -77,7 +77,7 @@ def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: i
 
 def preview(resolved: RefreshSpec, output: str) -> int:
     """Print the resolved spec on stdout and, for people, the steps on stderr."""
-    out.document(resolved.dump(), "yaml" if output == "table" else output)
+    out.document(resolved.recorded(), "yaml" if output == "table" else output)
     for number, step in enumerate(steps(resolved), start=1):
         out.talk(f"{number} {step}")
     return 0

@@ -12,8 +12,9 @@ from graceful.cli import places
 from graceful.errors import SpecError
 from graceful.launch import profile
 from graceful.launch import schedule as cluster
+from graceful.launch.history import Event
 from graceful.launch.kube import Kube
-from graceful.launch.timetable import LATE, Event, Timetable
+from graceful.launch.timetable import LATE, Timetable
 
 COLUMNS = ("schedule", "cron", "zone", "next", "last", "outcome", "state")
 POLICIES = {"missed_after_seconds": int(LATE.total_seconds())}

@@ -1,8 +1,9 @@
 """When a schedule fires: five fields of cron and a time zone, read as Kubernetes reads them. Pure functions. Client.
 
 Minute, hour, day of month, month, day of week (0 is Sunday); lists, ranges, steps, English names, and @daily and its
-like. Where both kinds of day are given, either will do. A time that the change to summer time leaves out does not
-fire; one that the change back repeats fires twice.
+like. Where both kinds of day are given, either will do. A schedule fires at every minute at which the clocks of its
+zone show what the fields allow, as robfig/cron does, on which Kubernetes' CronJobs rest: a time that the change to
+summer time leaves out does not fire on that day, and one that the change back repeats fires twice.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import difflib
 import zoneinfo
 from calendar import monthrange
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Any
+from itertools import islice, takewhile
 
 from graceful.errors import SpecError
 
@@ -29,6 +30,8 @@ MACROS = {
 _WEEK = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _YEAR = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _LEAP = 2028
+_YEARS = 12
+"""Two leap days are at most eight years apart."""
 
 
 @dataclass(frozen=True)
@@ -65,42 +68,41 @@ class Cron:
     either_day: bool
 
     def after(self, moment: datetime) -> datetime:
-        """The first firing later than a moment, in UTC."""
-        found = moment
-        while True:
-            found = self._next(found.astimezone(UTC) + timedelta(microseconds=1))
-            if self._exists(found):
-                return found
+        """Return the first firing later than a moment, in UTC."""
+        for firing in self._firings(moment):
+            return firing
+        raise SpecError(f"cron {self.text!r}: does not fire within {_YEARS} years; choose other days")
 
     def between(self, start: datetime, end: datetime, *, most: int = 1000) -> tuple[datetime, ...]:
-        """Firings later than `start` and not later than `end`, in UTC; the first `most` of them."""
-        found: list[datetime] = []
-        moment = self.after(start)
-        while moment <= end and len(found) < most:
-            found.append(moment)
-            moment = self.after(moment)
-        return tuple(found)
+        """Return the firings later than `start` and not later than `end`, in UTC; the first `most` of them."""
+        return tuple(islice(takewhile(lambda firing: firing <= end, self._firings(start)), most))
 
-    @cached_property
-    def trigger(self) -> Any:
-        """As APScheduler takes it: its own reading of cron differs (0 is Monday, days must both match)."""
-        from apscheduler.triggers.combining import OrTrigger
-        from apscheduler.triggers.cron import CronTrigger
+    def _firings(self, moment: datetime) -> Iterator[datetime]:
+        """Yield every later minute at which the clocks of the zone show what the fields allow.
 
-        minute, hour, day, month = (",".join(map(str, allowed)) for allowed in self.values[:4])
-        days = {"day": day, "day_of_week": ",".join(_WEEK[number] for number in self.values[4])}
-        every = {"minute": minute, "hour": hour, "month": month, "timezone": self.zone}
-        if self.either_day:
-            return OrTrigger([CronTrigger(**every, **{name: allowed}) for name, allowed in days.items()])
-        return CronTrigger(**every, **days)
+        Time that cannot match is passed over at once, but only where the clocks do not change meanwhile.
+        """
+        minute = moment.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
+        last_year = minute.year + _YEARS
+        while minute.year <= last_year:
+            clock = minute.astimezone(self.zone)
+            minutes = self._minutes_to_pass(clock)
+            if minutes == 0:
+                yield minute
+            later = minute + timedelta(minutes=max(1, minutes))
+            if later.astimezone(self.zone).utcoffset() != clock.utcoffset():
+                later = minute + timedelta(minutes=1)
+            minute = later
 
-    def _next(self, moment: datetime) -> datetime:
-        found: datetime = self.trigger.get_next_fire_time(None, moment)
-        return found.astimezone(UTC)
-
-    def _exists(self, moment: datetime) -> bool:
-        local = moment.astimezone(self.zone)
-        return local.hour in self.values[1] and local.minute in self.values[0]
+    def _minutes_to_pass(self, clock: datetime) -> int:
+        """Return 0 if the fields match a local time, else the minutes up to the next local time that may match."""
+        minutes, hours, days, months, weekdays = self.values
+        matches = (clock.day in days, clock.isoweekday() % 7 in weekdays)
+        if clock.month not in months or not (any(matches) if self.either_day else all(matches)):
+            return 24 * 60 - clock.hour * 60 - clock.minute
+        if clock.hour not in hours:
+            return 60 - clock.minute
+        return next((minute for minute in minutes if minute >= clock.minute), 60) - clock.minute
 
 
 def read(text: str, zone: str) -> Cron:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
-
+from graceful import documents
 from graceful.errors import SpecError
 from graceful.launch import harden, manifests, names
 from graceful.launch.backend import Document
@@ -174,4 +173,4 @@ def _labels(name: str) -> dict[str, str]:
 
 
 def _yaml(document: Any) -> str:
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
+    return documents.dump(document)

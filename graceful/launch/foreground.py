@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -24,7 +24,7 @@ FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signa
 DEFERRED = frozenset({signal.SIGINT, signal.SIGTERM})
 
 
-def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False) -> int:
+def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False, inherited: Sequence[int] = ()) -> int:
     """Start the job, pass SIGINT, SIGTERM and SIGHUP on to it, wait for its end.
 
     Args:
@@ -33,6 +33,7 @@ def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False) -
             interrupt during its imports waits until then.
         interrupt_wins: An interrupt is reported even if the program still came to a verdict, for callers that would go
             on to the next job.
+        inherited: File descriptors that stay open in the program: locks that must not fall when this process is killed.
 
     Returns:
         Its exit code; 130 if it was interrupted, unless it still came to a verdict (0 or 3).
@@ -42,7 +43,7 @@ def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False) -
     """
     relay = _Relay()
     with relay.listening():
-        relay.child = _start(job, blocked=DEFERRED if deferred else frozenset())
+        relay.child = _start(job, blocked=DEFERRED if deferred else frozenset(), inherited=inherited)
         if relay.interrupts:  # arrived while the child was starting
             relay.child.terminate()
         with contextlib.suppress(BrokenPipeError):  # it ended before it read everything: its exit code tells why
@@ -53,7 +54,7 @@ def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False) -
     return _exit_code(job, code, interrupted=relay.interrupts > 0, interrupt_wins=interrupt_wins)
 
 
-def _start(job: JobSpec, *, blocked: frozenset[signal.Signals]) -> subprocess.Popen[str]:
+def _start(job: JobSpec, *, blocked: frozenset[signal.Signals], inherited: Sequence[int]) -> subprocess.Popen[str]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         return subprocess.Popen(
@@ -63,6 +64,7 @@ def _start(job: JobSpec, *, blocked: frozenset[signal.Signals]) -> subprocess.Po
             text=True,
             encoding="utf-8",
             process_group=0,
+            pass_fds=inherited,
         )
     except OSError as e:
         raise InfrastructureError(f"{job.name}: cannot start {job.command[0]} ({e.strerror}); check the path") from e

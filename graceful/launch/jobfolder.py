@@ -11,17 +11,23 @@ HOME/jobs/NAME/job.json     what was submitted; never changed
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from graceful.errors import StorageError
+from graceful.files import replacing
 
 LOG = "log"
+END = 128 * 1024
+"""Bytes at the end of a log among which a program's last words are sought."""
+PIECE = 1024 * 1024
+"""Bytes of a log that are in memory at once; a longer line is given in pieces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +82,13 @@ class JobFolder:
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Once, before the folder has its name."""
-        with (self.path / "job.json").open("w", encoding="utf-8") as file:
-            file.write(json.dumps(job, indent=1))
+        self.write_private(self.path / "job.json", json.dumps(job, indent=1))
+
+    @staticmethod
+    def write_private(path: Path, text: str) -> None:
+        """Make a file that only its owner may read: specs and variables may hold secrets."""
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
@@ -92,12 +103,8 @@ class JobFolder:
 
     def write_state(self, state: State) -> None:
         """Replace it, whole or not at all."""
-        new = self.path / "state.json.new"
-        with new.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(state)))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path / "state.json")
+        with replacing(self.path / "state.json") as file:
+            file.write(json.dumps(asdict(state)).encode())
 
     def _read(self, name: str) -> Mapping[str, Any]:
         try:
@@ -108,14 +115,21 @@ class JobFolder:
             raise StorageError(f"{self.path / name}: not a JSON object; delete {self.path} to submit the job again")
         return found
 
-    def text(self, offset: int = 0) -> str:
-        """The log after so many bytes."""
+    def end(self, offset: int = 0) -> str:
+        """Return the end of the log, at most `END` bytes of it and none of those before an offset."""
         try:
             with self.log.open("rb") as log:
-                log.seek(offset)
-                return log.read().decode("utf-8", errors="replace")
+                log.seek(max(offset, log.seek(0, os.SEEK_END) - END))
+                return log.read(END).decode("utf-8", errors="replace")
         except FileNotFoundError:
             return ""
+
+    def pieces(self, offset: int) -> Iterator[bytes]:
+        """Yield what the log holds after an offset, in pieces of at most `PIECE` bytes."""
+        with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
+            log.seek(offset)
+            while piece := log.read(PIECE):
+                yield piece
 
     def acquire(self) -> int | None:
         """The lock as a file descriptor to be given to a supervisor; None: somebody holds it, so the job is alive."""

@@ -24,7 +24,7 @@ from graceful.errors import InfrastructureError, SpecError, StorageError
 from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
 from graceful.launch.job import JobSpec
-from graceful.launch.jobfolder import JobFolder
+from graceful.launch.jobfolder import PIECE, JobFolder
 from graceful.launch.patience import Patience
 
 if TYPE_CHECKING:
@@ -85,8 +85,12 @@ class LocalBackend:
         try:
             folder.path.parent.mkdir(parents=True, exist_ok=True)
             new = JobFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=folder.path.parent)))
-            self._write(new, job, folder)
-            held = new.acquire()
+            try:
+                self._write(new, job, folder)
+                held = new.acquire()
+            except OSError:
+                shutil.rmtree(new.path)
+                raise
             assert held is not None
             try:
                 new.path.rename(folder.path)
@@ -180,7 +184,7 @@ class LocalBackend:
     def _write(self, new: JobFolder, job: JobSpec, folder: JobFolder) -> None:
         new.document.parent.mkdir()
         for name, text in {new.document.name: job.document or "", **job.files}.items():
-            (new.document.parent / name).write_text(text, encoding="utf-8")
+            new.write_private(new.document.parent / name, text)
         new.write_job(
             {
                 "run_id": job.run_id,
@@ -198,7 +202,7 @@ class LocalBackend:
         alive, job, state = folder.alive(), folder.job(), folder.state()
         ending: ended.Ending | None = None
         if state.exit_code is not None:
-            ending = ended.read(state.exit_code, folder.text(state.offset))
+            ending = ended.read(state.exit_code, folder.end(state.offset))
             if folder.stopped.exists() and ending.phase is not Phase.SUCCEEDED:
                 ending = ended.STOPPED
         elif not alive:
@@ -217,11 +221,11 @@ class LocalBackend:
         offset, kept = 0, b""
         while True:
             over = not follow or self._status(folder).phase.terminal
-            with contextlib.suppress(FileNotFoundError), folder.log.open("rb") as log:
-                log.seek(offset)
-                read = log.read()
-                offset += len(read)
-                *whole, kept = (kept + read).split(b"\n")
+            for piece in folder.pieces(offset):
+                offset += len(piece)
+                *whole, kept = (kept + piece).split(b"\n")
+                if len(kept) > PIECE:
+                    whole, kept = [*whole, kept], b""
                 yield from (line.decode("utf-8", errors="replace") for line in whole)
             if over:
                 yield from [kept.decode("utf-8", errors="replace")] if kept else []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from graceful import redact
+from graceful.documents import quoting
 from graceful.launch import names
 from graceful.launch.backend import Change, Difference, Document, Part
 from graceful.launch.resources import GIB, demand
@@ -89,6 +90,7 @@ def _text(dumper: Any, text: str) -> Any:
 
 
 _Plain.add_representer(str, _text)
+quoting(_Plain)
 
 
 def _ours(document: Document) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from graceful import addresses, documents
 from graceful.errors import SpecError
 from graceful.launch.resources import quantity
 
@@ -74,7 +74,7 @@ class Machine(_Section):
 class Storage(_Section):
     """Where runs, checkpoints and caches are kept: in a bucket or on a volume; with neither they die with the pods."""
 
-    uri: Annotated[str, Field(pattern=r"^s3://[^/]+(/.*)?$")] | None = None
+    uri: Annotated[str, AfterValidator(addresses.in_document)] | None = None
     """s3://bucket/prefix that every pod reads and writes; becomes GRACEFUL_STORAGE. Folders with a task
     travel through it. Needs an MLflow server."""
     claim: Name | None = None
@@ -214,11 +214,9 @@ def load(name: str, *, folder: Path | None = None) -> Profile:
         return Local(kind="local")
     path = Path(name) if name.endswith((".yaml", ".yml")) else (folder or FOLDER) / f"{name}.yaml"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = documents.read(path, where=f"--on {name}: {path}")
     except FileNotFoundError as e:
         raise SpecError(f"--on {name}: no profile {path}{_others(name, path.parent)}") from e
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise SpecError(f"--on {name}: {path} cannot be read ({' '.join(str(e).split())})") from e
     return parse(document, where=str(path))
 
 

@@ -1,6 +1,6 @@
 """The scheduler of one machine: wakes when something is due, runs one firing at a time. Runs in the foreground.
 
-APScheduler rings, `timetable.due` decides: an alarm merely wakes the main thread, which looks at files and clock. So a
+`timetable.due` decides what runs. Files and clock are looked at every few seconds and when the next firing is due. So a
 schedule that is changed, paused or deleted by another command counts within seconds, and nothing is kept in memory that
 a restart would miss. Firings run in the main thread, because that is where signals arrive.
 """
@@ -8,16 +8,17 @@ a restart would miss. Firings run in the main thread, because that is where sign
 from __future__ import annotations
 
 import contextlib
-import logging
-import queue
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from graceful.errors import GracefulError, SpecError
+from graceful.launch import history
 from graceful.launch.cronjob import firing_name
-from graceful.launch.timetable import Due, Entry, Event, Timetable, due, unseen
+from graceful.launch.history import Event
+from graceful.launch.timetable import Due, Entry, Timetable, due, unseen
 
 POLL_SECONDS = 5.0
 """After so long the files are looked at again."""
@@ -39,8 +40,8 @@ class Ended:
     reason: str = ""
 
 
-Start = Callable[[Entry, str], Ended]
-"""Runs the refresh of a schedule under the name of a firing, and waits for it."""
+Start = Callable[[Entry, str, int], Ended]
+"""Runs the refresh of a schedule under the name of a firing, which inherits the firing's lock, and waits for it."""
 
 
 def _now() -> datetime:
@@ -62,8 +63,8 @@ class Scheduler:
     start: Start
     say: Callable[[str], None]
     now: Callable[[], datetime] = _now
-    running: str | None = None
-    _wakes: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    _elsewhere: set[str] = field(default_factory=set)
+    """Schedules of which a firing ran at the last look that this scheduler did not start."""
 
     def run(self, *, ready: Callable[[], None] = lambda: None) -> int:
         """Work until Ctrl-C.
@@ -78,18 +79,17 @@ class Scheduler:
             SpecError: Another scheduler works on this home.
             StorageError: A file cannot be read or written.
         """
-        with self.timetable.working(), _clock() as clock:
-            known: tuple[Entry, ...] | None = None
-            with contextlib.suppress(KeyboardInterrupt):
-                ready()
-                while self.look() != EXIT_INTERRUPTED:
-                    entries = self.timetable.entries()
-                    if entries != known:
-                        known = entries
-                        self._set(clock, entries)
-                    with contextlib.suppress(queue.Empty):
-                        self._wakes.get(timeout=POLL_SECONDS)
+        with self.timetable.working(), contextlib.suppress(KeyboardInterrupt):
+            ready()
+            while self.look() != EXIT_INTERRUPTED:
+                time.sleep(self._seconds_to_next())
         return EXIT_INTERRUPTED
+
+    def _seconds_to_next(self) -> float:
+        """Return the seconds until a firing is due, at most those until the files are looked at again."""
+        now = self.now()
+        next_firings = [entry.times().after(now) for entry in self.timetable.entries() if not entry.paused]
+        return min([POLL_SECONDS, *((moment - now).total_seconds() for moment in next_firings)])
 
     def look(self) -> int | None:
         """Run everything that is due now, one after the other.
@@ -98,35 +98,41 @@ class Scheduler:
             130 if a firing was interrupted, so that nothing else may start; else None.
         """
         for entry in self.timetable.entries():
-            asked = due(entry, self.timetable.history(), self.now())
-            self._report(entry, asked)
-            if self._runs_elsewhere(entry, asked.run):
+            if self.timetable.is_firing(entry.name):  # by `run-now`, or left behind by a scheduler that was killed
+                self._elsewhere.add(entry.name)
+                self.skip(entry.name)
                 continue
-            if asked.run is not None and self.fire(entry, asked.run).outcome == "interrupted":
-                return EXIT_INTERRUPTED
+            for moment in self._to_run(entry):
+                if self.fire(entry, moment).outcome == "interrupted":
+                    return EXIT_INTERRUPTED
         return None
 
-    def _runs_elsewhere(self, entry: Entry, moment: datetime | None) -> bool:
-        """Whether what looks like an interrupted firing is at work, started by `run-now` in another process."""
-        begun = {event.due for event in self.timetable.history() if event.schedule == entry.name}
-        return moment in begun and self.timetable.is_firing(entry.name)
+    def _to_run(self, entry: Entry) -> Iterator[datetime]:
+        """Yield the firing whose end nobody wrote down, if it ran until now, and then the one that is due."""
+        if entry.name in self._elsewhere:
+            self._elsewhere.discard(entry.name)
+            left = history.unfinished(history.of(entry.name, self.timetable.history()))
+            if left is not None and left.outcome == "running" and not entry.paused:  # resumes, or repeats its result
+                yield left.due
+        asked = due(entry, self.timetable.history(), self.now())
+        self._report(entry, asked)
+        if asked.run is not None:
+            yield asked.run
 
     def fire(self, entry: Entry, moment: datetime) -> Ended:
         """Run one firing and write down how it went; if another one runs, it is skipped."""
         firing = firing_name(entry.name, moment)
         try:
-            with self.timetable.firing(entry.name):
+            with self.timetable.firing(entry.name) as lock:
                 self.say(f"{firing}: starts, due {_clocked(moment)}")
                 self._note(entry, moment, "running")
-                self.running = entry.name
                 try:
-                    ended = self.start(entry, firing)
+                    with self._skipping(entry.name):
+                        ended = self.start(entry, firing, lock)
                 except GracefulError as e:
                     ended = Ended(outcome="failed", exit_code=e.exit_code, reason=e.message)
                 except KeyboardInterrupt:
                     ended = Ended(outcome="interrupted", exit_code=EXIT_INTERRUPTED)
-                finally:
-                    self.running = None
                 self._note(entry, moment, ended.outcome, exit_code=ended.exit_code, reason=ended.reason)
         except SpecError as e:  # `run-now` was faster
             ended = Ended(outcome="skipped", exit_code=e.exit_code, reason=e.message)
@@ -134,13 +140,30 @@ class Scheduler:
         self.say(f"{firing}: {ended.outcome}{f', {ended.reason}' if ended.reason else ''}")
         return ended
 
-    def ring(self, name: str) -> None:
-        """An alarm: wake the main thread, or skip what is due while a firing of the same schedule runs."""
-        if self.running != name:
-            self._wakes.put(name)
-            return
+    @contextlib.contextmanager
+    def _skipping(self, name: str) -> Iterator[None]:
+        """Skip what falls due of a schedule while a firing of it runs, and say so at once."""
+        over = threading.Event()
+
+        def skip() -> None:
+            while not over.wait(POLL_SECONDS):
+                try:
+                    self.skip(name)
+                except GracefulError as e:
+                    self.say(e.message)
+
+        thread = threading.Thread(target=skip, name=f"skip-{name}")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def skip(self, name: str) -> None:
+        """Skip what is due of a schedule, because a firing of it runs."""
         entry = self.timetable.peek(name)
-        if entry is None:
+        if entry is None or entry.paused:
             return
         for moment in unseen(entry, self.timetable.history(), self.now()):
             self._skip(entry, moment, "the firing before it still runs")
@@ -173,27 +196,6 @@ class Scheduler:
             reason=reason,
         )
         self.timetable.record(event)
-
-    def _set(self, clock: Any, entries: tuple[Entry, ...]) -> None:
-        clock.remove_all_jobs()
-        for entry in (entry for entry in entries if not entry.paused):
-            clock.add_job(self.ring, entry.times().trigger, args=(entry.name,), id=entry.name)
-
-
-@contextlib.contextmanager
-def _clock() -> Any:
-    """APScheduler in a thread of its own, as an alarm clock: one ring for all that was missed, however late."""
-    from apscheduler.schedulers.background import BackgroundScheduler
-
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
-    clock = BackgroundScheduler(
-        timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1}
-    )
-    clock.start()
-    try:
-        yield clock
-    finally:
-        clock.shutdown(wait=False)
 
 
 def _clocked(moment: datetime) -> str:

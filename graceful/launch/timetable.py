@@ -1,8 +1,8 @@
 """Schedules of one machine: a JSON file each, a history of firings, and what is due at a moment. Runs on the client.
 
     HOME/schedules/NAME.json        what fires, when; written whole or not at all
-    HOME/schedules/history.jsonl    one line per thing that happened to a firing; only ever appended to
-    HOME/schedules/.NAME.lock       held while a firing of NAME runs; `.lock` while a scheduler works
+    HOME/schedules/history.jsonl    what happened to firings, see `history`
+    HOME/schedules/.NAME.lock       held while a firing of NAME runs, by its program too; `.lock`: a scheduler works
 
 What is due follows from the files and the clock alone, so that a scheduler may die at any moment. No pickles.
 """
@@ -13,25 +13,27 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
-import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from graceful.errors import SpecError, StorageError
-from graceful.launch import cron
+from graceful.files import guarded, replacing
+from graceful.launch import cron, history
 from graceful.launch.cron import Cron
+from graceful.launch.history import Event, History
 
 _LOG = logging.getLogger(__name__)
 LATE = timedelta(hours=1)
 """A firing that is later than this is missed."""
 MOST = 1000
 """Missed firings that are counted one by one."""
-UNFINISHED = ("running", "interrupted")
-"""Outcomes after which the same firing may run again: it resumes."""
+LOCK_SECONDS = 0.3
+"""A lock that is held for less than this is somebody's look whether it is held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,29 +62,6 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
-    """What happened to one firing.
-
-    Attributes:
-        schedule: Name of the schedule.
-        firing: Name of the firing and of its version.
-        due: When it should have started.
-        at: When this was written.
-        outcome: running, passed, held, skipped, failed, interrupted, or missed.
-        exit_code: Of the refresh; None if there was none, or it has not ended.
-        reason: One line for people.
-    """
-
-    schedule: str
-    firing: str
-    due: datetime
-    at: datetime
-    outcome: str
-    exit_code: int | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Due:
     """What a moment asks for.
 
@@ -95,7 +74,7 @@ class Due:
     missed: tuple[datetime, ...] = ()
 
 
-def due(entry: Entry, history: Iterable[Event], now: datetime) -> Due:
+def due(entry: Entry, events: Iterable[Event], now: datetime) -> Due:
     """What a schedule asks for now, given what happened before.
 
     Of several firings that passed unseen the newest runs, for all of them, if it is less than an hour late. A firing
@@ -103,10 +82,9 @@ def due(entry: Entry, history: Iterable[Event], now: datetime) -> Due:
     """
     if entry.paused:
         return Due()
-    mine = [event for event in history if event.schedule == entry.name]
-    begun = [event.due for event in mine if event.outcome in UNFINISHED and event.due >= entry.since]
-    done = {event.due for event in mine if event.outcome not in UNFINISHED}
-    resumable = [moment for moment in begun[-1:] if moment not in done]
+    mine = history.of(entry.name, events)
+    begun = history.unfinished(event for event in mine if event.due >= entry.since)
+    resumable = () if begun is None else (begun.due,)
     candidates = (*resumable, *unseen(entry, mine, now))
     if not candidates:
         return Due()
@@ -116,9 +94,9 @@ def due(entry: Entry, history: Iterable[Event], now: datetime) -> Due:
     return Due(missed=candidates)
 
 
-def unseen(entry: Entry, history: Iterable[Event], now: datetime) -> tuple[datetime, ...]:
-    """Firings up to now of which the history says nothing yet, oldest first; at most twice `MOST`."""
-    seen = max([entry.since, *(event.due for event in history if event.schedule == entry.name)])
+def unseen(entry: Entry, events: Iterable[Event], now: datetime) -> tuple[datetime, ...]:
+    """Return the firings up to now of which the history says nothing, oldest first; at most twice `MOST`."""
+    seen = max([entry.since, *(event.due for event in history.of(entry.name, events))])
     fresh = entry.times().between(seen, now, most=MOST)
     if len(fresh) == MOST:  # far behind: only the newest may still run
         fresh += entry.times().between(max(fresh[-1], now - LATE), now, most=MOST)
@@ -168,7 +146,11 @@ class Timetable:
     def put(self, entry: Entry) -> None:
         """Write a schedule, whole or not at all."""
         document = {**asdict(entry), "since": entry.since.isoformat(), "schema": 1}
-        self._write(self.folder / f"{entry.name}.json", json.dumps(document, indent=2) + "\n")
+        path = self.folder / f"{entry.name}.json"
+        with guarded(path, "write"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path, private=True) as file:
+                file.write(json.dumps(document, indent=2).encode() + b"\n")
 
     def pause(self, name: str, *, paused: bool, now: datetime) -> bool:
         """Pause or go on; what would have fired while it was paused does not count as missed.
@@ -190,26 +172,16 @@ class Timetable:
         path.unlink(missing_ok=True)
 
     def history(self) -> tuple[Event, ...]:
-        """Everything that happened, oldest first; a line that was cut short by a crash is passed over."""
-        path = self.folder / "history.jsonl"
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        except OSError as e:
-            raise StorageError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
-        return tuple(event for event in map(_event, lines) if event is not None)
+        """Return what happened of late, oldest first; as `History.events`."""
+        return self._history.events()
 
     def record(self, event: Event) -> None:
-        """Append one line to the history, on disk when this returns."""
-        line = json.dumps({**asdict(event), "due": event.due.isoformat(), "at": event.at.isoformat()})
-        path = self.folder / "history.jsonl"
-        with _told(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("ab+") as file:
-                if file.tell() and _cut(file):
-                    line = f"\n{line}"
-                file.write(f"{line}\n".encode())
-                file.flush()
-                os.fsync(file.fileno())
+        """Append one line to the history; as `History.record`."""
+        self._history.record(event)
+
+    @cached_property
+    def _history(self) -> History:
+        return History(self.folder)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -222,14 +194,18 @@ class Timetable:
             yield
 
     @contextlib.contextmanager
-    def firing(self, name: str) -> Iterator[None]:
+    def firing(self, name: str) -> Iterator[int]:
         """Be the only firing of a schedule.
+
+        Yields:
+            The lock as a file descriptor. A process that inherits it keeps it, even if this one is killed.
 
         Raises:
             SpecError: Another one is running.
         """
-        with self._locked(f".{name}.lock", f"schedule {name}: a firing is running, two never overlap; wait for it"):
-            yield
+        otherwise = f"schedule {name}: a firing is running, two never overlap; wait for it"
+        with self._locked(f".{name}.lock", otherwise) as lock:
+            yield lock
 
     def is_working(self) -> bool:
         """Whether a scheduler is at work."""
@@ -239,36 +215,26 @@ class Timetable:
         """Whether a firing of a schedule is running."""
         return self._held(f".{name}.lock")
 
-    def _held(self, lock: str) -> bool:
-        if not (self.folder / lock).exists():
+    def _held(self, name: str) -> bool:
+        path = self.folder / name
+        if not path.exists():
             return False
-        try:
-            with self._locked(lock, ""):
-                return False
-        except SpecError:
-            return True
+        with guarded(path, "read"), path.open("rb") as file:
+            return not _flock(file.fileno(), fcntl.LOCK_SH)  # shared: two who look do not mistake each other for it
 
     @contextlib.contextmanager
-    def _locked(self, name: str, otherwise: str) -> Iterator[None]:
+    def _locked(self, name: str, otherwise: str) -> Iterator[int]:
         path = self.folder / name
-        with _told(path):
+        with guarded(path, "write"):
             self.folder.mkdir(parents=True, exist_ok=True)
             file = path.open("a")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise SpecError(otherwise) from e
-            yield
-
-    def _write(self, path: Path, text: str) -> None:
-        with _told(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False, encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, path)
+            end = time.monotonic() + LOCK_SECONDS
+            while not _flock(file.fileno(), fcntl.LOCK_EX):
+                if time.monotonic() >= end:
+                    raise SpecError(otherwise)
+                time.sleep(0.05)
+            yield file.fileno()
 
     def _read(self, path: Path) -> Entry:
         try:
@@ -285,23 +251,10 @@ class Timetable:
             raise StorageError(f"{path}: not a schedule ({problem}); apply it again, or delete the file") from e
 
 
-def _event(line: str) -> Event | None:
+def _flock(descriptor: int, kind: int) -> bool:
+    """Return whether the lock was to be had."""
     try:
-        raw = json.loads(line)
-        moments = {key: datetime.fromisoformat(raw[key]).astimezone(UTC) for key in ("due", "at")}
-        return Event(**{**raw, **moments})
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def _cut(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) != b"\n")
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise StorageError(f"{path}: cannot be written ({e.strerror}); check permissions and free space") from e
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

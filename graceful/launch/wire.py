@@ -11,6 +11,7 @@ from typing import Any
 import urllib3
 
 from graceful import __version__
+from graceful.launch import proxies
 from graceful.launch.backend import Document
 from graceful.launch.kubeconfig import Access
 from graceful.launch.patience import Patience
@@ -43,6 +44,8 @@ class Wire:
             if self.access.hostname:
                 options |= {"server_hostname": self.access.hostname, "assert_hostname": self.access.hostname}
         proxy = self.access.proxy
+        if proxy and (user := proxies.credentials(proxy)):
+            options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=user)
         self._pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
 
     def ask(self, method: str, url: str, request: Request, body: Document | None = None, form: str = "") -> Document:
@@ -94,7 +97,8 @@ class Wire:
             ApiError: As `refusals` draws them.
         """
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=silence)
-        headers = self._headers("") | {"Accept-Encoding": "identity"}
+        headers = self._headers("")
+        headers["Accept-Encoding"] = "identity"
         try:
             answer = self._pool.request("GET", url, headers=headers, timeout=timeout, preload_content=False)
             try:
@@ -108,24 +112,33 @@ class Wire:
             lost.facts["silent"] = isinstance(e, urllib3.exceptions.ReadTimeoutError)
             raise lost from e
 
-    def _headers(self, form: str) -> dict[str, str]:
+    def _headers(self, form: str) -> urllib3.HTTPHeaderDict:
         content = {"apply": "application/apply-patch+yaml", "merge": "application/merge-patch+json"}
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "gzip",
-            "Content-Type": content.get(form, "application/json"),
-            "User-Agent": f"graceful/{__version__}",
-        }
-        return headers if self.access.token is None else headers | {"Authorization": f"Bearer {self.access.token()}"}
+        headers = urllib3.HTTPHeaderDict(
+            {
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+                "Content-Type": content.get(form, "application/json"),
+                "User-Agent": f"graceful/{__version__}",
+            }
+        )
+        if self.access.token is not None:
+            headers["Authorization"] = f"Bearer {self.access.token()}"
+        for name, value in self.access.headers:  # a group each
+            headers.add(name, value)
+        return headers
 
 
 def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    kept = b""
+    kept: list[bytes] = []  # joined once: some programs write megabytes without a newline
     for chunk in answer.stream(65536):
-        *whole, kept = (kept + chunk).split(b"\n")
-        yield from (line + b"\n" for line in whole)
-    if kept:  # cut on the far side of the server, which ends its answer as if nothing were missing; or a last line
-        yield kept
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            yield b"".join([*kept, line, b"\n"])
+            kept = []
+        kept.append(rest)
+    if last := b"".join(kept):  # cut on the far side of the server, which ends its answer as if nothing were missing;
+        yield last  # or a last line
 
 
 def _repeatable(method: str, error: ApiError) -> bool:

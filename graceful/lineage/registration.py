@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 import graceful
+from graceful import documents
 from graceful.errors import RegistryError, StorageError
 from graceful.gate import Verdict
 from graceful.lineage import card, flips_table, pages, render, schema, tables
@@ -227,7 +228,7 @@ def _evidence(item: Registration, folder: Path) -> dict[str, str]:
     texts = {
         "report.json": item.report.to_json(),
         "verdict.json": item.verdict.to_json(),
-        "spec.yaml": yaml.safe_dump(kept, sort_keys=False),
+        "spec.yaml": documents.dump(kept),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

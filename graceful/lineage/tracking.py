@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from graceful import redact
 from graceful.errors import SpecError
 from graceful.lineage import render, schema
 from graceful.lineage.registry import Registry, quoted
@@ -100,7 +101,7 @@ def _params(spec: Mapping[str, Any]) -> list[Any]:
 
     kept = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
     flat = list(_flat("", kept))[:MAX_PARAMS]
-    return [Param(_key(key), value[:500]) for key, value in flat]
+    return [Param(_key(key), redact.shown(value, key)[:500]) for key, value in flat]
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:

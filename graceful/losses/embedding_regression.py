@@ -11,12 +11,52 @@ Source: feature regression baselines of Shen et al., Towards backward-compatible
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from graceful.losses.base import Loss, Merge, PerSample, Reading
+from graceful.sections import Weight
 
-from graceful.losses.alignment import align, has_direction, normalise
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graceful.losses.ops.pair import Pair
+    from graceful.models.base import Outputs
+
+
+class EmbeddingRegression(Loss):
+    """Pull new embeddings to the old ones, sample by sample."""
+
+    kind: Literal["embedding_regression"] = "embedding_regression"
+    weight: Weight = 5.0
+    """Factor of this loss beside the task's."""
+    distance: Literal["cosine", "l2"] = "cosine"
+    """cosine: direction only; l2: squared distance."""
+
+    place: ClassVar[int] = 40
+    search_name: ClassVar[str] = "regression"
+    search_range: ClassVar[tuple[float, float] | None] = (0.5, 10.0)
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """Embeddings alone; labels are not needed."""
+        return frozenset({"embedding"})
+
+    def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
+        """Distance of the embeddings; every sample with an old embedding participates."""
+        new, old = pair.outputs.embedding, pair.old_embedding
+        return PerSample(embedding_regression(new, old, distance=self.distance), pair.present)
+
+    @property
+    def merge(self) -> Merge | None:
+        """Distances from several directions are one distance from their mean, up to a constant."""
+        return Merge(form="embedding")
+
+    def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:
+        """Distance from the mean direction."""
+        from graceful.losses.ops.alignment import align, normalise
+
+        direction = normalise(align(outputs.embedding, size=target.shape[-1]))
+        return regression_to_mean(direction, target) * (2.0 if self.distance == "l2" else 1.0)
 
 
 def embedding_regression(new: Tensor, old: Tensor, *, distance: Literal["cosine", "l2"] = "cosine") -> Tensor:
@@ -30,8 +70,25 @@ def embedding_regression(new: Tensor, old: Tensor, *, distance: Literal["cosine"
     Returns:
         [B], fp32 whatever the inputs (fp64 for fp64), in [0, 2] or [0, 4].
     """
+    import torch
+
+    from graceful.losses.ops.alignment import align, has_direction, normalise
+
     aligned, old = align(new, size=old.shape[-1]), old.detach()
     squared = (normalise(aligned) - normalise(old)).square().sum(-1)
     # Half the squared distance of unit vectors is 1 - cos without its cancellation near 0.
     squared = torch.where(has_direction(aligned) & has_direction(old), squared, 2.0)
     return squared if distance == "l2" else 0.5 * squared
+
+
+def regression_to_mean(direction: Tensor, target: Tensor) -> Tensor:
+    """`1 - f . fbar`, the merged embedding regression.
+
+    Args:
+        direction: [B, d] new embeddings of unit length (or zeros).
+        target: [B, d] mean direction, constant.
+
+    Returns:
+        [B] in [0, 2].
+    """
+    return 1.0 - (direction * target.to(direction).detach()).sum(-1)

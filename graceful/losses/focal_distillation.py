@@ -1,99 +1,176 @@
-"""Focal distillation: match the old model's logits, in two forms of one distance. Runs in workers.
+"""Focal distillation: match the old model's outputs, most of all where it was right (positive-congruent training).
 
-    KL:  D = tau^2 * KL(softmax(z_old / tau) || softmax(z_new / tau))
-    LM:  D = (1 / 2C) * || centre(z_new - z_old) ||^2          the limit of KL for tau -> infinity
+    L = mean_i of F_i D_i      D: distance of `losses.ops.divergence`, F: weights of `losses.ops.focus`
 
-Weights F_i come from `graceful.losses.focus`, the reduction from `graceful.losses.reduction`. Both forms ignore a
-constant added to all logits of a sample. C = 0 (no shared class) gives 0, C = 1 gives 0.
-
-Source: Yan et al., Positive-congruent training (CVPR 2021); the order of the divergence is that of working code
-(old first); LM is centred and scaled here so that one range of weights serves both forms; the evaluation of KL is ours.
+Source: Yan et al., Positive-congruent training (CVPR 2021).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from pydantic import Field, model_validator
 
-from graceful.losses.reduction import accurate
+from graceful.losses.base import FLAT_TEMPERATURE, Correctness, Loss, Merge, PerSample, Reading
+from graceful.losses.ops import focus
+from graceful.losses.ops.focus import Focus
+from graceful.losses.search import Choice, Domain, Point, SearchKey, Span, Value
+from graceful.sections import Section, Weight
 
-_SERIES_BELOW = 0.5
-_LOGSUMEXP_ABOVE = 30.0
-_COEFFICIENTS = tuple(1.0 / math.factorial(power) for power in range(9, 1, -1))
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from graceful.losses.ops.pair import OldVersion, Pair
+    from graceful.models.base import Outputs
 
-def kl_divergence(new: Tensor, old: Tensor, *, temperature: float) -> Tensor:
-    """Tempered divergence from the old outputs, times temperature squared.
-
-    At high temperature both distributions are nearly uniform and the textbook difference of log-softmaxes cancels:
-    single samples are wrong by percents to multiples in fp32 and negative in bf16. With `u = d - sum_c q_c d_c` for
-    `d = (z_new - z_old) / tau`, `KL = log(1 + sum_c q_c (exp(u_c) - 1 - u_c))` has no negative terms.
-
-    Args:
-        new: [B, C] logits.
-        old: [B, C] logits, constant: no gradient flows into them.
-        temperature: tau > 0.
-
-    Returns:
-        [B], fp32 whatever the inputs (fp64 for fp64); never negative beyond rounding. Finite, with finite gradients,
-        for logits up to +-65000.
-    """
-    new, old = accurate(new), accurate(old).detach()
-    if new.shape[-1] == 0:
-        return new.sum(-1)
-    divergence: Tensor = _Divergence.apply(new, old, temperature)  # type: ignore[no-untyped-call]
-    return divergence
+LM = "lm"
+LARGEST_SHARE = 0.9
+"""Of a search: beta 9 x alpha; 10 x is the most that a spec allows."""
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)] | Literal["lm"]
 
 
-class _Divergence(torch.autograd.Function):
-    """`tau^2 KL` with its gradient in closed form: `tau * (p - q)`, where `p = q * exp(u - KL)`."""
+class FocalDistillation(Loss):
+    """Match the old model's outputs, most of all where it was right (positive-congruent training)."""
 
-    @staticmethod
-    def forward(ctx: Any, new: Tensor, old: Tensor, temperature: float) -> Tensor:
-        log_q = torch.log_softmax(old / temperature, -1)
-        q = log_q.exp()
-        d = (new - old) / temperature
-        u = d - (q * d).sum(-1, keepdim=True)
-        near = torch.log1p((q * _excess(u)).sum(-1))
-        divergence = torch.where(u.amax(-1) > _LOGSUMEXP_ABOVE, torch.logsumexp(log_q + u, -1), near)
-        ctx.save_for_backward(log_q, q, u - divergence.unsqueeze(-1))
-        ctx.temperature = temperature
-        return temperature**2 * divergence
+    kind: Literal["focal_distillation"] = "focal_distillation"
+    form: Literal["kl", "lm"] = "kl"
+    """kl: tempered divergence times temperature squared; lm: centred squared logit distance, its limit."""
+    weight: Weight = 0.3
+    """Factor of this loss beside the task's."""
+    temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 100.0
+    """Below 20 only with `allow_low_temperature`."""
+    allow_low_temperature: bool = False
+    """Permit temperatures that have made training collapse."""
+    alpha: Annotated[float, Field(ge=0.0)] = 1.0
+    """Base weight of every sample."""
+    beta: Annotated[float, Field(ge=0.0)] = 5.0
+    """Additional weight of the samples in focus; at most 10 x alpha."""
+    focus: Focus = "old_correct"
+    """`all` is plain (uniform) distillation."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        log_q, q, log_ratio = ctx.saved_tensors
-        far = log_ratio > _LOGSUMEXP_ABOVE  # exp could overflow, while p itself is at most 1
-        difference = torch.where(far, (log_q + log_ratio).exp() - q, q * torch.expm1(log_ratio))
-        return gradient.unsqueeze(-1) * ctx.temperature * difference, None, None
+    place: ClassVar[int] = 10
+    search_name: ClassVar[str] = "distillation"
+    search_range: ClassVar[tuple[float, float] | None] = (0.3, 30.0)
+    compares_outputs: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _stable(self) -> FocalDistillation:
+        if self.alpha <= 0.0:
+            raise ValueError("alpha must be above 0: with focus alone, training from scratch collapses; write 1")
+        if self.beta > 10.0 * self.alpha:
+            raise ValueError(f"beta must be at most 10 x alpha = {10 * self.alpha:g}, got {self.beta:g}; write 5")
+        if self.form == "kl" and self.temperature < 20.0 and not self.allow_low_temperature:
+            raise ValueError(
+                f"temperature must be at least 20, got {self.temperature:g};"
+                " write 100, or add allow_low_temperature: true"
+            )
+        return self
 
-def _excess(u: Tensor) -> Tensor:
-    """`exp(u) - 1 - u` elementwise, without cancellation, up to the bound above which it is not used."""
-    series = torch.full_like(u, _COEFFICIENTS[0])
-    for coefficient in _COEFFICIENTS[1:]:
-        series.mul_(u).add_(coefficient)
-    bounded = u.clamp(max=_LOGSUMEXP_ABOVE)
-    return torch.where(u.abs() < _SERIES_BELOW, series.mul_(u).mul_(u), torch.expm1(bounded) - bounded)
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """Logits; with the focus `old_correct` also how many the predecessor gets right."""
+        return frozenset({"logits", "correctness"} if self.focus == "old_correct" else {"logits"})
 
+    def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
+        """Distance of the logits in the shared label space; samples of unknown classes do not participate."""
+        return PerSample(self._distances(pair.new_logits, pair.old_logits), pair.participates)
 
-def logit_matching(new: Tensor, old: Tensor) -> Tensor:
-    """Half the mean squared distance of centred logits.
+    def _distances(self, new: Tensor, old: Tensor) -> Tensor:
+        from graceful.losses.ops.divergence import kl_divergence, logit_matching
 
-    Args:
-        new: [B, C] logits.
-        old: [B, C] logits, constant.
+        return kl_divergence(new, old, temperature=self.temperature) if self.form == "kl" else logit_matching(new, old)
 
-    Returns:
-        [B], fp32 whatever the inputs (fp64 for fp64).
-    """
-    difference = accurate(new) - accurate(old).detach()
-    if difference.shape[-1] == 0:
-        return difference.sum(-1)
-    centred = difference - difference.mean(-1, keepdim=True)
-    return 0.5 * centred.square().mean(-1)
+    def never_counts(self, version: OldVersion) -> bool:
+        """No class is known, or a focus without a base never fires."""
+        if version.known_share == 0.0 or self.follows_new_model:
+            return version.known_share == 0.0
+        return self.mean_weight(correct_share=version.correct_share or 0.0, near_chance=version.near_chance) == 0.0
+
+    @property
+    def prefers_samples(self) -> bool:
+        """Whether there is a focus."""
+        return self.focus != "all"
+
+    @property
+    def follows_new_model(self) -> bool:
+        """Whether the focus does."""
+        return focus.is_dynamic(self.focus)
+
+    def sample_weights(self, batch: Correctness) -> Tensor:
+        """`alpha + beta * focus_i`; near chance and with a focus, 0 where the predecessor is wrong."""
+        alpha = focus.base_weight(self.focus, alpha=self.alpha, near_chance=batch.near_chance)
+        old, new = batch.old_correct, batch.new_correct if self.follows_new_model else batch.old_correct
+        weights = focus.raw_weights(self.focus, alpha=alpha, beta=self.beta, old_correct=old, new_correct=new)
+        return weights * old if batch.near_chance and self.prefers_samples else weights
+
+    def mean_weight(self, *, correct_share: float, near_chance: bool) -> float:
+        """Mean of these weights over the training ids that the predecessor knows."""
+        alpha = focus.base_weight(self.focus, alpha=self.alpha, near_chance=near_chance)
+        return focus.static_mean(self.focus, alpha=alpha, beta=self.beta, old_correct_share=correct_share)
+
+    @property
+    def merge(self) -> Merge | None:
+        """Both forms merge exactly, unless the focus follows the new model."""
+        return None if self.follows_new_model else Merge(form=self.form, temperature=self.temperature)
+
+    def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:
+        """Distance of the logits from the merged ones."""
+        return self._distances(outputs.logits, target)
+
+    def too_few_logits(self, top: int) -> str | None:
+        """Logit matching and high temperatures read all logits alike."""
+        flat = self.form == "lm" or self.temperature > FLAT_TEMPERATURE
+        return f"temperature at most {FLAT_TEMPERATURE:g}" if flat else None
+
+    @classmethod
+    def search_keys(cls) -> dict[str, SearchKey]:
+        """Where the focus lies, and the temperature."""
+        share = "beta / (alpha + beta) of focal_distillation, at most 0.9; None: [0, 0.9], 0 where its focus is all."
+        degrees = (
+            "Of focal_distillation, to choose from; lm: logit matching; None: [20, 100, lm], and 2 if it allows low"
+        )
+        return {
+            "focus_share": SearchKey(annotation=tuple[float, float], doc=share, largest=LARGEST_SHARE),
+            "temperature": SearchKey(
+                annotation=Annotated[tuple[Temperature, ...], Field(min_length=1)], doc=f"{degrees} low ones."
+            ),
+        }
+
+    @classmethod
+    def search_options(cls, written: Loss | None, space: Section) -> dict[str, Domain]:
+        """Share of the focus in the weights, and temperatures, `lm` among them."""
+        assert written is None or isinstance(written, FocalDistillation)
+        flat = written is not None and written.focus == "all"
+        low = written is not None and written.allow_low_temperature
+        share = getattr(space, "focus_share", None)
+        given = getattr(space, "temperature", None) or ((2.0, 20.0, 100.0, LM) if low else (20.0, 100.0, LM))
+        return {
+            "focus_share": Span.of(share, (0.0, 0.0) if flat else (0.0, LARGEST_SHARE), log=False),
+            "temperature": Choice(values=tuple(one if isinstance(one, str) else f"{one:g}" for one in given)),
+        }
+
+    @classmethod
+    def known_points(cls, options: Mapping[str, Domain]) -> tuple[Point, ...]:
+        """Plain distillation at the lowest temperature, and logit matching with a strong focus."""
+        temperatures = options["temperature"]
+        assert isinstance(temperatures, Choice)
+        lowest = min((str(one) for one in temperatures.values if one != LM), key=float, default=LM)
+        even: Point = {"distillation": 5.0, "focus_share": 0.0, "temperature": lowest, "reference": 25.0}
+        focused: Point = {"distillation": 4.0, "focus_share": 0.8, "temperature": LM, "reference": 30.0}
+        return even, focused
+
+    def search_values(self) -> dict[str, Value]:
+        """The point of this section."""
+        share = 0.0 if self.focus == "all" else self.beta / (self.alpha + self.beta)
+        return {"focus_share": share, "temperature": LM if self.form == LM else f"{self.temperature:g}"}
+
+    @classmethod
+    def at(cls, point: Point, options: dict[str, Any]) -> Loss:
+        """With alpha 1 and beta from the share; `lm` is the other form."""
+        share, temperature = float(point["focus_share"]), str(point["temperature"])
+        options = {**options, "alpha": 1.0, "beta": share / (1.0 - share)}
+        if temperature == LM:
+            return cls(**{**options, "form": LM})
+        low = {"allow_low_temperature": True} if float(temperature) < 20.0 else {}
+        return cls(**{**options, "form": "kl", "temperature": float(temperature), **low})

@@ -13,13 +13,55 @@ synthesised classes and the shrinkage are ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from graceful.losses.base import Loss, PerSample, Reading
+from graceful.sections import Positive, Weight
 
-from graceful.losses.alignment import normalise
-from graceful.losses.reduction import accurate, full_precision
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graceful.losses.ops.pair import OldVersion, Pair
+
+
+class Influence(Loss):
+    """Classify new embeddings with the frozen old head (backward-compatible training)."""
+
+    kind: Literal["influence"] = "influence"
+    weight: Weight = 1.0
+    """Factor of this loss beside the task's."""
+    prototypes: bool = True
+    """Synthesise old prototypes for classes the old head does not know."""
+    scale: Positive = 16.0
+    """Scale of the prototypes' cosine logits."""
+
+    place: ClassVar[int] = 30
+    search_range: ClassVar[tuple[float, float] | None] = (0.3, 10.0)
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """The head, and prototypes for classes that it does not know."""
+        return frozenset({"head", "prototypes"} if self.prototypes else {"head"})
+
+    def constants(self, version: OldVersion, known: Tensor) -> tuple[Tensor, ...]:
+        """Return the classifier's output for each label, [C_new], -1: none, and prototypes [U, d_old] behind its head.
+
+        Raises:
+            ValueError: The head is not frozen, nothing can classify, or prototypes are missing or have another shape.
+        """
+        slots, rows = old_classifier(version, known=known, use_prototypes=self.prototypes)
+        return (slots,) if rows is None else (slots, rows)
+
+    def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
+        """Cross-entropy of the old classifier; samples of classes that it lacks do not participate."""
+        from graceful.losses.ops.alignment import align
+
+        slots, *rows = constants
+        outputs = slots[pair.labels]
+        aligned = align(pair.outputs.embedding, size=pair.version.embedding_size)
+        prototypes = rows[0] if rows else None
+        values = influence(aligned, outputs, head=pair.version.head, prototypes=prototypes, scale=self.scale)
+        return PerSample(values, pair.present & (outputs >= 0))
 
 
 def influence(
@@ -42,6 +84,12 @@ def influence(
     Returns:
         [B], fp32 whatever the inputs (fp64 for fp64); 0 where the label is -1, or where there is no classifier at all.
     """
+    import torch
+    from torch.nn import functional as F
+
+    from graceful.losses.ops.alignment import normalise
+    from graceful.losses.ops.reduction import accurate, full_precision
+
     embedding = accurate(embedding)
     logits = []
     with full_precision(embedding.device):
@@ -55,26 +103,42 @@ def influence(
     return torch.where(labels >= 0, losses, 0.0)
 
 
-@torch.no_grad()
-def prototypes(embeddings: Tensor, labels: Tensor, number_of_classes: int, minimum: int = 5) -> tuple[Tensor, Tensor]:
-    """Mean directions of classes in the old embedding space.
+def old_classifier(version: OldVersion, *, known: Tensor, use_prototypes: bool) -> tuple[Tensor, Tensor | None]:
+    """Put prototypes behind the outputs of the old head.
 
     Args:
-        embeddings: [N, d_old] old embeddings of training images, clean view, not normalised.
-        labels: [N] int64 new labels.
-        number_of_classes: C.
-        minimum: A class with n < minimum images is shrunk towards the mean of all images: its own mean counts
-            n / (n + minimum). The caller flags these classes by their counts.
+        version: The old version; its prototypes are read only for classes that its head does not know.
+        known: [C_new] label map, on the CPU.
+        use_prototypes: Whether the spec wants them.
 
     Returns:
-        Prototypes [C, d_old] of unit length, NaN where a class has no images or its mean has no direction; counts [C].
+        [C_new] label -> output, -1: none; prototypes [U, d_old] on the CPU, or None.
+
+    Raises:
+        ValueError: The head is not frozen, nothing can classify, or prototypes are missing or have another shape.
     """
-    directions = normalise(embeddings)
-    counts = torch.bincount(labels, minlength=number_of_classes)
-    sums = torch.zeros(number_of_classes, directions.shape[1], dtype=directions.dtype, device=directions.device)
-    sums.index_add_(0, labels, directions)
-    means = sums / counts.clamp(min=1).unsqueeze(1)
-    share = torch.where(counts < minimum, counts / (counts + minimum), 1.0).to(means).unsqueeze(1)
-    units = normalise(share * means + (1.0 - share) * directions.mean(0))
-    empty = (counts == 0) | (units == 0.0).all(1)
-    return units.masked_fill(empty.unsqueeze(1), torch.nan), counts
+    import torch
+    from torch import nn
+
+    if isinstance(version.head, nn.Module) and any(one.requires_grad for one in version.head.parameters()):
+        raise ValueError(f"the head of {version.name} must be frozen; call chain.freeze on its network first")
+    slots = known.clone() if version.head is not None else torch.full_like(known, -1)
+    unseen = int((slots < 0).sum())
+    if version.head is None and not use_prototypes:
+        raise ValueError(f"{version.name} has no head; influence needs the head or prototypes")
+    if not use_prototypes or (version.prototypes is None and not unseen):
+        return slots, None
+    if version.prototypes is None:
+        raise ValueError(
+            f"{version.name} does not know {unseen} classes and has no prototypes for them; "
+            "give OldVersion.prototypes or set influence.prototypes to false"
+        )
+    expected = (len(slots), version.embedding_size)
+    if version.prototypes.shape != expected:
+        found = tuple(version.prototypes.shape)
+        raise ValueError(f"prototypes of {version.name} must have shape {expected}, got {found}")
+    rows = version.prototypes.detach().cpu().float()
+    chosen = (slots < 0) & rows.isfinite().all(1)
+    first = len(version.classes) if version.head is not None else 0
+    slots[chosen] = first + torch.arange(int(chosen.sum()))
+    return slots, rows[chosen]

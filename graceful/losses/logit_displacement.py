@@ -9,10 +9,88 @@ Source: Zhao et al., ELODI: Ensemble logit difference inhibition (2022); here th
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from graceful.losses.reduction import accurate
+from pydantic import Field
+
+from graceful.losses.base import Loss, PerSample, Reading
+from graceful.losses.search import Domain, Point, SearchKey, Span, Value
+from graceful.sections import Count, Section, Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from graceful.losses.ops.pair import OldVersion, Pair
+
+
+class LogitDisplacement(Loss):
+    """Penalise logits that move further than a margin from the old model's (LDI)."""
+
+    kind: Literal["logit_displacement"] = "logit_displacement"
+    weight: Weight = 1.0
+    """Factor of this loss beside the task's."""
+    margin: Annotated[float, Field(ge=0.0)] = 0.5
+    """Displacement that costs nothing."""
+    power: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
+    """Exponent of what exceeds the margin."""
+    top_k: Count | None = None
+    """Only the k largest old logits of each sample; None: all classes."""
+    exclude_label: bool = False
+    """Leave the true class free to move."""
+
+    place: ClassVar[int] = 20
+    search_name: ClassVar[str] = "displacement"
+    search_range: ClassVar[tuple[float, float] | None] = (0.1, 10.0)
+    compares_outputs: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """Logits."""
+        return frozenset({"logits"})
+
+    def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
+        """Displacement in the shared label space; samples of unknown classes do not participate."""
+        excluded = pair.space.shared_labels(pair.labels) if self.exclude_label else None
+        options = {"margin": self.margin, "power": self.power}
+        values = logit_displacement(
+            pair.new_logits, pair.old_logits, **options, top_k=self.top_k, exclude_labels=excluded
+        )
+        return PerSample(values, pair.participates)
+
+    def never_counts(self, version: OldVersion) -> bool:
+        """No class is known."""
+        return version.known_share == 0.0
+
+    def too_few_logits(self, top: int) -> str | None:
+        """It may read no more logits than caches keep."""
+        return f"top_k at most {top}" if self.top_k is None or self.top_k > top else None
+
+    @classmethod
+    def search_keys(cls) -> dict[str, SearchKey]:
+        """The margin."""
+        doc = "Of logit_displacement; None: [0, 1]."
+        return {"margin": SearchKey(annotation=tuple[float, float], doc=doc, largest=100.0)}
+
+    @classmethod
+    def search_options(cls, written: Loss | None, space: Section) -> dict[str, Domain]:
+        """The margin."""
+        return {"margin": Span.of(getattr(space, "margin", None), (0.0, 1.0), log=False)}
+
+    @classmethod
+    def known_points(cls, options: Mapping[str, Domain]) -> tuple[Point, ...]:
+        """A weight that has worked beside strong reference runs."""
+        return ({"displacement": 3.0, "margin": 0.5, "reference": 30.0},)
+
+    def search_values(self) -> dict[str, Value]:
+        """The point of this section."""
+        return {"margin": self.margin}
+
+    @classmethod
+    def at(cls, point: Point, options: dict[str, Any]) -> Loss:
+        """With the margin of the point."""
+        return cls(**{**options, "margin": float(point["margin"])})
 
 
 def logit_displacement(
@@ -37,6 +115,10 @@ def logit_displacement(
     Returns:
         [B], fp32 whatever the inputs (fp64 for fp64). S empty (C = 0, or C = 1 without its label): 0.
     """
+    import torch
+
+    from graceful.losses.ops.reduction import accurate
+
     new, old = accurate(new), accurate(old).detach()
     if new.shape[-1] == 0:
         return new.sum(-1)
@@ -49,6 +131,8 @@ def logit_displacement(
 
 def _chosen(old: Tensor, *, top_k: int | None, exclude_labels: Tensor | None) -> Tensor | None:
     """[B, C] bool, which classes are in S; None: all of them."""
+    import torch
+
     classes = old.shape[-1]
     allowed = None
     if exclude_labels is not None:

@@ -9,20 +9,44 @@ Source: Yan et al., Positive-congruent training (CVPR 2021), its naive baseline;
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from graceful.losses.base import Loss, Reading
+from graceful.sections import Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graceful.losses.ops.pair import Pair
 
 
-@torch.no_grad()
-def reweighting(old_correct: Tensor, *, weight: float, mean_share: float) -> Tensor:
-    """Weights of the task loss, mean 1 over the training ids.
+class Reweighting(Loss):
+    """Naive baseline: up-weight the samples the old model got right. Not reliable; kept for comparison."""
 
-    Args:
-        old_correct: [B] in [0, 1]: share of the predecessors that got the sample right; unknown samples are 0.
-        weight: Additional weight of a sample that all of them got right, >= 0.
-        mean_share: Mean of `old_correct` over all training ids, in [0, 1].
+    kind: Literal["reweighting"] = "reweighting"
+    weight: Weight = 1.0
+    """Factor of this loss beside the task's."""
 
-    Returns:
-        [B] fp32.
-    """
-    return (1.0 + weight * old_correct.float()) / (1.0 + weight * mean_share)
+    place: ClassVar[int] = 50
+    search_range: ClassVar[tuple[float, float] | None] = None
+
+    @property
+    def reads(self) -> frozenset[Reading]:
+        """Logits, and how many samples each predecessor gets right."""
+        return frozenset({"logits", "correctness"})
+
+    @property
+    def adds_term(self) -> bool:
+        """It weighs the task's samples."""
+        return False
+
+    def emphasis(self, pairs: Sequence[Pair]) -> tuple[Tensor, float]:
+        """`weight * right_i`, the share of the predecessors that got a sample right; unknown samples count as wrong."""
+        import math
+
+        import torch
+
+        right = torch.stack([pair.old_correct for pair in pairs]).float().mean(0)
+        shares = [(pair.version.correct_share or 0.0) * pair.version.known_share for pair in pairs]
+        return self.weight * right, self.weight * (math.fsum(shares) / len(shares))

@@ -6,6 +6,21 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from graceful.errors import SpecError
+
+CODE_FAULTS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    NameError,
+    ImportError,
+)
+"""What the code of a network raises where it does not fit; not what machines raise (OSError, MemoryError)."""
+
 
 @runtime_checkable
 class Network(Protocol):
@@ -37,9 +52,45 @@ class Forward(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Outputs:
-        """Input [B, ...] -> Outputs."""
-        embedding = self.network.embed(x)  # type: ignore[operator]
-        return Outputs(embedding, self.network.classify(embedding))  # type: ignore[operator]
+        """Input [B, ...] -> Outputs; see `outputs_of`."""
+        return outputs_of(self.network, x)
+
+
+def outputs_of(network: nn.Module, x: Tensor) -> Outputs:
+    """Return what a network says of a batch.
+
+    Args:
+        network: With `embed` and `classify`.
+        x: Input [B, ...].
+
+    Raises:
+        SpecError: One of the two returned something else than a tensor.
+    """
+    embedding = network.embed(x)  # type: ignore[operator]
+    _require_tensor(embedding, network, "embed", "[B, d]")
+    logits = network.classify(embedding)  # type: ignore[operator]
+    _require_tensor(logits, network, "classify", "[B, classes]")
+    return Outputs(embedding, logits)
+
+
+def _require_tensor(value: object, network: nn.Module, method: str, shape: str) -> None:
+    if isinstance(value, Tensor):
+        return
+    part = getattr(network, {"embed": "body", "classify": "head"}[method], None)
+    where = f"{type(network).__name__}.{method}()"
+    if isinstance(network, Headed):
+        where += f", which is {type(part).__name__}.forward(),"
+    raise SpecError(f"task: {where} returned {_described(value)}; must return one tensor {shape}, mend network()")
+
+
+def _described(value: object) -> str:
+    """Say what a value is, with what it holds where it is a container."""
+    kind = type(value).__name__
+    if isinstance(value, dict):
+        return f"a {kind} with the keys {', '.join(map(repr, list(value)[:4]))}"
+    if isinstance(value, tuple | list):
+        return f"a {kind} of {', '.join(type(item).__name__ for item in value[:4])}"
+    return f"a {kind}"
 
 
 class Headed(nn.Module):

@@ -30,6 +30,7 @@ from graceful.chain import Kept, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError, IntegrityError
 from graceful.models import recorded_code
 from graceful.models import weights as parts
+from graceful.models.base import outputs_of
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
@@ -74,6 +75,7 @@ def save(
     spec: RefreshSpec,
     classes: Sequence[str],
     embedding_size: int | None = None,
+    task: Task | None = None,
 ) -> str:
     """Write the files of a bundle, each atomically, the description last.
 
@@ -83,6 +85,7 @@ def save(
         spec: The resolved spec of the refresh that trained it.
         classes: Class names in the order of its logits.
         embedding_size: d; None: `network.embedding_size` if there is one, else read off one training sample.
+        task: The spec's task, if it is built already.
 
     Returns:
         Digest of the bundle.
@@ -95,7 +98,7 @@ def save(
 
     folder = Path(folder)
     weights = serialise_weights(parts.state_of(network))
-    size = embedding_size or _embedding_size(network, spec.task)
+    size = embedding_size or _embedding_size(network, task or tasks.build(spec.task))
     head = parts.head_of(network, embedding_size=size)
     kept = None if head is None else serialise_weights(head)
     document = {
@@ -153,6 +156,7 @@ def load(
     augment_like: TaskSection | None = None,
     trusted: Collection[str] = (),
     at_least: Kept = Kept.WHOLE,
+    task: Task | None = None,
 ) -> Predecessor:
     """Rebuild a version as a frozen predecessor. torch's random state is left as it was.
 
@@ -166,6 +170,7 @@ def load(
         trusted: Digests of recorded code that may run; other code is not, because whoever may write to a registry
             may name any code there.
         at_least: What of it must be left; less is refused.
+        task: Its task, where the caller has just built it from the recorded section.
 
     Returns:
         The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its `kept`
@@ -185,7 +190,7 @@ def load(
     allowed: Collection[str] | None = None
     if isinstance(section, PythonTask) and isinstance(augment_like, PythonTask):
         section = section.model_copy(update={"file": augment_like.file})
-    elif isinstance(section, PythonTask):
+    elif isinstance(section, PythonTask) and task is None:
         refused = recorded_code.refusal(section, recorded=described.transform_digest, trusted=trusted)
         if refused is not None:
             return _unrunnable(found, refused, folder=folder, model_id=model_id, at_least=at_least)
@@ -194,7 +199,7 @@ def load(
     if allowed is not None and current != described.transform_digest:
         changed = f"{described.task['file']} is not the file {described.name} was saved with"
         raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
-    task = tasks.build(section, trusted=allowed)
+    task = task or tasks.build(section, trusted=allowed)
     network = nn.Module() if found.kept is Kept.NOTHING else _network(task, folder, found)
     viewed = _augmented(section, augment_like)
     return Predecessor(
@@ -216,19 +221,19 @@ def load(
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
-def _embedding_size(network: nn.Module, section: TaskSection) -> int:
+def _embedding_size(network: nn.Module, task: Task) -> int:
     declared = getattr(network, "embedding_size", None)
     if isinstance(declared, int):
         return declared
     import numpy as np
 
-    from graceful import tasks
-
-    task = tasks.build(section)
     items = task.samples("train").read(np.zeros(1, dtype=np.int64))
-    device = next(network.parameters()).device
+    device, training = next(network.parameters()).device, network.training
+    network.eval()  # batch normalisation in train mode refuses a single sample
     with torch.no_grad():
-        return int(network.embed(task.transform(items, None).to(device)).shape[1])  # type: ignore[operator]
+        outputs = outputs_of(network, task.transform(items, None).to(device))
+    network.train(training)
+    return int(outputs.embedding.shape[1])
 
 
 def _digest(description: bytes, weights_sha256: str) -> str:

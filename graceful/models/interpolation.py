@@ -62,9 +62,14 @@ def mixed(new: State, old: State, share: float) -> State:
     if not share:
         return dict(new)
     return {
-        key: torch.lerp(tensor, old[key].to(tensor), share) if tensor.is_floating_point() else tensor
+        key: _lerp(tensor, old[key].to(tensor), share) if tensor.is_floating_point() else tensor
         for key, tensor in new.items()
     }
+
+
+def _lerp(new: Tensor, old: Tensor, share: float) -> Tensor:
+    """Mix; what is equal stays, so that an infinity of a mask does not become NaN."""
+    return torch.where(new == old, new, torch.lerp(new, old, share))
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_weights
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from graceful.errors import DataError, NonFiniteError
+from graceful.errors import DataError, NonFiniteError, SpecError
 
 _HEAD = "head."
 
@@ -20,27 +20,60 @@ def state_of(network: nn.Module) -> dict[str, Tensor]:
     """Copies on the CPU, floating-point as fp32; tensors that share storage are written once each.
 
     Raises:
-        NonFiniteError: A weight is NaN or infinite.
+        NonFiniteError: A weight is NaN or infinite. A buffer may hold infinities, as masks do, but no NaN.
+        SpecError: The state holds something that a file of tensors cannot hold.
     """
-    state = {}
-    for name, tensor in network.state_dict().items():
-        copied = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        if not bool(torch.isfinite(copied).all()):
+    state, buffers = {}, {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    for name, tensor in portable(network.state_dict()).items():
+        bad = tensor.isnan() if name in buffers else ~tensor.isfinite()
+        if bool(bad.any()):
             raise NonFiniteError(f"weights {name}: not finite; the version is not saved, train again with a lower lr")
-        state[name] = copied.contiguous()
+        state[name] = tensor
     return state
+
+
+def portable(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """Copies on the CPU, floating-point as fp32, each with storage of its own.
+
+    Raises:
+        SpecError: Something in the state is no dense tensor, or of a type that safetensors files do not have.
+    """
+    found = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or is_lazy(value):
+            kind = "a tensor without a shape yet" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise _unsaved(name, kind, "keep it as a buffer, or build it anew in network()")
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+            kind = str(value.layout if value.layout is not torch.strided else value.dtype).removeprefix("torch.")
+            raise _unsaved(name, f"a tensor of type {kind}", "keep a dense, real one")
+        dtype = torch.float32 if value.is_floating_point() else value.dtype
+        found[name] = value.detach().to("cpu", dtype, copy=True).contiguous()
+    return found
+
+
+def _unsaved(name: str, kind: str, remedy: str) -> SpecError:
+    return SpecError(f"task: {name} in the state of the network is {kind}, which no version can hold; {remedy}")
 
 
 def head_of(network: nn.Module, *, embedding_size: int) -> dict[str, Tensor] | None:
     """What `classify` reads, if that is the submodule `head` and nothing else; None where it is not.
 
-    Tried out on a copy whose other weights are NaN.
+    Tried out with NaN in place of the other weights, which are put back. Not on a copy: networks with hooks, locks or
+    the weight normalisation of old cannot be copied.
     """
-    if not isinstance(getattr(network, "head", None), nn.Module):
+    head = getattr(network, "head", None)
+    if not isinstance(head, nn.Module):
         return None
-    tried = forget_body(copy.deepcopy(network)).to("cpu", torch.float32).eval()
-    with torch.no_grad():
-        logits: Tensor = tried.classify(torch.ones(1, embedding_size))  # type: ignore[operator]
+    first = next(head.parameters(), None)
+    device, dtype = (torch.device("cpu"), torch.float32) if first is None else (first.device, first.dtype)
+    before, training = {name: tensor.clone() for name, tensor in network.state_dict().items()}, network.training
+    try:
+        with torch.no_grad():
+            ones = torch.ones(1, embedding_size, device=device, dtype=dtype)
+            logits: Tensor = forget_body(network).eval().classify(ones)  # type: ignore[operator]
+    finally:
+        network.load_state_dict(before)
+        network.train(training)
     if not bool(logits.isfinite().all()):
         return None
     return {name: tensor for name, tensor in state_of(network).items() if name.startswith(_HEAD)}
@@ -74,7 +107,7 @@ def fill(network: nn.Module, weights: bytes, *, path: Path, name: str, kind: str
         reason = " ".join(str(e).split())
         raise DataError(f"{path}: not a safetensors file ({reason}); fetch the version again") from e
     wanted = {key: tensor for key, tensor in network.state_dict().items() if not head_only or key.startswith(_HEAD)}
-    problem = _difference(wanted, state)
+    problem = difference(wanted, state)
     if problem:
         cause = "its Python file has changed" if kind == "python" else "the network's code differs"
         raise DataError(f"{path}: {problem}; {cause}, restore what version {name} was trained with")
@@ -83,8 +116,8 @@ def fill(network: nn.Module, weights: bytes, *, path: Path, name: str, kind: str
         forget_body(network)
 
 
-def _difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    """First difference between two states by name and shape."""
+def difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """Return the first difference between two states by name and shape, as a phrase; None where there is none."""
     for name, tensor in wanted.items():
         if name not in given:
             return f"tensor {name} is missing"

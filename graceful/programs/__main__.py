@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from graceful import crash, gate, spec
+from graceful import crash, documents, gate, spec
 from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, run_dir_of
@@ -319,7 +318,7 @@ def _print(result: Any, output: str, show: Show) -> None:
     if output == "json":
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     elif output == "yaml":
-        sys.stdout.write(yaml.safe_dump(result, sort_keys=False))
+        sys.stdout.write(documents.dump(result, allow_unicode=False))
     else:
         show(_Pipe() if sys.stdout.isatty() else _Pipe(width=PIPED_WIDTH))
     sys.stdout.flush()

@@ -14,8 +14,8 @@ from graceful.lineage import Store
 from graceful.lineage.events import Event
 from graceful.lineage.listing import Listed
 from graceful.lineage.reference import Reference, find
-from graceful.programs.telling import OUTBOX, message, say, time_of
-from graceful.programs.webhook import webhook
+from graceful.programs import telling
+from graceful.programs.telling import time_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,13 @@ class Done:
         return f"{self.model} {self.name or ''} (version {self.version}): {what}; {aliases}"
 
 
+_KINDS: Mapping[str, str] = {
+    "promote": "promotion",
+    "rollback": "rollback",
+    "hold": "hold",
+    "release": "release",
+    "retire": "retirement",
+}
 _PAST: Mapping[str, str] = {
     "promote": "promoted",
     "rollback": "is champion again",
@@ -93,8 +100,8 @@ def act(action: Action, home: Path) -> Done:
         RegistryError: Unreachable; held; or the champion is not the expected one.
         IntegrityError: The version's files are not the recorded ones.
     """
-    hook = webhook(None, home / OUTBOX, say)
     store, reference = Store(None, home), Reference.parse(action.reference)
+    notices = telling.of_action(reference.model, home)
     versions = store.versions(reference.model)
     before = next((item.version for item in versions if "champion" in item.aliases), None)
     target = None if action.action == "rollback" and reference.bare else _target(action, reference, versions)
@@ -112,10 +119,7 @@ def act(action: Action, home: Path) -> Done:
         previous=aliases.get("previous"),
         event="" if event is None else event.run_id,
     )
-    if hook is not None and event is not None:
-        hook.post(message(store, store.record(event.node), event, champion=done.champion))
-    elif hook is not None:
-        hook.flush()
+    telling.tell_action(notices, store, event, kind=_KINDS[action.action], version=number, champion=done.champion)
     return done
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from graceful import documents
 from graceful.errors import DataError, RegistryError
 from graceful.lineage import LineageRecord, Store
 from graceful.metrics import flips
@@ -139,7 +139,7 @@ def _spec(store: Store, record: LineageRecord, folder: Path, notes: list[str]) -
     except RegistryError as e:
         notes.append(f"spec: {e.message}")
         return None
-    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = documents.read(path)
     return document
 
 

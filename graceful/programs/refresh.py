@@ -24,6 +24,7 @@ from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.mixing import note
 from graceful.programs.novelty import ingredients
+from graceful.programs.readiness import require_ready
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
@@ -73,19 +74,24 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
     """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir) as mirror:
+        notices = telling.of_refresh(spec)
+        notices.again()
         store = Store(spec.registry.uri, home)
         finished = _finished(spec, run_dir)
         if finished:
             _require_registered(store, finished, run_dir)
-            telling.again(spec, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
-        tracking = store.begin(spec.dump(), run_id=spec.run_id)
         links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
         progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
         require_judgeable(spec, [link.name for link in links])
         ancestors = _fetch(store, links)
-        with _abandoned(store, tracking):
-            trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
+        task = tasks.build(spec.task)
+        require_ready(spec, task, run_dir=run_dir)
+        tracking = store.begin(spec.recorded(), run_id=spec.run_id)
+        with _abandoned(store, tracking, run_dir):
+            trained = train(
+                spec, run_dir=run_dir, home=home, ancestors=ancestors, task=task, checked=True, progress=progress
+            )
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, trained.folder, links, ancestors, notes=trained.notes)
         pages.write(run_dir, found, verdict)
@@ -109,7 +115,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             report=mirror.shown(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
-        telling.tell(spec, run_dir, store, record, champion=champion)
+        telling.tell(notices, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     mirror.forget_folder(run_dir / "ray")
     return result, found.report
@@ -271,13 +277,15 @@ def _require_registered(store: Store, result: Refreshed, run_dir: Path) -> None:
 
 
 @contextmanager
-def _abandoned(store: Store, tracking: str) -> Iterator[None]:
-    """Mark the run in the registry when training fails; resuming it takes it up again."""
+def _abandoned(store: Store, tracking: str, run_dir: Path) -> Iterator[None]:
+    """Mark the run in the registry when training fails, or ends before it claimed its folder; resuming it takes it up
+    again, and of what claimed nothing another spec may take the name."""
     try:
         yield
-    except (SpecError, DataError, TrainingError):
-        with suppress(RegistryError):  # why training failed is what people must read
-            store.abandon(tracking)
+    except BaseException as e:
+        if isinstance(e, SpecError | DataError | TrainingError) or not _begun(run_dir):
+            with suppress(RegistryError):  # why training failed is what people must read
+                store.abandon(tracking)
         raise
 
 
@@ -292,7 +300,7 @@ def _registration(
     tracking: str,
 ) -> Registration:
     return Registration(
-        spec=spec.dump(),
+        spec=spec.recorded(),
         model=spec.model,
         name=spec.name,
         run_id=spec.run_id,

@@ -2,7 +2,7 @@
 
     left            asked of it                                              otherwise
     whole           anything
-    head alone      influence, where it knows every class                    its cached outputs, as below
+    head alone      losses that read the head, where it knows every class    its cached outputs, as below
     nothing         what its cached outputs answer                           refused, in one line
 
 A cache counts that was built with these samples and views. Budgets need answers on other samples, so they are refused.
@@ -59,7 +59,8 @@ def _problem(
     if live and reads_outputs(version, compatibility, classes):
         return "and targets.mode: live runs it in every step; write keyed, if its outputs are cached"
     if "head" in asks and version.kept is Kept.NOTHING and "prototypes" not in asks:
-        return "and influence reads its head; write prototypes: true, if its outputs are cached"
+        reader = next(loss.kind for loss in compatibility.losses if "head" in loss.reads)
+        return f"and {reader} reads its head; write prototypes: true, if its outputs are cached"
     if "prototypes" in asks and not clean and reads_outputs(version, compatibility, classes):
         return "and prototypes are made of its clean outputs; write prototypes: false, or take another loss"
     return None

@@ -11,20 +11,26 @@ from graceful.errors import DataError, SpecError
 from graceful.tasks.base import Samples, Split, Task
 
 _HELD_OUT: tuple[Split, ...] = ("validation", "constraint", "test")
-_TRIED = 8
-"""Samples of each split that are read and transformed, spread evenly."""
+_RETRIEVAL: tuple[Split, ...] = ("query", "gallery")
 
 
-def require_sound(task: Task, train: Samples) -> None:
-    """Refuse a task with one class, and splits that are empty, have one label, share ids or cannot be read.
+def require_sound(task: Task, train: Samples, *, retrieval: bool = False) -> dict[str, Samples]:
+    """Refuse a task with one class, and splits that are empty, have one label or share ids.
+
+    Args:
+        task: Built.
+        train: Its training split.
+        retrieval: Whether query and gallery will be read, where the task has them.
+
+    Returns:
+        Every split that the run will read, by name; see `inspection` for what is in them.
 
     Raises:
         DataError: With the classes, the split or an id.
-        SpecError: A user's task fails on a sample.
     """
     if len(task.classes) < 2:
         raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
-    splits = {"train": train, **_held_out(task)}
+    splits = {"train": train, **_opened(task, _HELD_OUT, absent="constraint")}
     for name, samples in splits.items():
         if not len(samples) and name != "constraint":
             raise DataError(f"task: the {name} split is empty; give at least one sample in it")
@@ -32,18 +38,21 @@ def require_sound(task: Task, train: Samples) -> None:
         label = train.classes[train.labels[0]]
         raise DataError(f"task: every sample of the train split is labelled {label!r}; give samples of other classes")
     _require_apart(splits)
-    for samples in splits.values():
-        _try_out(task, samples)
+    return {**splits, **(_opened(task, _RETRIEVAL) if retrieval else {})}
 
 
-def _held_out(task: Task) -> dict[str, Samples]:
-    """The other splits; without a constraint split that cannot be opened: only budgets need one, and they say so."""
+def _opened(task: Task, names: tuple[Split, ...], *, absent: str = "") -> dict[str, Samples]:
+    """Open splits. Query and gallery may be absent, for test stands in for them; the constraint split may also be one
+    that cannot be opened: only budgets need it, and they say so."""
     opened = {}
-    for name in _HELD_OUT:
+    for name in names:
         try:
             opened[str(name)] = task.samples(name)
-        except (DataError, SpecError, KeyError):
-            if name != "constraint":
+        except KeyError:
+            if name not in (*_RETRIEVAL, absent):
+                raise
+        except (DataError, SpecError):
+            if name != absent:
                 raise
     return opened
 
@@ -53,17 +62,3 @@ def _require_apart(splits: Mapping[str, Samples]) -> None:
         shared = np.intersect1d(splits[one].ids, splits[other].ids)
         if len(shared):
             raise DataError(f"task: {len(shared)} ids are in {one} and in {other}, e.g. {shared[0]}; keep them apart")
-
-
-def _try_out(task: Task, samples: Samples) -> None:
-    """Read and transform some samples: what fails here would fail after hours of training.
-
-    Raises:
-        DataError: Not one input for each.
-        SpecError: A user's task fails.
-    """
-    rows = np.unique(np.linspace(0, len(samples) - 1, min(_TRIED, len(samples))).astype(np.int64))
-    if len(rows):
-        inputs = task.transform(samples.read(rows), None)
-        if len(inputs) != len(rows):
-            raise DataError(f"task: {len(rows)} samples became {len(inputs)} inputs; return one row for each")

@@ -1,46 +1,147 @@
-"""What a webhook is told of verdicts, promotions and what people do; where it is kept until it was told. Driver."""
+"""What a webhook is told of verdicts, promotions and what people do; who is told of which model. Driver.
+
+The address of a model is `registry.webhook` of its newest refresh in this home, else $GRACEFUL_WEBHOOK. The former is
+kept in HOME/webhooks/MODEL, which only its owner may read, for the commands that have no spec: promote, rollback, hold,
+release, retire.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from graceful import redact
 from graceful.lineage import LineageRecord, Store
 from graceful.lineage.events import DONE, Event
-from graceful.programs.webhook import Webhook, webhook
-from graceful.spec import RefreshSpec
+from graceful.programs import home_of, run_dir_of, webhook
+from graceful.programs.outbox import FOLDER, Outbox
+from graceful.programs.webhook import Webhook
+from graceful.spec import NAME, RefreshSpec
+from graceful.spec.addresses import webhook_problem
+from graceful.storage import Mirror, guarded, read_bytes, write_bytes
 
-OUTBOX = "outbox"
-"""Folder beside the run, which a bucket keeps with it: a pod that dies takes no message with it."""
+ADDRESSES = "webhooks"
+"""Folder of one address for each model whose spec names one; never copied to a bucket."""
+DAY_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notices:
+    """Tells the receivers of a home's models.
+
+    Attributes:
+        model: Whose messages this command sends.
+        home: Folder of outbox and addresses.
+        other: Address of models whose spec names none; None: nobody is told of them.
+        mirror: Copy of the home folder.
+    """
+
+    model: str
+    home: Path
+    other: str | None = field(repr=False)
+    mirror: Mirror
+
+    def tell(self, *documents: Mapping[str, Any]) -> None:
+        """Send messages about the model, if somebody is to be told, after all that wait."""
+        told = self._receiver(self.model, tries=1) is not None
+        self._outbox(tries=webhook.TRIES).post(*(documents if told else ()))
+
+    def again(self) -> None:
+        """Send what earlier commands could not, with one try each."""
+        outbox = self._outbox(tries=1)
+        outbox.restore()
+        outbox.flush()
+
+    def adopt(self, run_dir: Path) -> None:
+        """Take over what a run of before kept in its own folder."""
+        self._outbox(tries=1).adopt(run_dir / FOLDER)
+
+    def _outbox(self, *, tries: int) -> Outbox:
+        def receiver(model: str) -> Webhook | None:
+            return self._receiver(model, tries=tries if model == self.model else 1)
+
+        return Outbox(folder=self.home / FOLDER, receiver=receiver, say=say, mirror=self.mirror)
+
+    def _receiver(self, model: str, *, tries: int) -> Webhook | None:
+        url = _address(self.home, model) or self.other
+        return None if url is None else Webhook(url=url, say=say, secret=webhook.secret(), tries=tries)
+
+
+def of_refresh(spec: RefreshSpec) -> Notices:
+    """Who is told by a refresh; call it before anything is trained, because a wrong address is refused.
+
+    Raises:
+        SpecError: The environment names an address that cannot be posted to.
+        StorageError: The address of the spec cannot be kept.
+    """
+    home, url = home_of(spec), spec.registry.webhook
+    notices = of_action(spec.model, home)
+    if url is not None and url != _address(home, spec.model):
+        write_bytes(home / ADDRESSES / spec.model, url.encode(), private=True)
+    elif url is None:
+        with guarded(home / ADDRESSES / spec.model, "remove"):
+            (home / ADDRESSES / spec.model).unlink(missing_ok=True)
+    notices.adopt(run_dir_of(spec))
+    return notices
+
+
+def of_action(model: str, home: Path) -> Notices:
+    """Who is told of what people do to a version.
+
+    Raises:
+        SpecError: The environment names an address that cannot be posted to.
+    """
+    return Notices(model=model, home=home, other=webhook.environment(), mirror=Mirror.of(home))
+
+
+def tell(notices: Notices, store: Store, record: LineageRecord, *, champion: int | None) -> None:
+    """Tell of a refresh's verdict and, if it was promoted, of that. Call it before the run counts as finished."""
+    messages = [message(store, record, None, champion=champion)]
+    moves = [event for event in store.history(record.model) if event.node == record.model_id and event.status == DONE]
+    messages += [message(store, record, event, champion=champion) for event in moves if event.kind == "promotion"]
+    notices.tell(*messages)
+
+
+def tell_action(
+    notices: Notices, store: Store, event: Event | None, *, kind: str, version: int, champion: int | None
+) -> None:
+    """Tell of what somebody did; where it was done already, of the event that an interrupted command did not tell.
+
+    Args:
+        notices: Who is told.
+        store: Has the history.
+        event: What was recorded now; None: nothing had to be done.
+        kind: Of the event.
+        version: To which it was done.
+        champion: Number of the champion now.
+    """
+    if event is None:
+        since = datetime.now(UTC).timestamp() * 1000 - DAY_MS
+        past = [one for one in store.history(notices.model) if one.status == DONE and one.time > since]
+        event = next((one for one in reversed(past) if (one.kind, one.version) == (kind, version)), None)
+    if event is None or not event.node:
+        notices.tell()
+    else:
+        notices.tell(message(store, store.record(event.node), event, champion=champion))
+
+
+def _address(home: Path, model: str) -> str | None:
+    """What the newest refresh of a model left; a name that is no name of a model has none."""
+    path = home / ADDRESSES / model
+    if re.fullmatch(NAME, model) is None or not path.exists():
+        return None
+    url = read_bytes(path).decode("utf-8", errors="replace")
+    return url if webhook_problem(url) is None else None
 
 
 def say(line: str) -> None:
     """A warning: the result stands."""
-    sys.stderr.write(f"graceful: {line}\n")
-
-
-def tell(spec: RefreshSpec, run_dir: Path, store: Store, record: LineageRecord, *, champion: int | None) -> None:
-    """Tell of a refresh's verdict and, if it was promoted, of that. Call it before the run counts as finished."""
-    hook = _hook(spec, run_dir)
-    if hook is None:
-        return
-    messages = [message(store, record, None, champion=champion)]
-    moves = [event for event in store.history(spec.model) if event.node == record.model_id and event.status == DONE]
-    messages += [message(store, record, event, champion=champion) for event in moves if event.kind == "promotion"]
-    hook.post(*messages)
-
-
-def again(spec: RefreshSpec, run_dir: Path) -> None:
-    """Send what a finished run could not deliver."""
-    hook = _hook(spec, run_dir)
-    if hook is not None:
-        hook.flush()
-
-
-def _hook(spec: RefreshSpec, run_dir: Path) -> Webhook | None:
-    return webhook(spec.registry.webhook, run_dir / OUTBOX, say)
+    sys.stderr.write(f"graceful: {redact.message(line)}\n")
 
 
 def message(store: Store, record: LineageRecord, event: Event | None, *, champion: int | None) -> dict[str, Any]:

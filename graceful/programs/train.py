@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from graceful import tasks
 from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
@@ -15,11 +13,11 @@ from graceful.models import bundle
 from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
-from graceful.programs.mixing import mix
+from graceful.programs.finishing import finish
 from graceful.programs.outputs import CachedOutputs, Views
+from graceful.programs.readiness import require_ready
 from graceful.programs.remains import reads_outputs, require_usable
-from graceful.programs.soundness import require_sound
-from graceful.spec import Adaptive, Compatibility, FocalDistillation, RefreshSpec
+from graceful.spec import Adaptive, Compatibility, RefreshSpec, Registry
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
 from graceful.tasks.base import Samples, Task, notes_of
@@ -65,6 +63,7 @@ def train(
     home: Path,
     ancestors: Sequence[Path] = (),
     task: Task | None = None,
+    checked: bool = False,
     progress: Progress = silent,
 ) -> Trained:
     """Train the version a spec describes; finished parts are reused, an interrupted run resumes.
@@ -75,15 +74,18 @@ def train(
         home: Folder of the caches that runs share.
         ancestors: Bundles of the chain, latest first.
         task: Already built task, for callers that train many versions on the same data.
+        checked: The caller has called `require_ready`.
         progress: Called with each row of the metrics trace.
 
     Raises:
         SpecError, DataError: The spec does not fit the data or the chain.
         TrainingError: Training failed; nothing of the chain is touched.
     """
+    spec = spec.model_copy(update={"registry": Registry()})  # workers and their records need no address of it
     built = task or tasks.build(spec.task)
+    if not checked:
+        require_ready(spec, built, run_dir=run_dir)
     samples = built.samples("train")
-    require_sound(built, samples)
     of_data = notes_of(built)
     if of_data:
         progress({"stage": "data", "notes": of_data})
@@ -250,7 +252,7 @@ def _shared(job: TrainingJob, folder: Path, *, task: Task, data: str, progress: 
 
 
 def _focused(spec: RefreshSpec) -> bool:
-    return any(isinstance(loss, FocalDistillation) and loss.focus != "all" for loss in spec.compatibility.losses)
+    return any(loss.prefers_samples for loss in spec.compatibility.losses)
 
 
 def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:
@@ -324,8 +326,5 @@ def _contract(
 def _export(
     spec: RefreshSpec, task: Task, result: TrainingResult, folder: Path, *, data: str, start: Path | None = None
 ) -> Trained:
-    network = task.network(task.classes)
-    network.load_state_dict(load_file(result.weights))
-    notes = mix(network, start, spec.compatibility.interpolation, spec=spec, task=task) if start is not None else ()
-    digest = bundle.save(folder, network=network, spec=spec, classes=task.classes)
+    digest, notes = finish(spec, task, weights=result.weights, folder=folder, start=start)
     return Trained(folder=folder, digest=digest, result=result, data=data, notes=notes)

@@ -1,39 +1,38 @@
-"""Tell a web address of verdicts and promotions: at least once, signed, and never at the expense of a refresh. Driver.
+"""Post messages to a web address: signed, within limits of time and bytes, at no expense of a refresh. Driver.
 
-A message is a file in an outbox before it is sent and until the receiver has said 2xx; what a crash or a dead receiver
-left there is sent with the next message. Its id is the same each time, so that a receiver can tell repetitions.
-
-    POST, Content-Type application/json
-    X-Graceful-Delivery   the id
-    X-Graceful-Signature  sha256=HEX, HMAC of the body with $GRACEFUL_WEBHOOK_SECRET, where that is set
+POST, Content-Type application/json
+X-Graceful-Delivery       the id of the message; the same each time it is sent
+X-Graceful-Timestamp      when this request was sent, in seconds since 1970
+X-Graceful-Signature-V2   sha256=HEX, HMAC of "TIMESTAMP.BODY" with $GRACEFUL_WEBHOOK_SECRET, where that is set
+X-Graceful-Signature      sha256=HEX, HMAC of the body alone, for receivers of before; it does not stop replays
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
+import queue
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import urllib3
 
-from graceful.errors import SpecError, StorageError
-from graceful.storage import read_bytes, sha256_json, write_bytes
+from graceful import redact
+from graceful.errors import SpecError
+from graceful.spec.addresses import webhook_problem
 
 ADDRESS, SECRET = "GRACEFUL_WEBHOOK", "GRACEFUL_WEBHOOK_SECRET"
 TRIES = 4
 SECONDS = 10.0
-"""For one answer."""
+"""For one answer, from the look-up of the host to the end of its headers; its body is not read."""
+TOTAL_SECONDS = 30.0
+"""After these no further try is made."""
 FIRST_PAUSE = 0.5
-KEPT = 1000
-"""Messages in an outbox; beyond, the oldest are given up."""
 Say = Callable[[str], None]
 
 
@@ -43,79 +42,89 @@ class Webhook:
 
     Attributes:
         url: http or https; may hold a secret, so it is never shown whole.
-        outbox: Folder of what was not delivered yet.
         secret: Key of the signature; empty: unsigned.
         say: Takes one line where something was not delivered.
+        tries: Requests until a message counts as not delivered.
+        seconds: For one answer.
         sleep: Waits.
         jitter: A number in [0, 1).
+        clock: Seconds since 1970.
     """
 
-    url: str
-    outbox: Path
+    url: str = field(repr=False)
     say: Say
     secret: str = field(default="", repr=False)
     tries: int = TRIES
     seconds: float = SECONDS
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = random.random
+    clock: Callable[[], float] = time.time
 
     @property
     def shown(self) -> str:
         """Scheme and host: paths of webhooks are often secret."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+        return redact.origin(self.url)
 
-    def post(self, *documents: Mapping[str, Any]) -> None:
-        """Put messages into the outbox, then send all that is there. Nothing is raised: what fails is said."""
-        for document in documents:
-            key = sha256_json(identity(document))[:32]
-            data = json.dumps({"id": key, **document}, indent=1, sort_keys=True).encode()
-            try:
-                write_bytes(self.outbox / f"{key}.json", data)
-            except StorageError as e:
-                self.say(f"webhook {self.shown}: {e.message}")
-                self._deliver(key, data)
-        self.flush()
+    def deliver(self, key: str, data: bytes, *, left: str) -> bool:
+        """Return whether the receiver took a message; if not, say so in one line.
 
-    def flush(self) -> None:
-        """Send what is in the outbox, oldest first; the first that cannot be delivered ends it."""
-        waiting = sorted(self.outbox.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-        for path in waiting[:-KEPT]:
-            path.unlink(missing_ok=True)
-        for path in waiting[-KEPT:]:
-            try:
-                data = read_bytes(path)
-            except StorageError as e:
-                if path.exists():  # else another process was faster
-                    self.say(f"webhook {self.shown}: {e.message}")
-                continue
-            if not self._deliver(path.stem, data):
-                return
-            path.unlink(missing_ok=True)
-
-    def _deliver(self, key: str, data: bytes) -> bool:
-        reason = ""
+        Args:
+            key: Id of the message.
+            data: JSON.
+            left: Where it waits for the next command, in words.
+        """
+        reason, end = "", time.monotonic() + TOTAL_SECONDS
         for attempt in range(self.tries):
             if attempt:
                 self.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * (0.5 + self.jitter()))
+            if time.monotonic() > end:
+                break
             status, reason = self._send(key, data)
             if 200 <= status < 300:
                 return True
             if 400 <= status < 500 and status not in (408, 425, 429):
                 break  # the same request gets the same answer; the message stays for a receiver that was corrected
-        self.say(f"webhook {self.shown}: not delivered ({reason}); it is sent again with the next one ({self.outbox})")
+        self.say(f"webhook {self.shown}: not delivered ({reason}); {left}")
         return False
 
     def _send(self, key: str, data: bytes) -> tuple[int, str]:
-        headers = {"Content-Type": "application/json", "User-Agent": "graceful", "X-Graceful-Delivery": key}
-        if self.secret:
-            headers["X-Graceful-Signature"] = signature(self.secret, data)
+        """In a thread of its own, because no timeout of a socket ends an answer that comes byte by byte."""
+        answers: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        exchange = threading.Thread(target=self._exchange, args=(key, data, answers), daemon=True, name="webhook")
+        exchange.start()
         try:
-            with urllib3.PoolManager(retries=False, timeout=self.seconds) as pool:
-                answer = pool.request("POST", self.url, body=data, headers=headers, redirect=False)
+            return answers.get(timeout=self.seconds)
+        except queue.Empty:
+            return 0, f"no answer within {self.seconds:g} s"
+
+    def _exchange(self, key: str, data: bytes, answers: queue.SimpleQueue[tuple[int, str]]) -> None:
+        patience = self.seconds + 1.0  # the queue's timeout comes first
+        try:
+            with urllib3.PoolManager(retries=False, timeout=patience, num_pools=1) as pool:
+                answer = pool.request(
+                    "POST", self.url, body=data, headers=self._headers(key, data), redirect=False, preload_content=False
+                )
+                answer.close()  # the status says all: a body of any length is left unread
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as e:
-            return 0, type(e).__name__  # its text may hold the address
-        return answer.status, f"answers {answer.status}"
+            answers.put((0, type(e).__name__))  # its text may hold the address
+        else:
+            answers.put((answer.status, f"answers {answer.status}"))
+
+    def _headers(self, key: str, data: bytes) -> dict[str, str]:
+        moment = str(int(self.clock()))
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "graceful",
+            "X-Graceful-Delivery": key,
+            "X-Graceful-Timestamp": moment,
+        }
+        if self.secret:
+            headers["X-Graceful-Signature-V2"] = signature(self.secret, moment.encode() + b"." + data)
+            headers["X-Graceful-Signature"] = signature(self.secret, data)
+        user = urllib3.util.parse_url(self.url).auth
+        if user:
+            headers["Authorization"] = urllib3.make_headers(basic_auth=unquote(user))["authorization"]
+        return headers
 
 
 def signature(secret: str, data: bytes) -> str:
@@ -123,20 +132,19 @@ def signature(secret: str, data: bytes) -> str:
     return "sha256=" + hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
 
 
-def identity(document: Mapping[str, Any]) -> list[Any]:
-    """What makes two messages the same."""
-    return [document.get(key) for key in ("kind", "model", "model_id", "event")]
-
-
-def webhook(url: str | None, outbox: Path, say: Say) -> Webhook | None:
-    """The receiver that a spec or the environment names; None: nobody is told.
+def environment() -> str | None:
+    """The address that the environment names; None: it names none.
 
     Raises:
-        SpecError: Not an address of the web.
+        SpecError: It cannot be posted to.
     """
-    chosen = url or os.environ.get(ADDRESS)
-    if not chosen:
-        return None
-    if urlsplit(chosen).scheme not in ("http", "https") or not urlsplit(chosen).hostname:
-        raise SpecError(f"{ADDRESS}: must be http(s)://HOST/PATH; what it holds is not shown, it may be secret")
-    return Webhook(url=chosen, outbox=outbox, say=say, secret=os.environ.get(SECRET, ""))
+    chosen = os.environ.get(ADDRESS, "").strip()
+    problem = webhook_problem(chosen) if chosen else None
+    if problem is not None:
+        raise SpecError(f"{ADDRESS}: {problem}; what it holds is not shown, it may be secret")
+    return chosen or None
+
+
+def secret() -> str:
+    """The key of signatures, without the line break at the end that secrets in files often have."""
+    return os.environ.get(SECRET, "").strip()

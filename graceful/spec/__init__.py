@@ -12,20 +12,13 @@ Precedence: defaults <- file <- `--set a.b=c`. A misspelt key is refused at ever
 
 from __future__ import annotations
 
-from graceful.spec.base import NAME, Count, Fraction, Positive, Section, Weight
+from graceful.sections import NAME, Count, Fraction, Positive, Section, Weight
 from graceful.spec.compatibility import (
     Adaptive,
     Compatibility,
     Decay,
-    EmbeddingRegression,
     Equal,
-    FocalDistillation,
-    Focus,
-    Influence,
-    LogitDisplacement,
-    Loss,
     Reference,
-    Reweighting,
     Targets,
     Weighting,
 )
@@ -44,21 +37,15 @@ __all__ = [
     "Decay",
     "DeepSpeedEngine",
     "DigitsTask",
-    "EmbeddingRegression",
     "Engine",
     "Equal",
     "Evaluate",
     "Final",
-    "FocalDistillation",
-    "Focus",
     "Fraction",
     "Gate",
     "GateConstraint",
     "GlyphsTask",
     "ImageFolderTask",
-    "Influence",
-    "LogitDisplacement",
-    "Loss",
     "Network",
     "Optimizer",
     "Positive",
@@ -66,7 +53,6 @@ __all__ = [
     "Reference",
     "RefreshSpec",
     "Registry",
-    "Reweighting",
     "Section",
     "Sgd",
     "Space",

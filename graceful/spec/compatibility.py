@@ -2,97 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from graceful.spec.base import Count, Positive, Section, Weight
+from graceful.losses import registry
+from graceful.losses.base import FLAT_TEMPERATURE
+from graceful.sections import Positive, Section, Weight
 
-Focus = Literal["all", "old_correct", "new_incorrect", "negative_flip"]
-
-
-class FocalDistillation(Section):
-    """Match the old model's outputs, most of all where it was right (positive-congruent training)."""
-
-    kind: Literal["focal_distillation"] = "focal_distillation"
-    form: Literal["kl", "lm"] = "kl"
-    """kl: tempered divergence times temperature squared; lm: centred squared logit distance, its limit."""
-    weight: Weight = 0.3
-    """Factor of this loss beside the task's."""
-    temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 100.0
-    """Below 20 only with `allow_low_temperature`."""
-    allow_low_temperature: bool = False
-    """Permit temperatures that have made training collapse."""
-    alpha: Annotated[float, Field(ge=0.0)] = 1.0
-    """Base weight of every sample."""
-    beta: Annotated[float, Field(ge=0.0)] = 5.0
-    """Additional weight of the samples in focus; at most 10 x alpha."""
-    focus: Focus = "old_correct"
-    """`all` is plain (uniform) distillation."""
-
-    @model_validator(mode="after")
-    def _stable(self) -> FocalDistillation:
-        if self.alpha <= 0.0:
-            raise ValueError("alpha must be above 0: with focus alone, training from scratch collapses; write 1")
-        if self.beta > 10.0 * self.alpha:
-            raise ValueError(f"beta must be at most 10 x alpha = {10 * self.alpha:g}, got {self.beta:g}; write 5")
-        if self.form == "kl" and self.temperature < 20.0 and not self.allow_low_temperature:
-            raise ValueError(
-                f"temperature must be at least 20, got {self.temperature:g};"
-                " write 100, or add allow_low_temperature: true"
-            )
-        return self
-
-
-class LogitDisplacement(Section):
-    """Penalise logits that move further than a margin from the old model's (LDI)."""
-
-    kind: Literal["logit_displacement"] = "logit_displacement"
-    weight: Weight = 1.0
-    """Factor of this loss beside the task's."""
-    margin: Annotated[float, Field(ge=0.0)] = 0.5
-    """Displacement that costs nothing."""
-    power: Annotated[float, Field(ge=1.0, le=4.0)] = 2.0
-    """Exponent of what exceeds the margin."""
-    top_k: Count | None = None
-    """Only the k largest old logits of each sample; None: all classes."""
-    exclude_label: bool = False
-    """Leave the true class free to move."""
-
-
-class Influence(Section):
-    """Classify new embeddings with the frozen old head (backward-compatible training)."""
-
-    kind: Literal["influence"] = "influence"
-    weight: Weight = 1.0
-    """Factor of this loss beside the task's."""
-    prototypes: bool = True
-    """Synthesise old prototypes for classes the old head does not know."""
-    scale: Positive = 16.0
-    """Scale of the prototypes' cosine logits."""
-
-
-class EmbeddingRegression(Section):
-    """Pull new embeddings to the old ones, sample by sample."""
-
-    kind: Literal["embedding_regression"] = "embedding_regression"
-    weight: Weight = 5.0
-    """Factor of this loss beside the task's."""
-    distance: Literal["cosine", "l2"] = "cosine"
-    """cosine: direction only; l2: squared distance."""
-
-
-class Reweighting(Section):
-    """Naive baseline: up-weight the samples the old model got right. Not reliable; kept for comparison."""
-
-    kind: Literal["reweighting"] = "reweighting"
-    weight: Weight = 1.0
-    """Factor of this loss beside the task's."""
-
-
-Loss = Annotated[
-    FocalDistillation | LogitDisplacement | Influence | EmbeddingRegression | Reweighting, Field(discriminator="kind")
-]
+if TYPE_CHECKING:
+    from graceful.losses.base import Loss
+else:
+    Loss = registry.union()
 
 
 class Reference(Section):
@@ -104,10 +25,6 @@ class Reference(Section):
     """Factor of this loss beside the task's."""
     temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 2.0
     """Softens both outputs before they are compared."""
-
-
-TOP_TEMPERATURE = 10.0
-"""Above it distillation reads all logits alike: with the top 32 of 1,000 64 % of its gradient at 100 was wrong."""
 
 
 class Targets(Section):
@@ -180,8 +97,8 @@ class Compatibility(Section):
     losses: tuple[Loss, ...] = ()
     """Terms added to the task's loss; empty: train freely and only measure."""
     weighting: Weighting = Equal()
-    """How strongly each of several predecessors pulls: a kind alone, or a section of keys; without `kind`: equal. The
-    loss `reweighting` averages over all of them alike, whatever this says."""
+    """How strongly each of several predecessors pulls: a kind alone, or a section of keys; without `kind`: equal. A
+    loss that weighs the task's samples averages over all of them alike, whatever this says."""
     near_chance: Positive | None = 2.0
     """Predecessors with more than so many times the latest one's error on the constraint split pull only where they are
     right, in losses with a focus; null: everywhere."""
@@ -194,26 +111,22 @@ class Compatibility(Section):
 
     @model_validator(mode="after")
     def _pulls(self) -> Compatibility:
-        pulling = [loss for loss in self.losses if not isinstance(loss, Reweighting)]
-        if self.weighting.kind == "adaptive" and not pulling:
-            raise ValueError(
-                "weighting: adaptive needs a loss that it can strengthen; add focal_distillation to losses"
-            )
+        if self.weighting.kind == "adaptive" and not any(loss.adds_term for loss in self.losses):
+            first = next(iter(registry.kinds()))
+            raise ValueError(f"weighting: adaptive needs a loss that it can strengthen; add {first} to losses")
         return self
 
     @model_validator(mode="after")
     def _keeps_enough(self) -> Compatibility:
         top = self.targets.top
-        if top is not None and self.reference is not None and self.reference.temperature > TOP_TEMPERATURE:
+        if top is not None and self.reference is not None and self.reference.temperature > FLAT_TEMPERATURE:
             raise ValueError(
                 f"targets.top: {top} logits are not what reference reads at temperature {self.reference.temperature:g};"
-                f" leave top out, or write reference.temperature at most {TOP_TEMPERATURE:g}"
+                f" leave top out, or write reference.temperature at most {FLAT_TEMPERATURE:g}"
             )
         for loss in self.losses if top is not None else ():
-            flat = isinstance(loss, FocalDistillation) and (loss.form == "lm" or loss.temperature > TOP_TEMPERATURE)
-            wide = isinstance(loss, LogitDisplacement) and (loss.top_k is None or loss.top_k > (top or 0))
-            if flat or wide:
-                remedy = f"temperature at most {TOP_TEMPERATURE:g}" if flat else f"top_k at most {top}"
+            remedy = loss.too_few_logits(top or 0)
+            if remedy is not None:
                 raise ValueError(
                     f"targets.top: {top} logits are not what {loss.kind} reads, which weighs all; leave top out,"
                     f" or write {remedy}"

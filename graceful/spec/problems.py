@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from graceful import redact
+from graceful.losses import registry
+from graceful.sections import Section
 from graceful.spec import shape
-from graceful.spec.base import Section
 
 LONGEST = 60
 """Characters of a wrong value that a message repeats."""
@@ -95,6 +97,8 @@ def _kind(problem: ErrorDetails, at: Place) -> Answer:
     if problem["type"] == "union_tag_not_found":
         return (*at.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
     got = str(problem["ctx"]["tag"])
+    if got in registry.unavailable():
+        return (*at.path, "kind"), registry.unavailable()[got]
     return (*at.path, "kind"), f"must be {shape.enumerated(kinds)}, got {got!r}{_nearest(got, kinds)}"
 
 
@@ -109,7 +113,7 @@ def _value(problem: ErrorDetails, at: Place) -> str:
             wanted, remedy = "text", "" if isinstance(got, Mapping | list | None) else "; put it in quotes"
         case _:
             wanted, remedy = _wanted(at), _nearest_word(got, at)
-    return f"must be {wanted}, got {_shown(got)}{remedy}"
+    return f"must be {wanted}, got {_shown(redact.hidden(got, at.path[-1] if at.path else ''))}{remedy}"
 
 
 def _own_words(at: Place, text: str) -> Answer:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from graceful import redact
 from graceful.catalogue import METRICS
 from graceful.constraints import (
     ALL,
@@ -25,7 +26,8 @@ from graceful.constraints import (
     Direction,
     implied_direction,
 )
-from graceful.spec.base import NAME, Count, Section
+from graceful.sections import NAME, Count, Section
+from graceful.spec.addresses import checked_webhook
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
@@ -127,7 +129,9 @@ class Registry(Section):
 
     uri: str | None = None
     """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`."""
-    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    webhook: (
+        Annotated[str, AfterValidator(checked_webhook), Field(json_schema_extra={"pattern": r"^https?://\S+$"})] | None
+    ) = None
     """Told of each verdict and promotion by a POST; None: $GRACEFUL_WEBHOOK, else nobody. README, Webhook."""
 
 
@@ -210,6 +214,12 @@ class RefreshSpec(Section):
     def dump(self) -> dict[str, Any]:
         """The resolved spec as JSON values; `parse` and `load` read them back unchanged."""
         return self.model_dump(mode="json")
+
+    def recorded(self) -> dict[str, Any]:
+        """`dump` with *** in place of what is secret in it, to be shown or recorded; the digest is the same."""
+        document = self.dump()
+        open_to_all = {key: redact.hidden(document[key], key) for key in ("registry", "description")}
+        return {**document, **open_to_all}
 
     def digest(self) -> str:
         """SHA-256 of what determines the result.

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from graceful.spec.base import Section
+from graceful.sections import Section
 
 WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", dict: "a mapping", NoneType: "null"}
 

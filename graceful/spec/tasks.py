@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from graceful.spec.base import Positive, Section
+from graceful import addresses
+from graceful.sections import Positive, Section
 
 
 class Network(Section):
@@ -80,6 +81,13 @@ class ImageFolderTask(Section):
     network: Network = Network(size="s2")
     """The network that embeds and classifies."""
 
+    @field_validator("root")
+    @classmethod
+    def _folder_or_bucket(cls, root: str) -> str:
+        if addresses.has_other_scheme(root):
+            raise ValueError(f"must be a local folder or s3://bucket/prefix, got {root}")
+        return addresses.in_document(root) if addresses.is_remote(root) else root
+
     @model_validator(mode="after")
     def _visible(self) -> ImageFolderTask:
         if self.shift >= self.size:
@@ -105,9 +113,10 @@ class PythonTask(Section):
     @field_validator("file")
     @classmethod
     def _path_or_bundle(cls, file: str) -> str:
-        if "://" in file and not BUNDLE.fullmatch(file):
+        clean = addresses.in_document(file) if addresses.is_remote(file) else file
+        if "://" in clean and not BUNDLE.fullmatch(clean):
             raise ValueError(f"must be a path, or s3://bucket/prefix/code/<SHA-256>.zip, got {file}")
-        return file
+        return clean
 
 
 Task = Annotated[GlyphsTask | DigitsTask | ImageFolderTask | PythonTask, Field(discriminator="kind")]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from graceful.spec.base import Count, Fraction, Positive, Section
+from graceful.sections import Count, Fraction, Positive, Section
 
 
 class Sgd(Section):
@@ -54,6 +54,9 @@ class TorchEngine(Section):
     """Plain torch, DistributedDataParallel when there is more than one worker."""
 
     kind: Literal["torch"] = "torch"
+    find_unused_parameters: Annotated[bool, Field(exclude_if=lambda flag: not flag)] = False
+    """Look in each step for parameters that the loss does not reach, so that workers do not wait for their gradients.
+    DeepSpeed needs no such flag."""
 
 
 Engine = Annotated[DeepSpeedEngine | TorchEngine, Field(discriminator="kind")]

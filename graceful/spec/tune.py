@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from graceful.spec.base import Count, Section
+from graceful.losses import registry
+from graceful.sections import Count, Section
 
 Span = tuple[float, float]
 """Lower and upper end; equal ends fix the value."""
-Temperature = Annotated[float, Field(gt=0.0, le=1000.0)] | Literal["lm"]
 
 
-class Space(Section):
+class _CommonSpace(Section):
     """What the search varies; what is left out is derived from `compatibility`."""
 
-    compare: Annotated[tuple[Literal["distillation", "displacement"], ...] | None, Field(min_length=1)] = None
-    """How outputs are compared with the old version's, to choose from; None: both."""
-    distillation: Span | None = None
-    """Weight of focal_distillation, log scale; None: [0.3, 30]."""
-    displacement: Span | None = None
-    """Weight of logit_displacement, log scale; None: [0.1, 10]."""
-    influence: Span | None = None
-    """Weight of influence, log scale; None: [0.3, 10]."""
-    regression: Span | None = None
-    """Weight of embedding_regression, log scale; None: [0.5, 10]."""
     reference: Span | None = None
     """Weight of the reference runs' outputs, log scale; None: [1, 60]."""
     runs: Annotated[tuple[Annotated[int, Field(ge=0, le=16)], ...] | None, Field(min_length=1)] = None
     """Numbers of reference runs to choose from; None: [0, 1, 3], where the spec has a reference: [1, 3, its own]."""
-    focus_share: Span | None = None
-    """beta / (alpha + beta) of focal_distillation, at most 0.9; None: [0, 0.9], 0 where its focus is all."""
-    temperature: Annotated[tuple[Temperature, ...] | None, Field(min_length=1)] = None
-    """Of focal_distillation, to choose from; lm: logit matching; None: [20, 100, lm], and 2 if it allows low ones."""
-    margin: Span | None = None
-    """Of logit_displacement; None: [0, 1]."""
     decay: Span | None = None
     """`factor` of weighting decay; None: [0.3, 1]."""
     step: Span | None = None
@@ -50,8 +34,8 @@ class Space(Section):
     with `train.start: latest`, else none."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Space:
-        for name, logarithmic, largest in SPANS:
+    def _ordered(self) -> _CommonSpace:
+        for name, (logarithmic, largest) in _spans().items():
             span = getattr(self, name)
             if span is None:
                 continue
@@ -64,18 +48,39 @@ class Space(Section):
         return self
 
 
-SPANS = (
-    ("distillation", True, 100.0),
-    ("displacement", True, 100.0),
-    ("influence", True, 100.0),
-    ("regression", True, 100.0),
-    ("reference", True, 100.0),
-    ("focus_share", False, 0.9),
-    ("margin", False, 100.0),
-    ("decay", True, 1.0),
-    ("step", True, 10.0),
-)
-"""Name, whether it is searched on a log scale, and its largest value."""
+def _spans() -> dict[str, tuple[bool, float]]:
+    """Return of each range [low, high]: whether it has a log scale, and its largest value."""
+    spans = {"reference": (True, 100.0), "decay": (True, 1.0), "step": (True, 10.0)}
+    for loss in registry.searched():
+        spans[loss.weight_name()] = (True, 100.0)
+        spans |= {name: (key.log, key.largest) for name, key in loss.search_keys().items() if key.largest is not None}
+    return spans
+
+
+def _loss_keys() -> dict[str, Any]:
+    """Return the keys that the losses announce: the weight of each, and its options."""
+    keys: dict[str, Any] = {}
+    for loss in registry.searched():
+        low, high = loss.search_range or (0.0, 0.0)
+        doc = f"Weight of {registry.kind_of(loss)}, log scale; None: [{low:g}, {high:g}]."
+        keys[loss.weight_name()] = (Span | None, Field(default=None, description=doc))
+        for name, key in loss.search_keys().items():
+            keys[name] = (key.annotation | None, Field(default=None, description=key.doc))
+    names = tuple(loss.weight_name() for loss in registry.searched() if loss.compares_outputs)
+    doc = "How outputs are compared with the old version's, to choose from; None: distillation and displacement."
+    choices = Annotated[tuple[Literal[names], ...], Field(min_length=1)]  # type: ignore[valid-type]
+    return {"compare": (choices | None, Field(default=None, description=doc)), **keys}
+
+
+if TYPE_CHECKING:
+
+    class Space(_CommonSpace):
+        """What the search varies, with one key for the weight of each kind of loss and keys for its options."""
+
+        compare: tuple[str, ...] | None = None
+
+else:
+    Space = create_model("Space", __base__=_CommonSpace, __doc__=_CommonSpace.__doc__, **_loss_keys())
 
 
 class Final(Section):

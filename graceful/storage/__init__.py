@@ -1,7 +1,8 @@
 """Files, objects in buckets, and run folders that live in both. Every process uses it; boto3 is loaded on first use."""
 
+from graceful.addresses import is_remote
+from graceful.files import guarded
 from graceful.storage.local import (
-    guarded,
     read_bytes,
     sha256_file,
     sha256_json,
@@ -12,7 +13,6 @@ from graceful.storage.local import (
 from graceful.storage.mirror import Mirror
 from graceful.storage.objects import (
     StoredObject,
-    is_remote,
     list_objects,
     object_cache,
     read_cached,

@@ -1,23 +1,16 @@
 """Local files: digests and atomic writes. Every process uses it.
 
-Writes go to a temporary file beside the target, are flushed to disk and renamed, so that readers see the old content or
-the new and never half of it.
+How a file is replaced whole or not at all is in `graceful.files`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from graceful.errors import StorageError
+from graceful.files import guarded, replacing
 
 # --- digests ----------------------------------------------------------------------------------------------------------
 
@@ -46,8 +39,13 @@ def sha256_json(document: Any) -> str:
 # --- local files ------------------------------------------------------------------------------------------------------
 
 
-def write_bytes(path: str | Path, data: bytes) -> Path:
+def write_bytes(path: str | Path, data: bytes, *, private: bool = False) -> Path:
     """Replace a file atomically; missing folders are made.
+
+    Args:
+        path: What is replaced.
+        data: What it then holds.
+        private: Readable by its owner alone, because it holds a secret.
 
     Returns:
         The path, for chaining.
@@ -58,19 +56,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     target = Path(path)
     with guarded(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, target)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-        _flush_folder(target.parent)
+        with replacing(target, private=private) as file:
+            file.write(data)
     return target
 
 
@@ -92,38 +79,3 @@ def read_bytes(path: str | Path) -> bytes:
     """
     with guarded(path, "read"):
         return Path(path).read_bytes()
-
-
-@contextmanager
-def guarded(path: str | Path, verb: str) -> Iterator[None]:
-    """Turn what the operating system refuses into one StorageError line about a path.
-
-    Args:
-        path: What is read or written.
-        verb: `read`, `write`, or with an object.
-    """
-    try:
-        yield
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space" if full else "check the path and its permissions"
-        reason = "the disk is full" if full else (e.strerror or str(e))
-        raise StorageError(f"{path}: cannot {verb}, {reason}; {remedy}", {"path": str(path)}) from e
-
-
-@lru_cache(maxsize=1)
-def _umask() -> int:
-    """The process's mask. It can only be read by setting it, hence once."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut. Some network file systems refuse to flush folders: the rename still holds."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)

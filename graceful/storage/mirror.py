@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from graceful import addresses
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.files import guarded
 from graceful.storage import objects
-from graceful.storage.local import guarded, sha256_file
+from graceful.storage.local import sha256_file
 
 VARIABLE = "GRACEFUL_STORAGE"
 INDEX = ".index.json"
@@ -56,12 +58,11 @@ class Mirror:
             SpecError: GRACEFUL_STORAGE is no address of a bucket.
         """
         uri = os.environ.get(VARIABLE) or None
-        if uri is not None:
-            try:
-                objects.split_uri(uri)
-            except SpecError as e:
-                raise SpecError(f"{VARIABLE}={e.message}") from e
-        return Mirror(home=home.resolve(), uri=uri and uri.rstrip("/"))
+        try:
+            uri = uri and addresses.normalised(uri).rstrip("/")
+        except ValueError as e:
+            raise SpecError(f"{VARIABLE}={uri}: {e}") from e
+        return Mirror(home=home.resolve(), uri=uri)
 
     def twin(self, path: Path) -> str:
         """Address of a file's or folder's copy.

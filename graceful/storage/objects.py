@@ -15,9 +15,11 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from graceful import addresses
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.files import guarded
 from graceful.storage import server
-from graceful.storage.local import guarded, read_bytes, sha256_file, sha256_json, write_bytes, write_text
+from graceful.storage.local import read_bytes, sha256_file, sha256_json, write_bytes, write_text
 
 _DIGEST = "sha256"
 ABSENT = frozenset({"NoSuchKey", "404"})
@@ -51,21 +53,16 @@ class StoredObject:
         return f"s3://{self.bucket}/{self.key}"
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a path names a bucket."""
-    return uri.startswith("s3://")
-
-
 def split_uri(uri: str) -> tuple[str, str]:
-    """s3://bucket/some/prefix -> (bucket, some/prefix).
+    """Return bucket and key of s3://bucket/some/prefix.
 
     Raises:
         SpecError: No bucket, or another scheme.
     """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not is_remote(uri) or not bucket:
-        raise SpecError(f"{uri}: must look like s3://bucket/prefix")
-    return bucket, key
+    try:
+        return addresses.split(uri)
+    except ValueError as e:
+        raise SpecError(f"{uri}: {e}") from e
 
 
 # --- listing and removing ---------------------------------------------------------------------------------------------

@@ -12,21 +12,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graceful import spec
 from graceful.chain import OldOutputs
-from graceful.chain.merging import Form, Merged, Mixer
-from graceful.losses import focus
+from graceful.chain.merging import Merged, Mixer
+from graceful.losses.base import Loss, Merge
+from graceful.losses.ops import focus
 from graceful.storage import guarded
 from graceful.targets.cache import Cache
 
-Mergeable = spec.FocalDistillation | spec.EmbeddingRegression
 _CHUNK = 8192
 _IN_MEMORY = 2**30
 
@@ -54,18 +53,18 @@ class Mixture:
     """One loss against several predecessors; call `remix` before the first `fetch`.
 
     Args:
-        loss: Focal distillation with a focus that old outputs alone decide, or embedding regression.
+        loss: One that merges, see `Loss.merge`.
         members: At least one, all with the same views and the same S.
         device: Where batches go.
         scratch: Folder on a disk with room, for mixtures above 1 GiB; None: the system's.
 
     Raises:
-        ValueError: The members' views or sizes differ.
+        ValueError: The members' views or sizes differ, or the loss does not merge.
     """
 
     def __init__(
         self,
-        loss: Mergeable,
+        loss: Loss,
         members: Sequence[Member],
         *,
         device: torch.device | str = "cpu",
@@ -75,6 +74,9 @@ class Mixture:
         if len(shapes) != 1:
             raise ValueError(f"members of a mixture must have one shape of (views, samples, size), got {shapes}")
         ((views, samples, size),) = shapes
+        if loss.merge is None:
+            raise ValueError(f"{loss.kind} does not merge")
+        self._merge: Merge = loss.merge
         self._loss, self._members, self._device = loss, tuple(members), torch.device(device)
         self._target = _room((views, samples, size), scratch)
         self._weight = np.zeros((views, samples), dtype=np.float32)
@@ -105,9 +107,7 @@ class Mixture:
         return Merged(target.to(self._device), weight.to(self._device))
 
     def _mixed(self, rows: NDArray[np.int64], view: int, strengths: Sequence[float]) -> tuple[Merged, Tensor]:
-        form: Form = self._loss.form if isinstance(self._loss, spec.FocalDistillation) else "embedding"
-        temperature = self._loss.temperature if isinstance(self._loss, spec.FocalDistillation) else 1.0
-        mixer = Mixer(form, temperature=temperature)
+        mixer = Mixer(self._merge.form, temperature=self._merge.temperature)
         for member, strength in zip(self._members, strengths, strict=True):
             if strength > 0.0 or member is self._members[0]:
                 outputs = member.cache.rows(rows, view, "cpu")
@@ -116,16 +116,25 @@ class Mixture:
 
     def _weights(self, member: Member, outputs: OldOutputs, rows: NDArray[np.int64]) -> Tensor:
         """[B] as the loss of this predecessor alone would weigh its samples, mean 1 over those it knows."""
-        if isinstance(self._loss, spec.EmbeddingRegression):
+        if not self._merge.of_logits:
             return outputs.present.double()
         labels = torch.from_numpy(member.labels[rows])
         knows = outputs.present & (labels >= 0)
         right = knows & (outputs.logits.argmax(1) == labels)
         loss, share = self._loss, member.correct_share or 0.0
-        alpha = focus.base_weight(loss.focus, alpha=loss.alpha, near_chance=member.near_chance)
-        raw = focus.raw_weights(loss.focus, alpha=alpha, beta=loss.beta, old_correct=right, new_correct=right)
-        mean = focus.static_mean(loss.focus, alpha=alpha, beta=loss.beta, old_correct_share=share)
-        return focus.normalise(raw.double(), mean=mean) * knows
+        weights = loss.sample_weights(_Correctness(right, right, member.near_chance))
+        if weights is None:
+            return knows.double()
+        mean = loss.mean_weight(correct_share=share, near_chance=member.near_chance)
+        return focus.normalise(weights.double(), mean=mean) * knows
+
+
+class _Correctness(NamedTuple):
+    """What weights of samples may depend on where the new version has no outputs yet: never on its own."""
+
+    old_correct: Tensor
+    new_correct: Tensor
+    near_chance: bool
 
 
 def _values(member: Member, outputs: OldOutputs) -> Tensor:

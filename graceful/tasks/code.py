@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from graceful import storage
+from graceful import addresses, storage
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.spec.tasks import BUNDLE
 
@@ -37,7 +37,7 @@ _OVERHEAD = 4096
 
 def is_address(file: str) -> bool:
     """Whether `task.file` names a bundle in a bucket."""
-    return "://" in file
+    return addresses.is_remote(file)
 
 
 def address(storage_uri: str, digest: str) -> str:

@@ -16,7 +16,7 @@ from graceful import targets
 from graceful.chain import OldOutputs
 from graceful.chain.merging import Merged
 from graceful.errors import DataError, SpecError
-from graceful.models.base import Forward
+from graceful.models.base import CODE_FAULTS, Forward, Outputs
 from graceful.targets.mixture import Mixture
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
@@ -167,14 +167,29 @@ def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
     try:
         with torch.no_grad():
             outputs = Forward(network)(inputs)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as e:
-        reason = " ".join(str(e).split())
+    except CODE_FAULTS as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
         raise SpecError(f"task: the network fails on {given}: {reason}; mend network() or transform()") from e
-    wanted, found = [1, len(task.classes)], list(outputs.logits.shape)
-    if found != wanted or outputs.embedding.shape[:-1] != (1,):
+    require_outputs(outputs, rows=1, classes=len(task.classes), given=given)
+
+
+def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) -> None:
+    """Refuse outputs of another shape than graceful needs.
+
+    Args:
+        outputs: Of a network.
+        rows: Samples that it was given.
+        classes: Of its version.
+        given: The samples, for the message.
+
+    Raises:
+        SpecError: They are not [rows, d] and [rows, classes].
+    """
+    wanted, found = [rows, classes], list(outputs.logits.shape)
+    if found != wanted or outputs.embedding.shape[:-1] != (rows,):
         raise SpecError(
             f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {found} of {given};"
-            f" must be [1, d] and {wanted}, one logit for each class"
+            f" must be [{rows}, d] and {wanted}, one logit for each class"
         )
 
 

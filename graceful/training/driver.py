@@ -13,15 +13,20 @@ from typing import Any
 import torch
 from torch import distributed
 
+from graceful.errors import SpecError
+from graceful.spec import Train
 from graceful.storage import guarded
 from graceful.training import checkpoint, trace
-from graceful.training.job import NOT_MIRRORED, TrainingJob, TrainingResult, claim, finished, record
+from graceful.training.engine import require_precision
+from graceful.training.job import NOT_MIRRORED, TrainingJob, TrainingResult, claim, finished, record, require_own
 from graceful.training.loop import run
 from graceful.training.place import Place
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]
 
 Progress = Callable[[Mapping[str, object]], None]
+Run = Callable[[str, Progress | None], dict[str, Any]]
+"""Digest of the job and whom to tell -> what rank 0's loop returned."""
 
 
 def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResult:
@@ -40,26 +45,51 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
         KeyboardInterrupt: Passed on after the workers are gone; checkpoints stay.
     """
     job.mirror.restore(job.run_dir, but=NOT_MIRRORED)
-    digest = claim(job)
+    require_own(job)
     known = finished(job)
     if known is not None:
         return known
+    started = time.monotonic()
+    run_it = _inline(job) if job.spec.train.num_workers == 0 else _on_ray(job)
+    digest = claim(job)
     if job.spec.train.num_workers:  # the copy is rank 0's, which may be elsewhere and further
         job.mirror.restore_file(job.run_dir / trace.FILE)
     job.mirror.save(job.run_dir, but=NOT_MIRRORED)
-    started = time.monotonic()
-    if job.spec.train.num_workers == 0:
-        outcome = _inline(job, digest=digest, progress=progress)
-    else:
-        from graceful.training import ray_fit
-
-        outcome = ray_fit.fit(job, digest=digest, progress=progress)
+    outcome = run_it(digest, progress)
     result = record(job, outcome, seconds=time.monotonic() - started)
     job.mirror.save(job.run_dir, but=NOT_MIRRORED)
     return result
 
 
-def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict[str, Any]:
+def require_device(train: Train) -> bool:
+    """Return whether training in this process computes on a GPU.
+
+    Raises:
+        SpecError: The spec wants a GPU and there is none.
+    """
+    there = torch.cuda.is_available()
+    if train.use_gpu and not there:
+        raise SpecError("train.use_gpu: true needs a GPU, and torch sees none here; leave it out, or write false")
+    gpu = there if train.use_gpu is None else train.use_gpu
+    require_precision(train, gpu=gpu)
+    return gpu
+
+
+def _inline(job: TrainingJob) -> Run:
+    """Return the run in this process, once it is known that this process can."""
+    gpu = require_device(job.spec.train)
+    return lambda digest, progress: _run_inline(job, digest=digest, gpu=gpu, progress=progress)
+
+
+def _on_ray(job: TrainingJob) -> Run:
+    """Return the run on Ray, once Ray is there and has room."""
+    from graceful.training import ray_fit
+
+    place = ray_fit.ready(job)
+    return lambda digest, progress: ray_fit.fit(job, place, digest=digest, progress=progress)
+
+
+def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress | None) -> dict[str, Any]:
     root = job.run_dir / "checkpoints"
     if not root.exists():
         job.mirror.restore(root)
@@ -67,8 +97,6 @@ def _inline(job: TrainingJob, *, digest: str, progress: Progress | None) -> dict
         root.mkdir(parents=True, exist_ok=True)
         for left in root.glob(".part-*"):
             shutil.rmtree(left)
-    wanted = job.spec.train.use_gpu
-    gpu = torch.cuda.is_available() if wanted is None else wanted
     if job.spec.train.engine.kind == "deepspeed":
         _group_of_one()
 

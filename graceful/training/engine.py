@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from graceful import spec
 from graceful.errors import SpecError
 from graceful.models.base import Forward, Outputs
-from graceful.training.plain import StepInfo, TorchEngine, bad_gradient, optimizer_options, portable, rank, world_size
+from graceful.models.weights import portable
+from graceful.training.plain import StepInfo, TorchEngine, bad_gradient, optimizer_options, rank, world_size
 from graceful.training.unpickling import load_tensors
 
 __all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "build", "deepspeed_config"]
@@ -73,11 +74,20 @@ def build(train: spec.Train, network: nn.Module, *, device: torch.device) -> Eng
     Raises:
         SpecError: fp16 without a GPU.
     """
-    if train.precision == "fp16" and device.type == "cpu":
-        raise SpecError("train.precision: fp16 needs a GPU, this worker computes on cpu; write bf16 or fp32")
+    require_precision(train, gpu=device.type != "cpu")
     if train.engine.kind == "deepspeed":
         return DeepSpeedEngine(train, network, device=device)
     return TorchEngine(train, network, device=device)
+
+
+def require_precision(train: spec.Train, *, gpu: bool) -> None:
+    """Refuse arithmetic that a device does not have.
+
+    Raises:
+        SpecError: fp16 without a GPU.
+    """
+    if train.precision == "fp16" and not gpu:
+        raise SpecError("train.precision: fp16 needs a GPU, this worker computes on cpu; write bf16 or fp32")
 
 
 def deepspeed_config(train: spec.Train, *, world_size: int) -> dict[str, Any]:
@@ -179,7 +189,7 @@ class DeepSpeedEngine:
         network, keep = self._network.network, rank() == 0
         if self._stage < 3:
             return portable(network.state_dict()) if keep else None
-        parameters = dict(network.named_parameters())
+        parameters = dict(network.named_parameters(remove_duplicate=False))
         state = {name: tensor for name, tensor in network.state_dict().items() if name not in parameters}
         for name, parameter in parameters.items():
             with self._deepspeed.zero.GatheredParameters([parameter]):

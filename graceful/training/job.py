@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as serialise
+from torch import Tensor
+
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.spec import Compatibility, RefreshSpec
 from graceful.spec.compatibility import ROOM
 from graceful.spec.training import LIMITS
-from graceful.storage import Mirror, read_bytes, sha256_file, sha256_json, write_json
+from graceful.storage import Mirror, read_bytes, sha256_file, sha256_json, write_bytes, write_json
 from graceful.tasks.base import Task
 from graceful.training import trace
 
@@ -146,7 +149,7 @@ class TrainingResult:
 
 
 def claim(job: TrainingJob) -> str:
-    """Make the folder this job's, or find that it is.
+    """Make the folder this job's, or find that it is. Call it when nothing is left that could be refused.
 
     Returns:
         Digest of the job's identity; checkpoints carry it.
@@ -154,11 +157,22 @@ def claim(job: TrainingJob) -> str:
     Raises:
         SpecError: The folder belongs to another job; the first difference is named.
     """
+    require_own(job)
     wanted, path = job.identity(), job.run_dir / SPEC
     if not path.exists():
         write_json(path, {"schema": 1, "digest": sha256_json(wanted), "job": wanted})
-        return sha256_json(wanted)
-    difference = _difference(begun(job.run_dir), wanted)
+    return sha256_json(wanted)
+
+
+def require_own(job: TrainingJob) -> None:
+    """Refuse a folder that another job has claimed; one that nobody has is left as it is.
+
+    Raises:
+        SpecError: The first difference is named.
+    """
+    if not (job.run_dir / SPEC).exists():
+        return
+    difference = _difference(begun(job.run_dir), job.identity())
     if difference is not None:
         key, old, new = difference
         raise SpecError(
@@ -166,7 +180,6 @@ def claim(job: TrainingJob) -> str:
             f" choose another name, or delete {job.run_dir}",
             {"key": key},
         )
-    return sha256_json(wanted)
 
 
 def begun(run_dir: Path) -> dict[str, Any]:
@@ -218,6 +231,15 @@ def record(job: TrainingJob, outcome: Mapping[str, Any], *, seconds: float) -> T
     result = finished(job)
     assert result is not None
     return result
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write what `Engine.export` returned.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    write_bytes(path, serialise({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
 def first_line(error: BaseException) -> str:

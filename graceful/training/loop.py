@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor, distributed
 
 from graceful import tasks
 from graceful.chain.multipliers import strengths
 from graceful.errors import NonFiniteError, SpecError
-from graceful.storage import sha256_file, write_bytes
+from graceful.storage import sha256_file
 from graceful.training import batches, checkpoint, engine, stops
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.duals import BEST, duals_of
-from graceful.training.job import WEIGHTS, TrainingJob
+from graceful.training.job import WEIGHTS, TrainingJob, write_weights
 from graceful.training.objective import Objective
 from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
 from graceful.training.sampler import Sampler, shard
@@ -148,7 +147,7 @@ class Loop:
         error, extra = self.progress.validation_error, {}
         if self.duals is not None and self.best is not None:
             state, error, extra = self.best, self.duals.best_error, self.duals.outcome
-        write_bytes(path, serialise({name: tensor.contiguous() for name, tensor in state.items()}))
+        write_weights(path, state)
         return {
             "steps": self.progress.step,
             "validation_error": error,
@@ -301,7 +300,7 @@ class Loop:
         with checkpoint.writing(part):
             self.engine.save(part)
             if self.best is not None:
-                write_bytes(part / BEST, serialise(self.best))
+                write_weights(part / BEST, self.best)
         state = {
             "schema": 1,
             "digest": self.digest,

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from graceful import spec
-from graceful.chain.merging import Merged, regression_to_mean
-from graceful.losses import focus
-from graceful.losses.alignment import align, normalise
-from graceful.losses.focal_distillation import kl_divergence, logit_matching
-from graceful.losses.reduction import weighted_mean
+from graceful.chain.merging import Merged
+from graceful.losses.base import OUTPUTS, Loss
+from graceful.losses.ops.reduction import weighted_mean
 from graceful.models.base import Outputs
 
 
@@ -36,7 +34,7 @@ class Group:
     """
 
     key: str
-    loss: spec.FocalDistillation | spec.EmbeddingRegression
+    loss: Loss
     loss_index: int
     versions: tuple[int, ...]
     columns: tuple[int, ...] | None
@@ -55,20 +53,13 @@ class Group:
             merged: What the versions of the group say.
             columns: What `some_columns` gave.
         """
-        match self.loss:
-            case spec.FocalDistillation(form=form):
-                new = outputs.logits if columns is None else outputs.logits.index_select(1, columns)
-                if form == "kl":
-                    distances = kl_divergence(new, merged.target, temperature=self.loss.temperature)
-                else:
-                    distances = logit_matching(new, merged.target)
-            case spec.EmbeddingRegression(distance=distance):
-                direction = normalise(align(outputs.embedding, size=merged.target.shape[-1]))
-                distances = regression_to_mean(direction, merged.target) * (2.0 if distance == "l2" else 1.0)
+        if columns is not None:
+            outputs = outputs._replace(logits=outputs.logits.index_select(1, columns))
+        distances = self.loss.compare_merged(outputs, merged.target)
         return weighted_mean(distances, weights=merged.weight.to(distances))
 
 
-def loss_keys(losses: Sequence[spec.Loss]) -> list[str]:
+def loss_keys(losses: Sequence[Loss]) -> list[str]:
     """Names of losses in logs: the kind, numbered from the second of a kind on."""
     seen: dict[str, int] = defaultdict(int)
     found = []
@@ -76,13 +67,6 @@ def loss_keys(losses: Sequence[spec.Loss]) -> list[str]:
         seen[loss.kind] += 1
         found.append(loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}")
     return found
-
-
-def mergeable(loss: spec.Loss) -> bool:
-    """Whether the terms of a loss against several cached predecessors are one."""
-    if isinstance(loss, spec.FocalDistillation):
-        return not focus.is_dynamic(loss.focus)
-    return isinstance(loss, spec.EmbeddingRegression)
 
 
 def plan(
@@ -102,13 +86,12 @@ def plan(
     """
     groups = []
     for index, (loss, name) in enumerate(zip(compatibility.losses, loss_keys(compatibility.losses), strict=True)):
-        if not mergeable(loss):
+        if loss.merge is None:
             continue
-        assert isinstance(loss, spec.FocalDistillation | spec.EmbeddingRegression)
         alike: dict[tuple[int, ...] | int, list[int]] = defaultdict(list)
         for version in (one for one, yes in enumerate(cached) if yes):
             columns = tuple(label for label, old in enumerate(known[version]) if old >= 0)
-            alike[columns if isinstance(loss, spec.FocalDistillation) else sizes[version]].append(version)
+            alike[columns if loss.merge.of_logits else sizes[version]].append(version)
         chosen = [(what, versions) for what, versions in alike.items() if len(versions) > 1 and what != ()]
         for number, (what, versions) in enumerate(chosen, start=1):
             suffix = "" if number == 1 else f"-{number}"
@@ -126,5 +109,5 @@ def plan(
 def asked(compatibility: spec.Compatibility, groups: Sequence[Group], count: int) -> tuple[bool, ...]:
     """For each of `count` versions whether a step still needs its own outputs, because a term did not merge."""
     merged = {(group.loss_index, version) for group in groups for version in group.versions}
-    reading = [index for index, loss in enumerate(compatibility.losses) if not isinstance(loss, spec.Influence)]
+    reading = [index for index, loss in enumerate(compatibility.losses) if loss.reads & OUTPUTS]
     return tuple(any((index, version) not in merged for index in reading) for version in range(count))

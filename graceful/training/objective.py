@@ -3,8 +3,8 @@
     L = CE + sum over losses, versions k of weight * s_k * mean_i(F_i D_i) + weight_ref * mean_i(tau^2 KL(ref || new))
 
 The strengths s_k are 1 / V by default, V the number of versions the losses see, so that the total weight does not grow
-with the chain. Terms of cached versions merge where they can (`merging`). Reweighting adds no term: it changes the
-weights of CE. Everything is computed in fp32, whatever autocast or the engine use. Samples whose class a
+with the chain. Terms of cached versions merge where they can (`merging`). A loss that adds no term changes the weights
+of CE. Everything is computed in fp32, whatever autocast or the engine use. Samples whose class a
 version does not know, or about which nothing is known (`present`), have weight 0; embedding regression needs no class.
 """
 
@@ -23,16 +23,16 @@ from graceful import spec
 from graceful.chain import OldOutputs, label_map
 from graceful.chain.merging import Merged
 from graceful.errors import SpecError
-from graceful.losses import focus, label_space
-from graceful.losses.influence import prototypes
-from graceful.losses.reduction import accurate, weighted_mean
-from graceful.losses.reference import reference_divergence
-from graceful.losses.reweighting import reweighting
+from graceful.losses.base import Reading
+from graceful.losses.ops import focus, label_space
+from graceful.losses.ops.pair import OldVersion, Pair
+from graceful.losses.ops.reduction import accurate, weighted_mean
+from graceful.losses.ops.reference import reference_divergence
 from graceful.models.base import Outputs
 from graceful.training.merging import Group, asked, loss_keys
-from graceful.training.terms import OldVersion, Pair, Term, old_classifier, value
+from graceful.training.terms import Term, value
 
-__all__ = ["Objective", "ObjectiveValue", "OldVersion", "needs", "prototypes"]
+__all__ = ["Objective", "ObjectiveValue", "OldVersion", "needs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +52,14 @@ class ObjectiveValue:
     correct: Tensor
 
 
-def needs(compatibility: spec.Compatibility) -> frozenset[str]:
-    """Which facts about predecessors the losses read.
+def needs(compatibility: spec.Compatibility) -> frozenset[Reading]:
+    """Return which facts about predecessors the losses read.
 
     Returns:
         A subset of: `logits` and `embedding` (of `OldOutputs`, hence a cache or a live network), `correctness`
         (`OldVersion.correct_share`), `prototypes` and `head` (of `OldVersion`). Empty: predecessors are not asked.
     """
-    found: set[str] = set()
-    for loss in compatibility.losses:
-        match loss:
-            case spec.FocalDistillation():
-                found |= {"logits", "correctness"} if loss.focus == "old_correct" else {"logits"}
-            case spec.LogitDisplacement():
-                found |= {"logits"}
-            case spec.Reweighting():
-                found |= {"logits", "correctness"}
-            case spec.EmbeddingRegression():
-                found |= {"embedding"}
-            case spec.Influence():
-                found |= {"head", "prototypes"} if loss.prototypes else {"head"}
-    return frozenset(found)
+    return frozenset(reading for loss in compatibility.losses for reading in loss.reads)
 
 
 class Objective:
@@ -123,7 +110,7 @@ class Objective:
         ]
         self._terms = tuple(self._bind())
         self._used = sorted({term.index for term in self._terms} | (set(range(count)) if self._reweights else set()))
-        self._dynamic = tuple(term for term in self._terms if term.is_dynamic)
+        self._dynamic = tuple(term for term in self._terms if term.loss.follows_new_model)
         self._moments = torch.zeros(len(self._dynamic), 2, device=self._device)
 
     @property
@@ -131,7 +118,7 @@ class Objective:
         """Factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
         reference = self._compatibility.reference
         extra = {} if reference is None else {"reference": reference.weight}
-        own = {term.key: term.weight * self.strengths[term.index] for term in self._terms}
+        own = {term.key: term.loss.weight * self.strengths[term.index] for term in self._terms}
         return {"task": 1.0, **own, **{group.key: group.loss.weight for group in self._groups}, **extra}
 
     @property
@@ -142,7 +129,7 @@ class Objective:
             f"{kind}/{version.name}"
             for loss, kind in zip(losses, loss_keys(losses), strict=True)
             for version in self._versions
-            if version.silent(loss)
+            if loss.never_counts(version)
         ]
         fired = (self._moments[:, 0] > 0.0).tolist()
         return sorted({*found, *(term.key for term, yes in zip(self._dynamic, fired, strict=True) if not yes)})
@@ -207,28 +194,18 @@ class Objective:
         merged = {(group.loss_index, index) for group in self._groups for index in group.versions}
         losses = self._compatibility.losses
         for position, (loss, kind) in enumerate(zip(losses, loss_keys(losses), strict=True)):
-            if isinstance(loss, spec.Reweighting):
+            if not loss.adds_term:
                 continue
             for index, version in enumerate(self._versions):
                 if (position, index) in merged:
                     continue
-                slots, rows = self._maps[index], None
-                if isinstance(loss, spec.Influence):
-                    slots, rows = old_classifier(version, known=slots, use_prototypes=loss.prototypes)
-                term = Term(
-                    key=f"{kind}/{version.name}",
-                    loss=loss,
-                    index=index,
-                    weight=loss.weight,
-                    slots=slots.to(self._device),
-                    prototypes=None if rows is None else rows.to(self._device),
-                )
-                terms.append(term)
+                constants = tuple(one.to(self._device) for one in loss.constants(version, self._maps[index]))
+                terms.append(Term(key=f"{kind}/{version.name}", loss=loss, index=index, constants=constants))
         return terms
 
     @property
     def _reweights(self) -> bool:
-        return any(isinstance(loss, spec.Reweighting) for loss in self._compatibility.losses)
+        return any(not loss.adds_term for loss in self._compatibility.losses)
 
     def _check(self, old: Sequence[OldOutputs | None], reference: OldOutputs | None) -> None:
         allowed = {len(self._versions)} if any(self._asked) else {len(self._versions), 0}
@@ -257,20 +234,21 @@ class Objective:
         return values
 
     def _task_weights(self, pairs: Mapping[int, Pair]) -> Tensor | None:
-        found = [loss.weight for loss in self._compatibility.losses if isinstance(loss, spec.Reweighting)]
-        if not found or not pairs:
+        weighing = [loss for loss in self._compatibility.losses if not loss.adds_term]
+        if not weighing or not pairs:
             return None
-        right = torch.stack([pair.old_correct for pair in pairs.values()]).float().mean(0)
-        shares = [(pair.version.correct_share or 0.0) * pair.version.known_share for pair in pairs.values()]
-        return reweighting(right, weight=math.fsum(found), mean_share=math.fsum(shares) / len(shares))
+        emphases, means = zip(*(loss.emphasis(tuple(pairs.values())) for loss in weighing), strict=True)
+        weights: Tensor = (1.0 + sum(emphases[1:], emphases[0])) / (1.0 + math.fsum(means))
+        return weights
 
     def _focus_means(self, pairs: Mapping[int, Pair]) -> dict[str, Tensor]:
         """Bring the running moments up to date with this batch: one sum over workers for all of them."""
         moments = []
         for term in self._dynamic:
             pair = pairs[term.index]
-            assert isinstance(term.loss, spec.FocalDistillation)
-            moments.append(focus.batch_moments(pair.raw_weights(term.loss), participates=pair.participates))
+            weights = term.loss.sample_weights(pair)
+            assert weights is not None, f"{term.loss.kind} follows the new model but gives no sample weights"
+            moments.append(focus.batch_moments(weights, participates=pair.participates))
         if not moments:
             return {}
         self._moments = focus.advance(self._moments, batch=self._sum_over_workers(torch.stack(moments)))

@@ -1,4 +1,4 @@
-"""The plain torch engine, and what both engines share: optimisers, portable states, ranks. Runs in workers."""
+"""The plain torch engine, and what both engines share: optimisers, ranks. Runs in workers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from graceful import spec
-from graceful.errors import NonFiniteError
+from graceful.errors import NonFiniteError, SpecError
 from graceful.models.base import Forward, Outputs
+from graceful.models.weights import portable
 from graceful.training.unpickling import load_tensors
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,10 +44,14 @@ class TorchEngine:
         self._optimizer = _torch_optimizer(train.optimizer, self._network)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._slice = 0
+        assert isinstance(train.engine, spec.TorchEngine)
+        self._tolerant = train.engine.find_unused_parameters
         self._parallel: nn.Module = self._network
         if world_size() > 1:
             ids = [device.index or 0] if device.type == "cuda" else None
-            self._parallel = nn.parallel.DistributedDataParallel(self._network, device_ids=ids)
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self._network, device_ids=ids, find_unused_parameters=self._tolerant
+            )
 
     def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
         """As `Engine.forward`."""
@@ -65,6 +70,8 @@ class TorchEngine:
     def step(self, lr: float) -> StepInfo:
         """As `Engine.step`."""
         self._slice = 0
+        if world_size() > 1:
+            unused_parameters(self._network.network, allowed=self._tolerant)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._scaler.unscale_(self._optimizer)
@@ -128,12 +135,26 @@ def optimizer_options(section: spec.Optimizer) -> tuple[str, dict[str, Any]]:
     return "SGD", {**common, "momentum": section.momentum, "nesterov": nesterov}
 
 
-def portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, floating-point as fp32."""
-    return {
-        name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        for name, tensor in state.items()
-    }
+def unused_parameters(network: nn.Module, *, allowed: bool) -> None:
+    """Refuse parameters that the loss did not reach, for whose gradients the workers would wait in vain.
+
+    Args:
+        network: After a backward pass.
+        allowed: What `train.engine.find_unused_parameters` says.
+
+    Raises:
+        SpecError: With their names.
+    """
+    if allowed:
+        return
+    unused = [name for name, one in network.named_parameters() if one.requires_grad and one.grad is None]
+    if unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        raise SpecError(
+            f"task: the loss does not reach {', '.join(unused[:3])}{more} of the network, for whose gradients"
+            " workers would wait; leave them out, freeze them with requires_grad_(False), or write"
+            " train.engine.find_unused_parameters: true"
+        )
 
 
 def bad_gradient(norm: float) -> NonFiniteError:

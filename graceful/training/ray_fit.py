@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from graceful.errors import GracefulError, InfrastructureError, SpecError, Train
 from graceful.spec import Train
 from graceful.storage import write_text
 from graceful.training import checkpoint, trace
+from graceful.training.engine import require_precision
 from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
 from graceful.training.place import out_of_time
 from graceful.training.ray_worker import worker
@@ -46,28 +48,54 @@ _PRIVATE_KNOBS = {
 }
 
 
-def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, object]], None] | None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A Ray that has room for a job.
+
+    Attributes:
+        private: It was started by this process.
+        use_gpu: Workers compute on GPUs.
+        deadline: `time.monotonic` after which the job has no time left.
+    """
+
+    private: bool
+    use_gpu: bool
+    deadline: float
+
+
+def ready(job: TrainingJob) -> Ready:
+    """Return the Ray on which a job can train, started or joined.
+
+    Raises:
+        SpecError: This machine has fewer CPUs or GPUs than workers need, or no GPU for fp16.
+        InfrastructureError: Ray does not start, or the cluster's nodes did not join in time.
+    """
+    deadline = time.monotonic() + job.spec.train.timeout
+    private = connect()
+    use_gpu = require(job.spec.train, private=private, deadline=deadline)
+    require_precision(job.spec.train, gpu=use_gpu)
+    return Ready(private=private, use_gpu=use_gpu, deadline=deadline)
+
+
+def fit(
+    job: TrainingJob, place: Ready, *, digest: str, progress: Callable[[Mapping[str, object]], None] | None
+) -> dict[str, Any]:
     """Train a job on Ray workers.
 
     Returns:
         What rank 0's loop returned.
 
     Raises:
-        SpecError: This machine has fewer CPUs or GPUs than workers need.
-        InfrastructureError: The cluster's nodes did not join in time.
         GracefulError: Whatever a worker raised.
         TrainingError: Out of time, or the workers failed too often; `error.log` has the traceback.
     """
-    deadline = time.monotonic() + job.spec.train.timeout
-    private = connect()
-    use_gpu = require(job.spec.train, private=private, deadline=deadline)
     failure = job.run_dir / FAILURE
     job.mirror.forget(failure)
     for folder in job.inputs:
         job.mirror.seal(folder)
     fetcher = trace.Fetcher(job.run_dir / trace.FILE, mirror=job.mirror)
     follower = trace.Follower(fetcher.path)
-    trainer = _trainer(job, digest=digest, use_gpu=use_gpu, private=private)
+    trainer = _trainer(job, digest=digest, use_gpu=place.use_gpu, private=place.private)
     fitting = _Fitting(trainer.fit)
     fitting.start()
     try:
@@ -77,7 +105,7 @@ def fit(job: TrainingJob, *, digest: str, progress: Callable[[Mapping[str, objec
             for row in follower.rows():
                 if progress is not None:
                     progress(row)
-            if time.monotonic() > deadline:
+            if time.monotonic() > place.deadline:
                 raise out_of_time(job.spec.train.timeout)
     except BaseException:
         _disconnect(fitting)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graceful import spec, targets
 from graceful.chain import Kept, OldOutputs, Predecessor, label_map
-from graceful.losses.influence import prototypes
+from graceful.losses.ops.prototypes import prototypes
 from graceful.models import bundle
 from graceful.spec import Task as TaskSection
 from graceful.targets.mixture import Member, Mixture

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def until(done: Callable[[], bool]) -> None:
 
 def test_a_killed_supervisor_whose_program_lives_is_running_and_can_be_stopped(here: LocalBackend) -> None:
     handle, folder = start(here, WAITING)
-    until(lambda: "ready" in folder.text())
+    until(lambda: "ready" in folder.end())
     os.kill(folder.state().pid, signal.SIGKILL)
     assert here.status(handle).phase is Phase.RUNNING
     assert here.stop(handle).phase is Phase.STOPPED
@@ -60,7 +61,7 @@ def test_a_killed_supervisor_whose_program_lives_is_running_and_can_be_stopped(h
 
 def test_a_job_killed_with_its_supervisor_is_told_and_resumes(here: LocalBackend) -> None:
     handle, folder = start(here, WAITING)
-    until(lambda: "ready" in folder.text())
+    until(lambda: "ready" in folder.end())
     os.killpg(folder.state().pid, signal.SIGKILL)
     until(lambda: not folder.alive())
     now = here.status(handle)
@@ -68,7 +69,7 @@ def test_a_job_killed_with_its_supervisor_is_told_and_resumes(here: LocalBackend
     assert "killed with its supervisor" in now.cause
     assert here.resume(handle).attempt == 2
     here.stop(handle)
-    assert folder.text().count("ready") <= 2
+    assert folder.end().count("ready") <= 2
 
 
 def test_a_program_that_does_not_listen_is_killed_after_a_while(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_program_that_does_not_listen_is_killed_after_a_while(tmp_path: Path) 
         patience=Patience(now=lambda: float(next(clock)), sleep=lambda _: time.sleep(0.02)),
     )
     handle, folder = start(hurried, DEAF)
-    until(lambda: "ready" in folder.text())
+    until(lambda: "ready" in folder.end())
     assert hurried.stop(handle).phase is Phase.STOPPED
     assert not folder.alive()
 
@@ -121,6 +122,31 @@ def test_a_line_without_an_end_is_given_at_the_end(here: LocalBackend) -> None:
     assert list(here.logs(handle, follow=True)) == ["one", "two"]
 
 
+@pytest.mark.parametrize("command", ["list", "logs"])
+def test_a_log_of_400_mb_is_not_read_into_memory(here: LocalBackend, command: str) -> None:
+    handle, folder = start(here, "pass")
+    until(lambda: here.status(handle).phase.terminal)
+    with folder.log.open("r+b") as log:
+        for line in range(0, 300, 2):
+            log.seek(line << 20)
+            log.write(b"a line\n")
+        log.seek(420 << 20)  # behind a hole of 120 MB without a newline
+        log.write('r\u00e9sum\u00e9\ngraceful-outcome: {"exit_code": 3, "message": "held by a bound"}\n'.encode())
+    folder.write_state(replace(folder.state(), exit_code=3))
+    words = [sys.executable, "-m", "graceful.cli", command, *(["m-v1"] if command == "logs" else []), "--on", "local"]
+    env = {**os.environ, "GRACEFUL_HOME": str(here.home)}
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, cwd=here.home) as process:
+        assert process.stdout is not None
+        end = b""
+        while read := process.stdout.read(1 << 20):
+            end = (end + read)[-200:]
+        _, code, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(code)
+    assert process.returncode == 0
+    assert b"held by a bound" in end
+    assert used.ru_maxrss < 150 << 10, "kilobytes"
+
+
 def test_since_is_refused_because_a_log_keeps_no_times(here: LocalBackend) -> None:
     from datetime import UTC, datetime
 
@@ -144,7 +170,7 @@ def test_every_command_follows_a_job_of_this_machine(
 ) -> None:
     here = LocalBackend(profile=PLACE, home=tmp_path / "home")
     handle, folder = start(here, WAITING)
-    until(lambda: "ready" in folder.text())
+    until(lambda: "ready" in folder.end())
 
     def told(*words: str, code: int = 0) -> str:
         done = command_line(*words, "--on", "local")

@@ -288,9 +288,10 @@ def test_verdict_and_promotion_of_a_refresh_are_told(
 
     held, v3, _, _ = filled[1]
     with receiving(200) as receiver:
-        spec = specs.parse(versions.spec("v3", registry={"uri": None, "webhook": receiver.url}))
-        telling.tell(spec, tmp_path, store, v3, champion=3)
-        telling.tell(spec, tmp_path, store, held, champion=3)
+        registry = {"uri": None, "webhook": receiver.url}
+        notices = telling.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(tmp_path))))
+        telling.tell(notices, store, v3, champion=3)
+        telling.tell(notices, store, held, champion=3)
     verdict, promotion, second = receiver.documents()
     assert [verdict["kind"], promotion["kind"], second["kind"]] == ["verdict", "promotion", "verdict"]
     assert (verdict["model"], verdict["version"], verdict["name"], verdict["verdict"]) == ("glyphs", 3, "v3", "passed")
@@ -300,6 +301,38 @@ def test_verdict_and_promotion_of_a_refresh_are_told(
     assert [edge["name"] for edge in second["nfr"]["by_predecessor"]] == ["v3", "v2", "v1"]
     assert second["reasons"][0].startswith("negative_flip_rate")
     assert len({document["id"] for document in (verdict, promotion, second)}) == 3
+
+
+def test_what_people_do_is_told_to_the_address_of_the_models_spec(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graceful import spec as specs
+    from graceful.programs import act, telling
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = store.registry.home
+
+    def do(action: str, reference: str) -> None:
+        act.act(act.Action(action=action, reference=reference, reason="r", author="ann"), home)
+
+    with receiving(200) as receiver:
+        registry = {"uri": None, "webhook": receiver.url}
+        telling.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(home))))
+        for action, reference in (
+            ("promote", "glyphs:2"),
+            ("rollback", "glyphs"),
+            ("hold", "glyphs:1"),
+            ("release", "glyphs:1"),
+            ("retire", "glyphs:1"),
+        ):
+            do(action, reference)
+        kinds = [document["kind"] for document in receiver.documents()]
+        assert kinds == ["promotion", "rollback", "hold", "release", "retirement"]
+        store.hold("glyphs", 2, reason="r", actor="ann")  # a command that died before it told of it
+        do("hold", "glyphs:2")
+        do("hold", "glyphs:2")
+    assert [document["kind"] for document in receiver.documents()[5:]] == ["hold"]
+    assert receiver.documents()[5]["version"] == 2
 
 
 def run(store: Store, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ def uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             assert versions.local_store(folder).versions("none") == []  # the schema, before the server opens it
         destination: Path | str = folder / "served"
         if artifacts == "s3":
-            stack.enter_context(s3_server.serving())
+            stack.enter_context(s3_server.serving(signed=False))
             _bucket()
             variables = {"MLFLOW_S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
             destination = f"s3://{BUCKET}/mlflow"

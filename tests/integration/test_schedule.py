@@ -114,6 +114,50 @@ def test_a_missed_firing_runs_at_the_start_and_a_stop_leaves_a_run_that_resumes(
     assert not table.is_working()
 
 
+def test_a_firing_whose_scheduler_was_killed_lives_on_and_no_other_starts_beside_it(tmp_path: Path) -> None:
+    table = Timetable(tmp_path / "schedules")
+    long = ("--set", "train.epochs=100000", "--cron", "* * * * *")
+    assert graceful("schedule", "apply", "nightly", SPEC, *long, home=tmp_path).returncode == 0
+    entry, past = table.find("nightly"), datetime.now(UTC) - timedelta(minutes=2)
+    once = replace(entry, cron=f"{past.minute} {past.hour} * * *", since=past - timedelta(minutes=1))
+    table.put(once)
+    log = tmp_path / "log"
+    env = {**os.environ, "GRACEFUL_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "graceful.cli", "schedule", "run"]
+
+    def scheduler() -> subprocess.Popen[bytes]:
+        with log.open("a") as file:
+            return subprocess.Popen(command, env=env, stdout=file, stderr=file)
+
+    first = scheduler()
+    refresh = 0
+    second = None
+    try:
+        until(lambda: "event=step" in log.read_text(encoding="utf-8"))
+        refresh = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
+        first.kill()
+        first.wait()
+        assert not table.is_working()
+        assert table.is_firing("nightly")
+        begun = table.history()[0]
+        table.put(replace(once, cron="* * * * *"))
+        second = scheduler()
+        until(lambda: any(event.outcome == "skipped" for event in table.history()))
+        assert {event.due for event in table.history() if event.outcome == "running"} == {begun.due}
+        table.pause("nightly", paused=True, now=datetime.now(UTC))
+        os.kill(refresh, signal.SIGTERM)
+        until(lambda: not table.is_firing("nightly"))
+        refresh = 0
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(timeout=60) == 130
+    finally:
+        for process in filter(None, (first, second)):
+            process.kill()
+        if refresh:
+            os.kill(refresh, signal.SIGKILL)
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
 def until(true: object, *, seconds: float = 120.0) -> None:
     assert callable(true)
     end = time.monotonic() + seconds

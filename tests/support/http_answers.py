@@ -17,10 +17,12 @@ class Answers:
         address: http://127.0.0.1:port.
         given: To be given, in turn.
         asked: (request, Authorization header, body).
+        headers: Of each request, name and value, as often as they came.
     """
 
     given: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)
+    headers: list[list[tuple[str, str]]] = field(default_factory=list)
     address: str = ""
 
     def next(self, request: str) -> tuple[int, str]:
@@ -41,6 +43,7 @@ def answering(given: dict[str, list[tuple[int, str]]]) -> Iterator[Answers]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             request = f"{self.command} {self.path}"
             answers.asked.append((request, self.headers.get("Authorization", ""), body))
+            answers.headers.append(self.headers.items())
             code, text = answers.next(request)
             self.send_response(code)
             self.end_headers()

@@ -44,18 +44,23 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[str]:
-    """The server, with the variables that lead to it; yields its address."""
+def serving(*, signed: bool = True) -> Iterator[str]:
+    """The server, with the variables that lead to it; yields its address.
+
+    Args:
+        signed: Every request is signed in its headers. moto can check no other signature, such as those that MLflow's
+            server puts into addresses; with False it checks none.
+    """
     if TESTBED.exists():
         with _testbed() as endpoint, environment(variables(endpoint, "graceful", "graceful-secret")):
             yield endpoint
         return
-    with _moto() as (endpoint, key, secret), environment(variables(endpoint, key, secret)):
+    with _moto(signed=signed) as (endpoint, key, secret), environment(variables(endpoint, key, secret)):
         yield endpoint
 
 
 @contextlib.contextmanager
-def _moto() -> Iterator[tuple[str, str, str]]:
+def _moto(*, signed: bool) -> Iterator[tuple[str, str, str]]:
     """Serve S3 from this process; yields its address, and the keys of a user that may do everything.
 
     Signatures are checked once that user exists. All objects are forgotten at the end.
@@ -79,7 +84,7 @@ def _moto() -> Iterator[tuple[str, str, str]]:
             }
             iam.put_user_policy(UserName="graceful", PolicyName="all", PolicyDocument=json.dumps(everything))
             key = iam.create_access_key(UserName="graceful")["AccessKey"]
-        with enable_iam_authentication():
+        with enable_iam_authentication() if signed else contextlib.nullcontext():
             yield endpoint, key["AccessKeyId"], key["SecretAccessKey"]
     finally:
         moto_api_backend.reset()

@@ -16,6 +16,10 @@ from graceful.chain.budgets import Budget, Standing, Status, plan, require_evide
 from graceful.chain.contract import Contract, flips_between
 from graceful.chain.multipliers import Measured, advance, first, rank, strengths
 from graceful.errors import SpecError
+from graceful.losses.focal_distillation import FocalDistillation
+from graceful.losses.influence import Influence
+from graceful.losses.logit_displacement import LogitDisplacement
+from graceful.losses.reweighting import Reweighting
 
 N = 10_000
 
@@ -233,16 +237,14 @@ def test_fixed_strengths_add_up_to_one_however_long_the_chain(count: int, factor
     assert list(decayed) == sorted(decayed, reverse=True)
 
 
-@pytest.mark.parametrize(
-    "loss", [spec.FocalDistillation(), spec.FocalDistillation(form="lm"), spec.LogitDisplacement(top_k=40)]
-)
+@pytest.mark.parametrize("loss", [FocalDistillation(), FocalDistillation(form="lm"), LogitDisplacement(top_k=40)])
 def test_losses_that_read_all_logits_refuse_caches_of_the_largest(loss: Any) -> None:
     with pytest.raises(ValueError, match=r"targets\.top: 32 logits are not what .* leave top out, or write t"):
         spec.Compatibility(losses=(loss,), targets=spec.Targets(top=32))
-    low = spec.FocalDistillation(temperature=2.0, allow_low_temperature=True)
-    spec.Compatibility(losses=(low, spec.LogitDisplacement(top_k=8), spec.Influence()), targets=spec.Targets(top=32))
+    low = FocalDistillation(temperature=2.0, allow_low_temperature=True)
+    spec.Compatibility(losses=(low, LogitDisplacement(top_k=8), Influence()), targets=spec.Targets(top=32))
 
 
 def test_adaptive_weighting_without_a_loss_to_strengthen_is_refused() -> None:
     with pytest.raises(ValueError, match="adaptive needs a loss that it can strengthen"):
-        spec.Compatibility(weighting=spec.Adaptive(), losses=(spec.Reweighting(),))
+        spec.Compatibility(weighting=spec.Adaptive(), losses=(Reweighting(),))

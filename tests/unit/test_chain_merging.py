@@ -17,12 +17,15 @@ from torch import Tensor
 from graceful import spec
 from graceful.chain import OldOutputs, label_map
 from graceful.chain.merging import Merged, Mixer
-from graceful.losses import focus
-from graceful.losses.embedding_regression import embedding_regression
-from graceful.losses.focal_distillation import kl_divergence, logit_matching
+from graceful.losses.embedding_regression import EmbeddingRegression, embedding_regression
+from graceful.losses.focal_distillation import FocalDistillation
+from graceful.losses.influence import Influence
+from graceful.losses.logit_displacement import LogitDisplacement
+from graceful.losses.ops import focus
+from graceful.losses.ops.divergence import kl_divergence, logit_matching
 from graceful.models.base import Outputs
 from graceful.targets.mixture import Member, Mixture
-from graceful.training.merging import asked, mergeable, plan
+from graceful.training.merging import asked, plan
 from graceful.training.objective import Objective, OldVersion
 
 BATCH, CLASSES = 7, 6
@@ -141,13 +144,13 @@ def planned(losses: tuple[Any, ...], known: list[list[int]], cached: list[bool] 
 
 
 def test_versions_with_the_same_classes_merge_whatever_the_order_of_their_heads() -> None:
-    (group,) = planned((spec.FocalDistillation(),), [[0, 1, -1], [1, 0, -1], [4, 2, -1]])
+    (group,) = planned((FocalDistillation(),), [[0, 1, -1], [1, 0, -1], [4, 2, -1]])
     assert group.versions == (0, 1, 2)
     assert group.columns == (0, 1)
 
 
 def test_versions_with_other_classes_make_another_group_and_a_lone_one_keeps_its_term() -> None:
-    groups = planned((spec.FocalDistillation(),), [[0, 1, -1], [0, 1, 2], [1, 0, -1], [2, 1, 0], [-1, 0, -1]])
+    groups = planned((FocalDistillation(),), [[0, 1, -1], [0, 1, 2], [1, 0, -1], [2, 1, 0], [-1, 0, -1]])
     assert [(group.key, group.versions) for group in groups] == [
         ("focal_distillation/chain", (0, 2)),
         ("focal_distillation/chain-2", (1, 3)),
@@ -156,18 +159,18 @@ def test_versions_with_other_classes_make_another_group_and_a_lone_one_keeps_its
 
 def test_what_follows_the_new_model_runs_live_or_shares_no_class_does_not_merge() -> None:
     known = [[0, 1], [0, 1]]
-    for loss in (spec.FocalDistillation(focus="negative_flip"), spec.LogitDisplacement(), spec.Influence()):
-        assert not mergeable(loss)
+    for loss in (FocalDistillation(focus="negative_flip"), LogitDisplacement(), Influence()):
+        assert loss.merge is None
         assert planned((loss,), known) == []
-    assert planned((spec.FocalDistillation(),), known, [True, False]) == []
-    assert planned((spec.FocalDistillation(),), [[-1, -1], [-1, -1]]) == []
+    assert planned((FocalDistillation(),), known, [True, False]) == []
+    assert planned((FocalDistillation(),), [[-1, -1], [-1, -1]]) == []
 
 
 def test_outputs_of_a_version_are_asked_for_only_where_a_term_did_not_merge() -> None:
-    merging = spec.Compatibility(losses=(spec.FocalDistillation(), spec.Influence(), spec.EmbeddingRegression()))
+    merging = spec.Compatibility(losses=(FocalDistillation(), Influence(), EmbeddingRegression()))
     groups = plan(merging, known=[[0], [0], [-1]], sizes=[8, 8, 8], cached=[True] * 3)
     assert asked(merging, groups, 3) == (False, False, True)
-    mixed_losses = spec.Compatibility(losses=(spec.FocalDistillation(), spec.LogitDisplacement()))
+    mixed_losses = spec.Compatibility(losses=(FocalDistillation(), LogitDisplacement()))
     groups = plan(mixed_losses, known=[[0], [0]], sizes=[8, 8], cached=[True] * 2)
     assert asked(mixed_losses, groups, 2) == (True, True)
 
@@ -225,11 +228,11 @@ def chain_with_heads(count: int, seed: int, labels: NDArray[np.int64]) -> tuple[
 
 
 LOSSES = (
-    spec.FocalDistillation(temperature=100.0),
-    spec.FocalDistillation(form="lm", focus="all", weight=2.0),
-    spec.EmbeddingRegression(),
-    spec.EmbeddingRegression(distance="l2"),
-    spec.LogitDisplacement(weight=0.1),
+    FocalDistillation(temperature=100.0),
+    FocalDistillation(form="lm", focus="all", weight=2.0),
+    EmbeddingRegression(),
+    EmbeddingRegression(distance="l2"),
+    LogitDisplacement(weight=0.1),
 )
 
 
@@ -322,7 +325,7 @@ def test_the_order_of_versions_and_of_their_classes_changes_neither_loss_nor_gra
 def test_a_predecessor_near_chance_pulls_only_where_it_is_right_and_never_above_the_bound() -> None:
     labels = np.arange(SAMPLES) % 4
     versions, outputs = chain_with_heads(12, 3, labels)
-    section = spec.Compatibility(losses=(spec.FocalDistillation(),))
+    section = spec.Compatibility(losses=(FocalDistillation(),))
     known = [label_map(NEW, one.classes).tolist() for one in versions]
     groups = plan(section, known=known, sizes=[5] * 12, cached=[True] * 12)
     for group in groups:
@@ -343,7 +346,7 @@ def test_a_predecessor_near_chance_pulls_only_where_it_is_right_and_never_above_
 def test_a_mixture_too_large_for_memory_lies_in_an_unnamed_file(tmp_path: Path, monkeypatch: Any) -> None:
     labels = np.arange(SAMPLES) % 4
     versions, outputs = chain_with_heads(4, 0, labels)
-    section = spec.Compatibility(losses=(spec.EmbeddingRegression(),))
+    section = spec.Compatibility(losses=(EmbeddingRegression(),))
     groups = plan(section, known=[[0, 1, 2, 3]] * 4, sizes=[5] * 4, cached=[True] * 4)
     positions = np.arange(SAMPLES)
     (small,) = mixtures_of(groups, versions, outputs, labels, [0.25] * 4)
@@ -357,7 +360,7 @@ def test_members_of_different_shapes_are_refused() -> None:
     labels = np.arange(SAMPLES) % 4
     versions, outputs = chain_with_heads(2, 0, labels)
     outputs[1] = outputs[1]._replace(embedding=torch.zeros(SAMPLES, 9))
-    section = spec.Compatibility(losses=(spec.EmbeddingRegression(),))
+    section = spec.Compatibility(losses=(EmbeddingRegression(),))
     groups = plan(section, known=[[0], [0]], sizes=[5, 5], cached=[True, True])
     with pytest.raises(ValueError, match="one shape"):
         mixtures_of(groups, versions, outputs, labels, [0.5, 0.5])

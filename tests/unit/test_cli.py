@@ -17,6 +17,7 @@ from graceful import __version__, cli, crash, spec
 from graceful.cli import boundary, places, programs
 from graceful.cli.app import graceful
 from graceful.errors import TrainingError
+from tests.support.limits import largest_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Golden = Callable[[str, str], None]
@@ -230,15 +231,14 @@ def test_a_crash_log_is_private_and_holds_no_secret(
     assert secret not in log.read_text(encoding="utf-8") + capsys.readouterr().err
 
 
-def test_a_full_disk_under_the_crash_log_is_said_in_the_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_full_disk_under_the_crash_log_is_said_in_the_line_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(crash.tempfile, "mkstemp", full)
-    assert boundary.guarded(command_that(ValueError("x")), []) == 1
-    assert "(its traceback cannot be kept: No space left on device; please report it)" in capsys.readouterr().err
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path))
+    with largest_file(100):
+        assert boundary.guarded(command_that(ValueError("x")), []) == 1
+    assert "(its traceback cannot be kept: File too large; please report it)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_home_folder_is_the_option_then_the_variable_then_here(

@@ -14,7 +14,8 @@ from graceful.cli.applying import MINUTES
 from graceful.cli.schedule import schedule
 from graceful.cli.scheduling import Where
 from graceful.launch.cronjob import LONGEST, firing_name
-from graceful.launch.timetable import Event, Timetable
+from graceful.launch.history import Event
+from graceful.launch.timetable import Timetable
 from graceful.spec import load
 
 Golden = Callable[[str, str], None]

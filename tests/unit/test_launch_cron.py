@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -56,6 +57,70 @@ def test_the_hour_that_comes_twice_fires_twice() -> None:
     start = datetime(2026, 10, 24, 12, tzinfo=UTC)
     expected = ["2026-10-25 00:30", "2026-10-25 01:30", "2026-10-26 01:30"]
     assert firings("30 2 * * *", "Europe/Berlin", start=start) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "start", "expected"),
+    [
+        # midnight exists on the day of the change, so it fires
+        ("0 0 * * *", "Europe/Berlin", "2026-03-28", ["2026-03-28 23:00", "2026-03-29 22:00", "2026-03-30 22:00"]),
+        ("0 0 * * 1", "America/New_York", "2026-03-03", ["2026-03-09 04:00", "2026-03-16 04:00", "2026-03-23 04:00"]),
+        ("@daily", "Asia/Jerusalem", "2026-03-26", ["2026-03-26 22:00", "2026-03-27 21:00", "2026-03-28 21:00"]),
+        # these clocks jump from midnight to one: there is no midnight on that day
+        ("0 0 * * *", "America/Havana", "2026-03-07", ["2026-03-07 05:00", "2026-03-09 04:00", "2026-03-10 04:00"]),
+        ("0 1 * * *", "America/Havana", "2026-03-08", ["2026-03-08 05:00", "2026-03-09 05:00", "2026-03-10 05:00"]),
+        # and these go back across midnight: the last hour of the day comes twice
+        ("30 23 * * *", "America/Nuuk", "2026-10-24T12", ["2026-10-25 00:30", "2026-10-25 01:30", "2026-10-26 01:30"]),
+        ("0 0 * * *", "America/Nuuk", "2026-10-24", ["2026-10-24 01:00", "2026-10-25 02:00", "2026-10-26 02:00"]),
+        # half an hour; and a day that never was
+        ("45 1 * * *", "Australia/Lord_Howe", "2026-04-03T20:00", ["2026-04-04 14:45", "2026-04-04 15:15"]),
+        ("0 12 30,31 12 *", "Pacific/Apia", "2011-12-01", ["2011-12-30 22:00", "2012-12-29 22:00"]),
+    ],
+)
+def test_a_day_on_which_clocks_change_keeps_what_its_clocks_show(
+    text: str, zone: str, start: str, expected: list[str]
+) -> None:
+    moment = datetime.fromisoformat(start).replace(tzinfo=UTC)
+    assert firings(text, zone, start=moment, count=len(expected)) == expected
+
+
+SWEPT = ("0 0 * * *", "0 0 * * 1", "30 2 * * *", "*/20 0-3 * * 0", "59 23 * * *", "0 1,2,3 1,8,25-31 * 6", "7 * * * *")
+"""Around midnight and around the usual hours of change; daily, weekly, and of two kinds of day either."""
+
+
+def zones_with_changes() -> list[tuple[str, list[datetime]]]:
+    """Days after which clocks have changed from 2024 to 2035, with one zone for each different list of offsets."""
+    days = [datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=day) for day in range(12 * 366)]
+    result = {}
+    for name in sorted(zoneinfo.available_timezones()):
+        zone = zoneinfo.ZoneInfo(name)
+        offsets = tuple(day.astimezone(zone).utcoffset() for day in days)
+        if len(set(offsets)) > 1:
+            result[offsets] = (name, [days[at] for at in range(1, len(days)) if offsets[at] != offsets[at - 1]])
+    return list(result.values())
+
+
+def test_around_every_change_of_clocks_the_firings_are_those_found_minute_by_minute() -> None:
+    """An oracle without our code: every minute is asked what the clocks of its zone show."""
+    zones = zones_with_changes()
+    assert len(zones) > 20
+    for at, (name, changed) in enumerate(zones):
+        zone = zoneinfo.ZoneInfo(name)
+        for change in {changed[at % len(changed)], changed[(at + 7) % len(changed)]}:
+            start = change - timedelta(days=2, seconds=7)
+            minutes = [change + timedelta(minutes=minute - 2880) for minute in range(7200)]
+            shown = [(minute, minute.astimezone(zone)) for minute in minutes]
+            for text in SWEPT:
+                read = cron.read(text, name)
+                minute, hour, day, _, weekday = map(set, read.values)
+                expected = tuple(
+                    moment
+                    for moment, clock in shown
+                    if clock.minute in minute
+                    and clock.hour in hour
+                    and sum((clock.day in day, clock.isoweekday() % 7 in weekday)) >= (1 if read.either_day else 2)
+                )
+                assert read.between(start, minutes[-1]) == expected, (name, text, change)
 
 
 def test_between_excludes_its_start_includes_its_end_and_is_bounded() -> None:

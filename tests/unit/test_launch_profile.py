@@ -90,5 +90,5 @@ def test_what_is_no_profile_is_refused(document: Any) -> None:
 def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("kind: [\n", encoding="utf-8")
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="not valid YAML"):
         profile.load(str(path))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from graceful.errors import SpecError, StorageError
-from graceful.launch import timetable
-from graceful.launch.timetable import Due, Entry, Event, Timetable, due
+from graceful.launch import history, timetable
+from graceful.launch.history import Event
+from graceful.launch.timetable import Due, Entry, Timetable, due
+from tests.support.limits import largest_file
 
 MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)
 ENTRY = Entry(
@@ -161,6 +167,94 @@ def test_a_line_cut_short_by_a_crash_harms_neither_its_neighbours_nor_the_next(t
     assert table.history() == (event(1), event(2))
 
 
+def test_a_poll_reads_only_what_is_new(table: Timetable) -> None:
+    table.record(event(0))
+    with (table.folder / "history.jsonl").open("ab") as file:
+        file.writelines(event(hour).line() for hour in range(1, 2000))
+    assert len(table.history()) == 2000
+    before = time.process_time()
+    for hour in range(2000, 2050):
+        table.record(event(hour))
+        assert table.history()[-1] == event(hour)
+    assert time.process_time() - before < 1.0, "read whole at each look, this takes several seconds"
+
+
+def test_a_history_that_grew_too_large_is_put_aside_and_decides_the_same(
+    table: Timetable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Timetable(table.folder)
+    before = [event(1, "running", "a"), *(event(1 + step / 9, "skipped", "a") for step in range(1, 9))]
+    before += [event(0, schedule="b"), event(9, "missed", "c"), event(2, "failed", "c"), event(1, "passed", "d")]
+    for item in before:
+        table.record(item)
+    assert other.history() == tuple(before)
+    monkeypatch.setattr(history, "LARGEST", 500)
+    table.record(event(3, "running", "d"))
+    kept = table.history()
+    assert kept == other.history() == Timetable(table.folder).history()
+    assert kept == (before[0], before[8], *before[9:], event(3, "running", "d"))
+    old = (table.folder / "history.old.jsonl").read_bytes().splitlines(keepends=True)
+    assert old == [item.line() for item in before]
+    for name in "abc":
+        entry = replace(ENTRY, name=name, cron="*/20 * * * *", since=at(-1))
+        assert due(entry, before, at(2.5)) == due(entry, kept, at(2.5)), name
+    assert not [path for path in table.folder.iterdir() if path.suffix == ".tmp"]
+
+
+def test_writers_in_many_processes_lose_no_line_while_the_history_is_put_aside(table: Timetable) -> None:
+    code = (
+        "import sys; from datetime import *; from pathlib import Path; from graceful.launch import history\n"
+        "history.LARGEST = 3000\n"
+        "mine = history.History(Path(sys.argv[1]))\n"
+        "for step in range(60):\n"
+        "    moment = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=step)\n"
+        "    mine.record(history.Event(schedule=sys.argv[2], firing=str(step), due=moment, at=moment, outcome=''))\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(table.folder), name]) for name in "abc"]
+    lines: list[Event] = []
+    while any(writer.poll() is None for writer in writers):
+        lines = [*table.history()]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    lines = [*table.history()]
+    for name in "abc":
+        firings = [int(item.firing) for item in lines if item.schedule == name]
+        assert firings == sorted(set(firings))
+        assert firings[-1] == 59
+    assert len((table.folder / "history.jsonl").read_bytes().splitlines()) == 1 + len(lines) < 40
+
+
+def test_what_a_write_that_failed_began_is_removed(table: Timetable) -> None:
+    table.put(ENTRY)
+    large = replace(ENTRY, document={"model": "m" * 5000})
+    refused = pytest.raises(StorageError, match=r"hourly.json: cannot write, File too large; check the path")
+    with largest_file(1000), refused:
+        table.put(large)
+    assert [path.name for path in table.folder.iterdir()] == ["hourly.json"]
+    assert table.find("hourly") == ENTRY
+
+
+def test_a_look_whether_a_firing_runs_keeps_none_from_starting(table: Timetable) -> None:
+    with table.firing("a"):
+        pass
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            table.is_firing("a")
+
+    looking = [threading.Thread(target=look) for _ in range(4)]
+    for thread in looking:
+        thread.start()
+    try:
+        for _ in range(200):
+            with table.firing("a"):
+                pass
+    finally:
+        over.set()
+        for thread in looking:
+            thread.join()
+
+
 def test_of_two_schedulers_and_of_two_firings_one_works(table: Timetable) -> None:
     other = Timetable(table.folder)
     assert not table.is_working()
@@ -179,5 +273,5 @@ def test_of_two_schedulers_and_of_two_firings_one_works(table: Timetable) -> Non
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "schedules").write_text("")
-    with pytest.raises(StorageError, match=r"schedules/hourly.json: cannot be written .*check permissions"):
+    with pytest.raises(StorageError, match=r"schedules/hourly.json: cannot write, File exists; check the path"):
         Timetable(tmp_path / "schedules").put(ENTRY)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graceful.losses.focal_distillation import kl_divergence, logit_matching
-from graceful.losses.reference import mean_logits, reference_divergence
+from graceful.losses.ops.divergence import kl_divergence, logit_matching
+from graceful.losses.ops.reference import mean_logits, reference_divergence
 from tests.support import loss_oracles as oracle
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from graceful.losses.alignment import align, normalise
 from graceful.losses.embedding_regression import embedding_regression
-from graceful.losses.influence import influence, prototypes
+from graceful.losses.influence import influence
+from graceful.losses.ops.alignment import align, normalise
+from graceful.losses.ops.prototypes import prototypes
 from tests.support import loss_oracles as oracle
 
 

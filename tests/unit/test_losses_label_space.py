@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graceful.chain import label_map
-from graceful.losses import focus, label_space
-from graceful.losses.focal_distillation import kl_divergence, logit_matching
 from graceful.losses.logit_displacement import logit_displacement
-from graceful.losses.reduction import weighted_mean
-from graceful.losses.reweighting import reweighting
+from graceful.losses.ops import focus, label_space
+from graceful.losses.ops.divergence import kl_divergence, logit_matching
+from graceful.losses.ops.pair import OldVersion
+from graceful.losses.ops.reduction import weighted_mean
+from graceful.losses.reweighting import Reweighting
 from tests.support import loss_oracles as oracle
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -286,8 +288,10 @@ def test_nobody_participates_gives_zero_with_a_graph(size):
 
 
 def test_reweighting_has_mean_one_and_favours_what_was_right():
-    right = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    weights = reweighting(right, weight=2.0, mean_share=0.75)
+    version = OldVersion(name="v1", classes=("a", "b"), embedding_size=2, correct_share=0.75)
+    pair = SimpleNamespace(old_correct=torch.tensor([True, True, True, False]), version=version)
+    emphasis, mean = Reweighting(weight=2.0).emphasis([pair])
+    weights = (1.0 + emphasis) / (1.0 + mean)
     assert weights.mean().item() == pytest.approx(1.0)
     assert weights[0] == 3 * weights[3]
-    assert reweighting(right, weight=0.0, mean_share=0.75).tolist() == [1.0] * 4
+    assert Reweighting(weight=0.0).emphasis([pair])[0].tolist() == [0.0] * 4

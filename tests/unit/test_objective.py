@@ -13,7 +13,12 @@ from torch.nn import functional as F
 from graceful import spec
 from graceful.chain import OldOutputs
 from graceful.errors import SpecError
-from graceful.losses import focus
+from graceful.losses.embedding_regression import EmbeddingRegression
+from graceful.losses.focal_distillation import FocalDistillation
+from graceful.losses.influence import Influence
+from graceful.losses.logit_displacement import LogitDisplacement
+from graceful.losses.ops import focus
+from graceful.losses.reweighting import Reweighting
 from graceful.models.base import Outputs
 from graceful.training.objective import Objective, OldVersion, needs
 from tests.support import loss_oracles as oracle
@@ -21,15 +26,15 @@ from tests.support import loss_oracles as oracle
 CLASSES = ("a", "b", "c", "d")
 OLD_CLASSES = ("c", "gone", "a")
 LABEL_MAP = [2, -1, 0, -1]
-KD = spec.FocalDistillation(weight=0.5)
+KD = FocalDistillation(weight=0.5)
 EVERY_LOSS = (
-    spec.FocalDistillation(),
-    spec.FocalDistillation(form="lm", focus="negative_flip"),
-    spec.LogitDisplacement(),
-    spec.LogitDisplacement(top_k=1, exclude_label=True),
-    spec.Influence(),
-    spec.EmbeddingRegression(),
-    spec.EmbeddingRegression(distance="l2"),
+    FocalDistillation(),
+    FocalDistillation(form="lm", focus="negative_flip"),
+    LogitDisplacement(),
+    LogitDisplacement(top_k=1, exclude_label=True),
+    Influence(),
+    EmbeddingRegression(),
+    EmbeddingRegression(distance="l2"),
 )
 BATCH = 12
 
@@ -130,9 +135,7 @@ def test_the_weight_multiplies_its_own_sample_only():
     old = old._replace(logits=F.one_hot(torch.where(torch.arange(BATCH) < 6, labels, (labels + 1) % 4), 4) * 3.0)
     known = version(classes=CLASSES, head=head(6, 4))
     plain, focal = (
-        gradients(
-            objective(spec.FocalDistillation(weight=1, focus=f), versions=[known])(outputs, labels, [old]), outputs
-        )[1]
+        gradients(objective(FocalDistillation(weight=1, focus=f), versions=[known])(outputs, labels, [old]), outputs)[1]
         for f in ("all", "old_correct")
     )
     task = gradients(objective(versions=[])(outputs, labels), outputs)[1]
@@ -143,7 +146,7 @@ def test_the_weight_multiplies_its_own_sample_only():
 
 def test_displacement_regression_and_influence_by_oracle():
     outputs, labels, old = batch()
-    losses = (spec.LogitDisplacement(top_k=1, exclude_label=True), spec.EmbeddingRegression(), spec.Influence())
+    losses = (LogitDisplacement(top_k=1, exclude_label=True), EmbeddingRegression(), Influence())
     parts = objective(*losses)(outputs, labels, [old]).parts
     new_shared, old_shared = oracle.shared_logits(outputs.logits.detach(), old.logits, LABEL_MAP)
     known = np.array([LABEL_MAP[y] >= 0 for y in labels.tolist()])
@@ -167,7 +170,7 @@ def test_influence_of_the_new_head_itself_is_cross_entropy():
     layer = head(6, 4)
     e, labels = normal(BATCH, 6), torch.arange(BATCH) % 4
     same = version(classes=CLASSES, head=layer, prototypes=None)
-    parts = objective(spec.Influence(), versions=[same])(Outputs(e, layer(e)), labels).parts
+    parts = objective(Influence(), versions=[same])(Outputs(e, layer(e)), labels).parts
     torch.testing.assert_close(parts["influence/v1"], parts["task"])
 
 
@@ -175,7 +178,7 @@ def test_a_lost_head_is_replaced_by_prototypes_of_all_classes():
     outputs, labels, _ = batch()
     rows = F.normalize(normal(4, 6, seed=7), dim=1)
     headless = version(head=None, prototypes=rows)
-    parts = objective(spec.Influence(scale=4.0), versions=[headless])(outputs, labels).parts
+    parts = objective(Influence(scale=4.0), versions=[headless])(outputs, labels).parts
     aligned = oracle.aligned(outputs.embedding.detach(), 6)
     cosines = np.stack([4 * oracle.cosine(aligned, np.tile(row, (BATCH, 1))) for row in rows], 1)
     assert parts["influence/v1"].item() == pytest.approx(
@@ -203,7 +206,7 @@ def test_reference_is_tempered_divergence_over_everybody():
 
 def test_reweighting_changes_the_task_and_adds_no_term():
     outputs, labels, old = batch()
-    value = objective(spec.Reweighting(weight=2.0))(outputs, labels, [old])
+    value = objective(Reweighting(weight=2.0))(outputs, labels, [old])
     each = oracle.cross_entropy(outputs.logits.detach(), labels.tolist())
     right = [old.logits[i].argmax().item() == LABEL_MAP[y] for i, y in enumerate(labels.tolist())]
     expected = sum((1 + 2 * r) / (1 + 2 * 0.25) * ce for r, ce in zip(right, each, strict=True)) / BATCH
@@ -296,7 +299,7 @@ def test_a_step_reads_no_value_back_and_stays_on_its_device():
     outputs, labels, old = batch()
     bound = objective(
         *EVERY_LOSS,
-        spec.Reweighting(),
+        Reweighting(),
         versions=[version(head=head().to("meta")), version("v0", head=head().to("meta"), classes=("c", "c2", "a"))],
         reference=spec.Reference(),
         device="meta",
@@ -318,7 +321,7 @@ def test_extreme_logits_stay_finite():
 
 # --- dynamic focus ----------------------------------------------------------------------------------------------------
 
-DYNAMIC = spec.FocalDistillation(focus="new_incorrect", weight=1.0)
+DYNAMIC = FocalDistillation(focus="new_incorrect", weight=1.0)
 
 
 def test_dynamic_focus_has_mean_one_in_the_first_batch():
@@ -335,7 +338,7 @@ def test_dynamic_focus_has_mean_one_in_the_first_batch():
 @pytest.mark.parametrize("name", ["old_correct", "new_incorrect", "negative_flip", "all"])
 def test_a_predecessor_near_chance_pulls_only_where_it_is_right_unless_there_is_no_focus(name):
     outputs, labels, old = batch()
-    loss = spec.FocalDistillation(focus=name)
+    loss = FocalDistillation(focus=name)
     (near,) = gradients(objective(loss, versions=[version(near_chance=True)])(outputs, labels, [old]), [outputs.logits])
     (task,) = gradients(objective()(outputs, labels), [outputs.logits])
     pulled = (near - task).abs().sum(1) > 1e-6
@@ -389,8 +392,8 @@ def test_workers_are_asked_only_when_a_focus_is_dynamic():
         raise AssertionError("no sum over workers is needed")
 
     outputs, labels, old = batch()
-    static = objective(KD, spec.Influence(), sum_over_workers=refuse)(outputs, labels, [old])
-    torch.testing.assert_close(static.total, objective(KD, spec.Influence())(outputs, labels, [old]).total)
+    static = objective(KD, Influence(), sum_over_workers=refuse)(outputs, labels, [old])
+    torch.testing.assert_close(static.total, objective(KD, Influence())(outputs, labels, [old]).total)
     with pytest.raises(AssertionError, match="no sum over workers is needed"):
         objective(DYNAMIC, sum_over_workers=refuse)(outputs, labels, [old])
 
@@ -406,13 +409,13 @@ def test_running_mean_looks_back_about_a_hundred_batches():
     ("losses", "expected"),
     [
         ((), set()),
-        ((spec.FocalDistillation(),), {"logits", "correctness"}),
-        ((spec.FocalDistillation(focus="all"),), {"logits"}),
-        ((spec.FocalDistillation(focus="negative_flip"), spec.EmbeddingRegression()), {"logits", "embedding"}),
-        ((spec.LogitDisplacement(),), {"logits"}),
-        ((spec.Influence(),), {"head", "prototypes"}),
-        ((spec.Influence(prototypes=False),), {"head"}),
-        ((spec.Reweighting(),), {"logits", "correctness"}),
+        ((FocalDistillation(),), {"logits", "correctness"}),
+        ((FocalDistillation(focus="all"),), {"logits"}),
+        ((FocalDistillation(focus="negative_flip"), EmbeddingRegression()), {"logits", "embedding"}),
+        ((LogitDisplacement(),), {"logits"}),
+        ((Influence(),), {"head", "prototypes"}),
+        ((Influence(prototypes=False),), {"head"}),
+        ((Reweighting(),), {"logits", "correctness"}),
     ],
 )
 def test_needs(losses, expected):
@@ -421,7 +424,7 @@ def test_needs(losses, expected):
 
 def test_influence_needs_no_old_outputs():
     outputs, labels, old = batch()
-    bound = objective(spec.Influence())
+    bound = objective(Influence())
     torch.testing.assert_close(bound(outputs, labels).total, bound(outputs, labels, [old]).total)
 
 
@@ -440,12 +443,12 @@ def test_old_outputs_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("changes", "loss", "message"),
     [
-        ({"prototypes": None}, spec.Influence(), "has no prototypes for them"),
-        ({"prototypes": torch.zeros(3, 6)}, spec.Influence(), r"must have shape \(4, 6\)"),
-        ({"head": None}, spec.Influence(prototypes=False), "has no head"),
-        ({"head": nn.Linear(6, 3)}, spec.Influence(), "must be frozen"),
+        ({"prototypes": None}, Influence(), "has no prototypes for them"),
+        ({"prototypes": torch.zeros(3, 6)}, Influence(), r"must have shape \(4, 6\)"),
+        ({"head": None}, Influence(prototypes=False), "has no head"),
+        ({"head": nn.Linear(6, 3)}, Influence(), "must be frozen"),
         ({"correct_share": None}, KD, "correct_share of v1"),
-        ({"correct_share": float("nan")}, spec.Reweighting(), "correct_share of v1"),
+        ({"correct_share": float("nan")}, Reweighting(), "correct_share of v1"),
     ],
 )
 def test_versions_that_lack_what_a_loss_needs_are_refused(changes, loss, message):

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from graceful import spec
+from graceful.losses.influence import Influence
 from graceful.metrics.compatibility import rank_between
 from graceful.metrics.predictions import Predictions
 from graceful.metrics.retrieval import Embeddings, rank
@@ -149,7 +150,7 @@ def test_influence_gives_each_predecessor_its_own_slice_classes_and_prototypes()
         for index, row in enumerate(rows)
     ]
     embedding, labels = torch.randn(batch, 6, generator=generator), torch.arange(batch) % 4
-    section = spec.Compatibility(losses=(spec.Influence(scale=4.0),))
+    section = spec.Compatibility(losses=(Influence(scale=4.0),))
     parts = Objective(section, classes, versions)(Outputs(embedding, torch.randn(batch, 4)), labels).parts
     for index, (names, size) in enumerate(zip(known, sizes, strict=True)):
         aligned = loss_oracles.aligned(embedding, size)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from graceful import spec
 from graceful.errors import SpecError
+from graceful.losses.influence import Influence
 
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 
@@ -83,7 +84,7 @@ def test_a_section_with_a_default_kind_may_leave_it_out() -> None:
         ("gate.constraints.0.bound=0.01", lambda s: s.gate.constraints[0].bound == 0.01),
         ("gate.constraints=[]", lambda s: s.gate.constraints == ()),
         ("compatibility.reference.runs=2", lambda s: s.compatibility.reference == spec.Reference(runs=2)),
-        ("compatibility.losses.0={kind: influence}", lambda s: s.compatibility.losses == (spec.Influence(),)),
+        ("compatibility.losses.0={kind: influence}", lambda s: s.compatibility.losses == (Influence(),)),
         ("compatibility.against=[v1, v2]", lambda s: s.compatibility.against == ("v1", "v2")),
         ("train.use_gpu=null", lambda s: s.train.use_gpu is None),
         ("description=a=b", lambda s: s.description == "a=b"),

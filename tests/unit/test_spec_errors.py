@@ -151,7 +151,7 @@ def test_golden_messages_about_wrong_values(golden: Callable[[str, str], None]) 
 
 
 FILES: list[tuple[str, str]] = [
-    ("model: a\nmodel: b\n", "not valid YAML (key 'model' is written twice; keep one, line 2)"),
+    ("model: a\nmodel: b\n", "not valid YAML (key 'model' (first in line 1) is written twice; keep one, line 2)"),
     ("model: a\ntrain: {epochs: 1, seed: 2, epochs: 3}\n", "key 'epochs' is written twice; keep one, line 2"),
     ("model: a\non: b\n", "key 'on' is not text; put it in quotes, line 2"),
     ("model: a\n1: b\n", "key '1' is not text; put it in quotes, line 2"),
@@ -184,7 +184,7 @@ OVERRIDES: list[tuple[str, str]] = [
     ("train.epochs", "must look like a.b=value"),
     ("=3", "must look like a.b=value"),
     ("train..epochs=3", "must look like a.b=value"),
-    ("train.epochs=[", "the value is not valid YAML"),
+    ("train.epochs=[", "not valid YAML"),
     ("model.x=3", "model is a value ('glyphs'), not a section"),
     ("gate.constraints.1.bound=3", "gate.constraints is a list of 1, it has no item '1'; count from 0"),
     ("gate.constraints.last.bound=3", "gate.constraints is a list of 1, it has no item 'last'; count from 0"),

@@ -8,9 +8,14 @@ import stat
 import pytest
 from botocore.exceptions import BotoCoreError
 
-from graceful import storage
-from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful import files, storage
+from graceful.errors import InfrastructureError, IntegrityError, SpecError, StorageError
+from graceful.launch import profile
+from graceful.launch.job import JobSpec
+from graceful.launch.jobfolder import JobFolder, State
+from graceful.launch.local import LocalBackend
 from graceful.storage import server
+from tests.support.limits import largest_file
 
 
 def test_a_digest_is_that_of_the_bytes(tmp_path):
@@ -33,7 +38,7 @@ def test_writing_replaces_the_file_makes_folders_and_leaves_no_temporary(tmp_pat
     storage.write_text(path, "né")
     assert path.read_bytes() == "né".encode()
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~storage.local._umask()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~files._umask()
 
 
 def test_a_full_disk_keeps_the_old_content_and_says_so_in_one_line(tmp_path, monkeypatch):
@@ -48,6 +53,29 @@ def test_a_full_disk_keeps_the_old_content_and_says_so_in_one_line(tmp_path, mon
     assert "\n" not in str(caught.value)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def _submit(home):
+    backend = LocalBackend(profile=profile.Local(kind="local"), home=home)
+    backend.submit(backend.plan(JobSpec(name="m", run_id="m", command=("x" * 5000,), labels={"config-hash": "1"})))
+
+
+WRITERS = {
+    "write_bytes": lambda home: storage.write_bytes(home / "jobs" / "old", b"new" * 5000),
+    "state of a job": lambda home: JobFolder(home / "jobs").write_state(State(attempt=1, pid=1, offset=0)),
+    "folder of a job": _submit,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_a_write_that_failed_began_is_removed(writer, tmp_path):
+    old = tmp_path / "jobs" / "old"
+    old.parent.mkdir()
+    old.write_text("old")
+    with largest_file(10), pytest.raises((OSError, InfrastructureError), match="File too large"):
+        WRITERS[writer](tmp_path)
+    assert [path.name for path in old.parent.iterdir()] == ["old"]
+    assert old.read_text() == "old"
 
 
 def test_a_missing_file_is_named(tmp_path):

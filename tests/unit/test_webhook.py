@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from graceful import spec
 from graceful.errors import SpecError
-from graceful.programs.webhook import ADDRESS, SECRET, Webhook, signature, webhook
-from tests.support.webhook_receiver import HANG, Receiver, receiving
+from graceful.programs import telling, webhook
+from graceful.programs.outbox import Outbox
+from graceful.programs.webhook import ADDRESS, SECRET, Webhook, signature
+from tests.support.webhook_receiver import DRIBBLE, FLOOD, HANG, Receiver, receiving
 
 VERDICT = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None, "version": 3}
 PROMOTION = {"kind": "promotion", "model": "glyphs", "model_id": "m-1", "event": "r1", "version": 3}
@@ -25,10 +31,14 @@ class Said:
         self.lines: list[str] = []
         self.slept: list[float] = []
 
-    def hook(self, receiver: Receiver | str, outbox: Path, **changes: Any) -> Webhook:
+    def hook(self, receiver: Receiver | str, **changes: Any) -> Webhook:
         url = receiver if isinstance(receiver, str) else receiver.url
         fields = {"sleep": self.slept.append, "jitter": lambda: 0.5, "secret": "key-of-mine", **changes}
-        return Webhook(url=url, outbox=outbox, say=self.lines.append, **fields)
+        return Webhook(url=url, say=self.lines.append, **fields)
+
+    def box(self, receiver: Receiver | str, folder: Path, **changes: Any) -> Outbox:
+        hook = self.hook(receiver, **changes)
+        return Outbox(folder=folder, receiver=lambda _: hook, say=self.lines.append)
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def waiting(outbox: Path) -> list[dict[str, Any]]:
 
 def test_messages_arrive_in_order_signed_and_leave_the_outbox(tmp_path: Path, said: Said) -> None:
     with receiving(200) as receiver:
-        said.hook(receiver, tmp_path / "outbox").post(VERDICT, PROMOTION)
+        said.box(receiver, tmp_path / "outbox").post(VERDICT, PROMOTION)
     assert [document["kind"] for document in receiver.documents()] == ["verdict", "promotion"]
     for headers, body in receiver.came:
         wanted = hmac.new(b"key-of-mine", body, hashlib.sha256).hexdigest()
@@ -55,14 +65,14 @@ def test_messages_arrive_in_order_signed_and_leave_the_outbox(tmp_path: Path, sa
 
 def test_unsigned_without_a_secret(tmp_path: Path, said: Said) -> None:
     with receiving(204) as receiver:
-        said.hook(receiver, tmp_path, secret="").post(VERDICT)
+        said.box(receiver, tmp_path, secret="").post(VERDICT)
     ((headers, _),) = receiver.came
     assert "X-Graceful-Signature" not in headers
 
 
 def test_errors_of_the_receiver_are_waited_out_with_growing_pauses(tmp_path: Path, said: Said) -> None:
     with receiving(500, 503, 429, 200) as receiver:
-        said.hook(receiver, tmp_path).post(VERDICT)
+        said.box(receiver, tmp_path).post(VERDICT)
     assert [document["id"] for document in receiver.documents()] == [receiver.documents()[0]["id"]] * 4
     assert said.slept == [0.5, 1.0, 2.0]
     assert (said.lines, waiting(tmp_path)) == ([], [])
@@ -74,14 +84,15 @@ def test_errors_of_the_receiver_are_waited_out_with_growing_pauses(tmp_path: Pat
         ((500,), "answers 500", 4),
         ((404,), "answers 404", 1),
         ((302,), "answers 302", 4),
-        ((HANG,), "ReadTimeoutError", 4),
+        ((HANG,), "no answer within 0.2 s", 4),
+        ((DRIBBLE,), "no answer within 0.2 s", 4),
     ],
 )
 def test_what_cannot_be_delivered_is_said_kept_and_sent_with_the_next(
     tmp_path: Path, said: Said, answers: tuple[int, ...], reason: str, tries: int
 ) -> None:
     with receiving(*answers) as receiver:
-        said.hook(receiver, tmp_path, seconds=0.2).post(VERDICT)
+        said.box(receiver, tmp_path, seconds=0.2).post(VERDICT)
         assert len(receiver.came) == tries
     (line,) = said.lines
     assert reason in line
@@ -89,7 +100,7 @@ def test_what_cannot_be_delivered_is_said_kept_and_sent_with_the_next(
     assert "key-of-mine" not in line
     assert [document["kind"] for document in waiting(tmp_path)] == ["verdict"]
     with receiving(200) as receiver:
-        said.hook(receiver, tmp_path).post(PROMOTION)
+        said.box(receiver, tmp_path).post(PROMOTION)
     assert [document["kind"] for document in receiver.documents()] == ["verdict", "promotion"]
     assert waiting(tmp_path) == []
 
@@ -97,7 +108,7 @@ def test_what_cannot_be_delivered_is_said_kept_and_sent_with_the_next(
 def test_nobody_listens(tmp_path: Path, said: Said) -> None:
     with receiving(200) as receiver:
         url = receiver.url
-    said.hook(url, tmp_path).post(VERDICT)
+    said.box(url, tmp_path).post(VERDICT)
     assert len(said.lines) == 1
     assert "secret" not in said.lines[0]
     assert len(waiting(tmp_path)) == 1
@@ -109,8 +120,8 @@ def test_crash_between_writing_and_sending_loses_nothing(tmp_path: Path, said: S
 
     with receiving(500, 200) as receiver:
         with pytest.raises(KeyboardInterrupt):
-            said.hook(receiver, tmp_path, sleep=die).post(VERDICT)
-        said.hook(receiver, tmp_path).flush()
+            said.box(receiver, tmp_path, sleep=die).post(VERDICT)
+        said.box(receiver, tmp_path).flush()
     first, second = receiver.documents()
     assert first == second
     assert waiting(tmp_path) == []
@@ -118,10 +129,10 @@ def test_crash_between_writing_and_sending_loses_nothing(tmp_path: Path, said: S
 
 def test_the_same_message_again_has_the_same_id_and_waits_once(tmp_path: Path, said: Said) -> None:
     with receiving(500) as receiver:
-        hook = said.hook(receiver, tmp_path, tries=1)
-        hook.post(VERDICT)
-        hook.post(VERDICT)
-        hook.post(PROMOTION)
+        outbox = said.box(receiver, tmp_path, tries=1)
+        outbox.post(VERDICT)
+        outbox.post(VERDICT)
+        outbox.post(PROMOTION)
     assert [document["kind"] for document in sorted(waiting(tmp_path), key=lambda item: item["kind"])] == [
         "promotion",
         "verdict",
@@ -131,24 +142,114 @@ def test_the_same_message_again_has_the_same_id_and_waits_once(tmp_path: Path, s
 def test_outbox_that_cannot_be_written_does_not_keep_the_message_from_being_sent(tmp_path: Path, said: Said) -> None:
     (tmp_path / "file").write_text("in the way")
     with receiving(200) as receiver:
-        said.hook(receiver, tmp_path / "file").post(VERDICT)
+        said.box(receiver, tmp_path / "file").post(VERDICT)
     assert len(receiver.came) == 1
     assert len(said.lines) == 1
 
 
-def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: Said) -> None:
+def test_the_moment_of_sending_is_signed_anew_with_each_request(said: Said) -> None:
+    moments = iter((1_764_489_600.7, 1_764_489_660.2))
+    with receiving(500, 200) as receiver:
+        assert said.hook(receiver, clock=lambda: next(moments)).deliver("a1", b"{}", left="")
+    stamped = [(headers["X-Graceful-Timestamp"], headers["X-Graceful-Signature-V2"]) for headers, _ in receiver.came]
+    assert [moment for moment, _ in stamped] == ["1764489600", "1764489660"]
+    for moment, signed in stamped:
+        assert signed == f"sha256={hmac.new(b'key-of-mine', f'{moment}.{{}}'.encode(), hashlib.sha256).hexdigest()}"
+
+
+def test_an_answer_without_an_end_is_not_read(said: Said) -> None:
+    with receiving(FLOOD) as receiver:
+        began = time.monotonic()
+        assert said.hook(receiver).deliver("a1", b"{}", left="")
+        assert time.monotonic() - began < 5.0
+        assert receiver.sent < 32 * 2**20
+
+
+def test_tries_end_when_they_took_too_long(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "TOTAL_SECONDS", 0.3)
+    with receiving(HANG) as receiver:
+        assert not said.hook(receiver, seconds=0.2).deliver("a1", b"{}", left="")
+        assert len(receiver.came) == 2
+
+
+def test_user_and_password_of_an_address_are_sent_and_not_shown(said: Said) -> None:
+    with receiving(401) as receiver:
+        said.hook(receiver.url.replace("://", "://bob:p%2Fss@")).deliver("a1", b"{}", left="")
+    ((headers, _),) = receiver.came
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"bob:p/ss"
+    assert "ss@" not in said.lines[0]
+
+
+def test_what_was_taken_is_not_sent_again(tmp_path: Path, said: Said) -> None:
+    with receiving(200) as receiver:
+        said.box(receiver, tmp_path).post(VERDICT, PROMOTION)
+        said.box(receiver, tmp_path).post(VERDICT, PROMOTION)
+    assert len(receiver.came) == 2
+
+
+def test_each_model_has_its_receiver_and_a_dead_one_blocks_no_other(tmp_path: Path, said: Said) -> None:
+    with receiving(500) as dead, receiving(200) as alive:
+        hooks = {"glyphs": said.hook(dead, tries=1), "digits": said.hook(alive)}
+        outbox = Outbox(folder=tmp_path, receiver=hooks.get, say=said.lines.append)
+        outbox.post(VERDICT, PROMOTION, {**VERDICT, "model": "digits"}, {**VERDICT, "model": "nobody"})
+        assert len(dead.came) == 1
+    assert [document["model"] for document in alive.documents()] == ["digits"]
+    assert [(document["model"], document["kind"]) for document in waiting(tmp_path)] == [
+        ("glyphs", "verdict"),
+        ("glyphs", "promotion"),
+        ("nobody", "verdict"),
+    ]
+
+
+def test_many_commands_at_once_send_each_message_once(tmp_path: Path, said: Said) -> None:
+    messages = [{**PROMOTION, "event": f"r{number}"} for number in range(12)]
+    with receiving(200) as receiver, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda message: said.box(receiver, tmp_path).post(message), messages))
+    assert sorted(document["event"] for document in receiver.documents()) == sorted(one["event"] for one in messages)
+    assert (waiting(tmp_path), said.lines) == ([], [])
+
+
+def test_messages_of_a_run_of_before_are_taken_over(tmp_path: Path, said: Said) -> None:
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "abc.json").write_text(json.dumps({"id": "abc", **VERDICT}))
+    with receiving(200) as receiver:
+        outbox = said.box(receiver, tmp_path / "outbox")
+        outbox.adopt(old)
+        outbox.flush()
+    assert [headers["X-Graceful-Delivery"] for headers, _ in receiver.came] == ["abc"]
+    assert list(old.iterdir()) == []
+
+
+def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The address of a spec is kept for commands without one, and wins over the environment's."""
     monkeypatch.delenv(ADDRESS, raising=False)
-    assert webhook(None, tmp_path, said.lines.append) is None
-    monkeypatch.setenv(ADDRESS, "https://environment.example/x")
-    monkeypatch.setenv(SECRET, "s3cret")
-    found = webhook(None, tmp_path, said.lines.append)
-    assert found is not None
-    assert (found.url, found.secret) == ("https://environment.example/x", "s3cret")
-    assert "s3cret" not in repr(found)
-    chosen = webhook("http://spec.example:8080/x", tmp_path, said.lines.append)
-    assert chosen is not None
-    assert chosen.shown == "http://spec.example:8080"
-    monkeypatch.setenv(ADDRESS, "ftp://me:pass-word@host/x")
-    with pytest.raises(SpecError, match="GRACEFUL_WEBHOOK: must be http") as raised:
-        webhook(None, tmp_path, said.lines.append)
+    monkeypatch.setenv(SECRET, "s3cret\n")
+    plain = spec.parse({"model": "glyphs", "name": "v1", "task": {"kind": "digits"}, "home": str(tmp_path)})
+    with receiving(200) as own, receiving(200) as others:
+        named = plain.model_copy(update={"registry": spec.Registry(webhook=own.url)})
+        telling.of_refresh(named).tell(VERDICT)
+        kept = tmp_path / "webhooks" / "glyphs"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        monkeypatch.setenv(ADDRESS, f"{others.url}\n")
+        telling.of_action("glyphs", tmp_path).tell(PROMOTION)
+        telling.of_action("digits", tmp_path).tell({**PROMOTION, "model": "digits"})
+        telling.of_refresh(plain).tell({**PROMOTION, "event": "r2"})
+    assert [document["kind"] for document in own.documents()] == ["verdict", "promotion"]
+    assert [document["event"] for document in others.documents()] == ["r1", "r2"]
+    ((headers, body), *_) = others.came
+    assert headers["X-Graceful-Signature"] == signature("s3cret", body)
+    assert not kept.exists()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "address", ["ftp://me:pass-word@host/x", "http://[::1/pass-word", "http://h:1234567/pass-word"]
+)
+def test_a_wrong_address_in_the_environment_is_refused_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(ADDRESS, address)
+    with pytest.raises(SpecError, match=r"^GRACEFUL_WEBHOOK: must be http") as raised:
+        telling.of_action("glyphs", tmp_path)
     assert "pass-word" not in raised.value.message

@@ -13,6 +13,7 @@ import numpy as np
 
 from graceful import errors, redact
 from graceful.errors import GracefulError, InfrastructureError
+from graceful.losses.search import Point
 from graceful.models import bundle
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
@@ -20,7 +21,7 @@ from graceful.programs.tuning.fits import Work
 from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, score
 from graceful.programs.tuning.splits import Part, numbered, part
 from graceful.programs.tuning.verify import genuine_pairs
-from graceful.spec import RefreshSpec, Tune
+from graceful.spec import RefreshSpec, Registry, Tune
 from graceful.tasks.base import Task
 
 RAISED = "raised"
@@ -58,7 +59,7 @@ class Bench:
 
     def work(
         self,
-        point: space.Point | None,
+        point: Point | None,
         *,
         seed: int,
         on: Part,
@@ -68,7 +69,7 @@ class Bench:
         """A fit of a point (None: without constraints), or of a shared reference run; measured with shares too."""
         train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
         chosen = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
-        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, **chosen})
+        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, "registry": Registry(), **chosen})
         return Work(
             folder=str(self.folder),
             home=str(self.home),

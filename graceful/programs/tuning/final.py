@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graceful.losses.search import Point, Value
 from graceful.programs.train import Progress
-from graceful.programs.tuning import fits, space
+from graceful.programs.tuning import fits
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Work
 from graceful.programs.tuning.scoring import Score
@@ -36,7 +37,7 @@ class Candidate:
     """
 
     number: int
-    point: dict[str, space.Value]
+    point: dict[str, Value]
     promised: dict[str, Any]
     held_back: Score | None
     failed: str | None = None
@@ -136,5 +137,5 @@ def on_test(bench: Bench, chosen: Candidate, progress: Progress) -> Score:
     return bench.judge(works, seeds=seeds, on="test")
 
 
-def _works(bench: Bench, point: space.Point, seeds: Sequence[int], on: Part) -> list[Work]:
+def _works(bench: Bench, point: Point, seeds: Sequence[int], on: Part) -> list[Work]:
     return [bench.work(point, seed=seed, on=on) for seed in seeds]

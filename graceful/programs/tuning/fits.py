@@ -196,7 +196,7 @@ def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | 
     elif not (folder / "arch.json").exists():
         owed = spec.compatibility.model_copy(update={INTERPOLATION: 0.0})
         unmixed = spec.model_copy(update={"compatibility": owed})
-        train(unmixed, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task)
+        train(unmixed, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task, checked=True)
     for share in work.shares:
         other, started = work.at(share), time.monotonic()
         retrieval = _measured(other, folder, spec, task)

@@ -50,7 +50,7 @@ def run(spec: RefreshSpec, talk: Talk) -> tuple[dict[str, Any], int, Any]:
 def watching(spec: RefreshSpec, before: Sequence[Tried], *, talk: Talk, show: Any = None) -> Watch:
     """Tell people and MLflow about every trial."""
     store = Store(spec.registry.uri, home_of(spec))
-    log = store.search_log(spec.dump(), run_id=spec.run_id)
+    log = store.search_log(spec.recorded(), run_id=spec.run_id)
     known = {one.number: one for one in before}
 
     def record(tried: Tried) -> None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from graceful import documents
+from graceful.losses.search import Point
 from graceful.programs.tuning import space
 from graceful.programs.tuning.final import Candidate, closest
 from graceful.programs.tuning.scoring import Score, front, hypervolume
@@ -127,8 +127,8 @@ def _closest(trials: Sequence[Tried], chosen: Candidate | None) -> tuple[Documen
     return {"trial": number, "point": point, **score}, advice
 
 
-def spec_text(spec: RefreshSpec, point: space.Point, *, about: str) -> str:
+def spec_text(spec: RefreshSpec, point: Point, *, about: str) -> str:
     """A spec with the weights of a point, as a file for `graceful refresh`."""
     chosen = spec.model_copy(update={"compatibility": space.compatibility(spec, point), "tune": None})
-    document = {key: value for key, value in chosen.dump().items() if key not in LEFT_OUT}
-    return f"# {about}\n" + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    document = {key: value for key, value in chosen.recorded().items() if key not in LEFT_OUT}
+    return f"# {about}\n" + documents.dump(document)

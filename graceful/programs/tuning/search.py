@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graceful.errors import TrainingError
+from graceful.losses.search import Point
 from graceful.programs.train import Progress
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.bench import Bench
@@ -24,7 +25,7 @@ def search(
     listener: Listener,
     progress: Progress,
     before: Sequence[Tried] = (),
-    first: Sequence[space.Point] = (),
+    first: Sequence[Point] = (),
 ) -> None:
     """Make the reference runs, then trials until there are as many as the spec wants.
 
@@ -116,12 +117,12 @@ class _Trials:
         retrieval = answer.get("retrieval") if ended is None else ended.retrieval
         return score, {**answer, "retrieval": retrieval, space.INTERPOLATION: share}
 
-    def _work(self, point: space.Point) -> Work:
+    def _work(self, point: Point) -> Work:
         first, *others = space.shares(self.bench.spec) or (None,)
         mixed = point if first is None else {**point, space.INTERPOLATION: first}
         return self.bench.work(mixed, seed=self.bench.spec.train.seed, on="search", shares=others)
 
-    def _whole(self, point: space.Point) -> bool:
+    def _whole(self, point: Point) -> bool:
         """Whether all its parameters were drawn before the driver was killed."""
         wanted = {one.name for one in space.parameters(self.bench.spec) if one.counts(point)}
         return wanted <= set(point)

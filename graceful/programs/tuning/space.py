@@ -9,64 +9,20 @@ alone; under adaptive weighting the multipliers take the place of the losses' we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from graceful.spec import (
-    Compatibility,
-    EmbeddingRegression,
-    FocalDistillation,
-    Influence,
-    LogitDisplacement,
-    Loss,
-    Reference,
-    RefreshSpec,
-    Tune,
-)
+from graceful.losses import registry
+from graceful.losses.base import Loss
+from graceful.losses.search import Choice, Domain, Point, Span, Value
+from graceful.spec import Compatibility, Reference, RefreshSpec, Space, Tune
 
-Value = float | int | str
-Point = Mapping[str, Value]
-"""Parameter name -> value; only the parameters that count at this point."""
-
-LM = "lm"
-COMPARE = {"distillation": FocalDistillation, "displacement": LogitDisplacement}
-"""The losses that compare outputs with the old version's: a point has one of them."""
-LARGEST_SHARE = 0.9
-"""beta 9 x alpha; 10 x is the most that a spec allows."""
+COMPARE = "compare"
+"""Parameter that says which loss compares outputs with the old version's: a point has exactly one of them."""
 INTERPOLATION = "interpolation"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Above one half the new version is mostly the old one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """A number in [low, high].
-
-    Attributes:
-        low: Lower end.
-        high: Upper end.
-        log: Whether ratios count rather than differences.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:g}"
-        return f"[{self.low:g}, {self.high:g}]{' log' if self.log else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of a few values."""
-
-    values: tuple[Value, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +36,7 @@ class Parameter:
     """
 
     name: str
-    domain: Span | Choice
+    domain: Domain
     given: tuple[str, tuple[Value, ...]] | None = None
 
     def counts(self, point: Point) -> bool:
@@ -107,37 +63,46 @@ def parameters(spec: RefreshSpec) -> tuple[Parameter, ...]:
 
 def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
     owed, space = spec.compatibility, (spec.tune or Tune()).space
-    has = {loss.kind: loss for loss in owed.losses}
+    written = {loss.kind: loss for loss in owed.losses}
     adaptive = owed.weighting.kind == "adaptive"
-    compare = space.compare or ("distillation", "displacement")
-    yield Parameter(name="compare", domain=Choice(values=compare))
-    for name, default in (("distillation", (0.3, 30.0)), ("displacement", (0.1, 10.0))):
-        if name in compare and not adaptive:
-            yield Parameter(name=name, domain=_span(getattr(space, name), default), given=("compare", (name,)))
-    if "distillation" in compare:
-        spoken = has.get("focal_distillation")
-        assert spoken is None or isinstance(spoken, FocalDistillation)
-        flat = spoken is not None and spoken.focus == "all"
-        share = _span(space.focus_share, (0.0, 0.0) if flat else (0.0, LARGEST_SHARE), log=False)
-        yield Parameter(name="focus_share", domain=share, given=("compare", ("distillation",)))
-        low = spoken is not None and spoken.allow_low_temperature
-        given = space.temperature or ((2.0, 20.0, 100.0, "lm") if low else (20.0, 100.0, "lm"))
-        named = tuple(one if isinstance(one, str) else f"{one:g}" for one in given)
-        yield Parameter(name="temperature", domain=Choice(values=named), given=("compare", ("distillation",)))
-    if "displacement" in compare:
-        margin = _span(space.margin, (0.0, 1.0), log=False)
-        yield Parameter(name="margin", domain=margin, given=("compare", ("displacement",)))
-    if "influence" in has:
-        yield Parameter(name="influence", domain=_span(space.influence, (0.3, 10.0)))
-    if "embedding_regression" in has:
-        yield Parameter(name="regression", domain=_span(space.regression, (0.5, 10.0)))
+    compared = {loss.weight_name(): loss for loss in _comparing(spec)}
+    yield Parameter(name=COMPARE, domain=Choice(values=tuple(compared)))
+    for name, loss in compared.items() if not adaptive else ():
+        yield Parameter(name=name, domain=_weight(loss, space), given=(COMPARE, (name,)))
+    for name, loss in compared.items():
+        for option, domain in loss.search_options(written.get(registry.kind_of(loss)), space).items():
+            yield Parameter(name=option, domain=domain, given=(COMPARE, (name,)))
+    for loss in registry.searched():
+        mine = written.get(registry.kind_of(loss))
+        if loss.compares_outputs or mine is None:
+            continue
+        yield Parameter(name=loss.weight_name(), domain=_weight(loss, space))
+        for option, domain in loss.search_options(mine, space).items():
+            yield Parameter(name=option, domain=domain)
     yield from _references(owed, space.runs, space.reference)
     if owed.weighting.kind == "decay":
-        yield Parameter(name="decay", domain=_span(space.decay, (0.3, 1.0), log=False))
+        yield Parameter(name="decay", domain=Span.of(space.decay, (0.3, 1.0), log=False))
     if adaptive:
-        yield Parameter(name="step", domain=_span(space.step, (0.1, 2.0)))
+        yield Parameter(name="step", domain=Span.of(space.step, (0.1, 2.0)))
     if space.against is not None:
         yield Parameter(name="against", domain=Choice(values=space.against))
+
+
+def _comparing(spec: RefreshSpec) -> tuple[type[Loss], ...]:
+    """Return the losses of which a point has one: those written in `tune.space.compare`; else graceful's own and those
+    of other packages that the spec itself has."""
+    wanted = (spec.tune or Tune()).space.compare
+    has = {loss.kind for loss in spec.compatibility.losses}
+    alternatives = [loss for loss in registry.searched() if loss.compares_outputs]
+    if wanted is not None:
+        named = {loss.weight_name(): loss for loss in alternatives}
+        return tuple(named[name] for name in wanted)
+    return tuple(loss for loss in alternatives if registry.is_own(loss) or registry.kind_of(loss) in has)
+
+
+def _weight(loss: type[Loss], space: Space) -> Span:
+    assert loss.search_range is not None
+    return Span.of(getattr(space, loss.weight_name()), loss.search_range)
 
 
 def shares(spec: RefreshSpec) -> tuple[float, ...]:
@@ -159,12 +124,7 @@ def _references(
     yield Parameter(name="runs", domain=Choice(values=runs))
     some = tuple(one for one in runs if one)
     if some:
-        yield Parameter(name="reference", domain=_span(weight, (1.0, 60.0)), given=("runs", some))
-
-
-def _span(written: tuple[float, float] | None, default: tuple[float, float], *, log: bool = True) -> Span:
-    low, high = written or default
-    return Span(low=low, high=high, log=log and low < high)
+        yield Parameter(name="reference", domain=Span.of(weight, (1.0, 60.0)), given=("runs", some))
 
 
 def draw(trial: Asked, space: Sequence[Parameter]) -> dict[str, Value]:
@@ -197,28 +157,17 @@ def within(point: Point, space: Sequence[Parameter]) -> dict[str, Value]:
 
 def known_points(spec: RefreshSpec, space: Sequence[Parameter]) -> list[dict[str, Value]]:
     """Where a search begins: the spec as written, and treatments that have worked, as near as the space has them."""
-    most = {"runs": max((one for one in _runs(space)), default=0)}
-    even: dict[str, Value] = {"distillation": 5.0, "focus_share": 0.0, "temperature": lowest_temperature(space)}
-    focused: dict[str, Value] = {"distillation": 4.0, "focus_share": 0.8, "temperature": LM}
-    started: list[Point] = [
-        _written(spec),
-        {"compare": "distillation", **even, "reference": 25.0, **most},
-        {"compare": "distillation", **focused, "reference": 30.0, **most},
-        {"compare": "displacement", "displacement": 3.0, "margin": 0.5, "reference": 30.0, **most},
-    ]
+    most = {"runs": max(_runs(space), default=0)}
+    started: list[Point] = [_written(spec)]
+    options = {one.name: one.domain for one in space}
+    for loss in _comparing(spec):
+        started += [{COMPARE: loss.weight_name(), **point, **most} for point in loss.known_points(options)]
     found: list[dict[str, Value]] = []
     for point in started:
         near = within(point, space)
         if near not in found:
             found.append(near)
     return found
-
-
-def lowest_temperature(space: Sequence[Parameter]) -> str:
-    """Of those to choose from; lm only where there is no other."""
-    domain = next((one.domain for one in space if one.name == "temperature"), None)
-    values = [str(one) for one in domain.values if one != LM] if isinstance(domain, Choice) else []
-    return min(values, key=float, default=LM)
 
 
 def _runs(space: Sequence[Parameter]) -> tuple[int, ...]:
@@ -235,20 +184,11 @@ def most_runs(space: Sequence[Parameter]) -> int:
 def _written(spec: RefreshSpec) -> dict[str, Value]:
     owed, point = spec.compatibility, dict[str, Value]()
     for loss in owed.losses:
-        match loss:
-            case FocalDistillation():
-                share = 0.0 if loss.focus == "all" else loss.beta / (loss.alpha + loss.beta)
-                temperature = LM if loss.form == LM else f"{loss.temperature:g}"
-                point.update(compare="distillation", distillation=loss.weight, focus_share=share)
-                point["temperature"] = temperature
-            case LogitDisplacement():
-                point.update(compare="displacement", displacement=loss.weight, margin=loss.margin)
-            case Influence():
-                point["influence"] = loss.weight
-            case EmbeddingRegression():
-                point["regression"] = loss.weight
-            case _:
-                pass
+        if loss.search_range is None:
+            continue
+        point |= {loss.weight_name(): loss.weight, **loss.search_values()}
+        if loss.compares_outputs:
+            point[COMPARE] = loss.weight_name()
     if owed.reference is not None:
         point |= {"runs": owed.reference.runs, "reference": owed.reference.weight}
     if owed.weighting.kind == "decay":
@@ -267,7 +207,7 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
         pydantic.ValidationError: Never for points of the space.
     """
     owed = spec.compatibility
-    others = [_reweighted(loss, point) for loss in owed.losses if not isinstance(loss, tuple(COMPARE.values()))]
+    others = tuple(_reweighted(loss, point) for loss in owed.losses if not loss.compares_outputs)
     reference = None
     if int(point["runs"]):
         before = owed.reference or Reference()
@@ -278,7 +218,7 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
             weighting = weighting.model_copy(update={key: float(point[name])})
     return Compatibility(
         against=point.get("against", owed.against),  # type: ignore[arg-type]
-        losses=(_compared(owed, point), *others),
+        losses=(_compared(spec, point), *others),
         weighting=weighting,
         near_chance=owed.near_chance,
         reference=reference,
@@ -287,23 +227,17 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
     )
 
 
-def _compared(owed: Compatibility, point: Point) -> Loss:
+def _compared(spec: RefreshSpec, point: Point) -> Loss:
     """The loss that compares outputs, with the spec's own options where it has that kind."""
-    kind = COMPARE[str(point["compare"])]
-    before = next((loss for loss in owed.losses if isinstance(loss, kind)), None)
-    options: dict[str, Any] = {} if before is None else before.model_dump()
-    options |= {"weight": float(point[str(point["compare"])])} if str(point["compare"]) in point else {}
-    if kind is LogitDisplacement:
-        return LogitDisplacement(**{**options, "margin": float(point["margin"])})
-    share, temperature = float(point["focus_share"]), str(point["temperature"])
-    options |= {"alpha": 1.0, "beta": share / (1.0 - share)}
-    if temperature == LM:
-        return FocalDistillation(**{**options, "form": LM})
-    degrees = float(temperature)
-    low = {"allow_low_temperature": True} if degrees < 20.0 else {}
-    return FocalDistillation(**{**options, "form": "kl", "temperature": degrees, **low})
+    kind = next(loss for loss in _comparing(spec) if loss.weight_name() == point[COMPARE])
+    return _at(kind, next((loss for loss in spec.compatibility.losses if isinstance(loss, kind)), None), point)
 
 
 def _reweighted(loss: Loss, point: Point) -> Loss:
-    name = {"influence": "influence", "embedding_regression": "regression"}.get(loss.kind, "")
-    return loss.model_copy(update={"weight": float(point[name])}) if name in point else loss
+    return _at(type(loss), loss, point) if loss.weight_name() in point else loss
+
+
+def _at(kind: type[Loss], written: Loss | None, point: Point) -> Loss:
+    options: dict[str, Any] = {} if written is None else written.model_dump()
+    weight = point.get(kind.weight_name())
+    return kind.at(point, options if weight is None else {**options, "weight": float(weight)})

@@ -17,8 +17,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from graceful.losses.search import Value
 from graceful.programs.tuning.scoring import Score
-from graceful.programs.tuning.space import Parameter, Value, draw
+from graceful.programs.tuning.space import Parameter, draw
 from graceful.spec import Tune
 from graceful.storage import guarded
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from graceful.losses.search import Point
 from graceful.programs.tuning import space
-from graceful.programs.tuning.space import Point
 from graceful.spec import RefreshSpec, Tune
 
 

@@ -13,10 +13,12 @@ Source: Yan et al., Positive-congruent training (CVPR 2021), focal distillation 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from graceful.spec import Focus
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Focus = Literal["all", "old_correct", "new_incorrect", "negative_flip"]
 
 DECAY = 0.99
 """How much of the running moments survives one batch: the mean looks back over about a hundred batches."""
@@ -36,7 +38,6 @@ def is_dynamic(focus: Focus) -> bool:
     return focus in {"new_incorrect", "negative_flip"}
 
 
-@torch.no_grad()
 def raw_weights(focus: Focus, *, alpha: float, beta: float, old_correct: Tensor, new_correct: Tensor) -> Tensor:
     """Weigh samples before normalisation: `alpha + beta * focus_i`, detached.
 
@@ -50,6 +51,8 @@ def raw_weights(focus: Focus, *, alpha: float, beta: float, old_correct: Tensor,
     Returns:
         [B] fp32.
     """
+    import torch
+
     if focus == "all":
         return torch.full(old_correct.shape, alpha, device=old_correct.device)
     chosen = {
@@ -81,7 +84,6 @@ def static_mean(focus: Focus, *, alpha: float, beta: float, old_correct_share: f
     return alpha + beta * old_correct_share
 
 
-@torch.no_grad()
 def batch_moments(weights: Tensor, *, participates: Tensor) -> Tensor:
     """Sum and count of the raw weights of a batch, to be added up over workers.
 
@@ -92,11 +94,12 @@ def batch_moments(weights: Tensor, *, participates: Tensor) -> Tensor:
     Returns:
         [2] fp32: sum, count.
     """
+    import torch
+
     mask = participates.float()
-    return torch.stack([(weights * mask).sum(), mask.sum()])
+    return torch.stack([(weights.detach() * mask).sum(), mask.sum()])
 
 
-@torch.no_grad()
 def advance(state: Tensor, *, batch: Tensor, decay: float = DECAY) -> Tensor:
     """Take the moments of one batch into the running moments; a batch without participants changes nothing.
 
@@ -105,18 +108,22 @@ def advance(state: Tensor, *, batch: Tensor, decay: float = DECAY) -> Tensor:
         batch: [..., 2] moments of the batch, summed over workers, so that all workers keep the same state.
         decay: Share of the state that survives.
     """
+    import torch
+
     return torch.where(batch[..., 1:] > 0.0, decay * state + batch, state)
 
 
-@torch.no_grad()
 def normalise(weights: Tensor, *, mean: float | Tensor) -> Tensor:
     """Divide raw weights [B] by their mean, at most 20; mean 0 (nothing ever in focus, alpha 0) gives zeros."""
-    if isinstance(mean, Tensor):
+    import torch
+
+    if isinstance(mean, torch.Tensor):
         return torch.where(mean > 0.0, weights / torch.where(mean > 0.0, mean, 1.0), 0.0).clamp(max=LARGEST)
     return (weights / mean).clamp(max=LARGEST) if mean > 0.0 else torch.zeros_like(weights)
 
 
-@torch.no_grad()
 def mean_of(state: Tensor) -> Tensor:
     """Running mean [...] of moments [..., 2]; 0 where nothing was counted yet."""
+    import torch
+
     return state[..., 0] / state[..., 1].clamp(min=torch.finfo(state.dtype).tiny)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from graceful.losses.reduction import accurate
+from graceful.losses.ops.reduction import accurate
 
 ZERO_NORM = 1e-12
 """A vector shorter than this has no direction: it is normalised to zeros, so that its cosine with anything is 0."""

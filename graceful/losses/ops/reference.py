@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graceful.losses.focal_distillation import kl_divergence
-from graceful.losses.reduction import accurate
+from graceful.losses.ops.divergence import kl_divergence
+from graceful.losses.ops.reduction import accurate
 
 
 def mean_logits(runs: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:

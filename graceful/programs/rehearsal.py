@@ -1,0 +1,182 @@
+"""Rehearse the end of a run before its first step, with an untrained network. Runs in the driver.
+
+One training step, saving, loading, freezing and answering, by the functions that the finished version will meet: what
+cannot survive them is refused before hours of training, not after.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from graceful.chain import Predecessor
+from graceful.errors import DataError, SpecError
+from graceful.models import bundle
+from graceful.models.base import CODE_FAULTS, Outputs, outputs_of
+from graceful.models.weights import portable
+from graceful.programs.finishing import finish
+from graceful.spec import RefreshSpec, TorchEngine
+from graceful.tasks import view_numbers
+from graceful.tasks.base import Samples, Task
+from graceful.training.batches import require_outputs, try_out
+from graceful.training.job import WEIGHTS, write_weights
+from graceful.training.plain import unused_parameters
+from graceful.training.sampler import Sampler
+
+FEW = 2
+"""Samples of the rehearsed step: batch normalisation needs two, and more tell nothing else."""
+_STEP = 1e-3
+_RELATIVE = 1e-3
+"""Largest difference of answers after saving and loading, as a share of the largest answer."""
+
+
+def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
+    """Take an untrained network all the way; torch's random state is left as it was.
+
+    Args:
+        spec: What is to be trained.
+        task: Its task.
+        train: The training split.
+
+    Returns:
+        The untrained version, loaded and frozen. Its folder is gone.
+
+    Raises:
+        SpecError: The batch size does not fit, or the network cannot be trained, saved, loaded or frozen; why.
+    """
+    workers = max(spec.train.num_workers, 1)
+    size = Sampler(
+        samples=len(train),
+        batch_size=spec.train.batch_size,
+        accumulation=spec.train.accumulation,
+        world_size=workers,
+        seed=spec.train.seed,
+    ).slice_size
+    positions = np.unique(np.linspace(0, len(train) - 1, num=min(size, FEW)).astype(np.int64))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.train.seed)
+        network = task.network(task.classes)
+        _require_trainable(network)
+        try_out(task, network, train)
+        _step(spec, task, network, train, positions)
+        torch.manual_seed(spec.train.seed + 1)  # what network() draws at random must not come out the same again
+        with tempfile.TemporaryDirectory(prefix="graceful-rehearsal-") as folder:
+            return _survived(spec, task, network, train.read(positions), Path(folder))
+
+
+def _require_trainable(network: nn.Module) -> None:
+    """Refuse layers without a shape and networks without anything to train."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            layer = name.rpartition(".")[0]
+            kind = type(network.get_submodule(layer)).__name__
+            raise SpecError(
+                f"task: layer {layer} of the network ({kind}) has no shape until data pass through it, so a saved"
+                f" version could not be built again; write its input size, with {kind.removeprefix('Lazy')}"
+            )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise SpecError("task: the network has no parameter that requires a gradient, so nothing can be trained")
+
+
+def _step(
+    spec: RefreshSpec, task: Task, network: nn.Module, train: Samples, positions: np.typing.NDArray[np.int64]
+) -> None:
+    """Take a small training step, so that what is saved differs from what network() makes."""
+    views = view_numbers(train.ids[positions], spec.train.seed, 0) if task.augments else None
+    inputs = task.transform(train.read(positions), views)
+    with _translated(network.train(), "a training step", inputs):
+        outputs = outputs_of(network, inputs)
+        require_outputs(outputs, rows=len(positions), classes=len(task.classes), given=_described(inputs))
+        loss = F.cross_entropy(outputs.logits.float(), torch.from_numpy(train.labels[positions]))
+        loss.backward()  # type: ignore[no-untyped-call]
+    if isinstance(spec.train.engine, TorchEngine) and spec.train.num_workers > 1:
+        unused_parameters(network, allowed=spec.train.engine.find_unused_parameters)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.grad is not None and bool(parameter.grad.isfinite().all()):
+                parameter.sub_(parameter.grad, alpha=_STEP)
+    network.zero_grad(set_to_none=True)
+
+
+def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, folder: Path) -> Predecessor:
+    """Save and load the network; what it says afterwards must be what it says now."""
+    inputs = task.transform(items, None)
+    said = _answers(network, inputs)
+    declared, size = getattr(network, "embedding_size", None), said.embedding.shape[1]
+    if isinstance(declared, int) and declared != size:
+        raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {size}; correct it")
+    weights, saved = folder / WEIGHTS, folder / "model"
+    write_weights(weights, portable(network.state_dict()))
+    finish(spec, task, weights=weights, folder=saved)
+    with _translated(network, "the network, loaded and frozen,", inputs):
+        version = bundle.load(saved, augment_like=spec.task, task=task)
+        again = version(items)
+    for name, before, after in zip(Outputs._fields, said, again, strict=True):
+        if not _same(before, after):
+            raise SpecError(
+                f"task: saved and loaded again, the network says something else ({name} differs by"
+                f" {float((before - after).abs().max()):.2g}): it uses what its state_dict does not hold; keep every"
+                " tensor as a parameter or buffer, and draw nothing at random that is not one"
+            )
+    return version
+
+
+def _answers(network: nn.Module, inputs: Tensor) -> Outputs:
+    """What a network says in eval mode, which must not change it and must be the same each time."""
+    before = portable(network.eval().state_dict())
+    with torch.no_grad(), _translated(network, "the network in eval mode", inputs):
+        first, second = (Outputs(*(one.float() for one in outputs_of(network, inputs))) for _ in range(2))
+    after = portable(network.state_dict())
+    changed = [name for name in after if name not in before or not torch.equal(before[name], after[name])]
+    changed = [name for name in changed if name not in before or not _same(before[name], after[name])]
+    if changed:
+        raise SpecError(
+            f"task: {changed[0]} of the network changes while it answers in eval mode; a version must stay what it was"
+            " measured as: change it only where self.training is true"
+        )
+    if not all(_same(*pair) for pair in zip(first, second, strict=True)):
+        raise SpecError(
+            "task: in eval mode the network says something else each time of the same samples; a version must be a"
+            " function of its weights: draw at random only where self.training is true"
+        )
+    return first
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    one, other = one.double(), other.double()
+    finite = one[one.isfinite()].abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(one, other, rtol=_RELATIVE, atol=_RELATIVE * largest, equal_nan=True)
+
+
+@contextmanager
+def _translated(network: nn.Module, what: str, inputs: Tensor) -> Iterator[None]:
+    """Turn what the code of a network raises into one line."""
+    try:
+        yield
+    except DataError as e:  # of a bundle that was written a moment ago
+        raise SpecError(f"task: {what} does not fit what was saved: {e.message}") from e
+    except CODE_FAULTS as e:
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        normalised = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+        if network.training and len(inputs) == 1 and normalised:
+            raise SpecError(
+                f"train.batch_size: each worker sees one sample at a time (batch_size / workers / accumulation is 1),"
+                f" and {what} fails on it: {reason}; batch normalisation ({normalised[0]}) needs two, raise batch_size"
+            ) from e
+        raise SpecError(f"task: {what} fails on {_described(inputs)}: {reason}; mend network()") from e
+
+
+def _described(inputs: Tensor) -> str:
+    return f"{len(inputs)} samples, {list(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"

@@ -1,0 +1,59 @@
+"""Secrets in a spec: which are refused, and where they belong instead. Runs on the client."""
+
+from __future__ import annotations
+
+from graceful import redact
+from graceful.errors import SpecError
+from graceful.spec.refresh import RefreshSpec
+
+INSTEAD = {"registry.uri": "MLFLOW_TRACKING_URI", "registry.webhook": "GRACEFUL_WEBHOOK"}
+"""Variables that are read where a spec leaves the key out."""
+
+
+def remember(spec: RefreshSpec) -> None:
+    """Hide what is secret in a spec in every message of this process."""
+    uri = spec.registry.uri or ""
+    if redact.holds_password(uri):
+        redact.remember(uri.partition("://")[2].rpartition("@")[0].partition(":")[2])
+    if spec.registry.webhook:
+        redact.remember(spec.registry.webhook)
+
+
+def refuse_recorded(spec: RefreshSpec, where: str) -> None:
+    """Refuse what a version would record for good, and addresses of which only the redacted form is left.
+
+    Raises:
+        SpecError: One line for the first.
+    """
+    for key in redact.secrets(spec.task.model_dump(mode="json"), "task"):
+        raise SpecError(
+            f"{key} in {where}: looks like a secret, and a version records its task; let the task read it from an"
+            " environment variable"
+        )
+    for key, value in (("registry.uri", spec.registry.uri), ("registry.webhook", spec.registry.webhook)):
+        if redact.HIDDEN in (value or ""):
+            raise SpecError(
+                f"{key} in {where}: holds {redact.HIDDEN}, which stands for a secret that was hidden; write the address"
+                f" itself, or leave {key} out and set {INSTEAD[key]}"
+            )
+
+
+def refuse_travelling(spec: RefreshSpec, *, to: str, variable: str) -> None:
+    """Refuse secrets in a spec that others can read where it travels.
+
+    Args:
+        spec: What would travel.
+        to: Who can read it there, in words.
+        variable: How a variable gets there, in words.
+
+    Raises:
+        SpecError: One line for the first.
+    """
+    document = spec.dump()
+    for key in redact.secrets({"registry": document["registry"], "task": document["task"]}):
+        what = "the address of a webhook, which is a secret" if key == "registry.webhook" else "a secret"
+        known = INSTEAD.get(key)
+        remedy = f"leave it out and set {known} {variable}" if known else f"let the task read it from {variable}"
+        raise SpecError(f"{key}: holds {what}, and {to}; {remedy}")
+    if redact.message(spec.description) != spec.description:
+        raise SpecError(f"description: holds a secret, and {to}; take it out")

@@ -1,0 +1,139 @@
+"""A marker planted wherever people may write a secret must not be found in what any command prints, writes or sends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from graceful import cli, redact, spec
+from graceful.cli import planning
+from graceful.errors import SpecError
+from graceful.launch import profile, rayrequest
+
+MARKER = "mark3r-Secret"
+URI = f"postgresql://bob:{MARKER}@db.example/graceful"
+HOOK = f"https://chat.example/{MARKER}?key={MARKER}"
+SPEC = "model: digits\nname: v1\ntask: {kind: digits}\n"
+PLACES = {
+    "registry.uri": ("--set", f"registry.uri={URI}"),
+    "registry.uri with / # ?": ("--set", f"registry.uri=http://bob:a/b#c?{MARKER}@host"),
+    "registry.uri with a parameter": ("--set", f"registry.uri=postgresql://db/x?user=u&password={MARKER}"),
+    "registry.webhook": ("--set", f"registry.webhook={HOOK}"),
+    "description": ("--set", f"description=the password={MARKER} opens it"),
+}
+WRONG = {
+    "webhook that is none": ("--set", f"registry.webhook=ftp://chat.example/{MARKER}"),
+    "webhook as a section": ("--set", f"registry.webhook={{{MARKER}: 1}}"),
+    "webhook with a key below": ("--set", f"registry.webhook={HOOK}", "--set", "registry.webhook.x=1"),
+    "override that is no YAML": ("--set", f"registry.webhook={HOOK}]: ["),
+    "option of a task": ("--set", f"task={{kind: python, file: t.py, options: {{api_key: {MARKER}}}}}"),
+    "address in an option": ("--set", f"task={{kind: python, file: t.py, options: {{source: '{URI}'}}}}"),
+    "unknown flag": (f"--set=registry.uri={URI}", "--unknown"),
+}
+COMMANDS = {
+    "refresh": ("refresh", "v1.yaml", "--dry-run"),
+    "refresh json": ("refresh", "v1.yaml", "--dry-run", "-o", "json"),
+    "plan": ("plan", "v1.yaml", "--on", "kind", "--offline"),
+    "plan yaml": ("plan", "v1.yaml", "--on", "kind", "--offline", "-o", "yaml"),
+    "plan json": ("plan", "v1.yaml", "--on", "rays.yaml", "--offline", "-o", "json"),
+    "plan here": ("plan", "v1.yaml", "--on", "local", "-o", "json"),
+    "schedule": ("schedule", "apply", "nightly", "v1.yaml", "--cron", "0 3 * * *"),
+}
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command in a folder with a spec, profiles and a home; all it prints comes back."""
+    monkeypatch.setattr(redact, "_known", set())  # what another test planted must not help
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    (tmp_path / "v1.yaml").write_text(SPEC)
+    (tmp_path / "cluster").symlink_to(Path(__file__).parents[2] / "cluster")
+    (tmp_path / "rays.yaml").write_text("kind: rayjobs\naddress: http://127.0.0.1:8265\nhome: /data\n")
+
+    def command(*words: str) -> tuple[int, str]:
+        code = cli.main(list(words))
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return command
+
+
+def revealing(folder: Path) -> list[Path]:
+    """Files that others may read and that hold the marker."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+    return [path for path in files if MARKER.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("place", [*PLACES, *WRONG])
+def test_no_command_shows_a_secret(run: Run, tmp_path: Path, place: str, command: str) -> None:
+    code, said = run(*COMMANDS[command], *{**PLACES, **WRONG}[place])
+    assert MARKER not in said
+    assert revealing(tmp_path) == []
+    travels = command in ("plan", "plan yaml", "plan json")
+    assert code == (2 if place in WRONG or travels else 0), said
+    if code == 2:
+        assert said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("kind", ["kuberay", "rayjobs"])
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [("uri", URI, "MLFLOW_TRACKING_URI"), ("webhook", HOOK, "GRACEFUL_WEBHOOK")],
+)
+def test_a_spec_that_travels_holds_no_secret(kind: str, key: str, value: str, instead: str) -> None:
+    document = {**yaml.safe_load(SPEC), "registry": {key: value}}
+    place = {
+        "kuberay": profile.load("kind"),
+        "rayjobs": profile.RayJobs(kind="rayjobs", address="http://h:8265", home="/data"),
+    }[kind]
+    where = {"kuberay": "ConfigMaps", "rayjobs": "dashboard"}[kind]
+    with pytest.raises(SpecError, match=rf"^registry\.{key}: holds .* {where} see it; leave it out and set {instead} "):
+        planning.job_of(spec.parse(document), place)
+    open_to_all = {**document, "registry": {"uri": "http://mlflow.team.svc:5000", "webhook": "http://notices.team.svc"}}
+    job = planning.job_of(spec.parse(open_to_all), place)
+    assert json.loads(job.document or "")["registry"] == open_to_all["registry"]
+    if isinstance(place, profile.RayJobs):
+        assert list(rayrequest.wrong(rayrequest.render(job, place))) == []
+
+
+def test_what_was_hidden_is_not_taken_for_an_address(run: Run, tmp_path: Path) -> None:
+    _, shown = run("refresh", "v1.yaml", "--dry-run", *PLACES["registry.uri"])
+    assert "postgresql://***@db.example/graceful" in shown
+    (tmp_path / "again.yaml").write_text(f"{SPEC}registry: {{uri: 'postgresql://***@db.example/graceful'}}\n")
+    code, said = run("refresh", "again.yaml", "--dry-run")
+    assert code == 2
+    assert "registry.uri in again.yaml: holds ***" in said
+    assert "set MLFLOW_TRACKING_URI" in said
+
+
+def test_a_recorded_spec_has_the_same_digest() -> None:
+    resolved = spec.parse({**yaml.safe_load(SPEC), "registry": {"uri": URI, "webhook": HOOK}})
+    assert MARKER not in str(resolved.recorded())
+    assert spec.parse(resolved.recorded()).digest() == resolved.digest()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[::1", "http://host:99999/x", "http://host:abc/x", "http:///x", "http://a b/x", "https://host:0/x",
+        "http://a..b/x", f"http://{'a' * 64}.example/x", "http://bob:p/ss@host/x", "https://", "hooks.example/x",
+        "http://host/x\u0000",
+    ],
+)  # fmt: skip
+def test_a_webhook_that_cannot_be_posted_to_is_refused_with_the_spec(address: str) -> None:
+    with pytest.raises(SpecError, match=r"^registry\.webhook in spec: must be http\(s\)://HOST/PATH") as refused:
+        spec.parse({**yaml.safe_load(SPEC), "registry": {"webhook": address}})
+    assert address not in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize("address", ["https://hooks.example/x", "http://[::1]:8080/x?y=z", "HTTPS://Bücher.example/x"])
+def test_a_webhook_that_can_be_posted_to_is_taken(address: str) -> None:
+    assert spec.parse({**yaml.safe_load(SPEC), "registry": {"webhook": address}}).registry.webhook == address

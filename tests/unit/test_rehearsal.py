@@ -41,7 +41,7 @@ def refusal(kind: type[GracefulError], home: Path, options: dict[str, Any], **re
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_networks_that_are_fine_are_trained_saved_and_loaded(tmp_path: Path, network: str) -> None:
     done = trained(tmp_path, {"network": network})
-    version = bundle.load(done.folder)
+    version = bundle.load(done.folder, augment_like=parse({"network": network}).task)
     assert version.embedding_size == odd_networks.WIDTH
     task = odd_networks.task(network)
     items = task.samples("test").read([0, 1, 2])

@@ -122,7 +122,7 @@ def read(registry: Registry, model: str, *, version: int | None = None, status: 
     """Events of a family, oldest first, whatever became of them; of one version or status where it is given."""
     query = "" if version is None else f" and tags.graceful_to = '{int(version)}'"
     query += "" if status is None else f" and attributes.status = {quoted(status)}"
-    return sorted(_found(registry, model, query), key=lambda event: (event.time, event.run_id))
+    return sorted(_found(registry, model, query), key=order)
 
 
 def _found(registry: Registry, model: str, query: str, *, limit: int = 0, order: str = "ASC") -> Iterator[Event]:
@@ -164,6 +164,22 @@ def _event(model: str, run: Any) -> Event:
 
 
 # --- what follows from them -------------------------------------------------------------------------------------------
+
+
+def order(event: Event) -> tuple[int, str]:
+    """Return by what events are sorted, oldest first."""
+    return event.time, event.run_id
+
+
+def carried_out(event: Event, history: Iterable[Event], champion: int | None) -> bool:
+    """Return whether an open event's move was made, as far as later moves and the champion of now tell.
+
+    Where another move came later, its `before` is the champion that it found; the champion of now is then no evidence,
+    since a writer that was stopped may have moved the alias after that.
+    """
+    moves = [item for item in history if item.status == DONE and item.kind in MOVES and order(item) > order(event)]
+    first = min(moves, key=order, default=None)
+    return event.kind in MOVES and event.version == (champion if first is None else first.before)
 
 
 def replay(events: Iterable[Event]) -> tuple[int | None, int | None]:

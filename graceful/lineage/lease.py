@@ -9,7 +9,7 @@ database may run anywhere: they also take a lease, an empty registered model who
 
 Renaming to a name that belongs to one token, never deleting by the shared name, is what makes repeated requests
 harmless: a request of ours that is repeated after the answer was lost cannot remove the lease of the next writer.
-A writer that was stopped for longer than a lease finds out at `check`, before it moves an alias.
+A writer that was stopped for longer than a lease finds out at `check` before it moves an alias, or at `confirm` after.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 4.0, 1.5
 """Seconds between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
 
 
+class LeaseLostError(RegistryError):
+    """Another writer has the lease now, or may take it any moment."""
+
+
 @dataclass(kw_only=True)
 class Hold:
     """The right to move aliases, for a while.
@@ -43,34 +47,50 @@ class Hold:
         model: Model family.
         until: Monotonic time after which to move nothing any more; None: never, a file lock ends with its process.
         renew: Tells waiting writers that this one is alive; returns the new `until`.
+        asked: Asks the registry whether the lease is still this writer's; None: a file lock cannot be lost.
     """
 
     model: str
     until: float | None = None
     renew: Callable[[], float] | None = None
+    asked: Callable[[], bool] | None = None
 
     @property
     def late(self) -> bool:
         """Whether others may take over by now, or soon."""
         return self.until is not None and time.monotonic() >= self.until
 
+    @property
+    def ours(self) -> bool:
+        """Whether no other writer has had the lease until now."""
+        return self.asked is None or self.asked()
+
     def check(self) -> None:
         """Call it before each alias is moved.
 
         Raises:
-            RegistryError: The lease may have gone to another writer meanwhile.
+            LeaseLostError: The lease may have gone to another writer meanwhile.
         """
         if self.late:
-            raise RegistryError(
+            raise LeaseLostError(
                 f"{self.model}: moving an alias took longer than the lease of {LEASE_SECONDS:g} s; the registry is slow"
                 " or this machine was asleep, run the same command again"
             )
+
+    def confirm(self) -> None:
+        """Call it after the last alias was moved, before the event is closed.
+
+        Raises:
+            LeaseLostError: The lease went to another writer before, so what was moved may have to be put back.
+        """
+        if not self.ours:
+            raise LeaseLostError(f"{self.model}: another writer took the lease before this one was done; run it again")
 
     def extend(self) -> None:
         """Hold it longer; call it now and then during long work.
 
         Raises:
-            RegistryError: The lease may have gone to another writer meanwhile.
+            LeaseLostError: The lease may have gone to another writer meanwhile.
         """
         self.check()
         if self.renew is not None and self.until is not None and self.until - time.monotonic() < LEASE_SECONDS / 4:
@@ -99,10 +119,15 @@ def writer(registry: Registry, model: str, *, lease_seconds: float | None = None
 
         def renew() -> float:
             start = time.monotonic()
-            registry.client.set_registered_model_tag(PREFIX + model, TAG_BEAT, f"{start:.3f}")
+            if ours():
+                registry.point(registry.client.set_registered_model_tag, PREFIX + model, TAG_BEAT, f"{start:.3f}")
+            hold.confirm()
             return start + seconds / 2
 
-        hold = Hold(model=model, until=time.monotonic() + seconds / 2, renew=renew)
+        def ours() -> bool:
+            return _holder(registry, model) == token
+
+        hold = Hold(model=model, until=time.monotonic() + seconds / 2, renew=renew, asked=ours)
         try:
             yield hold
         finally:
@@ -181,8 +206,8 @@ def _free(registry: Registry, model: str, token: str, *, late: bool) -> None:
     from mlflow.exceptions import MlflowException
 
     with suppress(MlflowException):
-        if _holder(registry, model) == token:
-            _set_aside(registry, model, token)
-    if not late:
-        with suppress(MlflowException):
+        if _holder(registry, model) != token:  # lost: who took it over may not have been the only one to try
+            return
+        _set_aside(registry, model, token)
+        if not late:
             registry.client.delete_registered_model(f"{PREFIX}{model}.{token}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful.errors import RegistryError, SpecError
-from graceful.lineage import events, lease, schema
+from graceful.lineage import events, schema, undoing
 from graceful.lineage.events import Event, Kind
 from graceful.lineage.registry import Registry, require_same
 from graceful.lineage.schema import LineageRecord
@@ -68,24 +68,22 @@ def promote(registry: Registry, change: Change, *, kind: Kind = "promotion") -> 
     if champion != change.version:
         _require_expected(champion, change, kind)
         record = _verified(registry, change)  # takes a while with large models, so before others have to wait
-    with lease.writer(registry, change.model) as hold:
-        champion = _champion(registry, change)
+    with undoing.turn(registry, change.model) as turn:
+        champion = _settled(registry, change)
         if champion == change.version:
-            for left in events.read(registry, change.model, version=change.version, status=events.OPEN):
-                if left.kind in events.MOVES:
-                    events.close(registry, left)
             return None
         _require_expected(champion, change, kind)
         target = _target(registry, change, record or _verified(registry, change))
         waived = _require_allowed(target, change)
-        hold.extend()
-        event = events.begin(registry, _event(target, change, kind, waived=waived))
+        turn.hold.extend()
+        event = turn.event = events.begin(registry, _event(target, change, kind, waived=waived))
         if waived and target.tag != WAIVED:
             registry.client.set_model_version_tag(change.model, str(change.version), schema.TAG_GATE, WAIVED)
-        hold.extend()
+        turn.hold.extend()
         _set_previous(registry, change, event)
-        hold.extend()
+        turn.hold.extend()
         registry.client.set_registered_model_alias(change.model, schema.CHAMPION, str(change.version))
+        turn.hold.confirm()
         _read_back(registry, change, event)
         events.close(registry, event)
     return replace(event, status=events.DONE)
@@ -126,6 +124,27 @@ def _target_of_rollback(registry: Registry, model: str) -> int:
 
 def _champion(registry: Registry, change: Change) -> int | None:
     return registry.aliases(change.model).get(schema.CHAMPION)
+
+
+def _settled(registry: Registry, change: Change) -> int | None:
+    """Return the champion's number, after moves to the wanted version that were begun and never closed were settled.
+
+    Such a move is closed as done where it was made in its turn. Where the champion moved on before it was made, its
+    writer was stopped for longer than its lease: then the alias is put back.
+    """
+    champion = _champion(registry, change)
+    if champion != change.version:
+        return champion
+    past = events.read(registry, change.model)
+    for left in past:
+        if left.status != events.OPEN or left.kind not in events.MOVES or left.version != change.version:
+            continue
+        if events.carried_out(left, past, champion):
+            events.close(registry, left)
+        else:
+            champion = undoing.put_back(registry, left)
+            events.close(registry, left, status=events.UNDONE)
+    return champion
 
 
 def _require_expected(champion: int | None, change: Change, kind: Kind) -> None:
@@ -191,17 +210,18 @@ def retire(registry: Registry, change: Change) -> Event | None:
 
 
 def _mark(registry: Registry, change: Change, kind: Kind, *, tag: str) -> Event | None:
-    with lease.writer(registry, change.model) as writer:
+    with undoing.turn(registry, change.model) as turn:
         target = _target(registry, change, _record(registry, change))
         serving = _champion(registry, change) == change.version
         _require_markable(target, change, kind, serving=serving)
         if target.standing == tag and target.tag == tag and (not serving or kind == "release"):
             return None
-        event = events.begin(registry, _event(target, change, kind, forced=serving))
-        writer.extend()
+        event = turn.event = events.begin(registry, _event(target, change, kind, forced=serving))
+        turn.hold.extend()
         registry.client.set_model_version_tag(change.model, str(change.version), schema.TAG_GATE, tag)
         if kind == "retirement":
             _leave_aliases(registry, change, event)
+        turn.hold.confirm()
         events.close(registry, event)
     return replace(event, status=events.DONE)
 

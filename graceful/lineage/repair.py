@@ -224,7 +224,7 @@ def _open_events(found: _Found) -> Iterator[Mend]:
     for event in found.history:
         if event.status != events.OPEN:
             continue
-        carried_out = event.kind in events.MOVES and aliases.get(schema.CHAMPION) == event.version
+        carried_out = events.carried_out(event, found.history, aliases.get(schema.CHAMPION))
         status = events.DONE if carried_out else events.UNDONE
         yield Mend(
             where=f"{event.kind} of {found.model} version {event.version}",

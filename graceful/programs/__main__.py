@@ -26,7 +26,7 @@ from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, run_dir_of
 from graceful.programs.present import Talk
-from graceful.storage import server
+from graceful.storage import server, surroundings
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -66,6 +66,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     talk = Console(stderr=True)
     logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), format="%(message)s")
     server.waiting = _waits
+    surroundings.tidy()  # for MLflow and child processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported

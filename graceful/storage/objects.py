@@ -8,23 +8,27 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from graceful import addresses
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.files import guarded
-from graceful.storage import server
+from graceful.storage import refusals, server
 from graceful.storage.local import read_bytes, sha256_file, sha256_json, write_bytes, write_text
 
 _DIGEST = "sha256"
 ABSENT = frozenset({"NoSuchKey", "404"})
 """Codes of answers that say there is no such object."""
 _UNCHANGED = frozenset({"304", "NotModified"})
+_CHANGED = frozenset({"412", "PreconditionFailed"})
+_LISTING = frozenset({"Name", "Prefix", "KeyCount", "IsTruncated"})
+"""What the answer to a listing has, whether or not anything is listed."""
 _AT_ONCE = 1000
 """Objects that one request may delete."""
 
@@ -78,20 +82,24 @@ def list_objects(uri: str) -> list[StoredObject]:
     prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
 
     def ask() -> list[StoredObject]:
-        return [
-            StoredObject(
-                bucket=bucket,
-                key=item["Key"],
-                size=item["Size"],
-                etag=item["ETag"].strip('"'),
-                modified=item["LastModified"],
-            )
-            for page in server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-            for item in page.get("Contents", ())
-            if not item["Key"].endswith("/")
-        ]
+        found = []
+        for page in server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            if not _LISTING & set(page):  # any page of XML can be read as a listing of nothing
+                raise StorageError(f"s3://{bucket}/{prefix}: {refusals.NO_S3}")
+            found += [_stored(bucket, item) for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
+        return found
 
     return sorted(server.asked(f"s3://{bucket}/{prefix}", ask), key=lambda stored: stored.key)
+
+
+def _stored(bucket: str, item: Mapping[str, Any]) -> StoredObject:
+    return StoredObject(
+        bucket=bucket,
+        key=item["Key"],
+        size=item["Size"],
+        etag=item["ETag"].strip('"'),
+        modified=item["LastModified"],
+    )
 
 
 def remove(stored: Sequence[StoredObject]) -> None:
@@ -103,34 +111,61 @@ def remove(stored: Sequence[StoredObject]) -> None:
     for first in range(0, len(stored), _AT_ONCE):
         some = stored[first : first + _AT_ONCE]
         wanted = {"Objects": [{"Key": one.key} for one in some], "Quiet": True}
-        answer = server.asked(
-            some[0].uri, partial(server.client().delete_objects, Bucket=some[0].bucket, Delete=wanted)
-        )
+        answer = server.asked(some[0].uri, partial(_delete, some[0].bucket, wanted))
         for left in answer.get("Errors", ()):
             code = str(left.get("Code", "unknown"))
             address = f"s3://{some[0].bucket}/{left.get('Key', '')}"
             raise StorageError(f"{address}: not deleted ({code}); check the bucket's policy", {"code": code})
 
 
+def _delete(bucket: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = server.client().delete_objects(Bucket=bucket, Delete=wanted)
+    return answer
+
+
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
 def read_object(uri: str) -> bytes:
-    """One object's bytes.
+    """Return one object's bytes.
 
     Raises:
         IntegrityError: They are not those that were written.
         StorageError: Unreachable, refused, or no such object.
     """
-    bucket, key = split_uri(uri)
+    return _read(uri, *split_uri(uri))[0]
 
-    def ask() -> tuple[bytes, str | None]:
-        answer = server.client().get_object(Bucket=bucket, Key=key)
-        return answer["Body"].read(), answer.get("Metadata", {}).get(_DIGEST)
 
-    data, expected = server.asked(uri, ask)
-    _compare(uri, expected, hashlib.sha256(data).hexdigest())
+def read_listed(stored: StoredObject) -> bytes:
+    """Return the bytes of an object as it was listed.
+
+    Raises:
+        IntegrityError: It was overwritten since, or the bytes are not those that were written.
+        StorageError: Unreachable, refused, or vanished.
+    """
+    change = IntegrityError(f"{stored.uri}: it changed after it was listed; run the same command again")
+    condition = {} if stored.etag.startswith("W/") else {"IfMatch": f'"{stored.etag}"'}  # it knows no weak tags
+    try:
+        data, tag = _read(stored.uri, stored.bucket, stored.key, **condition)
+    except StorageError as e:
+        if e.facts.get("code") not in _CHANGED:
+            raise
+        raise change from e
+    if tag.strip('"') != stored.etag:  # a server that does not know the condition
+        raise change
     return data
+
+
+def _read(uri: str, bucket: str, key: str, **conditions: str) -> tuple[bytes, str]:
+    """Bytes and tag of an object."""
+
+    def ask() -> tuple[bytes, str, str | None]:
+        answer = server.client().get_object(Bucket=bucket, Key=key, **conditions)
+        return answer["Body"].read(), answer["ETag"], answer.get("Metadata", {}).get(_DIGEST)
+
+    data, tag, expected = server.asked(uri, ask)
+    _compare(uri, expected, hashlib.sha256(data).hexdigest())
+    return data, tag
 
 
 def read_if_changed(uri: str, known: str | None) -> tuple[bytes, str] | None:
@@ -144,20 +179,12 @@ def read_if_changed(uri: str, known: str | None) -> tuple[bytes, str] | None:
         StorageError: Unreachable or refused.
     """
     bucket, key = split_uri(uri)
-    condition = {"IfNoneMatch": known} if known else {}
-
-    def ask() -> tuple[bytes, str, str | None]:
-        answer = server.client().get_object(Bucket=bucket, Key=key, **condition)
-        return answer["Body"].read(), answer["ETag"], answer.get("Metadata", {}).get(_DIGEST)
-
     try:
-        data, tag, expected = server.asked(uri, ask)
+        return _read(uri, bucket, key, **({"IfNoneMatch": known} if known else {}))
     except StorageError as e:
         if e.facts.get("code") not in (*ABSENT, *_UNCHANGED):
             raise
         return None
-    _compare(uri, expected, hashlib.sha256(data).hexdigest())
-    return data, tag
 
 
 def upload(path: Path, uri: str) -> None:
@@ -173,7 +200,9 @@ def upload(path: Path, uri: str) -> None:
     extra = {"Metadata": {_DIGEST: sha256_file(path)}}
 
     def ask() -> None:
-        with guarded(path, "read"), path.open("rb") as file:
+        with guarded(path, "read"):
+            opened = path.open("rb")
+        with opened as file:
             server.client().upload_fileobj(file, bucket, key, ExtraArgs=extra, Config=server.parts())
 
     server.asked(uri, ask)
@@ -205,23 +234,13 @@ def fetch(uri: str, path: Path) -> bool:
         IntegrityError: The bytes that arrived are not those that were written.
         StorageError: Unreachable or refused, or the disk is full.
     """
-    bucket, key = split_uri(uri)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with guarded(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-
-    def ask() -> str | None:
-        answer = server.client().get_object(Bucket=bucket, Key=key)
-        with guarded(part, "write"), part.open("wb") as file, closing(answer["Body"]) as body:
-            if answer["ContentLength"] <= server.PART:
-                file.write(body.read())
-            else:
-                server.client().download_fileobj(bucket, key, file, Config=server.parts())
-        digest: str | None = answer.get("Metadata", {}).get(_DIGEST)
-        return digest
-
     try:
-        expected = server.asked(uri, ask)
+        expected = _download(uri, part)
+        if expected not in (None, sha256_file(part)):
+            expected = _download(uri, part)  # it may have been replaced between two of its parts
         _compare(uri, expected, sha256_file(part))
         with guarded(path, "write"):
             os.replace(part, path)
@@ -234,11 +253,45 @@ def fetch(uri: str, path: Path) -> bool:
     return True
 
 
+def _download(uri: str, part: Path) -> str | None:
+    """Write an object's bytes to a file; returns the digest that was written with it, if any."""
+    bucket, key = split_uri(uri)
+
+    def ask() -> str | None:
+        answer = server.client().get_object(Bucket=bucket, Key=key)
+        with _opened(part) as file, closing(answer["Body"]) as body:
+            if answer["ContentLength"] <= server.PART:
+                file.write(body.read())
+            else:
+                server.client().download_fileobj(bucket, key, file, Config=server.parts())
+        digest: str | None = answer.get("Metadata", {}).get(_DIGEST)
+        return digest
+
+    return server.asked(uri, ask)
+
+
+class _Part(io.BufferedWriter):
+    """A file that is written by others, who would take a full disk for an error of the network."""
+
+    def write(self, data: Any) -> int:
+        with guarded(self.name, "write"):
+            return super().write(data)
+
+    def close(self) -> None:
+        with guarded(self.name, "write"):
+            super().close()
+
+
+def _opened(part: Path) -> _Part:
+    with guarded(part, "write"):
+        return _Part(io.FileIO(part, "wb"))
+
+
 def read_cached(stored: StoredObject, cache: Path) -> bytes:
     """One object's bytes through a local folder; a damaged local copy is fetched again.
 
     Raises:
-        IntegrityError: The server sent another number of bytes than it listed.
+        IntegrityError: It was overwritten since it was listed, or the server sent another number of bytes.
         StorageError: Unreachable, refused, vanished, or the disk is full.
     """
     name = sha256_json([stored.uri, stored.etag, stored.size])
@@ -247,7 +300,7 @@ def read_cached(stored: StoredObject, cache: Path) -> bytes:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == record.read_text(encoding="ascii"):
             return data
-    data = read_object(stored.uri)
+    data = read_listed(stored)
     if len(data) != stored.size:
         raise IntegrityError(
             f"{stored.uri}: {len(data)} bytes where the listing says {stored.size}; it changed meanwhile, start again"

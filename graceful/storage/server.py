@@ -1,7 +1,7 @@
 """The server behind s3:// addresses: one client, patience with it, its refusals in our words. Every process.
 
-The usual AWS variables lead to it; AWS_ENDPOINT_URL names a server that is not AWS's. boto3 is imported here alone, on
-first use.
+The usual AWS variables lead to it; AWS_ENDPOINT_URL names a server that is not AWS's. boto3 is imported here and in
+`refusals`, on first use.
 
 Trouble is met on two levels. botocore repeats a request five times, exponentially with jitter. A server that has
 answered this process before and then fails is waited for up to PATIENCE seconds, because a run of hours must survive an
@@ -11,17 +11,20 @@ outage of a minute; one that never answered is reported at once, because its add
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from graceful import redact
 from graceful.errors import StorageError
+from graceful.storage import refusals, surroundings
 
 ATTEMPTS = 5
 """Of one request, by botocore."""
+FIRST_ATTEMPTS = 2
+"""As long as the server has never answered: its address may be wrong, which is to be said within seconds."""
 PATIENCE = 180.0
 """Seconds for which a server that answered before may fail."""
 LONGEST_PAUSE = 10.0
@@ -29,35 +32,49 @@ LONGEST_PAUSE = 10.0
 MEBIBYTE = 2**20
 PART = 16 * MEBIBYTE
 """Larger files travel in parts of this size, several at a time; a part that fails is sent again alone."""
-_REMEDIES = {
-    "NoSuchBucket": "no such bucket; check the name and AWS_ENDPOINT_URL",
-    "NoSuchKey": "no such object; check the key",
-    "404": "no such object; check the key",
-    "AccessDenied": "access denied; check the credentials and the bucket's policy",
-    "403": "access denied; check the credentials and the bucket's policy",
-    "InvalidAccessKeyId": "unknown access key; check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "wrong secret key; check AWS_SECRET_ACCESS_KEY",
-}
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=1)
 def client() -> Any:
-    """One client per process, of a session of its own; safe to share between threads."""
+    """The client of this process, of a session of its own; safe to share between threads.
+
+    Raises:
+        StorageError: A variable of the environment that leads to the server is wrong; it is named.
+    """
+    return _client(patient=_answered)
+
+
+@lru_cache(maxsize=2)
+def _client(*, patient: bool) -> Any:
+    """Args: patient: The server has answered before; one that may not be there is not waited for so long."""
     import boto3
     from botocore.config import Config
 
-    own_server = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"))
-    return boto3.Session().client(
+    surroundings.check()
+    own_server = surroundings.endpoint() is not None
+    session = boto3.Session(region_name=surroundings.region())
+    _load_credentials(session)
+    return session.client(
         "s3",
         config=Config(
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS if patient else FIRST_ATTEMPTS},
             connect_timeout=5,
-            read_timeout=60,
+            read_timeout=60 if patient else 20,
             max_pool_connections=16,
             s3={"addressing_style": "path" if own_server else "auto"},
         ),
     )
+
+
+def _load_credentials(session: Any) -> None:
+    """Ask for credentials where what is wrong with their source can be said; without any, the first request fails."""
+    try:
+        credentials = session.get_credentials()
+        if credentials is not None:
+            credentials.get_frozen_credentials()
+    except (OSError, ValueError) as e:  # what a file, a program or a server gives in place of credentials
+        reason = redact.message(" ".join(str(e).split()))
+        raise StorageError(f"no credentials for the bucket ({reason}); check the AWS_ variables and ~/.aws") from e
 
 
 @lru_cache(maxsize=1)
@@ -71,7 +88,7 @@ def parts() -> Any:
 def reset() -> None:
     """Forget client and server, after the variables that name them have changed."""
     global _answered  # noqa: PLW0603  a fact about this process
-    client.cache_clear()
+    _client.cache_clear()
     _answered = False
 
 
@@ -91,10 +108,8 @@ def asked(uri: str, ask: Callable[[], T]) -> T:
     while True:
         try:
             found = ask()
-        except Exception as e:
-            error, passing = _explained(uri, e)
-            if error is None:
-                raise
+        except refusals.foreign() as e:
+            error, passing = refusals.explained(uri, e)
             _answered = _answered or not passing
             if not passing or not _answered or time.monotonic() > until:
                 raise error from e
@@ -108,25 +123,3 @@ def asked(uri: str, ask: Callable[[], T]) -> T:
             if waits:
                 waiting("")
             return found
-
-
-def _explained(uri: str, error: Exception) -> tuple[StorageError | None, bool]:
-    """Our error for one of the library's, and whether it may pass; None: it is not about the server."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-    from s3transfer import exceptions as transfers
-
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-        passing = status >= 500 or status == 429
-        remedy = "try again later" if passing else "check the address and the credentials"
-        text = _REMEDIES.get(code, f"the server refused ({code}); {remedy}")
-        return StorageError(f"{uri}: {text}", {"uri": uri, "code": code}), passing
-    if isinstance(error, NoCredentialsError):
-        return StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"), False
-    lost = (transfers.RetriesExceededError, transfers.S3DownloadFailedError, transfers.S3ValidationError)
-    if isinstance(error, (BotoCoreError, Boto3Error, *lost)):
-        reason = " ".join(str(error).split())
-        return StorageError(f"{uri}: not reachable ({reason}); check AWS_ENDPOINT_URL and AWS_REGION"), True
-    return None, False

@@ -5,10 +5,11 @@ Address and credentials come from the usual AWS variables of each process and ar
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from pyarrow import fs
+
+from graceful.storage import surroundings
 
 ATTEMPTS = 12
 """Of one request, with pauses that double up to 20 seconds: an outage of a minute costs no worker."""
@@ -20,8 +21,8 @@ class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
     @classmethod
     def open(cls) -> PatientS3:
         """As the environment of this process says; pyarrow alone would look at credentials only."""
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        surroundings.check()
+        endpoint, region = surroundings.endpoint(), surroundings.region()
         address = {"endpoint_override": endpoint.rstrip("/")} if endpoint else {}
         return cls(region=region, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS), **address)
 

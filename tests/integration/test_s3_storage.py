@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from graceful import storage, tasks
-from graceful.errors import DataError, StorageError
+from graceful.errors import DataError, IntegrityError, StorageError
 from graceful.spec import ImageFolderTask
-from graceful.storage import Mirror
+from graceful.storage import Mirror, objects
 from graceful.storage.server import client
 from tests.support.s3_server import environment, serving
 
@@ -115,3 +115,51 @@ def test_a_corrupt_object_is_named(images, bucket, tmp_path, monkeypatch):
     samples = next(part for part in opened if "bee/00.png" in part.ids)
     with pytest.raises(DataError, match=rf"s3://{bucket}/insects/bee/00\.png: not a readable image"):
         samples.read(np.flatnonzero(samples.ids == "bee/00.png"))
+
+
+def test_an_object_overwritten_after_it_was_listed_is_refused_and_does_not_poison_the_cache(images, bucket, tmp_path):
+    cache = tmp_path / "cache"
+    stored = next(one for one in storage.list_objects(images) if one.key.endswith("ant/03.png"))
+    other = picture((0, 255, 0))
+    assert len(other) == stored.size
+    put(bucket, stored.key, other)
+    with pytest.raises(
+        IntegrityError, match=rf"s3://{bucket}/insects/ant/03\.png: it changed after it was listed; run"
+    ):
+        storage.read_cached(stored, cache)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    again = next(one for one in storage.list_objects(images) if one.key.endswith("ant/03.png"))
+    assert storage.read_cached(again, cache) == other
+    with pytest.raises(IntegrityError, match="it changed after it was listed"):
+        storage.read_cached(stored, cache)
+
+
+def test_a_large_object_that_is_replaced_while_it_is_copied_arrives_as_one_of_both(bucket, tmp_path, monkeypatch):
+    size = objects.server.PART + 1000
+    uri, read = f"s3://{bucket}/large.bin", objects.server.client().get_object
+    objects.write_object(uri, b"a" * size)
+
+    def replaced(**asked):
+        answer = read(**asked)
+        monkeypatch.setattr(objects.server.client(), "get_object", read)
+        objects.write_object(uri, b"b" * size)
+        return answer
+
+    monkeypatch.setattr(objects.server.client(), "get_object", replaced)
+    assert objects.fetch(uri, tmp_path / "large.bin")
+    assert (tmp_path / "large.bin").read_bytes() == b"b" * size
+    assert [path.name for path in tmp_path.iterdir()] == ["large.bin"]
+
+
+def test_a_disk_that_fills_up_is_told_from_a_network_that_breaks_and_leaves_no_part(bucket, tmp_path, monkeypatch):
+    objects.write_object(f"s3://{bucket}/small", b"x" * 1000)
+    objects.write_object(f"s3://{bucket}/large", b"x" * (objects.server.PART + 1000))
+
+    def full(path):
+        return objects._Part(io.FileIO("/dev/full", "wb"))
+
+    monkeypatch.setattr(objects, "_opened", full)
+    for name in ("small", "large"):
+        with pytest.raises(StorageError, match="the disk is full; free some space"):
+            objects.fetch(f"s3://{bucket}/{name}", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

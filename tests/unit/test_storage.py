@@ -6,7 +6,7 @@ import os
 import stat
 
 import pytest
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import EndpointConnectionError
 
 from graceful import files, storage
 from graceful.errors import InfrastructureError, IntegrityError, SpecError, StorageError
@@ -103,11 +103,11 @@ def served(monkeypatch):
     objects: dict[str, bytes] = {}
     asked: list[str] = []
 
-    def read(uri):
-        asked.append(uri)
-        return objects[uri]
+    def read(stored):
+        asked.append(stored.uri)
+        return objects[stored.uri]
 
-    monkeypatch.setattr(storage.objects, "read_object", read)
+    monkeypatch.setattr(storage.objects, "read_listed", read)
     return objects, asked
 
 
@@ -129,6 +129,14 @@ def test_an_object_that_changed_is_fetched_again(served, tmp_path):
     storage.read_cached(storage.StoredObject(bucket="b", key="k", size=5, etag="1"), tmp_path)
     objects["s3://b/k"] = b"other"
     assert storage.read_cached(storage.StoredObject(bucket="b", key="k", size=5, etag="2"), tmp_path) == b"other"
+
+
+def test_a_server_that_ignores_the_condition_cannot_pass_other_content_for_what_was_listed(monkeypatch, tmp_path):
+    monkeypatch.setattr(storage.objects, "_read", lambda *address, **conditions: (b"other", '"2"'))
+    stored = storage.StoredObject(bucket="b", key="k", size=5, etag="1")
+    with pytest.raises(IntegrityError, match="s3://b/k: it changed after it was listed; run the same command again"):
+        storage.read_cached(stored, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fewer_bytes_than_listed_are_refused_and_not_kept(served, tmp_path):
@@ -168,11 +176,9 @@ def test_an_address_that_is_no_bucket_names_the_variable(uri, tmp_path, monkeypa
 
 
 def test_a_server_that_never_answered_is_reported_at_once_and_one_that_did_is_waited_for(monkeypatch):
-    class RefusedError(BotoCoreError):
-        fmt = "connection refused"
-
     waits: list[float] = []
-    answers = iter([RefusedError(), "first", RefusedError(), RefusedError(), "second"])
+    refused = EndpointConnectionError(endpoint_url="http://server")
+    answers = iter([refused, "first", refused, refused, "second"])
 
     def ask():
         answer = next(answers)

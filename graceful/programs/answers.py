@@ -15,6 +15,7 @@ from graceful.errors import DataError
 from graceful.metrics import retrieval
 from graceful.metrics.predictions import Predictions
 from graceful.tasks.base import Samples, Split, Task
+from graceful.tasks.portions import portion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,9 @@ def _voice(version: Predecessor, samples: Evaluated, batch_size: int) -> Voice:
 
 
 def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:
-    """Run one version over a split."""
-    outputs = [version(items) for items in _batches(samples, batch_size)]
+    """Run one version over a split, at most `batch_size` samples at a time, fewer where they are large."""
+    size = portion(samples, version.transform, most=batch_size)
+    outputs = [version(items) for items in _batches(samples, size)]
     return Answers(
         logits=torch.cat([output.logits for output in outputs]).cpu().numpy(),
         embeddings=torch.cat([output.embedding for output in outputs]).cpu().numpy(),

@@ -14,6 +14,7 @@ from graceful.chain import Predecessor, budgets
 from graceful.chain.contract import Contract, flips_between
 from graceful.errors import DataError
 from graceful.tasks.base import Samples, Task
+from graceful.tasks.portions import portion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +166,9 @@ def contract(weighting: spec.Adaptive, asked: Asked, *, references: Sequence[Unc
 
 def _right(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:
     """[N] whether a version is right, on the clean view."""
-    found = []
-    for start in range(0, len(samples), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
+    found, size = [], portion(samples, version.transform, most=batch_size)
+    for start in range(0, len(samples), size):
+        rows = np.arange(start, min(start + size, len(samples)), dtype=np.int64)
         logits = version(samples.read(rows)).logits.cpu()
         sound = logits.isfinite().all(1).numpy()
         found.append(sound & (np.asarray(version.classes)[logits.argmax(1).numpy()] == names[rows]))

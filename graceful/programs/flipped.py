@@ -12,11 +12,14 @@ import numpy as np
 
 from graceful.metrics.predictions import Predictions, join
 from graceful.tasks.base import Samples
+from graceful.tasks.photos import Photo
 
 MOST = 1000
 """Flips kept for each ancestor; the report counts all of them."""
 THUMBNAIL = 56
 """Longer side of a picture, in pixels."""
+AT_ONCE = 32
+"""Samples that are read together."""
 ROOM = 300_000
 """Bytes that all pictures of a page may take together, so that it can be mailed."""
 
@@ -86,19 +89,24 @@ def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
 
 
 def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
-    """Sample id -> PNG, for samples that are images (grey or RGB arrays of bytes, or Pillow images)."""
+    """Sample id -> PNG, for samples that are images (grey or RGB arrays of bytes, photos, or Pillow images)."""
     position = {name: row for row, name in enumerate(samples.ids.tolist())}
     wanted = [name for name in dict.fromkeys(ids) if name in position]
     if not wanted:
         return {}
-    items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
-    drawn = {name: _picture(item) for name, item in zip(wanted, items, strict=True)}
+    drawn: dict[str, bytes | None] = {}
+    for start in range(0, len(wanted), AT_ONCE):
+        names = wanted[start : start + AT_ONCE]
+        items = samples.read(np.asarray([position[name] for name in names], dtype=np.int64))
+        drawn |= {name: _picture(item) for name, item in zip(names, items, strict=True)}
     return {name: png for name, png in drawn.items() if png is not None}
 
 
 def _picture(item: Any) -> bytes | None:
     from PIL import Image
 
+    if isinstance(item, Photo):
+        item = item.thumbnail(THUMBNAIL)
     if not isinstance(item, Image.Image):
         array = np.asarray(item)
         if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):

@@ -23,6 +23,7 @@ from graceful.storage import Mirror
 from graceful.targets.blocks import Compute
 from graceful.targets.eviction import evict, keys_of
 from graceful.tasks.base import Samples
+from graceful.tasks.portions import portion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class CachedOutputs:
         root, section = self.home / "targets", self.spec.compatibility.targets
         if section.limit_gb is not None:
             evict(root, limit=int(section.limit_gb * 1e9), keep=keys_of(root, predecessors=self.lost))
+        most = self.spec.evaluate.batch_size
         pace = Pace(stage=f"outputs of {version.name}")
         cache = targets.build(
             version,
@@ -104,7 +106,7 @@ class CachedOutputs:
             views=self.views.keyed,
             root=root,
             mirror=self.mirror,
-            batch_size=self.spec.evaluate.batch_size,
+            batch_size=most if version.lost else portion(self.samples, version.transform, most=most),
             top=section.top,
             progress=lambda done, total: self.progress(pace(done, total)),
             compute=self._compute(version, folder),

@@ -119,7 +119,7 @@ class Evaluate(Section):
     retrieval: bool = True
     """Also measure new-query/old-gallery retrieval."""
     batch_size: Count = 1024
-    """Samples per forward pass."""
+    """Samples per forward pass at most; large ones are run fewer at a time."""
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """Draws behind the intervals of ratios and of retrieval."""
 

@@ -24,6 +24,7 @@ from graceful.errors import DataError, IntegrityError, StorageError
 from graceful.targets import files, layouts
 from graceful.targets.layouts import TopLogits
 from graceful.tasks.base import Samples
+from graceful.tasks.portions import portion
 
 MIN_COVERAGE = 0.5
 MIN_AGREEMENT = 0.9
@@ -266,14 +267,17 @@ class Cache:
         chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
         turn = np.arange(len(chosen)) % (1 if views is None else len(views))
         numbers = None if views is None else views[turn, chosen]
-        live = predecessor(samples.read(chosen), numbers)
+        size = portion(samples, predecessor.transform, most=count)
+        parts = [slice(start, start + size) for start in range(0, len(chosen), size)]
+        said = [predecessor(samples.read(chosen[part]), None if numbers is None else numbers[part]) for part in parts]
+        logits = torch.cat([outputs.logits for outputs in said])
         cached = replace(self, order=None).rows(self.align(samples.ids[chosen]), turn, "cpu")
         known = cached.present
         if not bool(known.any()):
             raise DataError(
                 f"{self.folder}: none of {len(chosen)} samples is cached; check the ids of the training data"
             )
-        right, left = live.logits.cpu()[known].double(), cached.logits[known].double()
+        right, left = logits.cpu()[known].double(), cached.logits[known].double()
         kl = torch.nn.functional.kl_div(left.log_softmax(1), right.log_softmax(1), log_target=True, reduction="none")
         return Agreement(
             argmax=float((right.argmax(1) == left.argmax(1)).double().mean()),

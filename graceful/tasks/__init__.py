@@ -20,7 +20,7 @@ __all__ = ["build", "hash_ids", "in_split", "split_digest", "transform_digest", 
 _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "glyphs": ("shift",),
     "digits": ("shift",),
-    "image_folder": ("size", "channels", "shift", "flip"),
+    "image_folder": ("size", "channels", "shift", "flip", "decode"),
     "python": ("options",),
 }
 """What of each section its transform depends on; which data is selected and which network learns it are left out."""
@@ -76,7 +76,7 @@ def transform_digest(section: spec.Task) -> str:
 
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
     values = section.model_dump(mode="json")
-    parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind]})
+    parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind] if key in values})
     if isinstance(section, spec.PythonTask):
         from graceful.tasks.python_task import source_digest
 

@@ -1,15 +1,15 @@
 """Ordinary images in class folders, on disk or in a bucket. Driver and workers; Pillow loads on first use.
 
-Items are decoded images at their own size, so that every version of a chain brings them to the size it was trained at.
+Items are photos that are cut to the size of this version when they are read. A version that was trained at another size
+or with another decoding decodes them again as it was trained, so that each sees what it would see alone.
 """
 
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
 from graceful.tasks.image_layout import label_of
 from graceful.tasks.image_listing import Image, Listing, list_images, pool, sentence
+from graceful.tasks.photos import Photo, cut, read_photo
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -87,7 +88,7 @@ class ImageFolder:
         return models.build(self._section.network, classes=len(classes), input_shape=shape)
 
     def samples(self, split: Split) -> Samples:
-        """Open a split; `read` returns a list of decoded images.
+        """Open a split; `read` returns a list of `Photo`.
 
         Raises:
             DataError: An empty split, a class without a training image, a class the train folder lacks.
@@ -106,13 +107,13 @@ class ImageFolder:
             labels=labels,
             classes=classes,
             groups=ids,
-            read=partial(_read, images),
+            read=partial(_read, images, self._section.size, self._section.decode),
             digest=split_digest(ids, labels, classes, list(pool().map(lambda image: image.tag(), images))),
         )
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
-        """Decoded images -> float32 [B, channels, size, size] in [-1, 1]; augmented when there are views."""
-        pixels = np.stack(list(pool().map(partial(_fitted, self._section), items)))
+        """Photos, or Pillow's images -> float32 [B, channels, size, size] in [-1, 1]; augmented if there are views."""
+        pixels = np.stack(list(pool().map(partial(_pixels, self._section), items)))
         if views is not None:
             pixels = random_shift(pixels, views, self._section.shift, fill="edge")
             if self._section.flip:
@@ -168,47 +169,18 @@ class ImageFolder:
             )
 
 
-def _read(images: Sequence[Image], positions: NDArray[np.int64]) -> list[Picture]:
-    return list(pool().map(_decoded, [images[position] for position in positions.tolist()]))
+def _read(
+    images: Sequence[Image], size: int, decode: Literal["full", "reduced"], positions: NDArray[np.int64]
+) -> list[Photo]:
+    read = partial(read_photo, size=size, decode=decode)
+    return list(pool().map(read, [images[position] for position in positions.tolist()]))
 
 
-def _decoded(image: Image) -> Picture:
-    """Decode one image upright and in colour.
-
-    Raises:
-        DataError: Corrupt, truncated or absurdly large; names the file.
-    """
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    try:
-        with Pillow.open(io.BytesIO(image.load())) as picture:
-            return _eight_bit(ImageOps.exif_transpose(picture)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as e:
-        reason = " ".join(str(e).split()).replace("<_io.BytesIO object at ", "<bytes at ")
-        raise DataError(f"{image.where}: not a readable image ({reason}); repair or remove it") from e
-
-
-def _eight_bit(picture: Picture) -> Picture:
-    """Grey of 16 bits, scaled to 8, which Pillow would clip to white.
-
-    Raises:
-        ValueError: 32 bits, whose range nobody knows.
-    """
+def _pixels(section: ImageFolderTask, item: Photo | Picture) -> NDArray[np.uint8]:
+    """[size, size, channels]."""
     from PIL import Image as Pillow
 
-    if picture.mode.startswith("I;16"):
-        return Pillow.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError("32-bit pixels; save it with 8 or 16 bits")
-    return picture
-
-
-def _fitted(section: ImageFolderTask, picture: Picture) -> NDArray[np.uint8]:
-    """[size, size, channels]: scaled until both sides cover the square, the middle kept."""
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    square = ImageOps.fit(picture, (section.size, section.size), method=Pillow.Resampling.BILINEAR)
-    pixels = np.asarray(square.convert("L" if section.channels == 1 else "RGB"))
-    return pixels.reshape(section.size, section.size, section.channels)
+    square = item.square(section.size, section.decode) if isinstance(item, Photo) else cut(item, section.size)
+    if section.channels == 3:
+        return square
+    return np.asarray(Pillow.fromarray(square).convert("L"))[:, :, None]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, distributed
 
@@ -22,6 +23,8 @@ from graceful import tasks
 from graceful.chain.multipliers import strengths
 from graceful.errors import NonFiniteError, SpecError
 from graceful.storage import sha256_file
+from graceful.tasks.base import Samples
+from graceful.tasks.portions import portion
 from graceful.training import batches, checkpoint, engine, stops
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.duals import BEST, duals_of
@@ -232,17 +235,11 @@ class Loop:
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, epoch: int, *, seconds: float) -> None:
-        mine = shard(
-            len(self.materials.validation),
-            rank=self.place.rank,
-            world_size=self.place.world_size,
-            size=_EVALUATION_BATCH,
-        )
         counts = torch.tensor(
             batches.evaluate(
                 self.materials.task,
                 self.materials.validation,
-                mine,
+                self._mine(self.materials.validation),
                 forward=lambda inputs: self.engine.forward(inputs, train=False),
                 device=self.place.device,
             ),
@@ -266,13 +263,16 @@ class Loop:
         )
         self._check_collapse(found, epoch=epoch)
 
+    def _mine(self, samples: Samples) -> list[NDArray[np.int64]]:
+        size = portion(samples, self.materials.task.transform, most=_EVALUATION_BATCH)
+        return shard(len(samples), rank=self.place.rank, world_size=self.place.world_size, size=size)
+
     def _move(self, epoch: int) -> dict[str, Any]:
         """Measure the constraint split, move the multipliers, keep the weights if they are the best so far."""
         if self.duals is None:
             return {}
         place = self.place
-        mine = shard(len(self.duals.samples), rank=place.rank, world_size=place.world_size, size=_EVALUATION_BATCH)
-        forward = partial(self.engine.forward, train=False)
+        mine, forward = self._mine(self.duals.samples), partial(self.engine.forward, train=False)
         counts = self.duals.count(self.materials.task, mine, forward=forward, device=place.device)
         if place.world_size > 1:
             distributed.all_reduce(counts)

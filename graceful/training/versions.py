@@ -22,6 +22,7 @@ from graceful.models import bundle
 from graceful.spec import Task as TaskSection
 from graceful.targets.mixture import Member, Mixture
 from graceful.tasks.base import Samples, Task
+from graceful.tasks.portions import portion
 from graceful.training.merging import Group, plan
 from graceful.training.objective import OldVersion
 
@@ -156,8 +157,10 @@ def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: 
     return hits / judged if judged else 0.0
 
 
-def _clean(source: targets.Source, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
-    """Positions and outputs of all training samples on the clean view, chunk by chunk."""
-    for start in range(0, len(train), _CHUNK):
-        chunk = np.arange(start, min(start + _CHUNK, len(train)), dtype=np.int64)
-        yield torch.from_numpy(chunk), source.fetch(chunk, train.read(chunk), None, 0)
+def _clean(source: targets.Cache | targets.Live, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
+    """Positions and outputs of all training samples on the clean view, chunk by chunk; a cache needs no samples."""
+    live = isinstance(source, targets.Live)
+    size = portion(train, source.predecessor.transform, most=_CHUNK) if isinstance(source, targets.Live) else _CHUNK
+    for start in range(0, len(train), size):
+        chunk = np.arange(start, min(start + size, len(train)), dtype=np.int64)
+        yield torch.from_numpy(chunk), source.fetch(chunk, train.read(chunk) if live else None, None, 0)

@@ -153,17 +153,6 @@ def test_a_corrupt_image_is_named_in_one_line(root):
         assert "\n" not in str(caught.value)
 
 
-def test_grey_of_16_bits_keeps_its_shades_and_32_bits_are_refused(root):
-    samples = opened(root, "train")
-    ramp = np.linspace(0, 65535, 20 * 12).reshape(12, 20).astype(np.uint16)
-    Image.fromarray(ramp).save(root / samples.ids[0])
-    [picture] = samples.read(np.asarray([0]))
-    np.testing.assert_array_equal(np.asarray(picture)[..., 0], ramp >> 8)
-    Image.fromarray(ramp.astype(np.float32)).save(root / samples.ids[0], format="TIFF")
-    with pytest.raises(DataError, match="32-bit pixels; save it with 8 or 16 bits"):
-        samples.read(np.asarray([0]))
-
-
 def test_an_empty_class_is_refused_by_name(root):
     (root / "dog").mkdir()
     with pytest.raises(DataError, match=r"class 'dog' of .* has no training image"):

@@ -1,0 +1,238 @@
+"""Images as networks see them: decoded one by one, upright, in colour, and cut to a square at once. Driver and workers.
+
+A batch holds squares and never whole photos: 12 megapixels decoded are 36 MB, a square of 64 pixels 12 KB. Whatever
+Pillow raises on a damaged file becomes one line that names it. Pillow loads on first use.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import DataError
+from graceful.tasks.image_listing import Image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+Decode = Literal["full", "reduced"]
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "ICO")
+"""What a file may hold, whatever its ending. Formats that Pillow gives to other programs (EPS) are not among them."""
+MARGIN = 3
+"""A reduced JPEG keeps at least so many pixels for each pixel of the square's side."""
+ROOM = 512 * 2**20
+"""Bytes that images may take together while they are decoded; a larger one is decoded alone."""
+_BYTES_PER_PIXEL = 8
+"""An image and one copy of it, turned or in another mode."""
+_ORIENTATION = 0x0112
+_RAISED = (
+    OSError,  # truncated, not identified, a broken data stream
+    EOFError,
+    SyntaxError,  # Pillow's own word for a file that breaks its format
+    ValueError,
+    TypeError,  # a tag of another type than it must have
+    IndexError,
+    KeyError,
+    OverflowError,  # an offset beyond what C takes
+    ZeroDivisionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What the decoders of Pillow 13 raise on damaged files: their `raise` statements, and 20,000 mutated images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Photo:
+    """One image of a batch.
+
+    Attributes:
+        image: Where it comes from.
+        size: Side of the square.
+        decode: How it was decoded.
+        pixels: [size, size, 3] uint8.
+    """
+
+    image: Image
+    size: int
+    decode: Decode
+    pixels: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels."""
+        return self.pixels.nbytes
+
+    def square(self, size: int, decode: Decode) -> NDArray[np.uint8]:
+        """As a version with another transform sees it: the file is decoded again where that differs.
+
+        Raises:
+            DataError: It has become unreadable.
+        """
+        return self.pixels if (size, decode) == (self.size, self.decode) else _square(self.image, size, decode)
+
+    def thumbnail(self, longest: int) -> Picture:
+        """The whole image, for people: its longer side has at most so many pixels.
+
+        Raises:
+            DataError: It has become unreadable.
+        """
+        with _decoded(self.image, least=MARGIN * longest) as picture:
+            picture.thumbnail((longest, longest))
+            return picture
+
+
+def read_photo(image: Image, *, size: int, decode: Decode) -> Photo:
+    """Decode one image and cut it to a square.
+
+    Raises:
+        DataError: Corrupt, truncated or absurdly large; names the file.
+    """
+    return Photo(image=image, size=size, decode=decode, pixels=_square(image, size, decode))
+
+
+def cut(picture: Picture, size: int) -> NDArray[np.uint8]:
+    """[size, size, 3]: scaled until both sides cover the square, the middle kept."""
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    return np.asarray(ImageOps.fit(picture, (size, size), method=Pillow.Resampling.BILINEAR).convert("RGB"))
+
+
+def _square(image: Image, size: int, decode: Decode) -> NDArray[np.uint8]:
+    with _decoded(image, least=MARGIN * size if decode == "reduced" else None) as picture:
+        return cut(picture, size)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _decoded(image: Image, *, least: int | None) -> Iterator[Picture]:
+    """An image upright and in colour, while there is room for it.
+
+    Args:
+        image: Which.
+        least: A JPEG may be decoded at half, a quarter or an eighth of its size while both sides keep so many pixels;
+            None: at its own size.
+    """
+    data = image.load()
+    with _translated(image.where, "not a readable image", "repair or remove it"):
+        picture = _opened(data)
+    with _room(os.getpid()).taken(picture.width * picture.height * _BYTES_PER_PIXEL):
+        with _translated(image.where, "not a readable image", "repair or remove it"):
+            if least is not None:
+                picture.draft(None, (least, least))
+            picture.load()
+        is_netpbm = picture.format == "PPM"
+        with _translated(image.where, "its EXIF metadata cannot be read", "save it without them, or remove it"):
+            picture = _upright(picture)
+        with _translated(image.where, "not a readable image", "repair or remove it"):
+            picture = _coloured(picture, is_netpbm=is_netpbm)
+        yield picture
+
+
+def _opened(data: bytes) -> Picture:
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    _quiet()
+    try:
+        return Pillow.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as e:
+        raise ValueError("of no known format") from e
+
+
+@contextmanager
+def _translated(where: str, problem: str, remedy: str) -> Iterator[None]:
+    from PIL import Image as Pillow
+
+    try:
+        yield
+    except (*_RAISED, Pillow.DecompressionBombError) as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise DataError(f"{where}: {problem} ({reason:.200}); {remedy}") from e
+
+
+def _upright(picture: Picture) -> Picture:
+    """Turned as its EXIF orientation says. The metadata are read and not written again, which fails where odd ones do.
+
+    The methods are those of `PIL.ImageOps.exif_transpose`.
+    """
+    from PIL.Image import Transpose
+
+    turned = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    method = turned.get(picture.getexif().get(_ORIENTATION, 1))
+    return picture if method is None else picture.transpose(method)
+
+
+def _coloured(picture: Picture, *, is_netpbm: bool) -> Picture:
+    """RGB; grey of 16 bits, which Pillow would clip to white, is scaled to 8.
+
+    Raises:
+        ValueError: 32 bits, whose range nobody knows.
+    """
+    from PIL import Image as Pillow
+
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and is_netpbm):  # Pillow reads PGM of 16 bits as I
+        picture = Pillow.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("32-bit pixels; save it with 8 or 16 bits")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _quiet() -> None:
+    """Pillow warns of odd metadata and of large images on stderr; what matters here is raised."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Room:
+    """Bytes that threads take while they decode."""
+
+    used: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def taken(self, wanted: int) -> Iterator[None]:
+        """Wait until there is room; what is larger than all of it takes all."""
+        amount = min(wanted, ROOM)
+        with self.changed:
+            self.changed.wait_for(lambda: self.used + amount <= ROOM)
+            self.used += amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= amount
+                self.changed.notify_all()
+
+
+@lru_cache(maxsize=1)
+def _room(process: int) -> _Room:
+    """Of a process; one that was forked gets its own."""
+    return _Room()

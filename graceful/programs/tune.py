@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import tasks
-from graceful.errors import SpecError
+from graceful.errors import IntegrityError, SpecError
 from graceful.programs import exclusive, home_of
 from graceful.programs.refresh import ancestors_of
 from graceful.programs.train import Progress, silent
@@ -183,7 +183,7 @@ def _claim(spec: RefreshSpec, folder: Path) -> None:
     if not path.exists():
         write_json(path, document)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = _written(path, remedy="delete it if the spec is still the one of that search")
     for key, remedy in (
         ("spec", "restore it"),
         ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
@@ -191,6 +191,21 @@ def _claim(spec: RefreshSpec, folder: Path) -> None:
         if before.get(key) != document[key]:
             where = Mirror.of(home_of(spec)).shown(folder)
             raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {where}")
+
+
+def _written(path: Path, *, remedy: str) -> dict[str, Any]:
+    """Read a file of the search's folder.
+
+    Raises:
+        IntegrityError: It is not what a search wrote.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise IntegrityError(f"{path}: damaged, not JSON ({e}); {remedy}") from e
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{path}: damaged, not a JSON object; {remedy}")
+    return document
 
 
 def _wanted(spec: RefreshSpec) -> dict[str, Any]:
@@ -203,7 +218,7 @@ def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:
     path = folder / RESULT
     if not path.exists():
         return None
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    document = _written(path, remedy="delete it, the search concludes again from its journal")
     return document if document.pop(ENDED, None) == _wanted(spec) else None
 
 

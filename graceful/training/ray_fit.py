@@ -1,8 +1,8 @@
 """One job on Ray Train V2: connect, check resources, fit, follow, translate errors. Driver.
 
-Without RAY_ADDRESS a private Ray is started in this process and kept until it ends: no dashboard, a secret token that
-only its own processes know, no files outside its session folder. Ray restarts a worker group that lost a process from
-the last checkpoint.
+Where RAY_ADDRESS names no cluster, a private Ray is started in this process and kept until it ends: no dashboard, a
+secret token that only its own processes know, no files outside its session folder. Ray restarts a worker group that
+lost a process from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from graceful import errors, redact
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
 from graceful.spec import Train
 from graceful.storage import write_text
-from graceful.training import checkpoint, trace
+from graceful.training import checkpoint, ray_address, trace
 from graceful.training.engine import require_precision
 from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
 from graceful.training.place import out_of_time
@@ -152,30 +154,68 @@ def connect() -> bool:
     """
     for name, value in _KNOBS.items():
         os.environ.setdefault(name, value)
-    private = "RAY_ADDRESS" not in os.environ
+    address = ray_address.named()
+    private = address is None
     if private:
         for name, value in _PRIVATE_KNOBS.items():
             os.environ.setdefault(name, value)
         if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray(\.|$)")
+    if address is not None:
+        ray_address.require_answer(address)
+    with _uninterrupted():
+        import ray
+
+        if not ray.is_initialized():
+            _init(address)
+    return private
+
+
+def _init(address: str | None) -> None:
     import ray
 
-    if ray.is_initialized():
-        return private
-    handler = signal.getsignal(signal.SIGTERM)
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
-        quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-        if private:
+        if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
-            ray.init(**quiet)
+            ray.init(address=address, **quiet)
     except (ConnectionError, OSError, RuntimeError) as e:
-        where = "a Ray on this machine" if private else f"Ray at RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
+        where = "a Ray on this machine" if address is None else f"Ray at {ray_address.VARIABLE} {address}"
         raise InfrastructureError(f"{where} does not start: {first_line(e)}; look into /tmp/ray, then try again") from e
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack and ends the process at once
-    return private
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ray start whole before an interrupt is heard, and take it down then: half of one leaves processes behind.
+
+    The second interrupt is heard at once. Afterwards the handlers are those of before: Ray's own of SIGTERM prints a
+    stack and ends the process at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupts = 0
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            raise KeyboardInterrupt
+
+    both = (signal.SIGINT, signal.SIGTERM)
+    heard = {one: signal.signal(one, hear) for one in both if signal.getsignal(one) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if interrupts:
+            import ray
+
+            ray.shutdown()
+            raise KeyboardInterrupt
 
 
 def _disconnect(fitting: threading.Thread) -> None:

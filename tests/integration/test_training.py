@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,43 @@ def test_what_a_worker_raises_on_purpose_reaches_the_driver_without_another_try(
     assert answers[0]["error"] == "NonFiniteError"
     assert answers[0]["message"].startswith("step 3, epoch 1: loss task is nan")
     assert len([row for row in trace.read(tmp_path / trace.FILE) if row["event"] == "start"]) == 1
+
+
+def test_an_interrupt_while_ray_starts_is_one_line_and_leaves_no_process(tmp_path: Path) -> None:
+    from graceful.spec import parse
+
+    document = parse({**spec(epochs=200, engine={"kind": "torch"}), "home": str(tmp_path)}).dump()
+    mark = f"GRACEFUL_TEST_MARK={tmp_path}"
+    command = [sys.executable, "-m", "graceful.programs", "train"]
+    with (tmp_path / "stderr").open("w") as stderr:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr, text=True, process_group=0,
+            env={**os.environ, "GRACEFUL_TEST_MARK": str(tmp_path)},
+        )  # fmt: skip
+    assert child.stdin is not None
+    with child.stdin as stream:
+        stream.write(json.dumps(document))
+    while child.poll() is None and not any("raylet" in line for line in marked(mark)):
+        time.sleep(0.02)  # polling for a process that another one starts
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=200) == 130
+    deadline = time.monotonic() + 3.0
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert marked(mark) == []
+    assert (tmp_path / "stderr").read_text().splitlines()[-1:] == [
+        "graceful: interrupted; run the same command again to resume"
+    ]
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of the processes that have a variable in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def random_ancestors(folder: Path) -> list[str]:

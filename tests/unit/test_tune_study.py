@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from graceful import spec as specs
-from graceful.errors import StorageError
+from graceful.errors import IntegrityError, StorageError
 from graceful.programs.tuning import search as searching
 from graceful.programs.tuning import space
 from graceful.programs.tuning.bench import Bench
@@ -133,6 +133,39 @@ def test_front_has_no_constraint(tmp_path: Path) -> None:
         study.tell(number, scored(nfr, violation), {**facts(), "retrieval": nfr})
     assert len(study.study.best_trials) == 2
     assert all(not one.constraints for one in study.study.trials)
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"op_code":4,"work',
+        b"\x00" * 40,
+        b"caf\xe9",
+        b"",
+        b"[1, 2]",
+        b"7",
+        b"{}",
+        b'{"op_code": 99}',
+        b'{"op_code": "x"}',
+    ],
+)
+def test_a_damaged_line_is_refused_with_its_number_and_the_remedy(tmp_path: Path, line: bytes, where: str) -> None:
+    study, journal = opened(tmp_path), tmp_path / "journal.jsonl"
+    for nfr in (0.03, 0.02):
+        number, _ = study.ask()
+        study.tell(number, scored(nfr, -0.1), facts())
+    lines = journal.read_bytes().splitlines()
+    at = {"first": 1, "middle": len(lines) // 2, "last": len(lines)}[where]
+    lines[at - 1] = line
+    journal.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(IntegrityError) as raised:
+        opened(tmp_path)
+    assert raised.value.message.startswith(f"{journal}:{at}: damaged")
+    assert f"head -n {at - 1}" in raised.value.message
+    assert "\n" not in raised.value.message
+    journal.write_bytes(b"".join(one + b"\n" for one in lines[: at - 1]))
+    assert opened(tmp_path).ask()[0] <= 2
 
 
 def test_optuna_still_keeps_constraints_where_we_set_them() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +22,9 @@ from graceful.programs.tuning.splits import Part, numbered, part
 from graceful.programs.tuning.verify import genuine_pairs
 from graceful.spec import RefreshSpec, Registry, Tune
 from graceful.tasks.base import Task
+from graceful.training import ray_address
 
 RAISED = "raised"
-CLUSTER = "RAY_ADDRESS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ class Bench:
 
         workers = self.spec.train.num_workers if distributed(self.spec) else 0
         at_once = self.tune.max_concurrent
-        if not workers and (at_once == 1 or CLUSTER in os.environ):  # one process is one machine's
+        if not workers and (at_once == 1 or ray_address.named()):  # one process is one machine's
             search.here(trial, ask=next_one, tell=ended)
         else:
             at_once = at_once or search.concurrency(workers, gpus=self.spec.train.use_gpu is not False)
@@ -204,7 +203,7 @@ def _raised(answer: Mapping[str, Any]) -> Exception:
 
 def distributed(spec: RefreshSpec) -> bool:
     """Whether trials use Ray Train workers: where the spec wants some and there is a cluster to give them."""
-    return spec.train.num_workers > 0 and CLUSTER in os.environ
+    return spec.train.num_workers > 0 and ray_address.named() is not None
 
 
 def _alone(spec: RefreshSpec) -> dict[str, Any]:

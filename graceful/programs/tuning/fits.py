@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from graceful import spec as specs
 from graceful import tasks
 from graceful.chain import Predecessor
-from graceful.errors import TrainingError
+from graceful.errors import IntegrityError, TrainingError
 from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
 from graceful.programs import exclusive
@@ -182,10 +182,19 @@ def finished(work: Work) -> Fit | None:
 
 
 def right(work: Work) -> NDArray[np.bool_]:
-    """[N] who was answered right by a finished fit that did not fail."""
-    with (work.place / f"{work.measured}-{RIGHT}").open("rb") as file:
-        packed = np.load(file, allow_pickle=False)
-    return np.unpackbits(packed[8:], count=int(packed[:8].view(np.int64)[0])).astype(np.bool_)
+    """[N] who was answered right by a finished fit that did not fail.
+
+    Raises:
+        IntegrityError: Its file is gone or damaged.
+    """
+    path = work.place / f"{work.measured}-{RIGHT}"
+    try:
+        with path.open("rb") as file:
+            packed = np.load(file, allow_pickle=False)
+        return np.unpackbits(packed[8:], count=int(packed[:8].view(np.int64)[0])).astype(np.bool_)
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as e:
+        reason = " ".join(str(e).split())
+        raise IntegrityError(f"{path}: damaged ({reason}); delete {work.place} to make that fit again") from e
 
 
 def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | None:

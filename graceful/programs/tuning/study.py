@@ -6,8 +6,9 @@ told now, the others are asked again with the same point.
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from graceful.errors import IntegrityError
 from graceful.losses.search import Value
 from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.space import Parameter, draw
@@ -63,6 +65,17 @@ class Alone(JournalFileOpenLock):
         """Nothing to do."""
 
 
+class Journal(JournalFileBackend):
+    """Optuna's journal, which knows at which line it is."""
+
+    line = 0
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """As Optuna's."""
+        for self.line, log in enumerate(super().read_logs(log_number_from), start=log_number_from + 1):
+            yield log
+
+
 class Study:
     """A search that continues where its journal ends.
 
@@ -71,6 +84,10 @@ class Study:
         tune: What is searched.
         space: Its parameters.
         seed: Of the sampler; a continued search draws new points.
+
+    Raises:
+        IntegrityError: A line of the journal is damaged; which.
+        StorageError: It cannot be read or written.
     """
 
     def __init__(self, path: Path, *, tune: Tune, space: Sequence[Parameter], seed: int) -> None:
@@ -79,8 +96,7 @@ class Study:
         with guarded(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(path)
-            backend = JournalFileBackend(str(path), lock_obj=Alone(str(path)))
-        storage = optuna.storages.JournalStorage(backend)
+            storage = _storage(path)
         down, up = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
         directions = [down, down, up] if self._front else [down]
         self._study = optuna.create_study(
@@ -183,6 +199,37 @@ def _sampler(tune: Tune, *, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, n_startup_trials=max(4, tune.trials // 3)
         )
+
+
+def _storage(path: Path) -> optuna.storages.JournalStorage:
+    """Open a journal whose last line is whole."""
+    if path.exists():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    raise _damaged(path, number, e) from e
+    backend = Journal(str(path), lock_obj=Alone(str(path)))
+    try:
+        return optuna.storages.JournalStorage(backend)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        AssertionError,
+    ) as e:  # JSON, but not what Optuna writes
+        raise _damaged(path, backend.line, e) from e
+
+
+def _damaged(path: Path, line: int, error: Exception) -> IntegrityError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return IntegrityError(
+        f"{path}:{line}: damaged, no line of a search's journal ({reason:.120}); restore the file from a copy, or keep"
+        f" what is before that line (head -n {line - 1}): later trials are asked again, and finished fits found",
+        {"path": str(path), "line": line},
+    )
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -9,7 +10,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from graceful import __version__, redact
+from graceful import __version__, homes, redact
+from graceful.errors import SpecError
 
 
 def line(error: BaseException) -> str:
@@ -23,12 +25,19 @@ def line(error: BaseException) -> str:
     return redact.message(f"{what} ({_written(error, arguments)}; please report it)")
 
 
+def _folder() -> Path:
+    with contextlib.suppress(SpecError):  # a home folder that cannot be named
+        home = homes.folder()
+        if os.access(home, os.W_OK):
+            return home
+    return Path(tempfile.gettempdir())
+
+
 def _written(error: BaseException, arguments: list[str]) -> str:
-    home = Path(os.environ.get("GRACEFUL_HOME") or ".graceful")
     facts = f"graceful {__version__}, Python {platform.python_version()}, {platform.platform()}\n{arguments}\n\n"
     text = redact.record(facts + "".join(traceback.format_exception(error)))
     try:
-        folder = home if os.access(home, os.W_OK) else Path(tempfile.gettempdir())
+        folder = _folder()
         handle, path = tempfile.mkstemp(prefix="graceful-crash-", suffix=".log", dir=folder)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from graceful import homes
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import InfrastructureError, RegistryError
@@ -65,6 +66,7 @@ def server(uri: str, home: Path, port: int) -> JobSpec:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "PYTHONWARNINGS": "ignore",  # the server's own dependencies deprecate each other
+            **homes.variables(home),
         },
     )
 

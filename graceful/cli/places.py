@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from graceful import homes
+
 REGISTRY = "mlflow.db"
 """The default registry under home; `graceful.lineage.connection` says the same, which a test checks."""
 
 
 def home_folder(chosen: Path | None) -> Path:
     """`--home`, else $GRACEFUL_HOME, else .graceful here; absolute."""
-    return Path(chosen or os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().absolute()
+    return homes.folder(chosen)
 
 
 def registry_uri(home: Path) -> str:

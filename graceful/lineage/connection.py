@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from graceful import homes
 from graceful.errors import GracefulError, RegistryError, SpecError
 from graceful.lineage import races
 
@@ -92,7 +93,7 @@ def resolve(uri: str | None, home: Path) -> Place:
     Raises:
         SpecError: A kind of URI that graceful does not use.
     """
-    home = home.expanduser().absolute()
+    home = homes.folder(home)
     given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     scheme = urlsplit(given).scheme.split("+")[0]
     if scheme not in (*_SERVERS, *_DATABASES):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from graceful import homes
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import connection, schema
 from graceful.lineage.schema import LineageRecord
@@ -29,7 +30,7 @@ class Registry:
     """
 
     def __init__(self, uri: str | None, home: Path) -> None:
-        self.home = Path(home).expanduser().absolute()
+        self.home = homes.folder(home)
         self.place = connection.resolve(uri, self.home)
         self._experiments: dict[str, str] = {}
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from graceful import storage
+from graceful import homes, storage
 from graceful.errors import SpecError
 from graceful.spec import RefreshSpec
 
 
 def home_of(spec: RefreshSpec) -> Path:
     """Folder of runs, caches and the default registry: the spec's, else $GRACEFUL_HOME, else .graceful here."""
-    return Path(spec.home).expanduser().resolve() if spec.home else default_home()
+    return homes.folder(spec.home).resolve() if spec.home else default_home()
 
 
 def default_home() -> Path:
     """$GRACEFUL_HOME, else .graceful here."""
-    return Path(os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve()
+    return homes.folder().resolve()
 
 
 def run_dir_of(spec: RefreshSpec) -> Path:

@@ -21,10 +21,10 @@ from typing import Any
 
 from rich.console import Console
 
-from graceful import crash, documents, gate, spec
+from graceful import crash, documents, gate, homes, spec
 from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
-from graceful.programs import default_home, run_dir_of
+from graceful.programs import default_home, home_of, run_dir_of
 from graceful.programs.present import Talk
 from graceful.storage import server, surroundings
 
@@ -70,14 +70,17 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
+        resolved = None
+        if options.program not in ("lineage", "diff", "act"):
+            resolved = spec.parse(_document(), where="the resolved spec")
+        os.environ.update(homes.variables(home_of(resolved) if resolved else default_home()))
         if options.program == "lineage":
             result, code, show = _lineage(options)
         elif options.program == "diff":
             result, code, show = _diff(_document())
         elif options.program == "act":
             result, code, show = _act(_document())
-        else:
-            resolved = spec.parse(_document(), where="the resolved spec")
+        elif resolved is not None:
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
                 names = [name.strip() for name in options.versions.split(",") if name.strip()]
                 program = PROGRAMS[options.program]

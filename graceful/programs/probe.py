@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from graceful import redact
+from graceful import homes, redact
 from graceful.errors import GracefulError, IntegrityError
 
 Facts = dict[str, str]
@@ -52,7 +50,7 @@ def _deepspeed() -> Facts:
 def _registry() -> Facts:
     from graceful.lineage import connection
 
-    place = connection.resolve(None, Path(os.environ.get("GRACEFUL_HOME") or ".graceful"))
+    place = connection.resolve(None, homes.folder())
     connection.connect(place)
     return {"uri": place.display}
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graceful import addresses
+from graceful import addresses, homes
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.files import guarded
 from graceful.storage import refusals, server
@@ -312,7 +312,7 @@ def read_cached(stored: StoredObject, cache: Path) -> bytes:
 
 def object_cache() -> Path:
     """Where this machine keeps copies of objects: below $GRACEFUL_HOME, else below .graceful here."""
-    return Path(os.environ.get("GRACEFUL_HOME") or ".graceful") / "cache" / "objects"
+    return homes.folder() / "cache" / "objects"
 
 
 def _compare(uri: str, expected: str | None, found: str) -> None:

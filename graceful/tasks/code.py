@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from graceful import addresses, storage
+from graceful import addresses, homes, storage
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.spec.tasks import BUNDLE
 
@@ -199,7 +199,7 @@ def fetch(uri: str) -> tuple[Path, dict[str, bytes]]:
         SpecError, IntegrityError, StorageError: As `source`.
     """
     wanted = _digest_in(uri)
-    home = Path(os.environ.get("GRACEFUL_HOME") or ".graceful").expanduser().resolve() / FOLDER
+    home = homes.folder().resolve() / FOLDER
     target = home / wanted
     packed = _packed_again(target) if target.is_dir() else None
     if packed is not None and hashlib.sha256(packed).hexdigest() == wanted:

@@ -1,0 +1,58 @@
+"""Where graceful keeps its files on a machine, and what it does where the user has no home directory. Every process.
+
+Containers often run under a number that has no entry in the system's list of users, without $HOME: then `~` means
+nothing, and libraries that look for it fail.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+from graceful.errors import SpecError
+
+
+def folder(chosen: str | Path | None = None) -> Path:
+    """Return the chosen folder, else $GRACEFUL_HOME, else .graceful here; absolute.
+
+    Raises:
+        SpecError: It begins with `~` and there is no such home directory.
+    """
+    if not chosen and os.environ.get("GRACEFUL_HOME"):
+        return expanded(os.environ["GRACEFUL_HOME"], what="GRACEFUL_HOME").absolute()
+    return expanded(chosen or ".graceful", what="home").absolute()
+
+
+def expanded(path: str | Path, *, what: str) -> Path:
+    """Return a path with the home directory that `~` or `~user` stands for.
+
+    Args:
+        path: As it was written.
+        what: Key, option or variable, for messages.
+
+    Raises:
+        SpecError: There is no such home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise SpecError(f"{what} {str(path)!r}: there is no such home directory; write an absolute path") from e
+
+
+def variables(home: Path) -> dict[str, str]:
+    """Return HOME and USER for programs of a user who has neither: below graceful's own folder, and a number.
+
+    Args:
+        home: Folder of graceful's files.
+    """
+    missing = {}
+    try:
+        Path.home()
+    except RuntimeError:
+        missing["HOME"] = str(home)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        missing["USER"] = str(os.getuid())
+    return missing

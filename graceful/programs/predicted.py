@@ -6,7 +6,7 @@ Names are kept once and numbered, so that the file is a few bytes for a sample. 
 from __future__ import annotations
 
 import io
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from graceful.errors import DataError
 from graceful.metrics.predictions import Predictions
-from graceful.storage import read_bytes, write_bytes
+from graceful.storage import arrays, write_bytes
 
 FILE = "predictions.npz"
+_CODED = ("labels", "predicted", "groups")
+_KINDS = {"ids": "U", "classes": "U", "confidence": "f4"} | {
+    name: kind for column in _CODED for name, kind in ((column, "u4"), (f"{column}_names", "U"))
+}
+"""Type of each array of the file."""
 
 
 def save(path: Path, said: Predictions) -> None:
@@ -40,17 +45,26 @@ def load(path: Path) -> Predictions:
     """Read what `save` wrote.
 
     Raises:
-        DataError: Not such a file.
+        DataError: Not such a file, or one that would take more than `arrays.LARGEST` bytes.
     """
+    held = arrays.read_npz(path, kinds=_KINDS, what="predictions", largest=arrays.LARGEST)
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as held:
-            return Predictions(
-                ids=held["ids"],
-                labels=held["labels_names"][held["labels"]],
-                predicted=held["predicted_names"][held["predicted"]],
-                classes=tuple(held["classes"].tolist()) or None,
-                groups=held["groups_names"][held["groups"]] if "groups" in held else None,
-                confidence=held["confidence"].astype(np.float64),
-            )
-    except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as e:
+        return Predictions(
+            ids=held["ids"],
+            labels=_named(held, "labels"),
+            predicted=_named(held, "predicted"),
+            classes=tuple(held["classes"].tolist()) or None,
+            groups=_named(held, "groups") if "groups" in held else None,
+            confidence=held["confidence"].astype(np.float64),
+        )
+    except (KeyError, IndexError, MemoryError) as e:
         raise DataError(f"{path}: no predictions ({type(e).__name__}: {e}); restore it from a backup") from e
+
+
+def _named(held: Mapping[str, NDArray[Any]], column: str) -> NDArray[Any]:
+    """Numbers as names again."""
+    names, codes = held[f"{column}_names"], held[column]
+    if len(codes) * names.itemsize > arrays.LARGEST:
+        raise MemoryError(f"{column} would take more than {arrays.LARGEST} bytes")
+    named: NDArray[Any] = names[codes]
+    return named

@@ -21,7 +21,7 @@ from torch import Tensor
 from graceful import storage
 from graceful.chain import OldOutputs, Predecessor
 from graceful.errors import DataError, IntegrityError, StorageError
-from graceful.targets import files, layouts
+from graceful.targets import columns, files, layouts
 from graceful.targets.layouts import TopLogits
 from graceful.tasks.base import Samples
 from graceful.tasks.portions import portion
@@ -120,13 +120,13 @@ class Cache:
 
         Raises:
             StorageError: There is none.
-            IntegrityError: A file does not have its recorded digest.
+            IntegrityError: A file does not have its recorded digest, or is not what a cache has under its name.
         """
         folder = Path(folder)
         lease = _lease(folder)
         meta = _meta(folder)
         files.verify(folder, meta["files"])
-        arrays = {name: np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in meta["files"]}
+        arrays = columns.mapped(folder, names=meta["files"], classes=len(meta["classes"]))
         return cls(
             folder=folder,
             key=meta["key"],
@@ -315,6 +315,9 @@ def _meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads(storage.read_bytes(path))
         key = storage.sha256_json(meta["identity"])
+        whole = isinstance(meta["files"], dict) and isinstance(meta["name"], str) and isinstance(meta["classes"], list)
+        if not whole:
+            raise ValueError("not what a cache says of itself")
     except (ValueError, KeyError, TypeError) as e:
         raise IntegrityError(f"{path}: damaged; delete the folder and run again, it is rebuilt") from e
     if not key == meta.get("key") == folder.name:

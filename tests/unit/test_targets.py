@@ -336,6 +336,34 @@ def test_large_files_are_checked_by_size_and_samples(
         Cache.open(cache.folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("logits.npy", np.zeros((1, 5, 3), np.float16), r"is f2 of shape \(1, 5, 3\), which does not fit the others"),
+        ("offsets.npy", np.zeros((1, 2, 3), np.float32), "offsets.npy is f4 of shape"),
+        ("present.npy", np.zeros((1, 1), np.float32), "present.npy is f4 of shape"),
+        ("ids.npy", None, r"ids.npy cannot be read \(mmap length is greater than file size"),
+        ("views.npy", np.asarray([None]), "views.npy cannot be read"),
+        ("other.npy", np.zeros(1), "lists the files"),
+    ],
+)
+def test_a_file_of_a_cache_that_another_wrote_is_no_surprise(
+    keyed: Cache, name: str, array: NDArray[Any] | None, words: str
+) -> None:
+    """Its digests are right, as of whoever may write to the bucket."""
+    path, described = keyed.folder / name, keyed.folder / files.META
+    if array is not None:
+        np.save(path, array)
+    else:
+        with path.open("wb") as file:
+            huge = {"descr": "|S9", "fortran_order": False, "shape": (10**12,)}
+            np.lib.format.write_array_header_1_0(file, huge)
+    meta = json.loads(described.read_text())
+    described.write_text(json.dumps(meta | {"files": meta["files"] | {name: files.fingerprint(path, whole=True)}}))
+    with pytest.raises(IntegrityError, match=f"{words}.*; delete the folder and run again"):
+        Cache.open(keyed.folder)
+
+
 def test_a_damaged_or_foreign_description_is_refused(samples: Samples, old: Predecessor, tmp_path: Path) -> None:
     cache = targets.build(old, samples, views=None, root=tmp_path)
     renamed = cache.folder.rename(tmp_path / ("0" * 64))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from graceful import spec as specs
 from graceful import tasks
 from graceful.chain import Predecessor
-from graceful.errors import IntegrityError, TrainingError
+from graceful.errors import IntegrityError, StorageError, TrainingError, one_line
 from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
 from graceful.programs import exclusive
@@ -34,7 +34,7 @@ from graceful.programs.tuning.space import INTERPOLATION
 from graceful.programs.tuning.splits import Part, part
 from graceful.programs.tuning.verify import accepted
 from graceful.spec import RefreshSpec
-from graceful.storage import Mirror, sha256_json, write_bytes, write_json
+from graceful.storage import Mirror, arrays, sha256_json, write_bytes, write_json
 from graceful.tasks.base import Samples, Task
 from graceful.training.job import WEIGHTS
 
@@ -189,12 +189,13 @@ def right(work: Work) -> NDArray[np.bool_]:
     """
     path = work.place / f"{work.measured}-{RIGHT}"
     try:
-        with path.open("rb") as file:
-            packed = np.load(file, allow_pickle=False)
-        return np.unpackbits(packed[8:], count=int(packed[:8].view(np.int64)[0])).astype(np.bool_)
-    except (OSError, EOFError, ValueError, LookupError, TypeError) as e:
-        reason = " ".join(str(e).split())
-        raise IntegrityError(f"{path}: damaged ({reason}); delete {work.place} to make that fit again") from e
+        packed = arrays.read_npy(path, kind="u1")
+        count = int(packed[:8].view(np.int64)[0])
+        if not 0 <= count <= 8 * (len(packed) - 8):
+            raise ValueError(f"announces {count} answers and holds fewer")
+        return np.unpackbits(packed[8:], count=count).astype(np.bool_)
+    except (StorageError, ValueError, LookupError) as e:
+        raise IntegrityError(f"{path}: damaged ({one_line(e)}); delete {work.place} to make that fit again") from e
 
 
 def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | None:

@@ -1,0 +1,62 @@
+"""The files of a cache as arrays on disk, compared with what a cache must have: they may come from a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import IntegrityError
+from graceful.targets import layouts
+
+_COLUMNS = {
+    "ids.npy": ("S", "N"),
+    "views.npy": ("u8", "VN"),
+    "offsets.npy": ("f4", "VN"),
+    "present.npy": ("b1", "VN"),
+    "embeddings.npy": ("f2 f4", "VNd"),
+    "logits.npy": ("f2", "VNC"),
+    layouts.LABELS: ("u2 u4", "VNK"),
+    layouts.VALUES: ("f2", "VNK"),
+    layouts.REST: ("f2", "VN"),
+}
+"""Types and axes: views, samples, size of the embedding, classes, logits kept."""
+_ALWAYS = {"ids.npy", "offsets.npy", "present.npy", "embeddings.npy"}
+
+
+def mapped(folder: Path, *, names: Collection[str], classes: int) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a cache by file name, memory-mapped: a header that promises too much takes no memory.
+
+    Args:
+        folder: Of the cache.
+        names: Of its files, as its description lists them.
+        classes: Of the predecessor.
+
+    Raises:
+        IntegrityError: A file is missing or unknown, or has another type or shape than the others want.
+    """
+    top = {layouts.LABELS, layouts.VALUES, layouts.REST}
+    logits = {"logits.npy"} if "logits.npy" in names else top
+    if set(names) - {"views.npy"} != _ALWAYS | logits:
+        raise _wrong(folder, f"lists the files {', '.join(sorted(names))}, not those of a cache")
+    sizes, arrays = {"C": classes}, {}
+    for name in sorted(names):
+        kinds, axes = _COLUMNS[name]
+        try:
+            array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as e:
+            raise _wrong(folder, f"{name} cannot be read ({' '.join(str(e).split()):.200})") from e
+        kind = f"{array.dtype.kind}{array.dtype.itemsize}" if isinstance(array, np.ndarray) else "an archive"
+        shape = getattr(array, "shape", ())
+        wanted = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False)]
+        if not (kind in kinds.split() or kind[0] == kinds) or list(shape) != wanted or len(axes) != len(shape):
+            raise _wrong(folder, f"{name} is {kind} of shape {shape}, which does not fit the others")
+        arrays[name] = array
+    return arrays
+
+
+def _wrong(folder: Path, problem: str) -> IntegrityError:
+    return IntegrityError(f"{folder}: {problem}; delete the folder and run again, it is rebuilt")

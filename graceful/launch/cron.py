@@ -176,6 +176,8 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as e:
         known = {zone.casefold(): zone for zone in zoneinfo.available_timezones()}
+        if not known:
+            raise SpecError(f"time zone {name!r}: this machine has no list of time zones; install tzdata") from e
         near = difflib.get_close_matches(name.casefold(), known, n=1)
         remedy = f"did you mean {known[near[0]]}?" if near else "write one such as Europe/Berlin or Etc/UTC"
         raise SpecError(f"time zone {name!r}: not known; {remedy}") from e

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
     ended = _main(arguments)
     if outcome.FILE in os.environ:
-        Path(os.environ[outcome.FILE]).write_text(ended.line() + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk loses the reason, not the exit code
+            Path(os.environ[outcome.FILE]).write_text(ended.line() + "\n", encoding="utf-8")
     if RUN_SPEC not in os.environ:
         return ended.exit_code
     sys.stdout.write(ended.line() + "\n")

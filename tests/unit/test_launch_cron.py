@@ -176,6 +176,16 @@ def test_what_is_refused(text: str, said: str) -> None:
     assert "\n" not in refused.value.message
 
 
+def test_a_machine_without_a_list_of_time_zones_is_told_what_to_install() -> None:
+    zoneinfo.ZoneInfo.clear_cache()
+    zoneinfo.reset_tzpath(to=[])
+    try:
+        with pytest.raises(SpecError, match="time zone 'Etc/UTC': this machine has no list of time zones; install tz"):
+            cron.read("0 3 * * *", "Etc/UTC")
+    finally:
+        zoneinfo.reset_tzpath()
+
+
 @pytest.mark.parametrize(
     ("zone", "said"),
     [

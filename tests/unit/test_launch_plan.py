@@ -394,6 +394,16 @@ def test_a_pod_without_its_spec_says_which_file(mounted: Path, capsys: pytest.Ca
     assert f"{mounted}: cannot be read" in capsys.readouterr().err
 
 
+def test_a_full_disk_under_the_outcome_does_not_change_the_exit_code(
+    mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graceful.programs import __main__ as entry
+
+    mounted.unlink()
+    monkeypatch.setenv(outcome.FILE, "/dev/full")
+    assert entry.main(["refresh", "--quiet"]) == 2
+
+
 IMPORTED = """
 import io, json, sys
 from graceful.cli import main

@@ -82,12 +82,12 @@ def shown(text: str, name: str = "") -> str:
 
 def message(text: str) -> str:
     """A line for people, in which `token: ` may be followed by words; what is known to be secret is hidden too."""
-    return _masked(_without_known(text), prose=True)
+    return _without_known(_masked(text, prose=True))
 
 
 def record(text: str) -> str:
     """A text of many lines that is kept, such as a traceback: as `shown`, without what is known to be secret."""
-    return _masked(_without_known(text), prose=False)
+    return _without_known(_masked(text, prose=False))
 
 
 def origin(url: str) -> str:
@@ -114,6 +114,13 @@ def remember(*values: str) -> None:
         user, _, rest = rest.rpartition("@")
         parts = [user, user.partition(":")[2], *re.split(r"[/?#&=]", rest)[1:]] if separator else []
         _known.update(part for part in (value, *parts) if part.lower() not in _PLAIN)
+
+
+def remember_password(url: str) -> None:
+    """Hide user and password of an address from now on, and nothing else of it."""
+    if holds_password(url):
+        user = url.partition("://")[2].rpartition("@")[0]
+        remember(user, user.partition(":")[2])
 
 
 def command(arguments: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from graceful import crash, redact
+from graceful import crash, environment, redact
 from graceful.errors import GracefulError
 
 EXIT_BUG = 1
@@ -21,6 +21,7 @@ EXIT_PIPE_CLOSED = 141
 def guarded(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a click command; whatever it raises becomes one line on stderr and an exit code."""
     try:
+        environment.clean()
         code = command.main(
             args=None if arguments is None else list(arguments), prog_name="graceful", standalone_mode=False
         )

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from graceful import homes
+from graceful import homes, redact
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import InfrastructureError, RegistryError
@@ -35,7 +35,7 @@ def serve(*, home: Path | None, port: int | None) -> int:
     folder = places.home_folder(home)
     uri = places.registry_uri(folder)
     if uri.startswith(("http://", "https://")):
-        out.line(f"{uri.rstrip('/')}/{PAGE}")
+        out.line(f"{redact.shown(uri).replace(f'{redact.HIDDEN}@', '').rstrip('/')}/{PAGE}")
         return 0
     file = places.database(uri)
     if file is not None and not file.exists():

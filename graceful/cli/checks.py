@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from graceful import redact
 from graceful.cli import programs
 
 PROBE_SECONDS = 180
@@ -35,17 +36,17 @@ class Check:
 
 def ok(name: str, found: str) -> Check:
     """All is well."""
-    return Check(name=name, state="ok", found=found)
+    return Check(name=name, state="ok", found=redact.message(found))
 
 
 def warn(name: str, found: str, remedy: str) -> Check:
     """It works, with a drawback, or could not be looked at."""
-    return Check(name=name, state="warn", found=found, remedy=remedy)
+    return Check(name=name, state="warn", found=redact.message(found), remedy=remedy)
 
 
 def fail(name: str, found: str, remedy: str) -> Check:
     """A refresh cannot work."""
-    return Check(name=name, state="fail", found=found, remedy=remedy)
+    return Check(name=name, state="fail", found=redact.message(found), remedy=remedy)
 
 
 def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:

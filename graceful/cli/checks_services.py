@@ -14,6 +14,7 @@ import urllib3
 from packaging.version import InvalidVersion, Version
 
 from graceful.cli.checks import Check, fail, ok, probe, warn
+from graceful.environment import header_value
 from graceful.errors import GracefulError
 from graceful.launch.dashboard import TOKEN_REMEDY, Dashboard, token
 from graceful.launch.kuberay import client_ray
@@ -105,7 +106,7 @@ def _credentials() -> dict[str, str]:
     token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
     if user:
         return urllib3.make_headers(basic_auth=f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return {"Authorization": f"Bearer {header_value(token, what='MLFLOW_TRACKING_TOKEN')}"} if token else {}
 
 
 def _doors(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import urllib3
 
 from graceful import __version__
+from graceful.environment import header_value, require_readable
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError, UnreachableError
 
@@ -39,10 +40,11 @@ def token(environment: Mapping[str, str] = os.environ) -> str | None:
         ForbiddenError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
     """
     if environment.get("RAY_AUTH_TOKEN"):
-        return environment["RAY_AUTH_TOKEN"].strip()
+        return header_value(environment["RAY_AUTH_TOKEN"], what="RAY_AUTH_TOKEN")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     try:
-        return Path(named or TOKEN_FILE).expanduser().read_text(encoding="utf-8").strip() or None
+        path = Path(named or TOKEN_FILE).expanduser()
+        return header_value(path.read_text(encoding="utf-8"), what=str(path)) or None
     except (OSError, UnicodeDecodeError, RuntimeError) as e:
         if named:
             raise ForbiddenError(f"RAY_AUTH_TOKEN_PATH {named}: cannot be read ({e}); {TOKEN_REMEDY}") from e
@@ -64,6 +66,7 @@ class Dashboard:
     secret: Callable[[], str | None] = token
 
     def __post_init__(self) -> None:
+        require_readable(self.address, what="address of the Ray cluster")
         self.address = self.address.rstrip("/")
         self._pool = urllib3.PoolManager(maxsize=2, retries=False)
 

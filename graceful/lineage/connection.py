@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from graceful import homes
+from graceful import environment, homes, redact
 from graceful.errors import GracefulError, RegistryError, SpecError
 from graceful.lineage import races
 
@@ -54,6 +54,7 @@ _TROUBLES = {
     "ResponseError": "the server answers with errors of its own (5xx); its log says why",
     "not in a valid JSON format": "what answers there is no MLflow server",
     "database or disk is full": "the disk is full",
+    "header value": "a credential holds a character that a header of HTTP may not have; write it anew",
     "SSLError": "its certificate is not trusted or it does not speak TLS",
 }
 _GLOBAL = threading.Lock()
@@ -93,28 +94,25 @@ def resolve(uri: str | None, home: Path) -> Place:
     Raises:
         SpecError: A kind of URI that graceful does not use.
     """
+    environment.clean()
     home = homes.folder(home)
-    given = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    given = (uri or "").strip() or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    environment.require_readable(given, what="registry")
     scheme = urlsplit(given).scheme.split("+")[0]
     if scheme not in (*_SERVERS, *_DATABASES):
         raise SpecError(
-            f"registry {redact(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set registry.uri or"
-            " $MLFLOW_TRACKING_URI to one of them"
+            f"registry {redact.message(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
+            " registry.uri or $MLFLOW_TRACKING_URI to one of them"
         )
     clean = _without_credentials(given) if scheme in _SERVERS else given
     database = _sqlite_file(given)
     name = hashlib.sha256(_CREDENTIALS.sub("://", given).encode()).hexdigest()[:16]
     return Place(
         uri=clean,
-        display=redact(clean),
+        display=redact.message(clean),
         artifacts=None if scheme in _SERVERS else (home / "artifacts").as_uri(),
         lock=database.with_name(database.name + ".lock") if database else home / "locks" / f"registry-{name}.lock",
     )
-
-
-def redact(text: str) -> str:
-    """Replace user and password in every URI of a text."""
-    return _CREDENTIALS.sub("://***@", text)
 
 
 def connect(place: Place) -> Any:
@@ -129,6 +127,7 @@ def connect(place: Place) -> Any:
     os.environ.update(SETTINGS)
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
+    environment.header_value(os.environ.get("MLFLOW_TRACKING_TOKEN", ""), what="MLFLOW_TRACKING_TOKEN")
     with translated(place, "connect"):
         _probe_sqlite(place)
         from mlflow.tracking import MlflowClient
@@ -151,7 +150,7 @@ def translated(place: Place, doing: str) -> Iterator[None]:
     except _foreign_errors() as e:
         text = str(e)
         reason = _reason(text)
-        cause = e if redact(text) == text else None  # a traceback must not print a password either
+        cause = e if redact.record(text) == text else None  # a traceback must not print a password either
         remedy = (
             "check that the server runs and that its URI and credentials are right"
             if place.server
@@ -231,7 +230,7 @@ def _reason(text: str) -> str:
     for sign, words in _TROUBLES.items():
         if sign in text:
             return words
-    lines = [line.strip() for line in redact(text).splitlines() if line.strip()] or ["no reason given"]
+    lines = [line.strip() for line in redact.message(text).splitlines() if line.strip()] or ["no reason given"]
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return first if len(first) <= 240 else first[:237] + "..."
 

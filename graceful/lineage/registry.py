@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graceful import homes
+from graceful import homes, redact
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import connection, schema
 from graceful.lineage.schema import LineageRecord
@@ -107,7 +107,7 @@ class Registry:
         if not re.match(schema.NODE_ID, model_id):
             raise RegistryError(
                 f"{listed.name} version {listed.version}: was not registered by graceful (source"
-                f" {connection.redact(str(listed.source))}); move the alias to a version that was"
+                f" {redact.message(str(listed.source))}); move the alias to a version that was"
             )
         return model_id
 

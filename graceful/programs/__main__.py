@@ -21,12 +21,12 @@ from typing import Any
 
 from rich.console import Console
 
-from graceful import crash, documents, gate, homes, spec
+from graceful import crash, documents, environment, gate, homes, redact, spec
 from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, home_of, run_dir_of
 from graceful.programs.present import Talk
-from graceful.storage import server, surroundings
+from graceful.storage import server
 
 EXIT_BUG = 1
 EXIT_INTERRUPTED = 130
@@ -65,9 +65,11 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     talk = Console(stderr=True)
-    logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), format="%(message)s")
+    lines = logging.StreamHandler()
+    lines.setFormatter(_Redacted("%(message)s"))
+    logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), handlers=[lines])
     server.waiting = _waits
-    surroundings.tidy()  # for MLflow and child processes, too
+    environment.clean()  # for MLflow and child processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
@@ -310,6 +312,13 @@ def _document() -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SpecError(f"{where}: must be the resolved spec as a JSON object, got {type(document).__name__}")
     return document
+
+
+class _Redacted(logging.Formatter):
+    """Libraries log addresses and headers when they are asked for details."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact.record(super().format(record))
 
 
 class _Pipe(Console):

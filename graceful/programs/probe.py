@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from graceful import homes, redact
+from graceful import environment, homes, redact
 from graceful.errors import GracefulError, IntegrityError
 
 Facts = dict[str, str]
@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one probe; its facts go to stdout as one JSON object, a failure to stderr as one line with exit code 4."""
     name, *rest = sys.argv[1:] if arguments is None else arguments
     try:
+        environment.clean()
         facts = PROBES[name](*rest)
     except GracefulError as e:
         sys.stderr.write(f"{e.message}\n")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from graceful import environment
 from graceful.errors import GracefulError
 from graceful.storage import objects
 from graceful.tasks import code
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only say where it would go; the bucket is not asked")
     options = parser.parse_args(arguments)
     try:
+        environment.clean()
         facts = ship(options.path, options.storage, dry_run=options.dry_run)
     except GracefulError as e:
         sys.stderr.write(f"{e.message}\n")

@@ -60,6 +60,9 @@ class Webhook:
     jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.time
 
+    def __post_init__(self) -> None:
+        redact.remember(self.url)  # libraries log the paths of requests
+
     @property
     def shown(self) -> str:
         """Scheme and host: paths of webhooks are often secret."""

@@ -12,9 +12,7 @@ INSTEAD = {"registry.uri": "MLFLOW_TRACKING_URI", "registry.webhook": "GRACEFUL_
 
 def remember(spec: RefreshSpec) -> None:
     """Hide what is secret in a spec in every message of this process."""
-    uri = spec.registry.uri or ""
-    if redact.holds_password(uri):
-        redact.remember(uri.partition("://")[2].rpartition("@")[0].partition(":")[2])
+    redact.remember_password(spec.registry.uri or "")
     if spec.registry.webhook:
         redact.remember(spec.registry.webhook)
 

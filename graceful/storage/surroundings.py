@@ -10,7 +10,7 @@ import os
 import re
 from urllib.parse import urlsplit
 
-from graceful import redact
+from graceful import environment, redact
 from graceful.errors import StorageError
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -19,20 +19,13 @@ _HOST = re.compile(
 )
 
 
-def tidy() -> None:
-    """Strip the AWS_ variables of this process."""
-    for name, value in list(os.environ.items()):
-        if name.startswith("AWS_") and value != value.strip():
-            os.environ[name] = value.strip()
-
-
 def check() -> None:
-    """Strip the AWS_ variables, and look whether they can be sent.
+    """Strip the variables, and look whether they can be sent.
 
     Raises:
         StorageError: One holds a line break or another character that no header may hold.
     """
-    tidy()
+    environment.clean()
     for name, value in os.environ.items():
         if name.startswith("AWS_") and not value.isprintable():
             raise StorageError(f"{name}: holds a line break or another character that cannot be sent; write it again")

@@ -10,6 +10,7 @@ from typing import Any
 
 from graceful import tasks
 from graceful.errors import IntegrityError, SpecError
+from graceful.models import bundle
 from graceful.programs import exclusive, home_of
 from graceful.programs.refresh import ancestors_of
 from graceful.programs.train import Progress, silent
@@ -65,7 +66,7 @@ def tune(
 
     Raises:
         SpecError: No predecessor, or the folder belongs to another search.
-        DataError: Too few ids.
+        DataError: Too few ids, or an ancestor that cannot be run.
         TrainingError: The recipe does not even train without constraints.
     """
     spec = spec.model_copy(update={"tune": spec.tune or Tune()})
@@ -77,6 +78,8 @@ def tune(
         ancestors = ancestors_of(spec, folder, begun=(folder / IDENTITY).exists())
         if not ancestors:
             raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
+        if not (folder / IDENTITY).exists():
+            require_runnable(spec, ancestors)
         _claim(spec, folder)
         known = _finished(spec, folder)
         if known is not None:
@@ -84,6 +87,16 @@ def tune(
             mirror.save(folder, only=(RESULT,))
             return known
         return _searched(spec, _bench(spec, folder, ancestors), mirror, progress=progress, watch=watch)
+
+
+def require_runnable(spec: RefreshSpec, ancestors: Sequence[Path]) -> None:
+    """Refuse a search over ancestors that cannot be run, before anything is trained or claimed.
+
+    Raises:
+        DataError, IntegrityError: Its weights are gone or damaged, or its code is not trusted.
+    """
+    for folder in ancestors:
+        bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests)
 
 
 def _searched(

@@ -11,11 +11,13 @@ import pytest
 
 from graceful import spec as specs
 from graceful import tasks
-from graceful.errors import DataError
+from graceful.errors import DataError, IntegrityError
 from graceful.models import bundle
 from graceful.programs.train import train
+from graceful.programs.tune import require_runnable
 from graceful.programs.tuning import fits, splits
 from graceful.programs.tuning.bench import Bench
+from tests.support import training_task
 
 
 def spec_of(**sections: Any) -> specs.RefreshSpec:
@@ -134,6 +136,28 @@ def test_answers_come_back_bit_for_bit(tmp_path: Path, n: int) -> None:
     who = np.random.default_rng(n).random(n) < 0.7
     fits._write_right(work, who)
     assert np.array_equal(fits.right(work), who)
+
+
+def test_answers_that_announce_more_than_there_are_take_no_memory(tmp_path: Path) -> None:
+    work = made(tmp_path).work(POINT, seed=0, on="search")
+    fits._write_right(work, np.ones(9, dtype=np.bool_))
+    path = work.place / f"{work.measured}-{fits.RIGHT}"
+    path.write_bytes(path.read_bytes().replace((9).to_bytes(8, "little"), (10**15).to_bytes(8, "little")))
+    with pytest.raises(IntegrityError, match=r"damaged \(announces 1000000000000000 answers and holds fewer\)"):
+        fits.right(work)
+
+
+def test_a_search_over_an_ancestor_whose_code_is_not_trusted_is_refused_before_it_trains(tmp_path: Path) -> None:
+    section = specs.PythonTask(file=training_task.__file__)
+    recorded = specs.RefreshSpec(model="m", name="v1", task=section)
+    network = tasks.build(section).network(("a", "b"))
+    folder = tmp_path / "v1"
+    bundle.save(folder, network=network, spec=recorded, classes=("a", "b"))
+    asked = specs.RefreshSpec(model="m", name="v2", task=specs.DigitsTask())
+    with pytest.raises(DataError, match=f"v1 cannot be run, .* --trust-code {training_task.DIGEST}"):
+        require_runnable(asked, [folder])
+    trust = specs.Trust(code_digests=(training_task.DIGEST,))
+    require_runnable(asked.model_copy(update={"trust": trust}), [folder])
 
 
 def test_half_a_note_is_no_end(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from graceful.training.versions import grouped, mixture, opened
 class Slice(NamedTuple):
     """One rank's part of one slice of a batch, on the rank's device."""
 
+    positions: NDArray[np.int64]
     inputs: Tensor
     labels: Tensor
     old: tuple[OldOutputs | None, ...]
@@ -73,6 +74,7 @@ class Materials:
         items = self.train.read(positions)
         reference = self.reference.fetch(positions, items, views, index) if self.reference else None
         return Slice(
+            positions=positions,
             inputs=self.task.transform(items, views).to(self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
             old=tuple(
@@ -191,6 +193,12 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
             f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {found} of {given};"
             f" must be [{rows}, d] and {wanted}, one logit for each class"
         )
+
+
+def first_not_finite(one: Slice) -> int:
+    """Return the position of the first sample of a slice whose input holds NaN or infinity; -1 where there is none."""
+    bad = (~one.inputs.reshape(len(one.inputs), -1).isfinite().all(1)).nonzero().flatten().tolist()
+    return int(one.positions[bad[0]]) if bad else -1
 
 
 def evaluate(

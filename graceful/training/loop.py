@@ -176,7 +176,7 @@ class Loop:
             names = ["total", *value.parts]
             numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
             means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))
-            self._check(means, step=step, epoch=epoch)
+            self._check(means, one, step=step, epoch=epoch)
             self.engine.backward(value.total)
             for name, number in means.items():
                 sums[name] = sums.get(name, 0.0) + number / len(slices)
@@ -210,11 +210,18 @@ class Loop:
         found: list[float] = (numbers / self.place.world_size).tolist()
         return found
 
-    def _check(self, means: Mapping[str, float], *, step: int, epoch: int) -> None:
+    def _check(self, means: Mapping[str, float], one: batches.Slice, *, step: int, epoch: int) -> None:
         """Before the gradients are touched: end the run if a number is not finite, or time is up."""
-        stops.require_finite(means, step=step, epoch=epoch)
+        stops.require_finite(means, step=step, epoch=epoch, culprit=lambda: self._culprit(one))
         if self.place.deadline is not None and time.monotonic() > self.place.deadline:
             raise out_of_time(self.train.timeout)
+
+    def _culprit(self, one: batches.Slice) -> str | None:
+        """Id of a sample whose input is not finite, on whichever rank; all ranks ask."""
+        position = torch.tensor(batches.first_not_finite(one), device=self.place.device)
+        if self.place.world_size > 1:
+            distributed.all_reduce(position, distributed.ReduceOp.MAX)
+        return str(self.materials.train.ids[int(position)]) if int(position) >= 0 else None
 
     def _report(self, means: Mapping[str, float], *, rate: float, norm: float | None, epoch: int) -> None:
         pace = self.clock.seconds_per_step

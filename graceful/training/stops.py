@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from graceful.errors import NonFiniteError
@@ -22,13 +22,17 @@ class Progress:
     former_error: float = 1.0
 
 
-def require_finite(means: Mapping[str, float], *, step: int, epoch: int) -> None:
+def require_finite(
+    means: Mapping[str, float], *, step: int, epoch: int, culprit: Callable[[], str | None] = lambda: None
+) -> None:
     """Refuse the losses of a step.
 
     Args:
         means: Name -> mean over ranks, `total` among them.
         step: Counted from 0.
         epoch: Counted from 0.
+        culprit: Id of a training sample of this step whose input is not finite; asked by all ranks alike if a loss is
+            not.
 
     Raises:
         NonFiniteError: On all ranks alike.
@@ -37,14 +41,19 @@ def require_finite(means: Mapping[str, float], *, step: int, epoch: int) -> None
     if not bad:
         return
     name = next((name for name in bad if name != "total"), "total")
+    where, facts = f"step {step + 1}, epoch {epoch + 1}: loss {name} is {means[name]}", {"step": step + 1, "part": name}
+    sample = culprit()
+    if sample is not None:
+        raise unanimous(
+            NonFiniteError(
+                f"{where}: sample {sample!r} of train holds NaN or infinity after transform(); correct the data, or"
+                " transform()",
+                {**facts, "sample": sample},
+            )
+        )
     remedy = (
         "lower train.optimizer.lr, or keep train.clip above 0"
         if name in ("task", "total")
         else f"lower the weight of {name.partition('/')[0]}, or train.optimizer.lr"
     )
-    raise unanimous(
-        NonFiniteError(
-            f"step {step + 1}, epoch {epoch + 1}: loss {name} is {means[name]}, must be finite; {remedy}",
-            {"step": step + 1, "part": name},
-        )
-    )
+    raise unanimous(NonFiniteError(f"{where}, must be finite; {remedy}", facts))

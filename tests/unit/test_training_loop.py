@@ -32,6 +32,8 @@ from graceful.training.collapse import HeldOut
 from graceful.training.driver import TrainingJob, TrainingResult, train
 from graceful.training.engine import TorchEngine
 from graceful.training.job import claim
+from graceful.training.sampler import Sampler
+from graceful.training.stops import require_finite
 from tests.support import training as support
 from tests.support import training_task
 
@@ -99,6 +101,11 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_said_so(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(StorageError, match="cannot write a checkpoint, the disk is full; free some space"):
         train(TrainingJob(spec=parse(epochs=1), run_dir=tmp_path))
+
+
+def test_a_loss_that_is_not_finite_of_finite_inputs_is_answered_by_a_lower_rate() -> None:
+    with pytest.raises(NonFiniteError, match=r"step 5, epoch 1: loss task is inf, must be finite; lower train\.opt"):
+        require_finite({"total": float("inf"), "task": float("inf")}, step=4, epoch=0)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -194,8 +201,14 @@ def test_a_checkpoint_of_another_spec_is_refused_even_if_the_folder_forgot_whose
 
 
 def test_a_loss_that_is_not_finite_stops_before_its_step(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"step 5, epoch 1: loss task is nan, must be finite; lower") as caught:
-        train(TrainingJob(spec=parse(options={"poison": 5}), run_dir=tmp_path))
+    document = parse(options={"poison": 5})
+    poisoned = Sampler(samples=240, batch_size=24, accumulation=1, world_size=1, seed=0).epoch(0)[4, 0, 0, 0]
+    with pytest.raises(NonFiniteError) as caught:
+        train(TrainingJob(spec=document, run_dir=tmp_path))
+    assert caught.value.message == (
+        f"step 5, epoch 1: loss task is nan: sample 'train/{poisoned:03d}' of train holds NaN or infinity after"
+        " transform(); correct the data, or transform()"
+    )
     assert caught.value.facts["step"] == 5
     assert len(losses(tmp_path)) == 4
     assert not (tmp_path / "training.json").exists()

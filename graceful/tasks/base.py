@@ -18,6 +18,9 @@ Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 """train: gradients. validation: choose hyper-parameters and stop. constraint: multipliers. test: the gate, once.
 query, gallery: retrieval; a task without them is measured with test against test, same ids removed."""
 
+WHAT = "samples: "
+"""How every refusal of samples begins."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
@@ -46,14 +49,14 @@ class Samples:
     def __post_init__(self) -> None:
         if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:
             got = f"{self.read!r:.40} and {self.digest!r:.40}"
-            raise DataError(f"samples: read must be a function and digest a SHA-256 of the content, got {got}")
+            raise DataError(f"{WHAT}read must be a function and digest a SHA-256 of the content, got {got}")
         _require_names(self.classes)
         _require_columns(self.ids, self.labels, self.groups)
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         _require_distinct(self.ids)
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             span = f"{self.labels.min()}..{self.labels.max()}"
-            raise DataError(f"samples: labels span {span}, there are {len(self.classes)} classes; give indices of them")
+            raise DataError(f"{WHAT}labels span {span}, there are {len(self.classes)} classes; give indices of them")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +86,7 @@ class Samples:
         raw, names, numbers = _array(items), _text("ids", ids), _whole(labels)
         if len(raw) != len(names):
             raise DataError(
-                f"samples: {len(raw)} items, {len(names)} ids, {len(numbers)} labels; give one of each for each sample"
+                f"{WHAT}{len(raw)} items, {len(names)} ids, {len(numbers)} labels; give one of each for each sample"
             )
         content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
         return cls(
@@ -103,9 +106,9 @@ def _array(items: NDArray[Any] | Sequence[Any]) -> NDArray[Any]:
     try:
         raw = np.asarray(items)
     except ValueError as e:
-        raise DataError("samples: items differ in shape; bring them to one, or make Samples with your own read") from e
+        raise DataError(f"{WHAT}items differ in shape; bring them to one, or make Samples with your own read") from e
     if raw.dtype.hasobject:
-        raise DataError("samples: items are Python objects; give an array, or make Samples with your own read")
+        raise DataError(f"{WHAT}items are Python objects; give an array, or make Samples with your own read")
     return raw
 
 
@@ -114,7 +117,7 @@ def _whole(labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     with np.errstate(invalid="ignore"):
         numbers = given.astype(np.int64) if given.dtype.kind in "biuf" else None
     if numbers is None or given.ndim != 1 or not np.array_equal(numbers, given):
-        raise DataError(f"samples: labels {given[:3].tolist()!s:.60} ... must be whole numbers, indices into classes")
+        raise DataError(f"{WHAT}labels {given[:3].tolist()!s:.60} ... must be whole numbers, indices into classes")
     return numbers
 
 
@@ -123,7 +126,7 @@ def _text(column: str, names: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:
     values = names.tolist() if isinstance(names, np.ndarray) else list(names)
     for name in values:
         if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
-            raise DataError(f"samples: {column} must be strings, got {name!r:.60} of type {type(name).__name__}")
+            raise DataError(f"{WHAT}{column} must be strings, got {name!r:.60} of type {type(name).__name__}")
     return np.asarray(values, dtype=np.str_)
 
 
@@ -135,10 +138,10 @@ def _require_names(classes: tuple[str, ...]) -> None:
     """
     for name in classes:
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"samples: classes must be names, got {name!r:.60}; name every class")
+            raise DataError(f"{WHAT}classes must be names, got {name!r:.60}; name every class")
         _require_utf8("classes", name)
     if not isinstance(classes, tuple) or len(set(classes)) < len(classes):
-        raise DataError(f"samples: classes must be a tuple of different names, got {classes!r:.60}")
+        raise DataError(f"{WHAT}classes must be a tuple of different names, got {classes!r:.60}")
 
 
 def _require_columns(ids: NDArray[Any], labels: NDArray[Any], groups: NDArray[Any]) -> None:
@@ -150,19 +153,17 @@ def _require_columns(ids: NDArray[Any], labels: NDArray[Any], groups: NDArray[An
         kind = f"{column.dtype} {list(column.shape)}" if isinstance(column, np.ndarray) else type(column).__name__
         empty = isinstance(column, np.ndarray) and column.shape == (0,)
         if not isinstance(column, np.ndarray) or column.ndim != 1 or not (empty or column.dtype.kind in kinds):
-            raise DataError(f"samples: {name} must be an array [N] of {wanted}, got {kind}")
+            raise DataError(f"{WHAT}{name} must be an array [N] of {wanted}, got {kind}")
     if not len(ids) == len(labels) == len(groups):
         counts = f"{len(ids)} ids, {len(labels)} labels, {len(groups)} groups"
-        raise DataError(f"samples: {counts}; give one of each for each sample")
+        raise DataError(f"{WHAT}{counts}; give one of each for each sample")
 
 
 def _require_distinct(ids: NDArray[np.str_]) -> None:
     names = ids.tolist()
     repeated = len(names) - len(set(names))
     if repeated:
-        raise DataError(
-            f"samples: {repeated} ids repeat, e.g. {_first_repeated(names)!a}; ids must be unique in a split"
-        )
+        raise DataError(f"{WHAT}{repeated} ids repeat, e.g. {_first_repeated(names)!a}; ids must be unique in a split")
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
@@ -179,7 +180,7 @@ def _require_utf8(column: str, name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"samples: {column}: {name!a} is no text that UTF-8 can hold; give another name") from e
+        raise DataError(f"{WHAT}{column}: {name!a} is no text that UTF-8 can hold; give another name") from e
 
 
 @runtime_checkable

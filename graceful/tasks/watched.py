@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graceful.errors import DataError, GracefulError, SpecError
 from graceful.models.base import Network
-from graceful.tasks.base import Samples, Split, Task
+from graceful.tasks.base import WHAT, Samples, Split, Task
 
 _MAY_BE_ABSENT = ("query", "gallery")
 _NEEDED = ("train", "validation")
@@ -55,9 +55,14 @@ class Watched:
             SpecError: An error in the file, or no Samples.
             DataError: An empty split that training needs, or classes in another order than the task's.
         """
-        with blamed(self.path, passing=(KeyError,) if split in _MAY_BE_ABSENT else ()):
-            found = self.own.samples(split)
         where = f"{self.path}: samples({split!r})"
+        try:
+            with blamed(self.path, passing=(KeyError,) if split in _MAY_BE_ABSENT else ()):
+                found = self.own.samples(split)
+        except DataError as e:
+            if not e.message.startswith(WHAT):
+                raise
+            raise DataError(f"{where}: {e.message.removeprefix(WHAT)}") from e
         if not isinstance(found, Samples):
             raise SpecError(f"{where} returned a {type(found).__name__}; return Samples.of(items, labels, ...)")
         if split in _NEEDED and not len(found):

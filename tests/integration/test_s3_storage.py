@@ -107,6 +107,24 @@ def test_a_task_in_a_bucket_reads_like_one_on_disk(images, bucket, tmp_path, mon
     assert tasks.build(ImageFolderTask(root=images, size=8)).samples("train").digest != there.digest
 
 
+def test_prefixes_are_told_apart_as_folders_are(images, bucket):
+    for split in ("Train", "val", "TEST"):
+        for label in ("cafe\u0301", "dog"):
+            put(bucket, f"split/{split}/{label}/1.png", picture((9, 9, 9)))
+    put(bucket, "split/__MACOSX/Train/._1.png", b"x")
+    put(bucket, "split/Train/dog/a.heic", b"x")
+    task = tasks.build(ImageFolderTask(root=f"s3://{bucket}/split", size=8))
+    assert task.classes == ("caf\u00e9", "dog")
+    assert task.samples("test").ids.tolist() == ["TEST/cafe\u0301/1.png", "TEST/dog/1.png"]
+    assert task.notes == (f"s3://{bucket}/split: 1 file passed over: 1 .heic",)
+    put(bucket, "split/Train/caf\u00e9/1.png", picture((9, 9, 9)))
+    with pytest.raises(DataError, match="look the same"):
+        tasks.build(ImageFolderTask(root=f"s3://{bucket}/split", size=8)).samples("train")
+    put(bucket, "insects/ant//01.png", picture((9, 9, 9)))
+    with pytest.raises(DataError, match="differs only in slashes"):
+        tasks.build(ImageFolderTask(root=images, size=8)).samples("train")
+
+
 def test_a_corrupt_object_is_named(images, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path))
     put(bucket, "insects/bee/00.png", b"not an image")

@@ -121,6 +121,8 @@ def test_splits_that_share_ids_are_refused(tmp_path: Path, one: str, other: str)
 @pytest.mark.parametrize("error", [KeyError("constraint"), DataError("no image"), None])
 def test_a_run_without_budgets_needs_no_constraint_split(tmp_path: Path, error: Exception | None) -> None:
     class Without(Blobs):
+        notes = ("photos: 2 files passed over: 2 .heic",)
+
         def samples(self, split: Any) -> Any:
             if split == "constraint" and error is not None:
                 raise error
@@ -129,8 +131,11 @@ def test_a_run_without_budgets_needs_no_constraint_split(tmp_path: Path, error: 
             return replace(found, **none) if split == "constraint" else found
 
     task = Without(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
-    document = parse(tmp_path, epochs=1, batch_size=24)
-    assert train(document, run_dir=tmp_path / "run", home=tmp_path, task=task).result.steps == 10
+    document, rows = parse(tmp_path, epochs=1, batch_size=24), list[Any]()
+    trained = train(document, run_dir=tmp_path / "run", home=tmp_path, task=task, progress=rows.append)
+    assert trained.result.steps == 10
+    assert trained.notes == Without.notes
+    assert {"stage": "data", "notes": Without.notes} in rows
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

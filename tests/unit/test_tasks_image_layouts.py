@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graceful import storage, tasks
+from graceful import tasks
 from graceful.errors import DataError
 from graceful.spec import ImageFolderTask
 
@@ -187,13 +187,6 @@ def test_messages_about_a_name_with_a_line_break_have_one_line(fill):
             assert "two\\nlines.png" in str(caught.value)
             return
     pytest.fail("the image is in no split")
-
-
-def test_objects_of_a_bucket_that_differ_only_in_slashes_are_refused(monkeypatch):
-    keys = ("photos/ant/1.png", "photos/ant//1.png")
-    stored = [storage.StoredObject(bucket="b", key=key, size=1, etag="e") for key in keys]
-    monkeypatch.setattr(storage, "list_objects", lambda uri: stored)
-    assert "differs only in slashes" in refusal("s3://b/photos")
 
 
 def test_roots_that_cannot_be_looked_at_are_refused(tmp_path):

@@ -204,6 +204,14 @@ def test_what_a_task_does_wrong_later_is_said_with_its_file(write, good, bad, sa
     [
         ("Samples.of(np.zeros((0, 3), np.float32), [], classes=self.classes, ids=[])", "is empty; training needs"),
         ("Samples.of(np.zeros((1, 3)), [0], classes=('a', 'z'), ids=['x'])", "has classes ('a', 'z'), the task"),
+        (
+            "Samples.of(np.zeros((1, 3)), [4], classes=self.classes, ids=['x'])",
+            "own.py: samples('train'): labels span 4",
+        ),
+        (
+            "Samples.of([[1], [2, 3]], [0, 1], classes=self.classes, ids=['x', 'y'])",
+            "samples('train'): items differ in",
+        ),
     ],
 )
 def test_splits_that_cannot_train_are_refused(write, bad, said):

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from graceful import tasks
 from graceful.errors import IntegrityError, SpecError
 from graceful.models import bundle
 from graceful.programs import exclusive, home_of
+from graceful.programs.readiness import require_ready
 from graceful.programs.refresh import ancestors_of
 from graceful.programs.train import Progress, silent
 from graceful.programs.tuning import final, result, space, splits
@@ -22,6 +23,7 @@ from graceful.programs.tuning.search import located, search
 from graceful.programs.tuning.study import Study, Tried
 from graceful.spec import RefreshSpec, Tune
 from graceful.storage import Mirror, sha256_json, write_bytes, write_json, write_text
+from graceful.training.start import require_start
 
 RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
 JUDGED = {"error", "tolerance", "confidence"}
@@ -78,15 +80,19 @@ def tune(
         ancestors = ancestors_of(spec, folder, begun=(folder / IDENTITY).exists())
         if not ancestors:
             raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
+        bench = None
         if not (folder / IDENTITY).exists():
             require_runnable(spec, ancestors)
+            bench = _bench(spec, folder, ancestors)
+            _require_ready(bench)
         _claim(spec, folder)
         known = _finished(spec, folder)
         if known is not None:
             mirror.save(folder, but=(*OTHERS, RESULT))
             mirror.save(folder, only=(RESULT,))
             return known
-        return _searched(spec, _bench(spec, folder, ancestors), mirror, progress=progress, watch=watch)
+        bench = bench or _bench(spec, folder, ancestors)
+        return _searched(spec, bench, mirror, progress=progress, watch=watch)
 
 
 def require_runnable(spec: RefreshSpec, ancestors: Sequence[Path]) -> None:
@@ -97,6 +103,18 @@ def require_runnable(spec: RefreshSpec, ancestors: Sequence[Path]) -> None:
     """
     for folder in ancestors:
         bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests)
+
+
+def _require_ready(bench: Bench) -> None:
+    """Refuse what every trial would meet, or only the end of the search, before the folder is claimed.
+
+    Raises:
+        SpecError, DataError: The spec does not fit the data, the machine or the predecessor; too few ids.
+    """
+    for name in ("search",) if bench.tune.objectives == "front" else get_args(splits.Part):
+        splits.part(bench.task, bench.spec, name)
+    require_start(bench.spec, bench.ancestors[0], task=bench.task)
+    require_ready(bench.of_trials, bench.task, run_dir=bench.folder)
 
 
 def _searched(

@@ -11,8 +11,9 @@ import pytest
 
 from graceful import spec as specs
 from graceful import tasks
-from graceful.errors import DataError, IntegrityError
+from graceful.errors import DataError, GracefulError, IntegrityError
 from graceful.models import bundle
+from graceful.programs import tune as tuning
 from graceful.programs.train import train
 from graceful.programs.tune import require_runnable
 from graceful.programs.tuning import fits, splits
@@ -158,6 +159,31 @@ def test_a_search_over_an_ancestor_whose_code_is_not_trusted_is_refused_before_i
         require_runnable(asked, [folder])
     trust = specs.Trust(code_digests=(training_task.DIGEST,))
     require_runnable(asked.model_copy(update={"trust": trust}), [folder])
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "said"),
+    [
+        ({}, {"batch_size": 9999}, r"train\.batch_size must be at most the \d+ training samples, got 9999"),
+        ({}, {"precision": "fp16", "use_gpu": False}, r"train\.precision: fp16 needs a GPU"),
+        ({}, {"start": "latest"}, r"train\.start: latest needs the network of v1, but"),
+        ({"share": 0.05}, {"batch_size": 16}, r"tune: \d+ ids are left for search, need at least 999999"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_the_search_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: dict[str, Any], train: dict[str, Any], said: str
+) -> None:
+    sections = {"home": str(tmp_path), "train": {"num_workers": 0, "engine": {"kind": "torch"}, **train}}
+    spec = specs.parse({"model": "m", "name": "v2", "task": {"kind": "digits", **task}, **sections})
+    old = specs.RefreshSpec(model="m", name="v1", task=specs.DigitsTask(network=specs.Network(embedding=32)))
+    built = tasks.build(old.task)
+    bundle.save(tmp_path / "v1", network=built.network(built.classes), spec=old, classes=built.classes)
+    monkeypatch.setattr("graceful.programs.tune.ancestors_of", lambda *_, **__: [tmp_path / "v1"])
+    if "share" in task:
+        monkeypatch.setattr(splits, "LEAST", 999_999)
+    with pytest.raises(GracefulError, match=said):
+        tuning.tune(spec)
+    assert not (tuning.folder_of(spec) / tuning.IDENTITY).exists()
 
 
 def test_half_a_note_is_no_end(tmp_path: Path) -> None:

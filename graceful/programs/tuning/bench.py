@@ -56,6 +56,11 @@ class Bench:
         absolute = None if self.tune.error == "reference" else float(self.tune.error)
         return Limit(absolute=absolute, tolerance=self.tune.tolerance, confidence=self.tune.confidence)
 
+    @property
+    def of_trials(self) -> RefreshSpec:
+        """The spec as trials train it."""
+        return self.spec.model_copy(update={"train": self.spec.train.model_copy(update=_alone(self.spec))})
+
     def work(
         self,
         point: Point | None,

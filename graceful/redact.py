@@ -15,12 +15,15 @@ from typing import Any
 HIDDEN = "***"
 SHORTEST = 6
 """Characters of a known secret below which it is not looked for in texts: it would be found everywhere."""
+LONGEST_WORD = 16
+"""The same for one of small letters alone, which may be a word, such as the name of this program."""
 _NAME = re.compile(
-    r"(?i)secret|passw(?:or)?d|passphrase|credential|token(?![a-z])|authorization|(?<![a-z])pwd(?![a-z])"
+    r"(?i)secret|passw(?:or)?d|passphrase|credential|authorization|(?<![a-z])pwd(?![a-z])"
     r"|(?:api|access|private|account)[_-]?key"
+    r"|(?<!(?:bos|cls|eos|pad|per|sep|unk)[_-])(?<!mask[_-])token(?![a-z])"  # tokens of a text are no secrets
 )
 _SURE = re.compile(r"(?i)(?:secret|passw(?:or)?d|passphrase|pwd|(?:api|access|private|account)[_-]?key)$")
-"""Names under which even a number is a secret; under others, such as `pad_token`, it is a setting."""
+"""Names under which even a number is a secret; under others, such as `token_size`, it is a setting."""
 _HARMLESS = re.compile(
     r"(?i)(?:[_-]?(?:file|path|dir|folder|ref)|secret_?name|application_credentials|automountserviceaccounttoken"
     r"|(?:env_from|pull|imagepull)_?secrets)$"
@@ -146,12 +149,12 @@ def _without_known(text: str) -> str:
     for name, value in os.environ.items():
         if name == "PWD":  # the shell's working directory
             continue
-        if _is_secret(name) and value.lower() not in _PLAIN:
+        if _is_secret(name) and not name.endswith("_ID") and value.lower() not in _PLAIN:
             known[value.strip()] = HIDDEN
         elif _WEBHOOK.search(name):
             known[value.strip()] = webhook(value.strip())
     for value in sorted(known, key=len, reverse=True):
-        if len(value) >= SHORTEST:
+        if len(value) >= (LONGEST_WORD if value.isalpha() and value.islower() else SHORTEST):
             text = text.replace(value, known[value])
     return text
 

@@ -109,7 +109,7 @@ def _apply_there(
     job = planning.job_of(sample, chosen)
     planned = kuberay.KubeRayBackend(profile=chosen, connect=lambda: kube).plan(job)
     for finding in planned.findings:
-        out.talk(redact.shown(f"{finding.severity}: {finding.line()}"))
+        out.talk(redact.message(f"{finding.severity}: {finding.line()}"))
     backend.refuse(planned)
     document = json.loads(job.document or "{}")
     document["name"] = resolved.name

@@ -201,7 +201,7 @@ def present(planned: Plan, output: str) -> None:
     if output == "yaml":
         sys.stdout.write(plan.as_yaml(*planned.documents))
         for finding in planned.findings:
-            out.talk(redact.shown(f"{finding.severity}: {finding.line()}"))
+            out.talk(redact.message(f"{finding.severity}: {finding.line()}"))
     elif output == "json":
         out.document(document(planned), "json")
     else:
@@ -242,7 +242,7 @@ def _people(planned: Plan, say: Any) -> None:
     for note in planned.notes:
         say(note)
     for finding in planned.findings:
-        say(redact.shown(f"{finding.severity}: {finding.line()}"))
+        say(redact.message(f"{finding.severity}: {finding.line()}"))
     say("")
     for difference in planned.differences:
         say(f"{difference.change}: {difference.document}")

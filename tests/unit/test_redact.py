@@ -55,6 +55,7 @@ def test_what_is_redacted_stays_as_it_is(pieces: list[str]) -> None:
         ("password: two words, and more", "password: ***"),
         ("tokenizer: bert-base", "tokenizer: bert-base"),
         ("max_tokens=512", "max_tokens=512"),
+        ("pad_token=[PAD]", "pad_token=[PAD]"),
     ],
 )
 def test_addresses_and_assignments(text: str, shown: str) -> None:
@@ -102,3 +103,9 @@ def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PWD", "/home/somebody/project")
     line = "/home/somebody/project/jobs/v1.yaml: no such spec file"
     assert redact.message(line) == line
+
+
+def test_a_password_that_is_a_word_is_not_looked_for_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "graceful")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "refresh-1")
+    assert SpecError("run `graceful refresh-1` again").message == "run `graceful refresh-1` again"

@@ -82,6 +82,42 @@ def test_no_command_shows_a_secret(run: Run, tmp_path: Path, place: str, command
         assert said.count("\n") == 1, said
 
 
+@pytest.mark.parametrize("output", ["table", "yaml", "json"])
+@pytest.mark.parametrize("kind", ["kuberay", "rayjobs"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"env": {"GRACEFUL_WEBHOOK": HOOK}},
+        {"env": {"AWS_SECRET_ACCESS_KEY": f"/{MARKER}"}},
+        {"mlflow": {"uri": f"http://bob:{MARKER}/x@mlflow:5000"}},
+        {"mlflow": {"uri": f"postgresql://db/x?user=u&password={MARKER}"}},
+    ],
+)
+def test_a_profile_with_a_secret_is_refused_and_not_shown(
+    run: Run, tmp_path: Path, changes: dict[str, object], kind: str, output: str
+) -> None:
+    path = {"kuberay": tmp_path / "cluster" / "kind.yaml", "rayjobs": tmp_path / "rays.yaml"}[kind]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+    code, said = run("plan", "v1.yaml", "--on", "mine.yaml", "--offline", "-o", output)
+    assert code == 2
+    assert "looks like a secret" in said
+    assert MARKER not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(("ui",), 0), (("refresh", "v1.yaml", "--dry-run"), 0), (("list", "--on", "local"), 0)]
+)
+def test_no_command_shows_what_the_environment_holds(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://bob:{MARKER}@mlflow.example")
+    monkeypatch.setenv("GRACEFUL_WEBHOOK", HOOK)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{MARKER}\n")
+    found, said = run(*words)
+    assert found == code, said
+    assert MARKER not in said
+
+
 @pytest.mark.parametrize("kind", ["kuberay", "rayjobs"])
 @pytest.mark.parametrize(
     ("key", "value", "instead"),

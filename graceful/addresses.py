@@ -1,4 +1,4 @@
-"""Addresses of buckets, s3://bucket/prefix: recognised, checked and normalised here alone. Every process uses it.
+"""Addresses of buckets, s3://bucket/prefix, and of servers: recognised and checked here alone. Every process uses it.
 
 What people write differs in the scheme's letters (`S3://`, and `s3a://` and `s3n://` of Hadoop); graceful keeps s3://.
 Nothing else of an address that works is changed, so that the digest of the spec in which it stands stays what it was.
@@ -7,6 +7,7 @@ Nothing else of an address that works is changed, so that the digest of the spec
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 SCHEME = "s3://"
 SHAPE = "must look like s3://bucket/prefix"
@@ -81,3 +82,51 @@ def in_document(text: str) -> str:
         return normalised(text)
     except ValueError as e:
         raise ValueError(f"{e}, got {text}") from e
+
+
+def server_problem(text: str, *, schemes: tuple[str, ...] = ("http", "https")) -> str | None:
+    """Return what is wrong with the address of a server, without repeating it; None if it can be asked.
+
+    Args:
+        text: As a person wrote it.
+        schemes: Those whose address has a host; others are only required to be readable.
+    """
+    shape = f"must be an address such as {schemes[0]}://host:port"
+    if not text.isprintable() or any(character.isspace() for character in text):
+        return f"{shape}, it holds white space or control characters"
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        readable = parts.port != 0
+        host.encode("idna")
+    except ValueError:  # also UnicodeError, of idna
+        return f"{shape}, its host or port cannot be read"
+    if not readable or (parts.scheme in schemes and not host):
+        return f"{shape}, its host or port is missing"
+    return None
+
+
+def server(text: str) -> str:
+    """Return the address of a web server itself, for keys of a document.
+
+    Raises:
+        ValueError: It is none; the message does not repeat it, it may hold a password.
+    """
+    wrong = server_problem(text)
+    if wrong is None and not text.lower().startswith(("http://", "https://")):
+        wrong = "must be an address such as http://host:port"
+    if wrong is not None:
+        raise ValueError(wrong)
+    return text
+
+
+def registry(text: str) -> str:
+    """Return the address of a registry itself: of a server, or of a database.
+
+    Raises:
+        ValueError: It cannot be read; the message does not repeat it.
+    """
+    wrong = server_problem(text)
+    if wrong is not None:
+        raise ValueError(wrong)
+    return text

@@ -58,21 +58,29 @@ def read(path: Path, *, where: str | None = None, largest: int = LARGEST) -> Any
     """
     where = str(path) if where is None else where
     try:
-        with path.open("rb") as stream:
-            content = stream.read(largest + 1)
-        text = content.decode(_encoding(content))
-    except FileNotFoundError:
-        raise
-    except UnicodeDecodeError as e:
-        if len(content) <= largest:
-            name = e.encoding.upper().replace("UTF_", "UTF-").removesuffix("-SIG")
-            raise SpecError(f"{where}: cannot be read (not {name} at byte {e.start}); give a YAML file") from e
-        text = ""
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the path
+        return parse(read_text(path, largest=largest), where=where)
+    except (OSError, ValueError) as e:
+        if isinstance(e, FileNotFoundError):
+            raise
         raise SpecError(f"{where}: cannot be read ({one_line(e)}); give a YAML file") from e
+
+
+def read_text(path: Path, *, largest: int) -> str:
+    """Return the text of a file that a person named, which may be anything: a device without an end, a folder.
+
+    Raises:
+        OSError: It cannot be opened or read.
+        ValueError: It holds more bytes, or is not UTF-8; or there is a NUL in the path.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(largest + 1)
     if len(content) > largest:
-        raise SpecError(f"{where}: more than {largest} bytes, the most that is read; is it the right file?")
-    return parse(text, where=where)
+        raise ValueError(f"more than {largest} bytes, the most that is read; is it the right file?")
+    try:
+        return content.decode(_encoding(content))
+    except UnicodeDecodeError as e:
+        name = e.encoding.upper().replace("UTF_", "UTF-").removesuffix("-SIG")
+        raise ValueError(f"not {name} at byte {e.start}") from e
 
 
 def _encoding(content: bytes) -> str:

@@ -10,6 +10,7 @@ import getpass
 import os
 from pathlib import Path
 
+from graceful import paths
 from graceful.errors import SpecError
 
 
@@ -32,12 +33,12 @@ def expanded(path: str | Path, *, what: str) -> Path:
         what: Key, option or variable, for messages.
 
     Raises:
-        SpecError: There is no such home directory.
+        SpecError: There is no such home directory, or the path cannot name a file.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as e:
-        raise SpecError(f"{what} {str(path)!r}: there is no such home directory; write an absolute path") from e
+    problem = paths.problem(path)
+    if problem is not None:
+        raise SpecError(f"{what} {str(path)[: paths.LONGEST_PART]!r}: {problem}")
+    return Path(path).expanduser()
 
 
 def variables(home: Path) -> dict[str, str]:

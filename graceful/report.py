@@ -127,9 +127,17 @@ def _measurement(name: str, raw: Mapping[str, Any]) -> Measurement:
 def _require_names(report: Report) -> None:
     named = {"model": report.model, "version": report.version}
     named |= {f"comparisons.{index}.against": item.against for index, item in enumerate(report.comparisons)}
+    named |= {f"comparisons.{index}.model_id": item.model_id for index, item in enumerate(report.comparisons)}
+    named |= {f"notes.{index}": note for index, note in enumerate(report.notes)}
+    if not isinstance(report.data, dict):
+        raise ValueError(f"data must be a mapping of splits to digests, got {report.data!r:.40}")
+    named |= {f"data.{split}": digest for split, digest in report.data.items()}
     for key, name in named.items():
         if not isinstance(name, str):
             raise ValueError(f"{key} must be a name, got {name!r:.40}")
+    for index, item in enumerate(report.comparisons):
+        if type(item.distance) is not int:
+            raise ValueError(f"comparisons.{index}.distance must be a whole number, got {item.distance!r:.40}")
 
 
 def _refuse_constant(name: str) -> float:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """Lower case letters, digits and inner hyphens, at most 63: also a valid name in MLflow, S3 and Kubernetes."""
+
+VERSION = rf"^{NAME[1:-1]}(:{NAME[1:-1]}|@[A-Za-z0-9_-]{{1,64}})$"
+"""How a spec names a registered version."""
+REFERENCE = rf"{NAME[1:-1]}(:{NAME[1:-1]}|@[\w-]{{1,255}})?"
+"""How people name a version, or the newest of a model: MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS."""
+LARGEST_INTEGER = 2**63 - 1
+"""What every format and library that a number passes through can hold."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -39,6 +46,16 @@ class Section(BaseModel):
                 got = f"got {str(values[name]).lower()}"
                 raise ValueError(f"{name} must not be true or false (yes, no, on, off mean these in YAML), {got}")
         return {**values, **cls._default_kinds(values)}
+
+    @model_validator(mode="after")
+    def _holdable(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+                raise ValueError(
+                    f"{name} must be at most {LARGEST_INTEGER}, got a number of {len(str(value))} characters"
+                )
+        return self
 
     @classmethod
     def _default_kinds(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from graceful.cli.options import HOME, OUTPUT, VERBOSE, options
+from graceful.cli.options import HOME, OUTPUT, VERBOSE, Finite, options
 
 REASON = click.option("--reason", required=True, metavar="TEXT", help="Why; recorded for good.")
 AUTHOR = click.option("--author", metavar="NAME", help="Who; recorded for good.  [default: your user name]")
@@ -25,7 +25,7 @@ class _Champion(click.ParamType[int]):
         """Read it."""
         if isinstance(value, int):
             return value
-        if value == "none" or (value.isdigit() and int(value) > 0):
+        if value == "none" or re.fullmatch(r"0{0,9}[1-9][0-9]{0,9}", value):
             return 0 if value == "none" else int(value)
         self.fail(f"must be the number of a version, or none, got {value!r}", param, ctx)
 
@@ -128,7 +128,7 @@ def history(version: str, **rest: Any) -> int:
 @click.option("--dry-run", is_flag=True, help="Only tell what is wrong.")
 @click.option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=24.0,
     show_default=True,
     metavar="HOURS",
@@ -155,16 +155,18 @@ def _start(
     action: str, reference: str, *, home: Path | None, output: str, verbose: int, author: str | None = None, **rest: Any
 ) -> int:
     """Run the action in a process of its own, which may import mlflow."""
+    from graceful import startup
     from graceful.cli import programs
     from graceful.launch import foreground
     from graceful.launch.job import JobSpec
 
+    programs.require_reference(reference)
     document = {"action": action, "reference": reference, **rest}
     if "reason" in rest:
         document["author"] = author or _user()
     job = JobSpec(
         name=f"{action} {reference}",
-        command=(sys.executable, "-m", "graceful.programs", "act", "--output", output),
+        command=startup.python("graceful.programs", "act", "--output", output),
         env=programs.environment(os.environ, home=home, verbose=verbose),
         document=json.dumps(document),
     )

@@ -9,7 +9,7 @@ import click
 
 from graceful import __version__
 from graceful.cli import acting, cluster
-from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, TRUST, VERBOSE, InOrder, options
+from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
 from graceful.cli.schedule import schedule
 
 
@@ -88,7 +88,7 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
 
 @click.command(short_help="Search the weights: fewest negative flips at a fixed error.")
 @options(SPEC, SET, TRUST, HOME)
-@click.option("--trials", type=click.IntRange(1), help="As --set tune.trials=N.")
+@click.option("--trials", type=Whole(1), help="As --set tune.trials=N.")
 @click.option("--dry-run", is_flag=True, help="Print what would be searched, and how many trainings; do nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
 def tune(spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | None, dry_run: bool, **talk: Any) -> int:
@@ -139,7 +139,7 @@ def evaluate(
 
 
 @click.command(short_help="Judge a report: passed or held.")
-@click.argument("report", type=click.Path(path_type=Path))
+@click.argument("report", type=File(path_type=Path))
 @options(SPEC, SET, OUTPUT)
 def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
     """Judge a REPORT by the constraints of SPEC: passed (0) or held (3).
@@ -157,10 +157,8 @@ def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
 
 @click.command(short_help="Show the versions of a model and what they broke.")
 @click.argument("model")
-@click.option(
-    "--draw", type=click.Path(path_type=Path), metavar="FILE", help="Also write it as .svg, .png, .html, .txt."
-)
-@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the newest N.  [default: 25, with -o: all]")
+@click.option("--draw", type=File(path_type=Path), metavar="FILE", help="Also write it as .svg, .png, .html, .txt.")
+@click.option("--last", type=Whole(min=1), metavar="N", help="Only the newest N.  [default: 25, with -o: all]")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
 def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, **talk: Any) -> int:
     """Show what every version of MODEL descends from and what was measured between them.
@@ -172,6 +170,7 @@ def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, 
     """
     from graceful.cli import programs
 
+    programs.require_reference(model)
     flags = [] if draw is None else ["--draw", str(draw)]
     flags += [] if last is None else ["--last", str(last)]
     return programs.start("lineage", arguments=(model, *flags), home=home, **talk)
@@ -180,8 +179,8 @@ def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, 
 @click.command(short_help="Compare two versions: numbers, spec, the samples that flipped.")
 @click.argument("old")
 @click.argument("new")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page with pictures.")
-@click.option("--spec", type=click.Path(path_type=Path), help="Whose task has the pictures.  [default: NEW's own]")
+@click.option("--html", type=File(path_type=Path), metavar="FILE", help="Also write a page with pictures.")
+@click.option("--spec", type=File(path_type=Path), help="Whose task has the pictures.  [default: NEW's own]")
 @options(HOME, OUTPUT, VERBOSE)
 def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | None, **talk: Any) -> int:
     """Compare two registered versions: numbers, spec, and the samples that one has right and the other wrong.
@@ -196,13 +195,15 @@ def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | 
     """
     from graceful.cli import programs
 
+    programs.require_reference(old)
+    programs.require_reference(new)
     resolved = None if spec is None else programs.resolve(spec, (), home).dump()
     document = {"old": old, "new": new, "html": None if html is None else str(html), "spec": resolved}
     return programs.start("diff", document=document, home=home, **talk)
 
 
 @click.command(short_help="Browse versions, lineage and reports in a web page.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port on this machine.  [default: first free from 5000]")
+@click.option("--port", type=Whole(0, 65535), help="Port on this machine.  [default: first free from 5000]")
 @HOME
 def ui(port: int | None, home: Path | None) -> int:
     """Browse versions, lineage and reports in MLflow's web page, on this machine only.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from graceful import crash, environment, redact
-from graceful.errors import GracefulError
+from graceful.errors import GracefulError, one_line
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -48,9 +48,5 @@ def _say(message: str, code: int) -> int:
 def _usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "graceful"
-    message = redact.message(_one_line(error.format_message()).rstrip("."))
+    message = redact.message(one_line(error.format_message()).rstrip("."))
     return f"{message[:1].lower()}{message[1:]}; see `{path} --help`"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())

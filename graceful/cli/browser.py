@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from graceful import homes, redact
+from graceful import homes, redact, startup
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import InfrastructureError, RegistryError
@@ -57,7 +56,7 @@ def server(uri: str, home: Path, port: int) -> JobSpec:
     options = ("--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning")
     return JobSpec(
         name="ui",
-        command=(sys.executable, "-m", "mlflow", "server", *options, "--allowed-hosts", _hosts(port)),
+        command=startup.python("mlflow", "server", *options, "--allowed-hosts", _hosts(port)),
         env={
             "MLFLOW_BACKEND_STORE_URI": uri,
             "MLFLOW_REGISTRY_STORE_URI": uri,

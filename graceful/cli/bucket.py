@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graceful import startup
 from graceful.cli import programs
 from graceful.errors import InfrastructureError, SpecError
 
@@ -89,7 +89,7 @@ def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Without a limit of time: the programs give up by themselves on a server that does not answer."""
-    command = (sys.executable, "-m", f"graceful.programs.{program}", *arguments)
+    command = startup.python(f"graceful.programs.{program}", *arguments)
     env = {**os.environ, **programs.environment(os.environ)}
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from graceful import addresses
+from graceful import addresses, documents
 from graceful.cli import bucket
 from graceful.cli import output as out
 from graceful.errors import SpecError
@@ -16,6 +16,8 @@ from graceful.spec import RefreshSpec
 
 FACT = "code"
 """What is recorded with a job: the address of the bundle that its task is in."""
+LARGEST = 2**24
+"""Bytes of a task's file."""
 MARGIN = 1000
 """Bytes that a spec may grow by when it is rewritten for a cluster."""
 
@@ -89,6 +91,6 @@ def send(resolved: RefreshSpec, job: JobSpec) -> None:
 
 def _text(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        return documents.read_text(Path(file), largest=LARGEST)
+    except (OSError, ValueError) as e:
         raise SpecError(f"task.file {file}: cannot be read ({e}); it travels with the job") from e

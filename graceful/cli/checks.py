@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from graceful import redact
+from graceful import redact, startup
 from graceful.cli import programs
 
 PROBE_SECONDS = 180
@@ -51,7 +50,7 @@ def fail(name: str, found: str, remedy: str) -> Check:
 
 def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:
     """Ask a process of its own whether one thing works."""
-    command = [sys.executable, "-m", "graceful.programs.probe", name, *arguments]
+    command = startup.python("graceful.programs.probe", name, *arguments)
     env = {**os.environ, **programs.environment(os.environ, home=home)}
     try:
         done = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, TRUST, options
+from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, TRUST, Finite, options
 
 TUNE = click.option(
     "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead."
@@ -62,7 +62,7 @@ def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: st
 @click.argument("run")
 @options(*PLACE)
 @click.option("-w", "--wait", is_flag=True, help="Until it is over; then its exit code is this one's.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Of --wait.  [default: none]")
+@click.option("--timeout", type=Finite(min=0), metavar="SECONDS", help="Of --wait.  [default: none]")
 @OUTPUT
 def status(run: str, wait: bool, timeout: float | None, output: str, **place: str | None) -> int:
     """Say what RUN is doing: phase, attempt and why it waits, was restarted or failed.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from graceful import spec
+from graceful import spec, startup
 from graceful.cli import output as out
 from graceful.cli import places, programs
 from graceful.errors import SpecError
@@ -53,7 +52,7 @@ class _Refresh:
             told = Path(scratch) / "outcome"
             job = JobSpec(
                 name=f"refresh {resolved.run_id}",
-                command=(sys.executable, "-m", "graceful.programs", "refresh", *flags),
+                command=startup.python("graceful.programs", "refresh", *flags),
                 env={**programs.environment(os.environ, home=self.home), outcome.FILE: str(told)},
                 document=json.dumps(resolved.dump()),
             )

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 EXIT_DETACHED = 130
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+LONGEST = timedelta(days=36_500)
+LONGEST_COUNT = 12
+"""Digits that no duration has."""
 COLUMNS = ("run", "phase", "attempt", "age", "cause")
 
 
@@ -234,10 +237,13 @@ def duration(text: str) -> timedelta:
     Raises:
         SpecError: It is none of these.
     """
-    found = re.fullmatch(r"(\d+)([smhd])", text.strip())
+    found = re.fullmatch(r"([0-9]+)([smhd])", text.strip())
     if found is None:
         raise SpecError(f"duration {text!r}: must be a number and a unit, such as 90s, 15m, 24h or 7d")
-    return timedelta(seconds=int(found[1]) * UNITS[found[2]])
+    seconds = int(found[1][:LONGEST_COUNT]) * UNITS[found[2]]
+    if len(found[1]) >= LONGEST_COUNT or seconds > LONGEST.total_seconds():
+        raise SpecError(f"duration {text!r}: must be at most {LONGEST.days}d")
+    return timedelta(seconds=seconds)
 
 
 def _talking(statuses: Iterator[Status]) -> Iterator[Status]:

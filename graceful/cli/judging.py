@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from graceful import gate
+from graceful import documents, gate
 from graceful.cli import output as out
 from graceful.errors import DataError, SpecError
 from graceful.gate import Finding, Verdict
 from graceful.report import Report
 from graceful.spec import load
+
+LARGEST = 2**28
+"""Bytes of a report."""
 
 
 def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
@@ -52,8 +55,8 @@ def _row(finding: Finding) -> tuple[str, str, str, str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return documents.read_text(path, largest=LARGEST)
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such report; write it with `graceful evaluate`") from e
-    except (OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:
         raise DataError(f"{path}: cannot be read ({e}); give the report.json of a run") from e

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+
+from graceful import paths
 
 
 class InOrder(click.Group):
@@ -26,10 +29,43 @@ class InOrder(click.Group):
         return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
 
 
+class File(click.Path):
+    """A path, refused where it can name no file, which click itself finds out by a traceback."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        problem = paths.problem(value) if str(value) else "must not be empty"
+        if problem is not None:
+            self.fail(problem, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Whole(click.IntRange):
+    """A whole number that every library can hold, in digits of ASCII."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        if not str(value).isascii() or len(str(value)) > LONGEST_NUMBER:
+            self.fail(f"{str(value)[:LONGEST_NUMBER]!r} is not a number of at most {LONGEST_NUMBER} digits", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Finite(click.FloatRange):
+    """A number that is neither infinite nor none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{str(value)[:LONGEST_NUMBER]!r} is not a finite number", param, ctx)
+        return number
+
+
+LONGEST_NUMBER = 9
 OUTPUTS = ("table", "json", "yaml")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SPEC = click.argument("spec", type=click.Path(path_type=Path))
+SPEC = click.argument("spec", type=File(path_type=Path))
 SET = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. train.epochs=2. Repeatable."
 )
@@ -55,7 +91,7 @@ def TRUST(command: Command) -> Command:  # noqa: N802  an option like the others
 
 HOME = click.option(
     "--home",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=File(path_type=Path, file_okay=False),
     help="Folder of runs, caches and the default registry.  [default: $GRACEFUL_HOME, else .graceful]",
 )
 ON = click.option(

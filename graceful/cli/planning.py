@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from graceful import __version__, addresses, redact
+from graceful import __version__, addresses, redact, startup
 from graceful.cli import carrying, places, programs
 from graceful.cli import output as out
 from graceful.errors import SpecError
@@ -109,10 +109,11 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
     )  # no digest of a spec has it
     run_id = f"{resolved.run_id}-{program}-{tuned['trials']}" if tuned else resolved.run_id
     searched = json.dumps(tuned, sort_keys=True) if tuned else ""
-    facts, command, env = _facts(resolved, code.content + searched), (*COMMAND, program), {}
+    facts, env = _facts(resolved, code.content + searched), {}
+    command: tuple[str, ...] = (*COMMAND, program)
     files = {} if code.text is None else {TASK_FILE: code.text}
     if isinstance(chosen, profile.Local):
-        command, files = (sys.executable, *command[1:]), {}
+        command, files = startup.python(*command[2:]), {}
         env = programs.environment({**os.environ, **chosen.env})
     else:
         document["home"] = None

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from graceful import addresses, homes, sections, startup
 from graceful.cli import output as out
 from graceful.cli import places
+from graceful.errors import SpecError
 from graceful.launch import foreground
 from graceful.launch.job import JobSpec
 from graceful.spec import RefreshSpec, load
+from graceful.spec.addresses import webhook_problem
 
 GPU = Path("/dev/nvidia0")
+REFERENCE = re.compile(sections.REFERENCE)
 LEVELS = ("WARNING", "INFO", "DEBUG")
 
 
@@ -53,7 +57,7 @@ def start(
     told = document if resolved is None else resolved.dump()
     job = JobSpec(
         name=f"{program} {resolved.run_id if resolved else ' '.join(arguments)}",
-        command=(sys.executable, "-m", "graceful.programs", program, *arguments, *flags),
+        command=startup.python("graceful.programs", program, *arguments, *flags),
         env=environment(os.environ, home=home, verbose=verbose),
         document=None if told is None else json.dumps(told),
     )
@@ -61,7 +65,12 @@ def start(
 
 
 def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: int = 0) -> dict[str, str]:
-    """Variables that a program on one machine needs; what the user has set stays."""
+    """Variables that a program on one machine needs; what the user has set stays.
+
+    Raises:
+        SpecError: A variable that the user has set holds what no program could use.
+    """
+    require_usable(ours)
     env = {
         "OMP_NUM_THREADS": "1",  # workers share the cores; torch's default of all cores each makes them fight
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -72,7 +81,36 @@ def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: i
     if verbose:
         env["GRACEFUL_LOG_LEVEL"] = LEVELS[min(verbose, len(LEVELS) - 1)]
     kept = {name: value for name, value in env.items() if name not in ours}
+    kept |= startup.search_path(ours)
     return kept if home is None else {**kept, "GRACEFUL_HOME": str(places.home_folder(home))}
+
+
+def require_usable(environment: Mapping[str, str]) -> None:
+    """Refuse variables that every program would refuse, before one is started.
+
+    Raises:
+        SpecError: One line for the first.
+    """
+    startup.log_level(environment)
+    if environment.get("GRACEFUL_HOME"):
+        homes.expanded(environment["GRACEFUL_HOME"], what="GRACEFUL_HOME")
+    problem = addresses.server_problem(environment.get("MLFLOW_TRACKING_URI", ""))
+    if problem is not None:
+        raise SpecError(f"MLFLOW_TRACKING_URI: {problem}; what it holds is not shown, it may be secret")
+    if environment.get("GRACEFUL_WEBHOOK"):
+        problem = webhook_problem(environment["GRACEFUL_WEBHOOK"])
+        if problem is not None:
+            raise SpecError(f"GRACEFUL_WEBHOOK: {problem}; what it holds is not shown, it may be secret")
+
+
+def require_reference(text: str) -> None:
+    """Refuse what cannot name a version, before a program is started to look it up.
+
+    Raises:
+        SpecError: It is not of the form of a reference.
+    """
+    if not REFERENCE.fullmatch(text):
+        raise SpecError(f"version {text!r}: must be MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS, e.g. glyphs:3")
 
 
 def preview(resolved: RefreshSpec, output: str) -> int:

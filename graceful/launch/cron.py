@@ -30,6 +30,7 @@ MACROS = {
 _WEEK = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _YEAR = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _LEAP = 2028
+_LONGEST_NUMBER = 6
 _YEARS = 12
 """Two leap days are at most eight years apart."""
 
@@ -151,7 +152,7 @@ def _part(part: str, field: _Field) -> range:
     )
     if slash and not dash:
         last = field.high
-    if slash and (not step.isdecimal() or int(step) == 0):
+    if slash and (not _is_number(step) or int(step) == 0):
         raise ValueError(f"the step must be a number of at least 1, got {step!r}")
     if first > last:
         raise ValueError(f"the range ends before it starts; write {last}-{first}, or two ranges")
@@ -161,7 +162,7 @@ def _part(part: str, field: _Field) -> range:
 def _number(word: str, field: _Field) -> int:
     if word in field.names:
         return field.names.index(word) + field.low
-    if not word.isdecimal():
+    if not _is_number(word):
         names = f" or one of {', '.join(field.names)}" if field.names else ""
         raise ValueError(f"must be a number from {field.low} to {field.high}{names}, got {word!r}")
     number = int(word)
@@ -169,6 +170,10 @@ def _number(word: str, field: _Field) -> int:
         remedy = "; 0 is Sunday" if field.names is _WEEK else ""
         raise ValueError(f"must be from {field.low} to {field.high}, got {number}{remedy}")
     return number
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) < _LONGEST_NUMBER
 
 
 def _zone(name: str) -> zoneinfo.ZoneInfo:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from graceful import homes
 from graceful.errors import SpecError
 from graceful.launch import login, proxies
 from graceful.launch.login import Headers, Token
@@ -83,7 +84,7 @@ def _files(*, required: bool) -> list[Path]:
     given = os.environ.get("KUBECONFIG")
     try:
         if given:
-            return [Path(part).expanduser() for part in given.split(os.pathsep) if part]
+            return [homes.expanded(part, what="KUBECONFIG") for part in given.split(os.pathsep) if part]
         return [Path.home() / ".kube" / "config"]
     except RuntimeError as e:  # $HOME is not set, and this user has no entry in the system's list
         if not given and not required:

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graceful import startup
 from graceful.errors import InfrastructureError, SpecError, StorageError
 from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
@@ -255,7 +255,7 @@ def _supervise(folder: JobFolder, held: int) -> None:
     """Start a supervisor that takes the lock over, and wait until it has written down who it is."""
     try:
         done = subprocess.run(
-            (sys.executable, "-m", "graceful.launch.supervisor", str(folder.path), str(held)),
+            startup.python("graceful.launch.supervisor", str(folder.path), str(held)),
             stdin=subprocess.DEVNULL,
             pass_fds=(held,),
             start_new_session=True,  # Ctrl-C in our terminal is not meant for it

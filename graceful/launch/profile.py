@@ -19,6 +19,22 @@ from graceful.launch.resources import quantity
 
 FOLDER = Path("cluster")
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_.-]*$"
+TEXT = r"^[^\x00]*$"
+IMAGE = r"^[!-~]+$"
+FOLDER_IN_PODS = r"^/[^:\x00]*$"
+FOLDER_OF_NODES = r"^/[^\x00]*$"
+RELEASE = r"^[0-9]+\.[0-9]+\.[0-9]+$"
+PATTERNS = {
+    DNS_LABEL: "lower case letters, digits and inner hyphens, at most 63",
+    VARIABLE: "the name of a variable: letters, digits and _, no digit first",
+    TEXT: "text without NUL characters",
+    IMAGE: "the address of an image, without spaces",
+    FOLDER_IN_PODS: "a path that begins with / and holds no colon",
+    FOLDER_OF_NODES: "a path that begins with /",
+    RELEASE: "three numbers such as 2.60.0",
+}
+"""What the patterns of keys want, in words."""
 
 
 def _quantity(value: str | float) -> str:
@@ -27,9 +43,13 @@ def _quantity(value: str | float) -> str:
 
 
 Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
+LARGEST = 2**31 - 1
 Name = Annotated[str, Field(pattern=DNS_LABEL)]
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Seconds = Annotated[int, Field(ge=1, le=LARGEST)]
+Address = Annotated[str, AfterValidator(addresses.server)]
+Text = Annotated[str, Field(pattern=TEXT)]
+Variables = dict[Annotated[str, Field(pattern=VARIABLE)], Text]
 Price = Annotated[float, Field(ge=0.0)]
 
 
@@ -67,7 +87,7 @@ class Machine(_Section):
     """The nodes may vanish at short notice."""
     priority_class: str | None = None
     """PriorityClass of the pods."""
-    env: dict[str, str] = {}
+    env: Variables = {}
     """Variables of these pods alone, e.g. NCCL_DEBUG. No secrets."""
 
 
@@ -79,14 +99,14 @@ class Storage(_Section):
     travel through it. Needs an MLflow server."""
     claim: Name | None = None
     """PersistentVolumeClaim (ReadWriteMany for more than one node) that every pod mounts."""
-    path: Annotated[str, Field(pattern=r"^/[^:]*$")] = "/runs"
+    path: Annotated[str, Field(pattern=FOLDER_IN_PODS)] = "/runs"
     """Folder in the pods for runs, under which the claim lies; becomes GRACEFUL_HOME."""
 
 
 class Mlflow(_Section):
     """The registry that jobs write to."""
 
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(addresses.registry)] | None = None
     """Tracking server as pods reach it; None: a database in `storage.path`."""
     token_secret: Name | None = None
     """Secret whose keys become variables, e.g. MLFLOW_TRACKING_TOKEN."""
@@ -108,7 +128,7 @@ class Deadlines(_Section):
     """For pods to be scheduled and images pulled, per attempt."""
     run: Seconds | None = None
     """For an attempt in all; None: no limit."""
-    keep: Annotated[int, Field(ge=0)] = 600
+    keep: Count = 600
     """After the end, until the pods are deleted."""
 
 
@@ -130,7 +150,7 @@ class Local(_Section):
     """This machine: programs are child processes."""
 
     kind: Literal["local"]
-    env: dict[str, str] = {}
+    env: Variables = {}
     """Variables added to ours."""
 
 
@@ -138,12 +158,12 @@ class RayJobs(_Section):
     """A Ray cluster that exists already, reached through its dashboard."""
 
     kind: Literal["rayjobs"]
-    address: Annotated[str, Field(pattern=r"^https?://.+")]
+    address: Address
     """The dashboard, e.g. http://127.0.0.1:8265."""
-    home: Annotated[str, Field(pattern=r"^/.*$")]
+    home: Annotated[str, Field(pattern=FOLDER_OF_NODES)]
     """Folder for runs that all its nodes share; becomes GRACEFUL_HOME."""
     mlflow: Mlflow = Mlflow()
-    env: dict[str, str] = {}
+    env: Variables = {}
     """Variables of the job. No secrets: the dashboard shows them."""
 
 
@@ -155,12 +175,12 @@ class KubeRay(_Section):
     """Entry of the kubeconfig; None: the current one, or in a pod its service account."""
     namespace: Name
     """Where everything is created."""
-    image: str
+    image: Annotated[str, Field(pattern=IMAGE)]
     """Holds graceful and Ray; the same for head, workers and submitter. Pin it by digest."""
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     pull_secrets: tuple[Name, ...] = ()
     """Secrets with the registry's credentials."""
-    ray_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")] = "2.60.0"
+    ray_version: Annotated[str, Field(pattern=RELEASE)] = "2.60.0"
     """Of the image."""
     production: bool = False
     """Warnings about what must not happen in production become errors."""
@@ -174,11 +194,11 @@ class KubeRay(_Section):
     """One per training process."""
     storage: Storage = Storage()
     mlflow: Mlflow = Mlflow()
-    env: dict[str, str] = {}
+    env: Variables = {}
     """Variables of all pods. No secrets: they are readable in the RayJob."""
     env_from_secrets: tuple[Name, ...] = ()
     """Secrets whose keys become variables of head and workers, e.g. for S3."""
-    user: Annotated[int, Field(ge=1)] = 1000
+    user: Annotated[int, Field(ge=1, le=LARGEST)] = 1000
     """Numeric user and group of the processes; never root."""
     retries: Retries = Retries()
     deadlines: Deadlines = Deadlines()
@@ -257,6 +277,9 @@ def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
         text = "required and missing"
     elif first["type"] == "value_error":
         text = f"{first['msg'].removeprefix('Value error, ')}"
+    elif first["type"] == "string_pattern_mismatch":
+        pattern = first["ctx"]["pattern"]
+        text = f"must be {PATTERNS.get(pattern, f'text that matches {pattern}')}, got {first['input']!r}"
     else:
         text = f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -144,4 +144,4 @@ def _said(body: bytes | str) -> str:
 
 def _retry_after(headers: Mapping[str, str]) -> dict[str, object]:
     given = headers.get("Retry-After", "")
-    return {"retry_after": float(given)} if given.isdigit() else {}
+    return {"retry_after": float(given)} if given.isascii() and given.isdecimal() else {}

@@ -12,7 +12,7 @@ _UNITS: dict[str, float] = {
     **{unit: 1000**power for power, unit in enumerate(("k", "M", "G", "T", "P"), start=1)},
     **{f"{unit}i": 1024**power for power, unit in enumerate(("K", "M", "G", "T", "P"), start=1)},
 }
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(" + "|".join(sorted(_UNITS, key=len, reverse=True)) + ")")
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)(" + "|".join(sorted(_UNITS, key=len, reverse=True)) + ")")
 GIB = 1024**3
 GPU_SUFFIX = "/gpu"
 

@@ -150,7 +150,7 @@ def _event(model: str, run: Any) -> Event:
         kind=tags[schema.TAG_KIND],
         model=model,
         version=int(tags.get("graceful_to", 0)),
-        before=int(before) if before.isdigit() else None,
+        before=int(before) if before.isascii() and before.isdecimal() else None,
         node=tags.get("graceful_node", ""),
         name=tags.get("graceful_name", ""),
         reason=tags.get("graceful_reason", ""),

@@ -14,6 +14,7 @@ from graceful.lineage.listing import Listed
 from graceful.spec import NAME
 
 _FORM = re.compile(rf"(?P<model>{NAME[1:-1]})(:(?P<name>{NAME[1:-1]})|@(?P<alias>[\w-]{{1,255}}))?")
+"""`graceful.sections.REFERENCE` with names for its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)

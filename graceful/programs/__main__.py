@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from graceful import crash, documents, environment, gate, homes, redact, spec
+from graceful import crash, documents, environment, gate, homes, redact, spec, startup
 from graceful.errors import GracefulError, SpecError
 from graceful.launch import outcome
 from graceful.programs import default_home, home_of, run_dir_of
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if ended.exit_code == gate.EXIT_HELD else ended.exit_code
 
 
-def _main(arguments: list[str] | None) -> outcome.Outcome:
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
     parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "diff", "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
@@ -63,16 +63,21 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     parser.add_argument("--last", type=int, help="of lineage: only so many of the newest versions")
     parser.add_argument("--dry-run", action="store_true", help="of tune: what would be searched")
     parser.add_argument("--quiet", action="store_true")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def _main(arguments: list[str] | None) -> outcome.Outcome:
+    options = _options(arguments)
     talk = Console(stderr=True)
     lines = logging.StreamHandler()
     lines.setFormatter(_Redacted("%(message)s"))
-    logging.basicConfig(level=os.environ.get("GRACEFUL_LOG_LEVEL", "WARNING"), handlers=[lines])
+    logging.basicConfig(handlers=[lines])
     server.waiting = _waits
     environment.clean()  # for MLflow and child processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
+        logging.getLogger().setLevel(startup.log_level(os.environ))
         resolved = None
         if options.program not in ("lineage", "diff", "act"):
             resolved = spec.parse(_document(), where="the resolved spec")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from graceful import addresses, documents, redact
+from graceful import addresses, documents, homes, redact
 from graceful.errors import SpecError
 from graceful.spec import credentials
 from graceful.spec.problems import explain
@@ -52,7 +52,7 @@ def parse(document: Mapping[str, Any], *, where: str = "spec") -> RefreshSpec:
         SpecError: As `load`.
     """
     try:
-        spec = RefreshSpec.model_validate(_anchored(document, Path(where).parent))
+        spec = RefreshSpec.model_validate(_anchored(document, where))
     except ValidationError as e:
         raise SpecError(explain(e, RefreshSpec, where)) from e
     credentials.remember(spec)
@@ -108,7 +108,7 @@ def _is_index(part: str) -> bool:
     return part.isascii() and part.isdecimal() and len(part) < LONGEST_INDEX
 
 
-def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _anchored(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Make the paths that a spec names absolute, so that the resolved spec runs from anywhere.
 
     Links are kept: the folder of a ConfigMap is one, and where it leads differs between pods.
@@ -120,6 +120,7 @@ def _anchored(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for key in ("file", "root"):
             value = task.get(key)
             if isinstance(value, str) and not addresses.is_remote(value) and not addresses.has_other_scheme(value):
-                task[key] = os.path.abspath(folder / Path(value).expanduser())
+                path = homes.expanded(value, what=f"task.{key} in {where}:")
+                task[key] = os.path.abspath(Path(where).parent / path)
         resolved["task"] = task
     return resolved

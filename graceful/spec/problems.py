@@ -13,9 +13,14 @@ from pydantic_core import ErrorDetails
 
 from graceful import redact
 from graceful.losses import registry
-from graceful.sections import Section
+from graceful.sections import NAME, VERSION, Section
 from graceful.spec import shape
 
+PATTERNS = {
+    NAME: "lower case letters, digits and inner hyphens, at most 63",
+    VERSION: "MODEL@ALIAS, MODEL:NUMBER or MODEL:NAME, such as glyphs@champion",
+}
+"""What the patterns of keys want, in words."""
 LONGEST = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -108,7 +113,8 @@ def _value(problem: ErrorDetails, at: Place) -> str:
         case "finite_number":
             wanted, remedy = "a finite number", ""
         case "string_pattern_mismatch":
-            wanted, remedy = "lower case letters, digits and inner hyphens, at most 63", ""
+            pattern = str(problem["ctx"]["pattern"])
+            wanted, remedy = PATTERNS.get(pattern, f"text that matches {pattern}"), ""
         case "string_type":
             wanted, remedy = "text", "" if isinstance(got, Mapping | list | None) else "; put it in quotes"
         case _:

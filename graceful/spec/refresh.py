@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from graceful import redact
+from graceful import addresses, paths, redact
 from graceful.catalogue import METRICS
 from graceful.constraints import (
     ALL,
@@ -26,15 +26,12 @@ from graceful.constraints import (
     Direction,
     implied_direction,
 )
-from graceful.sections import NAME, Count, Section
+from graceful.sections import NAME, VERSION, Count, Section
 from graceful.spec.addresses import checked_webhook
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
 from graceful.spec.tune import Tune
-
-VERSION = rf"^{NAME[1:-1]}(:{NAME[1:-1]}|@[A-Za-z0-9_-]{{1,64}})$"
-"""How a spec names a registered version."""
 
 
 class GateConstraint(Section):
@@ -127,7 +124,7 @@ class Evaluate(Section):
 class Registry(Section):
     """Where versions and their lineage are recorded."""
 
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(addresses.registry)] | None = None
     """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`."""
     webhook: (
         Annotated[str, AfterValidator(checked_webhook), Field(json_schema_extra={"pattern": r"^https?://\S+$"})] | None
@@ -177,7 +174,7 @@ class RefreshSpec(Section):
     """What `graceful tune` searches; null: its defaults. Changes nothing for a refresh."""
     if_new_data: bool = False
     """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
-    home: str | None = None
+    home: Annotated[str, AfterValidator(paths.checked)] | None = None
     """Folder of runs, caches and the default registry; None: $GRACEFUL_HOME, else .graceful here."""
 
     @model_validator(mode="after")

@@ -148,9 +148,9 @@ def test_a_program_is_started_with_the_resolved_spec(monkeypatch: pytest.MonkeyP
     assert programs.start("refresh", resolved=DIGITS, output="json", quiet=True) == 3
     assert programs.start("lineage", arguments=("digits",), home=tmp_path) == 3
     refresh, lineage = jobs
-    assert refresh.command[1:] == ("-m", "graceful.programs", "refresh", "--output", "json", "--quiet")
+    assert refresh.command[1:] == ("-P", "-m", "graceful.programs", "refresh", "--output", "json", "--quiet")
     assert spec.parse(json.loads(refresh.document or "")) == DIGITS
-    assert lineage.command[2:] == ("graceful.programs", "lineage", "digits", "--output", "table")
+    assert lineage.command[3:] == ("graceful.programs", "lineage", "digits", "--output", "table")
     assert lineage.document is None
     assert lineage.env["GRACEFUL_HOME"] == str(tmp_path)
 

@@ -77,7 +77,7 @@ def of_refresh(spec: RefreshSpec) -> Notices:
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
-        StorageError: The address of the spec cannot be kept.
+        StorageError: The address of the spec cannot be kept or read.
     """
     home, url = home_of(spec), spec.registry.webhook
     notices = of_action(spec.model, home)
@@ -95,7 +95,9 @@ def of_action(model: str, home: Path) -> Notices:
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
+        StorageError: The address of the model cannot be read.
     """
+    _address(home, model)
     return Notices(model=model, home=home, other=webhook.environment(), mirror=Mirror.of(home))
 
 

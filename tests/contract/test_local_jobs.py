@@ -85,6 +85,17 @@ def test_a_program_that_does_not_listen_is_killed_after_a_while(tmp_path: Path) 
     assert not folder.alive()
 
 
+def test_what_a_job_reads_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    secretive = profile.Local(kind="local", env={"GRACEFUL_WEBHOOK": "https://chat.example/mark3r"})
+    here = LocalBackend(profile=secretive, home=tmp_path)
+    planned = here.plan(job("pass", document='{"registry": {"uri": "http://bob:mark3r@host"}}', files={"task.py": ""}))
+    handle = here.submit(planned)
+    until(lambda: here.status(handle).phase.terminal)
+    files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
+    assert len([path for path in files if b"mark3r" in path.read_bytes()]) == 2
+    assert not any(b"mark3r" in path.read_bytes() for path in files if path.stat().st_mode & 0o077)
+
+
 def test_a_program_that_cannot_start_says_so_in_its_log(here: LocalBackend) -> None:
     nowhere = JobSpec(name="x", run_id="x", command=("/nowhere/python",), labels={"config-hash": "1"})
     handle = here.submit(here.plan(nowhere))

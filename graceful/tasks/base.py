@@ -51,6 +51,9 @@ class Samples:
             got = f"{self.read!r:.40} and {self.digest!r:.40}"
             raise DataError(f"{WHAT}read must be a function and digest a SHA-256 of the content, got {got}")
         _require_names(self.classes)
+        for name, column in (("ids", self.ids), ("groups", self.groups)):
+            if isinstance(column, np.ndarray) and column.dtype.hasobject:  # as pandas gives texts
+                object.__setattr__(self, name, _text(name, column))
         _require_columns(self.ids, self.labels, self.groups)
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         _require_distinct(self.ids)

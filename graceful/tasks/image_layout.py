@@ -70,15 +70,19 @@ def split_folders(
         direct: The folders that hold an image themselves.
         named: What the spec names as classes.
 
+    A folder of another name without a single image, such as one of annotations, does not turn splits into classes.
+
     Raises:
         DataError: Some folders look like splits and others do not, one is unclear, two are one split, or none is train.
     """
     top = sorted({parts[0] for parts in folders})
-    if not top or not all(looks_like_split(name) for name in top):
+    filled = {parts[0] for parts in direct if parts}
+    alike = [name for name in top if looks_like_split(name)]
+    if not alike or filled.difference(alike) or (not filled and len(alike) < len(top)):
         _require_classes(root, top, direct, (), named)
         return {}
     splits: dict[str, str] = {}
-    for name in top:
+    for name in alike:
         split = split_of(name)
         if split is None:
             write = "validation or test" if name.strip().casefold() in _UNCLEAR else "train, validation or test"
@@ -88,7 +92,7 @@ def split_folders(
             raise DataError(f"task.root: {root}: {other!r} and {name!r} are both the {split} split; merge them")
         splits[name] = split
     if "train" not in splits.values():
-        raise DataError(f"task.root: {root} has split folders {_list(top)} but no train; add root/train/<class>")
+        raise DataError(f"task.root: {root} has split folders {_list(alike)} but no train; add root/train/<class>")
     return splits
 
 
@@ -121,7 +125,12 @@ def require_classes(
 def _require_classes(
     root: str, names: Sequence[str], direct: Collection[Parts], above: Parts, named: Sequence[str]
 ) -> None:
-    """Refuse names of splits among classes. One class may be called train: railways are photographed, too."""
+    """Refuse names of splits among classes. One class may be called train: railways are photographed, too.
+
+    Where the spec names classes that are here, the other folders are none.
+    """
+    if named and {label_of(name) for name in names}.issuperset(named):
+        return
     alike = [name for name in names if looks_like_split(name) and label_of(name) not in named]
     plausible = len(names) > 1 and alike == ["train"] and (*above, "train") in direct
     if alike and not plausible:

@@ -89,6 +89,8 @@ def list_images(root: str, *, named: Sequence[str] = (), follow_links: bool = Fa
     direct = {parts[:-1] for parts in found.files}
     splits = split_folders(root, found.folders, direct, named)
     depth = 1 if splits else 0
+    if splits:
+        found.folders.difference_update([parts for parts in found.folders if parts[0] not in splits])
     classes = {parts[: depth + 1] for parts in found.folders if len(parts) > depth}
     if not classes:
         raise DataError(f"task.root: {root} has no class folder; expected root/{'train/' * depth}<class>/<image>")

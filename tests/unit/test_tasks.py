@@ -227,4 +227,5 @@ def test_ids_and_groups_are_text_one_for_each_sample(changes):
 
 def test_labels_of_any_whole_type_are_taken():
     assert Samples(**{**GIVEN, "labels": np.asarray([0, 1], np.uint8)}).labels.dtype == np.int64
+    assert Samples(**{**GIVEN, "ids": np.asarray(["one", "two"], object)}).ids.dtype.kind == "U"
     assert Samples.of(np.zeros((2, 3)), [0, 1], classes=("a", "b"), ids=[10, 11]).ids.tolist() == ["10", "11"]

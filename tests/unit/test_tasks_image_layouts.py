@@ -90,6 +90,21 @@ def test_a_class_that_is_called_train_may_be_one(fill):
     assert built(fill("test"), classes=("car", "test")).samples("train").classes == ("car", "test")
 
 
+def test_folders_that_are_named_are_classes_and_the_others_none(fill):
+    root = fill("ant", "bee", "test")
+    assert built(root, classes=("ant", "bee")).samples("train").classes == ("ant", "bee")
+    assert "look like splits" in refusal(fill("train/ant", root=root), classes=("ant", "wasp"))
+
+
+def test_folders_without_images_beside_splits_are_neither(fill):
+    root = fill("train/ant", "train/bee", "test/ant")
+    (root / "annotations" / "test").mkdir(parents=True)
+    (root / "annotations" / "list.json").write_text("[]")
+    task = built(root)
+    assert task.classes == ("ant", "bee")
+    assert task.notes == (f"{root}: 1 file passed over: 1 .json",)
+
+
 def test_debris_of_other_programs_is_no_class_and_no_image(fill):
     root = fill("ant", "bee")
     before = built(root).samples("train")

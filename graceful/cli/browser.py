@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from graceful import homes, redact, startup
+from graceful import databases, homes, redact, startup
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import InfrastructureError, RegistryError
@@ -36,7 +36,7 @@ def serve(*, home: Path | None, port: int | None) -> int:
     if uri.startswith(("http://", "https://")):
         out.line(f"{redact.shown(uri).replace(f'{redact.HIDDEN}@', '').rstrip('/')}/{PAGE}")
         return 0
-    file = places.database(uri)
+    file = databases.file(uri)
     if file is not None and not file.exists():
         raise RegistryError(f"no registry at {file} yet; run `graceful refresh SPEC` first, or give its --home")
     chosen = free_port(port)
@@ -60,7 +60,7 @@ def server(uri: str, home: Path, port: int) -> JobSpec:
         env={
             "MLFLOW_BACKEND_STORE_URI": uri,
             "MLFLOW_REGISTRY_STORE_URI": uri,
-            "MLFLOW_DEFAULT_ARTIFACT_ROOT": (home / "artifacts").as_uri(),
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT": databases.artifacts(home),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

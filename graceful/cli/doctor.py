@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from graceful import __version__, addresses
+from graceful import __version__, addresses, databases
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.cli.checks import Check, State, fail, probe
@@ -185,7 +185,7 @@ def shared_memory() -> Check:
 
 def registry(home: Path) -> Check:
     """Whether versions can be recorded; a registry that does not exist yet is fine."""
-    file = places.database(places.registry_uri(home))
+    file = databases.file(places.registry_uri(home))
     if file is not None and not file.exists():
         return Check(name="registry", state="ok", found=f"none at {file} yet, the first refresh creates it")
     return probe("registry", home=home, remedy="check registry.uri, $MLFLOW_TRACKING_URI and the server")

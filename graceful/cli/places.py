@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from graceful import homes
-
-REGISTRY = "mlflow.db"
-"""The default registry under home; `graceful.lineage.connection` says the same, which a test checks."""
+from graceful import databases, homes
 
 
 def home_folder(chosen: Path | None) -> Path:
@@ -18,10 +15,4 @@ def home_folder(chosen: Path | None) -> Path:
 
 def registry_uri(home: Path) -> str:
     """$MLFLOW_TRACKING_URI, else the database under home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / REGISTRY}"
-
-
-def database(uri: str) -> Path | None:
-    """The file behind a sqlite URI, None for every other kind."""
-    scheme, separator, rest = uri.partition(":///")
-    return Path(rest.partition("?")[0]) if separator and scheme.startswith("sqlite") else None
+    return os.environ.get("MLFLOW_TRACKING_URI") or databases.default(home)

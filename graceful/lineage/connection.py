@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from graceful import environment, homes, redact
+from graceful import databases, environment, homes, redact
 from graceful.errors import GracefulError, RegistryError, SpecError
-from graceful.lineage import races
+from graceful.lineage import probing, races
 
 PROBE_SECONDS = 10
 """A server that has not answered within this time is unreachable."""
@@ -46,7 +46,20 @@ DEFAULTS = {
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql")
 _TROUBLES = {
+    "password authentication failed": "authentication failed, the user or the password is wrong",
+    "no password supplied": "authentication failed, it asks for a password",
+    "Access denied for user": "authentication failed, the user or the password is wrong",
+    "no pg_hba.conf entry": "authentication failed, it refuses this user from this machine",
+    "Unknown database": "the database does not exist; create it",
+    "could not translate host name": "unknown host",
+    "Name or service not known": "unknown host",
+    "Temporary failure in name resolution": "unknown host",
+    "Unknown MySQL server host": "unknown host",
+    "getaddrinfo failed": "unknown host",
+    "No route to host": "no route to host",
+    "Network is unreachable": "no route to host",
     "Connection refused": "connection refused",
+    "timeout expired": "no answer in time",
     "ReadTimeout": "no answer in time",
     "ConnectTimeout": "no answer in time",
     "timed out": "no answer in time",
@@ -57,6 +70,7 @@ _TROUBLES = {
     "header value": "a credential holds a character that a header of HTTP may not have; write it anew",
     "SSLError": "its certificate is not trusted or it does not speak TLS",
 }
+_MISSING = re.compile(r'(database|role) "([^"]*)" does not exist')
 _GLOBAL = threading.Lock()
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 
@@ -85,7 +99,7 @@ class Place:
     @property
     def sqlite(self) -> bool:
         """Whether it is a file, which only processes of one machine may write."""
-        return _sqlite_file(self.uri) is not None
+        return databases.file(self.uri) is not None
 
 
 def resolve(uri: str | None, home: Path) -> Place:
@@ -96,21 +110,29 @@ def resolve(uri: str | None, home: Path) -> Place:
     """
     environment.clean()
     home = homes.folder(home)
-    given = (uri or "").strip() or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-    environment.require_readable(given, what="registry")
-    scheme = urlsplit(given).scheme.split("+")[0]
+    given = (uri or "").strip() or os.environ.get("MLFLOW_TRACKING_URI") or databases.default(home)
+    database = databases.file(given)
+    if database is None:
+        environment.require_readable(given, what="registry")
+    scheme = given.partition("://")[0].split("+")[0]
     if scheme not in (*_SERVERS, *_DATABASES):
         raise SpecError(
             f"registry {redact.message(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
             " registry.uri or $MLFLOW_TRACKING_URI to one of them"
         )
-    clean = _without_credentials(given) if scheme in _SERVERS else given
-    database = _sqlite_file(given)
+    if database is not None:
+        if database == Path.cwd() or database.name == ":memory:":
+            raise SpecError(f"registry {given}: must name a file, e.g. sqlite:////srv/mlflow.db")
+        clean = given if "?" in given else databases.sqlite(database)  # what follows ? is for the driver
+        display = f"sqlite:///{database}"
+    else:
+        clean = _without_credentials(given) if scheme in _SERVERS else given
+        display = redact.message(clean)
     name = hashlib.sha256(_CREDENTIALS.sub("://", given).encode()).hexdigest()[:16]
     return Place(
         uri=clean,
-        display=redact.message(clean),
-        artifacts=None if scheme in _SERVERS else (home / "artifacts").as_uri(),
+        display=display,
+        artifacts=None if scheme in _SERVERS else databases.artifacts(home),
         lock=database.with_name(database.name + ".lock") if database else home / "locks" / f"registry-{name}.lock",
     )
 
@@ -129,15 +151,35 @@ def connect(place: Place) -> Any:
         os.environ.setdefault(key, value)
     environment.header_value(os.environ.get("MLFLOW_TRACKING_TOKEN", ""), what="MLFLOW_TRACKING_TOKEN")
     with translated(place, "connect"):
-        _probe_sqlite(place)
+        _probe(place)
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what we say in a line
-        impatient = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-        with _GLOBAL, _environment(impatient):  # one thread at a time, or one would restore what another has set
+        with _GLOBAL, _alone(place):  # makes the tables of a new database
             client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
-            client.search_experiments(max_results=1)
+            if not place.server:
+                client.search_experiments(max_results=1)
     return races.Client(client)
+
+
+@contextmanager
+def _alone(place: Place) -> Iterator[None]:
+    """Keep processes apart that open the same database file for the first time: MLflow would make its tables twice."""
+    if not place.sqlite:
+        yield
+        return
+    with exclusive(place.lock.with_name(f"{place.lock.name}-setup")):
+        yield
+
+
+def _probe(place: Place) -> None:
+    path = databases.file(place.uri)
+    if path is not None:
+        probing.file(path, seconds=PROBE_SECONDS)
+    elif place.server:
+        probing.server(place.uri, seconds=PROBE_SECONDS)
+    else:
+        probing.database(place.uri, place.display, seconds=PROBE_SECONDS)
 
 
 @contextmanager
@@ -151,12 +193,15 @@ def translated(place: Place, doing: str) -> Iterator[None]:
         text = str(e)
         reason = _reason(text)
         cause = e if redact.record(text) == text else None  # a traceback must not print a password either
-        remedy = (
-            "check that the server runs and that its URI and credentials are right"
-            if place.server
-            else "check the path, its permissions and free space, and that no other program holds it"
-        )
-        raise RegistryError(f"registry {place.display}: cannot {doing}: {reason}; {remedy}") from cause
+        raise RegistryError(f"registry {place.display}: cannot {doing}: {reason}; {_remedy(place)}") from cause
+
+
+def _remedy(place: Place) -> str:
+    if place.server:
+        return "check that the server runs and that its URI and credentials are right"
+    if place.sqlite:
+        return "check the path, its permissions and free space, and that no other program holds it"
+    return "check that the database server runs and that host, port, user, password and database of its URI are right"
 
 
 @contextmanager
@@ -230,6 +275,9 @@ def _reason(text: str) -> str:
     for sign, words in _TROUBLES.items():
         if sign in text:
             return words
+    missing = _MISSING.search(text)
+    if missing is not None:
+        return f"its {'user' if missing[1] == 'role' else 'database'} {missing[2]} does not exist; create it"
     lines = [line.strip() for line in redact.message(text).splitlines() if line.strip()] or ["no reason given"]
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return first if len(first) <= 240 else first[:237] + "..."
@@ -242,24 +290,3 @@ def _without_credentials(uri: str) -> str:
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    parts = urlsplit(uri)
-    if parts.scheme.split("+")[0] != "sqlite":
-        return None
-    return Path(parts.path.removeprefix("/")).absolute()
-
-
-def _probe_sqlite(place: Place) -> None:
-    """mlflow retries for minutes on a database it cannot write; ask it ourselves first."""
-    path = _sqlite_file(place.uri)
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=PROBE_SECONDS, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    finally:
-        connection.close()

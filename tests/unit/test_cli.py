@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-from graceful import __version__, cli, crash, spec
+from graceful import __version__, cli, crash, databases, spec
 from graceful.cli import boundary, places, programs
 from graceful.cli.app import graceful
 from graceful.errors import TrainingError
@@ -257,7 +257,7 @@ def test_the_client_and_lineage_agree_where_the_registry_is(tmp_path: Path, monk
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert places.registry_uri(tmp_path) == connection.resolve(None, tmp_path).uri
-    assert places.database(places.registry_uri(tmp_path)) == tmp_path / "mlflow.db"
+    assert databases.file(places.registry_uri(tmp_path)) == tmp_path / "mlflow.db"
 
 
 def test_steps_tell_what_would_be_done() -> None:

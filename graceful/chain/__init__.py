@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graceful.constraints import ALL, LATEST
 from graceful.errors import DataError, SpecError
-from graceful.models.base import Outputs, outputs_of
+from graceful.models.base import CODE_FAULTS, Outputs, outputs_of
 
 
 class OldOutputs(NamedTuple):
@@ -97,14 +97,21 @@ class Predecessor:
         """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device.
 
         Raises:
-            DataError: It is not whole.
+            DataError: It is not whole, or its code does not take these items (told on the CPU alone: on a GPU the same
+                exceptions may be those of the device, and pass).
         """
         if self.lost:
             raise DataError(f"{self.name}: cannot be run, {self.lost}; {self.remedy}")
         device = next(self.network.parameters()).device
-        inputs = self.transform(items, views).to(device)
-        with torch.autocast(device.type, enabled=False):
-            outputs = outputs_of(self.network, inputs)
+        try:
+            inputs = self.transform(items, views).to(device)
+            with torch.autocast(device.type, enabled=False):
+                outputs = outputs_of(self.network, inputs)
+        except CODE_FAULTS as e:
+            if device.type != "cpu":
+                raise
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+            raise DataError(f"{self.name}: its network or transform does not take these samples ({reason})") from e
         return Outputs(outputs.embedding.float(), outputs.logits.float())
 
 

@@ -6,7 +6,7 @@ A few of each split are always looked at, from its beginning to its end; all of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -56,6 +56,24 @@ def require_readable(
             if clock() >= until:
                 return
             look.at(positions)
+
+
+def require_answers(versions: Sequence[Predecessor], samples: Samples, *, split: str) -> None:
+    """Ask each version that can be run about the first sample of a split on which all of them will be measured.
+
+    Raises:
+        DataError: One cannot answer it; which, and why.
+    """
+    for version in versions:
+        if version.lost or not len(samples):
+            continue
+        try:
+            version(samples.read(np.zeros(1, dtype=np.int64)))
+        except (SpecError, DataError) as e:
+            raise DataError(
+                f"{version.name} cannot answer sample {str(samples.ids[0])!r} of {split}, on which every version is"
+                f" measured: {e.message}; give samples that its transform and network take, or start another model"
+            ) from e
 
 
 def _chunks(count: int) -> Iterator[Positions]:

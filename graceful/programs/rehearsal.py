@@ -166,7 +166,7 @@ def _translated(network: nn.Module, what: str, inputs: Tensor) -> Iterator[None]
     try:
         yield
     except DataError as e:  # of a bundle that was written a moment ago
-        raise SpecError(f"task: {what} does not fit what was saved: {e.message}") from e
+        raise SpecError(f"task: {what} fails: {e.message}; mend network()") from e
     except CODE_FAULTS as e:
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
         normalised = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]

@@ -14,6 +14,7 @@ from graceful.programs import exclusive
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
 from graceful.programs.finishing import finish
+from graceful.programs.inspection import require_answers
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.readiness import require_ready
 from graceful.programs.remains import reads_outputs, require_usable
@@ -112,6 +113,7 @@ def _prepared(
         bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests, at_least=Kept.NOTHING)
         for folder in ancestors
     ]
+    require_answers(versions, built.samples("test"), split="test")
     start = require_start(spec, ancestors[0] if ancestors else None, task=built)
     folder_of = {version.name: folder for version, folder in zip(versions, ancestors, strict=True)}
     wanted = select(versions, spec.compatibility.against) if spec.compatibility.losses else ()

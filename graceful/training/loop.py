@@ -21,14 +21,15 @@ from torch import Tensor, distributed
 
 from graceful import tasks
 from graceful.chain.multipliers import strengths
-from graceful.errors import NonFiniteError, SpecError
+from graceful.errors import NonFiniteError, SpecError, TrainingError
+from graceful.models.base import CODE_FAULTS, Outputs
 from graceful.storage import sha256_file
 from graceful.tasks.base import Samples
 from graceful.tasks.portions import portion
 from graceful.training import batches, checkpoint, engine, stops
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.duals import BEST, duals_of
-from graceful.training.job import WEIGHTS, TrainingJob, write_weights
+from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
 from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
 from graceful.training.sampler import Sampler, shard
@@ -172,7 +173,7 @@ class Loop:
         torch.manual_seed(_seed(self.job.effective_seed, step, self.place.rank))
         sums: dict[str, float] = {}
         for one in slices:
-            value = self.objective(self.engine.forward(one.inputs), one.labels, one.old, one.reference, one.merged)
+            value = self.objective(self._forward(one), one.labels, one.old, one.reference, one.merged)
             names = ["total", *value.parts]
             numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
             means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))
@@ -193,6 +194,20 @@ class Loop:
         self.progress.loss_sum += sums["total"]
         self.progress.right += round(sums["correct"] * self.place.world_size * len(slices))
         self._report(sums, rate=rate, norm=norm, epoch=epoch)
+
+    def _forward(self, one: batches.Slice) -> Outputs:
+        """Run the network on a slice. Alone and on the CPU what its code raises is its own; elsewhere it may be the
+        device's or a peer's, and whoever started the workers decides."""
+        try:
+            return self.engine.forward(one.inputs)
+        except CODE_FAULTS as e:
+            if self.place.world_size > 1 or self.place.device.type != "cpu":
+                raise
+            first, last = (str(self.materials.train.ids[position]) for position in one.positions[[0, -1]])
+            raise TrainingError(
+                f"step {self.progress.step + 1}: the network fails on samples {first!r} ... {last!r} of train,"
+                f" {list(one.inputs.shape)} ({first_line(e)}); mend network() or the data"
+            ) from e
 
     def _update(self, rate: float, *, step: int, epoch: int) -> float | None:
         try:

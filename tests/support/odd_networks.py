@@ -165,6 +165,28 @@ class Unused(Odd):
         self.spare = nn.Linear(3, 3)
 
 
+class TiresAt(Odd):
+    """Fails in the so manieth training step."""
+
+    steps = 0
+
+    def embed(self, x: Tensor) -> Tensor:
+        type(self).steps += self.training
+        if self.steps == 5:
+            raise IndexError("list index out of range")
+        return super().embed(x)
+
+
+class GrowsLate(Odd):
+    """A buffer that the fifth training step makes: no rehearsal sees it."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        self.steps = getattr(self, "steps", 0) + self.training
+        if self.steps == 5 and not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(1))
+        return super().embed(x)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -221,6 +243,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "parametrised": normalised(nn.utils.parametrizations.weight_norm),
     "spectral": normalised(nn.utils.parametrizations.spectral_norm),
     "tied": tied,
+    "tires": TiresAt,
+    "grows_late": GrowsLate,
     "hooked": hooked,
     "mask": Mask,
     "unused": Unused,

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from graceful import spec
-from graceful.errors import DataError, GracefulError, SpecError
+from graceful import spec, tasks
+from graceful.errors import DataError, GracefulError, SpecError, StorageError, TrainingError
 from graceful.models import bundle
 from graceful.programs.train import Trained, train
+from graceful.training import job
 from tests.support import odd_networks
 
 
@@ -63,7 +64,10 @@ def test_networks_that_are_fine_are_trained_saved_and_loaded(tmp_path: Path, net
         ("extra_state", "_extra_state in the state of the network is a dict, which no version can hold"),
         ("sparse", "graph in the state of the network is a tensor of type sparse_coo"),
         ("complex", "filter in the state of the network is a tensor of type complex64"),
-        ("double", "the network, loaded and frozen, fails on 2 samples, [2, 6] float32: RuntimeError"),
+        (
+            "double",
+            "loaded and frozen, fails: v1: its network or transform does not take these samples (RuntimeError: mat1",
+        ),
         ("wrong_size", "embedding_size of the network is 64, embed() makes 8"),
         ("random_shape", "network() does not make again the network that was trained: tensor body.0.weight must have"),
         ("frozen", "has no parameter that requires a gradient"),
@@ -110,6 +114,52 @@ def test_a_spec_that_does_not_fit_leaves_the_name_free_for_the_corrected_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert words in refusal(SpecError, tmp_path, {}, **recipe)
     assert trained(tmp_path, {}).result.steps == 10
+
+
+def test_a_version_that_cannot_be_saved_after_all_is_not_trained_again(tmp_path: Path) -> None:
+    """No rehearsal sees what only the fifth step does; the trained weights stay, and the same command only saves."""
+    document, run_dir, rows = parse({"network": "grows_late"}), tmp_path / "runs" / "odd-v1", []
+    for _ in range(2):
+        with pytest.raises(
+            SpecError, match=r"network\(\) does not make again the network that was trained: tensor late"
+        ):
+            train(document, run_dir=run_dir, home=tmp_path, progress=rows.append)
+    assert [row["event"] for row in rows if "event" in row].count("step") == 10
+    assert (run_dir / "model.safetensors").exists()
+
+
+def test_weights_that_a_full_disk_kept_from_being_written_come_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, run_dir, rows, real = parse({}), tmp_path / "runs" / "odd-v1", [], job.write_weights
+
+    def full(path: Path, state: Any) -> None:
+        if path.parent == run_dir:
+            raise StorageError(f"{path}: cannot write, the disk is full; free some space")
+        real(path, state)
+
+    monkeypatch.setattr("graceful.training.loop.write_weights", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        train(document, run_dir=run_dir, home=tmp_path, progress=rows.append)
+    monkeypatch.setattr("graceful.training.loop.write_weights", real)
+    assert train(document, run_dir=run_dir, home=tmp_path, progress=rows.append).result.resumed_from == 10
+    assert [row["event"] for row in rows if "event" in row].count("step") == 10
+
+
+def test_a_network_that_fails_while_it_trains_is_no_bug_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 4: the network fails on samples 'train/.*IndexError: list index"):
+        trained(tmp_path, {"network": "tires"})
+
+
+def test_a_predecessor_that_cannot_answer_is_named_before_training(tmp_path: Path) -> None:
+    old = parse({}).model_copy(update={"task": spec.DigitsTask()})
+    digits = tasks.build(old.task)
+    network = digits.network(digits.classes)
+    bundle.save(tmp_path / "v0", network=network, spec=old, classes=digits.classes)
+    document = parse({}).model_copy(update={"name": "v2"})
+    with pytest.raises(DataError, match=r"v1 cannot answer sample 'test/000' of test, on which every version is"):
+        train(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=[tmp_path / "v0"])
+    assert not (tmp_path / "run" / "spec.json").exists()
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test", "query"])

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from benchmarks import results, runs
 from graceful import spec, targets
 from graceful.chain import Predecessor, freeze
+from graceful.learners import Classifier
 from graceful.storage import Mirror
 from graceful.targets import layouts
 from graceful.targets.blocks import Compute
@@ -79,7 +80,7 @@ def drawn(classes: int, count: int, *, seed: int = 0) -> tuple[Predecessor, Pred
             classes=names,
             embedding_size=SIZE,
             network=freeze(Drawn(classes, number)),
-            transform=lambda raw, views: torch.from_numpy(np.ascontiguousarray(raw)),
+            learner=Classifier(lambda raw, views: torch.from_numpy(np.ascontiguousarray(raw))),
             transform_digest="none",
         )
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from graceful.constraints import ALL, LATEST
 from graceful.errors import DataError, SpecError
-from graceful.models.base import CODE_FAULTS, Outputs, outputs_of
+from graceful.learners.base import Learner, Role, run
+from graceful.learners.batch import to_device
+from graceful.models.base import CODE_FAULTS, Outputs
 
 
 class OldOutputs(NamedTuple):
@@ -56,7 +58,7 @@ class Predecessor:
         classes: Class names in the order of its logits.
         embedding_size: d.
         network: With `embed` and `classify`.
-        transform: Its **own** transform: (raw items, views or None) -> input tensor.
+        learner: Its **own**: how it makes batches of raw items, and outputs of batches.
         transform_digest: SHA-256 of what determines the transform, as it runs now.
         notes: What a reader of the report must know about this version, e.g. that its transform may have changed.
         training_ids: Opens the ids it was trained on, [N]; raises DataError where they are gone. None: unknown.
@@ -71,7 +73,7 @@ class Predecessor:
     classes: tuple[str, ...]
     embedding_size: int
     network: nn.Module
-    transform: Callable[[Any, NDArray[np.uint64] | None], Tensor]
+    learner: Learner
     transform_digest: str
     notes: tuple[str, ...] = ()
     training_ids: Callable[[], NDArray[np.str_]] | None = None
@@ -93,8 +95,13 @@ class Predecessor:
         return f"restore {self.model_id} from a backup" if self.unrunnable is None else self.unrunnable.remedy
 
     @torch.no_grad()
-    def __call__(self, items: Any, views: NDArray[np.uint64] | None = None) -> Outputs:
+    def __call__(self, items: Any, views: NDArray[np.uint64] | None = None, *, role: Role = "query") -> Outputs:
         """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device.
+
+        Args:
+            items: What `Samples.read` returned.
+            views: See `Learner.collate`.
+            role: `query` or `gallery`, where its learner embeds them differently.
 
         Raises:
             DataError: It is not whole, or its code does not take these items (told on the CPU alone: on a GPU the same
@@ -104,9 +111,9 @@ class Predecessor:
             raise DataError(f"{self.name}: cannot be run, {self.lost}; {self.remedy}")
         device = next(self.network.parameters()).device
         try:
-            inputs = self.transform(items, views).to(device)
+            batch = to_device(self.learner.collate(items, views), device)
             with torch.autocast(device.type, enabled=False):
-                outputs = outputs_of(self.network, inputs)
+                outputs = run(self.learner, self.network, batch, role=role)
         except CODE_FAULTS as e:
             if device.type != "cpu":
                 raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,8 +27,8 @@ CODE_FAULTS = (
 class Network(Protocol):
     """An nn.Module with these two methods. The size of its embedding is read off what `embed` returns."""
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Input [B, ...] -> embedding [B, d], not normalised."""
+    def embed(self, x: Any) -> Tensor:
+        """Batch, as the learner's `collate` makes it -> embedding [B, d], not normalised."""
         ...
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -45,23 +46,29 @@ class Outputs(NamedTuple):
 
 
 class Forward(nn.Module):
-    """Gives a Network a single `forward`, which is what engines (DDP, DeepSpeed) wrap."""
+    """Gives a network a single `forward`, which is what engines (DDP, DeepSpeed) wrap.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: The network.
+        run: Network and batch -> outputs: a learner's `forward`.
+    """
+
+    def __init__(self, network: nn.Module, run: Callable[[nn.Module, Any], Outputs] | None = None) -> None:
         super().__init__()
         self.network = network
+        self._run = run or outputs_of
 
-    def forward(self, x: Tensor) -> Outputs:
-        """Input [B, ...] -> Outputs; see `outputs_of`."""
-        return outputs_of(self.network, x)
+    def forward(self, batch: Any) -> Outputs:
+        """Return the outputs of the network for a batch."""
+        return self._run(self.network, batch)
 
 
-def outputs_of(network: nn.Module, x: Tensor) -> Outputs:
-    """Return what a network says of a batch.
+def outputs_of(network: nn.Module, x: Any) -> Outputs:
+    """Return the outputs of a network with `embed` and `classify` for a batch.
 
     Args:
         network: With `embed` and `classify`.
-        x: Input [B, ...].
+        x: The batch, as `embed` takes it.
 
     Raises:
         SpecError: One of the two returned something else than a tensor.

@@ -28,9 +28,10 @@ from torch import nn
 from graceful import storage
 from graceful.chain import Kept, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError, IntegrityError
+from graceful.learners import Classifier, learner_of, run
+from graceful.learners.batch import to_device
 from graceful.models import recorded_code
 from graceful.models import weights as parts
-from graceful.models.base import outputs_of
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
@@ -209,7 +210,7 @@ def load(
         classes=described.classes,
         embedding_size=described.embedding_size,
         network=freeze(network),
-        transform=(task if viewed is section else tasks.build(viewed)).transform,
+        learner=learner_of(task if viewed is section else tasks.build(viewed)),
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
         training_ids=lambda: task.samples("train").ids,
@@ -230,8 +231,9 @@ def _embedding_size(network: nn.Module, task: Task) -> int:
     items = task.samples("train").read(np.zeros(1, dtype=np.int64))
     device, training = next(network.parameters()).device, network.training
     network.eval()  # batch normalisation in train mode refuses a single sample
+    learner = learner_of(task)
     with torch.no_grad():
-        outputs = outputs_of(network, task.transform(items, None).to(device))
+        outputs = run(learner, network, to_device(learner.collate(items, None), device))
     network.train(training)
     return int(outputs.embedding.shape[1])
 
@@ -321,7 +323,7 @@ def _unrunnable(found: _Found, refused: Unrunnable, *, folder: Path, model_id: s
         classes=described.classes,
         embedding_size=described.embedding_size,
         network=nn.Module(),
-        transform=transform,
+        learner=Classifier(transform),
         transform_digest=described.transform_digest,
         kept=Kept.NOTHING,
         model=described.model,

@@ -6,14 +6,15 @@ of classes that the old version does not know are the new version's own, rows of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from graceful.errors import SpecError
-from graceful.models.base import Forward
+from graceful.learners.batch import Batch
+from graceful.models.base import Forward, Outputs
 
 State = Mapping[str, Tensor]
 _HEAD = "head."
@@ -72,16 +73,19 @@ def _lerp(new: Tensor, old: Tensor, share: float) -> Tensor:
     return torch.where(new == old, new, torch.lerp(new, old, share))
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(
+    network: nn.Module, batches: Iterable[Batch], *, run: Callable[[nn.Module, Batch], Outputs] | None = None
+) -> None:
     """Measure the running statistics of batch normalisation anew: those of two networks say nothing of their mixture.
 
     Without such layers (graceful's own networks have none) nothing is read.
 
     Args:
         network: With `embed` and `classify`; changed in place.
-        batches: Inputs as training sees them, of two samples or more.
+        batches: As training sees them, of two samples or more.
+        run: How a batch goes through the network, a learner's `forward`; None: embed, then classify.
     """
-    update_bn(batches, Forward(network).train(network.training))
+    update_bn(batches, Forward(network, run).train(network.training))
 
 
 def _by_class_keys(new: State, old: State, count: int, old_count: int, *, name: str) -> set[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from graceful.chain import Predecessor
 from graceful.errors import DataError
+from graceful.learners.base import Role, encoder_for
 from graceful.metrics import retrieval
 from graceful.metrics.predictions import Predictions
 from graceful.tasks.base import Samples, Split, Task
@@ -89,12 +90,13 @@ def listen(versions: Sequence[Predecessor], samples: Evaluated, *, batch_size: i
 
 
 def _voice(version: Predecessor, samples: Evaluated, batch_size: int) -> Voice:
-    said: dict[int, Answers] = {}
+    said: dict[tuple[int, str], Answers] = {}
 
-    def of(split: Samples) -> Answers:
-        if id(split) not in said:
-            said[id(split)] = answers(version, split, batch_size)
-        return said[id(split)]
+    def of(split: Samples, role: Role = "query") -> Answers:
+        key = id(split), encoder_for(version.learner, role)
+        if key not in said:
+            said[key] = answers(version, split, batch_size, role=role)
+        return said[key]
 
     predictions = predictions_of(version, samples.test, of(samples.test))
     if samples.query is None or samples.gallery is None:
@@ -103,14 +105,14 @@ def _voice(version: Predecessor, samples: Evaluated, batch_size: int) -> Voice:
         name=version.name,
         predictions=predictions,
         queries=embeddings_of(samples.query, of(samples.query)),
-        gallery=embeddings_of(samples.gallery, of(samples.gallery)),
+        gallery=embeddings_of(samples.gallery, of(samples.gallery, "gallery")),
     )
 
 
-def answers(version: Predecessor, samples: Samples, batch_size: int) -> Answers:
-    """Run one version over a split, at most `batch_size` samples at a time, fewer where they are large."""
-    size = portion(samples, version.transform, most=batch_size)
-    outputs = [version(items) for items in _batches(samples, size)]
+def answers(version: Predecessor, samples: Samples, batch_size: int, *, role: Role = "query") -> Answers:
+    """Run one version over a split with its encoder for a role, at most `batch_size` samples at a time."""
+    rows = portion(samples, version.learner.collate, most=batch_size)
+    outputs = [version(items, role=role) for items in _batches(samples, rows)]
     return Answers(
         logits=torch.cat([output.logits for output in outputs]).cpu().numpy(),
         embeddings=torch.cat([output.embedding for output in outputs]).cpu().numpy(),

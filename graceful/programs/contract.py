@@ -166,7 +166,7 @@ def contract(weighting: spec.Adaptive, asked: Asked, *, references: Sequence[Unc
 
 def _right(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:
     """[N] whether a version is right, on the clean view."""
-    found, size = [], portion(samples, version.transform, most=batch_size)
+    found, size = [], portion(samples, version.learner.collate, most=batch_size)
     for start in range(0, len(samples), size):
         rows = np.arange(start, min(start + size, len(samples)), dtype=np.int64)
         logits = version(samples.read(rows)).logits.cpu()

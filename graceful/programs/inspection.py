@@ -15,7 +15,9 @@ from torch import Tensor
 
 from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
-from graceful.models.base import CODE_FAULTS, outputs_of
+from graceful.learners import run
+from graceful.learners.batch import Batch, described, finite_rows, shape, take
+from graceful.models.base import CODE_FAULTS
 from graceful.tasks.base import Samples, Task
 
 FIRST = 8
@@ -24,6 +26,7 @@ SECONDS = 5.0
 """For the others of all splits together."""
 _CHUNK = 32
 Positions = NDArray[np.int64]
+Shape = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def require_readable(
@@ -82,28 +85,27 @@ def _chunks(count: int) -> Iterator[Positions]:
 
 
 class _Look:
-    """One split, and the shapes of input that the network has answered."""
+    """One split, and the shapes of samples that the network has answered."""
 
     def __init__(self, task: Task, name: str, samples: Samples, version: Predecessor) -> None:
         self.task, self.name, self.samples, self.version = task, name, samples, version
-        self._answered: set[tuple[int, ...]] = set()
+        self._answered: set[Shape] = set()
 
     def at(self, positions: Positions) -> None:
         try:
-            inputs = self._inputs(positions)
+            batch = self._batch(positions)
         except (SpecError, DataError, *CODE_FAULTS) as e:
             raise DataError(f"{self._first_misfit(positions)}: {_reason(e)}") from e
-        self._require_finite(inputs, positions)
-        shape = tuple(inputs.shape[1:])
-        if shape not in self._answered:
-            self._logits(inputs[:1], positions)
-            self._answered.add(shape)
+        self._require_finite(batch, positions)
+        if shape(batch) not in self._answered:
+            self._logits(take(batch, slice(1)), positions)
+            self._answered.add(shape(batch))
 
-    def _inputs(self, positions: Positions) -> Tensor:
+    def _batch(self, positions: Positions) -> Batch:
         items = self.samples.read(positions)
         if hasattr(items, "__len__") and len(items) != len(positions):
             raise DataError(f"read() gave {len(items)} items for {len(positions)} positions; give one for each")
-        return self.task.transform(items, None)
+        return self.version.learner.collate(items, None)
 
     def _first_misfit(self, positions: Positions) -> str:
         """The sample that cannot be read alone, else the first that cannot be read with the one before it."""
@@ -111,7 +113,7 @@ class _Look:
             for start in range(len(positions) - count + 1):
                 few = positions[start : start + count]
                 try:
-                    self._inputs(few)
+                    self._batch(few)
                 except (SpecError, DataError, *CODE_FAULTS):
                     return self._names(few)
         return self._names(positions)
@@ -123,11 +125,11 @@ class _Look:
         which = f"{names[0]} and {names[1]}" if len(names) == 2 else f"{names[0]} to {names[-1]}"
         return f"task: samples {which} of {self.name} do not fit together"
 
-    def _require_finite(self, inputs: Tensor, positions: Positions) -> None:
-        bad = ~inputs.reshape(len(inputs), -1).isfinite().all(1)
+    def _require_finite(self, batch: Batch, positions: Positions) -> None:
+        bad = ~finite_rows(batch)
         if not bool(bad.any()):
             return
-        logits = self._logits(inputs[bad], positions)
+        logits = self._logits(take(batch, bad), positions)
         lost = ~logits.isfinite().all(1)
         if bool(lost.any()):
             which = positions[torch.nonzero(bad).flatten()[lost].numpy()]
@@ -137,14 +139,14 @@ class _Look:
                 " transform(), and the network makes NaN of it; leave it out, or fill it in"
             )
 
-    def _logits(self, inputs: Tensor, positions: Positions) -> Tensor:
+    def _logits(self, batch: Batch, positions: Positions) -> Tensor:
         try:
             with torch.no_grad():
-                return outputs_of(self.version.network, inputs).logits
+                return run(self.version.learner, self.version.network, batch).logits
         except CODE_FAULTS as e:
             name = str(self.samples.ids[positions[0]])
             raise DataError(
-                f"task: the network fails on sample {name!r} of {self.name}, {list(inputs.shape)}: {_reason(e)};"
+                f"task: the network fails on sample {name!r} of {self.name}, {described(batch)}: {_reason(e)};"
                 " give all samples a shape that it takes"
             ) from e
 

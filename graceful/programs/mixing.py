@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from graceful.learners import Batch, learner_of, run
 from graceful.models import bundle
 from graceful.models.interpolation import mixed, recalibrate
 from graceful.spec import RefreshSpec
@@ -39,7 +41,7 @@ def mix(network: nn.Module, start: Path, share: float, *, spec: RefreshSpec, tas
     network.load_state_dict(mixed(network.state_dict(), old, share))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.train.seed)
-        recalibrate(network, _inputs(spec, task))
+        recalibrate(network, _batches(spec, task), run=partial(run, learner_of(task)))
     return note(share, bundle.describe(start).name)
 
 
@@ -48,7 +50,7 @@ def note(share: float, name: str) -> tuple[str, ...]:
     return (f"weights are {1.0 - share:g} x those of training + {share:g} x those of {name}",) if share else ()
 
 
-def _inputs(spec: RefreshSpec, task: Task) -> Iterator[Tensor]:
+def _batches(spec: RefreshSpec, task: Task) -> Iterator[Batch]:
     """Whole batches of training samples from all over the split, as the first epoch sees them."""
     train, size = task.samples("train"), spec.train.batch_size
     count = min(len(train), MOST)
@@ -56,4 +58,4 @@ def _inputs(spec: RefreshSpec, task: Task) -> Iterator[Tensor]:
     for begin in range(0, max(count - size, 0) + 1, size):
         positions = chosen[begin : begin + size]
         views = view_numbers(train.ids[positions], spec.train.seed, 0) if task.augments else None
-        yield task.transform(train.read(positions), views)
+        yield learner_of(task).collate(train.read(positions), views)

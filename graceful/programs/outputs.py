@@ -106,7 +106,7 @@ class CachedOutputs:
             views=self.views.keyed,
             root=root,
             mirror=self.mirror,
-            batch_size=most if version.lost else portion(self.samples, version.transform, most=most),
+            batch_size=most if version.lost else portion(self.samples, version.learner.collate, most=most),
             top=section.top,
             progress=lambda done, total: self.progress(pace(done, total)),
             compute=self._compute(version, folder),

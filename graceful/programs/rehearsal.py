@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
+from graceful.learners import Batch, Learner, learner_of, run
+from graceful.learners.batch import described, size
 from graceful.models import bundle
-from graceful.models.base import CODE_FAULTS, Outputs, outputs_of
+from graceful.models.base import CODE_FAULTS, Outputs
 from graceful.models.weights import portable
 from graceful.programs.finishing import finish
 from graceful.spec import RefreshSpec, TorchEngine
@@ -54,14 +55,14 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
         SpecError: The batch size does not fit, or the network cannot be trained, saved, loaded or frozen; why.
     """
     workers = max(spec.train.num_workers, 1)
-    size = Sampler(
+    slice_size = Sampler(
         samples=len(train),
         batch_size=spec.train.batch_size,
         accumulation=spec.train.accumulation,
         world_size=workers,
         seed=spec.train.seed,
     ).slice_size
-    positions = np.unique(np.linspace(0, len(train) - 1, num=min(size, FEW)).astype(np.int64))
+    positions = np.unique(np.linspace(0, len(train) - 1, num=min(slice_size, FEW)).astype(np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.train.seed)
         network = task.network(task.classes)
@@ -92,12 +93,14 @@ def _step(
 ) -> None:
     """Take a small training step, so that what is saved differs from what network() makes."""
     views = view_numbers(train.ids[positions], spec.train.seed, 0) if task.augments else None
-    inputs = task.transform(train.read(positions), views)
-    with _translated(network.train(), "a training step", inputs):
-        outputs = outputs_of(network, inputs)
-        require_outputs(outputs, rows=len(positions), classes=len(task.classes), given=_described(inputs))
-        loss = F.cross_entropy(outputs.logits.float(), torch.from_numpy(train.labels[positions]))
-        loss.backward()  # type: ignore[no-untyped-call]
+    learner = learner_of(task)
+    batch = learner.collate(train.read(positions), views)
+    with _translated(network.train(), "a training step", batch):
+        outputs = run(learner, network, batch)
+        require_outputs(outputs, rows=len(positions), classes=len(task.classes), given=described(batch))
+        labels = torch.from_numpy(train.labels[positions])
+        losses = learner.task_loss(Outputs(outputs.embedding.float(), outputs.logits.float()), batch, labels)
+        losses.mean().backward()  # type: ignore[no-untyped-call]
     if isinstance(spec.train.engine, TorchEngine) and spec.train.num_workers > 1:
         unused_parameters(network, allowed=spec.train.engine.find_unused_parameters)
     with torch.no_grad():
@@ -109,15 +112,16 @@ def _step(
 
 def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, folder: Path) -> Predecessor:
     """Save and load the network; what it says afterwards must be what it says now."""
-    inputs = task.transform(items, None)
-    said = _answers(network, inputs)
-    declared, size = getattr(network, "embedding_size", None), said.embedding.shape[1]
-    if isinstance(declared, int) and declared != size:
-        raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {size}; correct it")
+    learner = learner_of(task)
+    batch = learner.collate(items, None)
+    said = _answers(network, batch, learner)
+    declared, made = getattr(network, "embedding_size", None), said.embedding.shape[1]
+    if isinstance(declared, int) and declared != made:
+        raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {made}; correct it")
     weights, saved = folder / WEIGHTS, folder / "model"
     write_weights(weights, portable(network.state_dict()))
     finish(spec, task, weights=weights, folder=saved)
-    with _translated(network, "the network, loaded and frozen,", inputs):
+    with _translated(network, "the network, loaded and frozen,", batch):
         version = bundle.load(saved, augment_like=spec.task, task=task)
         again = version(items)
     for name, before, after in zip(Outputs._fields, said, again, strict=True):
@@ -130,11 +134,11 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     return version
 
 
-def _answers(network: nn.Module, inputs: Tensor) -> Outputs:
+def _answers(network: nn.Module, batch: Batch, learner: Learner) -> Outputs:
     """What a network says in eval mode, which must not change it and must be the same each time."""
     before = portable(network.eval().state_dict())
-    with torch.no_grad(), _translated(network, "the network in eval mode", inputs):
-        first, second = (Outputs(*(one.float() for one in outputs_of(network, inputs))) for _ in range(2))
+    with torch.no_grad(), _translated(network, "the network in eval mode", batch):
+        first, second = (Outputs(*(one.float() for one in run(learner, network, batch))) for _ in range(2))
     after = portable(network.state_dict())
     changed = [name for name in after if name not in before or not torch.equal(before[name], after[name])]
     changed = [name for name in changed if name not in before or not _same(before[name], after[name])]
@@ -161,7 +165,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def _translated(network: nn.Module, what: str, inputs: Tensor) -> Iterator[None]:
+def _translated(network: nn.Module, what: str, batch: Batch) -> Iterator[None]:
     """Turn what the code of a network raises into one line."""
     try:
         yield
@@ -170,13 +174,9 @@ def _translated(network: nn.Module, what: str, inputs: Tensor) -> Iterator[None]
     except CODE_FAULTS as e:
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
         normalised = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-        if network.training and len(inputs) == 1 and normalised:
+        if network.training and size(batch) == 1 and normalised:
             raise SpecError(
                 f"train.batch_size: each worker sees one sample at a time (batch_size / workers / accumulation is 1),"
                 f" and {what} fails on it: {reason}; batch normalisation ({normalised[0]}) needs two, raise batch_size"
             ) from e
-        raise SpecError(f"task: {what} fails on {_described(inputs)}: {reason}; mend network()") from e
-
-
-def _described(inputs: Tensor) -> str:
-    return f"{len(inputs)} samples, {list(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
+        raise SpecError(f"task: {what} fails on {described(batch)}: {reason}; mend network()") from e

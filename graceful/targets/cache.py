@@ -267,7 +267,7 @@ class Cache:
         chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
         turn = np.arange(len(chosen)) % (1 if views is None else len(views))
         numbers = None if views is None else views[turn, chosen]
-        size = portion(samples, predecessor.transform, most=count)
+        size = portion(samples, predecessor.learner.collate, most=count)
         parts = [slice(start, start + size) for start in range(0, len(chosen), size)]
         said = [predecessor(samples.read(chosen[part]), None if numbers is None else numbers[part]) for part in parts]
         logits = torch.cat([outputs.logits for outputs in said])

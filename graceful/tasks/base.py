@@ -9,9 +9,10 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from graceful.errors import DataError
+from graceful.learners.batch import Batch
 from graceful.tasks.hashing import split_digest
 
 Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
@@ -214,13 +215,15 @@ class Task(Protocol):
         """
         ...
 
-    def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
-        """Raw items -> network input [B, ...] float32.
+    def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Batch:
+        """Raw items -> batch, as `embed` of the network takes it: a tensor [B, ...], or a mapping of such tensors.
+
+        A task with an attribute `learner` (see `graceful.learners.Learner`) needs no transform.
 
         Args:
             items: What `Samples.read` returned.
             views: [B] one number per sample that determines its augmentation entirely; None: the clean view used in
-                evaluation. The same item with the same number must give the same tensor.
+                evaluation. The same item with the same number must give the same row.
         """
         ...
 

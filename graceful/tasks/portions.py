@@ -9,29 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from graceful.learners.batch import Batch, leaves
 from graceful.tasks.base import Samples
 
 ROOM = 64 * 2**20
-"""Bytes of raw items and inputs together; a network's activations take several times as much."""
+"""Bytes of raw items and batch together; a network's activations take several times as much."""
 
 
-def portion(samples: Samples, transform: Callable[[Any, None], Tensor], *, most: int) -> int:
-    """How many samples may be read, transformed and run at once, from 1 to `most`; every process gets the same number.
+def portion(samples: Samples, collate: Callable[[Any, None], Batch], *, most: int) -> int:
+    """Return how many samples may be read, collated and run at once, from 1 to `most`; the same in every process.
 
     The first sample stands for all.
 
     Args:
         samples: Which.
-        transform: That of the version that runs on them.
+        collate: Of the learner of the version that runs on them.
         most: Whatever their size.
     """
     if not len(samples):
         return most
     items = samples.read(np.zeros(1, dtype=np.int64))
-    inputs = transform(items, None)
-    return max(1, min(most, ROOM // max(_bytes_of(items) + inputs.nbytes, 1)))
+    made = sum(tensor.nbytes for _, tensor in leaves(collate(items, None)))
+    return max(1, min(most, ROOM // max(_bytes_of(items) + made, 1)))
 
 
 def _bytes_of(items: Any) -> int:
@@ -39,4 +39,5 @@ def _bytes_of(items: Any) -> int:
     size = getattr(items, "nbytes", None)
     if isinstance(size, int):
         return size
-    return sum(_bytes_of(item) for item in items) if isinstance(items, list | tuple) else 0
+    parts = items.values() if isinstance(items, dict) else items if isinstance(items, list | tuple) else ()
+    return sum(_bytes_of(item) for item in parts)

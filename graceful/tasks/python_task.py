@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from graceful.errors import SpecError
+from graceful.learners.base import MEMBERS
 from graceful.spec import PythonTask
 from graceful.tasks import code
 from graceful.tasks.importing import load_module
 from graceful.tasks.watched import Watched, blamed
 
-_METHODS = ("network", "samples", "transform")
+_METHODS = ("network", "samples")
 _ATTRIBUTES = ("classes", "augments")
 
 
@@ -71,12 +72,18 @@ def _check_options(path: Path, factory: Callable[..., Any], options: dict[str, A
 
 def _check_members(path: Path, built: object) -> None:
     kind = type(built).__name__
-    for name in _METHODS:
+    learner = getattr(built, "learner", None)
+    for name in (*_METHODS, *(() if learner is not None else ("transform",))):
         if not callable(getattr(built, name, None)):
             raise SpecError(f"{path}: task() returned a {kind} without the method {name}; see graceful.tasks.base")
     for name in _ATTRIBUTES:
         if not hasattr(built, name):
             raise SpecError(f"{path}: task() returned a {kind} without the attribute {name}; see graceful.tasks.base")
+    for name in MEMBERS if learner is not None else ():
+        if not hasattr(learner, name):
+            raise SpecError(
+                f"{path}: the learner, a {type(learner).__name__}, lacks {name}; see graceful.learners.base.Learner"
+            )
     classes = built.classes  # type: ignore[attr-defined]
     if (
         not isinstance(classes, tuple)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful.errors import DataError, GracefulError, SpecError
-from graceful.models.base import Network
+from graceful.learners import Batch, Learner
+from graceful.learners.batch import require_batch
+from graceful.models.base import Network, Outputs
 from graceful.tasks.base import WHAT, Samples, Split, Task
 
 _MAY_BE_ABSENT = ("query", "gallery")
@@ -32,15 +34,20 @@ class Watched:
     def __init__(self, own: Task, path: Path) -> None:
         self.own, self.path = own, path
         self.classes, self.augments = own.classes, own.augments
+        learner: Learner | None = getattr(own, "learner", None)
+        self.learner = None if learner is None else WatchedLearner(learner, path)
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """As `Task.network`.
 
         Raises:
-            SpecError: An error in the file, or no network.
+            SpecError: An error in the file, or no network. Where the task has a learner, the network needs `classify`
+                alone, for losses that read the frozen head.
         """
         with blamed(self.path):
             built = self.own.network(classes)
+        if self.learner is not None and isinstance(built, nn.Module) and hasattr(built, "classify"):
+            return built
         if not (isinstance(built, nn.Module) and isinstance(built, Network)):
             raise SpecError(
                 f"{self.path}: network() returned a {type(built).__name__} without embed and classify; return"
@@ -71,25 +78,78 @@ class Watched:
             raise DataError(f"{where} has classes {found.classes!r:.60}, the task {self.classes!r:.60}; give the same")
         return replace(found, read=partial(self._read, found.read))
 
-    def transform(self, items: Any, views: NDArray[Any] | None) -> Tensor:
+    def transform(self, items: Any, views: NDArray[Any] | None) -> Batch:
         """As `Task.transform`.
 
         Raises:
-            SpecError: An error in the file, no tensor, or not one row for each item.
+            SpecError: An error in the file, no batch, or not one row for each item.
         """
-        with blamed(self.path):
-            found = self.own.transform(items, views)
-        if not isinstance(found, Tensor):
-            raise SpecError(f"{self.path}: transform() returned a {type(found).__name__}; return a torch.Tensor")
-        if hasattr(items, "__len__") and found.shape[:1] != (len(items),):
-            raise SpecError(
-                f"{self.path}: transform() made {list(found.shape)} of {len(items)} items; return one row for each"
-            )
-        return found
+        if self.learner is not None:
+            return self.learner.collate(items, views)
+        return _batch_of(self.path, self.own.transform, items, views, name="transform()")
 
     def _read(self, read: Callable[[NDArray[Any]], Any], positions: NDArray[Any]) -> Any:
         with blamed(self.path):
             return read(positions)
+
+
+class WatchedLearner:
+    """The learner that a user's file made, behind the same protocol.
+
+    Args:
+        own: What the file made.
+        path: The file, for messages.
+    """
+
+    def __init__(self, own: Learner, path: Path) -> None:
+        self.own, self.path = own, path
+        self.encoders = own.encoders
+
+    def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
+        """As `Learner.collate`.
+
+        Raises:
+            SpecError: An error in the file, no batch, or not one row for each item.
+        """
+        return _batch_of(self.path, self.own.collate, items, views, name="collate() of the learner")
+
+    def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
+        """As `Learner.forward`.
+
+        Raises:
+            SpecError: No outputs. Errors of the network pass, since only the caller knows what it was asked.
+        """
+        outputs = self.own.forward(network, batch, encoder=encoder)
+        if not isinstance(outputs, Outputs):
+            raise SpecError(
+                f"{self.path}: forward() of the learner returned a {type(outputs).__name__}; return"
+                " graceful.models.base.Outputs(embedding, logits)"
+            )
+        return outputs
+
+    def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
+        """As `Learner.task_loss`.
+
+        Raises:
+            SpecError: An error in the file, or not one value for each sample.
+        """
+        with blamed(self.path):
+            losses = self.own.task_loss(outputs, batch, labels)
+        if not isinstance(losses, Tensor) or losses.shape != labels.shape:
+            got = list(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+            raise SpecError(
+                f"{self.path}: task_loss() of the learner returned {got}; must be one value for each sample,"
+                f" {list(labels.shape)}"
+            )
+        return losses
+
+
+def _batch_of(path: Path, make: Callable[..., Batch], items: Any, views: NDArray[Any] | None, *, name: str) -> Batch:
+    with blamed(path):
+        batch = make(items, views)
+    rows = len(items) if hasattr(items, "__len__") and not isinstance(items, Mapping) else None
+    require_batch(batch, rows=rows, who=f"{path}: {name}")
+    return batch
 
 
 @contextmanager

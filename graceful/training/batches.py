@@ -1,4 +1,4 @@
-"""What a training step eats: inputs, labels, what predecessors say about them; one slice ahead. Runs in workers."""
+"""What a training step reads: batch, labels, outputs of predecessors; one slice ahead. Runs in workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from graceful import targets
 from graceful.chain import OldOutputs
 from graceful.chain.merging import Merged
 from graceful.errors import DataError, SpecError
-from graceful.models.base import CODE_FAULTS, Forward, Outputs
+from graceful.learners import Batch, Learner, learner_of, run
+from graceful.learners.batch import described, finite_rows, to_device
+from graceful.models.base import CODE_FAULTS, Outputs
 from graceful.targets.mixture import Mixture
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
@@ -30,7 +32,7 @@ class Slice(NamedTuple):
     """One rank's part of one slice of a batch, on the rank's device."""
 
     positions: NDArray[np.int64]
-    inputs: Tensor
+    batch: Batch
     labels: Tensor
     old: tuple[OldOutputs | None, ...]
     reference: OldOutputs | None
@@ -42,7 +44,8 @@ class Materials:
     """Everything a run reads.
 
     Attributes:
-        task: Model, data, transform.
+        task: Model and data.
+        learner: Makes batches and outputs.
         train: The training split.
         validation: The split that tells how training goes.
         versions: What the objective must know of each predecessor.
@@ -56,6 +59,7 @@ class Materials:
     """
 
     task: Task
+    learner: Learner
     train: Samples
     validation: Samples
     versions: tuple[OldVersion, ...]
@@ -75,7 +79,7 @@ class Materials:
         reference = self.reference.fetch(positions, items, views, index) if self.reference else None
         return Slice(
             positions=positions,
-            inputs=self.task.transform(items, views).to(self.device),
+            batch=to_device(self.learner.collate(items, views), self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
             old=tuple(
                 None if source is None else source.fetch(positions, items, views, index) for source in self.sources
@@ -144,6 +148,7 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     keyed = targets.plan_views(compatibility.targets, augments=task.augments) == "keyed" and any([*caches, *references])
     return Materials(
         task=task,
+        learner=learner_of(task),
         train=train,
         validation=task.samples("validation"),
         versions=tuple(one.version for one in chain),
@@ -163,12 +168,13 @@ def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
     Raises:
         SpecError: It does not take what the transform gives, or does not give an embedding and a logit for each class.
     """
-    inputs = task.transform(samples.read(np.zeros(1, dtype=np.int64)), None)
-    given = f"one sample, {list(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
+    learner = learner_of(task)
+    batch = learner.collate(samples.read(np.zeros(1, dtype=np.int64)), None)
+    given = described(batch)
     network.eval()
     try:
         with torch.no_grad():
-            outputs = Forward(network)(inputs)
+            outputs = run(learner, network, batch)
     except CODE_FAULTS as e:
         reason = " ".join(str(e).split()) or type(e).__name__
         raise SpecError(f"task: the network fails on {given}: {reason}; mend network() or transform()") from e
@@ -197,7 +203,7 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
 
 def first_not_finite(one: Slice) -> int:
     """Return the position of the first sample of a slice whose input holds NaN or infinity; -1 where there is none."""
-    bad = (~one.inputs.reshape(len(one.inputs), -1).isfinite().all(1)).nonzero().flatten().tolist()
+    bad = (~finite_rows(one.batch)).nonzero().flatten().tolist()
     return int(one.positions[bad[0]]) if bad else -1
 
 
@@ -207,11 +213,11 @@ def evaluate(
     """Count right answers on the clean view; a sample whose logits are not finite is wrong.
 
     Args:
-        task: For its transform.
+        task: For its learner.
         samples: The split.
         batches: Positions; an empty batch still runs a forward pass, see `sampler.shard`.
-        forward: Inputs -> Outputs.
-        device: Where inputs go.
+        forward: Batch -> Outputs.
+        device: Where batches go.
 
     Returns:
         Right answers and samples, of this rank.
@@ -227,8 +233,9 @@ def answered(
     task: Task, samples: Samples, batches: Sequence[NDArray[np.int64]], *, forward: Any, device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Positions and whether each is right, bool on the CPU, batch by batch; arguments as of `evaluate`."""
+    learner = learner_of(task)
     for positions in batches:
         asked = positions if len(positions) else np.zeros(1, dtype=np.int64)
-        logits = forward(task.transform(samples.read(asked), None).to(device)).logits.float()
+        logits = forward(to_device(learner.collate(samples.read(asked), None), device)).logits.float()
         hits = (logits.argmax(1).cpu() == torch.from_numpy(samples.labels[asked])) & logits.isfinite().all(1).cpu()
         yield positions, hits[: len(positions)]

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from graceful import spec
 from graceful.errors import SpecError
+from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import portable
-from graceful.training.plain import StepInfo, TorchEngine, bad_gradient, optimizer_options, rank, world_size
+from graceful.training.plain import Run, StepInfo, TorchEngine, bad_gradient, optimizer_options, rank, world_size
 from graceful.training.unpickling import load_tensors
 
 __all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "build", "deepspeed_config"]
@@ -35,8 +36,8 @@ _TAG = "engine"
 class Engine(Protocol):
     """A network in training. Every method is collective: all ranks call it, in the same order."""
 
-    def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
-        """Inputs [B, ...] of this rank -> Outputs. Without `train`: eval mode, no gradients."""
+    def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
+        """Batch of this rank -> Outputs. Without `train`: eval mode, no gradients."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -68,16 +69,22 @@ class Engine(Protocol):
         ...
 
 
-def build(train: spec.Train, network: nn.Module, *, device: torch.device) -> Engine:
+def build(train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> Engine:
     """Build the engine a spec names around a network; the default process group must exist if there are more ranks.
+
+    Args:
+        train: The section of the spec.
+        network: What is trained.
+        device: Of this rank.
+        run: How a batch goes through the network, a learner's `forward`; None: embed, then classify.
 
     Raises:
         SpecError: fp16 without a GPU.
     """
     require_precision(train, gpu=device.type != "cpu")
     if train.engine.kind == "deepspeed":
-        return DeepSpeedEngine(train, network, device=device)
-    return TorchEngine(train, network, device=device)
+        return DeepSpeedEngine(train, network, device=device, run=run)
+    return TorchEngine(train, network, device=device, run=run)
 
 
 def require_precision(train: spec.Train, *, gpu: bool) -> None:
@@ -125,10 +132,10 @@ def deepspeed_config(train: spec.Train, *, world_size: int) -> dict[str, Any]:
 class DeepSpeedEngine:
     """DeepSpeed with ZeRO 0 to 3. Needs a default process group, of one rank if need be."""
 
-    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device) -> None:
+    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> None:
         assert isinstance(train.engine, spec.DeepSpeedEngine)
         self._train, self._stage, self._slice = train, train.engine.zero_stage, 0
-        self._network = Forward(network.to(device))
+        self._network = Forward(network.to(device), run)
         with _deepspeed(device) as deepspeed:
             self._deepspeed = deepspeed
             self._engine, *_ = deepspeed.initialize(
@@ -139,11 +146,11 @@ class DeepSpeedEngine:
             )
             self._engine.checkpoint_engine = _tensors_only(self._engine)
 
-    def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
+    def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
         """As `Engine.forward`."""
         self._engine.train(train)
         with torch.set_grad_enabled(train):
-            outputs: Outputs = self._engine(inputs)
+            outputs: Outputs = self._engine(batch)
         return outputs
 
     def backward(self, loss: Tensor) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, distributed
 
-from graceful import tasks
+from graceful import learners, tasks
 from graceful.chain.multipliers import strengths
 from graceful.errors import NonFiniteError, SpecError, TrainingError
 from graceful.models.base import CODE_FAULTS, Outputs
@@ -86,7 +86,12 @@ class Loop:
         )
         self.steps = self.train.epochs * self.sampler.steps_per_epoch
         self.objective = Objective(
-            job.compatibility, task.classes, self.materials.versions, place.device, groups=self.materials.groups
+            job.compatibility,
+            task.classes,
+            self.materials.versions,
+            place.device,
+            groups=self.materials.groups,
+            task_loss=self.materials.learner.task_loss,
         )
         self.duals = duals_of(job, task)
         fixed = strengths(job.compatibility.weighting, len(self.materials.versions))
@@ -103,7 +108,8 @@ class Loop:
 
     def start(self) -> None:
         """Build the engine, take up the newest checkpoint, open the trace."""
-        self.engine = engine.build(self.train, self.network, device=self.place.device)
+        forward = partial(learners.run, self.materials.learner)
+        self.engine = engine.build(self.train, self.network, device=self.place.device, run=forward)
         with self.place.restore() as folder:
             if folder is not None:
                 self._resume(folder)
@@ -173,7 +179,8 @@ class Loop:
         torch.manual_seed(_seed(self.job.effective_seed, step, self.place.rank))
         sums: dict[str, float] = {}
         for one in slices:
-            value = self.objective(self._forward(one), one.labels, one.old, one.reference, one.merged)
+            outputs = self._forward(one)
+            value = self.objective(outputs, one.labels, one.old, one.reference, one.merged, batch=one.batch)
             names = ["total", *value.parts]
             numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
             means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))
@@ -199,14 +206,14 @@ class Loop:
         """Run the network on a slice. Alone and on the CPU what its code raises is its own; elsewhere it may be the
         device's or a peer's, and whoever started the workers decides."""
         try:
-            return self.engine.forward(one.inputs)
+            return self.engine.forward(one.batch)
         except CODE_FAULTS as e:
             if self.place.world_size > 1 or self.place.device.type != "cpu":
                 raise
             first, last = (str(self.materials.train.ids[position]) for position in one.positions[[0, -1]])
             raise TrainingError(
                 f"step {self.progress.step + 1}: the network fails on samples {first!r} ... {last!r} of train,"
-                f" {list(one.inputs.shape)} ({first_line(e)}); mend network() or the data"
+                f" {learners.batch.described(one.batch)} ({first_line(e)}); mend network() or the data"
             ) from e
 
     def _update(self, rate: float, *, step: int, epoch: int) -> float | None:
@@ -262,7 +269,7 @@ class Loop:
                 self.materials.task,
                 self.materials.validation,
                 self._mine(self.materials.validation),
-                forward=lambda inputs: self.engine.forward(inputs, train=False),
+                forward=partial(self.engine.forward, train=False),
                 device=self.place.device,
             ),
             device=self.place.device,
@@ -286,7 +293,7 @@ class Loop:
         self._check_collapse(found, epoch=epoch)
 
     def _mine(self, samples: Samples) -> list[NDArray[np.int64]]:
-        size = portion(samples, self.materials.task.transform, most=_EVALUATION_BATCH)
+        size = portion(samples, self.materials.learner.collate, most=_EVALUATION_BATCH)
         return shard(len(samples), rank=self.place.rank, world_size=self.place.world_size, size=size)
 
     def _move(self, epoch: int) -> dict[str, Any]:

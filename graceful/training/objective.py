@@ -35,6 +35,9 @@ from graceful.training.terms import Term, value
 __all__ = ["Objective", "ObjectiveValue", "OldVersion", "needs"]
 
 
+TaskLoss = Callable[[Outputs, Any, Tensor], Tensor]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveValue:
     """The loss of one batch.
@@ -74,6 +77,7 @@ class Objective:
             None: the default process group of torch where there is one.
         groups: Which terms are merged, see `merging.plan`; their strengths are in the merged weights.
         strengths: Factor of each version's own terms; None: equal, adding up to 1.
+        task_loss: Outputs, batch and labels -> the task's own loss [B]: a learner's; None: cross-entropy.
 
     Raises:
         ValueError: A version lacks what a loss needs.
@@ -89,12 +93,14 @@ class Objective:
         sum_over_workers: Callable[[Tensor], Tensor] | None = None,
         groups: Sequence[Group] = (),
         strengths: Sequence[float] | None = None,
+        task_loss: TaskLoss | None = None,
     ) -> None:
         self._compatibility = compatibility
         self._device = torch.device(device)
         self._versions = tuple(versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
         self._groups = tuple(groups)
+        self._task_loss = task_loss or _cross_entropy
         self._columns = [group.some_columns(len(classes), self._device) for group in self._groups]
         count = len(self._versions)
         self.strengths = tuple(strengths) if strengths is not None else (1.0 / max(count, 1),) * count
@@ -141,6 +147,8 @@ class Objective:
         old: Sequence[OldOutputs | None] = (),
         reference: OldOutputs | None = None,
         merged: Sequence[Merged] = (),
+        *,
+        batch: Any = None,
     ) -> ObjectiveValue:
         """Compute the loss of one batch; no value leaves the device.
 
@@ -151,13 +159,15 @@ class Objective:
                 where none is read.
             reference: Mean logits of the reference runs, [B, C] in the new version's class order.
             merged: One per group.
+            batch: What the outputs were made of, for the task's loss.
 
         Raises:
             ValueError: `old`, `merged` or `reference` is missing or was not asked for.
         """
         self._check(old, reference)
         outputs = Outputs(accurate(outputs.embedding), accurate(outputs.logits))
-        values = self._values(outputs, labels, self._pairs(outputs, labels, old))
+        losses = self._task_loss(outputs, batch, labels)
+        values = self._values(losses, self._pairs(outputs, labels, old))
         for group, one, columns in zip(self._groups, merged, self._columns, strict=True):
             values[group.key] = group.value(outputs, one, columns=columns)
         if self._compatibility.reference is not None and reference is not None:
@@ -225,8 +235,7 @@ class Objective:
             for index in self._used
         }
 
-    def _values(self, outputs: Outputs, labels: Tensor, pairs: Mapping[int, Pair]) -> dict[str, Tensor]:
-        losses = F.cross_entropy(outputs.logits, labels, reduction="none")
+    def _values(self, losses: Tensor, pairs: Mapping[int, Pair]) -> dict[str, Tensor]:
         values = {"task": weighted_mean(losses, weights=self._task_weights(pairs))}
         means = self._focus_means(pairs)
         for term in self._terms:
@@ -253,6 +262,10 @@ class Objective:
             return {}
         self._moments = focus.advance(self._moments, batch=self._sum_over_workers(torch.stack(moments)))
         return {term.key: mean for term, mean in zip(self._dynamic, focus.mean_of(self._moments), strict=True)}
+
+
+def _cross_entropy(outputs: Outputs, batch: Any, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.logits, labels, reduction="none")
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,15 @@ from torch import Tensor, distributed, nn
 
 from graceful import spec
 from graceful.errors import NonFiniteError, SpecError
+from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import portable
 from graceful.training.unpickling import load_tensors
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FILE = "engine.pt"
+Run = Callable[[nn.Module, Any], Outputs]
+"""Network and batch -> outputs: a learner's `forward`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +42,9 @@ class StepInfo:
 class TorchEngine:
     """Plain torch; DistributedDataParallel when the default process group has more than one rank."""
 
-    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device) -> None:
+    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> None:
         self._train, self._device = train, device
-        self._network = Forward(network.to(device))
+        self._network = Forward(network.to(device), run)
         self._optimizer = _torch_optimizer(train.optimizer, self._network)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._slice = 0
@@ -53,11 +57,11 @@ class TorchEngine:
                 self._network, device_ids=ids, find_unused_parameters=self._tolerant
             )
 
-    def forward(self, inputs: Tensor, *, train: bool = True) -> Outputs:
+    def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
         """As `Engine.forward`."""
         self._network.train(train)
         with torch.set_grad_enabled(train), self._autocast(), self._unsynchronised():
-            outputs: Outputs = (self._parallel if train else self._network)(inputs)
+            outputs: Outputs = (self._parallel if train else self._network)(batch)
         return outputs
 
     def backward(self, loss: Tensor) -> None:

@@ -160,7 +160,9 @@ def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: 
 def _clean(source: targets.Cache | targets.Live, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
     """Positions and outputs of all training samples on the clean view, chunk by chunk; a cache needs no samples."""
     live = isinstance(source, targets.Live)
-    size = portion(train, source.predecessor.transform, most=_CHUNK) if isinstance(source, targets.Live) else _CHUNK
+    size = (
+        portion(train, source.predecessor.learner.collate, most=_CHUNK) if isinstance(source, targets.Live) else _CHUNK
+    )
     for start in range(0, len(train), size):
         chunk = np.arange(start, min(start + size, len(train)), dtype=np.int64)
         yield torch.from_numpy(chunk), source.fetch(chunk, train.read(chunk) if live else None, None, 0)

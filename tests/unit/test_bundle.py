@@ -204,9 +204,9 @@ def test_a_predecessor_without_augmentation_can_see_the_new_versions_views(saved
     items = tasks.build(new).samples("test").read(np.arange(30))
     views = np.arange(30, dtype=np.uint64)
     own, alike = bundle.load(saved[0]), bundle.load(saved[0], augment_like=new)
-    assert torch.equal(own.transform(items, views), own.transform(items, None))
-    assert torch.equal(alike.transform(items, views), tasks.build(new).transform(items, views))
-    assert torch.equal(alike.transform(items, None), own.transform(items, None))
+    assert torch.equal(own.learner.collate(items, views), own.learner.collate(items, None))
+    assert torch.equal(alike.learner.collate(items, views), tasks.build(new).transform(items, views))
+    assert torch.equal(alike.learner.collate(items, None), own.learner.collate(items, None))
     assert alike.transform_digest != own.transform_digest
     assert alike.notes == ()
     other = bundle.load(saved[0], augment_like=spec.ImageFolderTask(root="/nowhere", shift=2))
@@ -265,7 +265,7 @@ def test_a_python_task_that_changed_is_loaded_with_a_note(tmp_path: Path) -> Non
     assert "own.py changed since" in changed.notes[0]
     assert "may differ" in changed.notes[0]
     assert changed.transform_digest != unchanged.transform_digest
-    assert float(changed.transform([[1.0, 1.0, 1.0]], None).max()) == 2.0
+    assert float(changed.learner.collate([[1.0, 1.0, 1.0]], None).max()) == 2.0
 
 
 def _as_folder(source: Path) -> Path:
@@ -304,14 +304,14 @@ def test_recorded_code_runs_only_where_its_digest_is_trusted(
             version = bundle.load(tmp_path / "v1", augment_like=like, trusted=trusted, at_least=Kept.NOTHING)
             assert (version.kept, version.lost) == (Kept.NOTHING, f"its recorded code {source} is not trusted")
             with pytest.raises(DataError, match="cannot be run"):
-                version.transform([[1.0, 1.0, 1.0]], None)
+                version.learner.collate([[1.0, 1.0, 1.0]], None)
     with monkeypatch.context() as served:
         served.setenv("GRACEFUL_TRUST_CODE", f"{'0' * 64}, {digest[:63]}")
         with pytest.raises(DataError, match="GRACEFUL_TRUST_CODE="):
             _load_pyfunc(str(tmp_path / "v1"))
     assert not (tmp_path / "ran").exists()
     loaded = bundle.load(tmp_path / "v1", augment_like=spec.DigitsTask(), trusted=[digest])
-    assert float(loaded.transform([[1.0, 1.0, 1.0]], None).max()) == 1.0
+    assert float(loaded.learner.collate([[1.0, 1.0, 1.0]], None).max()) == 1.0
     assert loaded.transform_digest == version.transform_digest
     monkeypatch.setenv("GRACEFUL_TRUST_CODE", digest)
     assert set(_load_pyfunc(str(tmp_path / "v1")).predict([[1.0, 1.0, 1.0]])["classes"]) == {"a", "b"}
@@ -331,7 +331,7 @@ def test_the_file_that_a_registry_names_gives_way_to_the_one_the_user_names(tmp_
     trap = "raise SystemExit('the recorded file ran')"
     source.write_text(trap)
     loaded = bundle.load(folder, augment_like=spec.PythonTask(file=str(moved)))
-    assert float(loaded.transform([[1.0, 1.0, 1.0]], None).max()) == 1.0
+    assert float(loaded.learner.collate([[1.0, 1.0, 1.0]], None).max()) == 1.0
     assert loaded.notes == ()
 
 

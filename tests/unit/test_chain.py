@@ -11,6 +11,7 @@ from torch import nn
 
 from graceful import chain, models, spec
 from graceful.errors import SpecError
+from graceful.learners import Classifier
 
 
 def _predecessor(name: str, transform: Any = lambda items, views: torch.as_tensor(items)) -> chain.Predecessor:
@@ -22,7 +23,7 @@ def _predecessor(name: str, transform: Any = lambda items, views: torch.as_tenso
         classes=("a", "b"),
         embedding_size=4,
         network=chain.freeze(network),
-        transform=transform,
+        learner=Classifier(transform),
         transform_digest="1" * 64,
     )
 

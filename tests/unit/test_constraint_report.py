@@ -19,6 +19,7 @@ from graceful.chain.budgets import Standing, plan
 from graceful.chain.contract import Contract
 from graceful.errors import SpecError
 from graceful.gate import Outcome, Verdict
+from graceful.learners import Classifier
 from graceful.programs.constraint_report import PROMISED, build, constraint_rows, constraint_table, record
 from graceful.programs.heat import matrix_page
 from graceful.programs.html import render_html
@@ -172,7 +173,7 @@ def version(seed: int, classes: tuple[str, ...]) -> Predecessor:
         classes=classes,
         embedding_size=8,
         network=freeze(training_task.BlobNet(len(classes))),
-        transform=task.transform,
+        learner=Classifier(task.transform),
         transform_digest="none",
     )
 

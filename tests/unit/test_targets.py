@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from graceful import spec, targets, tasks
 from graceful.chain import OldOutputs, Predecessor, freeze
 from graceful.errors import DataError, IntegrityError, SpecError, StorageError
+from graceful.learners import Classifier
 from graceful.models.base import Outputs
 from graceful.targets import Cache, Live, Mean, blocks, files, writing
 from graceful.targets.blocks import Block
@@ -58,7 +59,7 @@ def _version(seed: int) -> Predecessor:
         classes=task.classes,
         embedding_size=64,
         network=freeze(task.network(task.classes)),
-        transform=task.transform,
+        learner=Classifier(task.transform),
         transform_digest=tasks.transform_digest(SECTION),
     )
 
@@ -98,9 +99,9 @@ def _counted(version: Predecessor, *, fail_after: int | None = None) -> Counted:
         if fail_after is not None and len(batches) == fail_after:
             raise KeyboardInterrupt
         batches.append(len(items))
-        return version.transform(items, numbers)
+        return version.learner.collate(items, numbers)
 
-    return Counted(dataclasses.replace(version, transform=transform), batches)
+    return Counted(dataclasses.replace(version, learner=Classifier(transform)), batches)
 
 
 def _content(cache: Cache) -> dict[str, bytes]:
@@ -176,10 +177,10 @@ def test_an_overflow_late_in_the_build_starts_again_with_fp32(
     samples: Samples, old: Predecessor, tmp_path: Path
 ) -> None:
     def transform(items: Any, numbers: Any) -> Tensor:
-        x = old.transform(items, numbers)
+        x = old.learner.collate(items, numbers)
         return x * 1e7 if len(items) < BATCH else x
 
-    late = dataclasses.replace(old, transform=transform)
+    late = dataclasses.replace(old, learner=Classifier(transform))
     cache = targets.build(late, samples, views=None, root=tmp_path, batch_size=BATCH)
     assert cache.embeddings.dtype == np.float32
     torch.testing.assert_close(cache.rows(np.arange(5)).embedding, old(samples.read(np.arange(5))).embedding)

@@ -14,6 +14,7 @@ import torch
 
 from graceful import spec, targets, tasks
 from graceful.chain import Predecessor, freeze
+from graceful.learners import Classifier
 from graceful.targets import layouts
 from graceful.targets.eviction import evict, size_of
 from graceful.tasks.base import Samples
@@ -36,7 +37,7 @@ def version(seed: int) -> Predecessor:
         classes=task.classes,
         embedding_size=64,
         network=freeze(task.network(task.classes)),
-        transform=task.transform,
+        learner=Classifier(task.transform),
         transform_digest=tasks.transform_digest(SECTION),
     )
 

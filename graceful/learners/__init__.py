@@ -1,0 +1,13 @@
+"""How a version learns: from raw items to a batch, from a batch to outputs, from outputs to the task's loss.
+
+`Learner` is the protocol, `batch` has what graceful does with batches without knowing what is in them, `classifier` the
+learner of every task that names none. Driver and workers.
+"""
+
+from __future__ import annotations
+
+from graceful.learners.base import DEFAULT_ENCODER, Learner, Role, encoder_for, learner_of, run
+from graceful.learners.batch import Batch
+from graceful.learners.classifier import Classifier
+
+__all__ = ["DEFAULT_ENCODER", "Batch", "Classifier", "Learner", "Role", "encoder_for", "learner_of", "run"]

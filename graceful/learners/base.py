@@ -1,0 +1,78 @@
+"""The protocol of learners, and which one a task has. Driver and workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from graceful.learners.batch import Batch
+from graceful.models.base import Outputs
+
+if TYPE_CHECKING:
+    from graceful.tasks.base import Task
+
+Role = Literal["query", "gallery"]
+DEFAULT_ENCODER = "default"
+"""Name of the encoder where a learner has one for everything."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What training, caches of outputs, evaluation, search and serving ask of a version.
+
+    Attributes:
+        encoders: Names of the ways to embed a batch. One, `DEFAULT_ENCODER`, unless queries and gallery are embedded
+            differently: then `query` and `gallery`, and training uses `query`.
+    """
+
+    encoders: tuple[str, ...]
+
+    def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
+        """Make a batch of raw items.
+
+        Args:
+            items: What `Samples.read` returned, B of them.
+            views: [B] uint64, one number per sample that determines its augmentation entirely; None: the clean view.
+                The same item with the same number must give the same row.
+        """
+        ...
+
+    def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
+        """Run a network on a batch; embedding [B, d] and logits [B, C]."""
+        ...
+
+    def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
+        """Return the task's own loss for each sample, [B], in fp32 at least.
+
+        Args:
+            outputs: Of the new version, fp32 at least.
+            batch: What `collate` made, on the device of the outputs.
+            labels: [B] int64.
+        """
+        ...
+
+
+MEMBERS = ("encoders", "collate", "forward", "task_loss")
+"""What a learner must have."""
+
+
+def learner_of(task: Task) -> Learner:
+    """Return the learner of a task: its attribute `learner`, or a classifier made of its network and transform."""
+    from graceful.learners.classifier import Classifier
+
+    own: Learner | None = getattr(task, "learner", None)
+    if own is not None:
+        return own
+    return Classifier(task.transform)
+
+
+def encoder_for(learner: Learner, role: Role) -> str:
+    """Return the encoder for a role: the one of that name, else the learner's first."""
+    return role if role in learner.encoders else learner.encoders[0]
+
+
+def run(learner: Learner, network: nn.Module, batch: Batch, *, role: Role = "query") -> Outputs:
+    """Run a network on a batch, with the learner's encoder for a role; training, and all but galleries, are queries."""
+    return learner.forward(network, batch, encoder=encoder_for(learner, role))

@@ -1,0 +1,39 @@
+"""The learner of a task that names none: a network with `embed` and `classify`, cross-entropy. Driver and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graceful.learners.base import DEFAULT_ENCODER
+from graceful.learners.batch import Batch
+from graceful.models.base import Outputs, outputs_of
+
+
+class Classifier:
+    """Embed with the network, classify the embedding, cross-entropy with the label.
+
+    Args:
+        collate: The task's transform: raw items and views -> batch.
+    """
+
+    encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
+
+    def __init__(self, collate: Callable[[Any, NDArray[Any] | None], Batch]) -> None:
+        self._collate = collate
+
+    def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
+        """As `Learner.collate`."""
+        return self._collate(items, views)
+
+    def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
+        """As `Learner.forward`; there is one encoder."""
+        return outputs_of(network, batch)
+
+    def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
+        """Cross-entropy of the logits."""
+        return F.cross_entropy(outputs.logits, labels, reduction="none")

@@ -1,0 +1,81 @@
+"""A task whose batches are mappings of integer tensors: sequences of tokens, classified by which tokens prevail.
+
+Queries and galleries have encoders of their own, and training drops tokens as a function of the view.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from graceful.models.base import Outputs
+from graceful.tasks import in_split
+from graceful.tasks.base import Samples
+
+WORDS, LENGTH = 60, 12
+CLASSES = ("animals", "plants", "stones")
+
+
+class Network(nn.Module):
+    """Mean of token embeddings, a layer for queries, a head."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(WORDS, width, padding_idx=0)
+        self.query = nn.Linear(width, width)
+        self.head = nn.Linear(width, classes)
+
+    def classify(self, embedding):
+        return self.head(embedding)
+
+
+class TokenLearner:
+    encoders = ("query", "gallery")
+
+    def collate(self, items, views):
+        ids = torch.from_numpy(np.asarray(items, dtype=np.int64))
+        mask = ids > 0
+        if views is not None:
+            dropped = torch.stack([torch.from_numpy(np.random.default_rng(int(v)).random(LENGTH)) < 0.2 for v in views])
+            mask &= ~dropped | (torch.arange(LENGTH) == 0)
+        return {"text": {"ids": ids, "mask": mask}}
+
+    def forward(self, network, batch, *, encoder):
+        text = batch["text"]
+        vectors = network.tokens(text["ids"]) * text["mask"].unsqueeze(-1)
+        mean = vectors.sum(1) / text["mask"].sum(1, keepdim=True).clamp(min=1)
+        embedding = network.query(mean) if encoder == "query" else mean
+        return Outputs(embedding, network.head(embedding))
+
+    def task_loss(self, outputs, batch, labels):
+        return F.cross_entropy(outputs.logits, labels, reduction="none", label_smoothing=0.05)
+
+
+class Sequences:
+    classes = CLASSES
+    augments = True
+    learner = TokenLearner()
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        rng = np.random.default_rng(0)
+        count = 900
+        self.labels = rng.integers(0, len(CLASSES), count)
+        own = 1 + self.labels[:, None] * 19 + rng.integers(0, 19, (count, LENGTH))
+        noise = rng.integers(1, WORDS, (count, LENGTH))
+        self.items = np.where(rng.random((count, LENGTH)) < 0.45, own, noise)
+        self.items[np.arange(LENGTH) >= rng.integers(4, LENGTH + 1, count)[:, None]] = 0
+        self.ids = np.array([f"text-{row}" for row in range(count)])
+
+    def network(self, classes):
+        return Network(self.width, len(classes))
+
+    def samples(self, split):
+        mine = in_split(self.ids, split)
+        return Samples.of(self.items[mine], self.labels[mine], classes=self.classes, ids=self.ids[mine])
+
+
+def task(width: int = 16) -> Sequences:
+    return Sequences(width)

@@ -1,0 +1,140 @@
+"""Learners and batches: mappings of tensors of any type, and what a user's file gets wrong about them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from graceful import tasks
+from graceful.errors import SpecError
+from graceful.learners import Classifier, Learner, batch, learner_of, run
+from graceful.spec import DigitsTask, PythonTask
+from graceful.tasks.base import Task
+
+SEQUENCES = Path(__file__).parents[1] / "support" / "sequences.py"
+
+
+def sequences(width: int = 8) -> Task:
+    return tasks.build(PythonTask(file=str(SEQUENCES), options={"width": width}))
+
+
+NESTED = {"text": {"ids": torch.tensor([[1, 2], [3, 4], [5, 6]]), "mask": torch.ones(3, 2, dtype=torch.bool)},
+          "price": torch.tensor([1.0, float("nan"), 3.0])}  # fmt: skip
+
+
+def test_batches_are_counted_cut_and_described_without_knowing_what_they_hold() -> None:
+    assert batch.size(NESTED) == 3
+    assert [path for path, _ in batch.leaves(NESTED)] == ["text.ids", "text.mask", "price"]
+    assert batch.described(NESTED) == "3 samples, text.ids [3, 2] int64, text.mask [3, 2] bool, price [3] float32"
+    assert batch.finite_rows(NESTED).tolist() == [True, False, True]
+    assert batch.finite_rows(NESTED["text"]).tolist() == [True, True, True]
+    cut = batch.take(NESTED, slice(1, 3))
+    assert cut["text"]["ids"].tolist() == [[3, 4], [5, 6]]
+    assert batch.to_device(cut, "meta")["price"].device.type == "meta"
+    assert batch.described(torch.zeros(2, 3)) == "2 samples, [2, 3] float32"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, 2], "f returned a list; return a torch.Tensor, or a mapping of names to tensors"),
+        ({"a": {"b": None}}, "f returned a NoneType in a.b"),
+        ({3: torch.zeros(2)}, "f returned the key 3; keys of a batch must be strings"),
+        ({}, "f returned an empty mapping"),
+        ({"a": torch.zeros(2), "b": {"c": torch.zeros(3)}}, "f made the tensor b.c of 3 rows for 2 samples"),
+        (torch.zeros(()), "f returned a tensor without axes"),
+        (torch.zeros(3, 1), "f made a tensor of 3 rows for 2 samples"),
+    ],
+)
+def test_what_is_no_batch_is_refused_with_the_culprit(value: object, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        batch.require_batch(value, rows=2, who="f")
+    assert message in caught.value.message
+
+
+def test_a_task_without_a_learner_is_a_classifier_of_its_transform() -> None:
+    task = tasks.build(DigitsTask())
+    learner = learner_of(task)
+    assert isinstance(learner, Classifier)
+    assert isinstance(learner, Learner)
+    train = task.samples("train")
+    inputs = learner.collate(train.read(np.arange(3)), None)
+    outputs = run(learner, task.network(task.classes), inputs)
+    losses = learner.task_loss(outputs, inputs, torch.from_numpy(train.labels[:3]))
+    assert losses.shape == (3,)
+
+
+def test_a_learner_of_a_file_embeds_queries_and_galleries_with_encoders_of_their_own() -> None:
+    task = sequences()
+    learner = learner_of(task)
+    network = task.network(task.classes)
+    inputs = learner.collate(task.samples("train").read(np.arange(4)), None)
+    queries, gallery = (learner.forward(network, inputs, encoder=name) for name in learner.encoders)
+    assert queries.embedding.shape == gallery.embedding.shape == (4, 8)
+    assert not torch.equal(queries.embedding, gallery.embedding)
+
+
+LEARNER = """
+import torch
+from graceful.models.base import Headed, Outputs
+from graceful.tasks.base import Samples
+import numpy as np
+
+class L:
+    encoders = ("default",)
+    def collate(self, items, views): return {COLLATE}
+    def forward(self, network, batch, *, encoder): return {FORWARD}
+    def task_loss(self, outputs, batch, labels): return {LOSS}
+
+class T:
+    classes, augments, learner = ("a", "b"), False, L()
+    def network(self, classes): return Headed(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    def samples(self, split):
+        return Samples.of(np.zeros((4, 2), np.float32), [0, 1, 0, 1], classes=self.classes, ids=list("wxyz"))
+
+def task(): return T()
+"""
+GOOD = {"COLLATE": "torch.from_numpy(items)", "FORWARD": "Outputs(*[network.embed(batch)] * 2)", "LOSS": "labels * 1.0"}
+
+
+def losses_of(task: Task) -> torch.Tensor:
+    learner = learner_of(task)
+    inputs = learner.collate(task.samples("train").read(np.arange(4)), None)
+    outputs = run(learner, task.network(task.classes), inputs)
+    return learner.task_loss(outputs, inputs, torch.tensor([0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"COLLATE": "{'x': torch.from_numpy(items), 'n': torch.zeros(1)}"}, "the tensor n of 1 rows for 4 samples"),
+        ({"COLLATE": "items"}, "collate() of the learner returned a ndarray; return a torch.Tensor"),
+        ({"COLLATE": "1 / 0"}, "ZeroDivisionError"),
+        ({"FORWARD": "(1, 2)"}, "forward() of the learner returned a tuple; return graceful.models.base.Outputs"),
+        ({"LOSS": "outputs.logits.sum()"}, "task_loss() of the learner returned []; must be one value for each sample"),
+        ({"LOSS": "None"}, "task_loss() of the learner returned a NoneType"),
+    ],
+)
+def test_a_learner_that_breaks_its_contract_is_told_in_one_line(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    text = LEARNER
+    for name, code in {**GOOD, **changes}.items():
+        text = text.replace(f"{{{name}}}", code)
+    (tmp_path / "task.py").write_text(text)
+    task = tasks.build(PythonTask(file=str(tmp_path / "task.py")))
+    with pytest.raises(SpecError) as caught:
+        losses_of(task)
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_learner_without_a_member_is_refused_by_name(tmp_path: Path) -> None:
+    text = textwrap.dedent(LEARNER).replace("def collate", "def gather")
+    (tmp_path / "task.py").write_text(text.replace("{", "").replace("}", ""))
+    with pytest.raises(SpecError, match="the learner, a L, lacks collate"):
+        tasks.build(PythonTask(file=str(tmp_path / "task.py")))

@@ -70,7 +70,8 @@ def described(batch: Batch) -> str:
     for path, tensor in leaves(batch):
         text = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
         parts.append(f"{path} {text}" if path else text)
-    return f"{size(batch)} samples, {', '.join(parts)}"
+    count = size(batch)
+    return f"{'one sample' if count == 1 else f'{count} samples'}, {', '.join(parts)}"
 
 
 def require_batch(value: object, *, rows: int | None, who: str) -> None:

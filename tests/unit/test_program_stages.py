@@ -13,6 +13,7 @@ import torch
 from graceful import spec, targets, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, IntegrityError, SpecError
+from graceful.learners import Classifier
 from graceful.models import bundle
 from graceful.programs import answers
 from graceful.programs.evaluate import evaluate
@@ -153,7 +154,8 @@ def constant(name: str, answer: int, **changes: Any) -> Predecessor:
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(answer), 3).float())
-    facts = {"transform": lambda items, _: torch.from_numpy(np.array(items)), "transform_digest": "t", **changes}
+    learner = Classifier(lambda items, _: torch.from_numpy(np.array(items)))
+    facts = {"learner": learner, "transform_digest": "t", **changes}
     return Predecessor(
         name=name, model_id=f"m-{name}", digest=name, classes=classes, embedding_size=8, network=network, **facts
     )
@@ -205,7 +207,12 @@ def test_training_reads_its_own_splits_and_watches_validation_alone() -> None:
 def test_the_test_split_is_answered_once_where_it_stands_in_for_query_and_gallery(monkeypatch: Any) -> None:
     calls: list[str] = []
     real = answers.answers
-    monkeypatch.setattr(answers, "answers", lambda version, *rest: calls.append(version.name) or real(version, *rest))
+
+    def counted(version: Any, *rest: Any, **options: Any) -> Any:
+        calls.append(version.name)
+        return real(version, *rest, **options)
+
+    monkeypatch.setattr(answers, "answers", counted)
     evaluate(parse("v2"), constant("v2", 0), [constant("v1", 1)])
     assert calls == ["v2", "v1"]
 

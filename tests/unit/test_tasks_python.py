@@ -186,7 +186,11 @@ def test_a_good_task_is_passed_through(write):
         ("return Samples.of(np", "return None and Samples.of(np", "samples('train') returned a NoneType"),
         ("return torch.from_numpy(items)", "return items @ items[:1]", "py:22: ValueError: matmul"),
         ("return torch.from_numpy(items)", "return items", "transform() returned a ndarray"),
-        ("return torch.from_numpy(items)", "return torch.from_numpy(items)[1:]", "made [2, 3] of 3 items"),
+        (
+            "return torch.from_numpy(items)",
+            "return torch.from_numpy(items)[1:]",
+            "of 2 rows for 3 samples",
+        ),
     ],
 )
 def test_what_a_task_does_wrong_later_is_said_with_its_file(write, good, bad, said):

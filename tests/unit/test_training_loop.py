@@ -402,11 +402,11 @@ def test_epochs_see_new_views_and_keyed_runs_cycle_through_them(tmp_path: Path, 
 
     keyed_job = TrainingJob(spec=document, run_dir=tmp_path, predecessors=(old,), caches=(cache,))
     keyed = batches.gather(keyed_job, task, device=torch.device("cpu"))
-    inputs = [keyed.slice(positions, epoch=epoch).inputs for epoch in range(4)]
+    inputs = [keyed.slice(positions, epoch=epoch).batch for epoch in range(4)]
     assert torch.equal(inputs[0], inputs[2])
     assert torch.equal(inputs[1], inputs[3])
     assert not torch.equal(inputs[0], inputs[1])
 
     free = batches.gather(TrainingJob(spec=parse(), run_dir=tmp_path), task, device=torch.device("cpu"))
-    inputs = [free.slice(positions, epoch=epoch).inputs for epoch in range(4)]
+    inputs = [free.slice(positions, epoch=epoch).batch for epoch in range(4)]
     assert not any(torch.equal(inputs[0], other) for other in inputs[1:])

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from graceful import addresses, documents
+from graceful import addresses, documents, redact
 from graceful.errors import SpecError
 from graceful.launch.resources import quantity
 
@@ -270,6 +270,7 @@ def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    got = redact.hidden(first["input"], path.rpartition(".")[2])
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _keys(root, first["loc"][:-1]), n=1)
         text = f"unknown key{f', did you mean {near[0]}?' if near else ''}"
@@ -279,9 +280,9 @@ def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
         text = f"{first['msg'].removeprefix('Value error, ')}"
     elif first["type"] == "string_pattern_mismatch":
         pattern = first["ctx"]["pattern"]
-        text = f"must be {PATTERNS.get(pattern, f'text that matches {pattern}')}, got {first['input']!r}"
+        text = f"must be {PATTERNS.get(pattern, f'text that matches {pattern}')}, got {got!r}"
     else:
-        text = f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        text = f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {got!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{path or 'profile'} in {where}: {text}{more}"
 

@@ -20,12 +20,12 @@ HOOK = f"https://chat.example/{MARKER}?key={MARKER}"
 SPEC = "model: digits\nname: v1\ntask: {kind: digits}\n"
 PLACES = {
     "registry.uri": ("--set", f"registry.uri={URI}"),
-    "registry.uri with / # ?": ("--set", f"registry.uri=http://bob:a/b#c?{MARKER}@host"),
     "registry.uri with a parameter": ("--set", f"registry.uri=postgresql://db/x?user=u&password={MARKER}"),
     "registry.webhook": ("--set", f"registry.webhook={HOOK}"),
     "description": ("--set", f"description=the password={MARKER} opens it"),
 }
 WRONG = {
+    "registry.uri with / # ?": ("--set", f"registry.uri=http://bob:a/b#c?{MARKER}@host"),
     "webhook that is none": ("--set", f"registry.webhook=ftp://chat.example/{MARKER}"),
     "webhook as a section": ("--set", f"registry.webhook={{{MARKER}: 1}}"),
     "webhook with a key below": ("--set", f"registry.webhook={HOOK}", "--set", "registry.webhook.x=1"),
@@ -89,7 +89,7 @@ def test_no_command_shows_a_secret(run: Run, tmp_path: Path, place: str, command
     [
         {"env": {"GRACEFUL_WEBHOOK": HOOK}},
         {"env": {"AWS_SECRET_ACCESS_KEY": f"/{MARKER}"}},
-        {"mlflow": {"uri": f"http://bob:{MARKER}/x@mlflow:5000"}},
+        {"mlflow": {"uri": f"http://bob:{MARKER}%2F@mlflow:5000"}},
         {"mlflow": {"uri": f"postgresql://db/x?user=u&password={MARKER}"}},
     ],
 )
@@ -101,6 +101,17 @@ def test_a_profile_with_a_secret_is_refused_and_not_shown(
     code, said = run("plan", "v1.yaml", "--on", "mine.yaml", "--offline", "-o", output)
     assert code == 2
     assert "looks like a secret" in said
+    assert MARKER not in said
+
+
+@pytest.mark.parametrize(("key", "value"), [("DB_PASSWORD", 987654321), ("GRACEFUL_WEBHOOK", f"{HOOK}\0")])
+def test_a_profile_with_a_wrong_value_does_not_show_it(run: Run, tmp_path: Path, key: str, value: object) -> None:
+    profile_of_mine = {**yaml.safe_load((tmp_path / "rays.yaml").read_text()), "env": {key: value}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile_of_mine))
+    code, said = run("plan", "v1.yaml", "--on", "mine.yaml", "--offline")
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"env.{key} in mine.yaml" in said
+    assert "987654321" not in said
     assert MARKER not in said
 
 

@@ -59,6 +59,12 @@ def guarded(path: str | Path, verb: str) -> Iterator[None]:
         raise StorageError(f"{path}: cannot {verb}, {reason}; {remedy}", {"path": str(path)}) from e
 
 
+def mark_used(path: Path) -> None:
+    """Note the time at which a copy was used: `graceful gc` removes those first that were not used for long."""
+    with suppress(OSError):  # a home that cannot be written is not cleaned either
+        os.utime(path)
+
+
 @lru_cache(maxsize=1)
 def _umask() -> int:
     """Return the process's mask. It can only be read by setting it, hence once."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from graceful.cli.options import ON, OUTPUT, PLACE, SET, SPEC, TRUST, Finite, options
+from graceful.cli.options import HOME, ON, OUTPUT, PLACE, SET, SPEC, TRUST, Finite, options
 
 TUNE = click.option(
     "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead."
@@ -141,20 +141,39 @@ def list_(output: str, **place: str | None) -> int:
     return following.listing(following.Place(**place), output=output)
 
 
-@click.command(short_help="Remove what finished runs left on Kubernetes.")
-@options(*PLACE)
+@click.command(short_help="Remove what finished runs left, here or on Kubernetes.")
+@options(*PLACE, HOME)
 @click.option("--older-than", "older", default="1d", show_default=True, metavar="DURATION", help="Since they ended.")
+@click.option(
+    "--cache-gb",
+    type=Finite(min=0),
+    default=50.0,
+    show_default=True,
+    envvar="GRACEFUL_CACHE_GB",
+    help="What copies in the home may take, in GB; also $GRACEFUL_CACHE_GB.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @OUTPUT
-def gc(older: str, dry_run: bool, output: str, **place: str | None) -> int:
-    """Remove finished jobs, their submitters and documents, and checkpoints in the profile's bucket that no run needs.
+def gc(older: str, dry_run: bool, output: str, home: Path | None, cache_gb: float, **place: str | None) -> int:
+    """Without a place: remove checkpoints of finished runs in the home, and copies, least recently used first, until
+    the rest fits `--cache-gb`: objects of buckets, versions, records and code that lie elsewhere too, and outputs of
+    predecessors that can be computed again. What a run is working on stays.
 
-    Stopped runs stay, they can resume.
+    With one: remove finished jobs, their submitters and documents, and checkpoints in the profile's bucket that no run
+    needs. Stopped runs stay, they can resume.
 
     \b
     Example:
+      graceful gc --dry-run
       graceful gc --on kind --older-than 7d --dry-run
     """
-    from graceful.cli import following
+    from graceful.cli import following, reclaiming
 
-    return following.gc(following.Place(**place), older=older, dry_run=dry_run, output=output)
+    chosen = following.Place(**place)
+    if chosen.is_home:
+        return reclaiming.gc(home, older=older, cache_gb=cache_gb, dry_run=dry_run, output=output)
+    if home is not None:
+        from graceful.errors import SpecError
+
+        raise SpecError("--home: is of this machine; leave it out, or --on, --context and --namespace")
+    return following.gc(chosen, older=older, dry_run=dry_run, output=output)

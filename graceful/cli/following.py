@@ -64,6 +64,17 @@ class Place:
             raise SpecError(f"--on {self.on}: kind {chosen.kind} is no Kubernetes; leave --context and --namespace out")
         return backend.build(chosen, home=places.home_folder(None), trouble=trouble)
 
+    @property
+    def is_home(self) -> bool:
+        """Whether it is this machine's home: no place is named, or a profile of kind local.
+
+        Raises:
+            SpecError: No such profile.
+        """
+        if self.on is None:
+            return not self.context and not self.namespace
+        return not self.namespace and self._profile is not None and self._profile.kind == "local"
+
     @cached_property
     def kube(self) -> Kube:
         """The API server; nothing is sent yet.

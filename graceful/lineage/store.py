@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful.errors import RegistryError
+from graceful.files import mark_used
 from graceful.lineage import events, graph, pages, promotion, records, registration, repair, schema, tracking
 from graceful.lineage.events import Event
 from graceful.lineage.family import Family
@@ -311,6 +312,7 @@ class Store:
         """
         folder = (into or self.registry.home / "versions") / record.model_id
         if folder.is_dir() and not any(damage(folder, record)):
+            mark_used(folder)
             return folder
         with self.registry.door(f"fetch {record.label}"):
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -151,11 +151,20 @@ class Mirror:
         Raises:
             StorageError: Unreachable or refused.
         """
-        if self.uri is None or self._index(folder) is not None:
+        if self.uri is None or self.sealed(folder):
             return
         index = {path.relative_to(folder).as_posix(): sha256_file(path) for path in _files(folder)}
         self.save(folder)
         objects.write_object(f"{self.twin(folder)}/{INDEX}", json.dumps(index, sort_keys=True).encode())
+
+    def sealed(self, folder: Path) -> bool:
+        """Return whether there is a complete copy of a folder.
+
+        Raises:
+            IntegrityError: Its index is damaged.
+            StorageError: Unreachable or refused.
+        """
+        return self.uri is not None and self._index(folder) is not None
 
     def unseal(self, folder: Path) -> bool:
         """Make sure that a sealed folder is here; of several processes one copies it.

@@ -18,7 +18,7 @@ from typing import Any
 
 from graceful import addresses, homes
 from graceful.errors import IntegrityError, SpecError, StorageError
-from graceful.files import guarded
+from graceful.files import guarded, mark_used
 from graceful.storage import refusals, server
 from graceful.storage.local import read_bytes, sha256_file, sha256_json, write_bytes, write_text
 
@@ -299,6 +299,7 @@ def read_cached(stored: StoredObject, cache: Path) -> bytes:
     with suppress(FileNotFoundError):
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == record.read_text(encoding="ascii"):
+            mark_used(record)
             return data
     data = read_listed(stored)
     if len(data) != stored.size:

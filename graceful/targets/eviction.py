@@ -19,12 +19,12 @@ from graceful.targets import files
 
 def size_of(root: str | Path) -> int:
     """Bytes of all finished caches in a folder."""
-    return sum(_bytes(folder) for folder in _finished(Path(root)))
+    return sum(_bytes(folder) for folder in finished(Path(root)))
 
 
 def keys_of(root: str | Path, *, predecessors: Collection[str]) -> list[str]:
     """Keys of the caches of some versions, by their digests: of those that cannot be run again, to be kept."""
-    found = _finished(Path(root)) if predecessors else []
+    found = finished(Path(root)) if predecessors else []
     return [
         one.name for one in found if json.loads(read_bytes(one / files.META))["identity"]["predecessor"] in predecessors
     ]
@@ -45,18 +45,19 @@ def evict(root: str | Path, *, limit: int, keep: Iterable[str] = ()) -> list[str
         StorageError: Something cannot be deleted.
     """
     root, spared = Path(root), set(keep)
-    sizes = {folder: _bytes(folder) for folder in _finished(root)}
+    sizes = {folder: _bytes(folder) for folder in finished(root)}
     left, gone = sum(sizes.values()), []
     for folder in sorted(sizes, key=lambda one: (one / files.META).stat().st_mtime_ns):
         if left <= limit:
             break
-        if folder.name not in spared and _delete(folder):
+        if folder.name not in spared and delete(folder):
             left -= sizes[folder]
             gone.append(folder.name)
     return gone
 
 
-def _finished(root: Path) -> list[Path]:
+def finished(root: Path) -> list[Path]:
+    """Return the folders of the finished caches in a folder."""
     return [path.parent for path in root.glob(f"*/{files.META}") if path.parent.suffix == ""]
 
 
@@ -64,8 +65,12 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _delete(folder: Path) -> bool:
-    """False where somebody has it open. Renamed first, so that nobody finds half a cache."""
+def delete(folder: Path) -> bool:
+    """Delete a cache, renamed first, so that nobody finds half of it; return False where somebody has it open.
+
+    Raises:
+        StorageError: It cannot be deleted.
+    """
     with guarded(folder, "delete"), folder.with_name(f"{folder.name}{files.IN_USE}").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from graceful import addresses, homes, storage
 from graceful.errors import IntegrityError, SpecError, StorageError
+from graceful.files import mark_used
 from graceful.spec.tasks import BUNDLE
 
 ENTRY = "task.py"
@@ -203,6 +204,7 @@ def fetch(uri: str) -> tuple[Path, dict[str, bytes]]:
     target = home / wanted
     packed = _packed_again(target) if target.is_dir() else None
     if packed is not None and hashlib.sha256(packed).hexdigest() == wanted:
+        mark_used(target)
         return target, contents(packed, where=uri)
     if target.is_dir():  # changed, or a bundle that another program packed
         files = contents(_download(uri, wanted), where=uri)

@@ -303,7 +303,9 @@ def test_no_form_of_the_plan_shows_a_secret(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "told"),
     [
         (["plan", "jobs/glyphs/v2.yaml", "--on", "kindd"], "did you mean kind?"),
-        (["gc", "--on", "local"], "--on local: kind local is no Kubernetes"),
+        (["gc", "--on", "local", "-n", "y"], "--on local: kind local is no Kubernetes"),
+        (["gc", "-n", "y", "--home", "h"], "--home: is of this machine"),
+        (["gc", "--cache-gb", "nan"], "'nan' is not a finite number"),
         (["status", "x", "--on", "local", "-n", "y"], "leave --context and --namespace out"),
         (["plan", "jobs/glyphs/none.yaml", "--on", "kind"], "no such spec file"),
         (["plan", "jobs/glyphs/v2.yaml"], "missing option '--on'"),

@@ -1,0 +1,68 @@
+"""`graceful gc` of this machine's home, done by a program that has the doors to registry and buckets. Client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from graceful.cli import output as out
+from graceful.cli import places, programs
+from graceful.cli.following import duration
+from graceful.errors import InfrastructureError
+
+GB = 1e9
+
+
+def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output: str) -> int:
+    """Remove what finished runs left in a home, and copies over a limit, or only say what would go.
+
+    Args:
+        home: As `--home`.
+        older: Since runs ended, e.g. 1d.
+        cache_gb: What copies may take.
+        dry_run: Change nothing.
+        output: Form of the result.
+
+    Returns:
+        0; 4 if registry, bucket or disk did not let it get to the end.
+
+    Raises:
+        SpecError: No such duration.
+    """
+    folder, age = places.home_folder(home), duration(older)
+    flags = ["--dry-run"] if dry_run else []
+    limits = ["--older-than", str(age.total_seconds()), "--limit", str(int(cache_gb * GB))]
+    command = (sys.executable, "-m", "graceful.programs.reclaim", str(folder), *limits, *flags)
+    env = {**os.environ, **programs.environment(os.environ), "GRACEFUL_HOME": str(folder)}
+    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    found: dict[str, Any] = json.loads(lines[-1]) if lines else {"removed": [], "kept_bytes": 0, "busy": ""}
+    _show(found, folder, cache_gb=cache_gb, dry_run=dry_run, output=output)
+    if done.returncode == 0:
+        return 0
+    trouble = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    out.talk(f"warning: not cleaned to the end: {trouble[-1]}")
+    return InfrastructureError.exit_code
+
+
+def _show(found: dict[str, Any], home: Path, *, cache_gb: float, dry_run: bool, output: str) -> None:
+    rows = found["removed"]
+    if output != "table":
+        out.document({**found, "dry_run": dry_run, "home": str(home), "limit_bytes": int(cache_gb * GB)}, output)
+    else:
+        for row in rows:
+            count = f"{row['count']:,} objects, " if row["kind"] == "objects" else ""
+            out.line(f"{row['kind']} {row['name']}: {row['why']}, {count}{_size(row['bytes'])}")
+    verb = "would be removed" if dry_run else "removed"
+    freed = sum(row["bytes"] for row in rows)
+    stays = f"copies of {_size(found['kept_bytes'])} stay (limit {cache_gb:g} GB)"
+    busy = f"; none of them goes while {found['busy']} is worked on" if found["busy"] else ""
+    out.talk(f"{_size(freed)} {verb} in {home}; {stays}{busy}")
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:,.2f} GB" if count >= GB / 10 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,290 @@
+"""Remove from a home what finished runs left and what can be had again: `python -m graceful.programs.reclaim HOME`. A
+process of its own, because the client that starts it (`graceful gc`) has no door to registry and buckets.
+
+Checkpoints of finished runs and files of writes that broke off go once they are old enough. Copies go, least recently
+used first, until the newest fit a limit: objects of buckets, versions, records and code that lie elsewhere, caches of
+outputs that can be computed again. What is in use, and what cannot be found elsewhere, stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graceful.errors import GracefulError, InfrastructureError
+from graceful.files import guarded
+from graceful.programs.sweep import FOLDERS, RESULT
+from graceful.programs.twins import Twins
+from graceful.storage import Mirror
+from graceful.targets import eviction
+from graceful.targets.files import META
+
+LEAST = 3600.0
+"""Seconds within which what was used or written stays, whatever is asked: a program may just be reading it."""
+LOCKS = ("runs/*/lock", "tunes/*/lock", "locks/*/lock")
+ITS_OWN = frozenset({"artifacts"})
+"""Folders of a home that belong to others: MLflow's files."""
+_BROKEN_OFF = re.compile(r"\..+\.(?:tmp|part)|\.(?:new|fetch)-.+|.+\.deleted-\d+")
+_CODE = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """Something that may go.
+
+    Attributes:
+        kind: checkpoints, leftover, or of the copies: objects, version, record, code, outputs.
+        paths: What is deleted.
+        size: Bytes.
+        used: When it was last used, or written; seconds since 1970.
+        why: For people.
+    """
+
+    kind: str
+    paths: tuple[Path, ...]
+    size: int
+    used: float
+    why: str = "least recently used"
+
+
+def finished(home: Path) -> Iterator[Item]:
+    """Checkpoints of runs that have their result."""
+    for result in sorted(home.glob(f"runs/*/{RESULT}")):
+        for name in FOLDERS:
+            folder = result.parent / name
+            if folder.is_dir():
+                yield _item("checkpoints", folder, used=result.stat().st_mtime, why="its run has a result")
+
+
+def leftovers(home: Path) -> Iterator[Item]:
+    """Files and folders of writes and downloads that broke off."""
+    for where, folders, names in os.walk(home):
+        if Path(where) == home:
+            folders[:] = [name for name in folders if name not in ITS_OWN]
+        for name in sorted([*folders, *names]):
+            if _BROKEN_OFF.fullmatch(name):
+                yield _item("leftover", Path(where, name), why="of a write that broke off")
+        folders[:] = [name for name in folders if not _BROKEN_OFF.fullmatch(name)]
+
+
+def copies(home: Path) -> Iterator[Item]:
+    """What may be there a second time, elsewhere."""
+    for digest in home.glob("cache/objects/*/*.sha256"):
+        yield _item("objects", digest.with_suffix(""), digest)
+    for kind, pattern in (("version", "versions/[!.]*"), ("record", "records/[!.]*.json"), ("code", "code/[!.]*")):
+        for path in home.glob(pattern):
+            if kind != "code" or _CODE.fullmatch(path.name):
+                yield _item(kind, path)
+    for folder in eviction.finished(home / "targets"):
+        yield _item("outputs", folder, used=(folder / META).stat().st_mtime)
+
+
+def _item(kind: str, *paths: Path, used: float | None = None, why: str = "least recently used") -> Item:
+    there = tuple(path for path in paths if path.exists())
+    found = [one.stat() for path in there for one in (path, *(path.rglob("*") if path.is_dir() else ()))]
+    size = sum(facts.st_size for facts in found if stat.S_ISREG(facts.st_mode))
+    last = max((facts.st_mtime for facts in found), default=0.0)
+    return Item(kind=kind, paths=there, size=size, used=last if used is None else used, why=why)
+
+
+def busy(home: Path) -> str:
+    """Name of a run of this home that a process works on now; empty: there is none."""
+    for pattern in LOCKS:
+        for path in home.glob(pattern):
+            with path.open("rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return path.parent.name
+    return ""
+
+
+def over(items: Sequence[Item], *, limit: int, before: float, twin: Callable[[Item], bool]) -> Iterator[Item]:
+    """The least recently used of some copies, until the others fit.
+
+    Args:
+        items: All copies.
+        limit: Bytes that they may take together.
+        before: What was used since stays.
+        twin: Whether an item lies elsewhere too, or can be made again; asked only of those that would go.
+    """
+    left = sum(item.size for item in items)
+    for item in sorted(items, key=lambda item: item.used):
+        if left <= limit or item.used >= before:
+            return
+        if twin(item):
+            left -= item.size
+            yield item
+
+
+def remove(item: Item) -> bool:
+    """Delete it; a folder is renamed first, so that nobody finds half of it.
+
+    Returns:
+        False: It is in use.
+
+    Raises:
+        StorageError: Something cannot be deleted.
+    """
+    if item.kind == "outputs":
+        return eviction.delete(item.paths[0])
+    if item.kind == "checkpoints":
+        with _alone(item.paths[0].parent / "lock") as free:
+            return free and all(_delete(path) for path in item.paths)
+    return all(_delete(path) for path in item.paths)
+
+
+def _delete(path: Path) -> bool:
+    with guarded(path, "delete"):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            return True
+        doomed = path.with_name(f".{path.name}.deleted-{os.getpid()}")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    return True
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Hold a run's lock; False where another process does."""
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@dataclass(kw_only=True)
+class Reclaimed:
+    """What came of it, filled as it happens, so that a failure in the middle hides nothing.
+
+    Attributes:
+        items: What went, or would go.
+        kept: Bytes of copies that stay.
+        busy: A run that is being worked on, because of which the copies stay; empty: none.
+    """
+
+    items: list[Item]
+    kept: int = 0
+    busy: str = ""
+
+    def document(self, home: Path) -> dict[str, Any]:
+        """As JSON: objects of buckets are one row, whatever their number."""
+        objects = [item for item in self.items if item.kind == "objects"]
+        rows = [_row(home, item.kind, item.paths[0], [item]) for item in self.items if item.kind != "objects"]
+        if objects:
+            rows.append(_row(home, "objects", home / "cache" / "objects", objects))
+        return {"removed": rows, "kept_bytes": self.kept, "busy": self.busy}
+
+
+def _row(home: Path, kind: str, path: Path, items: Sequence[Item]) -> dict[str, Any]:
+    size = sum(item.size for item in items)
+    name = path.relative_to(home).as_posix()
+    return {"kind": kind, "name": name, "why": items[0].why, "count": len(items), "bytes": size}
+
+
+def reclaim(home: Path, done: Reclaimed, *, older: float, limit: int, dry_run: bool, now: float) -> None:
+    """Remove what may go.
+
+    Args:
+        home: The folder of local state.
+        done: Gets what goes.
+        older: Seconds since a run ended, or a file was written; at least `LEAST` counts.
+        limit: Bytes that copies may take.
+        dry_run: Only say what would go.
+        now: Seconds since 1970.
+
+    Raises:
+        RegistryError, StorageError: Registry or bucket cannot be asked, or something cannot be deleted.
+    """
+
+    def go(item: Item) -> bool:
+        gone = dry_run or remove(item)
+        done.items += [item] if gone else []
+        return gone
+
+    for item in (*finished(home), *leftovers(home)):
+        if item.used < now - max(older if item.kind == "checkpoints" else 0.0, LEAST):
+            go(item)
+    every = list(copies(home))
+    done.kept, done.busy = sum(item.size for item in every), busy(home)
+    if done.busy:
+        return
+    elsewhere = _Elsewhere(twins=Twins(home, Mirror.of(home)))
+    for item in list(over(every, limit=limit, before=now - LEAST, twin=elsewhere)):  # records tell of the others
+        if go(item):
+            done.kept -= item.size
+    if elsewhere.trouble is not None:
+        raise elsewhere.trouble
+
+
+@dataclass(kw_only=True)
+class _Elsewhere:
+    """Whether an item may be had again; a registry or bucket that cannot be asked is not asked twice, and nothing of
+    what it may hold goes."""
+
+    twins: Twins
+    trouble: InfrastructureError | None = None
+    _silent: set[str] = field(default_factory=set)
+
+    def __call__(self, item: Item) -> bool:
+        ask = {
+            "version": self.twins.version,
+            "record": self.twins.record,
+            "code": self.twins.code,
+            "outputs": self.twins.outputs,
+        }.get(item.kind)
+        if ask is None or item.kind in self._silent:
+            return ask is None
+        try:
+            return ask(item.paths[0])
+        except InfrastructureError as e:
+            self.trouble = self.trouble or e
+            self._silent.add(item.kind)
+            return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reclaim; what went is JSON on stdout, also after a failure, which is one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m graceful.programs.reclaim")
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--older-than", type=float, default=86400.0, metavar="SECONDS")
+    parser.add_argument("--limit", type=int, required=True, metavar="BYTES")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(arguments)
+    home = options.home.expanduser().resolve()
+    done = Reclaimed(items=[])
+    try:
+        reclaim(
+            home,
+            done,
+            older=options.older_than,
+            limit=options.limit,
+            dry_run=options.dry_run,
+            now=time.time(),
+        )
+    except GracefulError as e:
+        sys.stderr.write(f"{e.message}\n")
+        return e.exit_code
+    finally:
+        sys.stdout.write(json.dumps(done.document(home)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""`graceful gc` of a home: what can be had again goes, the oldest first; what is in use or the only copy stays."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graceful import cli
+from graceful.files import mark_used
+from graceful.programs import reclaim
+from graceful.storage import objects, server
+from graceful.targets.files import META
+from graceful.tasks import code
+from tests.support import mlflow_versions as versions
+from tests.support.s3_server import serving
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
+]
+OLD = time.time() - 30 * 86400
+
+
+def written(path: Path, size: int, *, used: float = OLD) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+    os.utime(path, (used, used))
+    return path
+
+
+def aged(path: Path, *, days: float = 30) -> Path:
+    moment = time.time() - days * 86400
+    for one in [path, *path.rglob("*")]:
+        os.utime(one, (moment, moment))
+    return path
+
+
+def gc(home: Path, *arguments: str, limit: int = 0) -> dict[str, Any]:
+    """What the program that `graceful gc` starts says, run in this process."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert reclaim.main([str(home), "--limit", str(limit), *arguments]) == 0
+    found: dict[str, Any] = json.loads(said.getvalue())
+    return found
+
+
+def names(found: dict[str, Any]) -> list[str]:
+    return [f"{row['kind']} {row['name']}" for row in found["removed"]]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A home with a finished run, one that could resume, and what broke off."""
+    home = tmp_path / "home"
+    for run in ("done", "open"):
+        for name in ("ray/done/step-1/w.pt", "checkpoints/step-1/w.pt", "model/model.safetensors", "report.json"):
+            written(home / "runs" / run / name, 1000)
+        written(home / "runs" / run / "lock", 0)
+    written(home / "runs" / "done" / "result.json", 10)
+    written(home / "runs" / "open" / ".report.json.abc.tmp", 100)
+    written(home / "versions" / ".fetch-abc" / "files" / "w", 100)
+    aged(home / "versions" / ".fetch-abc")
+    written(home / "cache" / "objects" / "ab" / ".abcd.123.part", 100, used=time.time())
+    return home
+
+
+def tree(home: Path) -> set[str]:
+    return {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+
+
+GONE = [
+    "checkpoints runs/done/ray",
+    "checkpoints runs/done/checkpoints",
+    "leftover runs/open/.report.json.abc.tmp",
+    "leftover versions/.fetch-abc",
+]
+
+
+def test_checkpoints_of_finished_runs_and_broken_writes_go_and_nothing_else(runs: Path) -> None:
+    before = tree(runs)
+    planned = gc(runs, "--dry-run")
+    assert (sorted(names(planned)), tree(runs)) == (sorted(GONE), before)
+    done = gc(runs)
+    assert done["removed"] == planned["removed"]
+    assert sum(row["bytes"] for row in done["removed"]) == 2200
+    assert before - tree(runs) == {
+        "runs/done/ray/done/step-1/w.pt",
+        "runs/done/checkpoints/step-1/w.pt",
+        "runs/open/.report.json.abc.tmp",
+        "versions/.fetch-abc/files/w",
+    }
+    assert gc(runs)["removed"] == []
+    assert not (runs / "mlflow.db").exists(), "asking makes no registry"
+
+
+def test_a_run_that_is_worked_on_keeps_its_checkpoints_and_all_copies(runs: Path) -> None:
+    cached(runs, "k", b"x" * 500, used=OLD)
+    with (runs / "runs" / "done" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = gc(runs)
+    assert names(found) == GONE[2:]
+    assert (found["busy"], found["kept_bytes"]) == ("done", 564)
+    assert names(gc(runs)) == [*GONE[:2], "objects cache/objects"]
+
+
+def cached(home: Path, key: str, data: bytes, *, used: float) -> Path:
+    """A copy of an object, as `read_cached` leaves it."""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    path = home / "cache" / "objects" / digest[:2] / digest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.with_name(f"{digest}.sha256").write_text(hashlib.sha256(data).hexdigest())
+    for one in (path, path.with_name(f"{digest}.sha256")):
+        os.utime(one, (used, used))
+    return path
+
+
+def test_the_command_shows_rows_and_what_stays(runs: Path) -> None:
+    cached(runs, "k", b"x" * 500_000, used=OLD)
+    command = [sys.executable, "-m", "graceful.cli", "gc", "--home", str(runs), "--dry-run"]
+    env = {**os.environ, "GRACEFUL_CACHE_GB": "0.0001"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints runs/done/ray: its run has a result, 0.0 MB" in done.stdout.splitlines()
+    assert "objects cache/objects: least recently used, 1 objects, 0.5 MB" in done.stdout.splitlines()
+    last = done.stderr.splitlines()[-1]
+    assert last == f"0.5 MB would be removed in {runs}; copies of 0.0 MB stay (limit 0.0001 GB)"
+
+
+def test_the_newest_objects_stay_and_one_that_is_used_counts_as_new(tmp_path: Path) -> None:
+    copies = [cached(tmp_path, str(number), b"x" * 1_000_000, used=OLD + number) for number in range(5)]
+    done = reclaim.Reclaimed(items=[])
+    reclaim.reclaim(tmp_path, done, older=0, limit=3_100_000, dry_run=False, now=time.time())
+    assert [path.exists() for path in copies] == [False, False, True, True, True]
+    assert done.document(tmp_path)["removed"] == [
+        {"kind": "objects", "name": "cache/objects", "why": "least recently used", "count": 2, "bytes": 2_000_128}
+    ]
+    mark_used(copies[2].with_name(f"{copies[2].name}.sha256"))
+    reclaim.reclaim(tmp_path, reclaim.Reclaimed(items=[]), older=0, limit=0, dry_run=False, now=time.time())
+    assert [path.exists() for path in copies] == [False, False, True, False, False]
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A home with copies of two versions of its registry, of which one has lost its weights there."""
+    home = tmp_path / "home"
+    store = versions.local_store(home)
+    folders, chain = [], []
+    for name in ("v1", "v2"):
+        chain = [versions.add(store, tmp_path / "bundles", name, chain), *chain]
+        folders.append(aged(store.fetch(store.record(chain[0].model_id))))
+    store.trace("glyphs", chain[0].model_id)
+    lost = next((home / "artifacts").rglob(f"{folders[0].name}/**/model.safetensors"))
+    lost.unlink()
+    aged(home / "records")
+    return home, folders
+
+
+def test_a_version_goes_only_while_the_registry_has_all_of_it(registered: tuple[Path, list[Path]]) -> None:
+    home, (lost, whole) = registered
+    for folder in (lost, whole):
+        outputs(home, folder)
+    found = gc(home)
+    assert (lost.exists(), whole.exists()) == (True, False)
+    kinds = [row["kind"] for row in found["removed"]]
+    assert kinds.count("version") == 1
+    assert sorted(path.name for path in (home / "targets").glob("[!.]*") if path.is_dir()) == [f"of-{lost.name}"]
+    assert kinds.count("record") == 2, "lineage.json is in the registry"
+    store = versions.local_store(home)
+    assert store.fetch(store.record(whole.name)) == whole
+
+
+def outputs(home: Path, version: Path) -> None:
+    """A finished cache of what a version says."""
+    record = next(home.glob(f"records/{version.name}-*.json"))
+    digest = json.loads(record.read_text())["digest"]
+    folder = home / "targets" / f"of-{version.name}"
+    written(folder / META, 1).write_text(json.dumps({"identity": {"predecessor": digest}}))
+    aged(folder)
+
+
+def test_a_registry_that_cannot_be_asked_costs_no_copy_and_is_one_warning(
+    registered: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, folders = registered
+    cached(home, "k", b"x" * 500, used=OLD)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert cli.main(["gc", "--home", str(home), "--cache-gb", "0"]) == 4
+    said = capsys.readouterr()
+    assert all(folder.exists() for folder in folders)
+    assert said.out.startswith("objects cache/objects: least recently used, 1 objects, 0.0 MB\n")
+    assert said.err.splitlines()[-1].startswith("warning: not cleaned to the end: registry http://127.0.0.1:1: ")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with serving():
+        server.client().create_bucket(Bucket="reclaimed")
+        yield "s3://reclaimed/home"
+
+
+def test_code_goes_only_while_a_bucket_has_its_bundle(bucket: str, tmp_path: Path) -> None:
+    home, task = tmp_path / "home", tmp_path / "task"
+    written(task / "task.py", 0).write_text("def task():\n    return None\n")
+    digest = code.digest(str(task))
+    for name in (digest, "0" * 64):
+        shutil.copytree(task, home / "code" / name)
+    aged(home / "code")
+    address = code.address(bucket, digest)
+    written(home / "runs" / "a-v1" / "spec.json", 1).write_text(json.dumps({"task": {"file": address}}))
+    assert names(gc(home)) == []
+    objects.write_object(address, code.pack(task))
+    assert names(gc(home)) == [f"code code/{digest}"]
+    assert (home / "code" / ("0" * 64)).is_dir()

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from graceful.chain import Unrunnable
-from graceful.errors import GracefulError
+from graceful.errors import GracefulError, one_line
 from graceful.spec import PythonTask
 from graceful.tasks import code, transform_digest
 
@@ -35,11 +35,12 @@ def refusal(section: PythonTask, *, recorded: str, trusted: Collection[str]) -> 
     digest = _digest(section.file)
     if digest in trusted:
         return None
-    reason = f"its recorded code {section.file} is not trusted"
+    file = one_line(section.file)
     if digest is None or not (code.is_address(section.file) or _same(section, recorded)):
-        reason = f"its recorded code {section.file} is not here as it was saved"
+        reason = f"its recorded code {file} is not here as it was saved"
         return Unrunnable(reason, "restore that code and trust its digest with --trust-code")
-    return Unrunnable(reason, f"read that code, then trust it with --trust-code {digest} (served: {VARIABLE}={digest})")
+    remedy = f"read that code, then trust it with --trust-code {digest} (served: {VARIABLE}={digest})"
+    return Unrunnable(f"its recorded code {file} is not trusted", remedy)
 
 
 def _digest(file: str) -> str | None:

@@ -205,14 +205,20 @@ class DeepSpeedEngine:
         return portable(state) if keep else None
 
 
-def _tensors_only(engine: Any) -> Any:
-    """Return what reads and writes DeepSpeed's files as it always does, except that reading runs nothing in them."""
-    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+def value_holders() -> tuple[type, ...]:
+    """Return the classes of DeepSpeed whose instances its checkpoints hold; making one has no effect."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    holders = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
+    return (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
+
+
+def _tensors_only(engine: Any) -> Any:
+    """Return what reads and writes DeepSpeed's files as it always does, except that reading runs nothing in them."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    holders = value_holders()
 
     class TensorsOnly(TorchCheckpointEngine):  # type: ignore[misc]
         def load(self, path: str, map_location: Any = None) -> Any:

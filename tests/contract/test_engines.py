@@ -62,6 +62,10 @@ def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(ranks
             assert not ran, name
 
 
+def test_the_loss_scaler_of_fp16_is_read_too(ranks: Ranks) -> None:
+    assert ranks[0]["fp16"]["loaded"] == ranks[0]["fp16"]["saved"]
+
+
 @engines
 def test_a_checkpoint_holds_no_program(ranks: Ranks, kind: str) -> None:
     assert [name for name in ranks[0][kind]["files"] if not name.endswith(".pt")] == []

@@ -25,6 +25,7 @@ from graceful import spec
 from graceful.errors import IntegrityError, NonFiniteError
 from graceful.training import engine as engines
 from graceful.training import schedule
+from graceful.training.unpickling import load_tensors
 
 ENGINES: dict[str, spec.Engine] = {
     "torch": spec.TorchEngine(),
@@ -193,7 +194,20 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
 
 def all_experiments(folder: str) -> dict[str, dict[str, Any]]:
     """Every engine in one pair of processes: importing torch and deepspeed is most of the time."""
-    return {kind: experiments(kind, f"{folder}/{kind}") for kind in ENGINES}
+    found = {kind: experiments(kind, f"{folder}/{kind}") for kind in ENGINES}
+    found["fp16"] = _loss_scaler(Path(folder) / f"scaler-{distributed.get_rank()}.pt")
+    return found
+
+
+def _loss_scaler(path: Path) -> dict[str, Any]:
+    """What is left of the state that only fp16 on a GPU has, saved and loaded without code."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    options = {"scale_window": 7, "min_scale": 1.0, "delayed_shift": 2, "consecutive_hysteresis": False}
+    saved = DynamicLossScaler(init_scale=2.0**16, dtype=torch.half, **options)
+    torch.save({"loss_scaler": saved}, path)
+    loaded = load_tensors(path, map_location="cpu", classes=engines.value_holders())["loss_scaler"]
+    return {"saved": vars(saved), "loaded": vars(loaded)}
 
 
 def _initial() -> dict[str, Tensor]:

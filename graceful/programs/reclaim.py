@@ -36,7 +36,7 @@ LEAST = 3600.0
 LOCKS = ("runs/*/lock", "tunes/*/lock", "locks/*/lock")
 ITS_OWN = frozenset({"artifacts"})
 """Folders of a home that belong to others: MLflow's files."""
-_BROKEN_OFF = re.compile(r"\..+\.(?:tmp|part)|\.(?:new|fetch)-.+|.+\.deleted-\d+")
+_BROKEN_OFF = re.compile(r"\..+\.(?:tmp|part)|\.(?:new|fetch)-.+|.+\.(?:deleted-\d+|fetching)")
 _CODE = re.compile(r"[0-9a-f]{64}")
 
 

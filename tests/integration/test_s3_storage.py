@@ -3,6 +3,7 @@
 import io
 import socket
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_a_task_in_a_bucket_reads_like_one_on_disk(images, bucket, tmp_path, mon
     assert tasks.build(ImageFolderTask(root=images, size=8)).samples("train").digest != there.digest
 
 
-def test_prefixes_are_told_apart_as_folders_are(images, bucket):
+def test_prefixes_are_told_apart_as_folders_are(images, bucket, monkeypatch):
     for split in ("Train", "val", "TEST"):
         for label in ("cafe\u0301", "dog"):
             put(bucket, f"split/{split}/{label}/1.png", picture((9, 9, 9)))
@@ -120,7 +121,9 @@ def test_prefixes_are_told_apart_as_folders_are(images, bucket):
     put(bucket, "split/Train/caf\u00e9/1.png", picture((9, 9, 9)))
     with pytest.raises(DataError, match="look the same"):
         tasks.build(ImageFolderTask(root=f"s3://{bucket}/split", size=8)).samples("train")
-    put(bucket, "insects/ant//01.png", picture((9, 9, 9)))
+    listed = storage.list_objects(images)
+    twice = replace(listed[0], key=listed[0].key.replace("ant/", "ant//"))  # some servers keep no such keys
+    monkeypatch.setattr(storage, "list_objects", lambda uri: [*listed, twice])
     with pytest.raises(DataError, match="differs only in slashes"):
         tasks.build(ImageFolderTask(root=images, size=8)).samples("train")
 

@@ -44,6 +44,7 @@ class Event:
         run_id: MLflow run that records it; empty until then.
         time: Milliseconds since 1970; grows from event to event of a family.
         status: RUNNING: begun; FINISHED: carried out; FAILED: it was not.
+        altered: What cannot be read of it, because somebody edited a tag; its version is then 0.
     """
 
     kind: Kind
@@ -59,6 +60,7 @@ class Event:
     run_id: str = ""
     time: int = 0
     status: str = OPEN
+    altered: tuple[str, ...] = ()
 
 
 # --- writing, under the writer's lock ---------------------------------------------------------------------------------
@@ -137,20 +139,21 @@ def _found(registry: Registry, model: str, query: str, *, limit: int = 0, order:
             order_by=[f"attributes.start_time {order}"],
             page_token=token,
         )
-        yield from (_event(model, run) for run in page if run.data.tags[schema.TAG_KIND] in KINDS)
+        yield from (_event(model, run) for run in page if run.data.tags.get(schema.TAG_KIND) in KINDS)
         token = page.token
         if not token or limit:
             return
 
 
 def _event(model: str, run: Any) -> Event:
-    tags = run.data.tags
-    before = tags.get("graceful_from", "None")
+    tags, altered = run.data.tags, list[str]()
+    version = _number(tags, "graceful_to", altered)
+    before = None if tags.get("graceful_from") == "None" else _number(tags, "graceful_from", altered)
     return Event(
         kind=tags[schema.TAG_KIND],
         model=model,
-        version=int(tags.get("graceful_to", 0)),
-        before=int(before) if before.isascii() and before.isdecimal() else None,
+        version=version or 0,
+        before=before,
         node=tags.get("graceful_node", ""),
         name=tags.get("graceful_name", ""),
         reason=tags.get("graceful_reason", ""),
@@ -160,7 +163,17 @@ def _event(model: str, run: Any) -> Event:
         run_id=run.info.run_id,
         time=run.info.start_time,
         status=run.info.status,
+        altered=tuple(altered),
     )
+
+
+def _number(tags: Mapping[str, str], key: str, altered: list[str]) -> int | None:
+    """The number of a version that a tag names; None where somebody edited it, and then `altered` says what it is."""
+    text = tags.get(key)
+    if text is not None and schema.VERSION_NUMBER.fullmatch(text):
+        return int(text)
+    altered.append(f"tag {key} is missing" if text is None else f"tag {key} says {text[:40]!r}, which is no number")
+    return None
 
 
 # --- what follows from them -------------------------------------------------------------------------------------------
@@ -183,14 +196,14 @@ def carried_out(event: Event, history: Iterable[Event], champion: int | None) ->
 
 
 def replay(events: Iterable[Event]) -> tuple[int | None, int | None]:
-    """Champion and previous after these events, oldest first; only what was carried out counts.
+    """Champion and previous after these events, oldest first; only what was carried out, and can be read, counts.
 
     A rollback takes back every promotion since its version was champion, so `previous` is then what was champion before
     that: the version that was rolled away from is no target of the next rollback.
     """
     stack: list[int | None] = []
     for event in events:
-        if event.status != DONE:
+        if event.status != DONE or not event.version:
             continue
         if event.kind == "promotion":
             stack.append(event.version)

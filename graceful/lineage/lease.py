@@ -14,7 +14,9 @@ A writer that was stopped for longer than a lease finds out at `check` before it
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -192,10 +194,16 @@ def _set_aside(registry: Registry, model: str, token: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        registry.client.rename_registered_model(PREFIX + model, f"{PREFIX}{model}.{token}")
+        registry.client.rename_registered_model(PREFIX + model, _aside(model, token))
     except MlflowException as e:
         if not races.lost(e) and e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
             raise
+
+
+def _aside(model: str, token: str) -> str:
+    """The name that belongs to one token; one that somebody edited may hold what no name may."""
+    plain = token if re.fullmatch(r"[\w-]{1,64}", token) else hashlib.sha256(token.encode()).hexdigest()
+    return f"{PREFIX}{model}.{plain}"
 
 
 def _free(registry: Registry, model: str, token: str, *, late: bool) -> None:
@@ -210,4 +218,4 @@ def _free(registry: Registry, model: str, token: str, *, late: bool) -> None:
             return
         _set_aside(registry, model, token)
         if not late:
-            registry.client.delete_registered_model(f"{PREFIX}{model}.{token}")
+            registry.client.delete_registered_model(_aside(model, token))

@@ -17,7 +17,7 @@ class Listed:
     Attributes:
         version: Number in the registry.
         name: Name of the version.
-        model_id: Its identity; empty where a version was not registered by graceful.
+        model_id: Its identity; empty where a version was not registered by graceful, which tags every version.
         gate: passed, held, waived, retired, or empty.
         aliases: E.g. champion, previous.
         nfr_max_pct: Worst negative flip rate in percent, as text; empty for a first link.
@@ -39,9 +39,16 @@ def line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
     return Listed(
         version=number,
         name=listed.tags.get(schema.TAG_REFRESH, "").removeprefix(f"{model}-"),
-        model_id=source if re.match(schema.NODE_ID, source) else "",
+        model_id=source if ours(listed) else "",
         gate=listed.tags.get(schema.TAG_GATE, ""),
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
         nfr_max_pct=listed.tags.get(schema.TAG_NFR_MAX, ""),
         created=int(listed.creation_timestamp),
     )
+
+
+def ours(listed: Any) -> bool:
+    """Return whether graceful registered a version; others may list theirs under the same model."""
+    source = str(listed.source).removeprefix("models:/")
+    tagged = any(key in listed.tags for key in (schema.TAG_REFRESH, schema.TAG_DIGEST, schema.TAG_PARENTS))
+    return re.match(schema.NODE_ID, source) is not None and tagged

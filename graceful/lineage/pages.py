@@ -77,7 +77,7 @@ def shortened(family: Family, most: int) -> Family:
 
 def parents(tags: Mapping[str, str]) -> list[Key]:
     """Direct predecessors as the version's tag names them."""
-    found = re.findall(r"(?<=/)([^/@]+)@(\d+)(?=/)", tags.get(schema.TAG_PARENTS, ""))
+    found = re.findall(r"(?<=/)([a-z0-9-]{1,63})@([1-9][0-9]{0,8})(?=/)", tags.get(schema.TAG_PARENTS, ""))
     return [Key(model, int(number)) for model, number in found]
 
 

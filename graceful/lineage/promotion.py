@@ -263,6 +263,8 @@ def _record(registry: Registry, change: Change) -> LineageRecord:
     """Of the version, read from the registry itself: a tag may be edited by anyone."""
     node = registry.node(registry.node_id(_listed(registry, change)))
     record = None if node is None else registry.recorded(node)
+    if node is not None and record is None:
+        raise registry.unrecorded(node)
     if record is None:
         raise RegistryError(
             f"{change.model} version {change.version}: not completely registered; run its refresh again"

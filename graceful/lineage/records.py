@@ -165,4 +165,4 @@ def require(records: dict[str, LineageRecord], registry: Registry, model_id: str
     node = registry.node(model_id)
     if node is None:
         raise RegistryError(f"registry {registry.place.display}: holds no {model_id}; restore it from a backup")
-    raise RegistryError(f"{node.name} ({model_id}): not completely registered; run its refresh again")
+    raise registry.unrecorded(node)

@@ -101,6 +101,15 @@ class Registry:
                 return None
             raise
 
+    def unrecorded(self, node: Any) -> RegistryError:
+        """What to raise where a version has no record: another program made it, or its registration was interrupted."""
+        if schema.TAG_REFRESH in node.tags:
+            return RegistryError(f"{node.name} ({node.model_id}): not completely registered; run its refresh again")
+        return RegistryError(
+            f"{node.name} ({node.model_id}): was not registered by graceful; name a version that was, and move aliases"
+            " of graceful away from it"
+        )
+
     def node_id(self, listed: Any) -> str:
         """Identity of a registered version."""
         model_id = str(listed.source).removeprefix("models:/")

@@ -9,6 +9,7 @@ What was altered is reported and left: which of two is right cannot be told from
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections import defaultdict
@@ -131,6 +132,7 @@ def _wrong(found: _Found, older_than_hours: float) -> Iterator[Mend]:
         yield from _node(found, record)
         yield from _listing(found, record)
     yield from _twins(found)
+    yield from _altered_events(found)
     yield from _open_events(found)
     yield from _aliases(found)
     yield from _runs(found, older_than_hours)
@@ -218,11 +220,21 @@ def _twins(found: _Found) -> Iterator[Mend]:
 # --- aliases, events, runs --------------------------------------------------------------------------------------------
 
 
+def _altered_events(found: _Found) -> Iterator[Mend]:
+    for event in found.history:
+        if event.altered:
+            subject = event.name or (f"version {event.version}" if event.version else "a version")
+            yield Mend(
+                where=f"{event.kind} of {found.model} {subject} (run {event.run_id})",
+                what=f"altered: {', '.join(event.altered)}; set the tag to the number of the version",
+            )
+
+
 def _open_events(found: _Found) -> Iterator[Mend]:
     """We hold the lock: who began them is gone."""
     aliases = found.registry.aliases(found.model)
     for event in found.history:
-        if event.status != events.OPEN:
+        if event.status != events.OPEN or not event.version:
             continue
         carried_out = events.carried_out(event, found.history, aliases.get(schema.CHAMPION))
         status = events.DONE if carried_out else events.UNDONE
@@ -236,10 +248,13 @@ def _open_events(found: _Found) -> Iterator[Mend]:
 def _aliases(found: _Found) -> Iterator[Mend]:
     """What the events say; a champion that somebody moved by hand is put back, which is an event too."""
     registry, client = found.registry, found.registry.client
-    if any(event.status == events.OPEN for event in found.history):
+    history = events.renumbered(found.history, found.numbers)
+    if any(event.status == events.OPEN and event.version for event in found.history):
         return  # the next pass sees them settled
+    if any(event.status == events.DONE and not event.version for event in history):
+        return  # whom they made champion cannot be told
     aliases = registry.aliases(found.model)
-    champion, previous = events.replay(events.renumbered(found.history, found.numbers))
+    champion, previous = events.replay(history)
     known = set(found.numbers.values())
     if champion is not None and champion not in known:
         yield Mend(where=f"{found.model} champion", what=f"altered: version {champion} is not in the registry any more")
@@ -296,6 +311,11 @@ def _runs(found: _Found, older_than_hours: float) -> Iterator[Mend]:
             status, what = "FINISHED", "is registered, and closed"
         elif _dead(run, older_than_hours):
             status, what = "FAILED", f"has no owner any more ({run.data.tags.get(schema.TAG_OWNER, 'unknown')})"
+        elif _owner(run)[1] is None:
+            told = run.data.tags.get(schema.TAG_OWNER)
+            tag = "is missing" if told is None else f"says {told[:60]!r}, which is not HOST/PROCESS.START"
+            yield Mend(where=f"run of {name}", what=f"altered: tag {schema.TAG_OWNER} {tag}; it is dead after a while")
+            continue
         else:
             continue
         yield Mend(
@@ -305,11 +325,18 @@ def _runs(found: _Found, older_than_hours: float) -> Iterator[Mend]:
         )
 
 
-def _dead(run: Any, older_than_hours: float) -> bool:
-    """A process of this machine that is gone; of others only the age can be told."""
+def _owner(run: Any) -> tuple[str, int | None]:
+    """Machine and number of the process that works on a run; None: the tag was edited or is missing."""
     host, _, process = run.data.tags.get(schema.TAG_OWNER, "").partition("/")
-    if host == socket.gethostname() and process:
-        return bool(process != tracking.owner(int(process.partition(".")[0])).partition("/")[2])
+    number = re.match(r"[0-9]{1,9}(?=\.|$)", process)
+    return host, int(number[0]) if number is not None and host else None
+
+
+def _dead(run: Any, older_than_hours: float) -> bool:
+    """A process of this machine that is gone; of others, and of unknown ones, only the age can be told."""
+    host, number = _owner(run)
+    if host == socket.gethostname() and number is not None:
+        return bool(run.data.tags[schema.TAG_OWNER] != tracking.owner(number))
     return bool(time.time() - run.info.start_time / 1000 > older_than_hours * 3600)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Self
@@ -43,6 +44,9 @@ TAG_KEY = "graceful_key"
 TAG_OWNER = "graceful_owner"
 KIND_PAGE = "lineage-overview"
 _PARENT = "graceful_parent_"
+
+VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+"""A number of the registry as it stands in a tag, which anybody may edit."""
 
 NODE_ID = r"^m-[0-9a-f]{32}$"
 _FILE = r"^(?!\.\.?(/|$))[\w.-]+(/(?!\.\.?(/|$))[\w.-]+)*$"

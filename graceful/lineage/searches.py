@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class SearchLog:
             self._parent = str(found[0].info.run_id)
             if found[0].info.status != "RUNNING":
                 client.update_run(self._parent, status="RUNNING")
-            self._children = {int(run.data.tags[TAG_TRIAL]): run for run in self._runs("trial")}
+            trials = ((run.data.tags.get(TAG_TRIAL, ""), run) for run in self._runs("trial"))
+            self._children = {int(number): run for number, run in trials if re.fullmatch("[0-9]{1,9}", number)}
 
     def trial(self, number: int, *, point: Mapping[str, Any], record: Mapping[str, Any], state: str) -> None:
         """Record a trial that ended; those that run, wait or were given up are not recorded.

@@ -287,7 +287,7 @@ class Store:
                 raise RegistryError(f"registry {self.display_uri}: holds no {model_id}; restore it from a backup")
             record = self.registry.recorded(node)
             if record is None:
-                raise RegistryError(f"{node.name} ({model_id}): not completely registered; run its refresh again")
+                raise self.registry.unrecorded(node)
             numbers = [int(listed.version) for listed in self.registry.listed(record.model, model_id)]
         return replace(record, version=min(numbers, default=0))
 

@@ -31,7 +31,7 @@ def begin(registry: Registry, spec: Mapping[str, Any], run_id: str) -> str:
     first, *repeated = runs
     for run in repeated:
         client.delete_run(run.info.run_id)
-    if first.data.tags[schema.TAG_SPEC] != schema.spec_digest(spec):
+    if first.data.tags.get(schema.TAG_SPEC) != schema.spec_digest(spec):
         if first.info.status == "FAILED":  # nothing came of it: a corrected spec may take the name
             client.delete_run(first.info.run_id)
             return begin(registry, spec, run_id)

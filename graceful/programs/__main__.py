@@ -234,7 +234,7 @@ def _space(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
 def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
     from graceful.lineage.family import tree
-    from graceful.programs.lineage import NEWEST, draw, versions
+    from graceful.programs.lineage import NEWEST, draw, strangers, versions
     from graceful.programs.present import chain_table
 
     model = options.model
@@ -243,7 +243,7 @@ def _lineage(options: argparse.Namespace) -> Outcome:
     store = Store(None, default_home())
     last = options.last or (NEWEST if options.output == "table" else None)
     found = versions(store, model, last=last)
-    family = store.family(model, most=options.last or NEWEST)
+    family, others = store.family(model, most=options.last or NEWEST), strangers(store, model)
     if options.draw is not None:
         draw(family, options.draw, found)
 
@@ -251,6 +251,8 @@ def _lineage(options: argparse.Namespace) -> Outcome:
         for line in tree(family):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print(chain_table([version.judged() for version in found], title=f"{model}, in {store.display_uri}"))
+        if others:
+            console.print(others, markup=False, highlight=False, soft_wrap=True)
         if family.older:
             console.print(f"the newest {last} versions; --last N shows more", markup=False, highlight=False)
 

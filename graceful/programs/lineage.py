@@ -51,7 +51,7 @@ class Version:
 
 
 def versions(store: Store, model: str, *, last: int | None = None) -> list[Version]:
-    """Every version of a model, oldest first, held ones too.
+    """Every version of a model that graceful registered, oldest first, held ones too; see `strangers` for others.
 
     Args:
         store: The registry.
@@ -65,11 +65,21 @@ def versions(store: Store, model: str, *, last: int | None = None) -> list[Versi
     listed = store.versions(model)
     if not listed:
         raise SpecError(f"model {model}: registry {store.display_uri} knows no version of it; run `graceful refresh`")
-    wanted = listed if last is None else listed[:last]
+    wanted = [item for item in (listed if last is None else listed[:last]) if item.model_id]
     records = store.records(model, [item.model_id for item in reversed(wanted)])
     return [
         Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(wanted), strict=True)
     ]
+
+
+def strangers(store: Store, model: str) -> str:
+    """One line about the versions that graceful did not register; empty where there are none."""
+    numbers = [item.version for item in reversed(store.versions(model)) if not item.model_id]
+    if not numbers:
+        return ""
+    which = f"version{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:20]))}"
+    more = f" and {len(numbers) - 20} more" if len(numbers) > 20 else ""
+    return f"left out: {which}{more}, not registered by graceful; `graceful lineage repair {model}` restores lost tags"
 
 
 def draw(family: Family, path: Path, found: Sequence[Version]) -> None:

@@ -88,9 +88,10 @@ def history_table(events: Sequence[Mapping[str, Any]], *, title: str) -> Table:
         marks = [mark for mark in ("waived", "forced") if event[mark]]
         marks += [] if event["status"] == "FINISHED" else ["unfinished" if event["status"] == "RUNNING" else "failed"]
         what = f"{event['kind']} ({', '.join(marks)})" if marks else event["kind"]
-        version = f"{event['version']} {event['name']}".strip()
+        version = f"{event['version'] or '?'} {event['name']}".strip()
         before = "" if event["before"] is None else str(event["before"])
-        cells = (event["time"].partition(".")[0], what, version, before, event["actor"], event["reason"])
+        reason = "; ".join([event["reason"], *(f"altered: {words}" for words in event["altered"])])
+        cells = (event["time"].partition(".")[0], what, version, before, event["actor"], reason)
         table.add_row(*(Text(cell) for cell in cells))
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from graceful.errors import SpecError
+from graceful.errors import RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, pages, schema
 from graceful.lineage.repair import Mend
 from tests.support import mlflow_versions as versions
@@ -245,3 +246,98 @@ def test_a_page_that_was_edited_and_a_picture_that_is_lost_come_back(tmp_path: P
     picture.unlink()  # the page is right, so only a repair looks further
     store.repair("glyphs")
     assert picture.read_text() == drawn
+
+
+# --- what anybody may edit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tag", "text", "told"),
+    [
+        ("graceful_to", "3rd", "tag graceful_to says '3rd', which is no number"),
+        ("graceful_to", "9" * 40, f"tag graceful_to says '{'9' * 40}', which is no number"),
+        ("graceful_to", None, "tag graceful_to is missing"),
+        ("graceful_from", "²", "tag graceful_from says '²', which is no number"),
+    ],
+)
+def test_edited_number_in_an_event_is_named_and_stops_neither_history_nor_repair(
+    store: Store, tag: str, text: str | None, told: str
+) -> None:
+    client = store.registry.client
+    promoted = store.history("glyphs")[2]
+    if text is None:
+        client.delete_tag(promoted.run_id, tag)
+    else:
+        client.set_tag(promoted.run_id, tag, text)
+    read = store.history("glyphs")[2]
+    assert (read.run_id, read.kind, read.name, read.altered) == (promoted.run_id, "promotion", "v3", (told,))
+    client.delete_model_version_tag("glyphs", "2", schema.TAG_GATE)
+    mends = store.repair("glyphs")
+    assert [item.what for item in mends if not item.mended] == [
+        f"altered: {told}; set the tag to the number of the version"
+    ]
+    assert said(mends)["glyphs version 2"] == f"tag {schema.TAG_GATE} was missing, is passed"
+    assert store.registry.aliases("glyphs") == {"champion": 3, "previous": 2}
+    assert store.rollback("glyphs", **WHO) is not None
+    assert store.registry.aliases("glyphs")["champion"] == 2
+
+
+@pytest.mark.parametrize("owner", ["HOST/abc", "HOST/", "/12", "no slash", None])
+def test_edited_owner_of_a_run_is_named(store: Store, owner: str | None) -> None:
+    run = store.begin(versions.spec("v9"), "glyphs-v9")
+    client = store.registry.client
+    if owner is None:
+        client.delete_tag(run, schema.TAG_OWNER)
+    else:
+        client.set_tag(run, schema.TAG_OWNER, owner.replace("HOST", socket.gethostname()))
+    (mend,) = store.repair("glyphs")
+    assert (mend.where, mend.mended) == ("run of glyphs-v9", False)
+    assert mend.what.startswith(f"altered: tag {schema.TAG_OWNER} ")
+    (mend,) = store.repair("glyphs", older_than_hours=0)
+    assert mend.mended
+
+
+@pytest.mark.parametrize("text", ["/glyphs@99999999999999999999/", "/it's@1/", "glyphs", "/glyphs@0/"])
+def test_edited_parents_stop_nobody(store: Store, text: str) -> None:
+    store.registry.client.set_model_version_tag("glyphs", "3", schema.TAG_PARENTS, text)
+    assert [member.key.version for member in store.family("glyphs").members] == [4, 3, 2, 1]
+    assert said(store.repair("glyphs")) == {"glyphs version 3": f"tag {schema.TAG_PARENTS} was {text}, is /glyphs@2/"}
+
+
+# --- versions of others under the same model --------------------------------------------------------------------------
+
+
+def test_versions_of_others_are_named_and_stop_nobody(store: Store, tmp_path: Path) -> None:
+    from graceful.lineage.connection import as_global
+    from graceful.programs import act, ancestry
+    from graceful.programs.lineage import strangers
+    from graceful.programs.lineage import versions as shown
+
+    client = store.registry.client
+    experiment = client.create_experiment("another team's", artifact_location=(tmp_path / "theirs").as_uri())
+    run = client.create_run(experiment).info.run_id
+    node = client.create_logged_model(experiment, name="theirs", source_run_id=run).model_id
+    tags = {"team": "search", "graceful": "no"}
+    with as_global(store.registry.place):
+        for source, run_id in ((f"models:/{node}", run), ("s3://bucket/model", None), (f"runs:/{run}/model", run)):
+            client.create_model_version("glyphs", source=source, run_id=run_id, tags=tags, await_creation_for=0)
+    assert [item.version for item in store.versions("glyphs") if not item.model_id] == [7, 6, 5]
+    assert [version.record.name for version in shown(store, "glyphs")] == ["v1", "v2", "v3", "v4"]
+    assert [version.record.name for version in shown(store, "glyphs", last=4)] == ["v4"]
+    assert strangers(store, "glyphs").startswith("left out: versions 5, 6, 7, not registered by graceful")
+    assert len(store.family("glyphs").members) == 7
+    assert store.repair("glyphs") == []
+    assert [record.name for record in store.chain("glyphs")] == ["v3", "v2", "v1"]
+    for number in (5, 6, 7):
+        with pytest.raises(SpecError, match=f"version {number} was not registered by graceful"):
+            ancestry.find(store, f"glyphs:{number}")
+        with pytest.raises(RegistryError, match="was not registered by graceful"):
+            store.promote("glyphs", number, expected=3, **WHO)
+    home = store.registry.home
+    assert len(act.history(act.Action(action="history", reference="glyphs"), home)) == 3
+    added = add(store, tmp_path, "v5", store.chain("glyphs"))
+    assert (added.version, store.registry.aliases("glyphs")) == (8, {"champion": 8, "previous": 3})
+    client.set_registered_model_alias("glyphs", "champion", "5")
+    with pytest.raises(RegistryError, match=r"theirs .* was not registered by graceful; name a version that was"):
+        store.chain("glyphs")
+    assert said(store.repair("glyphs"))["glyphs champion"] == "was version 5, is version 8 as the events say"

@@ -12,12 +12,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from graceful.errors import SpecError
+from graceful.errors import SpecError, StorageError
 
 Say = Callable[[str], None]
 LOG_LEVEL = "GRACEFUL_LOG_LEVEL"
+WORKING_DIRECTORY = "GRACEFUL_WORKING_DIRECTORY"
+"""Names the driver's to the processes that Ray starts."""
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 DEFAULT_LEVEL = "WARNING"
+
+
+class StdoutError(StorageError):
+    """The result of a command could not be written on stdout."""
 
 
 def log_level(environment: Mapping[str, str]) -> int:
@@ -60,11 +66,69 @@ def _ours() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+@contextlib.contextmanager
+def outside_working_directory() -> Iterator[None]:
+    """Start other people's processes in the root folder: Ray's search the folder they begin in for modules first."""
+    os.environ[WORKING_DIRECTORY] = os.getcwd()
+    with contextlib.chdir("/"):
+        yield
+
+
+def return_to_working_directory() -> None:
+    """Go where the driver is, in a process that began elsewhere: relative paths of a task mean the same there."""
+    folder = os.environ.get(WORKING_DIRECTORY, "")
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
 def write_anything() -> None:
-    """Have stdout and stderr replace characters that their encoding lacks, where they would end the program."""
+    """Have stdout and stderr outlive characters that their encoding lacks, and a full disk behind them.
+
+    A result that cannot be written is an error of its own (`StdoutError`); talk that cannot be written is lost.
+    """
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _over(_Result, sys.stdout)
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _over(_Talk, sys.stderr)
+
+
+def _over(kind: type[io.TextIOWrapper], stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    return kind(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+
+
+class _Result(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        with _translated():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _translated():
+            super().flush()
+
+
+class _Talk(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # its reader went away, which has an exit code of its own
+        raise
+    except OSError as e:
+        silence_stdout()
+        raise StdoutError(f"stdout: the result cannot be written ({e.strerror or e})") from e
 
 
 @contextlib.contextmanager
@@ -77,11 +141,8 @@ def result_on_stdout(say: Say) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as e:
-        silence_stdout()
-        say(f"stdout: the result cannot be written ({e.strerror}); the exit code is that of the result")
+    except StdoutError as e:
+        say(f"{e.message}; the exit code is that of the result")
 
 
 def silence_stdout() -> None:

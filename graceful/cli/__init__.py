@@ -11,6 +11,9 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error is one line on stderr."""
     try:
+        from graceful import startup
+
+        startup.write_anything()
         from graceful.cli.app import graceful
         from graceful.cli.boundary import guarded
     except KeyboardInterrupt:  # before there is anybody to say so

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from graceful import crash, environment, redact
+from graceful import crash, environment, redact, startup
 from graceful.errors import GracefulError, one_line
 
 EXIT_BUG = 1
@@ -33,7 +32,7 @@ def guarded(command: click.Command, arguments: Sequence[str] | None = None) -> i
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _say("interrupted; run the same command again to come back to where it was", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        startup.silence_stdout()
         return EXIT_PIPE_CLOSED
     except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a file
         return _say(crash.line(e), EXIT_BUG)

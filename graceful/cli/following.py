@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -143,10 +144,11 @@ def status(run: str, place: Place, *, wait: bool, timeout: float | None, output:
             return _detached(run, place)
         except NotFoundError:
             found = place.runs.status(handle)
-    if output == "table":
-        _show(found, place)
-    else:
-        out.document(document(found), output)
+    with out.surviving() if wait else nullcontext():
+        if output == "table":
+            _show(found, place)
+        else:
+            out.document(document(found), output)
     return (found.exit_code or 0) if wait else 0
 
 

@@ -32,7 +32,8 @@ def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
         out.talk(f"note: {report} is about {measured.version}, judged by the constraints of {wanted.name} in {spec}")
     constraints = [bound.constraint() for bound in wanted.gate.constraints]
     verdict = gate.judge(measured, constraints, family=wanted.gate.family)
-    _show(measured, verdict, output)
+    with out.surviving():
+        _show(measured, verdict, output)
     return gate.EXIT_HELD if verdict.outcome is gate.Outcome.HELD else 0
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+from graceful import startup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +29,7 @@ def document(value: Any, output: str) -> None:
     else:
         from graceful import documents
 
-        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        sys.stdout.write(documents.dump(value, allow_unicode=unicode))
+        sys.stdout.write(documents.dump(value, allow_unicode=(sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
@@ -73,3 +75,8 @@ def line(text: str) -> None:
     """Print one line of result on stdout, at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def surviving() -> AbstractContextManager[None]:
+    """Print a result of which the exit code is the better half: it stays what it is where stdout cannot be written."""
+    return startup.result_on_stdout(lambda message: talk(f"graceful: {message}"))

@@ -42,13 +42,15 @@ RUN_SPEC = "GRACEFUL_RUN_SPEC"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
+    startup.write_anything()
     ended = _main(arguments)
     if outcome.FILE in os.environ:
         with contextlib.suppress(OSError):  # a full disk loses the reason, not the exit code
             Path(os.environ[outcome.FILE]).write_text(ended.line() + "\n", encoding="utf-8")
     if RUN_SPEC not in os.environ:
         return ended.exit_code
-    sys.stdout.write(ended.line() + "\n")
+    with startup.result_on_stdout(partial(_say, Console(stderr=True))):
+        sys.stdout.write(ended.line() + "\n")
     return 0 if ended.exit_code == gate.EXIT_HELD else ended.exit_code
 
 
@@ -97,21 +99,26 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
                 elif options.dry_run:
                     program = _space
                 result, code, show = program(resolved, progress)
-        _print(result, options.output, show)
+        with startup.result_on_stdout(partial(_say, talk)):
+            _print(result, options.output, show)
     except GracefulError as e:
-        talk.print(f"graceful: {e.message}", markup=False, highlight=False, soft_wrap=True)
+        _say(talk, e.message)
         return outcome.Outcome(exit_code=e.exit_code, message=e.message, error=type(e).__name__)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        startup.silence_stdout()
         return outcome.Outcome(exit_code=EXIT_PIPE_CLOSED)
     except KeyboardInterrupt:
-        talk.print("graceful: interrupted; run the same command again to resume", markup=False, soft_wrap=True)
+        _say(talk, "interrupted; run the same command again to resume")
         return outcome.Outcome(exit_code=EXIT_INTERRUPTED)
     except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a log
         line = crash.line(e)
-        talk.print(f"graceful: {line}", markup=False, highlight=False, soft_wrap=True)
+        _say(talk, line)
         return outcome.Outcome(exit_code=EXIT_BUG, message=line, error=type(e).__name__)
     return outcome.Outcome(exit_code=code, message=_said(result))
+
+
+def _say(talk: Console, message: str) -> None:
+    talk.print(f"graceful: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _waits(why: str) -> None:

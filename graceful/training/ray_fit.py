@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from graceful import errors, redact
+from graceful import errors, redact, startup
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
 from graceful.spec import Train
 from graceful.storage import write_text
@@ -178,7 +178,8 @@ def _init(address: str | None) -> None:
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
     try:
         if address is None:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            with startup.outside_working_directory():
+                ray.init(address="local", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, OSError, RuntimeError) as e:

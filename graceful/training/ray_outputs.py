@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graceful import tasks
+from graceful import startup, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, InfrastructureError
 from graceful.models import bundle
@@ -73,6 +73,7 @@ class Runner:
     """One worker: opens the predecessor and the data once, then runs blocks."""
 
     def __init__(self, recipe: Recipe, *, use_gpu: bool) -> None:
+        startup.return_to_working_directory()
         self._recipe, self._use_gpu = recipe, use_gpu
 
     @cached_property

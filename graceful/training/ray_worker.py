@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graceful import redact
+from graceful import redact, startup
 from graceful.errors import GracefulError, StorageError
 from graceful.storage import write_json, write_text
 from graceful.training import checkpoint, trace
@@ -35,6 +35,7 @@ _DETERMINISTIC = (
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray worker runs."""
+    startup.return_to_working_directory()
     import ray.train.torch
 
     from graceful.training.loop import run

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from graceful import startup
 from graceful.training.ray_fit import connect
 
 Told = Mapping[str, Any]
@@ -85,6 +86,7 @@ def on_ray(
     from ray import tune
 
     def trial(config: dict[str, Any]) -> None:
+        startup.return_to_working_directory()
         answer = function(json.loads(config["told"]))
         tune.report({ENDED: 1, "answer": json.dumps(dict(answer))})
 

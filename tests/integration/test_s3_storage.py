@@ -122,7 +122,7 @@ def test_prefixes_are_told_apart_as_folders_are(images, bucket, monkeypatch):
     with pytest.raises(DataError, match="look the same"):
         tasks.build(ImageFolderTask(root=f"s3://{bucket}/split", size=8)).samples("train")
     listed = storage.list_objects(images)
-    twice = replace(listed[0], key=listed[0].key.replace("ant/", "ant//"))  # some servers keep no such keys
+    twice = replace(listed[0], key="insects/ant//01.png")  # some servers keep no such keys
     monkeypatch.setattr(storage, "list_objects", lambda uri: [*listed, twice])
     with pytest.raises(DataError, match="differs only in slashes"):
         tasks.build(ImageFolderTask(root=images, size=8)).samples("train")

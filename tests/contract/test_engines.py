@@ -117,6 +117,22 @@ def test_bf16_stays_within_one_percent_of_fp32_and_leaves_no_trace(ranks: Ranks,
     assert found["after_bf16_losses"] == found["losses"]
 
 
+@engines
+def test_shared_weights_are_exported_under_every_name(ranks: Ranks, kind: str) -> None:
+    assert ranks[0][kind]["tied"] == {name: tensor.shape for name, tensor in support.TiedNet().state_dict().items()}
+
+
+@engines
+def test_parameters_that_no_loss_reaches_are_named_where_ranks_would_wait_for_them(ranks: Ranks, kind: str) -> None:
+    for found in (one[kind] for one in ranks):
+        if kind != "torch":
+            assert len(found["spare"]) == support.STEPS
+            continue
+        assert found["spare"].startswith("task: the loss does not reach spare.weight, spare.bias of the network")
+        assert "train.engine.find_unused_parameters: true" in found["spare"]
+        assert len(found["tolerated_spare"]) == support.STEPS
+
+
 def test_ranks_write_different_files(ranks: Ranks) -> None:
     assert not set(ranks[0]["zero2"]["files"]) & set(ranks[1]["zero2"]["files"])
     assert ranks[1]["torch"]["files"] == []

@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from graceful import spec
-from graceful.errors import IntegrityError, NonFiniteError
+from graceful.errors import IntegrityError, NonFiniteError, SpecError
 from graceful.training import engine as engines
 from graceful.training import schedule
 from graceful.training.unpickling import load_tensors
@@ -103,6 +103,23 @@ class TinyNet(nn.Module):
         return self.head(embedding)
 
 
+class SpareNet(TinyNet):
+    """With a layer that no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(3, 3)
+
+
+class TiedNet(TinyNet):
+    """With two layers that share their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        square = nn.Linear(16, 16)
+        self.body = nn.Sequential(nn.Linear(12, 16), square, nn.ReLU(), square)
+
+
 def section(kind: str, **changes: Any) -> spec.Train:
     return spec.Train(engine=ENGINES[kind], batch_size=32, **changes)
 
@@ -120,10 +137,10 @@ def batch(step: int, *, accumulation: int) -> Iterator[tuple[Tensor, Tensor]]:
 class Trained:
     """One engine with a tiny net, stepped by hand; keeps the loss, norm and rate of each step."""
 
-    def __init__(self, train: spec.Train) -> None:
+    def __init__(self, train: spec.Train, network: Callable[[], nn.Module] = TinyNet) -> None:
         torch.manual_seed(7)
         self.train = train
-        self.engine = engines.build(train, TinyNet(), device=torch.device("cpu"))
+        self.engine = engines.build(train, network(), device=torch.device("cpu"))
         self.losses: list[float] = []
         self.norms: list[float | None] = []
 
@@ -187,6 +204,13 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     ((x, _),) = batch(0, accumulation=1)
     found["eval_requires_grad"] = evaluated.engine.forward(x, train=False).logits.requires_grad
     found["not_finite"] = _poisoned(kind)
+    found["tied"] = {
+        name: value.shape for name, value in Trained(section(kind), TiedNet).run(range(2)).weights().items()
+    }
+    found["spare"] = _spare(section(kind))
+    if kind == "torch":
+        tolerant = spec.TorchEngine(find_unused_parameters=True)
+        found["tolerated_spare"] = _spare(section(kind).model_copy(update={"engine": tolerant}))
     found["bf16_losses"] = Trained(section(kind, precision="bf16")).run(range(STEPS)).losses
     found["after_bf16_losses"] = Trained(section(kind)).run(range(STEPS)).losses
     return found
@@ -262,6 +286,14 @@ def _refusals(kind: str, merged: Path, scratch: Path) -> dict[str, tuple[str, bo
             message = str(e)
         found[pattern] = (message, marker.exists())
     return found
+
+
+def _spare(train: spec.Train) -> str | list[float]:
+    """Losses of a network with parameters that no loss reaches, or why it is refused."""
+    try:
+        return Trained(train, SpareNet).run(range(STEPS)).losses
+    except SpecError as e:
+        return str(e)
 
 
 def _poisoned(kind: str) -> str:

@@ -88,8 +88,12 @@ def test_a_lost_worker_is_replaced_and_the_run_goes_on_from_its_checkpoint(tmp_p
 
 
 def test_what_a_worker_raises_on_purpose_reaches_the_driver_without_another_try(tmp_path: Path) -> None:
-    status, answers, stderr = run({"spec": spec(options={"poison": 3}), "run_dir": str(tmp_path)})
+    """First more workers than there is room for, which claims no folder, so that the corrected spec may have it."""
+    corrected = {"spec": spec(options={"poison": 3}), "run_dir": str(tmp_path)}
+    status, [refused, *answers], stderr = run({**corrected, "spec": spec(num_workers=480, batch_size=480)}, corrected)
     assert status == 0, stderr
+    assert refused["error"] == "SpecError"
+    assert refused["message"].startswith("train.num_workers: 480 workers need 480 CPUs, this machine has ")
     assert answers[0]["error"] == "NonFiniteError"
     assert re.match(r"step 3, epoch 1: loss task is nan: sample 'train/\d+' of train holds NaN", answers[0]["message"])
     assert len([row for row in trace.read(tmp_path / trace.FILE) if row["event"] == "start"]) == 1

@@ -21,11 +21,14 @@ from graceful import spec, targets, tasks
 from graceful.chain import Kept
 from graceful.errors import IntegrityError, StorageError
 from graceful.models import bundle
+from graceful.programs.outbox import Outbox
+from graceful.programs.webhook import Webhook
 from graceful.storage import Mirror, objects
 from graceful.storage.server import PART, client
 from graceful.targets import writing
 from graceful.training import trace
 from tests.support.s3_server import BadRoad, environment, serving
+from tests.support.webhook_receiver import receiving
 
 pytestmark = pytest.mark.integration
 FILES = {"arch.json": 40, "weights.bin": 300_000, "deep/er/table.bin": 70_000, "empty": 0}
@@ -55,6 +58,23 @@ def folder(home: Path, *, seed: int = 0) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(generator.bytes(size))
     return home / "versions" / "m-1"
+
+
+def test_a_message_that_was_not_delivered_outlives_its_machine(mirror: Mirror, tmp_path: Path) -> None:
+    message = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None}
+    there = elsewhere(mirror, tmp_path)
+    with receiving(500) as dead:
+        hook = Webhook(url=dead.url, say=print, tries=1)
+        Outbox(folder=mirror.home / "outbox", receiver=lambda _: hook, say=print, mirror=mirror).post(message)
+    (stored,) = objects.list_objects(mirror.twin(mirror.home / "outbox"))
+    assert b"path-secret" not in objects.read_object(stored.uri)
+    with receiving(200) as alive:
+        hook = Webhook(url=alive.url, say=print, tries=1)
+        outbox = Outbox(folder=there.home / "outbox", receiver=lambda _: hook, say=print, mirror=there)
+        outbox.restore()
+        outbox.flush()
+    assert [document["model_id"] for document in alive.documents()] == ["m-1"]
+    assert objects.list_objects(mirror.twin(mirror.home / "outbox")) == []
 
 
 def digests(root: Path) -> dict[str, str]:

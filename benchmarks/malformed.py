@@ -567,7 +567,9 @@ def _step(document: Document, chance: random.Random, *, required: tuple[str, ...
         return name, _written(changed)
     if name == "type":
         *parents, last = chance.choice(list(_values(changed)))
-        _node(changed, tuple(parents))[last] = chance.choice(({"zz": 1}, [[1]], [{"zz": 1}, None]))
+        _node(changed, tuple(parents))[last] = chance.choice(
+            ([[1]], [{"zz": 1}, None]) if last in FREE else ({"zz": 1}, [[1]])
+        )
         return name, _written(changed)
     if name == "missing key":
         del changed[chance.choice(required)]

@@ -3,6 +3,7 @@
 python -m benchmarks.spec_fuzz [COUNT] [SEED]     prints a table, writes benchmarks/results/spec_fuzz.json
 
 Most run in this process through the function that the `graceful` command calls; one in fifty is a process of its own.
+Time is wall time. Only a case that takes longer than the limit is timed again, because the machine may be busy.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from benchmarks.results import write
 COUNT, SEED = 10_000, 11
 LIMIT = 5.0
 """Seconds that one case may take."""
+TRIES = 5
+"""Times that a case is timed which takes longer; the shortest counts."""
 PATIENCE = 60
 """Seconds after which a case is given up."""
 EVERY = 50
@@ -84,6 +87,15 @@ def run(case: Case, folder: Path, *, alone: bool) -> Ended:
     file.unlink(missing_ok=True)
     if case.content is not None:
         file.write_bytes(case.content)
+    ended = _once(case, folder, alone=alone)
+    for _ in range(TRIES - 1):  # a busy machine makes one wait; a case that hangs does so every time
+        if ended.seconds <= LIMIT:
+            break
+        ended = min(ended, _once(case, folder, alone=alone), key=lambda one: one.seconds)
+    return ended
+
+
+def _once(case: Case, folder: Path, *, alone: bool) -> Ended:
     before = time.monotonic()
     code, stdout, stderr = _process(case, folder) if alone else _here(case, folder)
     return Ended(code=code, stdout=stdout, stderr=stderr, seconds=time.monotonic() - before)

@@ -504,6 +504,8 @@ COMMAND_LINES: dict[str, tuple[Maker, ...]] = {
     "duration": (
         _any("logs", "glyphs-v2", "--on", "local", "--since", of=DURATIONS),
         _any("gc", "--on", "kuberay.yaml", "--older-than", of=DURATIONS),
+        _any("gc", "--on", "local", "--older-than", of=DURATIONS),
+        _any("gc", "--on", "local", "--cache-gb", of=("x", "-1", "nan", "inf", "", "1e999", "\u00b2")),
     ),
     "cron": (_any("schedule", "apply", "nightly", "v2.yaml", "--dry-run", "--cron", of=CRONS),),
     "time zone": (
@@ -532,7 +534,7 @@ COMMAND_LINES: dict[str, tuple[Maker, ...]] = {
         lambda chance: ("evaluate", "v2.yaml", "--versions", "v1"),
         lambda chance: ("list", "--on", "local", "--context", "x"),
         lambda chance: ("schedule", "list", "--on", "rayjobs.yaml"),
-        lambda chance: ("gc", "--on", "local"),
+        lambda chance: ("gc", "--on", "local", "--context", "x"),
         lambda chance: ("refresh", "v2.yaml", "--dry-run", "--quiet=1"),
     ),
     "log level": (lambda chance: ("train", "v2.yaml"), lambda chance: ("lineage", "glyphs")),

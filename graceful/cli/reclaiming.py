@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from graceful import startup
 from graceful.cli import output as out
 from graceful.cli import places, programs
 from graceful.cli.following import duration
@@ -36,7 +36,7 @@ def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output:
     folder, age = places.home_folder(home), duration(older)
     flags = ["--dry-run"] if dry_run else []
     limits = ["--older-than", str(age.total_seconds()), "--limit", str(int(cache_gb * GB))]
-    command = (sys.executable, "-m", "graceful.programs.reclaim", str(folder), *limits, *flags)
+    command = startup.python("graceful.programs.reclaim", str(folder), *limits, *flags)
     env = {**os.environ, **programs.environment(os.environ), "GRACEFUL_HOME": str(folder)}
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()

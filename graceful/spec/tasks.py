@@ -111,7 +111,8 @@ class PythonTask(Section):
     file: str
     """Path, relative to the spec, of the file, or of a folder that holds task.py and modules beside it."""
     options: dict[str, Any] = Field(default={})
-    """Keyword arguments of `task`; a name it does not take is refused."""
+    """Keyword arguments of `task`; a name it does not take is refused. Relative paths among them are the working
+    directory's, not the spec's: graceful cannot know which texts are paths."""
 
     @field_validator("file")
     @classmethod

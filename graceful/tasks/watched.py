@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -175,4 +176,15 @@ def _blame(path: Path, error: BaseException) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ours]
     where = f"{path}:{lines[-1]}" if lines else str(path)
     reason = " ".join(str(error).split())
-    return f"{where}: {type(error).__name__}: {reason}; correct the file"
+    return f"{where}: {type(error).__name__}: {reason}; {_remedy(error)}"
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do; a relative path among the options is looked up where people do not expect it."""
+    name = error.filename if isinstance(error, FileNotFoundError) else None
+    if not isinstance(name, str) or os.path.isabs(name):
+        return "correct the file"
+    return (
+        f"relative paths in task.options are looked up in the working directory, {os.getcwd()}; write an absolute one,"
+        " or have the file join it to Path(__file__).parent"
+    )

@@ -117,6 +117,15 @@ def test_an_error_in_the_file_gives_its_line_and_the_exception(write, source, li
     assert f"{path}:{line}: {reason}" in said
 
 
+def test_a_relative_path_among_the_options_is_said_to_depend_on_the_working_directory(write, monkeypatch, tmp_path):
+    path = write("from pathlib import Path\n\n\ndef task(root):\n    return Path(root).read_text()\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert f"are looked up in the working directory, {elsewhere}; write" in message_of(path, root="data/x")
+    assert message_of(path, root="/nowhere/x").endswith("correct the file")
+
+
 def test_errors_that_speak_for_themselves_pass(write):
     path = write(
         "from graceful.errors import DataError\n\n\ndef task():\n    raise DataError('no data here; fetch it')\n"

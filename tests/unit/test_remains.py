@@ -23,6 +23,7 @@ from graceful.programs.evaluate import evaluate
 from graceful.programs.train import Trained, train
 from graceful.report import Report
 from graceful.storage import sha256_file
+from graceful.tasks import code
 from tests.support import training_task
 
 RECIPE = {"epochs": 1, "batch_size": 24, "engine": {"kind": "torch"}, "num_workers": 0}
@@ -196,6 +197,25 @@ def test_eviction_spares_the_caches_that_nobody_can_build_again(tmp_path: Path, 
     small = {"views": 2, "limit_gb": 1e-6}
     assert trained(parse("v3", losses=FOCAL, targets=small), tmp_path, bare).notes
     assert kept.exists()
+
+
+def test_an_ancestor_whose_code_is_not_trusted_is_trained_against_from_its_cached_outputs(tmp_path: Path) -> None:
+    source = tmp_path / "wrapped.py"
+    imports = "from graceful.spec import DigitsTask\nfrom graceful.tasks.digits import Digits\n"
+    source.write_text(f"{imports}def task():\n    return Digits(DigitsTask())\n")
+    digest = code.digest(str(source))
+    document = {"model": "digits", "train": {**RECIPE, "batch_size": 128}, "task": {"kind": "digits"}}
+    first = spec.parse({**document, "name": "v1", "task": {"kind": "python", "file": str(source)}})
+    old = trained(first, tmp_path).folder
+    owed = {"losses": FOCAL, "near_chance": None}
+    for name, trusted in (("v2", [digest]), ("v3", [])):
+        wanted = {**document, "name": name, "compatibility": owed, "trust": {"code_digests": trusted}}
+        done = trained(spec.parse(wanted), tmp_path, old)
+        source.write_text("raise SystemExit('the recorded code ran')")
+    assert any("not here as it was saved, so its cached outputs were not compared with it" in one for one in done.notes)
+    live = {**document, "name": "v4", "compatibility": {**owed, "targets": {"mode": "live"}}}
+    with pytest.raises(SpecError, match=r"write keyed, if its outputs are cached; .* or restore that code and trust"):
+        trained(spec.parse(live), tmp_path, old)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -125,11 +125,13 @@ class Registry(Section):
     """Where versions and their lineage are recorded."""
 
     uri: Annotated[str, AfterValidator(addresses.registry)] | None = None
-    """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`."""
+    """MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else sqlite and files under `home`.
+    A spec with a password in it is not sent to a cluster."""
     webhook: (
         Annotated[str, AfterValidator(checked_webhook), Field(json_schema_extra={"pattern": r"^https?://\S+$"})] | None
     ) = None
-    """Told of each verdict and promotion by a POST; None: $GRACEFUL_WEBHOOK, else nobody. README, Webhook."""
+    """Told of each verdict and move by a POST; None: $GRACEFUL_WEBHOOK, else nobody.
+    A spec with a path in this address is not sent to a cluster, because the path is a secret."""
 
 
 class Trust(Section):

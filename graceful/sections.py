@@ -12,6 +12,8 @@ NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 VERSION = rf"^{NAME[1:-1]}(:{NAME[1:-1]}|@[A-Za-z0-9_-]{{1,64}})$"
 """How a spec names a registered version."""
+LOCKS = "graceful-lock-"
+"""How the names of registered models begin that are locks of graceful; no model family may be called so."""
 REFERENCE = rf"{NAME[1:-1]}(:{NAME[1:-1]}|@[\w-]{{1,255}})?"
 """How people name a version, or the newest of a model: MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS."""
 LARGEST_INTEGER = 2**63 - 1
@@ -21,6 +23,17 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Weight = Annotated[float, Field(ge=0.0, le=100.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def unreserved(name: str) -> str:
+    """Return the name of a model, or of one of its versions.
+
+    Raises:
+        ValueError: It is one that graceful uses itself.
+    """
+    if name.startswith(LOCKS):
+        raise ValueError(f"must not begin with {LOCKS}, by which graceful names its locks in MLflow; choose another")
+    return name
 
 
 def _takes(annotation: Any, kind: type) -> bool:

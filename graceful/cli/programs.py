@@ -111,6 +111,10 @@ def require_reference(text: str) -> None:
     """
     if not REFERENCE.fullmatch(text):
         raise SpecError(f"version {text!r}: must be MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS, e.g. glyphs:3")
+    try:
+        sections.unreserved(text)
+    except ValueError as e:
+        raise SpecError(f"version {text}: {e}") from e
 
 
 def preview(resolved: RefreshSpec, output: str) -> int:

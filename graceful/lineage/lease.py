@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from graceful.errors import RegistryError
+from graceful.errors import RegistryError, SpecError
 from graceful.lineage import connection, races, schema
 from graceful.lineage.registry import Registry
+from graceful.sections import LOCKS, unreserved
 
-PREFIX = "graceful-lock-"
+PREFIX = LOCKS
 TAG_TOKEN = "graceful_token"
 TAG_BEAT = "graceful_beat"
 LEASE_SECONDS = 120.0
@@ -109,8 +110,13 @@ def writer(registry: Registry, model: str, *, lease_seconds: float | None = None
         lease_seconds: After which others may take over; None: `LEASE_SECONDS`.
 
     Raises:
+        SpecError: The name is reserved.
         RegistryError: Another writer held it all the time.
     """
+    try:
+        unreserved(model)
+    except ValueError as e:
+        raise SpecError(f"model {model}: {e}") from e
     seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
     with connection.exclusive(registry.place.lock, seconds=WAIT_SECONDS):
         if registry.place.sqlite:
@@ -184,8 +190,17 @@ def _holder(registry: Registry, model: str) -> str:
 
 
 def _seen(registry: Registry, model: str) -> tuple[str, str]:
-    """The holder's token, and the last sign of life it gave."""
+    """The holder's token, and the last sign of life it gave.
+
+    Raises:
+        RegistryError: What has the lease's name is somebody's model.
+    """
     found = registry.point(registry.client.get_registered_model, PREFIX + model)
+    if found is not None and (found.latest_versions or not {schema.TAG_KIND, TAG_TOKEN} & {*found.tags}):
+        raise RegistryError(
+            f"registered model {found.name}: is no lock of graceful, but has the name of the one that {model} needs;"
+            " rename it in MLflow, or delete it if nobody needs it"
+        )
     return ("", "") if found is None else (found.tags.get(TAG_TOKEN, "unknown"), found.tags.get(TAG_BEAT, ""))
 
 

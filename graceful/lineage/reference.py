@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from graceful.errors import SpecError
 from graceful.lineage.listing import Listed
-from graceful.spec import NAME
+from graceful.sections import NAME, unreserved
 
 _FORM = re.compile(rf"(?P<model>{NAME[1:-1]})(:(?P<name>{NAME[1:-1]})|@(?P<alias>[\w-]{{1,255}}))?")
 """`graceful.sections.REFERENCE` with names for its parts."""
@@ -41,6 +41,10 @@ class Reference:
         found = _FORM.fullmatch(text)
         if found is None:
             raise SpecError(f"version {text!r}: must be MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS, e.g. glyphs:3")
+        try:
+            unreserved(text)
+        except ValueError as e:
+            raise SpecError(f"version {text}: {e}") from e
         return cls(model=found["model"], name=found["name"] or "", alias=found["alias"] or "")
 
     @property

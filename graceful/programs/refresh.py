@@ -74,6 +74,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
     """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir) as mirror:
+        _require_own(spec, run_dir)
         notices = telling.of_refresh(spec)
         notices.again()
         store = Store(spec.registry.uri, home)
@@ -125,6 +126,7 @@ def train_only(spec: RefreshSpec, *, progress: Progress = silent) -> Trained:
     """Train a version against the champion's chain and leave its bundle in the run's folder; register nothing."""
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir):
+        _require_own(spec, run_dir)
         store = Store(spec.registry.uri, home)
         ancestors = _fetch(store, ancestry.read(store, spec, run_dir, begun=_begun(run_dir)))
         return train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
@@ -138,12 +140,12 @@ def evaluate_only(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Re
     """
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir):
+        _require_own(spec, run_dir)
         folder = run_dir / "model"
         if not (folder / "arch.json").exists():
             raise SpecError(
                 f"run {spec.run_id}: no trained version in {folder}; run `graceful train` or `refresh` first"
             )
-        _require_own(spec, folder)
         store = Store(spec.registry.uri, home)
         links = ancestry.read(store, spec, run_dir)
         ancestors = _fetch(store, links)
@@ -159,15 +161,25 @@ def _begun(run_dir: Path) -> bool:
     return any((run_dir / name).exists() for name in (JOB, "model"))
 
 
-def _require_own(spec: RefreshSpec, folder: Path) -> None:
-    """The same run id has more than one reading: model a-b, name c and model a, name b-c."""
-    path = folder / "arch.json"
-    with ancestry.written_here(path):
-        held = json.loads(path.read_text())
-        found = (held["model"], held["name"])
-    if found != (spec.model, spec.name):
-        held_by = " ".join(found)
-        raise SpecError(f"name: run {spec.run_id} holds {held_by}, not {spec.model} {spec.name}; choose another")
+def _require_own(spec: RefreshSpec, run_dir: Path) -> None:
+    """Refuse the folder of another run, before anything in it is read as this one's.
+
+    The same run id has more than one reading: model a-b, name c and model a, name b-c.
+
+    Raises:
+        SpecError: It holds another version.
+    """
+    for path in (run_dir / JOB, run_dir / "model" / "arch.json"):
+        if not path.exists():
+            continue
+        with ancestry.written_here(path):
+            document = dict(json.loads(path.read_text()))
+            held = (document.get("model"), document.get("name"))
+        if None not in held and held != (spec.model, spec.name):
+            raise SpecError(
+                f"name: run {spec.run_id} holds {held[0]} {held[1]}, not {spec.model} {spec.name}: both have this run"
+                f" id; choose another name ({run_dir})"
+            )
 
 
 @contextmanager
@@ -202,8 +214,7 @@ def matrix_of(spec: RefreshSpec, *, names: Sequence[str] = (), progress: Progres
     with exclusive(run_dir), _mirrored(home, run_dir):
         store = Store(spec.registry.uri, home)
         folders = [path for path in (run_dir / "model",) if (path / "arch.json").exists()]
-        for own in folders:
-            _require_own(spec, own)
+        _require_own(spec, run_dir)
         links = ancestry.read(store, spec, run_dir, begun=bool(folders), keep=False)
         folders += _fetch(store, links)
         if not folders:

@@ -26,7 +26,7 @@ from graceful.constraints import (
     Direction,
     implied_direction,
 )
-from graceful.sections import NAME, VERSION, Count, Section
+from graceful.sections import NAME, VERSION, Count, Section, unreserved
 from graceful.spec.addresses import checked_webhook
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.tasks import Task
@@ -155,7 +155,7 @@ class RefreshSpec(Section):
     """Train, evaluate, gate, register, promote: one new version of one model family."""
 
     kind: Literal["refresh"] = "refresh"
-    model: Annotated[str, Field(pattern=NAME)]
+    model: Annotated[str, Field(pattern=NAME), AfterValidator(unreserved)]
     """Model family; the registered model's name."""
     name: Annotated[str, Field(pattern=NAME)]
     """Name of this version, e.g. v2. `model-name` is the run id: the same id resumes, a changed spec is refused."""
@@ -169,7 +169,7 @@ class RefreshSpec(Section):
     gate: Gate = Gate()
     registry: Registry = Registry()
     trust: Annotated[Trust, Field(exclude_if=lambda trust: trust == Trust())] = Trust()
-    parents: tuple[Annotated[str, Field(pattern=VERSION)], ...] = ()
+    parents: tuple[Annotated[str, Field(pattern=VERSION), AfterValidator(unreserved)], ...] = ()
     """Further direct predecessors, besides the champion of `model`: MODEL@ALIAS, MODEL:NUMBER or MODEL:NAME. For a new
     branch, e.g. glyphs-edge from glyphs@champion, and for a merge of branches."""
     tune: Tune | None = None

@@ -245,6 +245,18 @@ def test_lease_of_a_dead_writer_is_taken_over_by_one(uri: str, tmp_path: Path) -
         assert lease._holder(stores[0].registry, "dead") not in ("", "token-of-the-dead")
 
 
+def test_a_model_that_has_the_name_of_a_lease_is_named_and_left(uri: str, tmp_path: Path) -> None:
+    (store,) = machines(uri, tmp_path, 1)
+    name = f"{lease.PREFIX}taken"
+    store.registry.client.create_registered_model(name)
+    with (
+        pytest.raises(RegistryError, match=f"registered model {name}: is no lock of graceful, .* that taken needs"),
+        lease.writer(store.registry, "taken", lease_seconds=0.1),
+    ):
+        raise AssertionError("the name was given out")
+    assert store.registry.client.get_registered_model(name).name == name
+
+
 def test_a_request_repeated_after_its_answer_was_lost_takes_no_lease_from_the_next(uri: str, tmp_path: Path) -> None:
     first, second = (store.registry for store in machines(uri, tmp_path, 2))
     assert lease._created(first, "twice", "one")

@@ -142,8 +142,24 @@ def test_the_matrix_of_another_version_s_folder_is_refused(tmp_path: Path, monke
     held.parent.mkdir(parents=True)
     held.write_text(json.dumps({"model": other.model, "name": other.name}))
     asked = specs.parse(versions.spec("e2", "glyphs-edge", home=str(tmp_path)))
-    with pytest.raises(SpecError, match="run glyphs-edge-e2 holds glyphs edge-e2, not glyphs-edge e2"):
+    with pytest.raises(SpecError, match="run glyphs-edge-e2 holds glyphs edge-e2, not glyphs-edge e2: both have"):
         program.matrix_of(asked)
+
+
+@pytest.mark.parametrize("action", ["refresh", "train_only", "evaluate_only", "matrix_of"])
+def test_a_run_whose_id_reads_as_another_version_s_is_refused_before_the_registry_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing(CHAINS))
+    other = specs.parse(versions.spec("red-v1", "wine", home=str(tmp_path)))
+    asked = specs.parse(versions.spec("v1", "wine-red", home=str(tmp_path)))
+    folder = tmp_path / "runs" / other.run_id
+    assert asked.run_id == folder.name
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({"model": "wine", "name": "red-v1"}))
+    (folder / "chain.json").write_text("[]")
+    with pytest.raises(SpecError, match="run wine-red-v1 holds wine red-v1, not wine-red v1: both have this run id"):
+        getattr(program, action)(asked)
 
 
 def test_champion_is_the_first_parent_also_where_the_other_one_descends_from_it(tmp_path: Path) -> None:

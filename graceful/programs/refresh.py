@@ -24,7 +24,6 @@ from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.mixing import note
 from graceful.programs.novelty import ingredients
-from graceful.programs.readiness import require_ready
 from graceful.programs.train import Progress, Trained, silent, train
 from graceful.report import Report
 from graceful.spec import RefreshSpec
@@ -82,17 +81,13 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         if finished:
             _require_registered(store, finished, run_dir)
             return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
-        links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
-        progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
-        require_judgeable(spec, [link.name for link in links])
-        ancestors = _fetch(store, links)
-        task = tasks.build(spec.task)
-        require_ready(spec, task, run_dir=run_dir)
         tracking = store.begin(spec.recorded(), run_id=spec.run_id)
         with _abandoned(store, tracking, run_dir):
-            trained = train(
-                spec, run_dir=run_dir, home=home, ancestors=ancestors, task=task, checked=True, progress=progress
-            )
+            links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
+            progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
+            require_judgeable(spec, [link.name for link in links])
+            ancestors = _fetch(store, links)
+            trained = train(spec, run_dir=run_dir, home=home, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
         found, verdict = measure(spec, trained.folder, links, ancestors, notes=trained.notes)
         pages.write(run_dir, found, verdict)

@@ -223,11 +223,22 @@ def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, 
     assert champion(home) == 1
 
 
-def test_a_refresh_that_fails_does_not_stay_running_in_the_registry(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        ({"train": {**FAST, "batch_size": 100_000}}, "batch_size"),
+        ({"gate": {"constraints": [{"metric": "negative_flip_rate", "bound": 0.1, "against": "v9"}]}}, "v9"),
+    ],
+    ids=["data", "chain"],
+)
+def test_a_refresh_that_fails_does_not_stay_running_in_the_registry(
+    home: Path, sections: dict[str, Any], word: str
+) -> None:
     from graceful.lineage import Store
 
-    path = write_spec(home, "v2", train={**FAST, "batch_size": 100_000})
-    assert_one_line(graceful("refresh", path, home=home), 2, "batch_size")
+    path = write_spec(home, "v2", **sections)
+    assert_one_line(graceful("refresh", path, home=home), 2, word)
+    assert not (home / "runs" / "digits-v2" / "spec.json").exists()
     registry = Store(None, home).registry
     runs = registry.client.search_runs([registry.experiment("digits")], "tags.graceful_refresh_id = 'digits-v2'")
     assert [run.info.status for run in runs] == ["FAILED"]

@@ -61,8 +61,7 @@ class Place:
         chosen = self._profile
         if chosen is None or chosen.kind == "kuberay":
             return kuberay.KubeRayRuns(connect=lambda: self.kube, trouble=trouble)
-        if self.context or self.namespace:
-            raise SpecError(f"--on {self.on}: kind {chosen.kind} is no Kubernetes; leave --context and --namespace out")
+        self._require_no_kubernetes(chosen.kind)
         return backend.build(chosen, home=places.home_folder(None), trouble=trouble)
 
     @property
@@ -70,11 +69,18 @@ class Place:
         """Whether it is this machine's home: no place is named, or a profile of kind local.
 
         Raises:
-            SpecError: No such profile.
+            SpecError: No such profile, or --context and --namespace where there is no Kubernetes.
         """
         if self.on is None:
             return not self.context and not self.namespace
-        return not self.namespace and self._profile is not None and self._profile.kind == "local"
+        if self._profile is None or self._profile.kind != "local":
+            return False
+        self._require_no_kubernetes("local")
+        return True
+
+    def _require_no_kubernetes(self, kind: str) -> None:
+        if self.context or self.namespace:
+            raise SpecError(f"--on {self.on}: kind {kind} is no Kubernetes; leave --context and --namespace out")
 
     @cached_property
     def kube(self) -> Kube:

@@ -192,8 +192,8 @@ def test_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
         raise OSError("could not reach postgresql+psycopg2://me:p@ss@host/registry\nat all")
     assert raised.value.message == (
         "registry postgresql+psycopg2://***@host/registry: cannot connect: could not reach"
-        " postgresql+psycopg2://***@host/registry; check the path, its permissions and free space, and that no other"
-        " program holds it"
+        " postgresql+psycopg2://***@host/registry; check that the database server runs and that host, port, user,"
+        " password and database of its URI are right"
     )
     assert raised.value.__cause__ is None
 

@@ -106,7 +106,7 @@ def _refused(uri: str, error: Any) -> tuple[StorageError, bool]:
     elif code in ("AccessDenied", "403", "AllAccessDisabled"):
         text = f"access denied ({error.operation_name}); {_DENIED}"
     elif (code == "404" and not head) or (code == "NoSuchKey" and error.operation_name.startswith("List")):
-        text, code = NO_S3, "NoS3Server"
+        text, passing, code = NO_S3, code == "404", "NoS3Server"  # 404 without a code may be an answer that was cut
     else:
         remedy = "try again later" if passing else "check the address and the credentials"
         text = _REMEDIES.get(code, f"the server refused ({code}); {remedy}")

@@ -23,7 +23,7 @@ from graceful.storage import refusals, surroundings
 
 ATTEMPTS = 5
 """Of one request, by botocore."""
-FIRST_ATTEMPTS = 2
+FIRST_ATTEMPTS = 3
 """As long as the server has never answered: its address may be wrong, which is to be said within seconds."""
 PATIENCE = 180.0
 """Seconds for which a server that answered before may fail."""

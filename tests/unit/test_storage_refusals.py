@@ -88,7 +88,7 @@ SERVER = [
     (refused("AuthorizationHeaderMalformed", 400, Region="eu-west-1"), "set AWS_REGION=eu-west-1", False),
     (refused("PermanentRedirect", 301), "another region; set AWS_REGION", False),
     (refused("404", 404, "HeadObject"), "no such object", False),
-    (refused("404", 404, "GetObject"), "no S3 server", False),
+    (refused("404", 404, "GetObject"), "no S3 server", True),
     (refused("NoSuchKey", 404, "ListObjectsV2"), "no S3 server", False),
     (refused("SlowDown", 503), "try again later", True),
     (refused("RequestTimeout", 400), "try again later", True),

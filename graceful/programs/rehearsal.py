@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, learner_of, run
-from graceful.learners.batch import described, size
+from graceful.learners.batch import described, size, take
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS, Outputs
 from graceful.models.weights import portable
@@ -138,7 +138,10 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner) -> Outputs:
     """What a network says in eval mode, which must not change it and must be the same each time."""
     before = portable(network.eval().state_dict())
     with torch.no_grad(), _translated(network, "the network in eval mode", batch):
-        first, second = (Outputs(*(one.float() for one in run(learner, network, batch))) for _ in range(2))
+        first, second, alone = (
+            Outputs(*(one.float() for one in run(learner, network, some)))
+            for some in (batch, batch, take(batch, slice(1)))
+        )
     after = portable(network.state_dict())
     changed = [name for name in after if name not in before or not torch.equal(before[name], after[name])]
     changed = [name for name in changed if name not in before or not _same(before[name], after[name])]
@@ -151,6 +154,11 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner) -> Outputs:
         raise SpecError(
             "task: in eval mode the network says something else each time of the same samples; a version must be a"
             " function of its weights: draw at random only where self.training is true"
+        )
+    if not all(_same(one[:1], other) for one, other in zip(first, alone, strict=True)):
+        raise SpecError(
+            "task: in eval mode the network says something else of a sample alone than beside another; a version must"
+            " answer each sample by itself: normalise with running statistics, not with those of the batch"
         )
     return first
 

@@ -193,6 +193,11 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
     Raises:
         SpecError: They are not [rows, d] and [rows, classes].
     """
+    for name, value in outputs._asdict().items():
+        if not isinstance(value, Tensor):
+            raise SpecError(
+                f"task: the network makes a {type(value).__name__} as {name} of {given}; must be one tensor"
+            )
     wanted, found = [rows, classes], list(outputs.logits.shape)
     if found != wanted or outputs.embedding.shape[:-1] != (rows,):
         raise SpecError(

@@ -115,6 +115,14 @@ class Complex(Odd):
         return (super().embed(x) * self.filter).real
 
 
+class BatchMean(Odd):
+    """Answers that depend on who else is asked about."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        found = super().embed(x)
+        return found - 0.5 * found.mean(0)
+
+
 class Double(Odd):
     """Computes in float64, whatever it is frozen to."""
 
@@ -260,6 +268,10 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "sparse": Sparse,
     "complex": Complex,
     "double": Double,
+    "batch_mean": BatchMean,
+    "batch_statistics": lambda classes: Headed(
+        body(nn.BatchNorm1d(WIDTH, track_running_stats=False)), nn.Linear(WIDTH, classes)
+    ),
     "wrong_size": WrongSize,
     "random_shape": random_shape,
     "frozen": frozen,

@@ -11,8 +11,10 @@ import torch
 from graceful import spec, tasks
 from graceful.errors import DataError, GracefulError, SpecError, StorageError, TrainingError
 from graceful.models import bundle
+from graceful.models.base import Outputs
 from graceful.programs.train import Trained, train
 from graceful.training import job
+from graceful.training.batches import require_outputs
 from tests.support import odd_networks
 
 
@@ -68,6 +70,8 @@ def test_networks_that_are_fine_are_trained_saved_and_loaded(tmp_path: Path, net
             "double",
             "loaded and frozen, fails: v1: its network or transform does not take these samples (RuntimeError: mat1",
         ),
+        ("batch_mean", "in eval mode the network says something else of a sample alone than beside another"),
+        ("batch_statistics", "the network fails on one sample, [1, 6] float32: Expected more than 1 value per channel"),
         ("wrong_size", "embedding_size of the network is 64, embed() makes 8"),
         ("random_shape", "network() does not make again the network that was trained: tensor body.0.weight must have"),
         ("frozen", "has no parameter that requires a gradient"),
@@ -86,6 +90,12 @@ def test_networks_that_no_version_survives_are_refused_before_training(
     tmp_path: Path, network: str, words: str
 ) -> None:
     assert words in refusal(SpecError, tmp_path, {"network": network})
+
+
+def test_outputs_that_are_no_tensors_are_named() -> None:
+    outputs = Outputs(torch.zeros(1, 4), {"logits": torch.zeros(1, 3)})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="the network makes a dict as logits of one sample; must be one tensor"):
+        require_outputs(outputs, rows=1, classes=3, given="one sample")
 
 
 def test_batch_normalisation_with_one_sample_a_slice_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -185,7 +185,11 @@ def test_a_version_goes_only_while_the_registry_has_all_of_it(registered: tuple[
     assert sorted(path.name for path in (home / "targets").glob("[!.]*") if path.is_dir()) == [f"of-{lost.name}"]
     assert kinds.count("record") == 2, "lineage.json is in the registry"
     store = versions.local_store(home)
-    assert store.fetch(store.record(whole.name)) == whole
+    record = store.record(whole.name)
+    assert store.fetch(record) == whole
+    aged(whole)
+    store.fetch(record)
+    assert names(gc(home)) == [], "it was used just now"
 
 
 def outputs(home: Path, version: Path) -> None:

@@ -4,7 +4,7 @@
     |-- SpecError                     exit 2   the spec or the command line is wrong: edit it
     |-- DataError                     exit 2   the data named by the spec is missing, corrupt or does not join
     |-- InfrastructureError           exit 4   a service or disk failed: try again later
-    |   |-- RegistryError             exit 4   MLflow is unreachable or refused
+    |   |-- RegistryError             exit 4   MLflow is unreachable or refused; LeaseLostError: another writer
     |   |-- StorageError              exit 4   disk full, S3 refused, file vanished; StdoutError: of stdout
     |   |-- IntegrityError            exit 4   bytes do not have the digest that was recorded for them
     |   '-- ApiError                  exit 4   Kubernetes refused; in launch/refusals.py by what can be done:

@@ -1,6 +1,6 @@
 """Firings around every change of clocks from 2024 to 2035, against a search minute by minute.
 
-    python -m benchmarks.cron_sweep            # five minutes, writes benchmarks/results/cron_sweep.json
+    python -m benchmarks.cron_sweep            # ten minutes, writes benchmarks/results/cron_sweep.json
     python -m benchmarks.cron_sweep --quick    # the first five zones, prints only
 
 For each zone of the IANA database whose clocks change in these years, the days around each change are searched minute

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from graceful.errors import SpecError, StorageError
+
+if TYPE_CHECKING:
+    import subprocess
 
 Say = Callable[[str], None]
 LOG_LEVEL = "GRACEFUL_LOG_LEVEL"
@@ -26,8 +29,8 @@ class StdoutError(StorageError):
     """The result of a command could not be written on stdout."""
 
 
-def log_level(environment: Mapping[str, str]) -> int:
-    """Return the level that the environment names, as `logging` counts.
+def log_level(environment: Mapping[str, str]) -> str:
+    """Return the name of the level that the environment asks for, as `logging` takes it.
 
     Raises:
         SpecError: It names none.
@@ -35,8 +38,7 @@ def log_level(environment: Mapping[str, str]) -> int:
     given = environment.get(LOG_LEVEL) or DEFAULT_LEVEL
     if given.upper() not in LEVELS:
         raise SpecError(f"{LOG_LEVEL}: must be one of {', '.join(LEVELS)}, got {given[:40]!r}")
-    level: int = getattr(logging, given.upper())
-    return level
+    return given.upper()
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
@@ -46,6 +48,28 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
     user's, and nobody asked for it to run.
     """
     return (sys.executable, "-P", "-m", module, *arguments)
+
+
+def answer(
+    command: Sequence[str], *, environment: Mapping[str, str], timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of our programs to its end and return what it printed and said, whatever the encoding of the terminal is.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer.
+    """
+    import subprocess  # the command line starts without it
+
+    return subprocess.run(
+        command,
+        env={**environment, "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
 
 
 def search_path(environment: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from graceful import databases, homes, redact, startup
@@ -43,7 +44,8 @@ def serve(*, home: Path | None, port: int | None) -> int:
     done = threading.Event()
     threading.Thread(target=_announce, args=(chosen, done), daemon=True).start()
     try:
-        code = foreground.run(server(uri, folder, chosen))
+        with _elsewhere(file):
+            code = foreground.run(server(uri, folder, chosen))
     finally:
         done.set()
     if code not in (0, foreground.EXIT_INTERRUPTED):
@@ -68,6 +70,11 @@ def server(uri: str, home: Path, port: int) -> JobSpec:
             **homes.variables(home),
         },
     )
+
+
+def _elsewhere(file: Path | None) -> AbstractContextManager[None]:
+    """Serve from the root folder: uvicorn imports from where it begins. Not if the path of the database is relative."""
+    return contextlib.chdir("/") if file is None or file.is_absolute() else contextlib.nullcontext()
 
 
 def free_port(wanted: int | None) -> int:

@@ -91,7 +91,7 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Without a limit of time: the programs give up by themselves on a server that does not answer."""
     command = startup.python(f"graceful.programs.{program}", *arguments)
     env = {**os.environ, **programs.environment(os.environ)}
-    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return startup.answer(command, environment=env)
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

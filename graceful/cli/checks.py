@@ -53,15 +53,7 @@ def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:
     command = startup.python("graceful.programs.probe", name, *arguments)
     env = {**os.environ, **programs.environment(os.environ, home=home)}
     try:
-        done = subprocess.run(
-            command,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        done = startup.answer(command, environment=env, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return fail(name, f"no answer within {PROBE_SECONDS} s", remedy)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output:
     limits = ["--older-than", str(age.total_seconds()), "--limit", str(int(cache_gb * GB))]
     command = startup.python("graceful.programs.reclaim", str(folder), *limits, *flags)
     env = {**os.environ, **programs.environment(os.environ), "GRACEFUL_HOME": str(folder)}
-    done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = startup.answer(command, environment=env)
     lines = done.stdout.strip().splitlines()
     found: dict[str, Any] = json.loads(lines[-1]) if lines else {"removed": [], "kept_bytes": 0, "busy": ""}
     _show(found, folder, cache_gb=cache_gb, dry_run=dry_run, output=output)

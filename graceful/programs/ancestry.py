@@ -59,7 +59,7 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
     path = run_dir / FILE
     if begun and path.exists():
         with written_here(path):
-            return [Link(**raw) for raw in json.loads(path.read_text())]
+            return [Link(**raw) for raw in json.loads(path.read_text(encoding="utf-8"))]
     chains = [store.chain(spec.model), *(_chain(store, parent) for parent in spec.parents)]
     every = _merged(chains)
     retired = {model_id for model in {record.model for record in every} for model_id in store.retired(model)}

@@ -80,7 +80,9 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
         finished = _finished(spec, run_dir)
         if finished:
             _require_registered(store, finished, run_dir)
-            return finished, Report.from_json((run_dir / "report.json").read_text(), where=finished.report)
+            return finished, Report.from_json(
+                (run_dir / "report.json").read_text(encoding="utf-8"), where=finished.report
+            )
         tracking = store.begin(spec.recorded(), run_id=spec.run_id)
         with _abandoned(store, tracking, run_dir):
             links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
@@ -168,7 +170,7 @@ def _require_own(spec: RefreshSpec, run_dir: Path) -> None:
         if not path.exists():
             continue
         with ancestry.written_here(path):
-            document = dict(json.loads(path.read_text()))
+            document = dict(json.loads(path.read_text(encoding="utf-8")))
             held = (document.get("model"), document.get("name"))
         if None not in held and held != (spec.model, spec.name):
             raise SpecError(
@@ -265,7 +267,7 @@ def _finished(spec: RefreshSpec, run_dir: Path) -> Refreshed | None:
     if not path.exists():
         return None
     with ancestry.written_here(path):
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         result = Refreshed(**{**raw, "reasons": tuple(raw["reasons"])})
     if result.spec_digest != spec.digest():
         raise SpecError(f"name: run {spec.run_id} is finished under another spec ({run_dir}); choose another name")

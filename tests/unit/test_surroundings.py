@@ -72,6 +72,18 @@ def test_a_stdout_that_lacks_characters_shows_others_instead(
         assert "bug" not in done.stderr
 
 
+def test_a_program_of_another_encoding_is_understood(tmp_path: Path) -> None:
+    """What it says reaches us in the encoding that PYTHONIOENCODING names, not in that of the system."""
+    code = tmp_path / "größer"
+    code.mkdir()
+    spec = tmp_path / "v1.yaml"
+    spec.write_text("{model: a, name: v1, task: {kind: python, file: größer}}", encoding="utf-8")
+    done = graceful("plan", spec, "--on", "local", folder=tmp_path, PYTHONIOENCODING="latin-1")
+    assert done.returncode == 2, done.stderr
+    assert "er is a folder without task.py" in done.stderr
+    assert "bug" not in done.stderr
+
+
 FULL = Path("/dev/full")
 
 

@@ -58,5 +58,5 @@ def require_readable(url: str, *, what: str) -> None:
         if redact.holds_password(url) and "@" not in parts.netloc:
             problem = "its user or password holds / ? or #, which an address writes as %2F %3F %23"
     if problem:
-        raise SpecError(f"{what} {redact.message(url)}: {problem}; correct it")
+        raise SpecError(f"{what} {redact.address(url)}: {problem}; correct it")
     redact.remember_password(url)

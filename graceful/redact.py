@@ -93,6 +93,13 @@ def record(text: str) -> str:
     return _without_known(_masked(text, prose=False))
 
 
+def address(url: str) -> str:
+    """What is meant as an address, for people: *** in place of all up to its last @, also where it has no scheme."""
+    start = url.find("://") + len("://") if "://" in url else 0
+    _, at, host = url[start:].rpartition("@")
+    return message(f"{url[:start]}{HIDDEN}@{host}" if at else url)
+
+
 def origin(url: str) -> str:
     """Scheme, host and port of a web address: its path is often the secret of a webhook."""
     scheme, separator, rest = _without_user(url).partition("://")

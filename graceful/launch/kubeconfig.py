@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from graceful import homes
+from graceful import homes, redact
 from graceful.errors import SpecError
 from graceful.launch import login, proxies
 from graceful.launch.login import Headers, Token
@@ -193,7 +193,8 @@ def _server(server: str, where: str) -> str:
             return server.rstrip("/")
     except ValueError:
         pass
-    raise SpecError(f"{where}: server {server!r}: must be http://host:port or https://host:port; correct it")
+    shown = redact.address(server)
+    raise SpecError(f"{where}: server {shown!r}: must be http://host:port or https://host:port; correct it")
 
 
 def _in_cluster(pod: Path) -> Access:

@@ -47,7 +47,7 @@ def checked(proxy: str, *, where: str) -> str:
         url = urlsplit(address)
         if url.scheme in PORTS and url.hostname and url.port != 0:
             return address
-    raise SpecError(f"{where}: proxy {redact.shown(proxy)}: must be http://host:port or https://host:port")
+    raise SpecError(f"{where}: proxy {redact.address(proxy)}: must be http://host:port or https://host:port")
 
 
 def credentials(proxy: str) -> str | None:

@@ -117,7 +117,7 @@ def resolve(uri: str | None, home: Path) -> Place:
     scheme = given.partition("://")[0].split("+")[0]
     if scheme not in (*_SERVERS, *_DATABASES):
         raise SpecError(
-            f"registry {redact.message(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
+            f"registry {redact.address(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
             " registry.uri or $MLFLOW_TRACKING_URI to one of them"
         )
     if database is not None:

@@ -47,8 +47,9 @@ def refuse_travelling(spec: RefreshSpec, *, to: str, variable: str) -> None:
     Raises:
         SpecError: One line for the first.
     """
-    document = spec.dump()
-    for key in redact.secrets({"registry": document["registry"], "task": document["task"]}):
+    document, recorded = spec.dump(), spec.recorded()
+    hidden = [f"registry.{key}" for key, value in document["registry"].items() if recorded["registry"][key] != value]
+    for key in (*hidden, *redact.secrets(document["task"], "task")):
         what = "the address of a webhook, which is a secret" if key == "registry.webhook" else "a secret"
         known = INSTEAD.get(key)
         remedy = f"leave it out and set {known} {variable}" if known else f"let the task read it from {variable}"

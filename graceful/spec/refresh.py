@@ -218,6 +218,8 @@ class RefreshSpec(Section):
         """`dump` with *** in place of what is secret in it, to be shown or recorded; the digest is the same."""
         document = self.dump()
         open_to_all = {key: redact.hidden(document[key], key) for key in ("registry", "description")}
+        if self.registry.uri is not None:
+            open_to_all["registry"]["uri"] = redact.address(self.registry.uri)
         return {**document, **open_to_all}
 
     def digest(self) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 from urllib.parse import urlsplit
 
-from graceful import environment, redact
+from graceful import environment
 from graceful.errors import StorageError
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -54,7 +54,7 @@ def region() -> str | None:
 
 def _problem(value: str) -> str:
     """What is wrong with a server's address, as the end of a sentence that begins with the variable; empty: nothing."""
-    if redact.holds_password(value):
+    if "@" in value:
         return ": holds credentials, which belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     try:
         parts = urlsplit(value)

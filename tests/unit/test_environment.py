@@ -10,11 +10,12 @@ import yaml
 from graceful import environment
 from graceful.cli import checks_services
 from graceful.errors import GracefulError, SpecError
-from graceful.launch import kubeconfig
+from graceful.launch import kubeconfig, proxies
 from graceful.launch.dashboard import Dashboard, token
 from graceful.launch.kube import Kube
 from graceful.launch.patience import Patience
 from graceful.lineage import connection
+from graceful.storage import surroundings
 
 MARKER = "mark3r-Secret"
 
@@ -75,6 +76,7 @@ def test_tokens_with_a_line_break_inside_are_not_repeated(tmp_path: Path, monkey
     [
         f"http://bob:{MARKER}/x@host", f"http://bob:{MARKER}?x@host:5000", f"postgresql://bob:{MARKER}#x@host/db",
         f"http://bob:{MARKER}@[::1", f"http://bob:{MARKER}@host:port", f"nowhere://bob:{MARKER}@host",
+        f"bob:{MARKER}@host/db",
     ],
 )  # fmt: skip
 def test_an_address_of_a_registry_is_not_shown_whole(uri: str, tmp_path: Path) -> None:
@@ -87,3 +89,22 @@ def test_an_address_that_is_not_reachable_is_not_shown_whole(user: str) -> None:
         return Dashboard(address=f"http://{user}@127.0.0.1:9", patience=Patience(tries=1)).version()
 
     assert MARKER not in refused(ask)
+
+
+@pytest.mark.parametrize("address", [f"bob:{MARKER}@host:port", f"bob:{MARKER}/x@host", f"ftp://bob:{MARKER}@host"])
+def test_an_address_without_a_scheme_is_not_shown_whole(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MARKER not in refused(lambda: proxies.checked(address, where="HTTPS_PROXY"))
+    (tmp_path / "config").write_text(
+        yaml.safe_dump(
+            {
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "c"}}],
+                "clusters": [{"name": "c", "cluster": {"server": address}}],
+            }
+        )
+    )
+    assert MARKER not in refused(lambda: kubeconfig.load(files=[tmp_path / "config"]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    assert MARKER not in refused(surroundings.endpoint)

@@ -21,6 +21,7 @@ SPEC = "model: digits\nname: v1\ntask: {kind: digits}\n"
 PLACES = {
     "registry.uri": ("--set", f"registry.uri={URI}"),
     "registry.uri with a parameter": ("--set", f"registry.uri=postgresql://db/x?user=u&password={MARKER}"),
+    "registry.uri without a scheme": ("--set", f"registry.uri=bob:{MARKER}@db.example/graceful"),
     "registry.webhook": ("--set", f"registry.webhook={HOOK}"),
     "description": ("--set", f"description=the password={MARKER} opens it"),
 }

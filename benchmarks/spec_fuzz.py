@@ -27,7 +27,8 @@ from typing import NoReturn
 
 import yaml
 
-from benchmarks.malformed import PROFILES, REPORT, SPECS, Case, cases
+from benchmarks.malformed import Case, cases
+from benchmarks.malformed_values import PROFILES, REPORT, SPECS
 from benchmarks.results import write
 
 COUNT, SEED = 10_000, 11

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import malformed, spec_fuzz
+from benchmarks import malformed, malformed_values, spec_fuzz
 from graceful import spec
 from graceful.launch import profile
 
@@ -22,9 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_malformed_documents_begin_with_is_valid() -> None:
-    for document in malformed.SPECS:
+    for document in malformed_values.SPECS:
         spec.parse(document)
-    for document in malformed.PROFILES:
+    for document in malformed_values.PROFILES:
         profile.parse(document)
 
 

@@ -82,15 +82,14 @@ def _files(*, required: bool) -> list[Path]:
         required: Refuse to go on without a home directory.
     """
     given = os.environ.get("KUBECONFIG")
+    if given:
+        return [homes.expanded(part, what="KUBECONFIG") for part in given.split(os.pathsep) if part]
     try:
-        if given:
-            return [homes.expanded(part, what="KUBECONFIG") for part in given.split(os.pathsep) if part]
         return [Path.home() / ".kube" / "config"]
     except RuntimeError as e:  # $HOME is not set, and this user has no entry in the system's list
-        if not given and not required:
+        if not required:
             return []
-        what = f"KUBECONFIG={given}" if given else "~/.kube/config"
-        raise SpecError(f"{what}: there is no home directory; set KUBECONFIG to an absolute path, or set HOME") from e
+        raise SpecError("~/.kube/config: there is no home directory; set KUBECONFIG to an absolute path") from e
 
 
 def _merge(paths: Sequence[Path]) -> dict[str, Any]:

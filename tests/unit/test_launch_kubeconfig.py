@@ -308,4 +308,6 @@ def test_without_a_home_directory_a_line_says_what_to_set(named: str | None, tmp
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     said = done.stderr.strip().splitlines()[-1]
     assert "SpecError: " in said
-    assert "set KUBECONFIG" in said
+    assert "KUBECONFIG" in said
+    assert "home directory; " in said
+    assert "absolute path" in said

@@ -231,6 +231,7 @@ def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, 
     ],
     ids=["data", "chain"],
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")  # its own use of SQLAlchemy
 def test_a_refresh_that_fails_does_not_stay_running_in_the_registry(
     home: Path, sections: dict[str, Any], word: str
 ) -> None:

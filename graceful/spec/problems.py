@@ -48,7 +48,7 @@ def explain(error: ValidationError, root: type[Section], where: str) -> str:
     others = len({at.path for at in places}) - 1
     key, text = _problem(problems[0], first, root)
     more = f" (and {others} more)" if others else ""
-    path = ".".join(part if part.isprintable() else repr(part) for part in key)
+    path = ".".join(part if part.isprintable() and part == part.strip() and part else repr(part) for part in key)
     return f"{path or 'spec'} in {where}: {text}{more}"
 
 

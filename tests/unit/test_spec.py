@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from graceful import spec
@@ -193,6 +193,8 @@ def test_a_document_is_left_as_it_is() -> None:
     assert json.dumps(document) == before
 
 
+@example({" ": None})
+@example({"": None})
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.floats() | st.text(max_size=5), max_size=4))
 def test_any_document_gives_a_spec_or_one_line(document: dict[str, Any]) -> None:
     message = ""

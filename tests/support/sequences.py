@@ -46,7 +46,7 @@ class TokenLearner:
         text = batch["text"]
         vectors = network.tokens(text["ids"]) * text["mask"].unsqueeze(-1)
         mean = vectors.sum(1) / text["mask"].sum(1, keepdim=True).clamp(min=1)
-        embedding = network.query(mean) if encoder == "query" else mean
+        embedding = mean + 0.1 * network.query(mean) if encoder == "query" else mean
         return Outputs(embedding, network.head(embedding))
 
     def task_loss(self, outputs, batch, labels):

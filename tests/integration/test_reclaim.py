@@ -202,9 +202,12 @@ def outputs(home: Path, version: Path) -> None:
 
 
 def test_a_registry_that_cannot_be_asked_costs_no_copy_and_is_one_warning(
-    registered: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home, folders = registered
+    home = tmp_path / "home"
+    for name in ("m-1", "m-2"):
+        written(home / "versions" / name / "model.safetensors", 1000)
+    folders = [aged(folder) for folder in (home / "versions").iterdir()]
     cached(home, "k", b"x" * 500, used=OLD)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert cli.main(["gc", "--home", str(home), "--cache-gb", "0"]) == 4

@@ -20,10 +20,11 @@ from tests.support.mlflow_server import free_port
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
 
-LONGEST = 40.0
+LONGEST = 60.0
 """Seconds on a busy machine, the import of MLflow among them; MLflow itself would try for 115 s."""
 REMEDY = "check that the database server runs and that host, port, user, password and database of its URI are right"
 

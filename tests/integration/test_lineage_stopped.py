@@ -125,7 +125,7 @@ class Stopped:
     def go_on(self) -> tuple[int, str]:
         """Wake it up; returns its exit code and what it said."""
         os.kill(self._process.pid, signal.SIGCONT)
-        _, said = self._process.communicate(timeout=120)
+        _, said = self._process.communicate(timeout=240)
         return self._process.returncode, said
 
     def kill(self) -> None:

@@ -140,7 +140,7 @@ def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, numb
             found.attempts += 1
         store = Store(f"{proxy.uri}/c{number}", folder / f"machine{number % MACHINES}")
         try:
-            # connecting is impatient by environment variables, which writers that are threads of one process share
+            # one connection for all attempts: it is not what the storm is about
             client = client or store.registry.client
             store.registry.__dict__["client"] = client
             if dying and attempt < 2:

@@ -27,7 +27,7 @@ from benchmarks import results, runs
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.compatibility import compare_retrieval
-from graceful.programs.answers import answers
+from graceful.programs.model_outputs import run_on_split
 from graceful.tasks.base import Task
 
 HEAD = {"embedding": 32, "head": "cosine", "scale": 16.0}
@@ -90,7 +90,7 @@ def embeddings(version: Predecessor, task: Task) -> dict[str, retrieval.Embeddin
         found[split] = retrieval.Embeddings(
             ids=samples.ids,
             labels=np.asarray(samples.classes)[samples.labels],
-            vectors=answers(version, samples, 2048).embeddings,
+            vectors=run_on_split(version, samples, 2048).embeddings,
             groups=samples.groups,
         )
     return found

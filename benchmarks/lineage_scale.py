@@ -29,7 +29,7 @@ from benchmarks import results
 from graceful.lineage import LineageRecord, Node, Store, pages, schema
 from graceful.lineage.registration import record_tags, version_tags
 from graceful.metrics.predictions import Predictions
-from graceful.programs import predicted
+from graceful.programs import recorded_predictions
 from graceful.programs.diff import difference
 from graceful.programs.lineage import NEWEST
 from graceful.programs.lineage import versions as lineage
@@ -200,7 +200,7 @@ def predictions(path: Path, seed: int) -> Path:
     names = tuple(f"class{number}" for number in range(CLASSES))
     column = np.asarray(names)
     ids = np.asarray([f"sample{number}" for number in range(SAMPLES)])
-    predicted.save(path, Predictions(ids=ids, labels=column[labels], predicted=column[said], classes=names))
+    recorded_predictions.save(path, Predictions(ids=ids, labels=column[labels], predicted=column[said], classes=names))
     return path
 
 
@@ -209,7 +209,7 @@ def registered(store: Store, folder: Path) -> list[LineageRecord]:
     records = list[LineageRecord]()
     for number in range(1, 3):
         item = made.registration(store, folder, f"v{number}", records[::-1])
-        said = predictions(folder / predicted.FILE, number)
+        said = predictions(folder / recorded_predictions.FILE, number)
         records.append(store.register(made.changed(item, attachments=(said,))))
         expected = records[-2].version if number > 1 else None
         store.promote("glyphs", records[-1].version, expected=expected, reason="first", actor="benchmark")

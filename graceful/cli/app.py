@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from graceful import __version__
-from graceful.cli import acting, cluster
+from graceful.cli import cluster, version_commands
 from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
 from graceful.cli.schedule import schedule
 
@@ -265,7 +265,7 @@ for _command in (
     gate,
     lineage,
     diff,
-    *acting.COMMANDS,
+    *version_commands.COMMANDS,
     ui,
     schema,
     cluster.status,

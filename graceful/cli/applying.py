@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import redact, spec
-from graceful.cli import carrying, planning, programs
+from graceful.cli import code_upload, planning, programs
 from graceful.cli import output as out
 from graceful.cli.scheduling import Where
 from graceful.errors import SpecError, StorageError
@@ -126,7 +126,7 @@ def _apply_there(
     )
     changes = cluster.compare(kube, schedule, chosen)
     if not dry_run and any(item.change is not Change.NONE for item in changes):
-        carrying.send(resolved, job)
+        code_upload.send(resolved, job)
         cluster.apply(kube, schedule, chosen)
     return changes
 

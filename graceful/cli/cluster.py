@@ -75,7 +75,7 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **place: st
     """
     from graceful.cli import following
 
-    return following.status(run, following.Place(**place), wait=wait, timeout=timeout, output=output)
+    return following.status(run, following.RunLocation(**place), wait=wait, timeout=timeout, output=output)
 
 
 @click.command(short_help="Print the log of a submitted run.")
@@ -92,7 +92,7 @@ def logs(run: str, follow: bool, since: str | None, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.logs(run, following.Place(**place), follow=follow, since=since)
+    return following.logs(run, following.RunLocation(**place), follow=follow, since=since)
 
 
 @click.command(short_help="Stop a submitted run; it can resume.")
@@ -107,7 +107,7 @@ def stop(run: str, output: str, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.stop(run, following.Place(**place), output=output)
+    return following.stop(run, following.RunLocation(**place), output=output)
 
 
 @click.command(short_help="Resume a stopped or failed run.")
@@ -124,7 +124,7 @@ def resume(run: str, output: str, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.resume(run, following.Place(**place), output=output)
+    return following.resume(run, following.RunLocation(**place), output=output)
 
 
 @click.command("list", short_help="List the runs that were submitted.")
@@ -138,7 +138,7 @@ def list_(output: str, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.listing(following.Place(**place), output=output)
+    return following.listing(following.RunLocation(**place), output=output)
 
 
 @click.command(short_help="Remove what finished runs left, here or on Kubernetes.")
@@ -169,7 +169,7 @@ def gc(older: str, dry_run: bool, output: str, home: Path | None, cache_gb: floa
     """
     from graceful.cli import following, reclaiming
 
-    chosen = following.Place(**place)
+    chosen = following.RunLocation(**place)
     if chosen.is_home:
         return reclaiming.gc(home, older=older, cache_gb=cache_gb, dry_run=dry_run, output=output)
     if home is not None:

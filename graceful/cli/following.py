@@ -36,7 +36,7 @@ COLUMNS = ("run", "phase", "attempt", "age", "cause")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunLocation:
     """Where the runs are.
 
     Attributes:
@@ -138,7 +138,7 @@ class Place:
         return "".join(f" {flag} {value}" for flag, value in given.items() if value)
 
 
-def status(run: str, place: Place, *, wait: bool, timeout: float | None, output: str) -> int:
+def status(run: str, place: RunLocation, *, wait: bool, timeout: float | None, output: str) -> int:
     """Say what a run is doing; with `wait` until it is over, then its exit code is ours."""
     handle = place.handle(run)
     if not wait:
@@ -158,7 +158,7 @@ def status(run: str, place: Place, *, wait: bool, timeout: float | None, output:
     return (found.exit_code or 0) if wait else 0
 
 
-def logs(run: str, place: Place, *, follow: bool, since: str | None) -> int:
+def logs(run: str, place: RunLocation, *, follow: bool, since: str | None) -> int:
     """Print the log of a run, each line once."""
     start = None if since is None else datetime.now(UTC) - duration(since)
     handle = place.handle(run)
@@ -173,7 +173,7 @@ def logs(run: str, place: Place, *, follow: bool, since: str | None) -> int:
     return 0
 
 
-def stop(run: str, place: Place, *, output: str) -> int:
+def stop(run: str, place: RunLocation, *, output: str) -> int:
     """Stop a run so that it can resume."""
     found = place.runs.stop(place.handle(run))
     over = found.phase is Phase.SUCCEEDED
@@ -181,13 +181,13 @@ def stop(run: str, place: Place, *, output: str) -> int:
     return _told(found, output, "it had ended before" if over else then)
 
 
-def resume(run: str, place: Place, *, output: str) -> int:
+def resume(run: str, place: RunLocation, *, output: str) -> int:
     """Send a stopped or failed run again."""
     found = place.runs.resume(place.handle(run))
     return _told(found, output, f"follow it with `graceful logs -f {run}{place.options()}`")
 
 
-def listing(place: Place, *, output: str) -> int:
+def listing(place: RunLocation, *, output: str) -> int:
     """Every run of the place, newest first."""
     found = place.runs.list()
     if output != "table":
@@ -200,7 +200,7 @@ def listing(place: Place, *, output: str) -> int:
     return 0
 
 
-def gc(place: Place, *, older: str, dry_run: bool, output: str) -> int:
+def gc(place: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
     """Remove what finished runs left behind on Kubernetes and in the profile's bucket, or only say what would go.
 
     Returns:
@@ -277,7 +277,7 @@ def trouble(error: GracefulError) -> None:
     out.talk(f"{time.strftime('%H:%M:%S')} trying again: {error.message}")
 
 
-def _detached(run: str, place: Place) -> int:
+def _detached(run: str, place: RunLocation) -> int:
     where = place.options()
     out.talk(
         f"detached; {run} goes on. Come back: `graceful logs -f {run}{where}`. Stop it: `graceful stop {run}{where}`"
@@ -294,7 +294,7 @@ def _told(found: Status, output: str, then: str) -> int:
     return 0
 
 
-def _show(found: Status, place: Place) -> None:
+def _show(found: Status, place: RunLocation) -> None:
     where = f" (context {place.kube.access.context})" if found.handle.scheme == "kuberay" else ""
     rows = (
         ("run", found.run_id),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import __version__, addresses, redact, startup
-from graceful.cli import carrying, places, programs
+from graceful.cli import code_upload, places, programs
 from graceful.cli import output as out
 from graceful.errors import SpecError
 from graceful.launch import backend, plan, profile, rayrequest
@@ -58,7 +58,7 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
     if not (yes or _agreed(planned)):
         out.talk("not sent")
         return 0
-    carrying.send(programs.resolve(path, sets, None), planned.job)
+    code_upload.send(programs.resolve(path, sets, None), planned.job)
     handle = place.submit(planned)
     if output == "table":
         out.line(str(handle))
@@ -82,7 +82,7 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: st
     chosen = profile.load(on)
     place = backend.build(chosen, home=places.home_folder(None), offline=offline)
     planned = place.plan(job_of(resolved, chosen, program=program))
-    address = planned.job.labels.get(carrying.FACT)
+    address = planned.job.labels.get(code_upload.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
     findings = (*planned.findings, *_regrets(resolved, chosen))
     return place, replace(planned, findings=findings, notes=(*planned.notes, *code))
@@ -93,7 +93,7 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
     one that continues the search.
 
     This machine has its own folders, interpreter and task files. Elsewhere a task file travels with the job, a folder
-    through the bucket (`carrying.send`), and where runs are kept is the place's business, so `home` is left out.
+    through the bucket (`code_upload.send`), and where runs are kept is the place's business, so `home` is left out.
 
     Args:
         resolved: What to do.
@@ -103,7 +103,7 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
     Raises:
         SpecError: The task file cannot be read, or cannot travel to that place.
     """
-    document, code = resolved.dump(), carrying.code_of(resolved, chosen)
+    document, code = resolved.dump(), code_upload.code_of(resolved, chosen)
     tuned = (
         (resolved.tune or Tune()).model_dump(mode="json") if program != REFRESH else {}
     )  # no digest of a spec has it
@@ -123,7 +123,7 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
         document["task"] = {**document["task"], "file": f"{folder}/{TASK_FILE}"}
     if code.address:
         document["task"] = {**document["task"], "file": code.address}
-        facts[carrying.FACT] = code.address
+        facts[code_upload.FACT] = code.address
     return JobSpec(
         name=f"{program} {resolved.run_id}",
         run_id=run_id,

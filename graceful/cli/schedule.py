@@ -168,6 +168,6 @@ def run(home: Path | None, quiet: bool) -> int:
     Example:
       graceful schedule run
     """
-    from graceful.cli import firing
+    from graceful.cli import schedule_runs
 
-    return firing.run(home=home, quiet=quiet)
+    return schedule_runs.run(home=home, quiet=quiet)

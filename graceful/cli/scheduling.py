@@ -199,7 +199,7 @@ def run_now(name: str, where: Where, *, output: str) -> int:
         SpecError: No such schedule, or a firing of it is running.
     """
     if where.here:
-        from graceful.cli import firing as machine
+        from graceful.cli import schedule_runs as machine
 
         return machine.run_now(name, where.timetable, home=where.home, output=output)
     kube = where.kube()

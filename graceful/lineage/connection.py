@@ -76,7 +76,7 @@ _CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RegistryAddress:
     """A resolved registry.
 
     Attributes:
@@ -102,7 +102,7 @@ class Place:
         return databases.file(self.uri) is not None
 
 
-def resolve(uri: str | None, home: Path) -> Place:
+def resolve(uri: str | None, home: Path) -> RegistryAddress:
     """Explicit URI, else $MLFLOW_TRACKING_URI, else sqlite and files under `home`.
 
     Raises:
@@ -129,7 +129,7 @@ def resolve(uri: str | None, home: Path) -> Place:
         clean = _without_credentials(given) if scheme in _SERVERS else given
         display = redact.message(clean)
     name = hashlib.sha256(_CREDENTIALS.sub("://", given).encode()).hexdigest()[:16]
-    return Place(
+    return RegistryAddress(
         uri=clean,
         display=display,
         artifacts=None if scheme in _SERVERS else databases.artifacts(home),
@@ -137,7 +137,7 @@ def resolve(uri: str | None, home: Path) -> Place:
     )
 
 
-def connect(place: Place) -> Any:
+def connect(place: RegistryAddress) -> Any:
     """Open a client and ask the registry one question, so that an unreachable one fails here and soon.
 
     Returns:
@@ -163,7 +163,7 @@ def connect(place: Place) -> Any:
 
 
 @contextmanager
-def _alone(place: Place) -> Iterator[None]:
+def _alone(place: RegistryAddress) -> Iterator[None]:
     """Keep processes apart that open the same database file for the first time: MLflow would make its tables twice."""
     if not place.sqlite:
         yield
@@ -172,7 +172,7 @@ def _alone(place: Place) -> Iterator[None]:
         yield
 
 
-def _probe(place: Place) -> None:
+def _probe(place: RegistryAddress) -> None:
     path = databases.file(place.uri)
     if path is not None:
         probing.file(path, seconds=PROBE_SECONDS)
@@ -183,7 +183,7 @@ def _probe(place: Place) -> None:
 
 
 @contextmanager
-def translated(place: Place, doing: str) -> Iterator[None]:
+def translated(place: RegistryAddress, doing: str) -> Iterator[None]:
     """Turn what mlflow, the database, the network and the disk raise into one RegistryError line without secrets."""
     try:
         yield
@@ -196,7 +196,7 @@ def translated(place: Place, doing: str) -> Iterator[None]:
         raise RegistryError(f"registry {place.display}: cannot {doing}: {reason}; {_remedy(place)}") from cause
 
 
-def _remedy(place: Place) -> str:
+def _remedy(place: RegistryAddress) -> str:
     if place.server:
         return "check that the server runs and that its URI and credentials are right"
     if place.sqlite:
@@ -228,7 +228,7 @@ def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 
 @contextmanager
-def as_global(place: Place) -> Iterator[None]:
+def as_global(place: RegistryAddress) -> Iterator[None]:
     """Let mlflow's process-wide URI be ours for one call.
 
     Registering from `models:/m-...` in a database asks a client that takes no URI. The setting also lands in the

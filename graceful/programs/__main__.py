@@ -141,7 +141,7 @@ Outcome = tuple[Any, int, Show]
 
 
 def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
-    from graceful.programs import hopeless, telling
+    from graceful.programs import failure_record, notifications
     from graceful.programs.constraint_report import FILE as CONSTRAINTS
     from graceful.programs.constraint_report import constraint_table, remarks
     from graceful.programs.novelty import skipped
@@ -150,9 +150,9 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
 
     skip = skipped(resolved) if resolved.if_new_data else None
     if skip is not None:
-        telling.of_refresh(resolved).again()
+        notifications.of_refresh(resolved).again()
         return asdict(skip), 0, _lines({skip.run_id: f"{skip.outcome}, {'; '.join(skip.reasons)}"})
-    with hopeless.once(resolved, run_dir_of(resolved), retried=RUN_SPEC in os.environ):
+    with failure_record.once(resolved, run_dir_of(resolved), retried=RUN_SPEC in os.environ):
         result, report = refresh(resolved, progress=progress)
 
     def show(console: Console) -> None:
@@ -222,11 +222,11 @@ def _matrix(resolved: spec.RefreshSpec, progress: Talk, *, names: Sequence[str])
 
 
 def _tune(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
-    from graceful.programs import hopeless
+    from graceful.programs import failure_record
     from graceful.programs.tune import folder_of
     from graceful.programs.tuning.present import run
 
-    with hopeless.once(resolved, folder_of(resolved), retried=RUN_SPEC in os.environ):
+    with failure_record.once(resolved, folder_of(resolved), retried=RUN_SPEC in os.environ):
         return run(resolved, progress)
 
 
@@ -279,7 +279,7 @@ def _diff(document: dict[str, Any]) -> Outcome:
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.errors import IntegrityError
     from graceful.lineage import Store
-    from graceful.programs import act, present, telling
+    from graceful.programs import act, notifications, present
 
     action, home = act.Action(**document), default_home()
     if action.action == "history":
@@ -290,7 +290,7 @@ def _act(document: dict[str, Any]) -> Outcome:
     if action.action == "repair":
         store = Store(None, home)
         mends = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
-        telling.of_action(action.reference, home).again()
+        notifications.of_action(action.reference, home).again()
         listed = [{"where": item.where, "what": item.what, "mended": item.mended} for item in mends]
         left = not action.dry_run and any(not item.mended for item in mends)
         summary = {item.where: item.what for item in mends} or {action.reference: "all is as it should be"}

@@ -14,8 +14,8 @@ from graceful.lineage import Store
 from graceful.lineage.events import Event
 from graceful.lineage.listing import Listed
 from graceful.lineage.reference import Reference, find
-from graceful.programs import telling
-from graceful.programs.telling import time_of
+from graceful.programs import notifications
+from graceful.programs.notifications import time_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def act(action: Action, home: Path) -> Done:
         IntegrityError: The version's files are not the recorded ones.
     """
     store, reference = Store(None, home), Reference.parse(action.reference)
-    notices = telling.of_action(reference.model, home)
+    notices = notifications.of_action(reference.model, home)
     versions = store.versions(reference.model)
     before = next((item.version for item in versions if "champion" in item.aliases), None)
     target = None if action.action == "rollback" and reference.bare else _target(action, reference, versions)
@@ -119,7 +119,7 @@ def act(action: Action, home: Path) -> Done:
         previous=aliases.get("previous"),
         event="" if event is None else event.run_id,
     )
-    telling.tell_action(notices, store, event, kind=_KINDS[action.action], version=number, champion=done.champion)
+    notifications.tell_action(notices, store, event, kind=_KINDS[action.action], version=number, champion=done.champion)
     return done
 
 

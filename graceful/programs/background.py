@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from graceful.chain import Predecessor
-from graceful.programs.answers import Evaluated, Voice, listen
-from graceful.programs.independent import Free
+from graceful.programs.model_outputs import Evaluated, VersionOutputs, run_versions
 from graceful.programs.pairs import flipped_share, pairs, wrong_share
+from graceful.programs.reference_runs import ReferenceRuns
 from graceful.programs.slices import most_flipped
 from graceful.spec import RefreshSpec
 
@@ -23,17 +23,17 @@ WIDEST = 12
 
 def background(
     spec: RefreshSpec,
-    voices: Sequence[Voice],
+    outputs: Sequence[VersionOutputs],
     samples: Evaluated,
     *,
-    free: Mapping[str, Free],
+    free: Mapping[str, ReferenceRuns],
     chain: Sequence[Predecessor],
 ) -> dict[str, Any]:
     """Gather it as JSON values; `constraints.json` holds it.
 
     Args:
         spec: For draws, seed, batch size.
-        voices: What the versions said, newest first.
+        outputs: What the versions said, newest first.
         samples: What they were asked about.
         free: Version name -> its unconstrained runs.
         chain: The new version and all ancestors, newest first, those too that cannot be run.
@@ -46,11 +46,13 @@ def background(
         measured.
     """
     names = [version.name for version in chain[: _room(samples)]]
-    shown = [voice for voice in voices if voice.name in names]
-    mine, *others = voices
+    shown = [version for version in outputs if version.name in names]
+    mine, *others = outputs
     asked = names if samples.query is not None else [mine.name]
     heard = {
-        name: _heard(free[name], voices, samples, batch_size=spec.evaluate.batch_size) for name in asked if name in free
+        name: _heard(free[name], outputs, samples, batch_size=spec.evaluate.batch_size)
+        for name in asked
+        if name in free
     }
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     matrix = pairs(shown[::-1], names=names[::-1], free=heard)
@@ -68,7 +70,7 @@ def background(
     }
 
 
-def reasons(names: Sequence[str], free: Mapping[str, Free]) -> dict[str, str]:
+def reasons(names: Sequence[str], free: Mapping[str, ReferenceRuns]) -> dict[str, str]:
     """By version, where its independent cell comes from, or why it has none."""
     return {name: free[name].reason if name in free else "not looked for" for name in sorted(names)}
 
@@ -80,14 +82,20 @@ def _room(samples: Evaluated) -> int:
     return min(WIDEST, max(2, math.isqrt(CELLS // cells)))
 
 
-def _heard(free: Free, voices: Sequence[Voice], samples: Evaluated, *, batch_size: int) -> list[Voice]:
+def _heard(
+    free: ReferenceRuns, outputs: Sequence[VersionOutputs], samples: Evaluated, *, batch_size: int
+) -> list[VersionOutputs]:
     """What unconstrained runs say; a version that is its own has spoken already."""
-    known = {voice.name: voice for voice in voices}
+    known = {version.name: version for version in outputs}
     asked = [run for run in free.runs if run.name not in known]
-    return [known[run.name] for run in free.runs if run.name in known] + listen(asked, samples, batch_size=batch_size)
+    return [known[run.name] for run in free.runs if run.name in known] + run_versions(
+        asked, samples, batch_size=batch_size
+    )
 
 
-def _unconstrained(mine: Voice, runs: Sequence[Voice], others: Sequence[Voice], *, why: Free | None) -> dict[str, Any]:
+def _unconstrained(
+    mine: VersionOutputs, runs: Sequence[VersionOutputs], others: Sequence[VersionOutputs], *, why: ReferenceRuns | None
+) -> dict[str, Any]:
     """The new version's recipe without predecessors, on test data.
 
     Returns:

@@ -31,7 +31,7 @@ class Unconstrained:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Asked:
+class ConstraintOutputs:
     """What predecessors say about the constraint split, asked once.
 
     Attributes:
@@ -66,7 +66,7 @@ class Asked:
         ]
 
 
-def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Asked:
+def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> ConstraintOutputs:
     """Run predecessors over the constraint split.
 
     Raises:
@@ -76,7 +76,7 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Asked:
     if not len(samples):
         raise DataError("task: the constraint split is empty; adaptive weighting needs samples in it")
     names = np.asarray(samples.classes)[samples.labels]
-    return Asked(
+    return ConstraintOutputs(
         chain=tuple(chain),
         samples=samples,
         batch_size=batch_size,
@@ -85,7 +85,7 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Asked:
     )
 
 
-def near_chance(asked: Asked, *, factor: float) -> dict[str, str]:
+def near_chance(asked: ConstraintOutputs, *, factor: float) -> dict[str, str]:
     """Predecessors with more than `factor` times the error of the nearest, by name, with a sentence for the report.
 
     The nearest counts as having made at least one error, and is never near chance itself.
@@ -100,7 +100,7 @@ def near_chance(asked: Asked, *, factor: float) -> dict[str, str]:
     }
 
 
-def require_possible(weighting: spec.Adaptive, asked: Asked) -> None:
+def require_possible(weighting: spec.Adaptive, asked: ConstraintOutputs) -> None:
     """Refuse what is already known to be infeasible, before an unconstrained run is trained to know the rest.
 
     Raises:
@@ -125,7 +125,7 @@ def require_kept(weighting: spec.Adaptive, promised: Contract) -> None:
         budgets.require_feasible(promised.budgets)
 
 
-def contract(weighting: spec.Adaptive, asked: Asked, *, references: Sequence[Unconstrained]) -> Contract:
+def contract(weighting: spec.Adaptive, asked: ConstraintOutputs, *, references: Sequence[Unconstrained]) -> Contract:
     """Plan the budgets.
 
     Args:

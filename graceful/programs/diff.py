@@ -19,7 +19,7 @@ from graceful.errors import DataError, RegistryError
 from graceful.lineage import LineageRecord, Store
 from graceful.metrics import flips
 from graceful.metrics.predictions import Predictions, join
-from graceful.programs import predicted
+from graceful.programs import recorded_predictions
 from graceful.programs.ancestry import find
 from graceful.report import Measurement
 
@@ -125,11 +125,11 @@ def _identity(record: LineageRecord) -> dict[str, Any]:
 
 
 def _predictions(store: Store, record: LineageRecord, folder: Path, notes: list[str]) -> Predictions | None:
-    if predicted.FILE not in record.evidence:
+    if recorded_predictions.FILE not in record.evidence:
         notes.append(f"{record.name}: its predictions were not recorded; it was registered by an older graceful")
         return None
     folder.mkdir(exist_ok=True)
-    return predicted.load(store.evidence(record, predicted.FILE, folder))
+    return recorded_predictions.load(store.evidence(record, recorded_predictions.FILE, folder))
 
 
 def _spec(store: Store, record: LineageRecord, folder: Path, notes: list[str]) -> dict[str, Any] | None:

@@ -17,10 +17,10 @@ from graceful.metrics import flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
 from graceful.metrics.compatibility import compare_retrieval
 from graceful.metrics.predictions import Predictions
-from graceful.programs.answers import Evaluated, Voice, listen
 from graceful.programs.background import background
 from graceful.programs.flipped import Flip, negative_flips
-from graceful.programs.independent import Free
+from graceful.programs.model_outputs import Evaluated, VersionOutputs, run_versions
+from graceful.programs.reference_runs import ReferenceRuns
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples, Task
@@ -52,7 +52,7 @@ def evaluate(
     *,
     task: Task | None = None,
     notes: Sequence[str] = (),
-    free: Mapping[str, Free] | None = None,
+    free: Mapping[str, ReferenceRuns] | None = None,
 ) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
@@ -71,10 +71,10 @@ def evaluate(
     samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval)
     lost = [one for one in ancestors if one.lost]
     versions = [new, *(one for one in ancestors if not one.lost)]
-    mine, *others = voices = listen(versions, samples, batch_size=spec.evaluate.batch_size)
+    mine, *others = outputs = run_versions(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     alone = _alone(mine, others, lost, draws=draws, seed=seed)
-    measured = {voice.name: _against(mine, voice, draws=draws, seed=seed) for voice in others}
+    measured = {version.name: _against(mine, version, draws=draws, seed=seed) for version in others}
     comparisons = tuple(
         Comparison(
             against=old.name,
@@ -98,12 +98,12 @@ def evaluate(
         flips=tuple(itertools.chain.from_iterable(flipped)),
         test=samples.test,
         predictions=mine.predictions,
-        background=background(spec, voices, samples, free=free or {}, chain=[new, *ancestors]),
+        background=background(spec, outputs, samples, free=free or {}, chain=[new, *ancestors]),
     )
 
 
 def _alone(
-    mine: Voice, others: Sequence[Voice], lost: Sequence[Predecessor], *, draws: int, seed: int
+    mine: VersionOutputs, others: Sequence[VersionOutputs], lost: Sequence[Predecessor], *, draws: int, seed: int
 ) -> dict[str, Measurement]:
     """Everything that is measured about the new version itself, and against its whole chain at once."""
     found = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
@@ -130,7 +130,7 @@ def _advice(version: Predecessor) -> str:
     return "" if version.unrunnable is None else f"; {version.remedy}"
 
 
-def _against(mine: Voice, old: Voice, *, draws: int, seed: int) -> dict[str, Measurement]:
+def _against(mine: VersionOutputs, old: VersionOutputs, *, draws: int, seed: int) -> dict[str, Measurement]:
     """Everything that is measured against one ancestor."""
     found = dict(flips.compare(mine.predictions, old.predictions, draws=draws, seed=seed))
     if mine.queries is not None and old.queries is not None and old.gallery is not None:

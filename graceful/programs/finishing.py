@@ -12,7 +12,7 @@ from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS
 from graceful.models.weights import difference
-from graceful.programs.mixing import mix
+from graceful.programs.weight_mixing import mix
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
-from graceful.programs.answers import Evaluated, listen
 from graceful.programs.background import reasons
 from graceful.programs.heat import summary_rows
-from graceful.programs.independent import Free
+from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.pairs import pairs
+from graceful.programs.reference_runs import ReferenceRuns
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 
@@ -24,7 +24,7 @@ SHOWN = {
 
 
 def matrix(
-    spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], *, free: Mapping[str, Free] | None = None
+    spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], *, free: Mapping[str, ReferenceRuns] | None = None
 ) -> dict[str, Any]:
     """Measure all pairs.
 
@@ -39,15 +39,18 @@ def matrix(
         independent cell comes from, or why it has none, and `lost`, by version why it cannot be run.
     """
     samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
-    voices, runs = listen([one for one in versions if not one.lost], samples, batch_size=size), free or {}
-    known = {voice.name: voice for voice in voices}
+    outputs, runs = run_versions([one for one in versions if not one.lost], samples, batch_size=size), free or {}
+    known = {version.name: version for version in outputs}
     heard = {
-        name: [known[run.name] if run.name in known else listen([run], samples, batch_size=size)[0] for run in one.runs]
+        name: [
+            known[run.name] if run.name in known else run_versions([run], samples, batch_size=size)[0]
+            for run in one.runs
+        ]
         for name, one in runs.items()
     }
     names = [version.name for version in versions]
     lost = {version.name: version.lost for version in versions if version.lost}
-    return pairs(voices, names=names, free=heard) | {
+    return pairs(outputs, names=names, free=heard) | {
         "data": samples.digests,
         "unconstrained": reasons(names, runs),
         "lost": lost,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful.gate import Verdict
-from graceful.programs import predicted
+from graceful.programs import recorded_predictions
 from graceful.programs.constraint_report import FILE, build
 from graceful.programs.evaluate import Evaluation
 from graceful.programs.flipped import pictures
@@ -25,7 +25,7 @@ def write(run_dir: Path, found: Evaluation, verdict: Verdict) -> None:
     write_text(run_dir / "report.json", found.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
     write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
-    predicted.save(run_dir / predicted.FILE, found.predictions)
+    recorded_predictions.save(run_dir / recorded_predictions.FILE, found.predictions)
     constraints = build(found.report, run_dir, found.background)
     write_json(run_dir / FILE, constraints)
     nearest = next((item.against for item in found.report.comparisons), None)

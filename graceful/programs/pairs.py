@@ -10,16 +10,16 @@ from graceful.metrics import compatibility as compat
 from graceful.metrics.compatibility import Side
 from graceful.metrics.predictions import Predictions, join
 from graceful.metrics.retrieval import Ranking, rank
-from graceful.programs.answers import Voice
+from graceful.programs.model_outputs import VersionOutputs
 
 RETRIEVAL = ("recall_at_1", "map")
 
 
 def pairs(
-    versions: Sequence[Voice],
+    versions: Sequence[VersionOutputs],
     *,
     names: Sequence[str] | None = None,
-    free: Mapping[str, Sequence[Voice]] | None = None,
+    free: Mapping[str, Sequence[VersionOutputs]] | None = None,
 ) -> dict[str, Any]:
     """Measure all pairs.
 
@@ -35,19 +35,19 @@ def pairs(
         old client on a new gallery; `independent`, for each metric the self-test of each version's unconstrained run,
         None where there is none; and for each metric `summary_<metric>`.
     """
-    names = [voice.name for voice in versions] if names is None else list(names)
+    names = [version.name for version in versions] if names is None else list(names)
     flipped = {
         (new.name, old.name): flipped_share(new.predictions, old.predictions)
         for index, new in enumerate(versions)
         for old in versions[:index]
     }
-    errors = {voice.name: wrong_share(voice.predictions) for voice in versions}
+    errors = {version.name: wrong_share(version.predictions) for version in versions}
     found: dict[str, Any] = {
         "versions": names,
         "error": [errors.get(name) for name in names],
         "negative_flip_rate": compat.compatibility_matrix(flipped, names),
     }
-    sizes = {voice.name: voice.gallery.size for voice in versions if voice.gallery is not None}
+    sizes = {version.name: version.gallery.size for version in versions if version.gallery is not None}
     if len(sizes) < len(versions):
         return found
     found["embedding_sizes"] = [sizes.get(name) for name in names]
@@ -63,7 +63,7 @@ def pairs(
     return found
 
 
-def _searched(versions: Sequence[Voice]) -> dict[str, dict[tuple[str, str], float | None]]:
+def _searched(versions: Sequence[VersionOutputs]) -> dict[str, dict[tuple[str, str], float | None]]:
     cells: dict[str, dict[tuple[str, str], float | None]] = {metric: {} for metric in RETRIEVAL}
     for asked, left in enumerate(versions):
         for kept, right in enumerate(versions):
@@ -97,7 +97,7 @@ def wrong_share(version: Predictions) -> float | None:
     return float((~joined.ok_new).mean()) if len(joined) else None
 
 
-def _independent(names: Sequence[str], free: Mapping[str, Sequence[Voice]]) -> dict[str, list[float | None]]:
+def _independent(names: Sequence[str], free: Mapping[str, Sequence[VersionOutputs]]) -> dict[str, list[float | None]]:
     """Self-tests of unconstrained runs, averaged over a version's runs."""
     found: dict[str, list[float | None]] = {metric: [] for metric in RETRIEVAL}
     for name in names:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from graceful.programs.data_checks import require_sound
 from graceful.programs.inspection import require_readable
 from graceful.programs.rehearsal import rehearse
-from graceful.programs.soundness import require_sound
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 from graceful.training.driver import require_device

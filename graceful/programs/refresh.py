@@ -14,17 +14,17 @@ from graceful.chain import Kept
 from graceful.errors import DataError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.models import bundle
-from graceful.programs import ancestry, exclusive, home_of, pages, predicted, run_dir_of, telling
+from graceful.programs import ancestry, exclusive, home_of, notifications, pages, recorded_predictions, run_dir_of
 from graceful.programs.ancestry import Link
+from graceful.programs.constraint_checks import require_judgeable
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.flipped import thumbnails
-from graceful.programs.independent import unconstrained
-from graceful.programs.judgeable import require_judgeable
 from graceful.programs.matrix import chosen, matrix
-from graceful.programs.mixing import note
 from graceful.programs.novelty import ingredients
+from graceful.programs.reference_runs import unconstrained
 from graceful.programs.train import Progress, Trained, silent, train
+from graceful.programs.weight_mixing import note
 from graceful.report import Report
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, write_text
@@ -74,7 +74,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
     home, run_dir = home_of(spec), run_dir_of(spec)
     with exclusive(run_dir), _mirrored(home, run_dir) as mirror:
         _require_own(spec, run_dir)
-        notices = telling.of_refresh(spec)
+        notices = notifications.of_refresh(spec)
         notices.again()
         store = Store(spec.registry.uri, home)
         finished = _finished(spec, run_dir)
@@ -113,7 +113,7 @@ def refresh(spec: RefreshSpec, *, progress: Progress = silent) -> tuple[Refreshe
             report=mirror.shown(run_dir / "report.json"),
             seconds=trained.result.seconds,
         )
-        telling.tell(notices, store, record, champion=champion)
+        notifications.tell(notices, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     mirror.forget_folder(run_dir / "ray")
     return result, found.report
@@ -318,7 +318,12 @@ def _registration(
         parents=ancestry.parents(links),
         report=found.report,
         verdict=verdict,
-        attachments=(run_dir / "report.html", run_dir / "flips.json", run_dir / predicted.FILE, run_dir / CONSTRAINTS),
+        attachments=(
+            run_dir / "report.html",
+            run_dir / "flips.json",
+            run_dir / recorded_predictions.FILE,
+            run_dir / CONSTRAINTS,
+        ),
         flips=tuple(asdict(flip) for flip in found.flips),
         thumbnails=thumbnails([flip.id for flip in found.flips[: pages.SHOWN]], found.test),
         training=ingredients(spec.task, data=trained.data),

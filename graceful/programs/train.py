@@ -11,13 +11,21 @@ from graceful.chain import Kept, Predecessor, select
 from graceful.chain.contract import Contract
 from graceful.models import bundle
 from graceful.programs import exclusive
+from graceful.programs.availability import reads_outputs, require_usable
 from graceful.programs.constraint_report import record
-from graceful.programs.contract import Asked, Unconstrained, ask, contract, near_chance, require_kept, require_possible
+from graceful.programs.contract import (
+    ConstraintOutputs,
+    Unconstrained,
+    ask,
+    contract,
+    near_chance,
+    require_kept,
+    require_possible,
+)
 from graceful.programs.finishing import finish
 from graceful.programs.inspection import require_answers
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.readiness import require_ready
-from graceful.programs.remains import reads_outputs, require_usable
 from graceful.spec import Adaptive, Compatibility, RefreshSpec, Registry
 from graceful.spec.training import LIMITS
 from graceful.storage import Mirror, sha256_json
@@ -257,7 +265,7 @@ def _focused(spec: RefreshSpec) -> bool:
     return any(loss.prefers_samples for loss in spec.compatibility.losses)
 
 
-def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked | None:
+def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> ConstraintOutputs | None:
     """What predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot be met.
 
     None where nobody needs to know, or nobody can: the split is empty, or the nearest cannot be run.
@@ -278,7 +286,7 @@ def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Asked
 
 
 def _near_chance(
-    spec: RefreshSpec, run_dir: Path, asked: Asked | None, chain: Sequence[Predecessor]
+    spec: RefreshSpec, run_dir: Path, asked: ConstraintOutputs | None, chain: Sequence[Predecessor]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the predecessors near chance, and sentences for the report.
 
@@ -303,7 +311,7 @@ def _near_chance(
 
 def _contract(
     spec: RefreshSpec,
-    asked: Asked | None,
+    asked: ConstraintOutputs | None,
     references: Sequence[Trained],
     free: Sequence[Predecessor],
     progress: Progress,

@@ -26,7 +26,7 @@ LONGEST = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class KeyLocation:
     """Where in the tree of keys an error lies.
 
     Attributes:
@@ -57,7 +57,7 @@ def _is_consequence(problem: ErrorDetails) -> bool:
     return problem["type"] != "extra_forbidden"
 
 
-def place(root: type[Section], location: tuple[int | str, ...]) -> Place:
+def place(root: type[Section], location: tuple[int | str, ...]) -> KeyLocation:
     """Follow pydantic's location through the tree, dropping the labels it adds for unions."""
     path: list[str] = []
     annotation: Any = root
@@ -77,14 +77,14 @@ def place(root: type[Section], location: tuple[int | str, ...]) -> Place:
         elif (value := shape.value(annotation)) is not None:
             annotation = value
             path.append(part)
-    return Place(path=tuple(path), annotation=annotation, section=holder)
+    return KeyLocation(path=tuple(path), annotation=annotation, section=holder)
 
 
 Answer = tuple[tuple[str, ...], str]
 """Path of the key that people must change, and what to say about it."""
 
 
-def _problem(problem: ErrorDetails, at: Place, root: type[Section]) -> Answer:
+def _problem(problem: ErrorDetails, at: KeyLocation, root: type[Section]) -> Answer:
     match problem["type"]:
         case "extra_forbidden":
             return at.path, f"unknown key{_suggestion(at, root)}; see `graceful schema`"
@@ -97,7 +97,7 @@ def _problem(problem: ErrorDetails, at: Place, root: type[Section]) -> Answer:
     return at.path, _value(problem, at)
 
 
-def _kind(problem: ErrorDetails, at: Place) -> Answer:
+def _kind(problem: ErrorDetails, at: KeyLocation) -> Answer:
     kinds = _kinds(at.annotation)
     if problem["type"] == "union_tag_not_found":
         return (*at.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
@@ -107,7 +107,7 @@ def _kind(problem: ErrorDetails, at: Place) -> Answer:
     return (*at.path, "kind"), f"must be {shape.enumerated(kinds)}, got {got!r}{_nearest(got, kinds)}"
 
 
-def _value(problem: ErrorDetails, at: Place) -> str:
+def _value(problem: ErrorDetails, at: KeyLocation) -> str:
     got = problem["input"]
     match problem["type"]:
         case "finite_number":
@@ -122,7 +122,7 @@ def _value(problem: ErrorDetails, at: Place) -> str:
     return f"must be {wanted}, got {_shown(redact.hidden(got, at.path[-1] if at.path else ''))}{remedy}"
 
 
-def _own_words(at: Place, text: str) -> Answer:
+def _own_words(at: KeyLocation, text: str) -> Answer:
     """Our validators say `key must ...`: the key joins the path, so that the line starts with it."""
     found = re.match(r"([a-z_]\w*(?:\.\w+)*) (must .*)", text, flags=re.DOTALL)
     if found and found[1].split(".")[0] in _fields(at):
@@ -130,11 +130,11 @@ def _own_words(at: Place, text: str) -> Answer:
     return at.path, text
 
 
-def _fields(at: Place) -> set[str]:
+def _fields(at: KeyLocation) -> set[str]:
     return {name for section in shape.sections(at.annotation) for name in section.model_fields}
 
 
-def _wanted(at: Place) -> str:
+def _wanted(at: KeyLocation) -> str:
     kinds = _kinds(at.annotation)
     return f"a section of keys with kind {shape.enumerated(kinds)}" if len(kinds) > 1 else shape.expected(at.annotation)
 
@@ -148,11 +148,11 @@ def _nearest(word: str, known: list[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
-def _nearest_word(got: Any, at: Place) -> str:
+def _nearest_word(got: Any, at: KeyLocation) -> str:
     return _nearest(got, shape.choices(at.annotation)) if isinstance(got, str) else ""
 
 
-def _suggestion(at: Place, root: type[Section]) -> str:
+def _suggestion(at: KeyLocation, root: type[Section]) -> str:
     """The nearest key of the same section; else the places where a key of exactly that name belongs."""
     *_, wrong = at.path
     near = _nearest(wrong, list(at.section.model_fields))

@@ -27,8 +27,8 @@ from graceful.storage import sha256_file
 from graceful.tasks.base import Samples
 from graceful.tasks.portions import portion
 from graceful.training import batches, checkpoint, engine, stops
+from graceful.training.budget_multipliers import BEST, budget_multipliers_of
 from graceful.training.collapse import PATIENCE, HeldOut
-from graceful.training.duals import BEST, duals_of
 from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
 from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
@@ -93,9 +93,9 @@ class Loop:
             groups=self.materials.groups,
             task_loss=self.materials.learner.task_loss,
         )
-        self.duals = duals_of(job, task)
+        self.budgets = budget_multipliers_of(job, task)
         fixed = strengths(job.compatibility.weighting, len(self.materials.versions))
-        self.objective.strengths = self.duals.strengths if self.duals else fixed
+        self.objective.strengths = self.budgets.strengths if self.budgets else fixed
         self.best: dict[str, Tensor] | None = None
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
@@ -155,8 +155,8 @@ class Loop:
         if state is None:
             return {}
         error, extra = self.progress.validation_error, {}
-        if self.duals is not None and self.best is not None:
-            state, error, extra = self.best, self.duals.best_error, self.duals.outcome
+        if self.budgets is not None and self.best is not None:
+            state, error, extra = self.best, self.budgets.best_error, self.budgets.outcome
         write_weights(path, state)
         return {
             "steps": self.progress.step,
@@ -298,19 +298,19 @@ class Loop:
 
     def _move(self, epoch: int) -> dict[str, Any]:
         """Measure the constraint split, move the multipliers, keep the weights if they are the best so far."""
-        if self.duals is None:
+        if self.budgets is None:
             return {}
         place = self.place
-        mine, forward = self._mine(self.duals.samples), partial(self.engine.forward, train=False)
-        counts = self.duals.count(self.materials.task, mine, forward=forward, device=place.device)
+        mine, forward = self._mine(self.budgets.samples), partial(self.engine.forward, train=False)
+        counts = self.budgets.count(self.materials.task, mine, forward=forward, device=place.device)
         if place.world_size > 1:
             distributed.all_reduce(counts)
-        facts, better = self.duals.advance(counts, epoch=epoch, validation_error=self.progress.validation_error)
+        facts, better = self.budgets.advance(counts, epoch=epoch, validation_error=self.progress.validation_error)
         if better:
             self.best = self.engine.export()
         facts["conflict"] = self.materials.conflicts()  # of the epoch that is over, like its `multipliers`
-        self.objective.strengths = self.duals.strengths
-        self.materials.remix(self.duals.strengths)
+        self.objective.strengths = self.budgets.strengths
+        self.materials.remix(self.budgets.strengths)
         return facts
 
     def _check_collapse(self, found: HeldOut, *, epoch: int) -> None:
@@ -335,7 +335,7 @@ class Loop:
             "digest": self.digest,
             "progress": dict(vars(self.progress)),
             "objective": self.objective.state_dict(),
-            "duals": self.duals and self.duals.state_dict(),
+            "duals": self.budgets and self.budgets.state_dict(),
         }
         checkpoint.seal(part, state=state, rank=self.place.rank, world_size=self.place.world_size)
         if self.trace is not None:
@@ -347,9 +347,9 @@ class Loop:
         state = together(self.place, lambda: self._verified(folder))
         self.engine.load(folder)
         self.objective.load_state_dict(state["objective"])
-        if self.duals is not None and state.get("duals"):
-            self.duals.load_state_dict(state["duals"])
-            self.objective.strengths = self.duals.strengths
+        if self.budgets is not None and state.get("duals"):
+            self.budgets.load_state_dict(state["duals"])
+            self.objective.strengths = self.budgets.strengths
             if self.place.rank == 0 and (folder / BEST).exists():
                 self.best = load_file(folder / BEST)
         self.progress = Progress(**state["progress"])

@@ -57,7 +57,7 @@ def opened(
     """Open one predecessor. Every rank asks about all samples, so that all know the same.
 
     Args:
-        folder: Its bundle; weights that nobody asks for may be missing, see `programs.remains`.
+        folder: Its bundle; weights that nobody asks for may be missing, see `programs.availability`.
         cached: Folder of its outputs; None: it runs live.
         task: Of the new version.
         train: The training split.

@@ -284,14 +284,14 @@ def test_verdict_and_promotion_of_a_refresh_are_told(
     store: Store, tmp_path: Path, filled: tuple[Path, list[LineageRecord]]
 ) -> None:
     from graceful import spec as specs
-    from graceful.programs import telling
+    from graceful.programs import notifications
 
     held, v3, _, _ = filled[1]
     with receiving(200) as receiver:
         registry = {"uri": None, "webhook": receiver.url}
-        notices = telling.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(tmp_path))))
-        telling.tell(notices, store, v3, champion=3)
-        telling.tell(notices, store, held, champion=3)
+        notices = notifications.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(tmp_path))))
+        notifications.tell(notices, store, v3, champion=3)
+        notifications.tell(notices, store, held, champion=3)
     verdict, promotion, second = receiver.documents()
     assert [verdict["kind"], promotion["kind"], second["kind"]] == ["verdict", "promotion", "verdict"]
     assert (verdict["model"], verdict["version"], verdict["name"], verdict["verdict"]) == ("glyphs", 3, "v3", "passed")
@@ -307,7 +307,7 @@ def test_what_people_do_is_told_to_the_address_of_the_models_spec(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from graceful import spec as specs
-    from graceful.programs import act, telling
+    from graceful.programs import act, notifications
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = store.registry.home
@@ -317,7 +317,7 @@ def test_what_people_do_is_told_to_the_address_of_the_models_spec(
 
     with receiving(200) as receiver:
         registry = {"uri": None, "webhook": receiver.url}
-        telling.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(home))))
+        notifications.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(home))))
         for action, reference in (
             ("promote", "glyphs:2"),
             ("rollback", "glyphs"),

@@ -235,7 +235,7 @@ def test_gc_shows_checkpoints_beside_what_goes_on_the_cluster(
     job = gc.Removal(kind="RayJob", name="done", uid="u", why="SUCCEEDED")
     monkeypatch.setattr(gc, "find", lambda kube, *, now, after: (job,))
     monkeypatch.setattr(gc, "remove", lambda kube, found: found)
-    monkeypatch.setattr(following.Place, "kube", Namespace())
+    monkeypatch.setattr(following.RunLocation, "kube", Namespace())
     arguments = ["gc", "--on", place(tmp_path, uri)]
     assert cli.main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr()

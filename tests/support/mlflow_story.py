@@ -12,7 +12,7 @@ from PIL import Image
 
 from graceful.lineage import LineageRecord, Store
 from graceful.metrics.predictions import Predictions
-from graceful.programs import predicted
+from graceful.programs import recorded_predictions
 from graceful.programs.flipped import negative_flips
 from graceful.programs.html import render_html
 from tests.support import mlflow_versions as versions
@@ -59,13 +59,13 @@ def add(
     notes = folder / f"{model}-{name}-notes"
     notes.mkdir(parents=True)
     new = said(wrong)
-    predicted.save(notes / predicted.FILE, new)
+    recorded_predictions.save(notes / recorded_predictions.FILE, new)
     flipped = negative_flips(new, said([]), against=chain[0].name) if chain else ()
     shown = {flip.id: thumbnail(index) for index, flip in enumerate(flipped[:12])}
     (notes / "report.html").write_text(render_html(item.report, item.verdict, flips=flipped[:12]), encoding="utf-8")
     item = versions.changed(
         item,
-        attachments=(notes / "report.html", notes / predicted.FILE),
+        attachments=(notes / "report.html", notes / recorded_predictions.FILE),
         flips=tuple(asdict(flip) for flip in flipped),
         thumbnails=shown,
     )

@@ -18,12 +18,12 @@ from graceful import tasks
 from graceful.gate import Outcome, Verdict
 from graceful.metrics.predictions import Predictions
 from graceful.programs import background, constraint_page, curves, flipped, heat
-from graceful.programs.answers import Evaluated, Voice
 from graceful.programs.constraint_report import PROMISED, build, remarks
 from graceful.programs.evaluate import evaluate
 from graceful.programs.flipped import negative_flips, pictures
 from graceful.programs.html import render_html
-from graceful.programs.independent import Free
+from graceful.programs.model_outputs import Evaluated, VersionOutputs
+from graceful.programs.reference_runs import ReferenceRuns
 from graceful.programs.slices import most_flipped
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
@@ -234,7 +234,7 @@ def test_the_terminal_says_it_in_a_few_lines(tmp_path: Path) -> None:
     *_, alone, slices = remarks(found)
     assert alone == "without constraints: error 7.50 %, 1.20 % flips between two seeds"
     assert slices == "most flipped against v2: class <O> 20.00 % of 20"
-    free = found_for(parse("v3"), free={"v2": Free(runs=(constant("run", 1),), reason="1 of its recipe")})
+    free = found_for(parse("v3"), free={"v2": ReferenceRuns(runs=(constant("run", 1),), reason="1 of its recipe")})
     [*_, last] = remarks(found | free)
     assert last.startswith("average compatibility, R@1: ")
     assert last.endswith("against old versions, - (2 of 3 pairs are missing) against unconstrained ones")
@@ -283,8 +283,8 @@ def found_for(document: RefreshSpec, **changes: Any) -> dict[str, Any]:
 def test_unconstrained_runs_show_what_would_flip_and_what_the_seed_flips() -> None:
     """v2 always says 1, v1 always 0; the runs say 2 and 1: each is wrong on all that v1 has right."""
     free = {
-        "v3": Free(runs=(constant("run-1", 2), constant("run-2", 1)), reason="2 of its recipe"),
-        "v1": Free(runs=(constant("v1", 0),), reason="it is one"),
+        "v3": ReferenceRuns(runs=(constant("run-1", 2), constant("run-2", 1)), reason="2 of its recipe"),
+        "v1": ReferenceRuns(runs=(constant("v1", 0),), reason="it is one"),
     }
     found = found_for(parse("v3"), free=free)
     alone = found["unconstrained"]
@@ -301,13 +301,13 @@ def test_unconstrained_runs_show_what_would_flip_and_what_the_seed_flips() -> No
 
 
 def test_one_run_has_no_seed_floor_and_says_what_would_give_it() -> None:
-    found = found_for(parse("v3"), free={"v3": Free(runs=(constant("run-1", 2),), reason="1 of its recipe")})
+    found = found_for(parse("v3"), free={"v3": ReferenceRuns(runs=(constant("run-1", 2),), reason="1 of its recipe")})
     assert found["unconstrained"]["seed_floor"] is None
     assert "compatibility.reference.runs: 2" in found["unconstrained"]["reason"]
 
 
 def test_a_version_that_is_its_own_unconstrained_run_has_no_second_one_to_compare_with() -> None:
-    found = found_for(parse("v3"), free={"v3": Free(runs=(constant("v3", 0),), reason="it is one")})
+    found = found_for(parse("v3"), free={"v3": ReferenceRuns(runs=(constant("v3", 0),), reason="it is one")})
     alone = found["unconstrained"]
     assert (alone["runs"], alone["error"], alone["seed_floor"], alone["nfr"]) == (0, None, None, {})
     assert found["matrix"]["independent"]["recall_at_1"][2] == found["matrix"]["recall_at_1"][2][2]
@@ -334,5 +334,5 @@ def test_a_long_chain_is_cut_to_what_a_refresh_has_time_for(monkeypatch: pytest.
 
 def test_a_voice_without_embeddings_has_no_matrix_of_retrieval() -> None:
     said = predictions(["a", "b"], ["a", "b"])
-    found = background.pairs([Voice(name="v1", predictions=said), Voice(name="v2", predictions=said)])
+    found = background.pairs([VersionOutputs(name="v1", predictions=said), VersionOutputs(name="v2", predictions=said)])
     assert sorted(found) == ["error", "negative_flip_rate", "versions"]

@@ -19,8 +19,8 @@ from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import Headed
 from graceful.models.interpolation import inherited, mixed, recalibrate
-from graceful.programs.mixing import mix
 from graceful.programs.train import Trained, reference_run, train
+from graceful.programs.weight_mixing import mix
 
 State = dict[str, Tensor]
 

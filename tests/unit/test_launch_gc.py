@@ -251,7 +251,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(KubeRayRuns, "logs", interrupted)
-    monkeypatch.setattr(following.Place, "kube", kube(Memory()))
-    place = following.Place(on="kind", namespace="team")
+    monkeypatch.setattr(following.RunLocation, "kube", kube(Memory()))
+    place = following.RunLocation(on="kind", namespace="team")
     assert following.logs("glyphs-v2", place, follow=True, since=None) == 130
     assert "`graceful logs -f glyphs-v2 --on kind -n team`" in capsys.readouterr().err

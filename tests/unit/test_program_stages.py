@@ -15,9 +15,9 @@ from graceful.chain import Predecessor
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.learners import Classifier
 from graceful.models import bundle
-from graceful.programs import answers
+from graceful.programs import model_outputs
+from graceful.programs.constraint_checks import require_judgeable
 from graceful.programs.evaluate import evaluate
-from graceful.programs.judgeable import require_judgeable
 from graceful.programs.train import Trained, train
 from graceful.tasks.base import Task
 from graceful.training import batches, versions
@@ -206,13 +206,13 @@ def test_training_reads_its_own_splits_and_watches_validation_alone() -> None:
 
 def test_the_test_split_is_answered_once_where_it_stands_in_for_query_and_gallery(monkeypatch: Any) -> None:
     calls: list[str] = []
-    real = answers.answers
+    real = model_outputs.run_on_split
 
     def counted(version: Any, *rest: Any, **options: Any) -> Any:
         calls.append(version.name)
         return real(version, *rest, **options)
 
-    monkeypatch.setattr(answers, "answers", counted)
+    monkeypatch.setattr(model_outputs, "run_on_split", counted)
     evaluate(parse("v2"), constant("v2", 0), [constant("v1", 1)])
     assert calls == ["v2", "v1"]
 

@@ -16,7 +16,7 @@ from graceful.metrics.compatibility import rank_between
 from graceful.metrics.predictions import Predictions
 from graceful.metrics.retrieval import Embeddings, rank
 from graceful.models.base import Outputs
-from graceful.programs.answers import Voice
+from graceful.programs.model_outputs import VersionOutputs
 from graceful.programs.pairs import pairs
 from graceful.training.objective import Objective, OldVersion
 from tests.support import loss_oracles, metric_oracles
@@ -53,11 +53,11 @@ def test_a_newer_side_that_is_shorter_is_padded(asked: int, kept: int, older: An
     assert rank_between(query, gallery, older=older).top_score[0] == pytest.approx(np.sqrt(0.5))
 
 
-def voice(name: str, size: int, seed: int, count: int = 24) -> Voice:
+def voice(name: str, size: int, seed: int, count: int = 24) -> VersionOutputs:
     rng = np.random.default_rng(seed)
     labels = LABELS[np.arange(count) % 3]
     ids = np.array([f"i{row:02d}" for row in range(count)])
-    return Voice(
+    return VersionOutputs(
         name=name,
         predictions=Predictions(ids=ids, labels=labels, predicted=rng.permutation(labels)),
         queries=Embeddings(ids=ids, labels=labels, vectors=rng.normal(size=(count, size))),
@@ -116,7 +116,7 @@ def test_both_diagonals_are_reported_and_a_missing_one_is_never_zero() -> None:
 
 def test_ties_are_counted_on_either_diagonal() -> None:
     one = voice("v1", 4, 1)
-    same = Voice(name="v2", predictions=one.predictions, queries=one.queries, gallery=one.gallery)
+    same = VersionOutputs(name="v2", predictions=one.predictions, queries=one.queries, gallery=one.gallery)
     found = pairs([one, same], free={"v1": [one], "v2": [one]})["summary_recall_at_1"]
     for diagonal in ("average_compatibility", "average_compatibility_independent"):
         assert (found[diagonal]["value"], found[diagonal]["ties"]) == (0.0, 1)

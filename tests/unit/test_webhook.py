@@ -15,7 +15,7 @@ import pytest
 
 from graceful import spec
 from graceful.errors import SpecError
-from graceful.programs import telling, webhook
+from graceful.programs import notifications, webhook
 from graceful.programs.outbox import Outbox
 from graceful.programs.webhook import ADDRESS, SECRET, Webhook, signature
 from tests.support.webhook_receiver import DRIBBLE, FLOOD, HANG, Receiver, receiving
@@ -228,13 +228,13 @@ def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     plain = spec.parse({"model": "glyphs", "name": "v1", "task": {"kind": "digits"}, "home": str(tmp_path)})
     with receiving(200) as own, receiving(200) as others:
         named = plain.model_copy(update={"registry": spec.Registry(webhook=own.url)})
-        telling.of_refresh(named).tell(VERDICT)
+        notifications.of_refresh(named).tell(VERDICT)
         kept = tmp_path / "webhooks" / "glyphs"
         assert kept.stat().st_mode & 0o777 == 0o600
         monkeypatch.setenv(ADDRESS, f"{others.url}\n")
-        telling.of_action("glyphs", tmp_path).tell(PROMOTION)
-        telling.of_action("digits", tmp_path).tell({**PROMOTION, "model": "digits"})
-        telling.of_refresh(plain).tell({**PROMOTION, "event": "r2"})
+        notifications.of_action("glyphs", tmp_path).tell(PROMOTION)
+        notifications.of_action("digits", tmp_path).tell({**PROMOTION, "model": "digits"})
+        notifications.of_refresh(plain).tell({**PROMOTION, "event": "r2"})
     assert [document["kind"] for document in own.documents()] == ["verdict", "promotion"]
     assert [document["event"] for document in others.documents()] == ["r1", "r2"]
     ((headers, body), *_) = others.came
@@ -251,5 +251,5 @@ def test_a_wrong_address_in_the_environment_is_refused_at_once(
 ) -> None:
     monkeypatch.setenv(ADDRESS, address)
     with pytest.raises(SpecError, match=r"^GRACEFUL_WEBHOOK: must be http") as raised:
-        telling.of_action("glyphs", tmp_path)
+        notifications.of_action("glyphs", tmp_path)
     assert "pass-word" not in raised.value.message

@@ -27,12 +27,12 @@ from graceful.errors import IntegrityError, StorageError, TrainingError, one_lin
 from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
 from graceful.programs import exclusive
-from graceful.programs.answers import answers, embeddings_of
-from graceful.programs.mixing import mix
+from graceful.programs.model_outputs import embeddings_of, run_on_split
 from graceful.programs.train import reference_run, train
 from graceful.programs.tuning.space import INTERPOLATION
 from graceful.programs.tuning.splits import Part, part
 from graceful.programs.tuning.verify import accepted
+from graceful.programs.weight_mixing import mix
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, arrays, sha256_json, write_bytes, write_json
 from graceful.tasks.base import Samples, Task
@@ -238,12 +238,12 @@ def _write_right(work: Work, who: NDArray[np.bool_]) -> None:
 
 def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> NDArray[np.bool_]:
     """[N] ids answered right; for verification [P] genuine pairs that are accepted."""
-    said = answers(version, samples, spec.evaluate.batch_size)
+    said = run_on_split(version, samples, spec.evaluate.batch_size)
     if spec.tune is not None and spec.tune.far is not None:
         calibration = task.samples("constraint")
         return accepted(
             embeddings_of(samples, said),
-            calibrated_on=embeddings_of(calibration, answers(version, calibration, spec.evaluate.batch_size)),
+            calibrated_on=embeddings_of(calibration, run_on_split(version, calibration, spec.evaluate.batch_size)),
             far=spec.tune.far,
         )
     finite = np.isfinite(said.logits).all(axis=1)
@@ -254,7 +254,7 @@ def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, ta
 def _cross_test(new: Predecessor, old: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> float | None:
     """New queries on the old gallery, R@1, within the part: the test galleries stay untouched."""
     size = spec.evaluate.batch_size
-    queries, gallery = (embeddings_of(samples, answers(version, samples, size)) for version in (new, old))
+    queries, gallery = (embeddings_of(samples, run_on_split(version, samples, size)) for version in (new, old))
     return recall_at_k(rank(queries.aligned(gallery.size), gallery), draws=100).value
 
 

@@ -44,7 +44,7 @@ class Parameter:
         return self.given is None or point.get(self.given[0]) in self.given[1]
 
 
-class Asked(Protocol):
+class Trial(Protocol):
     """What Optuna's trials offer."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
@@ -127,7 +127,7 @@ def _references(
         yield Parameter(name="reference", domain=Span.of(weight, (1.0, 60.0)), given=("runs", some))
 
 
-def draw(trial: Asked, space: Sequence[Parameter]) -> dict[str, Value]:
+def draw(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
     """Ask for a point, parameter by parameter."""
     point: dict[str, Value] = {}
     for one in space:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from graceful import cli, spec
-from graceful.cli import bucket, carrying, following, planning
+from graceful.cli import bucket, code_upload, following, planning
 from graceful.errors import SpecError
 from graceful.launch import gc, manifests, profile
 from tests.support.launch import CLUSTER, Server, cluster
@@ -59,7 +59,7 @@ def test_a_folder_travels_by_the_digest_of_its_content(folder: Path) -> None:
     job = planning.job_of(resolved(folder), cluster(storage=STORAGE))
     digest = digest_of(task="import shapes\n", shapes="one = 1\n")
     address = f"s3://team/graceful/code/{digest}.zip"
-    assert json.loads(job.document or "")["task"]["file"] == address == job.labels[carrying.FACT]
+    assert json.loads(job.document or "")["task"]["file"] == address == job.labels[code_upload.FACT]
     assert job.files == {}
     (folder / "shapes.py").write_text("one = 2\n")
     later = planning.job_of(resolved(folder), cluster(storage=STORAGE))
@@ -70,14 +70,14 @@ def test_one_file_travels_with_the_job_unless_it_is_too_large(folder: Path) -> N
     small, large = folder / "shapes.py", folder / "large.py"
     large.write_text("#" * manifests.LARGEST)
     job = planning.job_of(resolved(small), cluster(storage=STORAGE))
-    assert (job.files, carrying.FACT in job.labels) == ({"task.py": "one = 1\n"}, False)
+    assert (job.files, code_upload.FACT in job.labels) == ({"task.py": "one = 1\n"}, False)
     with pytest.raises(
         SpecError, match=r"large\.py: and spec hold \d+ bytes, a ConfigMap at most 1000000; set storage"
     ):
         planning.job_of(resolved(large), cluster())
     carried = planning.job_of(resolved(large), cluster(storage=STORAGE))
-    assert carried.labels[carrying.FACT].endswith(f"/code/{digest_of(task=large.read_text())}.zip")
-    largest = "#" * (manifests.LARGEST - carrying.MARGIN - len(json.dumps(resolved(large).dump(), indent=1)))
+    assert carried.labels[code_upload.FACT].endswith(f"/code/{digest_of(task=large.read_text())}.zip")
+    largest = "#" * (manifests.LARGEST - code_upload.MARGIN - len(json.dumps(resolved(large).dump(), indent=1)))
     large.write_text(largest)
     manifests.render(planning.job_of(resolved(large), cluster()), cluster())
 
@@ -114,7 +114,7 @@ def test_what_lies_in_a_bucket_already_travels_by_its_address() -> None:
     for place in (cluster(), RAYJOBS, profile.Local(kind="local")):
         job = planning.job_of(resolved(address), place)
         assert json.loads(job.document or "")["task"]["file"] == address
-        assert carrying.FACT not in job.labels
+        assert code_upload.FACT not in job.labels
 
 
 def test_a_plan_says_where_the_code_would_go(
@@ -148,7 +148,7 @@ def test_code_that_changes_after_the_plan_is_not_submitted(folder: Path, monkeyp
     ship = bucket.ship
     monkeypatch.setattr(bucket, "ship", lambda path, uri, *, dry_run: ship(path, uri, dry_run=True))
     with pytest.raises(SpecError, match="its code changed while it was planned"):
-        carrying.send(resolved(folder), job)
+        code_upload.send(resolved(folder), job)
 
 
 # gc.
@@ -160,10 +160,10 @@ def test_gc_ends_with_4_and_one_warning_when_the_bucket_cannot_be_swept(
     gone = gc.Removal(kind="RayJob", name="a", uid="u", why="SUCCEEDED")
     monkeypatch.setattr(gc, "find", lambda kube, *, now, after: (gone,))
     monkeypatch.setattr(gc, "remove", lambda kube, found: found)
-    monkeypatch.setattr(following.Place, "kube", Server())
+    monkeypatch.setattr(following.RunLocation, "kube", Server())
     path = tmp_path / "place.yaml"
     path.write_text(yaml.safe_dump({**CLUSTER, "storage": STORAGE}))
-    place = following.Place(on=str(path))
+    place = following.RunLocation(on=str(path))
     assert following.gc(place, older="1d", dry_run=False, output="json") == 4
     said = capsys.readouterr()
     assert [row["name"] for row in json.loads(said.out)] == ["a"]
@@ -178,11 +178,11 @@ def test_gc_leaves_buckets_alone_that_the_profile_does_not_name(
     storage: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gc, "find", lambda kube, *, now, after: ())
-    monkeypatch.setattr(following.Place, "kube", Server())
+    monkeypatch.setattr(following.RunLocation, "kube", Server())
     monkeypatch.setattr(bucket, "sweep", None)
     path = tmp_path / "place.yaml"
     path.write_text(yaml.safe_dump({**CLUSTER, "storage": storage}))
-    assert following.gc(following.Place(on=str(path)), older="1d", dry_run=False, output="json") == 0
+    assert following.gc(following.RunLocation(on=str(path)), older="1d", dry_run=False, output="json") == 0
     assert capsys.readouterr() == ("[]\n", "")
 
 

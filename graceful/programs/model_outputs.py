@@ -20,7 +20,7 @@ from graceful.tasks.portions import portion
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class SplitOutputs:
     """One version's outputs on one split, in sample order.
 
     Attributes:
@@ -68,7 +68,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voice:
+class VersionOutputs:
     """What one version says of the evaluated samples.
 
     Attributes:
@@ -84,24 +84,24 @@ class Voice:
     gallery: retrieval.Embeddings | None = None
 
 
-def listen(versions: Sequence[Predecessor], samples: Evaluated, *, batch_size: int) -> list[Voice]:
+def run_versions(versions: Sequence[Predecessor], samples: Evaluated, *, batch_size: int) -> list[VersionOutputs]:
     """Ask versions about every split, about each once."""
-    return [_voice(version, samples, batch_size) for version in versions]
+    return [_outputs_of(version, samples, batch_size) for version in versions]
 
 
-def _voice(version: Predecessor, samples: Evaluated, batch_size: int) -> Voice:
-    said: dict[tuple[int, str], Answers] = {}
+def _outputs_of(version: Predecessor, samples: Evaluated, batch_size: int) -> VersionOutputs:
+    outputs: dict[tuple[int, str], SplitOutputs] = {}
 
-    def of(split: Samples, role: Role = "query") -> Answers:
+    def of(split: Samples, role: Role = "query") -> SplitOutputs:
         key = id(split), encoder_for(version.learner, role)
-        if key not in said:
-            said[key] = answers(version, split, batch_size, role=role)
-        return said[key]
+        if key not in outputs:
+            outputs[key] = run_on_split(version, split, batch_size, role=role)
+        return outputs[key]
 
     predictions = predictions_of(version, samples.test, of(samples.test))
     if samples.query is None or samples.gallery is None:
-        return Voice(name=version.name, predictions=predictions)
-    return Voice(
+        return VersionOutputs(name=version.name, predictions=predictions)
+    return VersionOutputs(
         name=version.name,
         predictions=predictions,
         queries=embeddings_of(samples.query, of(samples.query)),
@@ -109,11 +109,11 @@ def _voice(version: Predecessor, samples: Evaluated, batch_size: int) -> Voice:
     )
 
 
-def answers(version: Predecessor, samples: Samples, batch_size: int, *, role: Role = "query") -> Answers:
+def run_on_split(version: Predecessor, samples: Samples, batch_size: int, *, role: Role = "query") -> SplitOutputs:
     """Run one version over a split with its encoder for a role, at most `batch_size` samples at a time."""
     rows = portion(samples, version.learner.collate, most=batch_size)
     outputs = [version(items, role=role) for items in _batches(samples, rows)]
-    return Answers(
+    return SplitOutputs(
         logits=torch.cat([output.logits for output in outputs]).cpu().numpy(),
         embeddings=torch.cat([output.embedding for output in outputs]).cpu().numpy(),
     )
@@ -124,10 +124,10 @@ def _batches(samples: Samples, batch_size: int) -> Iterator[Any]:
         yield samples.read(np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64))
 
 
-def predictions_of(version: Predecessor, samples: Samples, said: Answers) -> Predictions:
+def predictions_of(version: Predecessor, samples: Samples, outputs: SplitOutputs) -> Predictions:
     """A version's predictions on a split."""
     return Predictions.from_logits(
-        said.logits,
+        outputs.logits,
         ids=samples.ids,
         labels=np.asarray(samples.classes)[samples.labels],
         classes=version.classes,
@@ -143,11 +143,11 @@ def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
         return otherwise
 
 
-def embeddings_of(samples: Samples, said: Answers) -> retrieval.Embeddings:
+def embeddings_of(samples: Samples, outputs: SplitOutputs) -> retrieval.Embeddings:
     """A version's embeddings of a split."""
     return retrieval.Embeddings(
         ids=samples.ids,
         labels=np.asarray(samples.classes)[samples.labels],
-        vectors=said.embeddings,
+        vectors=outputs.embeddings,
         groups=samples.groups,
     )

@@ -27,7 +27,7 @@ BEST = "best.safetensors"
 """Weights of the best checkpoint so far, in every checkpoint."""
 
 
-class Duals:
+class BudgetMultipliers:
     """Multipliers and the choice of a checkpoint.
 
     Args:
@@ -138,9 +138,9 @@ class Duals:
             self._best, self.best_epoch, self.best_error = tuple(rank), int(epoch), float(error)
 
 
-def duals_of(job: TrainingJob, task: Task) -> Duals | None:
+def budget_multipliers_of(job: TrainingJob, task: Task) -> BudgetMultipliers | None:
     """The multipliers of a job; None where its predecessors have no budgets."""
     weighting = job.compatibility.weighting
     if job.contract is None or not isinstance(weighting, spec.Adaptive):
         return None
-    return Duals(job.contract, weighting, task.samples("constraint"))
+    return BudgetMultipliers(job.contract, weighting, task.samples("constraint"))

@@ -27,7 +27,7 @@ MOST = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free:
+class ReferenceRuns:
     """The unconstrained runs of one version.
 
     Attributes:
@@ -41,7 +41,7 @@ class Free:
 
 def unconstrained(
     home: Path, versions: Sequence[Predecessor], *, like: TaskSection, trusted: Collection[str] = ()
-) -> dict[str, Free]:
+) -> dict[str, ReferenceRuns]:
     """The unconstrained runs of each version, looked up under its own model family.
 
     Args:
@@ -66,20 +66,20 @@ def _of(
     mirror: Mirror,
     opened: Callable[[Path], Predecessor],
     most: int,
-) -> Free:
+) -> ReferenceRuns:
     run = home / "runs" / run_id
     path, described = run / SPEC, run / "model" / bundle.DESCRIPTION
     try:
         if not all(one.exists() or mirror.restore_file(one) for one in (path, described)):
-            return Free(reason=f"none known, run {run_id} is not in this home")
+            return ReferenceRuns(reason=f"none known, run {run_id} is not in this home")
         if bundle.recorded_digest(described.parent) != version.digest:
-            return Free(reason=f"none known, run {run_id} of this home trained another version")
+            return ReferenceRuns(reason=f"none known, run {run_id} of this home trained another version")
         job = json.loads(read_bytes(path))["job"]
         if not job["predecessors"] and not job["references"]:
             return (
-                Free(reason=f"it is one, but {version.lost}")
+                ReferenceRuns(reason=f"it is one, but {version.lost}")
                 if version.lost
-                else Free(runs=(version,), reason="it is one")
+                else ReferenceRuns(runs=(version,), reason="it is one")
             )
         found = []
         for index in range(1, most + 1):
@@ -88,10 +88,10 @@ def _of(
                 break
             found.append(opened(folder / "model"))
     except (GracefulError, ValueError, KeyError, TypeError) as e:
-        return Free(reason=f"cannot be read ({e})")
+        return ReferenceRuns(reason=f"cannot be read ({e})")
     if not found:
-        return Free(reason="none here; compatibility.reference or adaptive weighting trains one")
-    return Free(runs=tuple(found), reason=f"{len(found)} of its recipe, other seed")
+        return ReferenceRuns(reason="none here; compatibility.reference or adaptive weighting trains one")
+    return ReferenceRuns(runs=tuple(found), reason=f"{len(found)} of its recipe, other seed")
 
 
 def reference_name(job: dict[str, Any], index: int) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from graceful.errors import DataError
 from graceful.metrics.predictions import Predictions
-from graceful.programs import predicted
+from graceful.programs import recorded_predictions
 from graceful.storage import arrays
 
 
@@ -34,8 +34,8 @@ def some(**changes: object) -> Predictions:
 @pytest.mark.parametrize("changes", [{}, {"groups": None}, {"classes": None}])
 def test_what_is_saved_is_read_back(tmp_path: Path, changes: dict[str, object]) -> None:
     said = some(**changes)
-    predicted.save(tmp_path / predicted.FILE, said)
-    found = predicted.load(tmp_path / predicted.FILE)
+    recorded_predictions.save(tmp_path / recorded_predictions.FILE, said)
+    found = recorded_predictions.load(tmp_path / recorded_predictions.FILE)
     assert found.ids.tolist() == ["b", "a", "c"]
     assert found.labels.tolist() == said.labels.tolist()
     assert found.predicted.tolist() == ["cat", "", "bird"]
@@ -48,17 +48,17 @@ def test_what_is_saved_is_read_back(tmp_path: Path, changes: dict[str, object]) 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 half an archive"])
 def test_other_bytes_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / predicted.FILE
+    path = tmp_path / recorded_predictions.FILE
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"predictions.npz: no predictions") as raised:
-        predicted.load(path)
+        recorded_predictions.load(path)
     assert "\n" not in raised.value.message
 
 
 def rewritten(tmp_path: Path, method: int = zipfile.ZIP_DEFLATED, **columns: bytes) -> Path:
     """A file of predictions in which some arrays are other bytes."""
-    path = tmp_path / predicted.FILE
-    predicted.save(path, some())
+    path = tmp_path / recorded_predictions.FILE
+    recorded_predictions.save(path, some())
     with zipfile.ZipFile(path) as archive:
         held = {entry.filename.removesuffix(".npy"): archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(path, "w", method) as archive:
@@ -107,7 +107,7 @@ def test_what_an_array_announces_is_compared_with_what_it_holds(
 ) -> None:
     path = rewritten(tmp_path, **columns)
     with tiny_memory(), pytest.raises(DataError, match=words) as raised:
-        predicted.load(path)
+        recorded_predictions.load(path)
     assert "\n" not in raised.value.message
 
 
@@ -118,9 +118,9 @@ def test_an_archive_that_unpacks_to_more_than_is_read_is_refused_before_it_is_un
     bomb = rewritten(tmp_path, ids=written(np.zeros(2**26, dtype="<U1")))
     assert bomb.stat().st_size < 2**19
     with tiny_memory(), pytest.raises(DataError, match="unpacked more than 1048576 bytes"):
-        predicted.load(bomb)
+        recorded_predictions.load(bomb)
     with pytest.raises(DataError, match="compressed in another way"):
-        predicted.load(rewritten(tmp_path, zipfile.ZIP_LZMA))
+        recorded_predictions.load(rewritten(tmp_path, zipfile.ZIP_LZMA))
 
 
 def test_an_entry_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_an_entry_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -
     assert content.count(size) == 2
     path.write_bytes(content.replace(size, (2**10).to_bytes(4, "little")))
     with tiny_memory(), pytest.raises(DataError, match="no predictions"):
-        predicted.load(path)
+        recorded_predictions.load(path)
 
 
 @contextmanager
@@ -144,8 +144,8 @@ def tiny_memory(most: int = 2**25) -> Iterator[None]:
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
-    path = tmp_path / predicted.FILE
+    path = tmp_path / recorded_predictions.FILE
     with path.open("wb") as file:
         np.savez(file, ids=np.asarray([{"a": 1}], dtype=object))
     with pytest.raises(DataError, match="no predictions"):
-        predicted.load(path)
+        recorded_predictions.load(path)

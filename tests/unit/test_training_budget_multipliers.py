@@ -23,8 +23,8 @@ from graceful.programs.contract import Unconstrained, ask, contract, near_chance
 from graceful.programs.train import train as train_version
 from graceful.storage import sha256_file
 from graceful.training import batches, trace
+from graceful.training.budget_multipliers import BudgetMultipliers
 from graceful.training.driver import TrainingJob, train
-from graceful.training.duals import Duals
 from graceful.training.job import claim
 from tests.support import training_task
 
@@ -190,9 +190,9 @@ def test_other_constraint_data_leave_the_record_of_a_finished_run_alone(tmp_path
     assert (tmp_path / "run" / "contract.json").read_bytes() == before
 
 
-def fed(duals: Duals, flips: list[int], errors: int, *, validation: float) -> bool:
+def fed(multipliers: BudgetMultipliers, flips: list[int], errors: int, *, validation: float) -> bool:
     counts = torch.tensor([*flips, errors])
-    return duals.advance(counts, epoch=0, validation_error=validation)[1]
+    return multipliers.advance(counts, epoch=0, validation_error=validation)[1]
 
 
 def test_counts_of_two_ranks_move_like_those_of_one(tmp_path: Path, chain: Any) -> None:
@@ -200,12 +200,12 @@ def test_counts_of_two_ranks_move_like_those_of_one(tmp_path: Path, chain: Any) 
     task = tasks.build(wanted.spec.task)
     samples, network = task.samples("constraint"), training_task.opened(chain[1])
     assert wanted.contract is not None
-    duals = Duals(wanted.contract, wanted.spec.compatibility.weighting, samples)  # type: ignore[arg-type]
+    multipliers = BudgetMultipliers(wanted.contract, wanted.spec.compatibility.weighting, samples)  # type: ignore[arg-type]
 
     forward = Forward(network.network)
     every = np.arange(len(samples))
-    one = duals.count(task, [every], forward=forward, device=torch.device("cpu"))
-    two = [duals.count(task, [every[rank::2]], forward=forward, device=torch.device("cpu")) for rank in (0, 1)]
+    one = multipliers.count(task, [every], forward=forward, device=torch.device("cpu"))
+    two = [multipliers.count(task, [every[rank::2]], forward=forward, device=torch.device("cpu")) for rank in (0, 1)]
     assert torch.equal(one, sum(two))
     assert one[1] == 0, "nobody flips against oneself"
 
@@ -216,7 +216,7 @@ def test_state_survives_a_checkpoint_and_another_chain_is_refused(tmp_path: Path
     made: Contract | None = wanted.contract
     assert made is not None
     rule: Any = wanted.spec.compatibility.weighting
-    first, second = Duals(made, rule, samples), Duals(made, rule, samples)
+    first, second = BudgetMultipliers(made, rule, samples), BudgetMultipliers(made, rule, samples)
     assert fed(first, [30, 2], 20, validation=0.3)
     assert not fed(first, [30, 2], 20, validation=0.4)
     second.load_state_dict(first.state_dict())
@@ -225,9 +225,9 @@ def test_state_survives_a_checkpoint_and_another_chain_is_refused(tmp_path: Path
     assert fed(first, [0, 0], 5, validation=0.9) == fed(second, [0, 0], 5, validation=0.9)
     renamed = replace(made, budgets=tuple(replace(one, name=f"{one.name}x") for one in made.budgets))
     with pytest.raises(SpecError, match="the checkpoint has multipliers of"):
-        Duals(renamed, rule, samples).load_state_dict(first.state_dict())
+        BudgetMultipliers(renamed, rule, samples).load_state_dict(first.state_dict())
     with pytest.raises(DataError, match="constraint split: SHA-256 must be"):
-        Duals(replace(made, data="0" * 64), rule, samples)
+        BudgetMultipliers(replace(made, data="0" * 64), rule, samples)
 
 
 @pytest.mark.parametrize("known", [{"reference_error": 0.2}, {}], ids=["error given", "too few ids"])

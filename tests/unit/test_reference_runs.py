@@ -9,7 +9,7 @@ import pytest
 
 from graceful.chain import Kept, Predecessor
 from graceful.models import bundle
-from graceful.programs.independent import unconstrained
+from graceful.programs.reference_runs import unconstrained
 from graceful.programs.train import train
 from tests.support import training_task
 from tests.unit.test_program_stages import constant, parse

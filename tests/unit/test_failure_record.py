@@ -1,0 +1,67 @@
+"""What a retry would only do again is remembered; what may pass, or what a person asked for, is not."""
+
+import pytest
+
+from graceful import errors
+from graceful.programs import failure_record, run_dir_of
+from graceful.spec import RefreshSpec
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRACEFUL_STORAGE", raising=False)
+    monkeypatch.delenv(failure_record.RESUMES_VARIABLE, raising=False)
+    return RefreshSpec(model="m", name="v1", home=str(tmp_path), task={"kind": "digits"})
+
+
+@pytest.mark.parametrize("kind", failure_record.KINDS)
+def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
+    failure_record.remember(spec, kind("step 3: loss is nan"), run_dir_of(spec))
+    again = failure_record.recall(spec, run_dir_of(spec))
+    assert type(again) is kind
+    assert again.message.startswith("step 3: loss is nan (an earlier attempt said so: ")
+    assert again.message.endswith("failure_record.json)")
+
+
+@pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])
+def test_an_error_that_may_pass_is_tried_again(spec, kind):
+    failure_record.remember(spec, kind("the server is away"), run_dir_of(spec))
+    assert failure_record.recall(spec, run_dir_of(spec)) is None
+
+
+def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
+    failure_record.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
+    assert failure_record.recall(spec.model_copy(update={"description": "mended"}), run_dir_of(spec)) is not None
+    changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
+    assert failure_record.recall(changed, run_dir_of(spec)) is None
+    monkeypatch.setenv(failure_record.RESUMES_VARIABLE, "1")
+    assert failure_record.recall(spec, run_dir_of(spec)) is None
+
+
+def test_what_may_pass_and_what_is_old_is_tried_again(spec, monkeypatch):
+    failure_record.remember(spec, errors.SpecError("already being worked on", {"passing": True}), run_dir_of(spec))
+    assert failure_record.recall(spec, run_dir_of(spec)) is None
+    failure_record.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
+    now = failure_record.time.time()
+    monkeypatch.setattr(failure_record.time, "time", lambda: now + failure_record.VALID_SECONDS)
+    assert failure_record.recall(spec, run_dir_of(spec)) is None
+
+
+def test_a_damaged_note_is_no_obstacle(spec):
+    failure_record.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
+    (run_dir_of(spec) / failure_record.FILE).write_text("{")
+    assert failure_record.recall(spec, run_dir_of(spec)) is None
+
+
+def test_work_is_done_once_where_somebody_retries_it(spec, tmp_path):
+    came = []
+
+    def attempt(*, retried):
+        with failure_record.once(spec, tmp_path / "search", retried=retried):
+            came.append(retried)
+            raise errors.DataError("too few ids")
+
+    for retried in (True, True, False):
+        with pytest.raises(errors.DataError, match="too few ids"):
+            attempt(retried=retried)
+    assert came == [True, False]

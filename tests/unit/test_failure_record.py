@@ -20,7 +20,7 @@ def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
     again = failure_record.recall(spec, run_dir_of(spec))
     assert type(again) is kind
     assert again.message.startswith("step 3: loss is nan (an earlier attempt said so: ")
-    assert again.message.endswith("failure_record.json)")
+    assert again.message.endswith("hopeless.json)")
 
 
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])

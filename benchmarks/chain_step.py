@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from benchmarks import results, runs
-from graceful import targets
+from graceful import learners, targets
 from graceful.models import bundle
 from graceful.tasks.base import Task
 from graceful.training import batches, engine
@@ -83,18 +84,22 @@ def stepper(
     materials = batches.gather(job, task, device=cpu)
     materials.remix([1.0 / max(count, 1)] * count)
     opening = time.process_time() - start
-    objective = Objective(job.compatibility, task.classes, materials.versions, groups=materials.groups)
+    learner = materials.learner
+    objective = Objective(
+        job.compatibility, task.classes, materials.versions, groups=materials.groups, task_loss=learner.task_loss
+    )
     sampler = Sampler(samples=len(materials.train), batch_size=128, accumulation=1, world_size=1, seed=0)
     torch.manual_seed(0)
-    trained = engine.build(document.train, task.network(task.classes), device=cpu)
+    forward = partial(learners.run, learner)
+    trained = engine.build(document.train, task.network(task.classes), device=cpu, run=forward)
     order = sampler.epoch(0)[:, :, 0]
 
     def run(steps: int) -> Times:
         begun, wall = time.process_time(), time.perf_counter()
         for slices in materials.slices(order[:steps], epoch=0):
             for one in slices:
-                outputs = trained.forward(one.inputs)
-                value = objective(outputs, one.labels, one.old, one.reference, one.merged)
+                outputs = trained.forward(one.batch)
+                value = objective(outputs, one.labels, one.old, one.reference, one.merged, batch=one.batch)
                 trained.backward(value.total)
             trained.step(0.01)
         return (time.process_time() - begun) / steps, (time.perf_counter() - wall) / steps

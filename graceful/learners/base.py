@@ -24,7 +24,8 @@ class Learner(Protocol):
 
     Attributes:
         encoders: Names of the ways to embed a batch. One, `DEFAULT_ENCODER`, unless queries and gallery are embedded
-            differently: then `query` and `gallery`, and training uses `query`.
+            differently: then `query` and `gallery`. Training runs the `query` encoder alone, and losses compare with
+            the `query` encoder of predecessors; parameters that only the `gallery` encoder uses are not trained.
     """
 
     encoders: tuple[str, ...]
@@ -40,7 +41,10 @@ class Learner(Protocol):
         ...
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
-        """Run a network on a batch; embedding [B, d] and logits [B, C]."""
+        """Run a network on a batch; embedding [B, d] and logits [B, C].
+
+        Losses that read a predecessor's head (`influence`) call `network.classify` on embeddings of that length.
+        """
         ...
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
@@ -54,8 +58,8 @@ class Learner(Protocol):
         ...
 
 
-MEMBERS = ("encoders", "collate", "forward", "task_loss")
-"""What a learner must have."""
+MEMBERS = ("collate", "forward", "task_loss")
+"""Methods that a learner must have."""
 
 
 def learner_of(task: Task) -> Learner:
@@ -71,6 +75,12 @@ def learner_of(task: Task) -> Learner:
 def encoder_for(learner: Learner, role: Role) -> str:
     """Return the encoder for a role: the one of that name, else the learner's first."""
     return role if role in learner.encoders else learner.encoders[0]
+
+
+def roles(learner: Learner) -> tuple[Role, ...]:
+    """Return the roles that a learner embeds differently: `query` alone where one encoder does everything."""
+    every: tuple[Role, ...] = ("query", "gallery")
+    return every if encoder_for(learner, "query") != encoder_for(learner, "gallery") else every[:1]
 
 
 def run(learner: Learner, network: nn.Module, batch: Batch, *, role: Role = "query") -> Outputs:

@@ -14,6 +14,11 @@ from graceful.learners.batch import Batch
 from graceful.models.base import Outputs, outputs_of
 
 
+def cross_entropy(outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of the logits for each sample, [B]; the batch is not looked at."""
+    return F.cross_entropy(outputs.logits, labels, reduction="none")
+
+
 class Classifier:
     """Embed with the network, classify the embedding, cross-entropy with the label.
 
@@ -36,4 +41,4 @@ class Classifier:
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
         """Cross-entropy of the logits."""
-        return F.cross_entropy(outputs.logits, labels, reduction="none")
+        return cross_entropy(outputs, batch, labels)

@@ -7,6 +7,7 @@ because whoever may write to the registry may name any.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,20 @@ class Served:
         Returns:
             `label` [B] class names, `probability` [B, C] fp32 in the order of `classes` [C].
         """
-        probability = self.version(np.asarray(items)).logits.softmax(dim=1).cpu().numpy()
+        probability = self.version(_as_read(items)).logits.softmax(dim=1).cpu().numpy()
         classes = np.asarray(self.version.classes)
         return {"label": classes[probability.argmax(axis=1)], "probability": probability, "classes": classes}
+
+
+def _as_read(items: Any) -> Any:
+    """Numbers as an array; texts, pairs and mappings as they came, since the task's own code takes them apart."""
+    if isinstance(items, Mapping):
+        return items
+    try:
+        array = np.asarray(items)
+    except ValueError:  # rows of different lengths
+        return items
+    return array if not isinstance(items, list) or array.dtype.kind in "biufc" else items
 
 
 def _load_pyfunc(path: str) -> Served:

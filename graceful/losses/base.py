@@ -89,7 +89,7 @@ class Loss(Section):
     weight: Weight = 1.0
 
     place: ClassVar[int] = 100
-    """Position among the kinds, in listings and in searches; graceful's own are below 100."""
+    """Position among graceful's own kinds, in listings and in searches; those of other packages follow by name."""
     search_name: ClassVar[str] = ""
     """Name of the weight among the parameters of a search; empty: the kind."""
     search_range: ClassVar[tuple[float, float] | None] = (0.1, 10.0)

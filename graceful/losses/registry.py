@@ -14,14 +14,16 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import pkgutil
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, cast, get_args
 
 from pydantic import Field
 
 import graceful.losses
 from graceful.losses.base import Loss
+from graceful.sections import Section
 
 GROUP = "graceful.losses"
 
@@ -59,12 +61,22 @@ def kind_of(loss: type[Loss]) -> str:
 @functools.cache
 def _registered() -> tuple[dict[str, type[Loss]], dict[str, str]]:
     available = {kind_of(loss): loss for loss in sorted(_own(), key=lambda loss: (loss.place, kind_of(loss)))}
+    names = {name: kind for kind, loss in available.items() for name in _search_names(loss)}
     reasons: dict[str, str] = {}
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
-        reason = _register(entry, available)
+    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    for kind, group in itertools.groupby(entries, key=lambda entry: entry.name):
+        first, *others = group
+        reason = "and another package offers that kind, too" if others else None
+        if reason is None and kind in available:
+            reason = f"which is taken: {available[kind].__module__} has that kind"
+        if reason is None:
+            loss, reason = _loaded(first, names)
+            if loss is not None:
+                available[kind] = loss
+                names |= dict.fromkeys(_search_names(loss), kind)
         if reason is not None:
-            package = entry.dist.name if entry.dist else "a package"
-            reasons[entry.name] = f"{package} offers the loss {entry.name} as {entry.value}, {reason}"
+            package = first.dist.name if first.dist else "a package"
+            reasons[kind] = f"{package} offers the loss {kind} as {first.value}, {reason}"
     return available, reasons
 
 
@@ -78,17 +90,60 @@ def _own() -> Iterator[type[Loss]]:
                 yield value
 
 
-def _register(entry: importlib.metadata.EntryPoint, available: dict[str, type[Loss]]) -> str | None:
-    """Add the class of an entry point; returns why it cannot be used, None where it can."""
-    if entry.name in available:
-        return f"which is taken: {available[entry.name].__module__} has that kind"
+def _loaded(entry: importlib.metadata.EntryPoint, names: Mapping[str, str]) -> tuple[type[Loss] | None, str | None]:
+    """Return the class of an entry point, or why it cannot be used.
+
+    Args:
+        entry: The entry point.
+        names: Names that a search knows already -> the kinds they belong to.
+    """
     try:
         loss = entry.load()
-    except (ImportError, AttributeError, SyntaxError, ValueError, TypeError, NameError, OSError) as error:
-        return f"which cannot be imported ({type(error).__name__}: {error})"
-    if not (inspect.isclass(loss) and issubclass(loss, Loss)):
-        return "which is no class derived from graceful.losses.base.Loss"
-    if kind_of(loss) != entry.name:
-        return f"whose kind is {kind_of(loss)!r}; entry point and kind must have one name"
-    available[entry.name] = loss
-    return None
+        if not (inspect.isclass(loss) and issubclass(loss, Loss)):
+            return None, "which is no class derived from graceful.losses.base.Loss"
+        if get_args(loss.model_fields["kind"].annotation) != (entry.name,) or kind_of(loss) != entry.name:
+            written = f'kind: Literal["{entry.name}"] = "{entry.name}"'
+            return None, f"whose kind is {kind_of(loss)!r}; write {written}, the name of the entry point"
+        searched_names = _search_names(loss)
+    except _FAULTS as error:
+        return None, f"which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+    if loss.compares_outputs and loss.search_range is None:
+        return None, "which compares outputs, so a search must vary its weight; give it a search_range"
+    taken = sorted(set(searched_names) & (set(names) | _RESERVED))
+    if taken:
+        whose = names.get(taken[0], "every search")
+        return None, f"whose search has a parameter {taken[0]!r}, as {whose} has; give it another name"
+    return loss, None
+
+
+_FAULTS = (
+    ImportError,
+    AttributeError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    NameError,
+    OSError,
+    RuntimeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+)
+"""What the code of another package may raise where it is imported or asked for its names."""
+_RESERVED = {"compare", "reference", "runs", "decay", "step", "against", "interpolation"}
+"""Parameters of every search."""
+
+
+class _Unwritten:
+    """A section `tune.space` in which nothing is written: every key is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _search_names(loss: type[Loss]) -> list[str]:
+    """Return the names of the parameters that a loss has in a search, or as keys of `tune.space`."""
+    if loss.search_range is None:
+        return []
+    options = loss.search_options(None, cast(Section, _Unwritten()))
+    return list(dict.fromkeys([loss.weight_name(), *loss.search_keys(), *options]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from graceful.errors import DataError, NonFiniteError, SpecError
+from graceful.models.base import CODE_FAULTS
 
 _HEAD = "head."
 
@@ -71,6 +72,8 @@ def head_of(network: nn.Module, *, embedding_size: int) -> dict[str, Tensor] | N
         with torch.no_grad():
             ones = torch.ones(1, embedding_size, device=device, dtype=dtype)
             logits: Tensor = forget_body(network).eval().classify(ones)  # type: ignore[operator]
+    except CODE_FAULTS:  # it does not classify the embedding, so the head alone is of no use
+        return None
     finally:
         network.load_state_dict(before)
         network.train(training)

@@ -31,14 +31,15 @@ def require_sound(task: Task, train: Samples, *, retrieval: bool = False) -> dic
     if len(task.classes) < 2:
         raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
     splits = {"train": train, **_opened(task, _HELD_OUT, absent="constraint")}
-    for name, samples in splits.items():
+    every = {**splits, **(_opened(task, _RETRIEVAL) if retrieval else {})}
+    for name, samples in every.items():
         if not len(samples) and name != "constraint":
             raise DataError(f"task: the {name} split is empty; give at least one sample in it")
     if train.labels.min() == train.labels.max():
         label = train.classes[train.labels[0]]
         raise DataError(f"task: every sample of the train split is labelled {label!r}; give samples of other classes")
     _require_apart(splits)
-    return {**splits, **(_opened(task, _RETRIEVAL) if retrieval else {})}
+    return every
 
 
 def _opened(task: Task, names: tuple[Split, ...], *, absent: str = "") -> dict[str, Samples]:

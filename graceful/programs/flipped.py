@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from graceful.metrics.predictions import Predictions, join
 from graceful.tasks.base import Samples
@@ -98,6 +99,8 @@ def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
     for start in range(0, len(wanted), AT_ONCE):
         names = wanted[start : start + AT_ONCE]
         items = samples.read(np.asarray([position[name] for name in names], dtype=np.int64))
+        if isinstance(items, Mapping) or len(items) != len(names):
+            return {}
         drawn |= {name: _picture(item) for name, item in zip(names, items, strict=True)}
     return {name: png for name, png in drawn.items() if png is not None}
 
@@ -107,6 +110,8 @@ def _picture(item: Any) -> bytes | None:
 
     if isinstance(item, Photo):
         item = item.thumbnail(THUMBNAIL)
+    if not isinstance(item, Image.Image | np.ndarray | Tensor):
+        return None
     if not isinstance(item, Image.Image):
         array = np.asarray(item)
         if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
-from graceful.learners import run
+from graceful.learners import Role, roles, run
 from graceful.learners.batch import Batch, described, finite_rows, shape, take
 from graceful.models.base import CODE_FAULTS
 from graceful.tasks.base import Samples, Task
@@ -71,7 +71,8 @@ def require_answers(versions: Sequence[Predecessor], samples: Samples, *, split:
         if version.lost or not len(samples):
             continue
         try:
-            version(samples.read(np.zeros(1, dtype=np.int64)))
+            for role in roles(version.learner):
+                version(samples.read(np.zeros(1, dtype=np.int64)), role=role)
         except (SpecError, DataError) as e:
             raise DataError(
                 f"{version.name} cannot answer sample {str(samples.ids[0])!r} of {split}, on which every version is"
@@ -90,6 +91,7 @@ class _Look:
     def __init__(self, task: Task, name: str, samples: Samples, version: Predecessor) -> None:
         self.task, self.name, self.samples, self.version = task, name, samples, version
         self._answered: set[Shape] = set()
+        self._role: Role = "gallery" if name == "gallery" else "query"
 
     def at(self, positions: Positions) -> None:
         try:
@@ -103,7 +105,7 @@ class _Look:
 
     def _batch(self, positions: Positions) -> Batch:
         items = self.samples.read(positions)
-        if hasattr(items, "__len__") and len(items) != len(positions):
+        if hasattr(items, "__len__") and not isinstance(items, Mapping) and len(items) != len(positions):
             raise DataError(f"read() gave {len(items)} items for {len(positions)} positions; give one for each")
         return self.version.learner.collate(items, None)
 
@@ -142,7 +144,7 @@ class _Look:
     def _logits(self, batch: Batch, positions: Positions) -> Tensor:
         try:
             with torch.no_grad():
-                return run(self.version.learner, self.version.network, batch).logits
+                return run(self.version.learner, self.version.network, batch, role=self._role).logits
         except CODE_FAULTS as e:
             name = str(self.samples.ids[positions[0]])
             raise DataError(

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
-from graceful.learners import Batch, Learner, learner_of, run
+from graceful.learners import Batch, Learner, Role, learner_of, roles, run
 from graceful.learners.batch import described, size, take
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS, Outputs
@@ -99,8 +99,11 @@ def _step(
         outputs = run(learner, network, batch)
         require_outputs(outputs, rows=len(positions), classes=len(task.classes), given=described(batch))
         labels = torch.from_numpy(train.labels[positions])
-        losses = learner.task_loss(Outputs(outputs.embedding.float(), outputs.logits.float()), batch, labels)
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        exact = Outputs(outputs.embedding.float(), outputs.logits.float())
+        loss = learner.task_loss(exact, batch, labels).mean()
+        if any(one.reads - {"logits", "correctness"} for one in spec.compatibility.losses):
+            loss = loss + 0.0 * exact.embedding.sum()  # these losses reach the embedding, whatever the task's does
+        loss.backward()  # type: ignore[no-untyped-call]
     if isinstance(spec.train.engine, TorchEngine) and spec.train.num_workers > 1:
         unused_parameters(network, allowed=spec.train.engine.find_unused_parameters)
     with torch.no_grad():
@@ -114,8 +117,8 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     """Save and load the network; what it says afterwards must be what it says now."""
     learner = learner_of(task)
     batch = learner.collate(items, None)
-    said = _answers(network, batch, learner)
-    declared, made = getattr(network, "embedding_size", None), said.embedding.shape[1]
+    said = {role: _answers(network, batch, learner, role) for role in roles(learner)}
+    declared, made = getattr(network, "embedding_size", None), said["query"].embedding.shape[1]
     if isinstance(declared, int) and declared != made:
         raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {made}; correct it")
     weights, saved = folder / WEIGHTS, folder / "model"
@@ -123,8 +126,9 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     finish(spec, task, weights=weights, folder=saved)
     with _translated(network, "the network, loaded and frozen,", batch):
         version = bundle.load(saved, augment_like=spec.task, task=task)
-        again = version(items)
-    for name, before, after in zip(Outputs._fields, said, again, strict=True):
+        again = {role: version(items, role=role) for role in said}
+    both = [(name, said[role], again[role]) for role in said for name in Outputs._fields]
+    for name, before, after in ((name, getattr(one, name), getattr(two, name)) for name, one, two in both):
         if not _same(before, after):
             raise SpecError(
                 f"task: saved and loaded again, the network says something else ({name} differs by"
@@ -134,12 +138,12 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     return version
 
 
-def _answers(network: nn.Module, batch: Batch, learner: Learner) -> Outputs:
+def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> Outputs:
     """What a network says in eval mode, which must not change it and must be the same each time."""
     before = portable(network.eval().state_dict())
-    with torch.no_grad(), _translated(network, "the network in eval mode", batch):
+    with torch.no_grad(), _translated(network, f"the network in eval mode{_as(role)}", batch):
         first, second, alone = (
-            Outputs(*(one.float() for one in run(learner, network, some)))
+            Outputs(*(one.float() for one in run(learner, network, some, role=role)))
             for some in (batch, batch, take(batch, slice(1)))
         )
     after = portable(network.state_dict())
@@ -161,6 +165,10 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner) -> Outputs:
             " answer each sample by itself: normalise with running statistics, not with those of the batch"
         )
     return first
+
+
+def _as(role: Role) -> str:
+    return " with the gallery encoder" if role == "gallery" else ""
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

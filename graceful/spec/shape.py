@@ -57,7 +57,7 @@ def _field(field: FieldInfo, path: str) -> Iterator[Key]:
 
 
 def _first_line(section: type[Section]) -> str:
-    return (section.__doc__ or "").strip().splitlines()[0]
+    return next(iter((section.__doc__ or "").strip().splitlines()), "")
 
 
 def annotation_of(field: FieldInfo) -> Any:

@@ -67,7 +67,8 @@ def _loss_keys() -> dict[str, Any]:
         for name, key in loss.search_keys().items():
             keys[name] = (key.annotation | None, Field(default=None, description=key.doc))
     names = tuple(loss.weight_name() for loss in registry.searched() if loss.compares_outputs)
-    doc = "How outputs are compared with the old version's, to choose from; None: distillation and displacement."
+    doc = "How outputs are compared with the old version's, to choose from; None: distillation and displacement, and\n"
+    "those of other packages that the spec has."
     choices = Annotated[tuple[Literal[names], ...], Field(min_length=1)]  # type: ignore[valid-type]
     return {"compare": (choices | None, Field(default=None, description=doc)), **keys}
 

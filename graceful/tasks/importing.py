@@ -149,6 +149,8 @@ class VerifiedModules(MetaPathFinder):
         if compiled is not None:
             return self._compiled(fullname, compiled)
         inner = any(name.startswith(f"{stem}/") and name.endswith(".py") for name in self.files)
+        if "." in fullname and not inner:  # Python would look into the folder itself, where anything may lie by now
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
         if not inner or ("." not in fullname and PathFinder.find_spec(fullname) is not None):
             return None
         spec = ModuleSpec(fullname, None, is_package=True)

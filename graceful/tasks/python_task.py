@@ -70,6 +70,21 @@ def _check_options(path: Path, factory: Callable[..., Any], options: dict[str, A
             raise SpecError(f"task.options.{name}: required by task() in {path} and missing; add it")
 
 
+def _check_learner(path: Path, learner: object) -> None:
+    kind = type(learner).__name__
+    for name in MEMBERS:
+        if not callable(getattr(learner, name, None)):
+            raise SpecError(
+                f"{path}: the learner, a {kind}, lacks the method {name}; see graceful.learners.base.Learner"
+            )
+    encoders = getattr(learner, "encoders", None)
+    if not isinstance(encoders, tuple) or not encoders or not all(isinstance(name, str) for name in encoders):
+        raise SpecError(
+            f"{path}: encoders of the learner, a {kind}, must be a tuple of names, got {encoders!r:.60}; write"
+            " encoders = ('default',)"
+        )
+
+
 def _check_members(path: Path, built: object) -> None:
     kind = type(built).__name__
     learner = getattr(built, "learner", None)
@@ -79,11 +94,8 @@ def _check_members(path: Path, built: object) -> None:
     for name in _ATTRIBUTES:
         if not hasattr(built, name):
             raise SpecError(f"{path}: task() returned a {kind} without the attribute {name}; see graceful.tasks.base")
-    for name in MEMBERS if learner is not None else ():
-        if not hasattr(learner, name):
-            raise SpecError(
-                f"{path}: the learner, a {type(learner).__name__}, lacks {name}; see graceful.learners.base.Learner"
-            )
+    if learner is not None:
+        _check_learner(path, learner)
     classes = built.classes  # type: ignore[attr-defined]
     if (
         not isinstance(classes, tuple)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -50,10 +51,10 @@ class Watched:
         if self.learner is not None and isinstance(built, nn.Module) and hasattr(built, "classify"):
             return built
         if not (isinstance(built, nn.Module) and isinstance(built, Network)):
-            raise SpecError(
-                f"{self.path}: network() returned a {type(built).__name__} without embed and classify; return"
-                " graceful.models.base.Headed(body, head)"
-            )
+            lacks = "embed and classify; return graceful.models.base.Headed(body, head)"
+            if self.learner is not None:
+                lacks = "classify, which losses that read a predecessor's head call; add it"
+            raise SpecError(f"{self.path}: network() returned a {type(built).__name__} without {lacks}")
         return built
 
     def samples(self, split: Split) -> Samples:
@@ -134,7 +135,9 @@ class WatchedLearner:
         Raises:
             SpecError: An error in the file, or not one value for each sample.
         """
-        with blamed(self.path):
+        # On a GPU the same exceptions may be those of the device; whoever started the step decides.
+        of_the_device = (RuntimeError,) if labels.device.type != "cpu" else (torch.OutOfMemoryError,)
+        with blamed(self.path, passing=of_the_device):
             losses = self.own.task_loss(outputs, batch, labels)
         if not isinstance(losses, Tensor) or losses.shape != labels.shape:
             got = list(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from graceful import spec
 from graceful.chain import OldOutputs, label_map
 from graceful.chain.merging import Merged
 from graceful.errors import SpecError
+from graceful.learners.classifier import cross_entropy
 from graceful.losses.base import Reading
 from graceful.losses.ops import focus, label_space
 from graceful.losses.ops.pair import OldVersion, Pair
@@ -30,7 +30,7 @@ from graceful.losses.ops.reduction import accurate, weighted_mean
 from graceful.losses.ops.reference import reference_divergence
 from graceful.models.base import Outputs
 from graceful.training.merging import Group, asked, loss_keys
-from graceful.training.terms import Term, value
+from graceful.training.terms import Term, blamed, value
 
 __all__ = ["Objective", "ObjectiveValue", "OldVersion", "needs"]
 
@@ -100,7 +100,7 @@ class Objective:
         self._versions = tuple(versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
         self._groups = tuple(groups)
-        self._task_loss = task_loss or _cross_entropy
+        self._task_loss = task_loss or cross_entropy
         self._columns = [group.some_columns(len(classes), self._device) for group in self._groups]
         count = len(self._versions)
         self.strengths = tuple(strengths) if strengths is not None else (1.0 / max(count, 1),) * count
@@ -209,7 +209,8 @@ class Objective:
             for index, version in enumerate(self._versions):
                 if (position, index) in merged:
                     continue
-                constants = tuple(one.to(self._device) for one in loss.constants(version, self._maps[index]))
+                with blamed(loss, version.name):
+                    constants = tuple(one.to(self._device) for one in loss.constants(version, self._maps[index]))
                 terms.append(Term(key=f"{kind}/{version.name}", loss=loss, index=index, constants=constants))
         return terms
 
@@ -262,10 +263,6 @@ class Objective:
             return {}
         self._moments = focus.advance(self._moments, batch=self._sum_over_workers(torch.stack(moments)))
         return {term.key: mean for term, mean in zip(self._dynamic, focus.mean_of(self._moments), strict=True)}
-
-
-def _cross_entropy(outputs: Outputs, batch: Any, labels: Tensor) -> Tensor:
-    return F.cross_entropy(outputs.logits, labels, reduction="none")
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from graceful import tasks
+from graceful import spec, tasks
 from graceful.errors import SpecError
 from graceful.learners import Classifier, Learner, batch, learner_of, run
-from graceful.spec import DigitsTask, PythonTask
+from graceful.lineage.serving import Served
+from graceful.models.base import Outputs
+from graceful.programs.rehearsal import rehearse
+from graceful.spec import DigitsTask, PythonTask, RefreshSpec
 from graceful.tasks.base import Task
 
 SEQUENCES = Path(__file__).parents[1] / "support" / "sequences.py"
@@ -136,5 +139,66 @@ def test_a_learner_that_breaks_its_contract_is_told_in_one_line(
 def test_a_learner_without_a_member_is_refused_by_name(tmp_path: Path) -> None:
     text = textwrap.dedent(LEARNER).replace("def collate", "def gather")
     (tmp_path / "task.py").write_text(text.replace("{", "").replace("}", ""))
-    with pytest.raises(SpecError, match="the learner, a L, lacks collate"):
+    with pytest.raises(SpecError, match="the learner, a L, lacks the method collate"):
         tasks.build(PythonTask(file=str(tmp_path / "task.py")))
+
+
+@pytest.mark.parametrize("encoders", ["()", "'default'", "('query', 3)"])
+def test_encoders_must_be_names(tmp_path: Path, encoders: str) -> None:
+    text = LEARNER.replace('("default",)', encoders)
+    for name, code in GOOD.items():
+        text = text.replace(f"{{{name}}}", code)
+    (tmp_path / "task.py").write_text(text)
+    with pytest.raises(SpecError, match="encoders of the learner, a L, must be a tuple of names"):
+        tasks.build(PythonTask(file=str(tmp_path / "task.py")))
+
+
+def spec_of(file: Path) -> RefreshSpec:
+    section = {"kind": "python", "file": str(file)}
+    return spec.parse({"model": "m", "name": "v1", "task": section, "train": {"num_workers": 0}})
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("else mean", "else network.gallery(mean)", "the network in eval mode with the gallery encoder fails"),
+        ("else mean", "else mean + torch.rand(1)", "says something else each time of the same samples"),
+    ],
+)
+def test_the_gallery_encoder_is_tried_before_training(tmp_path: Path, right: str, wrong: str, message: str) -> None:
+    text = SEQUENCES.read_text()
+    assert right in text
+    (tmp_path / "task.py").write_text(text.replace(right, wrong))
+    document = spec_of(tmp_path / "task.py")
+    task = tasks.build(document.task)
+    with pytest.raises(SpecError) as caught:
+        rehearse(document, task, task.samples("train"))
+    assert message in caught.value.message
+
+
+def test_running_out_of_memory_in_a_loss_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    text = LEARNER
+    for name, code in {**GOOD, "LOSS": "(_ for _ in ()).throw(torch.OutOfMemoryError('CUDA'))"}.items():
+        text = text.replace(f"{{{name}}}", code)
+    (tmp_path / "task.py").write_text(text)
+    task = tasks.build(PythonTask(file=str(tmp_path / "task.py")))
+    with pytest.raises(torch.OutOfMemoryError):
+        losses_of(task)
+
+
+def test_texts_and_pairs_are_served_as_they_came_and_numbers_as_arrays() -> None:
+    seen: list[object] = []
+
+    def version(items: object) -> Outputs:
+        seen.append(items)
+        return Outputs(torch.zeros(2, 1), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+
+    version.classes = ("a", "b")  # type: ignore[attr-defined]
+    served = Served(version)  # type: ignore[arg-type]
+    texts, pairs, numbers = ["one", "two"], [[1, [2, 3]], [4, [5]]], [[1, 2], [3, 4]]
+    for items in (texts, pairs, numbers, {"x": [1, 2]}):
+        assert served.predict(items)["label"].tolist() == ["a", "b"]
+    assert seen[0] is texts
+    assert seen[1] is pairs
+    assert isinstance(seen[2], np.ndarray)
+    assert seen[3] == {"x": [1, 2]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,46 @@ class SignAgreement(Loss):
         return cls(**{**options, "slack": float(point["slack"])})
 '''
 
+OTHER_PACKAGE += """
+
+class Unfit(SignAgreement):
+    pass
+
+
+class FreeText(Loss):
+    kind: str = "free_text"
+
+
+class Namesake(SignAgreement):
+    kind: Literal["namesake"] = "namesake"
+    search_name: ClassVar = "distillation"
+
+
+class Margin(Loss):
+    kind: Literal["margin_again"] = "margin_again"
+
+    @classmethod
+    def search_options(cls, written, space):
+        return {"margin": Span(low=2.0, high=5.0)}
+
+
+class Fixed(Loss):
+    kind: Literal["fixed"] = "fixed"
+    compares_outputs: ClassVar = True
+    search_range: ClassVar = None
+
+
+class Bare(Loss):
+    kind: Literal["bare"] = "bare"
+
+    @property
+    def reads(self):
+        return frozenset({"logits"})
+
+    def compare(self, pair, constants):
+        return pair.new_logits
+"""
+
 ENTRY_POINTS = """
 [graceful.losses]
 sign_agreement = other_package.losses:SignAgreement
@@ -57,6 +98,13 @@ focal_distillation = other_package.losses:SignAgreement
 misnamed = other_package.losses:SignAgreement
 broken = other_package.missing:Loss
 no_loss = other_package.losses:Span
+raises = other_package.raises:Loss
+unannotated = other_package.unannotated:Unannotated
+free_text = other_package.losses:FreeText
+namesake = other_package.losses:Namesake
+margin_again = other_package.losses:Margin
+fixed = other_package.losses:Fixed
+bare = other_package.losses:Bare
 """
 
 
@@ -67,6 +115,11 @@ def other_package(tmp_path: Path) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "losses.py").write_text(OTHER_PACKAGE)
+    (package / "raises.py").write_text("raise RuntimeError('needs another driver')")
+    (package / "unannotated.py").write_text(
+        "from typing import Literal\nfrom graceful.losses.base import Loss\n"
+        "class Unannotated(Loss):\n    kind: Literal['unannotated'] = 'unannotated'\n    slack = 0.25\n"
+    )
     info = tmp_path / "site" / "other_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
@@ -144,6 +197,12 @@ def test_a_loss_of_another_package_is_found_trained_with_and_searched(other_pack
         ("misnamed", "other-package offers the loss misnamed as other_package.losses:SignAgreement, whose kind is"),
         ("broken", "which cannot be imported (ModuleNotFoundError"),
         ("no_loss", "which is no class derived from graceful.losses.base.Loss"),
+        ("raises", "which cannot be imported (RuntimeError: needs another driver)"),
+        ("unannotated", "which cannot be imported (PydanticUserError: "),
+        ("free_text", 'write kind: Literal["free_text"] = "free_text"'),
+        ("namesake", "whose search has a parameter 'distillation', as focal_distillation has"),
+        ("margin_again", "whose search has a parameter 'margin', as logit_displacement has"),
+        ("fixed", "which compares outputs, so a search must vary its weight; give it a search_range"),
     ],
 )
 def test_a_loss_that_cannot_be_used_is_refused_with_its_package(other_package: Path, kind: str, reason: str) -> None:
@@ -181,3 +240,38 @@ def test_a_kind_that_is_taken_stays_with_graceful(other_package: Path) -> None:
 def test_a_loss_without_a_value_says_what_it_lacks() -> None:
     with pytest.raises(NotImplementedError, match="override compare"):
         Loss(kind="nothing").compare(None, ())  # type: ignore[arg-type]
+
+
+def test_a_loss_of_another_package_that_fails_is_named(other_package: Path) -> None:
+    done = run(
+        other_package,
+        """
+        import torch
+        from graceful import spec
+        from graceful.chain import OldOutputs
+        from graceful.errors import SpecError
+        from graceful.losses.ops.pair import OldVersion
+        from graceful.models.base import Outputs
+        from graceful.training.objective import Objective
+
+        document = {"model": "m", "name": "v2", "task": {"kind": "digits"},
+                    "compatibility": {"losses": [{"kind": "bare"}]}}
+        version = OldVersion(name="v1", classes=("a", "b"), embedding_size=2)
+        objective = Objective(spec.parse(document).compatibility, ("a", "b"), [version])
+        old = OldOutputs(torch.zeros(3, 2), torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))
+        try:
+            objective(Outputs(torch.zeros(3, 2), torch.zeros(3, 2)), torch.tensor([0, 1, 0]), [old])
+        except SpecError as error:
+            print(error)
+        """,
+    )
+    assert done.stdout.startswith("compatibility.losses: bare of other_package.losses fails against v1"), done.stderr
+
+
+def test_every_command_that_reads_specs_lives_with_packages_that_fail(other_package: Path) -> None:
+    command = [sys.executable, "-m", "graceful.cli", "schema", "compatibility.losses"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(other_package), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "sign_agreement" in done.stdout
+    assert "bare" in done.stdout

@@ -197,3 +197,7 @@ def test_a_read_that_gives_fewer_items_is_refused_before_training(tmp_path: Path
 
 def test_an_empty_test_split_is_refused_before_training(tmp_path: Path) -> None:
     assert "the test split is empty" in refusal(DataError, tmp_path, {"fault": "empty"})
+
+
+def test_an_empty_query_split_is_refused_before_training(tmp_path: Path) -> None:
+    assert "the query split is empty" in refusal(DataError, tmp_path, {"fault": "empty", "split": "query"})

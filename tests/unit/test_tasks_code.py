@@ -21,6 +21,7 @@ from graceful import spec, tasks
 from graceful.errors import IntegrityError, SpecError
 from graceful.spec import PythonTask
 from graceful.tasks import code, python_task
+from graceful.tasks.importing import VerifiedModules
 
 TASK = """
     from shapes import CLASSES
@@ -277,6 +278,16 @@ def test_what_is_put_beside_verified_code_is_never_imported(unpacked: tuple[Pyth
     with pytest.raises(KeyError, match="query is late"):
         task.samples("query")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_module_put_into_a_verified_package_is_not_found(tmp_path: Path) -> None:
+    package = tmp_path / "fast_shapes"
+    package.mkdir()
+    (package / "_compiled.py").write_text("raise SystemExit('unverified code ran')")
+    finder = VerifiedModules(tmp_path, {"fast_shapes/__init__.py": b""})
+    with pytest.raises(ModuleNotFoundError, match=r"fast_shapes\._compiled"):
+        finder.find_spec("fast_shapes._compiled", [str(package)])
+    assert finder.find_spec("elsewhere.module", ["/usr/lib"]) is None
 
 
 def test_packages_and_folders_of_verified_code_are_imported_as_from_disk(

@@ -16,6 +16,7 @@ from graceful import tasks
 from graceful.errors import DataError
 from graceful.programs.flipped import thumbnails
 from graceful.spec import ImageFolderTask
+from graceful.tasks.base import Samples
 from graceful.tasks.portions import ROOM, portion
 
 
@@ -163,6 +164,16 @@ def test_thumbnails_show_the_whole_photo(folder):
     samples = _train(task)
     [png] = thumbnails([samples.ids[0]], samples).values()
     assert Image.open(io.BytesIO(png)).size == (56, 14)
+
+
+@pytest.mark.parametrize(
+    "items", [[([1, 2], [3]), ([4], [5, 6])], {"text": ["one", "two"]}, [["words"], ["more", "words"]]]
+)
+def test_items_that_are_no_pictures_have_no_thumbnails(items):
+    ids = np.array(["a", "b"])
+    labels = np.array([0, 1])
+    samples = Samples(ids=ids, labels=labels, classes=("x", "y"), groups=ids, read=lambda _: items, digest="d")
+    assert thumbnails(["a", "b"], samples) == {}
 
 
 # --- how many at a time -----------------------------------------------------------------------------------------------

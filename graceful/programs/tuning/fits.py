@@ -254,7 +254,8 @@ def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, ta
 def _cross_test(new: Predecessor, old: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> float | None:
     """New queries on the old gallery, R@1, within the part: the test galleries stay untouched."""
     size = spec.evaluate.batch_size
-    queries, gallery = (embeddings_of(samples, run_on_split(version, samples, size)) for version in (new, old))
+    queries = embeddings_of(samples, run_on_split(new, samples, size))
+    gallery = embeddings_of(samples, run_on_split(old, samples, size, role="gallery"))
     return recall_at_k(rank(queries.aligned(gallery.size), gallery), draws=100).value
 
 

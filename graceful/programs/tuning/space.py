@@ -230,7 +230,7 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
 def _compared(spec: RefreshSpec, point: Point) -> Loss:
     """The loss that compares outputs, with the spec's own options where it has that kind."""
     kind = next(loss for loss in _comparing(spec) if loss.weight_name() == point[COMPARE])
-    return _at(kind, next((loss for loss in spec.compatibility.losses if isinstance(loss, kind)), None), point)
+    return _at(kind, next((loss for loss in spec.compatibility.losses if type(loss) is kind), None), point)
 
 
 def _reweighted(loss: Loss, point: Point) -> Loss:

@@ -227,6 +227,15 @@ class Registry:
                 require_same(f"{record.label}: {path}", found=found, expected=record.files[path])
         return gone
 
+    def registered_file(self, model_id: str, name: str) -> bytes:
+        """Return one registered file of a version as the registry has it; the caller compares it with its record."""
+        from mlflow.artifacts import download_artifacts
+
+        location = self.client.get_logged_model(model_id).artifact_location
+        with tempfile.TemporaryDirectory() as scratch:
+            uri = f"{location}/{name}"
+            return Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.place.uri)).read_bytes()
+
 
 def quoted(text: str) -> str:
     """A literal of MLflow's filter language, which has no escapes.

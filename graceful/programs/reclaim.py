@@ -34,9 +34,35 @@ from graceful.targets.files import META
 LEAST = 3600.0
 """Seconds within which what was used or written stays, whatever is asked: a program may just be reading it."""
 LOCKS = ("runs/*/lock", "tunes/*/lock", "locks/*/lock")
-ITS_OWN = frozenset({"artifacts"})
-"""Folders of a home that belong to others: MLflow's files."""
-_BROKEN_OFF = re.compile(r"\..+\.(?:tmp|part)|\.(?:new|fetch)-.+|.+\.(?:deleted-\d+|fetching)")
+OWN_FOLDERS = (
+    "cache",
+    "code",
+    "jobs",
+    "locks",
+    "outbox",
+    "records",
+    "references",
+    "runs",
+    "schedules",
+    "targets",
+    "tunes",
+    "versions",
+    "webhooks",
+)
+"""Folders of a home that graceful writes. Everything else below the home belongs to others: MLflow's files, and what
+the user keeps there."""
+_OTHERS = re.compile(r"code/[0-9a-f]{64}|jobs/[^/]+/input")
+"""Folders inside of those that hold files of the user."""
+_RANDOM = "[a-z0-9_]{8}"
+"""What `tempfile` puts into names."""
+_LEFT_FILE = re.compile(rf"\..+\.(?:{_RANDOM}\.tmp|\d+\.part)")
+_LEFT_FOLDER = re.compile(
+    rf"(?:code|jobs)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}"
+    r"|(?:targets/[0-9a-f]{64}|versions/m-[0-9a-f]{32}|references/reference-[0-9a-f]{16})\.fetching"
+    r"|(?:runs|references|tunes)/.+/model\.fetching"
+    r"|targets/[0-9a-f]{64}\.deleted-\d+|(?:.+/)?\.[^/]+\.deleted-\d+"
+)
+_OBJECT = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.sha256")
 _CODE = re.compile(r"[0-9a-f]{64}")
 
 
@@ -60,29 +86,40 @@ class Item:
 
 
 def finished(home: Path) -> Iterator[Item]:
-    """Checkpoints of runs that have their result."""
+    """Yield the checkpoints of runs that have their result. A folder without the lock of a run is no run."""
     for result in sorted(home.glob(f"runs/*/{RESULT}")):
-        for name in FOLDERS:
+        for name in FOLDERS if (result.parent / "lock").is_file() else ():
             folder = result.parent / name
             if folder.is_dir():
                 yield _item("checkpoints", folder, used=result.stat().st_mtime, why="its run has a result")
 
 
 def leftovers(home: Path) -> Iterator[Item]:
-    """Files and folders of writes and downloads that broke off."""
-    for where, folders, names in os.walk(home):
-        if Path(where) == home:
-            folders[:] = [name for name in folders if name not in ITS_OWN]
-        for name in sorted([*folders, *names]):
-            if _BROKEN_OFF.fullmatch(name):
+    """Yield files and folders of writes and downloads that broke off, by the names that graceful gives them.
+
+    Only folders that graceful writes are searched: other files below the home may have any name.
+    """
+    for own in OWN_FOLDERS:
+        if not (home / own).is_symlink():
+            yield from _leftovers(home, home / own)
+
+
+def _leftovers(home: Path, own: Path) -> Iterator[Item]:
+    for where, folders, names in os.walk(own):
+        place = Path(where).relative_to(home).as_posix()
+        broken = {name for name in folders if _LEFT_FOLDER.fullmatch(f"{place}/{name}")}
+        broken |= {name for name in names if _LEFT_FILE.fullmatch(name)}
+        for name in sorted(broken):
+            if not Path(where, name).is_symlink():
                 yield _item("leftover", Path(where, name), why="of a write that broke off")
-        folders[:] = [name for name in folders if not _BROKEN_OFF.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in broken and not _OTHERS.fullmatch(f"{place}/{name}")]
 
 
 def copies(home: Path) -> Iterator[Item]:
     """What may be there a second time, elsewhere."""
     for digest in home.glob("cache/objects/*/*.sha256"):
-        yield _item("objects", digest.with_suffix(""), digest)
+        if _OBJECT.fullmatch(f"{digest.parent.name}/{digest.name}"):
+            yield _item("objects", digest.with_suffix(""), digest)
     for kind, pattern in (("version", "versions/[!.]*"), ("record", "records/[!.]*.json"), ("code", "code/[!.]*")):
         for path in home.glob(pattern):
             if kind != "code" or _CODE.fullmatch(path.name):

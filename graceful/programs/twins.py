@@ -21,6 +21,10 @@ from graceful.targets import files
 
 DATABASE = "mlflow.db"
 """The default registry under home."""
+DESCRIPTION = "arch.json"
+"""File of a version that describes its task, as `graceful.models.bundle` writes it; that module would import torch."""
+CODE = "python"
+"""Kind of tasks that are code of their own."""
 
 
 class Twins:
@@ -59,9 +63,11 @@ class Twins:
         )
 
     def outputs(self, folder: Path) -> bool:
-        """Return whether a cache of outputs lies in the bucket, or its version in the registry, which can be run again.
+        """Return whether a cache of outputs lies in the bucket, or its version can be run again to make it.
 
-        A cache whose description is damaged is nobody's.
+        Code that was recorded with a version runs only where a spec or a person trusts it, and nobody can be asked
+        here: the outputs of such a version count as the only copy unless the bucket has them. A cache whose description
+        is damaged belongs to no version.
         """
         if self._mirror.sealed(folder):
             return True
@@ -70,7 +76,23 @@ class Twins:
         except (ValueError, KeyError, TypeError):
             return False
         record = self._records.get(str(predecessor))
-        return record is not None and set(record["files"]) <= set(self._held(record["model_id"]))
+        if record is None or not record["files"].keys() <= self._held(record["model_id"]).keys():
+            return False
+        return self._runs_own_code(record) is False
+
+    def _runs_own_code(self, record: Mapping[str, Any]) -> bool | None:
+        """Whether a version's task is code of its own; None where its description in the registry does not say."""
+        expected = record["files"].get(DESCRIPTION)
+        if self._store is None or expected is None:
+            return None
+        with self._store.registry.door(f"read {DESCRIPTION} of {record['model_id']}"):
+            described = self._store.registry.registered_file(record["model_id"], DESCRIPTION)
+        if hashlib.sha256(described).hexdigest() != expected:
+            return None
+        try:
+            return bool(json.loads(described)["task"]["kind"] == CODE)
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def _held(self, model_id: str) -> Mapping[str, int]:
         """Size of each file of a version that the registry holds, by name."""
@@ -101,7 +123,7 @@ class Twins:
         for path in self._home.glob("records/[!.]*.json"):
             with suppress(ValueError, KeyError, TypeError):  # no record: it says nothing
                 record = json.loads(read_bytes(path))
-                found[str(record["digest"])] = {"model_id": str(record["model_id"]), "files": list(record["files"])}
+                found[str(record["digest"])] = {"model_id": str(record["model_id"]), "files": dict(record["files"])}
         return found
 
     @cached_property

@@ -21,8 +21,9 @@ import pytest
 
 from graceful import cli
 from graceful.files import mark_used
+from graceful.lineage import LineageRecord, Store
 from graceful.programs import reclaim
-from graceful.storage import objects, server
+from graceful.storage import Mirror, objects, server
 from graceful.targets.files import META
 from graceful.tasks import code
 from tests.support import mlflow_versions as versions
@@ -33,6 +34,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
 OLD = time.time() - 30 * 86400
+KEY = "ab" * 32
+"""Of a cache of outputs."""
 
 
 def written(path: Path, size: int, *, used: float = OLD) -> Path:
@@ -71,11 +74,11 @@ def runs(tmp_path: Path) -> Path:
             written(home / "runs" / run / name, 1000)
         written(home / "runs" / run / "lock", 0)
     written(home / "runs" / "done" / "result.json", 10)
-    written(home / "runs" / "open" / ".report.json.abc.tmp", 100)
-    written(home / "versions" / ".fetch-abc" / "files" / "w", 100)
-    aged(home / "versions" / ".fetch-abc")
-    written(home / "targets" / "abc.fetching" / "w", 0)
-    aged(home / "targets" / "abc.fetching")
+    written(home / "runs" / "open" / ".report.json.k3x_9zq1.tmp", 100)
+    written(home / "versions" / ".fetch-abcd0123" / "files" / "w", 100)
+    aged(home / "versions" / ".fetch-abcd0123")
+    written(home / "targets" / f"{KEY}.fetching" / "w", 0)
+    aged(home / "targets" / f"{KEY}.fetching")
     written(home / "cache" / "objects" / "ab" / ".abcd.123.part", 100, used=time.time())
     return home
 
@@ -87,9 +90,9 @@ def tree(home: Path) -> set[str]:
 GONE = [
     "checkpoints runs/done/ray",
     "checkpoints runs/done/checkpoints",
-    "leftover runs/open/.report.json.abc.tmp",
-    "leftover versions/.fetch-abc",
-    "leftover targets/abc.fetching",
+    "leftover runs/open/.report.json.k3x_9zq1.tmp",
+    "leftover versions/.fetch-abcd0123",
+    f"leftover targets/{KEY}.fetching",
 ]
 
 
@@ -103,12 +106,66 @@ def test_checkpoints_of_finished_runs_and_broken_writes_go_and_nothing_else(runs
     assert before - tree(runs) == {
         "runs/done/ray/done/step-1/w.pt",
         "runs/done/checkpoints/step-1/w.pt",
-        "runs/open/.report.json.abc.tmp",
-        "versions/.fetch-abc/files/w",
-        "targets/abc.fetching/w",
+        "runs/open/.report.json.k3x_9zq1.tmp",
+        "versions/.fetch-abcd0123/files/w",
+        f"targets/{KEY}.fetching/w",
     }
     assert gc(runs)["removed"] == []
     assert not (runs / "mlflow.db").exists(), "asking makes no registry"
+
+
+USERS = [
+    "datasets/.new-labels/a.json",
+    "datasets/.fetch-abcd0123/a.json",
+    "datasets/web.fetching/img.jpg",
+    "datasets/photos/.crop.tmp",
+    "datasets/photos/.crop.abcd0123.tmp",
+    "datasets/photos.deleted-12/img.jpg",
+    ".notes.txt.tmp",
+    "runs/mine/.notes.tmp",
+    "runs/mine/result.json",
+    "runs/mine/checkpoints/best.pt",
+    "targets/web.fetching/img.jpg",
+    "code/.new-labels/a.json",
+    f"code/{KEY}/.new-abcd0123/a.json",
+    f"code/{KEY}/.a.abcd0123.tmp",
+    "jobs/j/input/.a.abcd0123.tmp",
+    "cache/objects/mine/labels",
+    "cache/objects/mine/labels.sha256",
+]
+
+
+def test_files_of_the_user_below_the_home_stay(runs: Path, tmp_path: Path) -> None:
+    for name in USERS:
+        written(runs / name, 10)
+    for folder in ("datasets", "runs/mine", "targets", "code", "jobs"):
+        aged(runs / folder)
+    (runs / "outbox").symlink_to(aged(written(tmp_path / "mail" / ".a.abcd0123.tmp", 10).parent))
+    found = gc(runs)
+    assert sorted(names(found)) == sorted(GONE)
+    assert set(USERS) <= tree(runs)
+    assert (tmp_path / "mail" / ".a.abcd0123.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "code/.new-abcd0123",
+        "jobs/.new-abcd0123",
+        f"references/reference-{'0' * 16}.fetching",
+        f"references/reference-{'0' * 16}/model.fetching",
+        f"versions/m-{'0' * 32}.fetching",
+        "runs/v1/model.fetching",
+        f"targets/{KEY}.deleted-12",
+        f"versions/.m-{'0' * 32}.deleted-12",
+        "runs/v1/.ray.deleted-12",
+    ],
+)
+def test_each_folder_that_graceful_leaves_behind_goes(name: str, tmp_path: Path) -> None:
+    written(tmp_path / name / "deep" / "file", 10)
+    aged(tmp_path / name)
+    assert names(gc(tmp_path)) == [f"leftover {name}"]
+    assert not (tmp_path / name).exists()
 
 
 def test_a_run_that_is_worked_on_keeps_its_checkpoints_and_all_copies(runs: Path) -> None:
@@ -165,7 +222,7 @@ def registered(tmp_path: Path) -> tuple[Path, list[Path]]:
     store = versions.local_store(home)
     folders, chain = [], []
     for name in ("v1", "v2"):
-        chain = [versions.add(store, tmp_path / "bundles", name, chain), *chain]
+        chain = [with_task(store, tmp_path / "bundles", name, chain), *chain]
         folders.append(aged(store.fetch(store.record(chain[0].model_id))))
     store.trace("glyphs", chain[0].model_id)
     lost = next((home / "artifacts").rglob(f"{folders[0].name}/**/model.safetensors"))
@@ -192,13 +249,40 @@ def test_a_version_goes_only_while_the_registry_has_all_of_it(registered: tuple[
     assert names(gc(home)) == [], "it was used just now"
 
 
-def outputs(home: Path, version: Path) -> None:
+def with_task(
+    store: Store, bundles: Path, name: str, chain: list[LineageRecord], *, kind: str = "digits"
+) -> LineageRecord:
+    """Register a version whose description names the kind of its task."""
+    item = versions.registration(store, bundles, name, chain)
+    (item.bundle / "arch.json").write_text(json.dumps({"schema": 1, "task": {"kind": kind}}))
+    return store.register(item)
+
+
+def test_outputs_of_a_version_with_code_of_its_own_go_only_while_the_bucket_has_them(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code may not be trusted any more, and then the cache is all by which it can be measured."""
+    home = tmp_path / "home"
+    store = versions.local_store(home)
+    record = with_task(store, tmp_path / "bundles", "v1", [], kind="python")
+    store.trace("glyphs", record.model_id)
+    cache = outputs(home, store.fetch(record))
+    assert "outputs" not in {row["kind"] for row in gc(home, "--dry-run")["removed"]}
+    monkeypatch.setenv("GRACEFUL_STORAGE", f"{bucket}/own-code")
+    assert "outputs" not in {row["kind"] for row in gc(home)["removed"]}
+    Mirror.of(home).seal(cache)
+    aged(cache)
+    assert "outputs" in {row["kind"] for row in gc(home)["removed"]}
+    assert not cache.exists()
+
+
+def outputs(home: Path, version: Path) -> Path:
     """A finished cache of what a version says."""
     record = next(home.glob(f"records/{version.name}-*.json"))
     digest = json.loads(record.read_text())["digest"]
     folder = home / "targets" / f"of-{version.name}"
     written(folder / META, 1).write_text(json.dumps({"identity": {"predecessor": digest}}))
-    aged(folder)
+    return aged(folder)
 
 
 def test_a_registry_that_cannot_be_asked_costs_no_copy_and_is_one_warning(

@@ -161,6 +161,8 @@ def connect() -> bool:
             os.environ.setdefault(name, value)
         if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):  # Ray starts, or is joined, from another folder
+        os.environ["RAY_AUTH_TOKEN_PATH"] = os.path.abspath(os.environ["RAY_AUTH_TOKEN_PATH"])
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray(\.|$)")
     if address is not None:
         ray_address.require_answer(address)
@@ -176,12 +178,10 @@ def _init(address: str | None) -> None:
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+    place = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
     try:
-        if address is None:
-            with startup.outside_working_directory():
-                ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with startup.outside_working_directory():
+            ray.init(**place, **quiet)
     except (ConnectionError, OSError, RuntimeError) as e:
         where = "a Ray on this machine" if address is None else f"Ray at {ray_address.VARIABLE} {address}"
         raise InfrastructureError(f"{where} does not start: {first_line(e)}; look into /tmp/ray, then try again") from e

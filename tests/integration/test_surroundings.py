@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ray_cluster import ray_cluster
+
 pytestmark = pytest.mark.integration
 
 TASK = """\
@@ -49,3 +51,41 @@ def test_ray_workers_do_not_import_from_the_working_directory_and_find_its_files
     )
     assert done.returncode == 0, done.stderr
     assert not (work / "executed").exists()
+
+
+DRIVER = """\
+import os
+import ray
+from graceful.training import ray_fit
+
+@ray.remote
+def module():
+    import wave
+    return wave.__file__
+
+ray_fit.connect()
+print(ray.get(module.remote()), os.getcwd(), sep="\\n")
+"""
+
+
+def test_workers_of_an_existing_cluster_do_not_import_from_the_working_directory(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "wave.py").write_text("", encoding="utf-8")
+    with ray_cluster(cpus=1) as cluster:
+        (work / "token").write_text(cluster.token, encoding="utf-8")
+        env = {**os.environ, **cluster.joining(), "RAY_AUTH_TOKEN_PATH": "token"}
+        del env["RAY_AUTH_TOKEN"]
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", DRIVER],
+            cwd=work,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+    assert done.returncode == 0, done.stderr
+    imported, folder = done.stdout.splitlines()
+    assert Path(imported).parent != work
+    assert folder == str(work)

@@ -26,20 +26,25 @@ STARTED_SECONDS = 150.0
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """Where it is, and its token."""
+    """Where its dashboard is, where drivers join it, and its token."""
 
     address: str
     token: str
+    port: int
+
+    def joining(self) -> dict[str, str]:
+        """Return the variables with which a driver on this machine joins it."""
+        return {"RAY_ADDRESS": f"127.0.0.1:{self.port}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
 
 @contextmanager
 def ray_cluster(*, cpus: int = 2) -> Iterator[RayCluster]:
     """Start it, wait until jobs can be submitted, end it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a short path: sockets lie below it
-    dashboard, agent = _free_ports(2)
+    dashboard, agent, port = _free_ports(3)
     token = secrets.token_hex(32)
     options = {
-        "--port": 0,
+        "--port": port,
         "--dashboard-host": "127.0.0.1",
         "--dashboard-port": dashboard,
         "--dashboard-agent-listen-port": agent,
@@ -59,7 +64,7 @@ def ray_cluster(*, cpus: int = 2) -> Iterator[RayCluster]:
             env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
-            cluster = RayCluster(address=f"http://127.0.0.1:{dashboard}", token=token)
+            cluster = RayCluster(address=f"http://127.0.0.1:{dashboard}", token=token, port=port)
             _wait(cluster, process, folder, agent)
             yield cluster
         finally:

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from graceful import startup
+
 REGISTRY = "mlflow.db"
 ARTIFACTS = "artifacts"
 _SCHEME = re.compile(r"sqlite(\+\w+)?://")
@@ -37,9 +39,14 @@ def sqlite(file: Path) -> str:
 
 
 def file(uri: str) -> Path | None:
-    """Return the absolute path of the file behind an address; None where it is no sqlite database."""
+    """Return the absolute path of the file behind an address; None where it is no sqlite database.
+
+    Raises:
+        SpecError: It is relative to a folder that was deleted.
+    """
     scheme = _SCHEME.match(uri)
     if scheme is None:
         return None
     _, _, path = uri[scheme.end() :].partition("/")
-    return Path(unquote(path.partition("?")[0])).absolute()
+    named = Path(unquote(path.partition("?")[0]))
+    return named if named.is_absolute() else startup.working_directory() / named

@@ -10,7 +10,7 @@ import getpass
 import os
 from pathlib import Path
 
-from graceful import paths
+from graceful import paths, startup
 from graceful.errors import SpecError
 
 
@@ -18,11 +18,13 @@ def folder(chosen: str | Path | None = None) -> Path:
     """Return the chosen folder, else $GRACEFUL_HOME, else .graceful here; absolute.
 
     Raises:
-        SpecError: It begins with `~` and there is no such home directory.
+        SpecError: It begins with `~` and there is no such home directory, or it is relative to a folder that was
+            deleted.
     """
-    if not chosen and os.environ.get("GRACEFUL_HOME"):
-        return expanded(os.environ["GRACEFUL_HOME"], what="GRACEFUL_HOME").absolute()
-    return expanded(chosen or ".graceful", what="home").absolute()
+    variable = os.environ.get("GRACEFUL_HOME", "")
+    what, path = ("GRACEFUL_HOME", variable) if variable and not chosen else ("home", chosen or ".graceful")
+    absolute = expanded(path, what=what)
+    return absolute if absolute.is_absolute() else startup.working_directory() / absolute
 
 
 def expanded(path: str | Path, *, what: str) -> Path:

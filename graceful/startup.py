@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graceful.errors import SpecError, StorageError
@@ -72,18 +73,42 @@ def answer(
     )
 
 
+def working_directory() -> Path:
+    """Return the working directory, an absolute path.
+
+    Raises:
+        SpecError: It was deleted, so that relative paths mean nothing.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as e:
+        raise SpecError("the working directory was deleted; change to a folder that exists (cd) and try again") from e
+
+
 def search_path(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables with which that command finds graceful where we found it in the working directory alone."""
-    if _ours() != os.getcwd() or sys.flags.safe_path or sys.path[0] not in ("", _ours()):
+    """Return the variables with which that command finds graceful where we found it in the working directory alone.
+
+    Raises:
+        SpecError: The working directory was deleted; torch cannot be imported in such a folder.
+    """
+    if str(working_directory()) != _ours() or sys.flags.safe_path or sys.path[0] not in ("", _ours()):
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), _ours())))}
 
 
 def leave_working_directory() -> None:
     """Take the working directory, which `python -m` searches first, off the path; not if graceful itself lies there."""
-    here = os.getcwd()
+    here = _here()
     if not sys.flags.safe_path and sys.path[0] in ("", here) and _ours() != here:
         del sys.path[0]
+
+
+def _here() -> str | None:
+    """Return the working directory; None where it was deleted, so that nothing lies in it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def _ours() -> str:
@@ -92,8 +117,12 @@ def _ours() -> str:
 
 @contextlib.contextmanager
 def outside_working_directory() -> Iterator[None]:
-    """Start other people's processes in the root folder: Ray's search the folder they begin in for modules first."""
-    os.environ[WORKING_DIRECTORY] = os.getcwd()
+    """Be in the root folder while Ray is started or joined: its workers search the folder where that is first.
+
+    Raises:
+        SpecError: The working directory was deleted.
+    """
+    os.environ[WORKING_DIRECTORY] = str(working_directory())
     with contextlib.chdir("/"):
         yield
 
@@ -120,11 +149,19 @@ def write_anything() -> None:
 
 
 def _over(kind: type[io.TextIOWrapper], stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    return kind(stream.buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+    return kind(
+        stream.buffer,
+        stream.encoding,
+        stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,  # instead of line_buffering, under PYTHONUNBUFFERED
+    )
 
 
 class _Result(io.TextIOWrapper):
     def write(self, text: str) -> int:
+        if text == "":  # click writes "" and b"" to learn what takes them, and ignores errors
+            return 0
         with _translated():
             return super().write(text)
 

@@ -192,7 +192,7 @@ class LocalBackend:
                 "digest": _digest(job),
                 "command": list(job.command),
                 "env": self._env(job, folder),
-                "cwd": str(Path.cwd()),
+                "cwd": str(startup.working_directory()),
                 "created": datetime.now(UTC).isoformat(),
             }
         )

@@ -12,6 +12,7 @@ import pytest
 from graceful import startup
 
 MODULES = ("torch", "secrets", "json", "yaml", "click", "numpy", "mlflow", "rich", "socket")
+DELETED = "graceful: the working directory was deleted; change to a folder that exists (cd) and try again\n"
 LOUD = "raise SystemExit('executed from the working directory')\n"
 
 
@@ -50,6 +51,42 @@ def test_every_interpreter_that_we_start_leaves_the_working_directory_out() -> N
     own = [path for path in package.rglob("*.py") if "sys.executable" in path.read_text(encoding="utf-8")]
     assert [path.name for path in own] == ["startup.py"]
     assert startup.python("graceful.programs")[1] == "-P"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_talk_and_results_arrive_at_once_where_python_is_unbuffered(unbuffered: str) -> None:
+    code = "import os, sys; sys.stderr.write('talk\\n'); sys.stdout.write('result'); os._exit(0)"
+    command = [sys.executable, "-c", f"from graceful import startup; startup.write_anything(); {code}"]
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stderr, done.stdout) == ("talk\n", "result" if unbuffered else "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("lineage", "wine"), 2),
+        (("doctor",), 2),
+        (("submit", "V1", "--on", "local"), 2),
+        (("refresh", "V1", "--dry-run"), 0),
+        (("list", "--on", "local"), 0),
+        (("schema", "train"), 0),
+    ],
+    ids=str,
+)
+def test_a_working_directory_that_was_deleted_is_no_bug(
+    arguments: tuple[str, ...], code: int, tmp_path: Path, report_and_spec: tuple[Path, Path]
+) -> None:
+    folder = tmp_path / "deleted"
+    words = [str(report_and_spec[1]) if word == "V1" else word for word in arguments]
+    for home in (str(tmp_path / "home"), ""):
+        folder.mkdir()
+        command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "graceful.cli", *words]
+        env = {**os.environ, "GRACEFUL_HOME": home}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == (2 if "list" in words and not home else code), done.stderr
+        if done.returncode:
+            assert done.stderr == DELETED
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
@@ -105,9 +142,12 @@ def test_a_full_disk_behind_stdout_leaves_the_exit_code_of_a_verdict(
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("--help",), ("schema",), ("schema", "-o", "yaml"), ("list", "--on", "local")])
-def test_a_command_that_only_prints_fails_with_a_full_disk(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    env = {**os.environ, "GRACEFUL_HOME": str(tmp_path)}
+def test_a_command_that_only_prints_fails_with_a_full_disk(
+    arguments: tuple[str, ...], unbuffered: str, tmp_path: Path
+) -> None:
+    env = {**os.environ, "GRACEFUL_HOME": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
     with FULL.open("w") as stdout:
         command = [sys.executable, "-m", "graceful.cli", *arguments, *(["-o", "json"] if "list" in arguments else [])]
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=env)

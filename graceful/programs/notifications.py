@@ -65,7 +65,8 @@ class Notices:
         def receiver(model: str) -> Webhook | None:
             return self._receiver(model, tries=tries if model == self.model else 1)
 
-        return Outbox(folder=self.home / FOLDER, receiver=receiver, say=say, mirror=self.mirror)
+        folder, key = self.home / FOLDER, webhook.secret()
+        return Outbox(folder=folder, receiver=receiver, say=say, mirror=self.mirror, secret=key)
 
     def _receiver(self, model: str, *, tries: int) -> Webhook | None:
         url = _address(self.home, model) or self.other

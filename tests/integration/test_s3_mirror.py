@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -21,14 +22,15 @@ from graceful import spec, targets, tasks
 from graceful.chain import Kept
 from graceful.errors import IntegrityError, StorageError
 from graceful.models import bundle
+from graceful.programs import outbox
 from graceful.programs.outbox import Outbox
 from graceful.programs.webhook import Webhook
-from graceful.storage import Mirror, objects
+from graceful.storage import Mirror, objects, sha256_json
 from graceful.storage.server import PART, client
 from graceful.targets import writing
 from graceful.training import trace
 from tests.support.s3_server import BadRoad, environment, serving
-from tests.support.webhook_receiver import receiving
+from tests.support.webhook_receiver import Receiver, receiving
 
 pytestmark = pytest.mark.integration
 FILES = {"arch.json": 40, "weights.bin": 300_000, "deep/er/table.bin": 70_000, "empty": 0}
@@ -61,20 +63,108 @@ def folder(home: Path, *, seed: int = 0) -> Path:
 
 
 def test_a_message_that_was_not_delivered_outlives_its_machine(mirror: Mirror, tmp_path: Path) -> None:
-    message = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None}
     there = elsewhere(mirror, tmp_path)
     with receiving(500) as dead:
         hook = Webhook(url=dead.url, say=print, tries=1)
-        Outbox(folder=mirror.home / "outbox", receiver=lambda _: hook, say=print, mirror=mirror).post(message)
+        Outbox(folder=mirror.home / "outbox", receiver=lambda _: hook, say=print, mirror=mirror).post(MESSAGE)
     (stored,) = objects.list_objects(mirror.twin(mirror.home / "outbox"))
     assert b"path-secret" not in objects.read_object(stored.uri)
     with receiving(200) as alive:
         hook = Webhook(url=alive.url, say=print, tries=1)
-        outbox = Outbox(folder=there.home / "outbox", receiver=lambda _: hook, say=print, mirror=there)
-        outbox.restore()
-        outbox.flush()
+        there_box = Outbox(folder=there.home / "outbox", receiver=lambda _: hook, say=print, mirror=there)
+        there_box.restore()
+        there_box.flush()
     assert [document["model_id"] for document in alive.documents()] == ["m-1"]
     assert objects.list_objects(mirror.twin(mirror.home / "outbox")) == []
+
+
+MESSAGE = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None}
+
+
+def box(mirror: Mirror, receiver: Receiver, lines: list[str], *, secret: str = "key-of-mine") -> Outbox:
+    """The outbox of a command on a machine."""
+    hook = Webhook(url=receiver.url, say=lines.append, tries=1, secret=secret)
+    folder = mirror.home / "outbox"
+    return Outbox(folder=folder, receiver=lambda _: hook, say=lines.append, mirror=mirror, secret=secret)
+
+
+@pytest.fixture
+def planted(mirror: Mirror) -> list[str]:
+    """The names of three messages that somebody else wrote to a bucket, beside one of this home."""
+    with receiving(500) as dead:
+        box(mirror, dead, []).post(MESSAGE)
+    root = mirror.twin(mirror.home / "outbox")
+    (own,) = objects.list_objects(root)
+    forged = json.dumps({"id": "ab", **MESSAGE, "model_id": "m-forged"}).encode()
+    name = own.uri.rpartition("/")[2]
+    names = [f"{1:020d}-ab.json", f"{2:020d}.{'0' * 64}-ab.json", f"{3:020d}{name[20:]}"]
+    for one in names:
+        objects.write_object(f"{root}/{one}", forged)
+    return names
+
+
+def test_messages_that_others_wrote_to_the_bucket_are_not_signed(
+    mirror: Mirror, tmp_path: Path, planted: list[str]
+) -> None:
+    there, lines = elsewhere(mirror, tmp_path), []
+    with receiving(500) as dead:  # a command without the secret brings them here
+        box(there, dead, [], secret="").restore()
+    with receiving(200) as alive:
+        command = box(there, alive, lines)
+        command.restore()
+        command.flush()
+        assert [document["model_id"] for document in alive.documents()] == ["m-1"]
+        assert len(lines) == 1
+        assert all(name in lines[0] for name in planted)
+        box(replace(there, uri=None), alive, lines).flush()
+        assert len(alive.came) == 1
+        box(there, alive, lines).post({**MESSAGE, "model_id": "m-2"})
+        assert [document["model_id"] for document in alive.documents()] == ["m-1", "m-2"]
+        box(there, alive, [], secret="").flush()
+        assert len(alive.came) == 5
+
+
+def test_a_planted_message_does_not_stand_for_one_of_the_same_id(mirror: Mirror) -> None:
+    with receiving(200) as alive:
+        key = sha256_json(outbox.identity(MESSAGE))[:32]
+        objects.write_object(f"{mirror.twin(mirror.home / 'outbox')}/{1:020d}-{key}.json", b"{}")
+        box(mirror, alive, []).restore()
+        box(mirror, alive, []).post(MESSAGE)
+        assert [document["model_id"] for document in alive.documents()] == ["m-1"]
+
+
+def test_a_damaged_message_in_the_bucket_ends_no_command(mirror: Mirror) -> None:
+    bucket, key = objects.split_uri(f"{mirror.twin(mirror.home / 'outbox')}/{1:020d}-ab.json")
+    client().put_object(Bucket=bucket, Key=key, Body=b"x", Metadata={"sha256": "0" * 64})
+    lines: list[str] = []
+    with receiving(200) as alive:
+        box(mirror, alive, lines).restore()
+    assert [line for line in lines if "SHA-256" in line] == lines != []
+
+
+def test_a_message_of_a_run_of_before_is_in_the_bucket_before_its_old_copy_goes(mirror: Mirror, tmp_path: Path) -> None:
+    old = mirror.home / "runs" / "glyphs-v1" / "outbox" / "ab.json"
+    old.parent.mkdir(parents=True)
+    old.write_text(json.dumps({"id": "ab", **MESSAGE}))
+    mirror.save(old.parent)
+    there = elsewhere(mirror, tmp_path)
+    with receiving(200) as alive:
+        box(replace(mirror, uri="s3://no-such-bucket/home"), alive, []).adopt(old.parent)
+        assert old.exists()
+        box(mirror, alive, []).adopt(old.parent)
+        assert (old.exists(), objects.list_objects(mirror.twin(old.parent))) == (False, [])
+        command = box(there, alive, [], secret="")
+        command.restore()
+        command.flush()
+    assert [headers["X-Graceful-Delivery"] for headers, _ in alive.came] == ["ab"]
+
+
+def test_a_bucket_that_is_away_does_not_make_a_message_come_twice(mirror: Mirror) -> None:
+    lines: list[str] = []
+    with receiving(500, 200) as receiver:
+        box(replace(mirror, uri="s3://no-such-bucket/home"), receiver, lines).post(MESSAGE)
+    assert len(receiver.came) == 1
+    assert not [line for line in lines if "lost" in line]
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -221,6 +221,16 @@ def test_messages_of_a_run_of_before_are_taken_over(tmp_path: Path, said: Said) 
     assert list(old.iterdir()) == []
 
 
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"\xff", b"[]", b"{}"], ids=["deep", "no text", "list", "empty"])
+def test_what_is_no_message_is_named_and_passed_over(content: bytes, tmp_path: Path, said: Said) -> None:
+    (tmp_path / "0-ab.json").write_bytes(content)
+    with receiving(200) as receiver:
+        said.box(receiver, tmp_path).post(VERDICT)
+    assert len(receiver.came) == 1
+    (line,) = said.lines
+    assert "0-ab.json is no message" in line
+
+
 def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The address of a spec is kept for commands without one, and wins over the environment's."""
     monkeypatch.delenv(ADDRESS, raising=False)

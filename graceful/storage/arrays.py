@@ -7,8 +7,10 @@ believes them, so headers are read here first.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -26,6 +28,16 @@ from graceful.storage.local import read_bytes
 LARGEST = 2 * 2**30
 """Bytes that the arrays of one file may take, compressed or not: five million samples with ids of forty characters."""
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_HEADER_ERRORS = (
+    ValueError,
+    TypeError,
+    IndexError,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
+    RecursionError,
+)
+"""What numpy raises for a header that it cannot parse: it evaluates it as a Python literal, then makes a type of it."""
 _UNREADABLE = (
     ValueError,
     KeyError,
@@ -84,6 +96,30 @@ def read_npy(path: Path, *, kind: str, largest: int = LARGEST) -> NDArray[Any]:
         raise ValueError(one_line(e)) from e
 
 
+def read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type that the header of an `.npy` file announces; what follows it is not read.
+
+    Args:
+        stream: At the file's first byte; afterwards at its first element.
+        name: Of the array, for messages.
+
+    Raises:
+        ValueError: It is no header, or announces more than any machine holds.
+    """
+    version = npy.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} has a header of version {version[0]}.{version[1]}")
+    try:
+        shape, _, dtype = _HEADERS[version](stream)
+    except _HEADER_ERRORS as e:
+        raise ValueError(f"{name} has a damaged header ({one_line(e) or type(e).__name__:.100})") from e
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"{name} announces the shape {shape}")
+    if math.prod(shape) * max(dtype.itemsize, 1) > sys.maxsize:
+        raise ValueError(f"{name} announces {math.prod(shape) * dtype.itemsize} bytes and holds fewer")
+    return shape, dtype
+
+
 def _content(path: Path, largest: int) -> bytes:
     with guarded(path, "read"):
         size = path.stat().st_size
@@ -94,14 +130,11 @@ def _content(path: Path, largest: int) -> bytes:
 
 def _array(stream: IO[bytes], *, size: int, kind: str, name: str) -> NDArray[Any]:
     """One array, if its header announces what follows it."""
-    version = npy.read_magic(stream)
-    if version not in _HEADERS:
-        raise ValueError(f"{name} has a header of version {version[0]}.{version[1]}")
-    shape, _, dtype = _HEADERS[version](stream)
+    shape, dtype = read_header(stream, name=name)
     if len(shape) != 1 or kind not in (dtype.kind, dtype.kind + str(dtype.itemsize)) or not dtype.itemsize:
         raise ValueError(f"{name} is {dtype} of shape {shape}, must be {kind} with one axis")
     announced = shape[0] * dtype.itemsize
-    if not 0 <= announced <= size:
+    if announced > size:
         raise ValueError(f"{name} announces {announced} bytes and holds fewer")
     data = stream.read(announced)
     if len(data) != announced or stream.read(1):

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from graceful.errors import IntegrityError
+from graceful.errors import IntegrityError, one_line
+from graceful.storage.arrays import read_header
 from graceful.targets import layouts
 
 _COLUMNS = {
@@ -45,17 +46,22 @@ def mapped(folder: Path, *, names: Collection[str], classes: int) -> dict[str, N
     sizes, arrays = {"C": classes}, {}
     for name in sorted(names):
         kinds, axes = _COLUMNS[name]
-        try:
-            array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as e:
-            raise _wrong(folder, f"{name} cannot be read ({' '.join(str(e).split()):.200})") from e
-        kind = f"{array.dtype.kind}{array.dtype.itemsize}" if isinstance(array, np.ndarray) else "an archive"
-        shape = getattr(array, "shape", ())
+        array = _mapped(folder, name)
+        kind, shape = f"{array.dtype.kind}{array.dtype.itemsize}", array.shape
         wanted = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False)]
         if not (kind in kinds.split() or kind[0] == kinds) or list(shape) != wanted or len(axes) != len(shape):
             raise _wrong(folder, f"{name} is {kind} of shape {shape}, which does not fit the others")
         arrays[name] = array
     return arrays
+
+
+def _mapped(folder: Path, name: str) -> NDArray[Any]:
+    try:
+        with (folder / name).open("rb") as file:
+            read_header(file, name=name)
+        return npy.open_memmap(folder / name, mode="r")
+    except (ValueError, OSError) as e:
+        raise _wrong(folder, f"{name} cannot be read ({one_line(e):.200})") from e
 
 
 def _wrong(folder: Path, problem: str) -> IntegrityError:

@@ -11,12 +11,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 HIDDEN = "***"
 SHORTEST = 6
 """Characters of a known secret below which it is not looked for in texts: it would be found everywhere."""
 LONGEST_WORD = 16
 """The same for one of small letters alone, which may be a word, such as the name of this program."""
+SHORTEST_MIXED = 8
+"""Characters from which a word of letters and digits behind the name of a secret is its value, also in sentences."""
+SHORTEST_RANDOM = 16
+"""Characters from which letters and digits without order are taken for a secret."""
 _NAME = re.compile(
     r"(?i)secret|passw(?:or)?d|passphrase|credential|authorization|(?<![a-z])pwd(?![a-z])"
     r"|(?:api|access|private|account)[_-]?key"
@@ -24,8 +29,12 @@ _NAME = re.compile(
 )
 _SURE = re.compile(r"(?i)(?:secret|passw(?:or)?d|passphrase|pwd|(?:api|access|private|account)[_-]?key)$")
 """Names under which even a number is a secret; under others, such as `token_size`, it is a setting."""
+_CERTAIN = re.compile(
+    r"(?i)(?:^|[_-])(?:passw(?:or)?d|passphrase|pwd|api[_-]?key|secret[_-](?:access[_-])?key|client[_-]secret)$|^secret$"
+)
+"""Names under which everything is a secret."""
 _HARMLESS = re.compile(
-    r"(?i)(?:[_-]?(?:file|path|dir|folder|ref)|secret_?name|application_credentials|automountserviceaccounttoken"
+    r"(?i)(?:[_-]?(?:file|path|dir|folder|ref)|[_-](?:env|column|type|name)|secret_?name|application_credentials|automountserviceaccounttoken"
     r"|(?:env_from|pull|imagepull)_?secrets)$"
 )
 _WEBHOOK = re.compile(r"(?i)web_?hook")
@@ -37,16 +46,26 @@ _FORMATS = (
     re.compile(r"(?<![\w.-])ey[\w-]{10,}+\.ey[\w-]{10,}+\.[\w-]++"),  # a signed token
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
     re.compile(r"(?i)(?<=\bbearer )[\w.~+/=-]{8,}+"),
+    # user and password in base64, not the next word of a sentence
+    re.compile(r"(?<=\b(?i:basic) )(?=[A-Za-z+/_-]*+[0-9=]|[A-Z]*+[a-z+/_-]++[A-Z])[\w+/=-]{6,}+"),
 )
-_QUERY = re.compile(r"(?P<key>[?&;](?P<name>[\w.-]{1,64}+)=)[^&;\s\"'<>]++")
-_QUERY_NAME = re.compile(r"(?i)^(?:sig|signature|key|code|auth|x-amz-(?:signature|credential))$")
-_ASSIGNMENT = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)(?P<gap>[\"']?+\s*+[=:]\s*+|\s++)")
+_QUERY = re.compile(r"(?P<key>[?&;](?P<name>[\w.-]{1,64}+)=)(?P<value>[^&;\s\"'<>]++)")
+_QUERY_NAME = re.compile(
+    r"(?i)^(?:sig|signature|key|code|auth|pw|pass|pwd|odbc_connect|x-amz-(?:signature|credential))$"
+)
+_ASSIGNMENT = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)(?P<gap>(?:\\*+[\"'])?+\s*+[=:]\s*+|\s++)")
 _PARAMETER = re.compile(r"[^\s\"'&]*+")
 _WORD = re.compile(r"[^\s\"']*+")
+_SCHEME_AND_WORD = re.compile(r"[^\s\"']*+(?:(?<=[A-Za-z]) [^\s\"']++)?+")
+"""Of a header such as `Authorization: Token abc`."""
 _LINE = re.compile(r"[^\n]*+")
 _LINE_START = re.compile(r"(?:^|\n)[ -]*$")
 _CLOSING = ",;}])"
 _DELIMITER = re.compile(r"[/?#\\]")
+_SEPARATOR = re.compile(r"([\"'<>,;|(\[{])(?=[A-Za-z][A-Za-z0-9+.-]{0,31}+://)")
+"""Between two addresses in one word."""
+_QUOTE = re.compile(r"(?<!\\)(?P<escape>\\*+)(?P<quote>[\"'])")
+_CHANGE = re.compile(r"(?i)(?<=[a-z])[0-9]|(?<=[0-9])[a-z]")
 _PLAIN = {"null", "none", "true", "false", "token", "disabled", HIDDEN}
 _known: set[str] = set()
 
@@ -56,6 +75,29 @@ def secrets(value: Any, path: str = "") -> Iterator[str]:
     for where, part, name in _leaves(value, path):
         if hidden(part, name) != part:
             yield where
+
+
+def certain(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of the values that are secrets by what they are, or by a name that means nothing else.
+
+    `token`, `key` and `secret` are also words of a field: token_mixer, key_column.
+    """
+    for where, part, name in _leaves(value, path):
+        plain = part is None or isinstance(part, bool) or str(part).lower() in {"", *_PLAIN}
+        if plain or (isinstance(part, float | int) and not _CERTAIN.search(name)):
+            continue
+        text = str(part)
+        known = _masked(text, prose=True) != text or ("://" in text and _WEBHOOK.search(name))
+        if known or _CERTAIN.search(name) or (_is_secret(name) and looks_random(text)):
+            yield where
+
+
+def looks_random(text: str) -> bool:
+    """Whether letters and digits follow each other without order, as in a token, not as in a name or an address."""
+    if len(text) < SHORTEST_RANDOM or any(sign.isspace() for sign in text) or "://" in text:
+        return False
+    kinds = (str.isupper, str.islower, str.isdigit)
+    return len(_CHANGE.findall(text)) >= 4 or (len(text) >= 20 and all(any(map(kind, text)) for kind in kinds))
 
 
 def hidden(value: Any, name: str = "") -> Any:
@@ -118,19 +160,30 @@ def holds_password(url: str) -> bool:
 
 
 def remember(*values: str) -> None:
-    """Hide these values from now on in every message and record of this process; of an address, its parts too."""
+    """Hide these values from now on in every message and record of this process.
+
+    Of an address also its user, its password, and its path with all that follows. Single parts of a path may be the
+    names of models, so they are hidden alone only where they look random.
+    """
     for value in map(str.strip, values):
         _, separator, rest = value.partition("://")
         user, _, rest = rest.rpartition("@")
-        parts = [user, user.partition(":")[2], *re.split(r"[/?#&=]", rest)[1:]] if separator else []
-        _known.update(part for part in (value, *parts) if part.lower() not in _PLAIN)
+        begin = _DELIMITER.search(rest)
+        path = rest[begin.start() :] if separator and begin is not None else ""
+        parts = re.split(r"[/?#&=]", path.strip("/"))
+        known = [value, *(part for part in parts if looks_random(part)), *([path] if len(parts) > 1 else [])]
+        if separator:
+            known += [user, user.partition(":")[2]]
+        _known.update(part for part in known if part.lower() not in _PLAIN)
 
 
 def remember_password(url: str) -> None:
-    """Hide user and password of an address from now on, and nothing else of it."""
+    """Hide user, password and secret parameters of an address from now on, and nothing else of it."""
+    values = [match["value"] for match in _QUERY.finditer(url) if _parameter(match) != match[0]]
     if holds_password(url):
         user = url.partition("://")[2].rpartition("@")[0]
-        remember(user, user.partition(":")[2])
+        values += [user, user.partition(":")[2]]
+    remember(*values, *map(unquote, values))
 
 
 def command(arguments: list[str]) -> list[str]:
@@ -171,13 +224,20 @@ def _masked(text: str, *, prose: bool) -> str:
     for pattern in _FORMATS:
         text = pattern.sub(HIDDEN, text)
     if "://" in text:
-        text = re.sub(r"\S+", lambda word: _address(word[0]), text)
+        text = re.sub(r"\S+", lambda word: "".join(map(_address, _SEPARATOR.split(word[0]))), text)
     return _assignments(text, prose=prose)
 
 
 def _address(word: str) -> str:
-    """A word without the user, the secret parameters and, of a webhook, the path of the address in it."""
-    head, separator, rest = _without_user(word).partition("://")
+    """A word without the user, the secret parameters and, of a webhook, the path of the address in it.
+
+    An address may stand in another one, behind its path or as a parameter.
+    """
+    end = word.rfind("@")
+    starts = (found.end() for found in re.finditer("://", word))
+    start = next((start for start in starts if _holds_user(word, start, end)), None)
+    word = word if start is None else f"{word[:start]}{HIDDEN}{word[end:]}"
+    head, separator, rest = word.partition("://")
     if not separator:
         return word
     rest = _QUERY.sub(_parameter, rest)
@@ -191,17 +251,22 @@ def _address(word: str) -> str:
 
 def _without_user(url: str) -> str:
     """Hide all up to the last @ of an address, if a user stands there: a password may hold / ? # and @ itself."""
-    head, separator, rest = url.partition("://")
-    before, at, after = rest.rpartition("@")
-    delimiter = _DELIMITER.search(before)
-    first = before if delimiter is None else before[: delimiter.start()]
-    if not separator or not at or (delimiter is not None and ":" not in first and "@" not in first):
-        return url  # s3://bucket/photos@2x has no user
-    return f"{head}{separator}{HIDDEN}@{after}"
+    start, end = url.find("://") + len("://"), url.rfind("@")
+    return f"{url[:start]}{HIDDEN}{url[end:]}" if "://" in url and _holds_user(url, start, end) else url
+
+
+def _holds_user(text: str, start: int, end: int) -> bool:
+    """Whether a user stands between :// and the last @; in s3://bucket/photos@2x there is none."""
+    delimiter = _DELIMITER.search(text, start, end)
+    first = text[start : end if delimiter is None else delimiter.start()]
+    return start <= end and (delimiter is None or ":" in first or "@" in first)
 
 
 def _parameter(match: re.Match[str]) -> str:
-    secret = _is_secret(match["name"]) or _QUERY_NAME.match(match["name"])
+    decoded = unquote(match["value"])
+    secret = (
+        _is_secret(match["name"]) or _QUERY_NAME.match(match["name"]) or _assignments(decoded, prose=False) != decoded
+    )
     return f"{match['key']}{HIDDEN}" if secret else match[0]
 
 
@@ -230,22 +295,38 @@ def _is_value(match: re.Match[str], value: str, *, prose: bool) -> bool:
         return bool(value)
     if ":" not in gap:
         return match["name"].startswith("--") and bool(value) and not value.startswith("-")
-    return len(value) >= 4 and not (prose and gap == ": ")
+    if prose and gap == ": ":  # a header, rather than a sentence
+        return len(value) >= SHORTEST_MIXED and _CHANGE.search(value) is not None
+    return len(value) >= 4
 
 
 def _value(text: str, match: re.Match[str], *, prose: bool) -> tuple[int, int]:
     """Begin and end of a value: to the closing quote, else to the end of the word, or of its line in YAML."""
     start, sign = match.end(), next((sign for sign in "=:" if sign in match["gap"]), "")
-    quote = text[start : start + 1]
-    if quote and quote in "\"'":
-        end = text.find(quote, start + 1)
-        return start + 1, len(text) if end < 0 else end
+    opening = _QUOTE.match(text, start)
+    if opening is not None:
+        return opening.end(), _closing(text, opening)
     begins = _LINE_START.search(text[max(0, match.start() - 40) : match.start()])
     whole = sign == ":" and begins and not prose
-    pattern = _LINE if whole else _PARAMETER if sign == "=" and _is_secret(match["name"]) else _WORD
+    word = _SCHEME_AND_WORD if match["name"].lower().endswith("authorization") else _WORD
+    pattern = _LINE if whole else _PARAMETER if sign == "=" and _is_secret(match["name"]) else word
     found = pattern.match(text, start)
     assert found is not None
     return start, start + len(found[0].rstrip(_CLOSING))
+
+
+def _closing(text: str, opening: re.Match[str]) -> int:
+    """End of a quoted value; a quote that is escaped, or doubled as in YAML, belongs to it."""
+    place, escape = opening.end(), len(opening["escape"])
+    while (quote := _QUOTE.search(text, place)) is not None:
+        place, run = quote.end(), len(quote["escape"])
+        if quote["quote"] != opening["quote"] or (run > escape if escape else run % 2):
+            continue
+        if quote["quote"] == "'" and text[place : place + 1] == "'":
+            place += 1
+            continue
+        return quote.end() - 1 - min(run, escape)
+    return len(text)
 
 
 def _named(document: Mapping[str, Any], key: Any) -> str:

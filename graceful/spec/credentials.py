@@ -23,10 +23,10 @@ def refuse_recorded(spec: RefreshSpec, where: str) -> None:
     Raises:
         SpecError: One line for the first.
     """
-    for key in redact.secrets(spec.task.model_dump(mode="json"), "task"):
+    for key in redact.certain(spec.task.model_dump(mode="json"), "task"):
         raise SpecError(
             f"{key} in {where}: looks like a secret, and a version records its task; let the task read it from an"
-            " environment variable"
+            " environment variable, or, if it is none, name the option otherwise (..._name, ..._type)"
         )
     for key, value in (("registry.uri", spec.registry.uri), ("registry.webhook", spec.registry.webhook)):
         if redact.HIDDEN in (value or ""):
@@ -49,7 +49,7 @@ def refuse_travelling(spec: RefreshSpec, *, to: str, variable: str) -> None:
     """
     document, recorded = spec.dump(), spec.recorded()
     hidden = [f"registry.{key}" for key, value in document["registry"].items() if recorded["registry"][key] != value]
-    for key in (*hidden, *redact.secrets(document["task"], "task")):
+    for key in (*hidden, *redact.certain(document["task"], "task")):
         what = "the address of a webhook, which is a secret" if key == "registry.webhook" else "a secret"
         known = INSTEAD.get(key)
         remedy = f"leave it out and set {known} {variable}" if known else f"let the task read it from {variable}"

@@ -15,6 +15,7 @@ from graceful.errors import SpecError
 FRAGMENTS = (
     "_token", "token", "-", "_", " ", "=", ":", "://", "@", "/", "a", "password", "ey", "ey.", ".", "-----BEGIN ", "'",
     "PRIVATE KEY", '"', "?", "&", "webhook=", "https://hooks.", "bearer ", "ghp_", "\n", "Z" * 40, "--secret ",
+    "\\", ",", "a1", "basic ", "http", "%3D", "authorization",
 )  # fmt: skip
 SECRET = "mark3r-Secret"
 
@@ -52,6 +53,22 @@ def test_what_is_redacted_stays_as_it_is(pieces: list[str]) -> None:
         ("postgresql://db/x?user=bob&password=pw&sslmode=on", "postgresql://db/x?user=bob&password=***&sslmode=on"),
         ("--set registry.webhook=https://h.io/a,b&c", "--set registry.webhook=https://h.io/***"),
         ('{"webhook": "https://h.io/a b"}', '{"webhook": "https://h.io/***"}'),
+        ('{"a":"http://h/x","b":"http://bob:secretpw@host/"}', '{"a":"http://h/x","b":"http://***@host/"}'),
+        ("http://h/x,http://bob:secretpw@host", "http://h/x,http://***@host"),
+        ("http://h:80/x,http://u:p@h1,http://u:p,q@h2/", "http://h:80/x,http://***@h1,http://***@h2/"),
+        ("<http://h/x><https://bob:p@host>", "<http://h/x><https://***@host>"),
+        ("http://proxy/x?to=http://bob:p/w@host/y", "http://proxy/x?to=http://***@host/y"),
+        ("http://h/x,https://hooks.slack.com/services/T0/B0/abc", "http://h/x,https://hooks.slack.com/***"),
+        ("curl -H 'authorization: Basic Ym9iOnNlY3JldHB3' h", "curl -H 'authorization: ***' h"),
+        ("proxy said basic Ym9iOnB3", "proxy said basic ***"),
+        ("the basic configuration", "the basic configuration"),
+        ("{'x-api-key': 'abcd1234'}", "{'x-api-key': '***'}"),
+        ('password="a\\"rest" next', 'password="***" next'),
+        ("password: 'it''s' # next", "password: '***' # next"),
+        ('"{\\"password\\": \\"a\\\\\\"rest\\", \\"x\\": 1}"', '"{\\"password\\": \\"***\\", \\"x\\": 1}"'),
+        ("postgresql://db/x?user=u&pw=p1&pass=p2&pwd=p3", "postgresql://db/x?user=u&pw=***&pass=***&pwd=***"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Du%3BPWD%3Dhunter2x", "mssql+pyodbc:///?odbc_connect=***"),
+        ("mysql://h/x?init=SET%20password%3Dhunter2x&a=b", "mysql://h/x?init=***&a=b"),
         ("password: two words, and more", "password: ***"),
         ("tokenizer: bert-base", "tokenizer: bert-base"),
         ("max_tokens=512", "max_tokens=512"),
@@ -60,6 +77,35 @@ def test_what_is_redacted_stays_as_it_is(pieces: list[str]) -> None:
 )
 def test_addresses_and_assignments(text: str, shown: str) -> None:
     assert redact.shown(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("the server refused x-api-key: abcd1234, try another", "the server refused x-api-key: ***, try another"),
+        ("Authorization: Basic Ym9iOnNlY3JldHB3", "Authorization: Basic ***"),
+        ("sent Authorization: Token abcd1234, refused", "sent Authorization: ***, refused"),
+        ("authorization: denied by the server", "authorization: denied by the server"),
+    ],
+)
+def test_headers_in_a_sentence_are_hidden(line: str, shown: str) -> None:
+    assert redact.message(line) == shown
+
+
+def test_an_address_of_a_webhook_hides_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redact, "_known", set())
+    redact.remember("https://ci.example.com/notify/wine-red?model=glyphs-v2&key=a8Fk29dLq0Zx7Rw3")
+    redact.remember("https://ci.example.com/glyphs-v1")
+    line = "wine-red v2: passed; see http://mlflow:5000/runs/wine-red-v2, glyphs-v1 and glyphs-v2"
+    assert redact.message(line) == line
+    assert redact.message("POST /notify/wine-red?model=glyphs-v2&key=a8Fk29dLq0Zx7Rw3 500") == "POST *** 500"
+    assert redact.message("its part a8Fk29dLq0Zx7Rw3") == "its part ***"
+
+
+def test_secret_parameters_of_an_address_are_hidden_where_drivers_repeat_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redact, "_known", set())
+    redact.remember_password("postgresql://bob:p%40ssw0rd@h/x?sslpassword=open%20sesame&sslmode=on")
+    assert redact.message("p@ssw0rd or 'open sesame' is wrong") == "*** or '***' is wrong"
 
 
 @pytest.mark.parametrize(

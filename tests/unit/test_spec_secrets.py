@@ -21,6 +21,10 @@ SPEC = "model: digits\nname: v1\ntask: {kind: digits}\n"
 PLACES = {
     "registry.uri": ("--set", f"registry.uri={URI}"),
     "registry.uri with a parameter": ("--set", f"registry.uri=postgresql://db/x?user=u&password={MARKER}"),
+    "registry.uri with a parameter of ODBC": (
+        "--set",
+        f"registry.uri=mssql+pyodbc:///?odbc_connect=UID%3Du%3BPWD%3D{MARKER}",
+    ),
     "registry.uri without a scheme": ("--set", f"registry.uri=bob:{MARKER}@db.example/graceful"),
     "registry.webhook": ("--set", f"registry.webhook={HOOK}"),
     "description": ("--set", f"description=the password={MARKER} opens it"),
@@ -185,3 +189,47 @@ def test_a_webhook_that_cannot_be_posted_to_is_refused_with_the_spec(address: st
 @pytest.mark.parametrize("address", ["https://hooks.example/x", "http://[::1]:8080/x?y=z", "HTTPS://Bücher.example/x"])
 def test_a_webhook_that_can_be_posted_to_is_taken(address: str) -> None:
     assert spec.parse({**yaml.safe_load(SPEC), "registry": {"webhook": address}}).registry.webhook == address
+
+
+HARMLESS = {
+    "token_mixer": "mlp", "token_type": "bpe", "class_token": "mean", "access_key": "speaker_id",
+    "secret_classes": ["a", "b"], "private_key_column": "identifier", "auth_token_env": "HF_TOKEN",
+    "token_encoder_name": "facebook/wav2vec2-large-960h-lv60",
+    "key": "user_id", "token": "cls", "max_tokens": 512, "token_size": 64, "password": None, "api_key": "",
+    "source": "https://data.example/a?b=c", "revision": "d41d8cd98f00b204e9800998ecf8427e",
+    "note": "the token: mean of all; password: none",
+}  # fmt: skip
+REFUSED = {
+    "password": "two words", "db_password": 123456, "api_key": "abc", "secret_access_key": "x", "client-secret": "y",
+    "auth_token": "a8Fk29dLq0Zx7Rw3", "token": "550e8400-e29b-41d4-a716-446655440000", "revision": "hf_" + "a1B2" * 8,
+    "source": "https://bob:pw@data.example/a", "args": "--lr 0.1 password=hunter2",
+    "header": "Authorization: Basic Ym9iOnB3",
+    "sources": ["https://a.example", "https://bob:pw@b.example"], "webhook": "https://chat.example/x",
+}  # fmt: skip
+
+
+def with_options(folder: Path, options: dict[str, object]) -> Path:
+    (folder / "t.py").write_text("def task(**options): ...\n")
+    task = {"kind": "python", "file": "t.py", "options": options}
+    path = folder / "options.yaml"
+    path.write_text(yaml.safe_dump({"model": "digits", "name": "v1", "task": task}))
+    return path
+
+
+def test_options_that_are_called_like_secrets_and_are_none_are_taken(run: Run, tmp_path: Path) -> None:
+    path = with_options(tmp_path, HARMLESS)
+    for words in (
+        ("refresh", "--dry-run"),
+        ("plan", "--on", "kind", "--offline"),
+        ("plan", "--on", "rays.yaml", "--offline"),
+    ):
+        code, said = run(words[0], str(path), *words[1:])
+        assert code == 0, said
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_options_that_are_secrets_are_refused(run: Run, tmp_path: Path, option: str) -> None:
+    code, said = run("refresh", str(with_options(tmp_path, {option: REFUSED[option]})), "--dry-run")
+    assert code == 2
+    assert f"task.options.{option}" in said
+    assert "looks like a secret" in said

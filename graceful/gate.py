@@ -84,7 +84,7 @@ class Verdict:
                 raise DataError(f"{where}: schema is {schema!r}, this graceful reads {SCHEMA}; judge the report again")
             findings = tuple(_finding(item) for item in raw.pop("findings"))
             return cls(outcome=Outcome(raw.pop("outcome")), findings=findings, notes=tuple(raw.pop("notes")), **raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise DataError(f"{where}: not a verdict of graceful ({e}); judge the report again") from e
 
 

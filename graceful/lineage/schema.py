@@ -186,7 +186,7 @@ class LineageRecord:
         """
         try:
             raw = json.loads(text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise RegistryError(f"{where}: not JSON ({e}); restore it or register the version again") from e
         found = raw.get("schema") if isinstance(raw, dict) else None
         if found != SCHEMA:

@@ -117,7 +117,7 @@ def written_here(path: Path) -> Iterator[None]:
     """Say in one line that a file of the run's folder is not what a refresh wrote."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise IntegrityError(
             f"{path}: not what a refresh wrote ({type(e).__name__}: {e}); delete {path.parent} to refresh again"
         ) from e

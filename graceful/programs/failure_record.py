@@ -64,7 +64,7 @@ def recall(spec: RefreshSpec, folder: Path) -> GracefulError | None:
     """
     path = folder / FILE
     Mirror.of(home_of(spec)).restore_file(path)
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         known = json.loads(path.read_text(encoding="utf-8"))
         kind = getattr(errors, str(known["error"]), None)
         same = {key: known[key] for key in _attempt(spec)} == _attempt(spec)

@@ -87,7 +87,7 @@ def _of(
             if not mirror.unseal(folder):
                 break
             found.append(opened(folder / "model"))
-    except (GracefulError, ValueError, KeyError, TypeError) as e:
+    except (GracefulError, ValueError, KeyError, TypeError, RecursionError) as e:
         return ReferenceRuns(reason=f"cannot be read ({e})")
     if not found:
         return ReferenceRuns(reason="none here; compatibility.reference or adaptive weighting trains one")

@@ -100,7 +100,7 @@ def listed_in(snapshot: bytes) -> frozenset[str] | None:
         results = [*document["checkpoint_results"], *document["pending_training_results"]]
         latest = document["latest_checkpoint_result"]
         return frozenset(str(result["checkpoint_dir_name"]) for result in (*results, *([latest] if latest else ())))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

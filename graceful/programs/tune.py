@@ -232,7 +232,7 @@ def _written(path: Path, *, remedy: str) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise IntegrityError(f"{path}: damaged, not JSON ({e}); {remedy}") from e
     if not isinstance(document, dict):
         raise IntegrityError(f"{path}: damaged, not a JSON object; {remedy}")

@@ -17,7 +17,7 @@ from typing import Any
 from graceful.lineage import Store
 from graceful.spec.tasks import BUNDLE
 from graceful.storage import Mirror, list_objects, read_bytes, sha256_file
-from graceful.targets import files
+from graceful.targets import eviction
 
 DATABASE = "mlflow.db"
 """The default registry under home."""
@@ -71,11 +71,7 @@ class Twins:
         """
         if self._mirror.sealed(folder):
             return True
-        try:
-            predecessor = json.loads(read_bytes(folder / files.META))["identity"]["predecessor"]
-        except (ValueError, KeyError, TypeError):
-            return False
-        record = self._records.get(str(predecessor))
+        record = self._records.get(eviction.predecessor_of(folder) or "")
         if record is None or not record["files"].keys() <= self._held(record["model_id"]).keys():
             return False
         return self._runs_own_code(record) is False
@@ -91,7 +87,7 @@ class Twins:
             return None
         try:
             return bool(json.loads(described)["task"]["kind"] == CODE)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _held(self, model_id: str) -> Mapping[str, int]:
@@ -121,7 +117,7 @@ class Twins:
         """Records of this home by the digest of their version."""
         found = {}
         for path in self._home.glob("records/[!.]*.json"):
-            with suppress(ValueError, KeyError, TypeError):  # no record: it says nothing
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # no record: it says nothing
                 record = json.loads(read_bytes(path))
                 found[str(record["digest"])] = {"model_id": str(record["model_id"]), "files": dict(record["files"])}
         return found

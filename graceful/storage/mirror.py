@@ -206,7 +206,7 @@ class Mirror:
         address = f"{self.twin(folder)}/{INDEX}"
         try:
             found = json.loads(objects.read_object(address))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise IntegrityError(f"{address}: not JSON; delete it to make the folder again") from e
         except StorageError as e:
             if e.facts.get("code") not in objects.ABSENT:

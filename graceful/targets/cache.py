@@ -318,7 +318,7 @@ def _meta(folder: Path) -> dict[str, Any]:
         whole = isinstance(meta["files"], dict) and isinstance(meta["name"], str) and isinstance(meta["classes"], list)
         if not whole:
             raise ValueError("not what a cache says of itself")
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise IntegrityError(f"{path}: damaged; delete the folder and run again, it is rebuilt") from e
     if not key == meta.get("key") == folder.name:
         raise IntegrityError(f"{path}: describes cache {key[:12]}..., not this folder; delete it and run again")

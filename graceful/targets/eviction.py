@@ -25,9 +25,15 @@ def size_of(root: str | Path) -> int:
 def keys_of(root: str | Path, *, predecessors: Collection[str]) -> list[str]:
     """Keys of the caches of some versions, by their digests: of those that cannot be run again, to be kept."""
     found = finished(Path(root)) if predecessors else []
-    return [
-        one.name for one in found if json.loads(read_bytes(one / files.META))["identity"]["predecessor"] in predecessors
-    ]
+    return [folder.name for folder in found if predecessor_of(folder) in predecessors]
+
+
+def predecessor_of(folder: Path) -> str | None:
+    """Return the digest of the version whose outputs a finished cache holds; None where its description is damaged."""
+    try:
+        return str(json.loads(read_bytes(folder / files.META))["identity"]["predecessor"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def evict(root: str | Path, *, limit: int, keep: Iterable[str] = ()) -> list[str]:

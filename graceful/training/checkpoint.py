@@ -147,7 +147,7 @@ def _load(folder: Path, name: str) -> dict[str, Any]:
         document = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise _damaged(folder / name, "is missing") from e
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise _damaged(folder / name, "cannot be read") from e
     if not isinstance(document, dict):
         raise _damaged(folder / name, "is not a JSON object")

@@ -251,7 +251,7 @@ def first_line(error: BaseException) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(read_bytes(path))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not JSON; delete the run's folder") from e
     assert isinstance(document, dict)
     return document

@@ -177,7 +177,7 @@ def finished(work: Work) -> Fit | None:
         mirror.restore_file(note)
     try:
         return Fit(**json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -38,6 +38,10 @@ FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 4.0, 1.5
 """Seconds between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
 
 
+LOOKS = 5
+"""How often an entry must look like a model of somebody's before it is taken for one."""
+
+
 class LeaseLostError(RegistryError):
     """Another writer has the lease now, or may take it any moment."""
 
@@ -153,7 +157,7 @@ def _take(registry: Registry, model: str, token: str, seconds: float) -> None:
     seen, since, pause = ("", ""), started, FIRST_PAUSE
     free = True
     while not (free and _created(registry, model, token)):
-        found, now = _seen(registry, model), time.monotonic()
+        found, now = _seen_surely(registry, model), time.monotonic()
         free = not found[0]
         if found != seen:
             seen, since = found, now
@@ -189,19 +193,26 @@ def _holder(registry: Registry, model: str) -> str:
     return "" if found is None else str(found.tags.get(TAG_TOKEN, "unknown"))
 
 
-def _seen(registry: Registry, model: str) -> tuple[str, str]:
-    """The holder's token, and the last sign of life it gave.
+def _seen_surely(registry: Registry, model: str) -> tuple[str, str]:
+    """Return the holder's token, and the last sign of life it gave; two empty texts where there is no lease.
+
+    MLflow reads an entry and its tags one after the other, so a lease that is renamed or deleted between the two looks
+    like a model without tags. Only what looks so several times is somebody's model.
 
     Raises:
         RegistryError: What has the lease's name is somebody's model.
     """
-    found = registry.point(registry.client.get_registered_model, PREFIX + model)
-    if found is not None and (found.latest_versions or not {schema.TAG_KIND, TAG_TOKEN} & {*found.tags}):
-        raise RegistryError(
-            f"registered model {found.name}: is no lock of graceful, but has the name of the one that {model} needs;"
-            " rename it in MLflow, or delete it if nobody needs it"
-        )
-    return ("", "") if found is None else (found.tags.get(TAG_TOKEN, "unknown"), found.tags.get(TAG_BEAT, ""))
+    for _ in range(LOOKS):
+        entry = registry.point(registry.client.get_registered_model, PREFIX + model)
+        if entry is None:
+            return "", ""
+        if not entry.latest_versions and {schema.TAG_KIND, TAG_TOKEN} & {*entry.tags}:
+            return entry.tags.get(TAG_TOKEN, "unknown"), entry.tags.get(TAG_BEAT, "")
+        time.sleep(FIRST_PAUSE)
+    raise RegistryError(
+        f"registered model {PREFIX}{model}: is no lock of graceful, but has the name of the one that {model} needs;"
+        " rename it in MLflow, or delete it if nobody needs it"
+    )
 
 
 def _set_aside(registry: Registry, model: str, token: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+from graceful import databases
+
 SCHEME = "s3://"
 SHAPE = "must look like s3://bucket/prefix"
 LONGEST = 1024
@@ -120,13 +122,24 @@ def server(text: str) -> str:
     return text
 
 
+def registry_problem(text: str) -> str | None:
+    """Return what is wrong with the address of a registry, without repeating it; None if it can be asked.
+
+    Args:
+        text: Of a server, or of a database, whose password and file name may hold nearly everything.
+    """
+    scheme, separator, _ = text.partition("://")
+    is_database = separator and scheme.lower() not in ("http", "https")
+    return databases.problem(text) if is_database else server_problem(text)
+
+
 def registry(text: str) -> str:
     """Return the address of a registry itself: of a server, or of a database.
 
     Raises:
         ValueError: It cannot be read; the message does not repeat it.
     """
-    wrong = server_problem(text)
+    wrong = registry_problem(text)
     if wrong is not None:
         raise ValueError(wrong)
     return text

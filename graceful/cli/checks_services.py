@@ -82,9 +82,9 @@ def mlflow(profile: Mlflow) -> list[Check]:
     uri = profile.uri
     if uri is None:
         return [warn("mlflow", "profile.mlflow.uri is not set", "name a server: a file serves one run at a time")]
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return [ok("mlflow", f"{parts.scheme}: not a server, not asked")]
+    scheme = uri.partition(":")[0].lower()
+    if scheme not in ("http", "https"):
+        return [ok("mlflow", f"{scheme}: not a server, not asked")]
     base = uri.rstrip("/")
     with urllib3.PoolManager(retries=False, timeout=SECONDS) as pool:
         try:

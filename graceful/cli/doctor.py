@@ -92,12 +92,13 @@ def gather(home: Path) -> list[Check]:
 
 def tracking_server() -> list[Check]:
     """The server that $MLFLOW_TRACKING_URI names: release, allowed hosts, who gets in; nothing where it names none."""
-    parts = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
-    if parts.scheme not in ("http", "https"):
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.lower().startswith(("http://", "https://")):
         return []
     from graceful.cli import checks_services
     from graceful.launch.profile import Mlflow
 
+    parts = urlsplit(uri)
     clean = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials are not for the screen
     return checks_services.mlflow(Mlflow(uri=clean))
 

@@ -15,4 +15,4 @@ def home_folder(chosen: Path | None) -> Path:
 
 def registry_uri(home: Path) -> str:
     """$MLFLOW_TRACKING_URI, else the database under home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or databases.default(home)
+    return databases.quoted(os.environ.get("MLFLOW_TRACKING_URI", "")) or databases.default(home)

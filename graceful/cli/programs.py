@@ -94,7 +94,7 @@ def require_usable(environment: Mapping[str, str]) -> None:
     startup.log_level(environment)
     if environment.get("GRACEFUL_HOME"):
         homes.expanded(environment["GRACEFUL_HOME"], what="GRACEFUL_HOME")
-    problem = addresses.server_problem(environment.get("MLFLOW_TRACKING_URI", ""))
+    problem = addresses.registry_problem(environment.get("MLFLOW_TRACKING_URI", ""))
     if problem is not None:
         raise SpecError(f"MLFLOW_TRACKING_URI: {problem}; what it holds is not shown, it may be secret")
     if environment.get("GRACEFUL_WEBHOOK"):

@@ -94,7 +94,7 @@ class RegistryAddress:
     @property
     def server(self) -> bool:
         """Whether a tracking server is asked, not a database."""
-        return urlsplit(self.uri).scheme in _SERVERS
+        return self.uri.partition("://")[0].lower() in _SERVERS
 
     @property
     def sqlite(self) -> bool:
@@ -112,9 +112,14 @@ def resolve(uri: str | None, home: Path) -> RegistryAddress:
     home = homes.folder(home)
     given = (uri or "").strip() or os.environ.get("MLFLOW_TRACKING_URI") or databases.default(home)
     database = databases.file(given)
-    if database is None:
-        environment.require_readable(given, what="registry")
     scheme = given.partition("://")[0].split("+")[0]
+    problem = databases.problem(given) if scheme in _DATABASES else None
+    if problem is not None:
+        raise SpecError(f"registry {redact.address(given)}: {problem}; correct it")
+    if scheme in _DATABASES:
+        redact.remember_password(given)
+    else:
+        environment.require_readable(given, what="registry")
     if scheme not in (*_SERVERS, *_DATABASES):
         raise SpecError(
             f"registry {redact.address(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
@@ -126,7 +131,7 @@ def resolve(uri: str | None, home: Path) -> RegistryAddress:
         clean = given if "?" in given else databases.sqlite(database)  # what follows ? is for the driver
         display = f"sqlite:///{database}"
     else:
-        clean = _without_credentials(given) if scheme in _SERVERS else given
+        clean = _without_credentials(given) if scheme in _SERVERS else databases.quoted(given)
         display = redact.message(clean)
     name = hashlib.sha256(_CREDENTIALS.sub("://", given).encode()).hexdigest()[:16]
     return RegistryAddress(

@@ -74,7 +74,7 @@ def test_tokens_with_a_line_break_inside_are_not_repeated(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "uri",
     [
-        f"http://bob:{MARKER}/x@host", f"http://bob:{MARKER}?x@host:5000", f"postgresql://bob:{MARKER}#x@host/db",
+        f"http://bob:{MARKER}/x@host", f"http://bob:{MARKER}?x@host:5000", f"postgresql://bob:x@{MARKER}@host/db",
         f"http://bob:{MARKER}@[::1", f"http://bob:{MARKER}@host:port", f"nowhere://bob:{MARKER}@host",
         f"bob:{MARKER}@host/db",
     ],

@@ -186,7 +186,7 @@ def test_credentials_move_from_the_uri_to_the_environment(tmp_path: Path, monkey
 
 
 def test_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
-    place = connection.resolve("postgresql+psycopg2://me:p@ss@host/registry", tmp_path)
+    place = connection.resolve("postgresql+psycopg2://me:p%40ss@host/registry", tmp_path)
     assert place.display == "postgresql+psycopg2://***@host/registry"
     with pytest.raises(RegistryError) as raised, connection.translated(place, "connect"):
         raise OSError("could not reach postgresql+psycopg2://me:p@ss@host/registry\nat all")

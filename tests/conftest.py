@@ -24,6 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="Rewrite golden files in place of comparing.")
 
 
+@pytest.fixture(autouse=True)
+def own_credentials() -> Iterator[None]:
+    """Forget the user and password that an address of a registry brought into the environment of the test process."""
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({name: value} if value is not None else {})
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compare a text with tests/golden/NAME; `make golden` rewrites it, and its diff is reviewed."""

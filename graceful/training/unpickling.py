@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ _UNREADABLE = (
 _NAMED = re.compile(r"GLOBAL ([\w.]+)")
 
 
+def _member(kind: Any, name: Any) -> Any:
+    """Stand in for `getattr`, with which Python 3.11.0 to 3.11.3 and others pickle members of enumerations.
+
+    Raises:
+        UnpicklingError: It is asked for anything but a member of an enumeration.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("GLOBAL getattr of what is no enumeration")
+    return kind.__members__[name]
+
+
 def load_tensors(path: Path, *, map_location: Any, classes: Sequence[type] = ()) -> Any:
     """Return what `torch.save` wrote, if it is made of tensors, containers and plain values.
 
@@ -47,7 +59,7 @@ def load_tensors(path: Path, *, map_location: Any, classes: Sequence[type] = ())
         OSError: It cannot be read.
     """
     try:
-        with torch.serialization.safe_globals(list(classes)):
+        with torch.serialization.safe_globals([*classes, (_member, "builtins.getattr")]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except _UNREADABLE as e:
         named = _NAMED.search(str(e))

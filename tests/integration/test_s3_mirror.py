@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -338,7 +339,8 @@ def test_a_run_that_changes_machines_is_the_undisturbed_run(server: str, tmp_pat
     os.kill(program, signal.SIGKILL)
     assert first.wait(timeout=30) != 0
     done = subprocess.run(command, env=env("new", "moved"), check=True, capture_output=True, text=True, timeout=120)
-    assert "step=10" in done.stderr or "resum" in done.stderr
+    # The machine may be lost while it copies the checkpoint of step 10; the one of step 5 is whole then.
+    assert re.search(r"\bstep=(5|10)\b|resum", done.stderr), done.stderr
     weights = [tmp_path / machine / "runs" / "points-v1" / "model.safetensors" for machine in ("quiet", "new")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     rows = trace.read(weights[1].with_name(trace.FILE))

@@ -33,10 +33,7 @@ WRITES = (
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    assert versions.local_store(folder).versions("none") == []  # the schema, before the server opens it
-    (folder / "served").mkdir()
-    with mlflow_server.server(folder / "mlflow.db", folder / "served") as uri:
+    with versions.served(tmp_path_factory.mktemp("server")) as uri:
         yield uri
 
 

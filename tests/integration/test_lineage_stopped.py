@@ -14,7 +14,6 @@ import pytest
 
 from graceful.errors import RegistryError
 from graceful.lineage import Store, lease, schema
-from tests.support import mlflow_server
 from tests.support import mlflow_versions as versions
 
 pytestmark = [
@@ -63,10 +62,7 @@ except GracefulError as e:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    assert versions.local_store(folder).versions("none") == []  # the schema, before the server opens it
-    (folder / "served").mkdir()
-    with mlflow_server.server(folder / "mlflow.db", folder / "served") as uri:
+    with versions.served(tmp_path_factory.mktemp("server")) as uri:
         yield uri
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import mlflow_server
 from tests.support import mlflow_versions as versions
 from tests.support.registry_storm import Fault, storm
 
@@ -22,10 +21,7 @@ WRITERS = 8
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    assert versions.local_store(folder).versions("none") == []  # the schema, before the server opens it
-    (folder / "served").mkdir()
-    with mlflow_server.server(folder / "mlflow.db", folder / "served") as uri:
+    with versions.served(tmp_path_factory.mktemp("server")) as uri:
         yield uri
 
 

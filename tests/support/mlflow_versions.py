@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from graceful.constraints import Constraint, Direction
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.report import Comparison, Measurement, Report
 from graceful.storage import sha256_json
+from tests.support import mlflow_server
 
 BOUND = 0.02
 CONSTRAINT = {"metric": "negative_flip_rate", "direction": "at_most", "bound": BOUND, "against": "all"}
@@ -111,6 +113,15 @@ def three_versions(home: Path, bundles: Path) -> list[LineageRecord]:
 
 def local_store(home: Path) -> Store:
     return Store(f"sqlite:///{home / 'mlflow.db'}", home)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a new and empty registry in a folder until the block ends; yields the server's address."""
+    assert local_store(folder).versions("none") == []  # makes the tables, before the server opens the database
+    (folder / "served").mkdir()
+    with mlflow_server.server(folder / "mlflow.db", folder / "served") as uri:
+        yield uri
 
 
 def copied_store(home: Path, target: Path) -> Store:

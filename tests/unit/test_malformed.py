@@ -22,10 +22,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_malformed_documents_begin_with_is_valid() -> None:
-    for document in malformed_values.SPECS:
-        spec.parse(document)
-    for document in malformed_values.PROFILES:
-        profile.parse(document)
+    parsed = [spec.parse(document) for document in malformed_values.SPECS]
+    assert [(one.model, one.name) for one in parsed] == [(one["model"], one["name"]) for one in malformed_values.SPECS]
+    profiles = [profile.parse(document) for document in malformed_values.PROFILES]
+    assert [one.kind for one in profiles] == [document["kind"] for document in malformed_values.PROFILES]
 
 
 @pytest.mark.parametrize("part", range(6))

@@ -6,10 +6,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from graceful.errors import RegistryError
 from graceful.lineage import Store, lease, registration
 from graceful.lineage.registry import Registry
 from tests.support import mlflow_server, postgres_server
@@ -148,3 +150,20 @@ def test_a_lease_whose_writer_died_goes_from_one_waiting_writer_to_the_next(regi
             thread.join()
         assert lease.leftovers(registry, name) == [f"{lease.PREFIX}{name}.token-of-the-dead"]
     assert (failures, overlaps, len(turns)) == ([], [], rounds * waiting)
+
+
+def test_a_lease_that_is_read_while_it_is_renamed_is_nobodys_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow reads an entry and its tags one after the other; the moment between them is injected here."""
+    monkeypatch.setattr(lease, "FIRST_PAUSE", 0.0)
+    bare = SimpleNamespace(tags={}, latest_versions=[])
+    held = SimpleNamespace(tags={lease.TAG_TOKEN: "t1", lease.TAG_BEAT: "7"}, latest_versions=[])
+
+    def reading(*entries: object) -> Registry:
+        coming = iter(entries)
+        client = SimpleNamespace(get_registered_model=lambda name: None)
+        return cast(Registry, SimpleNamespace(client=client, point=lambda call, *rest: next(coming)))
+
+    assert lease._seen_surely(reading(bare, held), "m") == ("t1", "7")
+    assert lease._seen_surely(reading(bare, None), "m") == ("", "")
+    with pytest.raises(RegistryError, match="is no lock of graceful"):
+        lease._seen_surely(reading(*[bare] * lease.LOOKS), "m")

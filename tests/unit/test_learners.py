@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import pytest
 import torch
 
 from graceful import spec, tasks
+from graceful.chain import Predecessor, freeze
 from graceful.errors import SpecError
 from graceful.learners import Classifier, Learner, batch, learner_of, run
 from graceful.lineage.serving import Served
 from graceful.models.base import Outputs
+from graceful.programs.model_outputs import Evaluated, run_on_split, run_versions
 from graceful.programs.rehearsal import rehearse
-from graceful.spec import DigitsTask, PythonTask, RefreshSpec
+from graceful.programs.tuning import fits
+from graceful.spec import Compatibility, DigitsTask, PythonTask, RefreshSpec
 from graceful.tasks.base import Task
+from graceful.training.objective import Objective
 
 SEQUENCES = Path(__file__).parents[1] / "support" / "sequences.py"
 
@@ -202,3 +207,52 @@ def test_texts_and_pairs_are_served_as_they_came_and_numbers_as_arrays() -> None
     assert seen[1] is pairs
     assert isinstance(seen[2], np.ndarray)
     assert seen[3] == {"x": [1, 2]}
+
+
+def test_the_tasks_own_loss_of_a_learner_is_what_is_trained() -> None:
+    seen: list[object] = []
+
+    def own_loss(outputs: Outputs, batch: object, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(batch)
+        return torch.tensor([1.0, 3.0])
+
+    objective = Objective(Compatibility(), ("a", "b"), [], task_loss=own_loss)
+    outputs = Outputs(torch.zeros(2, 1), torch.zeros(2, 2))
+    value = objective(outputs, torch.tensor([0, 1]), batch="the batch")
+    assert (value.total.item(), value.parts["task"].item(), seen) == (2.0, 2.0, ["the batch"])
+
+
+def frozen(task: Task) -> Predecessor:
+    return Predecessor(
+        name="v1",
+        model_id="m-v1",
+        digest="d",
+        classes=task.classes,
+        embedding_size=8,
+        network=freeze(task.network(task.classes)),
+        learner=learner_of(task),
+        transform_digest="t",
+    )
+
+
+def test_galleries_are_embedded_by_the_gallery_encoder_in_evaluation_and_search() -> None:
+    task = sequences()
+    version, test = frozen(task), task.samples("test")
+    queries, gallery = (run_on_split(version, test, 64, role=role).embeddings for role in ("query", "gallery"))
+    assert not np.array_equal(queries, gallery)
+    (measured,) = run_versions([version], Evaluated(test=test, query=test, gallery=test), batch_size=64)
+    assert measured.queries is not None
+    assert measured.gallery is not None
+    assert np.array_equal(measured.queries.vectors, queries)
+    assert np.array_equal(measured.gallery.vectors, gallery)
+    asked: list[tuple[str, str]] = []
+    document = spec.parse({"model": "m", "name": "v2", "task": {"kind": "digits"}})
+
+    def recording(self: Predecessor, items: object, views: object = None, *, role: str = "query") -> Outputs:
+        asked.append((self.name, role))
+        return Outputs(torch.eye(len(items)), torch.eye(len(items)))  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predecessor, "__call__", recording)
+        fits._cross_test(dataclasses.replace(version, name="new"), version, test, document, task)
+    assert set(asked) == {("new", "query"), ("v1", "gallery")}

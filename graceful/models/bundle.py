@@ -15,58 +15,37 @@ parsed, from the same bytes.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as serialise_weights
 from torch import nn
 
 from graceful import storage
 from graceful.chain import Kept, Predecessor, Unrunnable, freeze
-from graceful.errors import DataError, IntegrityError
+from graceful.errors import DataError
 from graceful.learners import Classifier, learner_of, run
 from graceful.learners.batch import to_device
 from graceful.models import recorded_code
 from graceful.models import weights as parts
+from graceful.models.bundle_files import (
+    DESCRIPTION,
+    HEAD,
+    WEIGHTS,
+    Description,
+    Found,
+    digest_of,
+    parse_description,
+    verified,
+)
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
 
-WEIGHTS = "model.safetensors"
-HEAD = "head.safetensors"
-DESCRIPTION = "arch.json"
-REMOVABLE = (WEIGHTS, HEAD)
-"""Files without which a bundle still says what it was."""
-_SHA256 = r"^[0-9a-f]{64}$"
 _AUGMENTATION = ("shift", "flip")
-
-
-class Description(BaseModel):
-    """What `arch.json` holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: Literal[1] = Field(alias="schema")
-    name: str
-    model: str
-    task: dict[str, Any]
-    classes: tuple[str, ...] = Field(min_length=1)
-    embedding_size: int = Field(ge=1)
-    transform_digest: str
-    weights_sha256: str = Field(pattern=_SHA256)
-    head_sha256: str | None = Field(default=None, pattern=_SHA256)
-
-    @field_validator("classes")
-    @classmethod
-    def _composed(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        """Class folders were once named as they were spelled on disk; they are compared by name."""
-        if info.data.get("task", {}).get("kind") != "image_folder":
-            return names
-        return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def save(
@@ -129,7 +108,7 @@ def digest(folder: str | Path) -> str:
         StorageError: A file is missing or cannot be read.
     """
     folder = Path(folder)
-    return _digest(storage.read_bytes(folder / DESCRIPTION), storage.sha256_file(folder / WEIGHTS))
+    return digest_of(storage.read_bytes(folder / DESCRIPTION), storage.sha256_file(folder / WEIGHTS))
 
 
 def describe(folder: str | Path) -> Description:
@@ -140,13 +119,13 @@ def describe(folder: str | Path) -> Description:
         StorageError: It is missing or cannot be read.
     """
     folder = Path(folder)
-    return _described(folder, storage.read_bytes(folder / DESCRIPTION))
+    return parse_description(folder, storage.read_bytes(folder / DESCRIPTION))
 
 
 def recorded_digest(folder: str | Path) -> str:
     """Digest of a bundle as its description records it; the weights are not looked at and may be missing."""
     description = storage.read_bytes(Path(folder) / DESCRIPTION)
-    return _digest(description, describe(folder).weights_sha256)
+    return digest_of(description, describe(folder).weights_sha256)
 
 
 def load(
@@ -185,17 +164,12 @@ def load(
     from graceful import tasks
 
     folder = Path(folder)
-    found = _verified(folder, expected_digest, at_least)
+    found = verified(folder, expected_digest, at_least)
     described, model_id = found.described, model_id or f"{found.described.model}-{found.described.name}"
-    section = _section(described, folder)
-    allowed: Collection[str] | None = None
-    if isinstance(section, PythonTask) and isinstance(augment_like, PythonTask):
-        section = section.model_copy(update={"file": augment_like.file})
-    elif isinstance(section, PythonTask) and task is None:
-        refused = recorded_code.refusal(section, recorded=described.transform_digest, trusted=trusted)
-        if refused is not None:
-            return _unrunnable(found, refused, folder=folder, model_id=model_id, at_least=at_least)
-        allowed = trusted
+    code = _chosen_code(described, folder, augment_like=augment_like, trusted=trusted, built=task is not None)
+    if isinstance(code, Unrunnable):
+        return _unrunnable(found, code, folder=folder, model_id=model_id, at_least=at_least)
+    section, allowed = code
     current = tasks.transform_digest(section)
     if allowed is not None and current != described.transform_digest:
         changed = f"{described.task['file']} is not the file {described.name} was saved with"
@@ -238,61 +212,7 @@ def _embedding_size(network: nn.Module, task: Task) -> int:
     return int(outputs.embedding.shape[1])
 
 
-def _digest(description: bytes, weights_sha256: str) -> str:
-    return storage.sha256_json({DESCRIPTION: hashlib.sha256(description).hexdigest(), WEIGHTS: weights_sha256})
-
-
 # --- loading ----------------------------------------------------------------------------------------------------------
-
-
-class _Found(NamedTuple):
-    described: Description
-    digest: str
-    kept: Kept
-    weights: bytes
-
-
-def _verified(folder: Path, expected: str | None, at_least: Kept) -> _Found:
-    """What is left, each file read once; no tensor is parsed before the digests are right."""
-    path = folder / DESCRIPTION
-    there = [part for part in (WEIGHTS, HEAD) if (folder / part).is_file()]
-    kept = {WEIGHTS: Kept.WHOLE, HEAD: Kept.HEAD}[there[0]] if there else Kept.NOTHING
-    missing = [DESCRIPTION] if not path.is_file() else []
-    missing += [WEIGHTS] if kept is not Kept.WHOLE and at_least is Kept.WHOLE else []
-    missing += [HEAD] if kept is Kept.NOTHING and at_least is Kept.HEAD else []
-    if missing:
-        raise DataError(f"{folder}: no version bundle, {' and '.join(missing)} missing; fetch the version again")
-    description = storage.read_bytes(path)
-    weights = storage.read_bytes(folder / there[0]) if there else b""
-    found = hashlib.sha256(weights).hexdigest()
-    if kept is Kept.WHOLE:
-        _same(_digest(description, found), expected, folder)
-    described = _described(folder, description)
-    identity = _digest(description, described.weights_sha256)
-    _same(identity, expected, folder)
-    recorded = {Kept.WHOLE: described.weights_sha256, Kept.HEAD: described.head_sha256 or "none", Kept.NOTHING: found}
-    _same(found, recorded[kept], folder / there[0] if there else folder)
-    return _Found(described, identity, kept, weights)
-
-
-def _described(folder: Path, description: bytes) -> Description:
-    try:
-        return Description.model_validate_json(description)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise DataError(
-            f"{folder / DESCRIPTION}: {where}: {first['msg'].lower()}; fetch the version again, or use the graceful"
-            " release that wrote it"
-        ) from e
-
-
-def _same(found: str, expected: str | None, path: Path) -> None:
-    if expected is not None and found != expected:
-        raise IntegrityError(
-            f"{path}: SHA-256 must be {expected[:12]}..., got {found[:12]}...; fetch the version again",
-            {"path": str(path), "expected": expected, "found": found},
-        )
 
 
 def _section(described: Description, folder: Path) -> TaskSection:
@@ -307,7 +227,28 @@ def _section(described: Description, folder: Path) -> TaskSection:
     return section
 
 
-def _unrunnable(found: _Found, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Kept) -> Predecessor:
+def _chosen_code(
+    described: Description,
+    folder: Path,
+    *,
+    augment_like: TaskSection | None,
+    trusted: Collection[str],
+    built: bool,
+) -> tuple[TaskSection, Collection[str] | None] | Unrunnable:
+    """Return the section to build the task from, with the digests that its code must have (None: the user's own code),
+    or why recorded code is not run. Arguments as of `load`; `built`: the caller has the task already."""
+    section = _section(described, folder)
+    if not isinstance(section, PythonTask):
+        return section, None
+    if isinstance(augment_like, PythonTask):
+        return section.model_copy(update={"file": augment_like.file}), None
+    if built:
+        return section, None
+    refused = recorded_code.refusal(section, recorded=described.transform_digest, trusted=trusted)
+    return (section, trusted) if refused is None else refused
+
+
+def _unrunnable(found: Found, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Kept) -> Predecessor:
     """The version as far as its description tells, for what its cached outputs answer."""
     described = found.described
     if at_least is not Kept.NOTHING:
@@ -331,7 +272,7 @@ def _unrunnable(found: _Found, refused: Unrunnable, *, folder: Path, model_id: s
     )
 
 
-def _network(task: Task, folder: Path, found: _Found) -> nn.Module:
+def _network(task: Task, folder: Path, found: Found) -> nn.Module:
     """Build with a throw-away random state, so that loading predecessors changes no later initialisation."""
     described = found.described
     with torch.random.fork_rng(devices=[]):

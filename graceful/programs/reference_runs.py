@@ -16,7 +16,7 @@ from typing import Any
 
 from graceful.chain import Predecessor
 from graceful.errors import GracefulError
-from graceful.models import bundle
+from graceful.models import bundle, bundle_files
 from graceful.programs.train import REFERENCE_SEED_STRIDE
 from graceful.spec import Task as TaskSection
 from graceful.storage import Mirror, read_bytes, sha256_json
@@ -68,7 +68,7 @@ def _of(
     most: int,
 ) -> ReferenceRuns:
     run = home / "runs" / run_id
-    path, described = run / SPEC, run / "model" / bundle.DESCRIPTION
+    path, described = run / SPEC, run / "model" / bundle_files.DESCRIPTION
     try:
         if not all(one.exists() or mirror.restore_file(one) for one in (path, described)):
             return ReferenceRuns(reason=f"none known, run {run_id} is not in this home")

@@ -13,7 +13,7 @@ from graceful import gate, tasks
 from graceful.chain import Kept
 from graceful.errors import DataError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
-from graceful.models import bundle
+from graceful.models import bundle, bundle_files
 from graceful.programs import ancestry, exclusive, home_of, notifications, pages, recorded_predictions, run_dir_of
 from graceful.programs.ancestry import Link
 from graceful.programs.constraint_checks import require_judgeable
@@ -237,7 +237,7 @@ def ancestors_of(spec: RefreshSpec, folder: Path, *, begun: bool) -> list[Path]:
 
 def _fetch(store: Store, links: Sequence[Link]) -> list[Path]:
     """Bring the chain's bundles here, every digest checked; weights that the registry has no more are missing."""
-    return [store.fetch(store.record(link.model_id), removable=bundle.REMOVABLE) for link in links]
+    return [store.fetch(store.record(link.model_id), removable=bundle_files.REMOVABLE) for link in links]
 
 
 def measure(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from graceful.errors import SpecError
-from graceful.models import bundle
+from graceful.models import bundle, bundle_files
 from graceful.models.interpolation import State, inherited
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
@@ -53,7 +53,7 @@ def require_start(spec: RefreshSpec, start: Path | None, *, task: Task) -> Path 
         raise SpecError(
             f"train.start: latest needs a predecessor, {spec.model} has none yet; write random for the first"
         )
-    if not (start / bundle.WEIGHTS).is_file():
+    if not (start / bundle_files.WEIGHTS).is_file():
         raise SpecError(
             f"train.start: latest needs the weights of {bundle.describe(start).name}, which are gone from {start};"
             " restore them from a backup, or write random"

@@ -18,7 +18,7 @@ from graceful import gate, spec, tasks
 from graceful.chain import Kept
 from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS, Constraint, Direction
 from graceful.errors import DataError, IntegrityError, SpecError
-from graceful.models import bundle, weights
+from graceful.models import bundle, bundle_files, weights
 from graceful.programs.evaluate import evaluate
 from graceful.programs.train import Trained, train
 from graceful.report import Report
@@ -58,12 +58,12 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def headed(old: Path, tmp_path: Path) -> Path:
-    return without(old, tmp_path / "headed", bundle.WEIGHTS)
+    return without(old, tmp_path / "headed", bundle_files.WEIGHTS)
 
 
 @pytest.fixture
 def bare(old: Path, tmp_path: Path) -> Path:
-    return without(old, tmp_path / "bare", bundle.WEIGHTS, bundle.HEAD)
+    return without(old, tmp_path / "bare", bundle_files.WEIGHTS, bundle_files.HEAD)
 
 
 # --- the bundle -------------------------------------------------------------------------------------------------------
@@ -92,13 +92,13 @@ def test_less_than_asked_for_is_refused_with_the_files_that_are_missing(headed: 
 
 
 def test_what_is_left_is_verified(headed: Path, bare: Path) -> None:
-    data = bytearray((headed / bundle.HEAD).read_bytes())
+    data = bytearray((headed / bundle_files.HEAD).read_bytes())
     data[-1] ^= 1
-    (headed / bundle.HEAD).write_bytes(bytes(data))
+    (headed / bundle_files.HEAD).write_bytes(bytes(data))
     with pytest.raises(IntegrityError, match=r"head\.safetensors: SHA-256 must be"):
         training_task.opened(headed, at_least=Kept.HEAD)
     digest = bundle.recorded_digest(bare)
-    path = bare / bundle.DESCRIPTION
+    path = bare / bundle_files.DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "name": "v7"}))
     with pytest.raises(IntegrityError, match="SHA-256 must be"):
         training_task.opened(bare, expected_digest=digest, at_least=Kept.NOTHING)
@@ -120,10 +120,10 @@ def test_a_head_that_is_not_all_there_is_to_classifying_is_not_saved_apart(tmp_p
     assert weights.head_of(network, embedding_size=8) is None
     assert bool(network.scale.isfinite())
     bundle.save(tmp_path, network=training_task.BlobNet(2), spec=parse("v1", classes=2), classes=("a", "b"))
-    assert (tmp_path / bundle.HEAD).exists()
+    assert (tmp_path / bundle_files.HEAD).exists()
     bundle.save(tmp_path, network=network, spec=parse("v1", classes=2), classes=("a", "b"))
-    assert not (tmp_path / bundle.HEAD).exists()
-    assert json.loads((tmp_path / bundle.DESCRIPTION).read_text())["head_sha256"] is None
+    assert not (tmp_path / bundle_files.HEAD).exists()
+    assert json.loads((tmp_path / bundle_files.DESCRIPTION).read_text())["head_sha256"] is None
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from graceful import spec, storage, tasks
 from graceful.chain import Kept, Predecessor
 from graceful.errors import DataError, GracefulError, IntegrityError, NonFiniteError
 from graceful.lineage.serving import _load_pyfunc
-from graceful.models import bundle, weights
+from graceful.models import bundle, bundle_files, weights
 from graceful.tasks import code
 
 SPEC = spec.RefreshSpec(model="digits", name="v1", task=spec.DigitsTask(classes=6))
@@ -38,13 +38,13 @@ def saved(tmp_path: Path, network: nn.Module) -> tuple[Path, str]:
 
 
 def _rewrite(folder: Path, **changes: Any) -> None:
-    path = folder / bundle.DESCRIPTION
+    path = folder / bundle_files.DESCRIPTION
     storage.write_json(path, json.loads(path.read_text()) | changes)
 
 
 def _exchange_weights(folder: Path, weights: bytes) -> None:
     """Weights and the digest that goes with them: what only the network's shape can still refuse."""
-    (folder / bundle.WEIGHTS).write_bytes(weights)
+    (folder / bundle_files.WEIGHTS).write_bytes(weights)
     _rewrite(folder, weights_sha256=hashlib.sha256(weights).hexdigest())
 
 
@@ -98,7 +98,7 @@ def test_saving_twice_gives_the_same_digest_and_another_weight_another(
 
 def test_half_precision_networks_are_saved_as_fp32(network: nn.Module, tmp_path: Path) -> None:
     bundle.save(tmp_path, network=network.bfloat16(), spec=SPEC, classes=tasks.build(SPEC.task).classes)
-    state = safetensors.torch.load_file(tmp_path / bundle.WEIGHTS)
+    state = safetensors.torch.load_file(tmp_path / bundle_files.WEIGHTS)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
@@ -126,7 +126,7 @@ def test_loading_leaves_the_random_state_alone(saved: tuple[Path, str]) -> None:
 def test_damaged_weights_are_refused_before_they_are_parsed(
     saved: tuple[Path, str], damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = saved[0] / bundle.WEIGHTS
+    path = saved[0] / bundle_files.WEIGHTS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes({"flip": bytes(data), "truncate": bytes(data[:100]), "empty": b""}[damage])
@@ -150,7 +150,7 @@ def test_a_bundle_other_than_the_expected_one_is_refused(saved: tuple[Path, str]
     assert digest[:12] in message
 
 
-@pytest.mark.parametrize("name", [bundle.WEIGHTS, bundle.DESCRIPTION])
+@pytest.mark.parametrize("name", [bundle_files.WEIGHTS, bundle_files.DESCRIPTION])
 def test_a_missing_file_is_named(saved: tuple[Path, str], name: str) -> None:
     (saved[0] / name).unlink()
     assert name in _refusal(saved[0], DataError)
@@ -178,13 +178,13 @@ def test_a_description_that_does_not_fit_is_refused(
 
 
 def test_a_description_that_is_not_json_is_refused(saved: tuple[Path, str]) -> None:
-    (saved[0] / bundle.DESCRIPTION).write_text("{")
+    (saved[0] / bundle_files.DESCRIPTION).write_text("{")
     assert "arch.json" in _refusal(saved[0], DataError)
 
 
 def test_weights_of_another_network_are_refused_with_tensor_and_shapes(saved: tuple[Path, str]) -> None:
     folder = saved[0]
-    state = safetensors.torch.load_file(folder / bundle.WEIGHTS)
+    state = safetensors.torch.load_file(folder / bundle_files.WEIGHTS)
     _exchange_weights(folder, safetensors.torch.save({**state, "head.weight": torch.zeros(7, 64)}))
     assert "tensor head.weight must have shape [6, 64], got [7, 64]" in _refusal(folder, DataError)
     _exchange_weights(folder, safetensors.torch.save({k: v for k, v in state.items() if k != "head.bias"}))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from graceful import spec, targets, tasks
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
-from graceful.models import bundle
+from graceful.models import bundle, bundle_files
 from graceful.models.base import Forward
 from graceful.programs.contract import Unconstrained, ask, contract, near_chance
 from graceful.programs.train import train as train_version
@@ -310,7 +310,7 @@ def test_weights_of_a_predecessor_near_chance_may_go_while_a_run_trains(tmp_path
     whole = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=chain)
     bare = tmp_path / "bare"
     shutil.copytree(v0, bare)
-    for name in (bundle.WEIGHTS, bundle.HEAD):
+    for name in (bundle_files.WEIGHTS, bundle_files.HEAD):
         (bare / name).unlink()
     resumed = train_version(document, run_dir=tmp_path / "run", home=tmp_path, ancestors=(v1, bare))
     assert sha256_file(resumed.result.weights) == sha256_file(whole.result.weights)

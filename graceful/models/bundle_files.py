@@ -1,0 +1,125 @@
+"""The files of a version bundle: their names, their digests, and what `arch.json` says. Drivers and workers.
+
+No tensor is parsed here and no code is built: a file is believed only after its SHA-256 was compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from graceful import storage
+from graceful.chain import Kept
+from graceful.errors import DataError, IntegrityError
+
+WEIGHTS = "model.safetensors"
+HEAD = "head.safetensors"
+DESCRIPTION = "arch.json"
+REMOVABLE = (WEIGHTS, HEAD)
+"""Files without which a bundle still says what it was."""
+_SHA256 = r"^[0-9a-f]{64}$"
+
+
+class Description(BaseModel):
+    """What `arch.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: str
+    model: str
+    task: dict[str, Any]
+    classes: tuple[str, ...] = Field(min_length=1)
+    embedding_size: int = Field(ge=1)
+    transform_digest: str
+    weights_sha256: str = Field(pattern=_SHA256)
+    head_sha256: str | None = Field(default=None, pattern=_SHA256)
+
+    @field_validator("classes")
+    @classmethod
+    def _composed(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Class folders were once named as they were spelled on disk; they are compared by name."""
+        if info.data.get("task", {}).get("kind") != "image_folder":
+            return names
+        return tuple(unicodedata.normalize("NFC", name) for name in names)
+
+
+def digest_of(description: bytes, weights_sha256: str) -> str:
+    """Return the digest of a bundle, over its description and the SHA-256 of its weights."""
+    return storage.sha256_json({DESCRIPTION: hashlib.sha256(description).hexdigest(), WEIGHTS: weights_sha256})
+
+
+class Found(NamedTuple):
+    """What is left of a bundle, verified; `weights` are the bytes of its largest remaining file."""
+
+    described: Description
+    digest: str
+    kept: Kept
+    weights: bytes
+
+
+def verified(folder: Path, expected: str | None, at_least: Kept) -> Found:
+    """Return what is left of a bundle; each file is read once.
+
+    Args:
+        folder: Of the bundle.
+        expected: Its digest, from the registry; None: only the weights are compared.
+        at_least: What must be left.
+
+    Raises:
+        IntegrityError: A file has another digest.
+        DataError: Too little is left, or the description does not fit this graceful.
+    """
+    path = folder / DESCRIPTION
+    there = [part for part in (WEIGHTS, HEAD) if (folder / part).is_file()]
+    kept = {WEIGHTS: Kept.WHOLE, HEAD: Kept.HEAD}[there[0]] if there else Kept.NOTHING
+    missing = [DESCRIPTION] if not path.is_file() else []
+    missing += [WEIGHTS] if kept is not Kept.WHOLE and at_least is Kept.WHOLE else []
+    missing += [HEAD] if kept is Kept.NOTHING and at_least is Kept.HEAD else []
+    if missing:
+        raise DataError(f"{folder}: no version bundle, {' and '.join(missing)} missing; fetch the version again")
+    description = storage.read_bytes(path)
+    weights = storage.read_bytes(folder / there[0]) if there else b""
+    found = hashlib.sha256(weights).hexdigest()
+    if kept is Kept.WHOLE:
+        require_same(digest_of(description, found), expected, folder)
+    described = parse_description(folder, description)
+    identity = digest_of(description, described.weights_sha256)
+    require_same(identity, expected, folder)
+    recorded = {Kept.WHOLE: described.weights_sha256, Kept.HEAD: described.head_sha256 or "none", Kept.NOTHING: found}
+    require_same(found, recorded[kept], folder / there[0] if there else folder)
+    return Found(described, identity, kept, weights)
+
+
+def parse_description(folder: Path, description: bytes) -> Description:
+    """Return what the bytes of `arch.json` say.
+
+    Raises:
+        DataError: They do not fit this graceful.
+    """
+    try:
+        return Description.model_validate_json(description)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise DataError(
+            f"{folder / DESCRIPTION}: {where}: {first['msg'].lower()}; fetch the version again, or use the graceful"
+            " release that wrote it"
+        ) from e
+
+
+def require_same(found: str, expected: str | None, path: Path) -> None:
+    """Refuse a SHA-256 that is not the expected one.
+
+    Raises:
+        IntegrityError: With the path.
+    """
+    if expected is not None and found != expected:
+        raise IntegrityError(
+            f"{path}: SHA-256 must be {expected[:12]}..., got {found[:12]}...; fetch the version again",
+            {"path": str(path), "expected": expected, "found": found},
+        )

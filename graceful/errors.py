@@ -24,8 +24,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from graceful import redact
-
 LONGEST_LINE = 2000
 """Characters of a message; of a longer one the middle is left out."""
 LEFT_OUT = " [...] "
@@ -56,6 +54,8 @@ class GracefulError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, facts: dict[str, object] | None = None) -> None:
+        from graceful import redact  # its patterns take milliseconds to compile, and most commands raise nothing
+
         self.message = one_line(redact.message(message))
         super().__init__(self.message)
         self.facts: dict[str, object] = dict(facts or {})

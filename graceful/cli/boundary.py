@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from graceful import crash, environment, redact, startup
+from graceful import environment, startup
 from graceful.errors import GracefulError, one_line
 
 EXIT_BUG = 1
@@ -35,6 +35,8 @@ def guarded(command: click.Command, arguments: Sequence[str] | None = None) -> i
         startup.silence_stdout()
         return EXIT_PIPE_CLOSED
     except Exception as e:  # noqa: BLE001  # the last line of defence: a bug of ours becomes one line and a file
+        from graceful import crash
+
         return _say(crash.line(e), EXIT_BUG)
     return code if isinstance(code, int) else 0
 
@@ -45,6 +47,8 @@ def _say(message: str, code: int) -> int:
 
 
 def _usage(error: click.ClickException) -> str:
+    from graceful import redact
+
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "graceful"
     message = redact.message(one_line(error.format_message()).rstrip("."))

@@ -101,19 +101,27 @@ def _loaded(entry: importlib.metadata.EntryPoint, names: Mapping[str, str]) -> t
         loss = entry.load()
         if not (inspect.isclass(loss) and issubclass(loss, Loss)):
             return None, "which is no class derived from graceful.losses.base.Loss"
-        if get_args(loss.model_fields["kind"].annotation) != (entry.name,) or kind_of(loss) != entry.name:
-            written = f'kind: Literal["{entry.name}"] = "{entry.name}"'
-            return None, f"whose kind is {kind_of(loss)!r}; write {written}, the name of the entry point"
-        searched_names = _search_names(loss)
+        reason = next(_faults(loss, entry.name, names), None)
     except _FAULTS as error:
         return None, f"which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
+    return (loss, None) if reason is None else (None, reason)
+
+
+def _faults(loss: type[Loss], kind: str, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong with the class of another package; arguments as of `_loaded`."""
+    if get_args(loss.model_fields["kind"].annotation) != (kind,) or kind_of(loss) != kind:
+        written = f'kind: Literal["{kind}"] = "{kind}"'
+        yield f"whose kind is {kind_of(loss)!r}; write {written}, the name of the entry point"
+    if loss.compare is Loss.compare and loss.emphasis is Loss.emphasis:
+        yield "which has neither compare nor emphasis; define one of them"
+    if loss.merge is not Loss.merge and loss.compare_merged is Loss.compare_merged:
+        yield "which merges but has no compare_merged; define it"
     if loss.compares_outputs and loss.search_range is None:
-        return None, "which compares outputs, so a search must vary its weight; give it a search_range"
-    taken = sorted(set(searched_names) & (set(names) | _RESERVED))
+        yield "which compares outputs, so a search must vary its weight; give it a search_range"
+    taken = sorted(set(_search_names(loss)) & (set(names) | _RESERVED))
     if taken:
         whose = names.get(taken[0], "every search")
-        return None, f"whose search has a parameter {taken[0]!r}, as {whose} has; give it another name"
-    return loss, None
+        yield f"whose search has a parameter {taken[0]!r}, as {whose} has; give it another name"
 
 
 _FAULTS = (

@@ -66,7 +66,7 @@ class Namesake(SignAgreement):
     search_name: ClassVar = "distillation"
 
 
-class Margin(Loss):
+class Margin(SignAgreement):
     kind: Literal["margin_again"] = "margin_again"
 
     @classmethod
@@ -74,8 +74,24 @@ class Margin(Loss):
         return {"margin": Span(low=2.0, high=5.0)}
 
 
+class Empty(Loss):
+    kind: Literal["empty"] = "empty"
+
+
+class HalfMerged(SignAgreement):
+    kind: Literal["half_merged"] = "half_merged"
+
+    @property
+    def merge(self):
+        return Merge(form="lm")
+
+
 class Fixed(Loss):
     kind: Literal["fixed"] = "fixed"
+
+    def compare(self, pair, constants):
+        return PerSample(pair.new_logits.sum(-1), pair.participates)
+
     compares_outputs: ClassVar = True
     search_range: ClassVar = None
 
@@ -104,6 +120,8 @@ free_text = other_package.losses:FreeText
 namesake = other_package.losses:Namesake
 margin_again = other_package.losses:Margin
 fixed = other_package.losses:Fixed
+empty = other_package.losses:Empty
+half_merged = other_package.losses:HalfMerged
 bare = other_package.losses:Bare
 """
 
@@ -202,6 +220,8 @@ def test_a_loss_of_another_package_is_found_trained_with_and_searched(other_pack
         ("free_text", 'write kind: Literal["free_text"] = "free_text"'),
         ("namesake", "whose search has a parameter 'distillation', as focal_distillation has"),
         ("margin_again", "whose search has a parameter 'margin', as logit_displacement has"),
+        ("empty", "which has neither compare nor emphasis; define one of them"),
+        ("half_merged", "which merges but has no compare_merged; define it"),
         ("fixed", "which compares outputs, so a search must vary its weight; give it a search_range"),
     ],
 )

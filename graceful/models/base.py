@@ -87,7 +87,7 @@ def _require_tensor(value: object, network: nn.Module, method: str, shape: str) 
     where = f"{type(network).__name__}.{method}()"
     if isinstance(network, Headed):
         where += f", which is {type(part).__name__}.forward(),"
-    raise SpecError(f"task: {where} returned {_described(value)}; must return one tensor {shape}, mend network()")
+    raise SpecError(f"task: {where} returned {_described(value)}; must return one tensor {shape}, correct network()")
 
 
 def _described(value: object) -> str:

@@ -57,5 +57,5 @@ def _translated(weights: Path) -> Iterator[None]:
     except CODE_FAULTS as e:
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
         raise SpecError(
-            f"task: the network of {weights} cannot be saved as a version ({reason}); mend network()"
+            f"task: the network of {weights} cannot be saved as a version ({reason}); correct network()"
         ) from e

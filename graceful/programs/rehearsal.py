@@ -114,7 +114,7 @@ def _step(
 
 
 def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, folder: Path) -> Predecessor:
-    """Save and load the network; what it says afterwards must be what it says now."""
+    """Save and load the network; its outputs afterwards must be those of before."""
     learner = learner_of(task)
     batch = learner.collate(items, None)
     said = {role: _answers(network, batch, learner, role) for role in roles(learner)}
@@ -131,7 +131,7 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     for name, before, after in ((name, getattr(one, name), getattr(two, name)) for name, one, two in both):
         if not _same(before, after):
             raise SpecError(
-                f"task: saved and loaded again, the network says something else ({name} differs by"
+                f"task: saved and loaded again, the network gives other outputs ({name} differs by"
                 f" {float((before - after).abs().max()):.2g}): it uses what its state_dict does not hold; keep every"
                 " tensor as a parameter or buffer, and draw nothing at random that is not one"
             )
@@ -139,7 +139,7 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
 
 
 def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> Outputs:
-    """What a network says in eval mode, which must not change it and must be the same each time."""
+    """Return the outputs of a network in eval mode, which must not change it and must be the same each time."""
     before = portable(network.eval().state_dict())
     with torch.no_grad(), _translated(network, f"the network in eval mode{_as(role)}", batch):
         first, second, alone = (
@@ -156,12 +156,12 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> 
         )
     if not all(_same(*pair) for pair in zip(first, second, strict=True)):
         raise SpecError(
-            "task: in eval mode the network says something else each time of the same samples; a version must be a"
+            "task: in eval mode the network gives other outputs for the same samples each time; a version must be a"
             " function of its weights: draw at random only where self.training is true"
         )
     if not all(_same(one[:1], other) for one, other in zip(first, alone, strict=True)):
         raise SpecError(
-            "task: in eval mode the network says something else of a sample alone than beside another; a version must"
+            "task: in eval mode the network gives other outputs for a sample alone than beside another; a version must"
             " answer each sample by itself: normalise with running statistics, not with those of the batch"
         )
     return first
@@ -186,7 +186,7 @@ def _translated(network: nn.Module, what: str, batch: Batch) -> Iterator[None]:
     try:
         yield
     except DataError as e:  # of a bundle that was written a moment ago
-        raise SpecError(f"task: {what} fails: {e.message}; mend network()") from e
+        raise SpecError(f"task: {what} fails: {e.message}; correct network()") from e
     except CODE_FAULTS as e:
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
         normalised = [name for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
@@ -195,4 +195,4 @@ def _translated(network: nn.Module, what: str, batch: Batch) -> Iterator[None]:
                 f"train.batch_size: each worker sees one sample at a time (batch_size / workers / accumulation is 1),"
                 f" and {what} fails on it: {reason}; batch normalisation ({normalised[0]}) needs two, raise batch_size"
             ) from e
-        raise SpecError(f"task: {what} fails on {described(batch)}: {reason}; mend network()") from e
+        raise SpecError(f"task: {what} fails on {described(batch)}: {reason}; correct network()") from e

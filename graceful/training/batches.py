@@ -177,7 +177,7 @@ def try_out(task: Task, network: nn.Module, samples: Samples) -> None:
             outputs = run(learner, network, batch)
     except CODE_FAULTS as e:
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise SpecError(f"task: the network fails on {given}: {reason}; mend network() or transform()") from e
+        raise SpecError(f"task: the network fails on {given}: {reason}; correct network() or transform()") from e
     require_outputs(outputs, rows=1, classes=len(task.classes), given=given)
 
 

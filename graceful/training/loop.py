@@ -213,7 +213,7 @@ class Loop:
             first, last = (str(self.materials.train.ids[position]) for position in one.positions[[0, -1]])
             raise TrainingError(
                 f"step {self.progress.step + 1}: the network fails on samples {first!r} ... {last!r} of train,"
-                f" {learners.batch.described(one.batch)} ({first_line(e)}); mend network() or the data"
+                f" {learners.batch.described(one.batch)} ({first_line(e)}); correct network() or the data"
             ) from e
 
     def _update(self, rate: float, *, step: int, epoch: int) -> float | None:

@@ -121,5 +121,5 @@ def _write_down(error: Exception, path: Path) -> None:
         write_json(path, {"class": type(error).__name__, "message": error.message, "facts": facts})
         return
     log = write_text(path.parent / LOG, redact.record("".join(traceback.format_exception(error))))
-    message = redact.message(f"training failed, {first_line(error)}; see {log}, mend it and run it again")
+    message = redact.message(f"training failed, {first_line(error)}; see {log}, correct it and run it again")
     write_json(path, {"class": "TrainingError", "message": message, "facts": {}})

@@ -52,7 +52,7 @@ def blamed(loss: Loss, version: str) -> Iterator[None]:
         reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
         raise SpecError(
             f"compatibility.losses: {loss.kind} of {type(loss).__module__} fails against {version} ({reason});"
-            " mend that package, or leave the loss out"
+            " correct that package, or leave the loss out"
         ) from e
 
 

@@ -167,7 +167,7 @@ def spec_of(file: Path) -> RefreshSpec:
     ("right", "wrong", "message"),
     [
         ("else mean", "else network.gallery(mean)", "the network in eval mode with the gallery encoder fails"),
-        ("else mean", "else mean + torch.rand(1)", "says something else each time of the same samples"),
+        ("else mean", "else mean + torch.rand(1)", "gives other outputs for the same samples each time"),
     ],
 )
 def test_the_gallery_encoder_is_tried_before_training(tmp_path: Path, right: str, wrong: str, message: str) -> None:

@@ -256,3 +256,48 @@ def test_galleries_are_embedded_by_the_gallery_encoder_in_evaluation_and_search(
         patch.setattr(Predecessor, "__call__", recording)
         fits._cross_test(dataclasses.replace(version, name="new"), version, test, document, task)
     assert set(asked) == {("new", "query"), ("v1", "gallery")}
+
+
+PROJECTION = """
+import torch
+from torch import nn
+from graceful.models.base import Outputs
+from graceful.tasks.base import Samples
+import numpy as np
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.proj, self.head = nn.Linear(2, 4), nn.Linear(4, 3), nn.Linear(4, 2)
+    def classify(self, features): return self.head(features)
+
+class L:
+    encoders = ("default",)
+    def collate(self, items, views): return torch.from_numpy(np.asarray(items))
+    def forward(self, network, batch, *, encoder):
+        features = network.body(batch)
+        return Outputs(network.proj(features), network.head(features))
+    def task_loss(self, outputs, batch, labels):
+        return nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+
+class T:
+    classes, augments, learner = ("a", "b"), False, L()
+    def network(self, classes): return Network()
+    def samples(self, split):
+        return Samples.of(np.eye(4, 2, dtype=np.float32), [0, 1, 0, 1], classes=self.classes, ids=list("wxyz"))
+
+def task(): return T()
+"""
+
+
+def test_a_projection_that_only_losses_against_predecessors_reach_can_be_trained(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(PROJECTION)
+    train = {"num_workers": 2, "batch_size": 4, "engine": {"kind": "torch"}}
+    document = {"model": "m", "name": "v2", "task": {"kind": "python", "file": str(tmp_path / "task.py")}}
+    reached = spec.parse({**document, "train": train, "compatibility": {"losses": [{"kind": "embedding_regression"}]}})
+    task = tasks.build(reached.task)
+    version = rehearse(reached, task, task.samples("train"))
+    assert version.embedding_size == 3
+    alone = spec.parse({**document, "train": train})
+    with pytest.raises(SpecError, match=r"the loss does not reach proj\.weight, proj\.bias"):
+        rehearse(alone, task, task.samples("train"))

@@ -30,6 +30,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
 _INT = re.compile(rf"[-+]?{_DIGITS}|0o[0-7]+|[-+]?0x[0-9a-fA-F]+")
+_BREAKS_OF_YAML_1_1 = re.compile("[\x85\u2028\u2029]")
 _FLOAT = re.compile(
     rf"[-+]?(?:\.{_DIGITS}|{_DIGITS}(?:\.(?:{_DIGITS})?)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -127,6 +128,11 @@ def dump(value: Any, *, allow_unicode: bool = True) -> str:
     return str(yaml.dump(value, Dumper=_Quoting, sort_keys=False, allow_unicode=allow_unicode, width=120))
 
 
+def needs_escapes(text: str) -> bool:
+    """Return whether a text holds a line break of YAML 1.1 alone, which some readers fold into a space."""
+    return bool(_BREAKS_OF_YAML_1_1.search(text))
+
+
 class _Strict(_Loader):  # type: ignore[misc]
     """YAML's basic types, with numbers as YAML 1.2 writes them."""
 
@@ -176,6 +182,12 @@ def quoting(form: Any) -> Any:
 class _Quoting(yaml.SafeDumper):
     """Writes what YAML 1.1 and 1.2 read alike."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Return a node for a text; one with a line break of YAML 1.1 alone is escaped."""
+        return self.represent_scalar(f"{_TAG}str", data, style='"' if needs_escapes(data) else None)
+
+
+_Quoting.add_representer(str, _Quoting.represent_str)
 
 quoting(_Quoting)
 quoting(_Strict)

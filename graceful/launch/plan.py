@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from graceful import redact
-from graceful.documents import quoting
+from graceful.documents import needs_escapes, quoting
 from graceful.launch import names
 from graceful.launch.backend import Change, Difference, Document, Part
 from graceful.launch.resources import GIB, demand
@@ -86,7 +86,8 @@ class _Plain(_DUMPER):  # type: ignore[misc]  # the C dumper where PyYAML has it
 
 def _text(dumper: Any, text: str) -> Any:
     """Texts of several lines as they are, not on one line full of escapes."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if needs_escapes(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Plain.add_representer(str, _text)

@@ -73,7 +73,7 @@ def test_altered_predictions_are_refused(told: tuple[Path, dict[str, LineageReco
 def test_versions_of_before_predictions_were_kept_compare_by_their_reports(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diff.predicted, "FILE", "none.npz")
+    monkeypatch.setattr(diff.recorded_predictions, "FILE", "none.npz")
     found = diff.difference(store, "glyphs:2", "glyphs:4")
     assert found.flips["negative_flip_rate"].value == 0.008
     assert found.broken == ()

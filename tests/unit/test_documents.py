@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from graceful import documents, spec
@@ -132,6 +132,7 @@ values = st.recursive(
 
 
 @given(value=values)
+@example(value={"\x85": None, " ": "\u2029"})
 def test_what_is_written_is_read_back(value: Any) -> None:
     for unicode in (True, False):
         assert documents.parse(documents.dump(value, allow_unicode=unicode), where="x") == value

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graceful import documents
 from graceful.errors import SpecError
 from graceful.launch import manifests, names, plan, profile
 from graceful.launch.job import Resources
@@ -38,6 +39,11 @@ def test_golden_manifests(name: str, golden: Golden) -> None:
     chosen = profile.load(name, folder=ROOT / "cluster")
     assert isinstance(chosen, profile.KubeRay)
     golden(f"launch/{name}.yaml", plan.as_yaml(*manifests.render(job(), chosen)))
+
+
+def test_a_plan_shows_every_text_as_it_is() -> None:
+    document = {"a": "one\ntwo", "b": "one\x85two\u2028three"}
+    assert documents.parse(plan.as_yaml(document), where="the plan") == document
 
 
 def test_the_same_run_is_the_same_documents() -> None:

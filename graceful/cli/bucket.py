@@ -26,11 +26,11 @@ class Swept:
 
     Attributes:
         removals: What went, or would go.
-        trouble: Why it did not get to the end, with a remedy; empty: it did.
+        problem: Why it did not get to the end, with a remedy; empty: it did.
     """
 
     removals: tuple[Removal, ...] = ()
-    trouble: str = ""
+    problem: str = ""
 
 
 NOTHING = Swept()
@@ -64,7 +64,7 @@ def sweep(uri: str, *, older: timedelta, dry_run: bool) -> Swept:
         Removal(kind=KIND, name=row["uri"], uid="", why=f"{row['why']}, {_amount(row)}")
         for row in (json.loads(lines[-1]) if lines else ())
     )
-    return Swept(removals=removals, trouble="" if done.returncode == 0 else _last(done))
+    return Swept(removals=removals, problem="" if done.returncode == 0 else _last(done))
 
 
 def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:

@@ -60,9 +60,9 @@ class RunLocation:
 
         chosen = self._profile
         if chosen is None or chosen.kind == "kuberay":
-            return kuberay.KubeRayRuns(connect=lambda: self.kube, trouble=trouble)
+            return kuberay.KubeRayRuns(connect=lambda: self.kube, warn=warn)
         self._require_no_kubernetes(chosen.kind)
-        return backend.build(chosen, home=places.home_folder(None), trouble=trouble)
+        return backend.build(chosen, home=places.home_folder(None), warn=warn)
 
     @property
     def is_home(self) -> bool:
@@ -114,9 +114,9 @@ class RunLocation:
             return Handle.parse(run)
         name, chosen = names.job_name(run), self._profile
         if chosen is None or chosen.kind == "kuberay":
-            return Handle(scheme="kuberay", place=self.kube.namespace, name=name)
+            return Handle(scheme="kuberay", location=self.kube.namespace, name=name)
         place = urlsplit(chosen.address).netloc if chosen.kind == "rayjobs" else ""
-        return Handle(scheme=chosen.kind, place=place, name=name)
+        return Handle(scheme=chosen.kind, location=place, name=name)
 
     def title(self) -> str:
         """For people: `namespace team-a`, or the profile."""
@@ -145,7 +145,7 @@ def status(run: str, place: RunLocation, *, wait: bool, timeout: float | None, o
         found = place.runs.status(handle)
     else:
         try:
-            *_, found = _talking(follow.statuses(place.runs, handle, seconds=timeout, trouble=trouble))
+            *_, found = _talking(follow.statuses(place.runs, handle, seconds=timeout, warn=warn))
         except KeyboardInterrupt:
             return _detached(run, place)
         except NotFoundError:
@@ -226,8 +226,8 @@ def gc(place: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
         out.talk(f"{_count(len(done), 'object')} {verb} in namespace {place.kube.namespace}")
         if uri is not None:
             out.talk(f"{_count(len(swept.removals), 'folder')} of checkpoints {verb} in {uri}")
-    if swept.trouble:
-        out.talk(f"warning: checkpoints not swept to the end: {swept.trouble}")
+    if swept.problem:
+        out.talk(f"warning: checkpoints not swept to the end: {swept.problem}")
         return InfrastructureError.exit_code
     return 0
 
@@ -272,7 +272,7 @@ def _talking(statuses: Iterator[Status]) -> Iterator[Status]:
         yield one
 
 
-def trouble(error: GracefulError) -> None:
+def warn(error: GracefulError) -> None:
     """Say that something failed and is tried again."""
     out.talk(f"{time.strftime('%H:%M:%S')} trying again: {error.message}")
 

@@ -41,7 +41,7 @@ def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str
     present(planned, output)
     if not planned.errors:
         return 0
-    return EXIT_PLACE if all(finding.rule in backend.PLACE for finding in planned.errors) else EXIT_USAGE
+    return EXIT_PLACE if all(finding.rule in backend.INFRASTRUCTURE_RULES for finding in planned.errors) else EXIT_USAGE
 
 
 def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, program: str = REFRESH) -> int:

@@ -1,4 +1,4 @@
-"""What every place where programs run must offer, and the values that cross that line. Runs on the client.
+"""What every backend must offer, and the values that cross that line. Runs on the client.
 
     JobSpec --plan--> Plan --submit--> Handle --status, logs, stop--> Status, lines
                       (a value: print it, test it, diff it)
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graceful.launch.profile import Profile
 
 Document = Mapping[str, Any]
-"""One Kubernetes object, or whatever the place is sent, as JSON values."""
+"""One Kubernetes object, or whatever the backend is sent, as JSON values."""
 
 
 class Phase(StrEnum):
@@ -41,7 +41,7 @@ class Phase(StrEnum):
     """Stopped by a person; the same run id resumes."""
     FAILED = "FAILED"
     INVALID = "INVALID"
-    """The place refused the job as written; it never ran."""
+    """The backend refused the job as written; it never ran."""
 
     @property
     def terminal(self) -> bool:
@@ -55,16 +55,16 @@ class Handle:
 
     Attributes:
         scheme: kuberay, rayjobs or local.
-        place: Namespace or address; empty for local.
+        location: Namespace or address; empty for local.
         name: Name of the job there.
     """
 
     scheme: str
-    place: str = ""
+    location: str = ""
     name: str
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.place}/{self.name}" if self.place else f"{self.scheme}://{self.name}"
+        return f"{self.scheme}://{self.location}/{self.name}" if self.location else f"{self.scheme}://{self.name}"
 
     @classmethod
     def parse(cls, text: str) -> Handle:
@@ -73,11 +73,11 @@ class Handle:
         Raises:
             SpecError: It has no scheme or no name.
         """
-        scheme, separator, rest = text.partition("://")
-        place, _, name = rest.rpartition("/")
+        scheme, separator, remainder = text.partition("://")
+        location, _, name = remainder.rpartition("/")
         if not (separator and scheme and name):
             raise SpecError(f"handle {text!r}: must look like kuberay://namespace/name; `graceful list` shows them")
-        return cls(scheme=scheme, place=place, name=name)
+        return cls(scheme=scheme, location=location, name=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Status:
         handle: Whose status it is.
         run_id: The run that the job computes.
         phase: Where it is in its life.
-        attempt: 1 for the first; counts retries, and restarts of the driver that the place itself hides.
+        attempt: 1 for the first; counts retries, and restarts of the driver that the backend itself hides.
         attempts: At most this many; None: not known.
         cause: One line for people: why it waits, failed or was restarted; empty if there is nothing to say.
         exit_code: As `graceful --help` lists them; None while it is not over.
@@ -134,8 +134,8 @@ class Finding:
 
     def line(self) -> str:
         """One line for people."""
-        where = "" if self.message.startswith(self.where) else f"{self.where}: "
-        return f"{where}{self.message}{f'; {self.remedy}' if self.remedy else ''}"
+        prefix = "" if self.message.startswith(self.where) else f"{self.where}: "
+        return f"{prefix}{self.message}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class Change(StrEnum):
     NONE = "none"
     REFUSED = "refused"
     UNKNOWN = "unknown"
-    """The place was not asked, or did not answer."""
+    """The backend was not asked, or did not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class Difference:
     Attributes:
         document: E.g. `RayJob glyphs-v2`.
         change: What sending it would do.
-        lines: Unified diff of an update; the place's own words if it refused.
+        lines: Unified diff of an update; the backend's own words if it refused.
     """
 
     document: str
@@ -193,7 +193,7 @@ class Plan:
         job: What runs.
         where: For people: `kuberay, namespace team-a, context kind`.
         handle: The job's name once it is submitted.
-        documents: What the place is sent, in order. May hold secrets: print `redact.documents(...)` of it only.
+        documents: What the backend is sent, in order. May hold secrets: print `redact.documents(...)` of it only.
         findings: Of lint and validation, errors first.
         parts: Machines needed.
         differences: One per document, against what is there.
@@ -236,7 +236,7 @@ class Runs(Protocol):
 
         Raises:
             SpecError: There is no such job: the name is wrong, asking again would not help.
-            InfrastructureError: The place is unreachable.
+            InfrastructureError: The backend is unreachable.
         """
         ...
 
@@ -244,7 +244,7 @@ class Runs(Protocol):
         """Lines without newline, each once; with `follow` until the job is over, across lost connections.
 
         Raises:
-            SpecError: No such job, or `since` where the place keeps no times.
+            SpecError: No such job, or `since` where the backend keeps no times.
         """
         ...
 
@@ -277,23 +277,23 @@ class Backend(Runs, Protocol):
 
         Raises:
             SpecError: The plan has errors, or another job of that name computes something else.
-            InfrastructureError: The place is unreachable or refused; the message names the missing permission.
+            InfrastructureError: The backend is unreachable or refused; the message names the missing permission.
         """
         ...
 
 
-Trouble = Callable[[GracefulError], None]
-"""Told of failures that pass."""
+Warn = Callable[[GracefulError], None]
+"""Called with each failure that may pass, for people."""
 
 
-def build(profile: Profile, *, home: Path, offline: bool = False, trouble: Trouble = lambda error: None) -> Backend:
-    """The place that a profile describes; nothing is sent or made yet.
+def build(profile: Profile, *, home: Path, offline: bool = False, warn: Warn = lambda error: None) -> Backend:
+    """Return the backend that a profile describes; nothing is sent or made yet.
 
     Args:
         profile: As `profile.load` reads it.
         home: Where this machine keeps runs; of interest to local alone.
-        offline: Plan without asking the place.
-        trouble: Told of failures that pass, while a log is followed.
+        offline: Plan without asking the backend.
+        warn: Called with each failure that may pass, while a log is followed.
     """
     if profile.kind == "local":
         from graceful.launch.local import LocalBackend
@@ -302,28 +302,28 @@ def build(profile: Profile, *, home: Path, offline: bool = False, trouble: Troub
     if profile.kind == "rayjobs":
         from graceful.launch.rayjobs import RayJobsBackend
 
-        return RayJobsBackend(profile=profile, offline=offline, trouble=trouble)
+        return RayJobsBackend(profile=profile, offline=offline, warn=warn)
     from graceful.launch import kuberay
 
     connect = None if offline else kuberay.connector(profile)
-    return kuberay.KubeRayBackend(profile=profile, connect=connect, trouble=trouble)
+    return kuberay.KubeRayBackend(profile=profile, connect=connect, warn=warn)
 
 
-PLACE = {"forbidden", "absent", "unreachable"}
-"""Rules of findings that are the place's, not the job's: exit code 4."""
+INFRASTRUCTURE_RULES = {"forbidden", "absent", "unreachable"}
+"""Rules of findings that are the backend's, not the job's: exit code 4."""
 
 
 def refuse(planned: Plan) -> None:
     """Raise the first error of a plan that must not be sent, and say how many there are.
 
     Raises:
-        InfrastructureError: The place refused or did not answer; nothing in the job is wrong.
+        InfrastructureError: The backend refused or did not answer; nothing in the job is wrong.
         SpecError: The job or the profile is wrong.
     """
     errors = planned.errors
     if not errors:
         return
-    more = f" (and {len(errors) - 1} more; `graceful plan` lists them)" if len(errors) > 1 else ""
-    if all(error.rule in PLACE for error in errors):
-        raise InfrastructureError(f"{errors[0].line()}{more}")
-    raise SpecError(f"{errors[0].line()}{more}")
+    suffix = f" (and {len(errors) - 1} more; `graceful plan` lists them)" if len(errors) > 1 else ""
+    if all(error.rule in INFRASTRUCTURE_RULES for error in errors):
+        raise InfrastructureError(f"{errors[0].line()}{suffix}")
+    raise SpecError(f"{errors[0].line()}{suffix}")

@@ -54,7 +54,7 @@ def waiting(evidence: Evidence, ray_cluster: str) -> str:
 
     Pods say it first; where they are gone, events do, which the server keeps for an hour.
     """
-    current = [pod for pod in evidence.pods if not leaving(pod) and cluster(pod) in ("", ray_cluster)]
+    current = [pod for pod in evidence.pods if not is_being_deleted(pod) and cluster(pod) in ("", ray_cluster)]
     return (
         _first(map(_image, current))
         or _first(map(_container, current))
@@ -84,10 +84,10 @@ def removed(pods: Sequence[Document]) -> str:
     for pod in pods:
         status = pod.get("status") or {}
         if status.get("reason") == "Evicted":
-            return f"{role(pod)} evicted: {_short(status.get('message', 'no reason given'))}"
+            return f"{role(pod)} evicted: {_one_line(status.get('message', 'no reason given'))}"
         for condition in _true(status.get("conditions"), "DisruptionTarget"):
-            word = "preempted" if "Preempt" in condition.get("reason", "") else "removed"
-            return f"{role(pod)} {word} ({condition.get('reason', '')}): {_short(condition.get('message', ''))}"
+            verb = "preempted" if "Preempt" in condition.get("reason", "") else "removed"
+            return f"{role(pod)} {verb} ({condition.get('reason', '')}): {_one_line(condition.get('message', ''))}"
     return ""
 
 
@@ -96,49 +96,55 @@ def queued(workload: Document | None, queue: str) -> str:
     conditions = ((workload or {}).get("status") or {}).get("conditions")
     for kind in ("Preempted", "Evicted"):
         for condition in _true(conditions, kind):
-            word = "preempted" if "Preempt" in kind + condition.get("reason", "") else "evicted from the queue"
-            return f"{word}: {_short(condition.get('message', ''))}"
+            verb = "preempted" if "Preempt" in kind + condition.get("reason", "") else "evicted from the queue"
+            return f"{verb}: {_one_line(condition.get('message', ''))}"
     for condition in conditions or ():
         if condition["type"] == "QuotaReserved" and condition["status"] == "False" and condition.get("message"):
-            return f"over quota: {_short(condition['message'])}"
+            return f"over quota: {_one_line(condition['message'])}"
     return f"waiting in queue {queue}"
 
 
 def evictions(workload: Document | None) -> int:
     """How often the queue took the job's machines away."""
     status = (workload or {}).get("status") or {}
-    counted = ((status.get("schedulingStats") or {}).get("evictions")) or ()
-    total = sum(int(entry.get("count", 0)) for entry in counted)
-    seen = any(condition["type"] == "Evicted" for condition in status.get("conditions") or ())
-    return total or int(seen)
+    entries = ((status.get("schedulingStats") or {}).get("evictions")) or ()
+    total = sum(int(entry.get("count", 0)) for entry in entries)
+    evicted = any(condition["type"] == "Evicted" for condition in status.get("conditions") or ())
+    return total or int(evicted)
 
 
-def made(evidence: Evidence, of: str, ray_cluster: str) -> int:
+def count_pods(evidence: Evidence, pod_role: str, ray_cluster: str) -> int:
     """How many pods of a role were made in one cluster, plus restarts of their containers: 1 head is undisturbed.
 
     KubeRay makes a new head or worker in silence: the job's status does not change.
 
     Args:
         evidence: Pods by uid, and the events in which KubeRay says it made one.
-        of: head, worker or submitter.
+        pod_role: head, worker or submitter.
         ray_cluster: The cluster; submitters belong to none.
     """
-    where = "" if of == "submitter" else ray_cluster
-    pods = {pod["metadata"]["uid"]: pod for pod in evidence.pods if role(pod) == of and cluster(pod) == where}
-    told = sum(max(1, int(event.get("count") or 1)) for event in evidence.events if _tells(event, of, ray_cluster))
-    again = sum(int(state.get("restartCount") or 0) for pod in pods.values() for state in _statuses(pod))
-    return max(len(pods), told) + again
+    cluster_name = "" if pod_role == "submitter" else ray_cluster
+    pods = {
+        pod["metadata"]["uid"]: pod for pod in evidence.pods if role(pod) == pod_role and cluster(pod) == cluster_name
+    }
+    reported = sum(
+        max(1, int(event.get("count") or 1))
+        for event in evidence.events
+        if _reports_creation(event, pod_role, ray_cluster)
+    )
+    restarts = sum(int(state.get("restartCount") or 0) for pod in pods.values() for state in _statuses(pod))
+    return max(len(pods), reported) + restarts
 
 
-def _tells(event: Document, of: str, ray_cluster: str) -> bool:
+def _reports_creation(event: Document, pod_role: str, ray_cluster: str) -> bool:
     """Whether an event says that a pod was made; submitters are made by their Job, the others by KubeRay."""
-    about = event.get("involvedObject", {})
-    if of == "submitter":
-        return event.get("reason") == "SuccessfulCreate" and about.get("kind") == "Job"
-    return event.get("reason") == f"Created{of.capitalize()}Pod" and about.get("name") == ray_cluster
+    subject = event.get("involvedObject", {})
+    if pod_role == "submitter":
+        return event.get("reason") == "SuccessfulCreate" and subject.get("kind") == "Job"
+    return event.get("reason") == f"Created{pod_role.capitalize()}Pod" and subject.get("name") == ray_cluster
 
 
-def leaving(pod: Document) -> bool:
+def is_being_deleted(pod: Document) -> bool:
     """Being deleted."""
     return "deletionTimestamp" in pod["metadata"]
 
@@ -156,44 +162,44 @@ def _container(pod: Document) -> str:
     for state in _statuses(pod):
         waiting_state = (state.get("state") or {}).get("waiting") or {}
         if waiting_state.get("reason") in CONTAINER_REASONS:
-            said = _short(waiting_state.get("message", ""))
-            return f"{role(pod)} cannot start ({waiting_state['reason']}){f': {said}' if said else ''}"
+            message = _one_line(waiting_state.get("message", ""))
+            return f"{role(pod)} cannot start ({waiting_state['reason']}){f': {message}' if message else ''}"
     return ""
 
 
 def _unschedulable(pod: Document, events: Sequence[Document]) -> str:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            said = condition.get("message") or _message(events, "FailedScheduling")
-            return f"unschedulable: {role(pod)}: {_short(said)}"
+            message = condition.get("message") or _message(events, "FailedScheduling")
+            return f"unschedulable: {role(pod)}: {_one_line(message)}"
     return ""
 
 
 def _refused(events: Sequence[Document]) -> str:
     """KubeRay could not even create a pod: only the cluster's events say so."""
     for event in _newest(events):
-        said = event.get("message", "")
-        if not event.get("reason", "").startswith("FailedToCreate") or "already exists" in said:
+        message = event.get("message", "")
+        if not event.get("reason", "").startswith("FailedToCreate") or "already exists" in message:
             continue
-        _, quota, rest = said.partition("exceeded quota: ")
+        _, quota, detail = message.partition("exceeded quota: ")
         if quota:
-            return f"over quota: {_short(rest)}"
-        if "PodSecurity" in said:
-            return f"refused by PodSecurity: {_short(said.partition('PodSecurity')[2].lstrip(': '))}"
-        if "forbidden" in said or "denied" in said:
-            return f"refused by the cluster: {_short(said)}"
+            return f"over quota: {_one_line(detail)}"
+        if "PodSecurity" in message:
+            return f"refused by PodSecurity: {_one_line(message.partition('PodSecurity')[2].lstrip(': '))}"
+        if "forbidden" in message or "denied" in message:
+            return f"refused by the cluster: {_one_line(message)}"
     return ""
 
 
 def _from_events(events: Sequence[Document]) -> str:
     for event in _newest(events):
-        said, reason = event.get("message", ""), event.get("reason", "")
-        if reason in IMAGE_REASONS or (reason == "Failed" and "image" in said.lower()):
-            return f"image pull: {_short(said)}; check name and credentials"
+        message, reason = event.get("message", ""), event.get("reason", "")
+        if reason in IMAGE_REASONS or (reason == "Failed" and "image" in message.lower()):
+            return f"image pull: {_one_line(message)}; check name and credentials"
         if reason == "FailedScheduling":
-            return f"unschedulable: {_short(said)}"
+            return f"unschedulable: {_one_line(message)}"
         if reason == "FailedMount":
-            return f"volume: {_short(said)}"
+            return f"volume: {_one_line(message)}"
     return ""
 
 
@@ -224,6 +230,6 @@ def _first(texts: Iterable[str]) -> str:
     return next((text for text in texts if text), "")
 
 
-def _short(text: str) -> str:
+def _one_line(text: str) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

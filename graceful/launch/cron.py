@@ -90,10 +90,10 @@ class Cron:
             minutes = self._minutes_to_pass(clock)
             if minutes == 0:
                 yield minute
-            later = minute + timedelta(minutes=max(1, minutes))
-            if later.astimezone(self.zone).utcoffset() != clock.utcoffset():
-                later = minute + timedelta(minutes=1)
-            minute = later
+            candidate = minute + timedelta(minutes=max(1, minutes))
+            if candidate.astimezone(self.zone).utcoffset() != clock.utcoffset():
+                candidate = minute + timedelta(minutes=1)
+            minute = candidate
 
     def _minutes_to_pass(self, clock: datetime) -> int:
         """Return 0 if the fields match a local time, else the minutes up to the next local time that may match."""
@@ -122,7 +122,7 @@ def read(text: str, zone: str) -> Cron:
     if len(words) != len(_FIELDS):
         titles = ", ".join(field.title for field in _FIELDS)
         raise SpecError(f"cron {text!r}: {len(words)} fields, must be five ({titles}), e.g. '0 3 * * *'")
-    values = tuple(_allowed(word, field, text) for word, field in zip(words, _FIELDS, strict=True))
+    values = tuple(_allowed_values(word, field, text) for word, field in zip(words, _FIELDS, strict=True))
     either_day = not any(_is_any(word) for word in (words[2], words[4]))
     if _is_any(words[4]) and min(values[2]) > max(monthrange(_LEAP, month)[1] for month in values[3]):
         raise SpecError(f"cron {text!r}: never fires, no chosen month has a day {min(values[2])}")
@@ -133,14 +133,14 @@ def _is_any(word: str) -> bool:
     return any(part.removesuffix("/1") in ("*", "?") for part in word.split(","))
 
 
-def _allowed(word: str, field: _Field, text: str) -> tuple[int, ...]:
-    found: set[int] = set()
+def _allowed_values(word: str, field: _Field, text: str) -> tuple[int, ...]:
+    values: set[int] = set()
     for part in word.split(","):
         try:
-            found |= set(_part(part.lower(), field))
+            values |= set(_part(part.lower(), field))
         except ValueError as e:
             raise SpecError(f"cron {text!r}: {field.title} {part!r}: {e}") from e
-    return tuple(sorted(found))
+    return tuple(sorted(values))
 
 
 def _part(part: str, field: _Field) -> range:
@@ -180,9 +180,9 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as e:
-        known = {zone.casefold(): zone for zone in zoneinfo.available_timezones()}
-        if not known:
+        zones = {zone.casefold(): zone for zone in zoneinfo.available_timezones()}
+        if not zones:
             raise SpecError(f"time zone {name!r}: this machine has no list of time zones; install tzdata") from e
-        near = difflib.get_close_matches(name.casefold(), known, n=1)
-        remedy = f"did you mean {known[near[0]]}?" if near else "write one such as Europe/Berlin or Etc/UTC"
+        matches = difflib.get_close_matches(name.casefold(), zones, n=1)
+        remedy = f"did you mean {zones[matches[0]]}?" if matches else "write one such as Europe/Berlin or Etc/UTC"
         raise SpecError(f"time zone {name!r}: not known; {remedy}") from e

@@ -73,12 +73,12 @@ def render(schedule: Schedule, profile: KubeRay) -> tuple[Json, Json]:
 
 
 def _config_map(schedule: Schedule, profile: KubeRay) -> Json:
-    where = profile.model_copy(update={"context": None}).model_dump(mode="json", exclude_defaults=True)
-    data = {SPEC_FILE: _yaml(schedule.document), PROFILE_FILE: _yaml(where), **schedule.files}
+    profile_document = profile.model_copy(update={"context": None}).model_dump(mode="json", exclude_defaults=True)
+    data = {SPEC_FILE: _yaml(schedule.document), PROFILE_FILE: _yaml(profile_document), **schedule.files}
     size = sum(len(text.encode()) for text in data.values())
     if size > manifests.LARGEST:
-        most = manifests.LARGEST
-        raise SpecError(f"{schedule.name}: spec and files hold {size} bytes, a ConfigMap at most {most}")
+        limit = manifests.LARGEST
+        raise SpecError(f"{schedule.name}: spec and files hold {size} bytes, a ConfigMap at most {limit}")
     name = names.document_name(schedule.name, _yaml(data))
     meta = {"name": name, "namespace": profile.namespace, "labels": {**_labels(schedule.name), **_COMPONENT}}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "immutable": True, "data": data}
@@ -119,10 +119,10 @@ def _cronjob(schedule: Schedule, profile: KubeRay, config: str) -> Json:
 
 def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
     """Submits first, then waits as long as the run takes, so that the next firing sees this one as running."""
-    on = f"--on={FOLDER}/{PROFILE_FILE}"
-    arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", on, "--yes", f"--set=name=$({FIRING})"]
+    profile_option = f"--on={FOLDER}/{PROFILE_FILE}"
+    arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", profile_option, "--yes", f"--set=name=$({FIRING})"]
     submit = _container(profile, "submit", arguments)
-    wait = _container(profile, "wait", ["status", f"{schedule.model}-$({FIRING})", on, "--wait"])
+    wait = _container(profile, "wait", ["status", f"{schedule.model}-$({FIRING})", profile_option, "--wait"])
     pulls = [{"name": secret} for secret in profile.pull_secrets]
     pod = harden.pod(
         {
@@ -136,8 +136,8 @@ def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
         },
         user=profile.user,
     )
-    first, last = pod["containers"]
-    return {**pod, "initContainers": [first], "containers": [last]}
+    submit_container, wait_container = pod["containers"]
+    return {**pod, "initContainers": [submit_container], "containers": [wait_container]}
 
 
 def _container(profile: KubeRay, name: str, arguments: Sequence[str]) -> Json:

@@ -41,13 +41,13 @@ def token(environment: Mapping[str, str] = os.environ) -> str | None:
     """
     if environment.get("RAY_AUTH_TOKEN"):
         return header_value(environment["RAY_AUTH_TOKEN"], what="RAY_AUTH_TOKEN")
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    token_path = environment.get("RAY_AUTH_TOKEN_PATH")
     try:
-        path = Path(named or TOKEN_FILE).expanduser()
+        path = Path(token_path or TOKEN_FILE).expanduser()
         return header_value(path.read_text(encoding="utf-8"), what=str(path)) or None
     except (OSError, UnicodeDecodeError, RuntimeError) as e:
-        if named:
-            raise ForbiddenError(f"RAY_AUTH_TOKEN_PATH {named}: cannot be read ({e}); {TOKEN_REMEDY}") from e
+        if token_path:
+            raise ForbiddenError(f"RAY_AUTH_TOKEN_PATH {token_path}: cannot be read ({e}); {TOKEN_REMEDY}") from e
         return None
 
 
@@ -84,8 +84,8 @@ class Dashboard:
         Raises:
             NotFoundError: There is no such job.
         """
-        found: Job = self._read(f"/api/jobs/{quote(name, safe='')}")
-        return found
+        job: Job = self._read(f"/api/jobs/{quote(name, safe='')}")
+        return job
 
     def log(self, name: str) -> str:
         """All that a job wrote until now."""
@@ -109,9 +109,9 @@ class Dashboard:
             self._patiently("PUT", path, data)
 
     def _read(self, path: str) -> Any:
-        answer = self._patiently("GET", path)
+        body = self._patiently("GET", path)
         try:
-            return json.loads(answer)
+            return json.loads(body)
         except ValueError as e:
             raise UnreachableError(
                 f"GET {path}: {self.address} answers, and is no Ray dashboard; check address in the profile"
@@ -137,30 +137,30 @@ class Dashboard:
             headers["Authorization"] = f"Bearer {secret}"
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         try:
-            answer = self._pool.request(
+            response = self._pool.request(
                 method, f"{self.address}{path}", body=data, headers=headers, timeout=timeout, redirect=False
             )
         except urllib3.exceptions.HTTPError as e:
-            words = " ".join(str(getattr(e, "reason", None) or e).split())[:LONGEST]
+            reason = " ".join(str(getattr(e, "reason", None) or e).split())[:LONGEST]
             raise UnreachableError(
-                f"{method} {path}: no answer from {self.address} ({words}); is the cluster up, the address right?"
+                f"{method} {path}: no answer from {self.address} ({reason}); is the cluster up, the address right?"
             ) from e
-        if answer.status >= 300:
-            raise self._refused(f"{method} {path}", answer.status, answer.data.decode("utf-8", errors="replace"))
-        return answer.data
+        if response.status >= 300:
+            raise self._refused(f"{method} {path}", response.status, response.data.decode("utf-8", errors="replace"))
+        return response.data
 
     def _refused(self, request: str, code: int, text: str) -> ApiError:
         lines = [line for line in text.strip().splitlines() if line.strip()]
-        said = " ".join((lines[-1] if "Traceback" in text and lines else text).split())[:LONGEST]
+        message = " ".join((lines[-1] if "Traceback" in text and lines else text).split())[:LONGEST]
         facts: dict[str, object] = {"code": code, "request": request}
         if code in (401, 403):
-            what = "wants a token and got none" if code == 401 else "refuses this token"
-            return ForbiddenError(f"{self.address} {what} ({code}); {TOKEN_REMEDY}", facts)
+            problem = "wants a token and got none" if code == 401 else "refuses this token"
+            return ForbiddenError(f"{self.address} {problem} ({code}); {TOKEN_REMEDY}", facts)
         if code == 404:
-            return NotFoundError(f"{request}: {said or 'not found'} at {self.address}", facts)
+            return NotFoundError(f"{request}: {message or 'not found'} at {self.address}", facts)
         if code == 400:
-            return InvalidObjectError(f"{request}: {said}; correct the job", facts)
-        return ApiError(f"{request}: {self.address} answers {code} ({said}); its logs say more, try again", facts)
+            return InvalidObjectError(f"{request}: {message}; correct the job", facts)
+        return ApiError(f"{request}: {self.address} answers {code} ({message}); its logs say more, try again", facts)
 
 
 def passing(error: ApiError) -> bool:

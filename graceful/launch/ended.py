@@ -47,20 +47,20 @@ def read(code: int, log: str) -> Ending:
         log: What it wrote, or the end of that.
     """
     tail = log[-TAIL:]
-    told = last(tail.splitlines())
-    if code == HELD or (code == 0 and told is not None and told.exit_code == HELD):
-        return Ending(phase=Phase.SUCCEEDED, cause=(told and told.message) or "held by the gate", exit_code=HELD)
+    outcome = last(tail.splitlines())
+    if code == HELD or (code == 0 and outcome is not None and outcome.exit_code == HELD):
+        return Ending(phase=Phase.SUCCEEDED, cause=(outcome and outcome.message) or "held by the gate", exit_code=HELD)
     if code == 0:
-        return Ending(phase=Phase.SUCCEEDED, cause=told.message if told else "", exit_code=0)
+        return Ending(phase=Phase.SUCCEEDED, cause=outcome.message if outcome else "", exit_code=0)
     if code == INTERRUPTED:
         return STOPPED
     if code < 0:
         hint = "; out of memory is the usual reason" if -code == signal.SIGKILL else ""
         cause = f"ended by {_signal(-code)}{hint}; resume goes on from the last checkpoint"
         return Ending(phase=Phase.FAILED, cause=cause, exit_code=INFRASTRUCTURE)
-    words = from_message(f"command failed with exit code {code}\n{tail}")
-    said = (words.message if words else "") or f"the program ended with exit code {code}; its log may say why"
-    return Ending(phase=Phase.FAILED, cause=said, exit_code=code if code in KNOWN_CODES else TRAINING_ENDED)
+    failure = from_message(f"command failed with exit code {code}\n{tail}")
+    message = (failure.message if failure else "") or f"the program ended with exit code {code}; its log may say why"
+    return Ending(phase=Phase.FAILED, cause=message, exit_code=code if code in KNOWN_CODES else TRAINING_ENDED)
 
 
 def _signal(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graceful.errors import InfrastructureError
-from graceful.launch.backend import Handle, Runs, Status, Trouble
+from graceful.launch.backend import Handle, Runs, Status, Warn
 from graceful.launch.kuberay import KubeRayRuns
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, UnreachableError
@@ -22,7 +22,7 @@ def statuses(
     handle: Handle,
     *,
     seconds: float | None = None,
-    trouble: Trouble = lambda error: None,
+    warn: Warn = lambda error: None,
     patience: Patience | None = None,
 ) -> Iterator[Status]:
     """Statuses as they change, the last of them terminal. Kubernetes is watched, other places are asked.
@@ -31,43 +31,41 @@ def statuses(
         runs: Where.
         handle: Which.
         seconds: Overall deadline; None: none.
-        trouble: Told of failures that pass.
+        warn: Called with each failure that may pass.
         patience: Clock and pauses.
 
     Raises:
         SpecError: There is no such job.
-        InfrastructureError: The deadline has passed, or the place does not answer for minutes.
+        InfrastructureError: The deadline has passed, or the backend does not answer for minutes.
     """
     if isinstance(runs, KubeRayRuns):
         from graceful.launch import observe
 
         observer = observe.Observer(kube=runs.kube(), name=runs.name(handle))
-        yield from observe.follow(observer, seconds=seconds, trouble=trouble)
+        yield from observe.follow(observer, seconds=seconds, warn=warn)
         return
-    yield from _asked(runs, handle, seconds=seconds, trouble=trouble, patience=patience or Patience())
+    yield from _polled(runs, handle, seconds=seconds, warn=warn, patience=patience or Patience())
 
 
-def _asked(
-    runs: Runs, handle: Handle, *, seconds: float | None, trouble: Trouble, patience: Patience
-) -> Iterator[Status]:
+def _polled(runs: Runs, handle: Handle, *, seconds: float | None, warn: Warn, patience: Patience) -> Iterator[Status]:
     end = None if seconds is None else patience.now() + seconds
-    shown: Status | None = None
+    latest: Status | None = None
     failures = 0
-    while shown is None or not shown.phase.terminal:
-        if shown is not None:
+    while latest is None or not latest.phase.terminal:
+        if latest is not None:
             patience.sleep(POLL)
         try:
-            now = runs.status(handle)
+            status = runs.status(handle)
         except ApiError as e:
             failures += 1
             if not (isinstance(e, UnreachableError) or e.facts.get("code") in PASSING) or failures > LONGEST_ROW:
                 raise
-            trouble(e)
+            warn(e)
             patience.pause(failures, e)
         else:
             failures = 0
-            if now != shown:
-                shown = now
-                yield now
-        if end is not None and patience.now() >= end and not (shown and shown.phase.terminal):
+            if status != latest:
+                latest = status
+                yield status
+        if end is not None and patience.now() >= end and not (latest and latest.phase.terminal):
             raise InfrastructureError(f"{handle}: not over after {seconds:g} s; it goes on without us")

@@ -55,7 +55,7 @@ def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False, i
 
 
 def _start(job: JobSpec, *, blocked: frozenset[signal.Signals], inherited: Sequence[int]) -> subprocess.Popen[str]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         return subprocess.Popen(
             job.command,
@@ -69,7 +69,7 @@ def _start(job: JobSpec, *, blocked: frozenset[signal.Signals], inherited: Seque
     except OSError as e:
         raise InfrastructureError(f"{job.name}: cannot start {job.command[0]} ({e.strerror}); check the path") from e
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def _exit_code(job: JobSpec, code: int, *, interrupted: bool, interrupt_wins: bool) -> int:
@@ -92,11 +92,11 @@ class _Relay:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take over the signals, and give them back."""
-        before = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        previous_handlers = {number: signal.signal(number, self._forward) for number in FORWARDED}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:

@@ -50,15 +50,15 @@ def find(kube: Kube, *, now: datetime, after: timedelta = AFTER) -> tuple[Remova
     jobs = kube.list("RayJob", selector=names.SELECTOR).items
     submitters = kube.list("Job", selector="ray.io/originated-from-crd=RayJob").items
     documents = kube.list("ConfigMap", selector=f"{names.SELECTOR},{names.RUN_ID}").items
-    old = now - after
+    cutoff = now - after
     finished = [
         _removal("RayJob", job, f"{read(job).phase} since {_ended(job):%Y-%m-%d %H:%M}")
         for job in jobs
-        if _over(job, old)
+        if _over(job, cutoff)
     ]
-    gone = {removal.uid for removal in finished}
-    staying = [job for job in jobs if job["metadata"]["uid"] not in gone]
-    return (*finished, *_submitters(submitters, jobs, old), *_documents(documents, staying, old))
+    removed_uids = {removal.uid for removal in finished}
+    remaining_jobs = [job for job in jobs if job["metadata"]["uid"] not in removed_uids]
+    return (*finished, *_submitters(submitters, jobs, cutoff), *_documents(documents, remaining_jobs, cutoff))
 
 
 def remove(kube: Kube, removals: Iterable[Removal]) -> tuple[Removal, ...]:
@@ -70,19 +70,19 @@ def remove(kube: Kube, removals: Iterable[Removal]) -> tuple[Removal, ...]:
     Raises:
         ApiError: A permission is missing; what came before is deleted.
     """
-    done = []
+    deleted = []
     for removal in removals:
         with contextlib.suppress(NotFoundError, ConflictError):
             kube.delete(removal.kind, removal.name, uid=removal.uid)
-            done.append(removal)
-    return tuple(done)
+            deleted.append(removal)
+    return tuple(deleted)
 
 
-def _over(job: Document, old: datetime) -> bool:
+def _over(job: Document, cutoff: datetime) -> bool:
     """Finished for good: a suspended job is stopped, yet resumes as it stands."""
     suspended = bool((job.get("spec") or {}).get("suspend"))
     phase = read(job).phase
-    return phase.terminal and not (suspended and phase is Phase.STOPPED) and _ended(job) < old
+    return phase.terminal and not (suspended and phase is Phase.STOPPED) and _ended(job) < cutoff
 
 
 def _ended(job: Document) -> datetime:
@@ -90,23 +90,27 @@ def _ended(job: Document) -> datetime:
     return datetime.fromisoformat(end or job["metadata"]["creationTimestamp"])
 
 
-def _submitters(submitters: Sequence[Document], jobs: Sequence[Document], old: datetime) -> list[Removal]:
+def _submitters(submitters: Sequence[Document], jobs: Sequence[Document], cutoff: datetime) -> list[Removal]:
     """Those that were orphaned: what a job owns goes with it."""
     owners = {job["metadata"]["uid"] for job in jobs}
-    found = []
+    removals = []
     for submitter in submitters:
         labels = submitter["spec"]["template"]["metadata"].get("labels") or {}
-        mine = labels.get(names.MANAGED_BY[0]) == names.MANAGED_BY[1]
+        managed = labels.get(names.MANAGED_BY[0]) == names.MANAGED_BY[1]
         owned = any(owner["uid"] in owners for owner in submitter["metadata"].get("ownerReferences") or ())
-        if mine and not owned and not (submitter.get("status") or {}).get("active") and _made(submitter) < old:
-            found.append(_removal("Job", submitter, "its RayJob is gone"))
-    return found
+        if managed and not owned and not (submitter.get("status") or {}).get("active") and _made(submitter) < cutoff:
+            removals.append(_removal("Job", submitter, "its RayJob is gone"))
+    return removals
 
 
-def _documents(documents: Sequence[Document], staying: Sequence[Document], old: datetime) -> list[Removal]:
+def _documents(documents: Sequence[Document], remaining_jobs: Sequence[Document], cutoff: datetime) -> list[Removal]:
     """ConfigMaps of runs that neither run nor are stopped; records of stopped runs stay."""
-    needed = {_run(document) for document in documents if _is_record(document)} | {_run(job) for job in staying}
-    unused = [item for item in documents if not _is_record(item) and _run(item) not in needed and _made(item) < old]
+    runs_in_use = {_run(document) for document in documents if _is_record(document)} | {
+        _run(job) for job in remaining_jobs
+    }
+    unused = [
+        item for item in documents if not _is_record(item) and _run(item) not in runs_in_use and _made(item) < cutoff
+    ]
     return [_removal("ConfigMap", document, "no job of its run is left") for document in unused]
 
 

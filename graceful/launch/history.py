@@ -115,11 +115,11 @@ class History:
         if not self._head or file.read(len(self._head)) != self._head:  # another file took its place
             self._forget()
         file.seek(self._offset)
-        new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        self._events += filter(None, map(_event, whole.splitlines()))
-        self._head = self._head or whole[: whole.find(b"\n") + 1]
-        self._offset += len(whole)
+        appended = file.read()
+        complete = appended[: appended.rfind(b"\n") + 1]
+        self._events += filter(None, map(_event, complete.splitlines()))
+        self._head = self._head or complete[: complete.find(b"\n") + 1]
+        self._offset += len(complete)
 
     def _forget(self) -> None:
         self._events, self._offset, self._head = [], 0, b""
@@ -132,12 +132,12 @@ class History:
 
     def _put_aside(self, path: Path) -> None:
         """Begin a new file with what decides about the next firings; at any moment one of both files is there."""
-        kept = _deciding(self.events())
+        deciding = _deciding(self.events())
         with replacing(self.folder / OLD) as old, path.open("rb") as file:
             shutil.copyfileobj(file, old)
         with replacing(path) as new:
             new.write(f"{json.dumps({'file': uuid.uuid4().hex})}\n".encode())
-            new.writelines(event.line() for event in kept)
+            new.writelines(event.line() for event in deciding)
 
 
 def of(schedule: str, events: Iterable[Event]) -> tuple[Event, ...]:
@@ -152,20 +152,22 @@ def unfinished(events: Iterable[Event]) -> Event | None:
         events: Of one schedule, oldest first.
     """
     events = tuple(events)
-    begun = [event for event in events if event.outcome in UNFINISHED]
-    ended = {event.due for event in events if event.outcome not in UNFINISHED}
-    return begun[-1] if begun and begun[-1].due not in ended else None
+    started = [event for event in events if event.outcome in UNFINISHED]
+    finished_due = {event.due for event in events if event.outcome not in UNFINISHED}
+    return started[-1] if started and started[-1].due not in finished_due else None
 
 
 def _deciding(events: tuple[Event, ...]) -> list[Event]:
     """Return, per schedule and in their order, its newest firing, its last begun one with its end, its last event."""
-    kept: set[int] = set()
+    positions: set[int] = set()
     for name in {event.schedule for event in events}:
-        mine = [(at, event) for at, event in enumerate(events) if event.schedule == name]
-        begun = [event.due for _, event in mine if event.outcome in UNFINISHED][-1:]
-        newest = max(event.due for _, event in mine)
-        kept |= {at for at, event in mine if event.due == newest or event.due in begun} | {mine[-1][0]}
-    return [event for at, event in enumerate(events) if at in kept]
+        numbered = [(position, event) for position, event in enumerate(events) if event.schedule == name]
+        started_due = [event.due for _, event in numbered if event.outcome in UNFINISHED][-1:]
+        newest = max(event.due for _, event in numbered)
+        positions |= {position for position, event in numbered if event.due == newest or event.due in started_due} | {
+            numbered[-1][0]
+        }
+    return [event for position, event in enumerate(events) if position in positions]
 
 
 def _event(line: bytes) -> Event | None:

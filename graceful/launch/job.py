@@ -11,7 +11,7 @@ FILES = "/etc/graceful"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker needs at least; None: as much as the place gives by default.
+    """What one worker needs at least; None: as much as the backend gives by default.
 
     Attributes:
         cpu: Cores.
@@ -26,23 +26,23 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """Everything a place needs to know in order to run a program.
+    """Everything a backend needs to know in order to run a program.
 
     Attributes:
         name: For people: messages and process lists.
         command: Program and arguments; never a shell line.
-        env: Variables added to those that the place has anyway; no secrets, which come from the place.
+        env: Variables added to those that the backend has anyway; no secrets, which come from the backend.
         document: Text that the program reads: from its standard input on this machine (None: it inherits ours), from
             the file named by GRACEFUL_RUN_SPEC on a cluster.
         files: Texts by file name that lie beside the document on a cluster, in the folder FILES.
         run_id: The run that is computed; the same id is the same job, however often it is submitted.
-        image: Container image; None: that of the place.
+        image: Container image; None: that of the backend.
         workers: Processes that train; 0: the driver does it alone.
         resources: Of one worker.
-        queue: Where it waits for its turn; None: that of the place, if it has one.
+        queue: Where it waits for its turn; None: that of the backend, if it has one.
         labels: Facts recorded with the job: digest of the spec, commit, user.
-        retries: How often a failed job is started again; None: the place's default.
-        deadline: Seconds after which an attempt is stopped; None: the place's default.
+        retries: How often a failed job is started again; None: the backend's default.
+        deadline: Seconds after which an attempt is stopped; None: the backend's default.
     """
 
     name: str

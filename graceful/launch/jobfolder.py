@@ -74,11 +74,11 @@ class JobFolder:
         Raises:
             FileNotFoundError: There is no such job.
         """
-        found = self._read("job.json")
-        missing = {"command", "env", "cwd", "run_id"} - found.keys()
+        job = self._read("job.json")
+        missing = {"command", "env", "cwd", "run_id"} - job.keys()
         if missing:
             raise StorageError(f"{self.path / 'job.json'}: has no {min(missing)}; delete {self.path}")
-        return found
+        return job
 
     def write_job(self, job: Mapping[str, Any]) -> None:
         """Once, before the folder has its name."""
@@ -108,12 +108,12 @@ class JobFolder:
 
     def _read(self, name: str) -> Mapping[str, Any]:
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
         except ValueError as e:
             raise StorageError(f"{self.path / name}: not JSON; delete {self.path} to submit the job again") from e
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise StorageError(f"{self.path / name}: not a JSON object; delete {self.path} to submit the job again")
-        return found
+        return content
 
     def end(self, offset: int = 0) -> str:
         """Return the end of the log, at most `END` bytes of it and none of those before an offset."""
@@ -137,10 +137,10 @@ class JobFolder:
 
     def alive(self) -> bool:
         """Whether a process works on it; a shared lock, so that two who ask do not mistake each other for it."""
-        held = self._flock(fcntl.LOCK_SH)
-        if held is not None:
-            os.close(held)
-        return held is None
+        descriptor = self._flock(fcntl.LOCK_SH)
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is None
 
     def lead(self) -> None:
         """Hold the supervisor's own lock for as long as this process lives; programs do not inherit it."""
@@ -148,16 +148,16 @@ class JobFolder:
 
     def led(self) -> bool:
         """Whether a supervisor lives, which passes signals on."""
-        held = self._flock(fcntl.LOCK_SH, "supervisor")
-        if held is not None:
-            os.close(held)
-        return held is None
+        descriptor = self._flock(fcntl.LOCK_SH, "supervisor")
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is None
 
     def _flock(self, kind: int, name: str = "lock") -> int | None:
-        held = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(held, kind | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(held)
+            os.close(descriptor)
             return None
-        return held
+        return descriptor

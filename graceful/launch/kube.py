@@ -110,7 +110,12 @@ class Kube:
         """
         query = {"fieldManager": MANAGER, **_flags(dry_run)}
         return self._call(
-            "POST", "create", *_names(document, new=True), namespace=_space(document), body=document, query=query
+            "POST",
+            "create",
+            *_kind_and_name(document, new=True),
+            namespace=_namespace_of(document),
+            body=document,
+            query=query,
         )
 
     def apply(self, document: Document, *, dry_run: bool = False, force: bool = False) -> Document:
@@ -125,9 +130,9 @@ class Kube:
             ConflictError: Another manager owns a field; the message lists them.
         """
         query = {"fieldManager": MANAGER, "force": str(force).lower(), **_flags(dry_run)}
-        names = _names(document)
+        names = _kind_and_name(document)
         return self._call(
-            "PATCH", "patch", *names, namespace=_space(document), body=document, form="apply", query=query
+            "PATCH", "patch", *names, namespace=_namespace_of(document), body=document, form="apply", query=query
         )
 
     def patch(self, kind: str, name: str, body: Document, *, part: str = "", namespace: str | None = None) -> Document:
@@ -169,7 +174,7 @@ class Kube:
         """
         query = {"watch": "true", "allowWatchBookmarks": "true", "resourceVersion": resource_version}
         query |= {"timeoutSeconds": str(max(1, round(seconds))), "labelSelector": selector, "fieldSelector": fields}
-        request, url = self._where("watch", kind, "", namespace=namespace, query=query)
+        request, url = self._locate("watch", kind, "", namespace=namespace, query=query)
         with closing(self._wire.lines(url, request, silence=seconds + self.late)) as lines:
             for line in lines:
                 try:
@@ -211,7 +216,7 @@ class Kube:
             query["sinceTime"] = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         if tail is not None:
             query["tailLines"] = str(tail)
-        request, url = self._where("get", "Pod", pod, part="log", namespace=namespace, query=query)
+        request, url = self._locate("get", "Pod", pod, part="log", namespace=namespace, query=query)
         with closing(self._wire.lines(url, request, silence=FOLLOW_SILENCE if follow else READ_SECONDS)) as lines:
             for line in lines:
                 yield line.decode("utf-8", errors="replace")
@@ -219,13 +224,13 @@ class Kube:
     def can_i(self, verb: str, resource: str, *, namespace: str | None = None) -> bool:
         """Whether we may; `rayjobs.ray.io`, `pods/log`."""
         plural, _, group = resource.partition(".")
-        plural, _, part = plural.partition("/")
-        asked = {"verb": verb, "group": group, "resource": plural, "subresource": part}
-        asked["namespace"] = namespace or self.namespace
+        plural, _, subresource = plural.partition("/")
+        attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource}
+        attributes["namespace"] = namespace or self.namespace
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": asked},
+            "spec": {"resourceAttributes": attributes},
         }
         return bool(self.create(review).get("status", {}).get("allowed"))
 
@@ -259,28 +264,34 @@ class Kube:
         body: Document | None = None,
         form: str = "",
     ) -> Document:
-        request, url = self._where(verb, kind, name, part=part, namespace=namespace, query=query or {})
+        request, url = self._locate(verb, kind, name, part=part, namespace=namespace, query=query or {})
         return self._wire.ask(method, url, request, body, form)
 
-    def _where(
+    def _locate(
         self, verb: str, kind: str, name: str, *, part: str = "", namespace: str | None, query: Mapping[str, str]
     ) -> tuple[Request, str]:
-        where = KINDS[kind]
-        space = (namespace or self.namespace) if where.namespaced else ""
-        root = f"apis/{where.api}" if "/" in where.api else f"api/{where.api}"
-        pieces = [root, *(["namespaces", quote(space)] if space else []), where.plural]
-        pieces += [quote(piece) for piece in (name, part) if piece]
-        given = urlencode({key: value for key, value in query.items() if value})
-        resource = where.resource if not part else where.resource.replace(where.plural, f"{where.plural}/{part}", 1)
-        request = Request(verb=verb, resource=resource, name=name, namespace=space, identity=self.access.identity)
-        return request, f"{self.access.server}/{'/'.join(pieces)}{f'?{given}' if given else ''}"
+        location = KINDS[kind]
+        target_namespace = (namespace or self.namespace) if location.namespaced else ""
+        root = f"apis/{location.api}" if "/" in location.api else f"api/{location.api}"
+        segments = [root, *(["namespaces", quote(target_namespace)] if target_namespace else []), location.plural]
+        segments += [quote(segment) for segment in (name, part) if segment]
+        query_string = urlencode({key: value for key, value in query.items() if value})
+        resource = (
+            location.resource
+            if not part
+            else location.resource.replace(location.plural, f"{location.plural}/{part}", 1)
+        )
+        request = Request(
+            verb=verb, resource=resource, name=name, namespace=target_namespace, identity=self.access.identity
+        )
+        return request, f"{self.access.server}/{'/'.join(segments)}{f'?{query_string}' if query_string else ''}"
 
 
 def _flags(dry_run: bool) -> dict[str, str]:
     return {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
 
 
-def _names(document: Document, *, new: bool = False) -> tuple[str, str]:
+def _kind_and_name(document: Document, *, new: bool = False) -> tuple[str, str]:
     """Kind and name in the URL; a collection takes what is new."""
     kind = document.get("kind", "")
     if kind not in KINDS:
@@ -290,6 +301,6 @@ def _names(document: Document, *, new: bool = False) -> tuple[str, str]:
     return kind, "" if new else str(document["metadata"]["name"])
 
 
-def _space(document: Document) -> str | None:
-    space: str | None = document.get("metadata", {}).get("namespace")
-    return space
+def _namespace_of(document: Document) -> str | None:
+    namespace: str | None = document.get("metadata", {}).get("namespace")
+    return namespace

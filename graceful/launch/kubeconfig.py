@@ -81,9 +81,9 @@ def _files(*, required: bool) -> list[Path]:
     Args:
         required: Refuse to go on without a home directory.
     """
-    given = os.environ.get("KUBECONFIG")
-    if given:
-        return [homes.expanded(part, what="KUBECONFIG") for part in given.split(os.pathsep) if part]
+    configured = os.environ.get("KUBECONFIG")
+    if configured:
+        return [homes.expanded(part, what="KUBECONFIG") for part in configured.split(os.pathsep) if part]
     try:
         return [Path.home() / ".kube" / "config"]
     except RuntimeError as e:  # $HOME is not set, and this user has no entry in the system's list
@@ -122,23 +122,23 @@ def _entries(document: Mapping[str, Any], section: str, where: str) -> Iterator[
     """Yield name and content of what a section lists."""
     rows, key = document.get(section), _SECTIONS[section]
     _require(rows, list, where, section)
-    seen = set()
-    for at, row in enumerate(rows or ()):
-        _require(row, dict, where, f"{section}.{at}")
-        name = login.text({f"{section}.{at}.name": row.get("name")}, f"{section}.{at}.name", where=where)
+    names = set()
+    for index, row in enumerate(rows or ()):
+        _require(row, dict, where, f"{section}.{index}")
+        name = login.text({f"{section}.{index}.name": row.get("name")}, f"{section}.{index}.name", where=where)
         if not name:
-            raise SpecError(f"{where}: {section}.{at} has no name; correct it")
-        if name in seen:
+            raise SpecError(f"{where}: {section}.{index} has no name; correct it")
+        if name in names:
             raise SpecError(f"{where}: {section}: {name!r} is there twice; keep one")
-        seen.add(name)
-        _require(row.get(key), dict, where, f"{section}.{at}.{key}")
+        names.add(name)
+        _require(row.get(key), dict, where, f"{section}.{index}.{key}")
         yield name, row.get(key) or {}
 
 
 def _require(value: object, form: type, where: str, what: str) -> None:
     if value is not None and not isinstance(value, form):
-        wanted = "a list" if form is list else "a mapping"
-        raise SpecError(f"{where}: {what} must be {wanted}, got {login.kind(value)}; correct it")
+        expected = "a list" if form is list else "a mapping"
+        raise SpecError(f"{where}: {what} must be {expected}, got {login.kind(value)}; correct it")
 
 
 def _absolute(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _access(name: str, merged: Mapping[str, Any], paths: Sequence[Path]) -> Acce
     cluster, _ = _named(merged, "cluster", context, where)
     user, identity = _named(merged, "user", context, where)
     server = _server(login.text(cluster, "server", where=where), where)
-    us = login.login(user, cluster, where=where, files=paths, context=name)
+    credentials = login.login(user, cluster, where=where, files=paths, context=name)
     proxy = login.text(cluster, "proxy-url", where=where)
     impersonated = login.text(user, "as", where=where)
     return Access(
@@ -163,11 +163,11 @@ def _access(name: str, merged: Mapping[str, Any], paths: Sequence[Path]) -> Acce
         context=name,
         identity=f"{impersonated} (impersonated by {identity})" if impersonated else identity,
         namespace=login.text(context, "namespace", where=where) or "default",
-        tls=login.tls(cluster, us.certificate, where=where) if server.startswith("https") else None,
+        tls=login.tls(cluster, credentials.certificate, where=where) if server.startswith("https") else None,
         hostname=login.text(cluster, "tls-server-name", where=where) or None,
         proxy=proxies.checked(proxy, where=where) if proxy else proxies.of(server),
-        token=us.token,
-        headers=us.headers,
+        token=credentials.token,
+        headers=credentials.headers,
     )
 
 
@@ -192,8 +192,8 @@ def _server(server: str, where: str) -> str:
             return server.rstrip("/")
     except ValueError:
         pass
-    shown = redact.address(server)
-    raise SpecError(f"{where}: server {shown!r}: must be http://host:port or https://host:port; correct it")
+    address = redact.address(server)
+    raise SpecError(f"{where}: server {address!r}: must be http://host:port or https://host:port; correct it")
 
 
 def _in_cluster(pod: Path) -> Access:

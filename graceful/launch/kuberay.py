@@ -1,4 +1,4 @@
-"""Kubernetes with the KubeRay operator as a place to run: a RayJob per run, named by its run id. Runs on the client.
+"""Kubernetes with the KubeRay operator as a backend: a RayJob per run, named by its run id. Runs on the client.
 
 `plan` asks the server by dry runs and changes nothing. `submit` creates, never overwrites: of two submitters at once
 one makes the job and both get its handle; a job of the same name that computes something else is refused.
@@ -24,7 +24,7 @@ from graceful.launch.backend import (
     Plan,
     Severity,
     Status,
-    Trouble,
+    Warn,
     refuse,
 )  # fmt: skip
 from graceful.launch.job import JobSpec
@@ -45,11 +45,11 @@ class KubeRayRuns:
 
     Attributes:
         connect: Opens the API server when it is first needed; None: plan without asking it.
-        trouble: Told of failures that pass.
+        warn: Called with each failure that may pass.
     """
 
     connect: Callable[[], Kube] | None = None
-    trouble: Trouble = lambda error: None
+    warn: Warn = lambda error: None
 
     def status(self, handle: Handle) -> Status:
         """What the job is doing, and why."""
@@ -61,7 +61,7 @@ class KubeRayRuns:
         """The submitter's log, which outlives the cluster."""
         from graceful.launch import logs
 
-        return logs.lines(self.kube(), self.name(handle), follow=follow, since=since, trouble=self.trouble)
+        return logs.lines(self.kube(), self.name(handle), follow=follow, since=since, warn=self.warn)
 
     def stop(self, handle: Handle) -> Status:
         """Write the job down and delete it; resume sends it again."""
@@ -112,7 +112,7 @@ class KubeRayBackend(KubeRayRuns):
         """
         documents = manifests.render(job, self.profile)
         rayjob = documents[-1]
-        differences, refusals = self._ask(documents)
+        differences, refusals = self._compare_all(documents)
         prices = self.profile.prices
         findings = (
             *lint.lint(rayjob, client_ray=client_ray(), production=self.profile.production),
@@ -123,7 +123,7 @@ class KubeRayBackend(KubeRayRuns):
         return Plan(
             job=job,
             where=self._where(),
-            handle=Handle(scheme=SCHEME, place=self.profile.namespace, name=rayjob["metadata"]["name"]),
+            handle=Handle(scheme=SCHEME, location=self.profile.namespace, name=rayjob["metadata"]["name"]),
             documents=documents,
             findings=tuple(sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR)),
             parts=plan.parts(rayjob, prices),
@@ -142,14 +142,14 @@ class KubeRayBackend(KubeRayRuns):
         refuse(planned)
         kube = self.kube()
         *config, rayjob = planned.documents
-        made = [document for document in config if _create(kube, document)]
+        new_documents = [document for document in config if _create(kube, document)]
         live = rayjob if (created := _create(kube, rayjob)) is None else created
         if live is rayjob:
             live = kube.get("RayJob", rayjob["metadata"]["name"], namespace=self.profile.namespace)
             if not same_run(live, rayjob):
-                for document in made:
+                for document in new_documents:
                     kube.delete("ConfigMap", document["metadata"]["name"], namespace=self.profile.namespace)
-                raise taken(rayjob, live)
+                raise name_taken(rayjob, live)
         for document in config:
             _own(kube, document, live)
         return planned.handle
@@ -159,16 +159,16 @@ class KubeRayBackend(KubeRayRuns):
         queue = f", queue {self.profile.queue}" if self.profile.queue else ""
         return f"kuberay, namespace {self.profile.namespace}{context}{queue}"
 
-    def _ask(self, documents: tuple[Document, ...]) -> tuple[tuple[Difference, ...], tuple[Finding, ...]]:
+    def _compare_all(self, documents: tuple[Document, ...]) -> tuple[tuple[Difference, ...], tuple[Finding, ...]]:
         """What the server says to each document; a server that does not answer is asked once only."""
         if self.connect is None:
             return tuple(_unknown(document, "not asked") for document in documents), ()
         differences: list[Difference] = []
         findings: list[Finding] = []
-        unanswered = ""
+        failure = ""
         for document in documents:
-            if unanswered:
-                differences.append(_unknown(document, unanswered))
+            if failure:
+                differences.append(_unknown(document, failure))
                 continue
             try:
                 differences.append(_dry_run(self.connect(), document))
@@ -176,7 +176,7 @@ class KubeRayBackend(KubeRayRuns):
                 finding = _refusal(document, e)
                 findings.append(finding)
                 refused = finding.rule != "unreachable"
-                unanswered = "" if refused else e.message
+                failure = "" if refused else e.message
                 change = Change.REFUSED if refused else Change.UNKNOWN
                 differences.append(Difference(document=plan.title(document), change=change, lines=(e.message,)))
         return tuple(differences), tuple(findings)
@@ -202,21 +202,21 @@ def client_ray() -> str | None:
         return None
 
 
-def same_run(live: Document, ours: Document) -> bool:
+def same_run(live: Document, rendered: Document) -> bool:
     """Whether a job that is there computes what ours would."""
     keys = (names.CONFIG_HASH, names.RUN_ID)
-    found, wanted = ((document["metadata"].get("annotations") or {}) for document in (live, ours))
-    return all(found.get(key) == wanted.get(key) for key in keys)
+    live_annotations, annotations = ((document["metadata"].get("annotations") or {}) for document in (live, rendered))
+    return all(live_annotations.get(key) == annotations.get(key) for key in keys)
 
 
-def taken(ours: Document, live: Document) -> SpecError:
+def name_taken(rendered: Document, live: Document) -> SpecError:
     """The error for a name that another job has."""
-    there = (live["metadata"].get("annotations") or {}).get(names.CONFIG_HASH, "")
-    what = f"with another spec (digest {there[:12]})" if there else "which graceful did not make"
-    name = ours["metadata"]["name"]
+    digest = (live["metadata"].get("annotations") or {}).get(names.CONFIG_HASH, "")
+    origin = f"with another spec (digest {digest[:12]})" if digest else "which graceful did not make"
+    name = rendered["metadata"]["name"]
     return SpecError(
-        f"{plan.title(ours)} is there already {what}; give this version another `name`, or stop and delete that one"
-        f" (`kubectl delete rayjob {name} -n {ours['metadata']['namespace']}`)"
+        f"{plan.title(rendered)} is there already {origin}; give this version another `name`, or stop and delete that"
+        f" one (`kubectl delete rayjob {name} -n {rendered['metadata']['namespace']}`)"
     )
 
 
@@ -255,7 +255,7 @@ def _dry_run(kube: Kube, document: Document) -> Difference:
     except NotFoundError:
         return plan.difference(document, None, kube.create(document, dry_run=True))
     if kind == "RayJob" and not same_run(live, document):
-        raise taken(document, live)
+        raise name_taken(document, live)
     return plan.difference(document, live, kube.apply(document, dry_run=True, force=True))
 
 
@@ -277,21 +277,21 @@ def _refusal(document: Document, error: GracefulError) -> Finding:
     )
 
 
-def _unknown(document: Document, why: str) -> Difference:
-    return Difference(document=plan.title(document), change=Change.UNKNOWN, lines=(why,))
+def _unknown(document: Document, reason: str) -> Difference:
+    return Difference(document=plan.title(document), change=Change.UNKNOWN, lines=(reason,))
 
 
 def _unmet(job: JobSpec, profile: KubeRay) -> tuple[Finding, ...]:
     """What the job asks for and the profile cannot give."""
-    gpus, wanted = manifests.worker(job, profile).gpu, job.resources.gpu or 0
-    if wanted <= gpus or not job.workers:
+    gpus, required = manifests.worker(job, profile).gpu, job.resources.gpu or 0
+    if required <= gpus or not job.workers:
         return ()
     return (
         Finding(
             rule="no-gpu",
             severity=Severity.ERROR,
             where="profile.worker.gpu",
-            message=f"the job needs {wanted} per worker, the profile gives {gpus}",
+            message=f"the job needs {required} per worker, the profile gives {gpus}",
             remedy="set worker.gpu, or train.use_gpu: false",
         ),
     )

@@ -31,7 +31,7 @@ _SPOT_LABELS = {
 }
 _PERSISTENT = ("persistentVolumeClaim", "csi", "nfs", "ephemeral")
 _PROBES_HANG = ((2, 11), (2, 37))
-Found = Iterator[tuple[str, str] | tuple[str, str, Severity]]
+Violations = Iterator[tuple[str, str] | tuple[str, str, Severity]]
 """(field, what is wrong) and, where it is not the rule's own, the severity."""
 
 
@@ -81,9 +81,9 @@ class Subject:
     def containers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """(field, container) that Ray runs in: the first of each pod."""
         for where, template in self.pods():
-            found = (template.get("spec") or {}).get("containers") or ()
-            if found:
-                yield f"{where}.spec.containers.0", found[0]
+            containers = (template.get("spec") or {}).get("containers") or ()
+            if containers:
+                yield f"{where}.spec.containers.0", containers[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Rule:
     id: str
     severity: Severity
     remedy: str
-    check: Callable[[Subject], Found]
+    check: Callable[[Subject], Violations]
 
 
 def lint(document: Document, *, client_ray: str | None = None, production: bool = False) -> tuple[Finding, ...]:
@@ -113,13 +113,13 @@ def lint(document: Document, *, client_ray: str | None = None, production: bool 
     if kind != "RayJob":
         return ()
     subject = Subject(document=document, client_ray=client_ray, production=production)
-    found = [finding for rule in RULES for finding in _apply(rule, subject)]
-    return tuple(sorted(found, key=lambda finding: finding.severity is not Severity.ERROR))
+    findings = [finding for rule in RULES for finding in _apply(rule, subject)]
+    return tuple(sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR))
 
 
 def _apply(rule: Rule, subject: Subject) -> Iterator[Finding]:
-    for where, message, *given in rule.check(subject):
-        severity = given[0] if given else rule.severity
+    for where, message, *overrides in rule.check(subject):
+        severity = overrides[0] if overrides else rule.severity
         if subject.production and rule.id in STRICT:
             severity = Severity.ERROR
         yield Finding(rule=rule.id, severity=severity, where=f"RayJob.{where}", message=message, remedy=rule.remedy)
@@ -135,18 +135,18 @@ def _cron(document: Document) -> Finding:
     )
 
 
-def _no_shutdown(subject: Subject) -> Found:
+def _no_shutdown(subject: Subject) -> Violations:
     if not subject.spec.get("shutdownAfterJobFinishes") and not subject.spec.get("deletionStrategy"):
         yield "spec.shutdownAfterJobFinishes", "not true: machines keep running and costing after the job"
 
 
-def _ttl_without_shutdown(subject: Subject) -> Found:
+def _ttl_without_shutdown(subject: Subject) -> Violations:
     ttl = subject.spec.get("ttlSecondsAfterFinished", 0)
     if ttl and not subject.spec.get("shutdownAfterJobFinishes"):
         yield "spec.ttlSecondsAfterFinished", f"{ttl} without shutdownAfterJobFinishes: the operator refuses the job"
 
 
-def _ray_version(subject: Subject) -> Found:
+def _ray_version(subject: Subject) -> Violations:
     version = str(subject.cluster.get("rayVersion") or "")
     if not version:
         yield "spec.rayClusterSpec.rayVersion", "not set: token authentication needs it"
@@ -154,12 +154,12 @@ def _ray_version(subject: Subject) -> Found:
     if subject.client_ray and subject.client_ray != version:
         yield "spec.rayClusterSpec.rayVersion", f"{version}, but Ray here is {subject.client_ray}"
     for where, container in subject.containers():
-        tagged = re.search(r"ray[^:@]*:(\d+\.\d+\.\d+)", str(container.get("image", "")))
-        if tagged and tagged[1] != version:
-            yield f"{where}.image", f"Ray {tagged[1]} by its tag, but rayVersion is {version}", Severity.ERROR
+        tag = re.search(r"ray[^:@]*:(\d+\.\d+\.\d+)", str(container.get("image", "")))
+        if tag and tag[1] != version:
+            yield f"{where}.image", f"Ray {tag[1]} by its tag, but rayVersion is {version}", Severity.ERROR
 
 
-def _memory(subject: Subject) -> Found:
+def _memory(subject: Subject) -> Violations:
     for number, (where, container) in enumerate(subject.containers()):
         limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
         if limit is None:
@@ -168,13 +168,13 @@ def _memory(subject: Subject) -> Found:
             yield f"{where}.resources.limits.memory", f"{limit} for the head, below 4Gi: it runs out of memory"
 
 
-def _retry_without_checkpoints(subject: Subject) -> Found:
+def _retry_without_checkpoints(subject: Subject) -> Violations:
     limit = subject.spec.get("backoffLimit") or 0
     if limit and not _durable(subject):
         yield "spec.backoffLimit", f"{limit} retries, but runs lie in the pods: each retry starts from nothing"
 
 
-def _runs_not_shared(subject: Subject) -> Found:
+def _runs_not_shared(subject: Subject) -> Violations:
     replicas = sum(int(group.get("replicas") or 0) for group in subject.groups)
     if replicas and not _durable(subject):
         yield "spec.rayClusterSpec", f"{replicas} workers, but no volume that they and the head share for checkpoints"
@@ -184,31 +184,31 @@ def _durable(subject: Subject) -> bool:
     """Runs have copies in a bucket, or GRACEFUL_HOME of the head lies on a volume that outlives the pod."""
     template = next((template for _, template in subject.pods()), {})
     spec = template.get("spec") or {}
-    container = _first(spec)
+    container = _ray_container(spec)
     home, bucket = _variable(container, "GRACEFUL_HOME") or "", _variable(container, "GRACEFUL_STORAGE")
-    kept = {volume["name"] for volume in spec.get("volumes") or () if any(kind in volume for kind in _PERSISTENT)}
-    mounts = [mount["mountPath"] for mount in container.get("volumeMounts") or () if mount["name"] in kept]
+    persistent = {volume["name"] for volume in spec.get("volumes") or () if any(kind in volume for kind in _PERSISTENT)}
+    mounts = [mount["mountPath"] for mount in container.get("volumeMounts") or () if mount["name"] in persistent]
     return bool(bucket) or any(f"{home}/".startswith(f"{path.rstrip('/')}/") for path in mounts if home)
 
 
-def _submitter(subject: Subject) -> Found:
+def _submitter(subject: Subject) -> Violations:
     if subject.spec.get("submissionMode", "K8sJobMode") != "K8sJobMode":
         return
     where = "spec.submitterPodTemplate"
     pod = (subject.spec.get("submitterPodTemplate") or {}).get("spec") or {}
-    container = _first(pod)
+    container = _ray_container(pod)
     missing = [key for key in ("image", "resources", "securityContext") if not container.get(key)]
     if missing:
         yield f"{where}.spec.containers.0", f"no {', '.join(missing)}: refused by PodSecurity restricted, 200 MiB"
 
 
-def _working_dir(subject: Subject) -> Found:
-    found = re.search(r"working_dir[\"']?\s*:\s*[\"']?([^\s\"',}]+)", str(subject.spec.get("runtimeEnvYAML") or ""))
-    if found and "://" not in found[1]:
-        yield "spec.runtimeEnvYAML", f"working_dir {found[1]} is a path of this machine; the cluster does not have it"
+def _working_dir(subject: Subject) -> Violations:
+    match = re.search(r"working_dir[\"']?\s*:\s*[\"']?([^\s\"',}]+)", str(subject.spec.get("runtimeEnvYAML") or ""))
+    if match and "://" not in match[1]:
+        yield "spec.runtimeEnvYAML", f"working_dir {match[1]} is a path of this machine; the cluster does not have it"
 
 
-def _deletion_rules(subject: Subject) -> Found:
+def _deletion_rules(subject: Subject) -> Violations:
     if not (subject.spec.get("deletionStrategy") or {}).get("deletionRules"):
         return
     if subject.spec.get("ttlSecondsAfterFinished"):
@@ -217,17 +217,17 @@ def _deletion_rules(subject: Subject) -> Found:
         yield "spec.deletionStrategy.deletionRules", "in a Kueue queue: it demands shutdownAfterJobFinishes instead"
 
 
-def _head_on_spot(subject: Subject) -> Found:
+def _head_on_spot(subject: Subject) -> Violations:
     where, template = next(subject.pods())
     spec = template.get("spec") or {}
-    marks = {**(spec.get("nodeSelector") or {}), **((template.get("metadata") or {}).get("labels") or {})}
-    marks |= {item["key"]: item.get("value", "true") for item in spec.get("tolerations") or () if "key" in item}
-    spot = next((key for key, value in _SPOT_LABELS.items() if str(marks.get(key, "")).lower() == value.lower()), None)
+    labels = {**(spec.get("nodeSelector") or {}), **((template.get("metadata") or {}).get("labels") or {})}
+    labels |= {item["key"]: item.get("value", "true") for item in spec.get("tolerations") or () if "key" in item}
+    spot = next((key for key, value in _SPOT_LABELS.items() if str(labels.get(key, "")).lower() == value.lower()), None)
     if spot:
         yield f"{where}.spec", f"the head may run on spot machines ({spot}); losing it restarts the driver"
 
 
-def _without_limits(subject: Subject) -> Found:
+def _without_limits(subject: Subject) -> Violations:
     for where, container in subject.containers():
         resources = container.get("resources") or {}
         limits = resources.get("limits") or {}
@@ -237,23 +237,23 @@ def _without_limits(subject: Subject) -> Found:
                 yield f"{where}.resources.requests.{key}", f"{value} without a limit: Ray counts limits", severity
 
 
-def _autoscaler(subject: Subject) -> Found:
+def _autoscaler(subject: Subject) -> Violations:
     if subject.cluster.get("enableInTreeAutoscaling") and not (subject.cluster.get("autoscalerOptions") or {}).get(
         "securityContext"
     ):
         yield "spec.rayClusterSpec.autoscalerOptions", "its sidecar has no securityContext: refused by PodSecurity"
 
 
-def _name(subject: Subject) -> Found:
+def _name(subject: Subject) -> Violations:
     name = str(subject.metadata.get("name") or "")
     if not names.is_job_name(name):
         yield "metadata.name", f"{name!r} ({len(name)} characters) is not DNS-1035 of at most {names.LONGEST}"
 
 
-def _pod_labels(subject: Subject) -> Found:
-    ours = {key for key in subject.metadata.get("labels") or {} if key == names.RUN_ID}
+def _pod_labels(subject: Subject) -> Violations:
+    run_labels = {key for key in subject.metadata.get("labels") or {} if key == names.RUN_ID}
     for where, template in subject.pods():
-        missing = ours - set((template.get("metadata") or {}).get("labels") or {})
+        missing = run_labels - set((template.get("metadata") or {}).get("labels") or {})
         if missing:
             yield (
                 f"{where}.metadata.labels",
@@ -261,7 +261,7 @@ def _pod_labels(subject: Subject) -> Found:
             )
 
 
-def _secrets(subject: Subject) -> Found:
+def _secrets(subject: Subject) -> Violations:
     fields = ("entrypoint", "runtimeEnvYAML", "metadata", "rayClusterSpec", "submitterPodTemplate")
     for where in redact.secrets({key: subject.spec[key] for key in fields if key in subject.spec}, "spec"):
         yield where, "looks like a secret, and everybody who may read RayJobs or the dashboard would see it"
@@ -273,14 +273,14 @@ def _secrets(subject: Subject) -> Found:
     )
 
 
-def _mutable_image(subject: Subject) -> Found:
+def _mutable_image(subject: Subject) -> Violations:
     if subject.production:
         for where, container in subject.containers():
             if "@sha256:" not in str(container.get("image", "")):
                 yield f"{where}.image", f"{container.get('image')} is a tag, whose content may change between retries"
 
 
-def _elastic(subject: Subject) -> Found:
+def _elastic(subject: Subject) -> Violations:
     if (subject.metadata.get("annotations") or {}).get(names.ENGINE) != "deepspeed":
         return
     for number, group in enumerate(subject.groups):
@@ -290,16 +290,16 @@ def _elastic(subject: Subject) -> Found:
             yield where, f"{smallest} to {largest} workers: DeepSpeed's optimiser state fits one number of workers only"
 
 
-def _probes_hang(subject: Subject) -> Found:
-    found = re.match(r"(\d+)\.(\d+)", str(subject.cluster.get("rayVersion") or ""))
-    if found and _PROBES_HANG[0] <= (int(found[1]), int(found[2])) <= _PROBES_HANG[1]:
-        yield "spec.rayClusterSpec.rayVersion", f"{found[0]}: its health probes hang and pods are restarted"
+def _probes_hang(subject: Subject) -> Violations:
+    version = re.match(r"(\d+)\.(\d+)", str(subject.cluster.get("rayVersion") or ""))
+    if version and _PROBES_HANG[0] <= (int(version[1]), int(version[2])) <= _PROBES_HANG[1]:
+        yield "spec.rayClusterSpec.rayVersion", f"{version[0]}: its health probes hang and pods are restarted"
 
 
-def _grace(subject: Subject) -> Found:
+def _grace(subject: Subject) -> Violations:
     for where, template in subject.pods():
         spec = template.get("spec") or {}
-        container = _first(spec)
+        container = _ray_container(spec)
         grace = float(spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE))
         drain = float(_variable(container, DRAIN) or DEFAULT_DRAIN)
         if grace <= drain:
@@ -309,11 +309,11 @@ def _grace(subject: Subject) -> Found:
             )
 
 
-def _first(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+def _ray_container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """The container that Ray runs in."""
     containers = pod.get("containers") or [{}]
-    found: Mapping[str, Any] = containers[0]
-    return found
+    container: Mapping[str, Any] = containers[0]
+    return container
 
 
 def _variable(container: Mapping[str, Any], name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""This machine as a place to run: jobs that outlive the command line and its terminal. Runs on the client.
+"""This machine as a backend: jobs that outlive the command line and its terminal. Runs on the client.
 
 A job is a folder below HOME/jobs and a supervisor (`jobfolder`, `supervisor`); whoever asks reads the folder. What
 `graceful refresh` starts and waits for is a child of its own, see `foreground`.
@@ -87,15 +87,15 @@ class LocalBackend:
             new = JobFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=folder.path.parent)))
             try:
                 self._write(new, job, folder)
-                held = new.acquire()
+                lock = new.acquire()
             except OSError:
                 shutil.rmtree(new.path)
                 raise
-            assert held is not None
+            assert lock is not None
             try:
                 new.path.rename(folder.path)
             except OSError:
-                os.close(held)
+                os.close(lock)
                 shutil.rmtree(new.path)
                 if not folder.path.is_dir():
                     raise
@@ -104,7 +104,7 @@ class LocalBackend:
                 return planned.handle
         except OSError as e:
             raise InfrastructureError(f"{folder.path}: cannot be made ({e.strerror}); choose another --home") from e
-        _supervise(folder, held)
+        _supervise(folder, lock)
         return planned.handle
 
     def status(self, handle: Handle) -> Status:
@@ -121,49 +121,49 @@ class LocalBackend:
     def stop(self, handle: Handle) -> Status:
         """Ask the program to end as Ctrl-C does; kill it if it has not after `STOP_SECONDS`."""
         folder = self._existing(handle)
-        if (now := self._status(folder)).phase.terminal:
-            return now
+        if (status := self._status(folder)).phase.terminal:
+            return status
         folder.stopped.touch()
-        told: set[str] = set()
+        signalled: set[str] = set()
         end = self.patience.now() + STOP_SECONDS
-        while not (now := self._status(folder)).phase.terminal:
+        while not (status := self._status(folder)).phase.terminal:
             if pid := folder.state().pid:  # 0: its supervisor is just starting
                 with contextlib.suppress(ProcessLookupError):
-                    _tell(folder, pid, told, late=self.patience.now() >= end)
+                    _end_processes(folder, pid, signalled, late=self.patience.now() >= end)
             self.patience.sleep(POLL)
-        return now
+        return status
 
     def resume(self, handle: Handle) -> Status:
         """Start the program again on the same document; its log goes on."""
         folder = self._existing(handle)
         end = self.patience.now() + START_SECONDS
         while True:
-            now = self._status(folder)
-            if now.phase is Phase.SUCCEEDED:
-                raise SpecError(f"{now.run_id}: {now.phase}; nothing to resume, give its spec a new name")
-            if not now.phase.terminal:
-                return now
-            if (held := folder.acquire()) is not None:
+            status = self._status(folder)
+            if status.phase is Phase.SUCCEEDED:
+                raise SpecError(f"{status.run_id}: {status.phase}; nothing to resume, give its spec a new name")
+            if not status.phase.terminal:
+                return status
+            if (lock := folder.acquire()) is not None:
                 folder.stopped.unlink(missing_ok=True)
-                _supervise(folder, held)
+                _supervise(folder, lock)
                 return self._status(folder)
             if self.patience.now() >= end:
                 group = folder.state().pid
                 raise InfrastructureError(
-                    f"{now.run_id}: a process of its last attempt is alive (group {group}); end it, then resume"
+                    f"{status.run_id}: a process of its last attempt is alive (group {group}); end it, then resume"
                 )
             self.patience.sleep(POLL)
 
     def list(self) -> Sequence[Status]:
         """Every job below home, newest first."""
         folders = [JobFolder(path.parent) for path in (self.home / "jobs").glob("[!.]*/job.json")]
-        found = []
+        statuses = []
         for folder in folders:
             try:
-                found.append(self._status(folder))
+                statuses.append(self._status(folder))
             except StorageError as e:
                 _LOG.warning("%s", e.message)
-        return sorted(found, key=lambda one: (one.created or _LONG_AGO, one.run_id), reverse=True)
+        return sorted(statuses, key=lambda status: (status.created or _LONG_AGO, status.run_id), reverse=True)
 
     def _folder(self, handle: Handle) -> JobFolder:
         return JobFolder(self.home / "jobs" / handle.name)
@@ -178,8 +178,8 @@ class LocalBackend:
 
     def _env(self, job: JobSpec, folder: JobFolder) -> dict[str, str]:
         document = {} if job.document is None else {"GRACEFUL_RUN_SPEC": str(folder.document)}
-        own = {"GRACEFUL_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
-        return {**own, **document, **self.profile.env, **job.env}
+        defaults = {"GRACEFUL_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        return {**defaults, **document, **self.profile.env, **job.env}
 
     def _write(self, new: JobFolder, job: JobSpec, folder: JobFolder) -> None:
         new.document.parent.mkdir()
@@ -218,17 +218,17 @@ class LocalBackend:
         )
 
     def _lines(self, folder: JobFolder, *, follow: bool) -> Iterator[str]:
-        offset, kept = 0, b""
+        offset, partial = 0, b""
         while True:
             over = not follow or self._status(folder).phase.terminal
             for piece in folder.pieces(offset):
                 offset += len(piece)
-                *whole, kept = (kept + piece).split(b"\n")
-                if len(kept) > PIECE:
-                    whole, kept = [*whole, kept], b""
-                yield from (line.decode("utf-8", errors="replace") for line in whole)
+                *lines, partial = (partial + piece).split(b"\n")
+                if len(partial) > PIECE:
+                    lines, partial = [*lines, partial], b""
+                yield from (line.decode("utf-8", errors="replace") for line in lines)
             if over:
-                yield from [kept.decode("utf-8", errors="replace")] if kept else []
+                yield from [partial.decode("utf-8", errors="replace")] if partial else []
                 return
             self.patience.sleep(POLL)
 
@@ -251,23 +251,23 @@ def _taken(handle: Handle, folder: JobFolder) -> Finding:
     return Finding(rule="run-id-taken", severity=Severity.ERROR, where=str(handle), message=message, remedy=remedy)
 
 
-def _supervise(folder: JobFolder, held: int) -> None:
+def _supervise(folder: JobFolder, lock: int) -> None:
     """Start a supervisor that takes the lock over, and wait until it has written down who it is."""
     try:
-        done = subprocess.run(
-            startup.python("graceful.launch.supervisor", str(folder.path), str(held)),
+        process = subprocess.run(
+            startup.python("graceful.launch.supervisor", str(folder.path), str(lock)),
             stdin=subprocess.DEVNULL,
-            pass_fds=(held,),
+            pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C in our terminal is not meant for it
             check=False,
         )
     finally:
-        os.close(held)
-    if done.returncode != 0:
+        os.close(lock)
+    if process.returncode != 0:
         raise InfrastructureError(f"{folder.path}: its supervisor does not start; is the disk full?")
 
 
-def _tell(folder: JobFolder, pid: int, told: set[str], *, late: bool) -> None:
+def _end_processes(folder: JobFolder, pid: int, signalled: set[str], *, late: bool) -> None:
     """Ask the supervisor once, which asks the program alone; if it is gone, the group that it led. Late: kill them all.
 
     While the lock is held there is such a group, so its number belongs to nobody else.
@@ -275,9 +275,9 @@ def _tell(folder: JobFolder, pid: int, told: set[str], *, late: bool) -> None:
     if late:
         os.killpg(pid, signal.SIGKILL)
     elif folder.led():
-        if "supervisor" not in told:
-            told.add("supervisor")
+        if "supervisor" not in signalled:
+            signalled.add("supervisor")
             os.kill(pid, signal.SIGTERM)
-    elif "group" not in told:
-        told.add("group")
+    elif "group" not in signalled:
+        signalled.add("group")
         os.killpg(pid, signal.SIGTERM)

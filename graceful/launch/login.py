@@ -89,9 +89,9 @@ def login(user: Section, cluster: Section, *, where: str, files: Sequence[Path],
     if token is None and not basic and user.get("exec") is not None:
         plugin = _Plugin.of(user["exec"], cluster, where=where)
         pair = plugin.certificate() or pair
-        token = plugin.token if plugin.told.get("token") else None
+        token = plugin.token if plugin.credential.get("token") else None
     elif token is None and not basic and user.get("auth-provider") is not None:
-        token = _renewed(files, context, where)
+        token = _provider_token(files, context, where)
     return Login(token=token, headers=(*basic, *headers), certificate=pair)
 
 
@@ -172,14 +172,14 @@ def _present(context: ssl.SSLContext, certificate: tuple[str, str | None], where
 def _token(user: Section, where: str) -> Token | None:
     if path := text(user, "tokenFile", where=where):
         return token_file(Path(path))
-    if given := text(user, "token", where=where):
-        token = _printable_token(given, f"{where}: token")
+    if value := text(user, "token", where=where):
+        token = _printable_token(value, f"{where}: token")
         return lambda: token
     return None
 
 
-def _printable_token(given: str, what: str) -> str:
-    token = given.strip()
+def _printable_token(value: str, what: str) -> str:
+    token = value.strip()
     if not token.isascii() or not token.isprintable() or " " in token:
         raise SpecError(f"{what}: holds white space or control characters in its middle; renew the kubeconfig")
     return token
@@ -258,12 +258,12 @@ class _Plugin:
         from kubernetes.config import ConfigException
 
         try:
-            told = self.provider().run()
-            expires = told.get("expirationTimestamp")
+            credential = self.provider().run()
+            expires = credential.get("expirationTimestamp")
             self.expires = None if expires is None else datetime.fromisoformat(expires).astimezone(UTC)
-            if not told.get("token") and not told.get("clientCertificateData"):
+            if not credential.get("token") and not credential.get("clientCertificateData"):
                 raise ValueError("the program told neither a token nor a certificate")
-            self.told = told
+            self.credential = credential
         except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as e:
             reason = (e.strerror if isinstance(e, OSError) else None) or one_line(e)
             remedy = one_line(hint) or "log in again, then repeat the command"
@@ -273,15 +273,15 @@ class _Plugin:
         """Return the token, renewed if it is about to expire."""
         if self.expires is not None and datetime.now(UTC) >= self.expires - _RENEW:
             self.ask()
-        return _printable_token(str(self.told.get("token") or ""), f"{self.where}: token of its plugin")
+        return _printable_token(str(self.credential.get("token") or ""), f"{self.where}: token of its plugin")
 
     def certificate(self) -> tuple[str, str | None] | None:
         """Return the certificate and key that the program told, if it did."""
-        certificate = self.told.get("clientCertificateData")
-        return None if not certificate else (str(certificate), str(self.told.get("clientKeyData") or ""))
+        certificate = self.credential.get("clientCertificateData")
+        return None if not certificate else (str(certificate), str(self.credential.get("clientKeyData") or ""))
 
 
-def _renewed(files: Sequence[Path], context: str, where: str) -> Token:
+def _provider_token(files: Sequence[Path], context: str, where: str) -> Token:
     """Return the token of an auth provider (OIDC), which the official client renews and writes back."""
     from kubernetes import config
     from kubernetes.client import Configuration
@@ -298,7 +298,7 @@ def _renewed(files: Sequence[Path], context: str, where: str) -> Token:
         raise SpecError(f"{where}: its login failed; log in again, then repeat the command")
 
     def token() -> str:
-        given: str = loaded.get_api_key_with_prefix("BearerToken", "authorization") or ""  # renewed when due
-        return _printable_token(given.removeprefix("Bearer "), f"{where}: token of its provider")
+        api_key: str = loaded.get_api_key_with_prefix("BearerToken", "authorization") or ""  # renewed when due
+        return _printable_token(api_key.removeprefix("Bearer "), f"{where}: token of its provider")
 
     return token

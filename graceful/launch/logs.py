@@ -68,7 +68,7 @@ def lines(
     follow: bool = False,
     since: datetime | None = None,
     patience: Patience | None = None,
-    trouble: Callable[[ApiError], None] = lambda error: None,
+    warn: Callable[[ApiError], None] = lambda error: None,
 ) -> Iterator[str]:
     """The run's log, each line once, oldest pod first.
 
@@ -78,21 +78,21 @@ def lines(
         follow: Until the job is over.
         since: Only lines of this moment and later.
         patience: Pauses and clock.
-        trouble: Told of failures that pass.
+        warn: Called with each failure that may pass.
 
     Raises:
         NotFoundError: There is no such job.
         ApiError: It does not pass, e.g. forbidden.
     """
-    reader = _Reader(kube=kube, name=name, since=since, patience=patience or kube.patience, trouble=trouble)
+    reader = _Reader(kube=kube, name=name, since=since, patience=patience or kube.patience, warn=warn)
     job: Document | None = kube.get("RayJob", name)
-    over = False
+    ended = False
     while True:
         progress = yield from reader.read(job, follow=follow)
-        if not reader.failures and not progress and (over or not follow):  # the last lines come after the end
+        if not reader.failures and not progress and (ended or not follow):  # the last lines come after the end
             return
-        job, over = reader.look(job)
-        if follow and not progress and not over:
+        job, ended = reader.look(job)
+        if follow and not progress and not ended:
             reader.patience.sleep(POLL)
 
 
@@ -102,7 +102,7 @@ class _Reader:
     name: str
     since: datetime | None
     patience: Patience
-    trouble: Callable[[ApiError], None]
+    warn: Callable[[ApiError], None]
     cursors: dict[str, Cursor] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     failures: int = 0
@@ -135,34 +135,36 @@ class _Reader:
             return []
         label = names.label_value(run_id(job))
         try:
-            found = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
+            pods = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
         except ApiError as e:
             self.tolerate(e)
             return []
-        mine = [pod for pod in found if role(pod) == "submitter" and pod["metadata"]["uid"] not in self.finished]
-        return sorted(mine, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+        submitters = [pod for pod in pods if role(pod) == "submitter" and pod["metadata"]["uid"] not in self.finished]
+        return sorted(submitters, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def pod(self, pod: Document, *, follow: bool) -> Iterator[str]:
         """New lines of one pod, until its log ends or the connection does."""
         uid = pod["metadata"]["uid"]
         cursor = self.cursors.setdefault(uid, Cursor())
         ended = (pod.get("status") or {}).get("phase") in ENDED
-        start, new, cut = cursor.reopened() or self.since, False, ""
+        start, progressed, partial = cursor.reopened() or self.since, False, ""
         try:
             log = self.kube.pod_logs(pod["metadata"]["name"], follow=follow and not ended, since=start)
             with closing(log):
                 for line in log:
                     self.failures = 0
                     if not line.endswith("\n"):
-                        cut = line
+                        partial = line
                         continue
                     text = cursor.new(line[:-1])
                     if text is not None:
-                        new = True
+                        progressed = True
                         yield text
-            if ended and not new:  # a cut behind the server looks like an end: only a reading without news is one
+            if (
+                ended and not progressed
+            ):  # a cut behind the server looks like an end: only a reading without news is one
                 self.finished.add(uid)
-                yield from filter(None, [cursor.new(cut)] if cut else [])
+                yield from filter(None, [cursor.new(partial)] if partial else [])
         except NotFoundError:  # deleted: what was read is what there is
             self.finished.add(uid)
         except InvalidObjectError:  # the container has not started
@@ -176,7 +178,7 @@ class _Reader:
         if not wait.passing(error) or self.failures >= LONGEST_ROW:
             raise error
         self.failures, self.healthy = self.failures + 1, False
-        self.trouble(error)
+        self.warn(error)
         self.patience.pause(self.failures, error)
 
 
@@ -187,11 +189,11 @@ LONGEST_ROW = 60
 def _moment(stamp: str) -> datetime | None:
     if not stamp:
         return None
-    whole, _, _ = stamp.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}+00:00")
+    seconds, _, _ = stamp.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{seconds}+00:00")
 
 
 def _order(stamp: str) -> str:
     """Timestamps drop trailing zeros; padded, they sort as text."""
-    whole, _, part = stamp.rstrip("Z").partition(".")
-    return f"{whole}.{part:0<9}"
+    seconds, _, fraction = stamp.rstrip("Z").partition(".")
+    return f"{seconds}.{fraction:0<9}"

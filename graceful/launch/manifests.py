@@ -107,21 +107,21 @@ def entrypoint(command: tuple[str, ...]) -> str:
     Raises:
         SpecError: A word holds anything that a shell would read.
     """
-    odd = next((word for word in command if not _PLAIN.fullmatch(word)), None)
-    if odd is not None:
-        raise SpecError(f"command word {odd!r}: a shell would read it; use letters, digits and _./:=,@%+- only")
+    unsafe = next((word for word in command if not _PLAIN.fullmatch(word)), None)
+    if unsafe is not None:
+        raise SpecError(f"command word {unsafe!r}: a shell would read it; use letters, digits and _./:=,@%+- only")
     return " ".join(command)
 
 
 def worker(job: JobSpec, profile: KubeRay) -> Machine:
     """The profile's worker, raised to what the job needs at least."""
-    machine, needs = profile.worker, job.resources
-    raised: Json = {}
-    if needs.cpu is not None and needs.cpu > quantity(machine.cpu):
-        raised["cpu"] = cores(needs.cpu)
-    if needs.memory is not None and needs.memory > quantity(machine.memory):
-        raised["memory"] = written(needs.memory)
-    return machine.model_copy(update=raised) if raised else machine
+    machine, required = profile.worker, job.resources
+    updates: Json = {}
+    if required.cpu is not None and required.cpu > quantity(machine.cpu):
+        updates["cpu"] = cores(required.cpu)
+    if required.memory is not None and required.memory > quantity(machine.memory):
+        updates["memory"] = written(required.memory)
+    return machine.model_copy(update=updates) if updates else machine
 
 
 def _head(job: JobSpec, profile: KubeRay) -> Json:

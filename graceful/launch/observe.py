@@ -15,7 +15,7 @@ from graceful.launch import names, wait
 from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.causes import Evidence, role
 from graceful.launch.kube import Kube
-from graceful.launch.outcome import Outcome, awaited, last
+from graceful.launch.outcome import Outcome, last, waiting_reason
 from graceful.launch.refusals import ApiError, NotFoundError
 from graceful.launch.status import read, run_id
 
@@ -70,22 +70,24 @@ class Observer:
             workload = self._workload(job)
         pods, events = tuple(self.pods.values()), tuple(self.events.values())
         log = self._log() if rough.phase.terminal or rough.phase is Phase.RUNNING else []
-        outcome = (last(log) or self._again()) if rough.phase.terminal else None
-        return read(job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=awaited(log)))
+        outcome = (last(log) or self._late_outcome()) if rough.phase.terminal else None
+        return read(
+            job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=waiting_reason(log))
+        )
 
     def submitters(self) -> list[Document]:
         """Pods that hold the job's log, oldest first, as far as they have been seen."""
-        found = [pod for pod in self.pods.values() if role(pod) == "submitter"]
-        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+        submitters = [pod for pod in self.pods.values() if role(pod) == "submitter"]
+        return sorted(submitters, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def _pods(self, job: Document) -> None:
         label = names.label_value(run_id(job))
-        there = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
-        live = {pod["metadata"]["uid"]: pod for pod in there}
+        pods = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
+        live = {pod["metadata"]["uid"]: pod for pod in pods}
         for uid in self.pods.keys() - live.keys():  # gone: it stays evidence, and is no machine any more
-            gone = self.pods[uid]
-            stamp = gone["metadata"].get("deletionTimestamp", "unknown")
-            self.pods[uid] = {**gone, "metadata": {**gone["metadata"], "deletionTimestamp": stamp}}
+            deleted_pod = self.pods[uid]
+            stamp = deleted_pod["metadata"].get("deletionTimestamp", "unknown")
+            self.pods[uid] = {**deleted_pod, "metadata": {**deleted_pod["metadata"], "deletionTimestamp": stamp}}
         self.pods.update(live)
 
     def _events(self, job: Document) -> None:
@@ -93,28 +95,28 @@ class Observer:
         warnings = self.kube.list("Event", fields="type=Warning").items
         about_cluster = self.kube.list("Event", fields=f"involvedObject.name={cluster}").items if cluster else ()
         about_job = self.kube.list("Event", fields=f"involvedObject.name={self.name}").items
-        mine = {self.name, *(pod["metadata"]["name"] for pod in self.pods.values())}
+        own_names = {self.name, *(pod["metadata"]["name"] for pod in self.pods.values())}
         for event in (*warnings, *about_cluster, *about_job):
-            about = event["involvedObject"].get("name", "")
-            if about in mine or (cluster and (about == cluster or about.startswith(f"{cluster}-"))):
+            involved = event["involvedObject"].get("name", "")
+            if involved in own_names or (cluster and (involved == cluster or involved.startswith(f"{cluster}-"))):
                 self.events[event["metadata"]["uid"]] = event
 
     def _workload(self, job: Document) -> Document | None:
         if names.QUEUE not in (job["metadata"].get("labels") or {}):
             return None
         uid = job["metadata"]["uid"]
-        found = self.kube.list("Workload", selector=f"kueue.x-k8s.io/job-uid={uid}").items
-        return found[0] if found else None
+        workloads = self.kube.list("Workload", selector=f"kueue.x-k8s.io/job-uid={uid}").items
+        return workloads[0] if workloads else None
 
-    def _again(self) -> Outcome | None:
+    def _late_outcome(self) -> Outcome | None:
         """The outcome, if the log's end was lost on the way: a connection may be cut without a word."""
         if not self.submitters():
             return None
         for _ in range(SECOND_LOOKS):
             self.kube.patience.sleep(SECOND_LOOK_SECONDS)
-            found = last(self._log())
-            if found is not None:
-                return found
+            outcome = last(self._log())
+            if outcome is not None:
+                return outcome
         return None
 
     def _log(self) -> list[str]:
@@ -130,52 +132,52 @@ def follow(
     observer: Observer,
     *,
     seconds: float | None = None,
-    trouble: Callable[[ApiError], None] = lambda error: None,
+    warn: Callable[[ApiError], None] = lambda error: None,
 ) -> Iterator[Status]:
     """Every new status of a run, the last of them terminal; a job deleted meanwhile ends as stopped.
 
     Args:
         observer: The run.
         seconds: Overall deadline; None: none.
-        trouble: Told when the API server fails, once per row of failures.
+        warn: Called when the API server fails, once per row of failures.
 
     Raises:
         NotFoundError: There is no such job.
         InfrastructureError: As `wait.changes`.
     """
-    shown = observer.now()
-    yield shown
-    seen = wait.changes(
+    latest = observer.now()
+    yield latest
+    changes = wait.changes(
         observer.kube,
         "RayJob",
         fields=f"metadata.name={observer.name}",
-        window=lambda: observer.running if shown.phase is Phase.RUNNING else observer.starting,
+        window=lambda: observer.running if latest.phase is Phase.RUNNING else observer.starting,
         seconds=seconds,
         patience=observer.kube.patience,
-        trouble=trouble,
+        warn=warn,
     )
-    with contextlib.closing(seen):
-        while not shown.phase.terminal:
-            status = _next(observer, next(seen), shown)
-            if status != shown:
-                shown = status
-                yield shown
+    with contextlib.closing(changes):
+        while not latest.phase.terminal:
+            status = _next(observer, next(changes), latest)
+            if status != latest:
+                latest = status
+                yield latest
 
 
-def _next(observer: Observer, change: wait.Change, before: Status) -> Status:
+def _next(observer: Observer, change: wait.Change, previous: Status) -> Status:
     if change.what is wait.What.GONE:
-        return _deleted(before)
+        return _deleted(previous)
     if change.what is not wait.What.QUIET:
         return observer.look(change.object)
     try:
         return observer.now()
     except NotFoundError:
-        return _deleted(before)
+        return _deleted(previous)
     except ApiError as e:
         if not wait.passing(e):
             raise
-        return before
+        return previous
 
 
-def _deleted(before: Status) -> Status:
-    return replace(before, phase=Phase.STOPPED, cause="deleted while it was followed", exit_code=ENDED)
+def _deleted(previous: Status) -> Status:
+    return replace(previous, phase=Phase.STOPPED, cause="deleted while it was followed", exit_code=ENDED)

@@ -50,22 +50,22 @@ class Outcome:
 
 def last(lines: Iterable[str]) -> Outcome | None:
     """The newest outcome in a log; lines that merely look like one are passed over."""
-    found = None
+    outcome = None
     for line in lines:
-        _, mark, rest = line.partition(MARK)
-        if mark:
-            found = _parsed(rest) or found
-    return found
+        _, separator, text = line.partition(MARK)
+        if separator:
+            outcome = _parsed(text) or outcome
+    return outcome
 
 
-def awaited(lines: Iterable[str]) -> str:
+def waiting_reason(lines: Iterable[str]) -> str:
     """What a program waits for as far as its log says; empty if for nothing."""
-    found = ""
+    reason = ""
     for line in lines:
-        _, mark, rest = line.partition(WAITS.strip())
-        if mark:
-            found = rest.strip()
-    return found
+        _, separator, text = line.partition(WAITS.strip())
+        if separator:
+            reason = text.strip()
+    return reason
 
 
 def from_message(message: str) -> Outcome | None:
@@ -73,8 +73,8 @@ def from_message(message: str) -> Outcome | None:
     code = _EXIT_CODE.search(message)
     if code is None:
         return None
-    said = _ERROR_LINE.findall(message)
-    return Outcome(exit_code=int(code[1]), message=said[-1].strip() if said else "")
+    quotes = _ERROR_LINE.findall(message)
+    return Outcome(exit_code=int(code[1]), message=quotes[-1].strip() if quotes else "")
 
 
 def _parsed(text: str) -> Outcome | None:

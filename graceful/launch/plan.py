@@ -41,8 +41,8 @@ def _part(role: str, count: int, template: Mapping[str, Any], prices: Prices | N
     if prices is None:
         return part
     spot = template["metadata"]["labels"].get(names.SPOT) == "true"
-    each = cpu * prices.cpu + memory / GIB * prices.memory + gpu * prices.gpu
-    price = round(count * each * (prices.spot_factor if spot else 1.0), 6)
+    hourly = cpu * prices.cpu + memory / GIB * prices.memory + gpu * prices.gpu
+    price = round(count * hourly * (prices.spot_factor if spot else 1.0), 6)
     return Part(role=role, count=count, cpu=cpu, memory=memory, gpu=gpu, price=price)
 
 
@@ -67,14 +67,14 @@ def difference(document: Document, live: Document | None, sent: Document) -> Dif
 
 def diff(before: Document, after: Document) -> tuple[str, ...]:
     """Unified diff of two objects as YAML, secrets hidden; what the server alone writes is left out."""
-    there, planned = (as_yaml(_ours(document)).splitlines() for document in (before, after))
-    return tuple(difflib.unified_diff(there, planned, "there", "planned", lineterm="", n=CONTEXT_LINES))
+    live_lines, sent_lines = (as_yaml(_own_fields(document)).splitlines() for document in (before, after))
+    return tuple(difflib.unified_diff(live_lines, sent_lines, "there", "planned", lineterm="", n=CONTEXT_LINES))
 
 
 def as_yaml(*documents: Document) -> str:
     """Documents as one YAML stream, in the order of their keys, secrets hidden."""
-    shown = [redact.hidden(document) for document in documents]
-    return str(yaml.dump_all(shown, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True))
+    redacted = [redact.hidden(document) for document in documents]
+    return str(yaml.dump_all(redacted, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True))
 
 
 class _Plain(_DUMPER):  # type: ignore[misc]  # the C dumper where PyYAML has it
@@ -94,10 +94,10 @@ _Plain.add_representer(str, _text)
 quoting(_Plain)
 
 
-def _ours(document: Document) -> dict[str, Any]:
-    kept = {key: _sorted(part) for key, part in document.items() if key not in ("status", "metadata")}
+def _own_fields(document: Document) -> dict[str, Any]:
+    fields = {key: _sorted(part) for key, part in document.items() if key not in ("status", "metadata")}
     metadata = {key: part for key, part in (document.get("metadata") or {}).items() if key not in _SERVERS_OWN}
-    return {"metadata": _sorted(metadata), **kept}
+    return {"metadata": _sorted(metadata), **fields}
 
 
 def _sorted(node: Any) -> Any:

@@ -236,7 +236,7 @@ def load(name: str, *, folder: Path | None = None) -> Profile:
     try:
         document = documents.read(path, where=f"--on {name}: {path}")
     except FileNotFoundError as e:
-        raise SpecError(f"--on {name}: no profile {path}{_others(name, path.parent)}") from e
+        raise SpecError(f"--on {name}: no profile {path}{_known_profiles(name, path.parent)}") from e
     return parse(document, where=str(path))
 
 
@@ -248,8 +248,8 @@ def parse(document: object, *, where: str = "profile") -> Profile:
     """
     kind = document.get("kind") if isinstance(document, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1)
-        remedy = f"; did you mean {near[0]}?" if near else ""
+        matches = difflib.get_close_matches(str(kind), KINDS, n=1)
+        remedy = f"; did you mean {matches[0]}?" if matches else ""
         raise SpecError(f"kind in {where}: must be one of {', '.join(KINDS)}, got {kind!r}{remedy}")
     try:
         return KINDS[kind].model_validate(document)
@@ -257,12 +257,12 @@ def parse(document: object, *, where: str = "profile") -> Profile:
         raise SpecError(_explain(e, KINDS[kind], where)) from e
 
 
-def _others(name: str, folder: Path) -> str:
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there is {', '.join(known)}" if known else "; write one, or give a path that ends in .yaml"
+def _known_profiles(name: str, folder: Path) -> str:
+    profiles = sorted(path.stem for path in folder.glob("*.yaml"))
+    matches = difflib.get_close_matches(name, profiles, n=1)
+    if matches:
+        return f"; did you mean {matches[0]}?"
+    return f"; there is {', '.join(profiles)}" if profiles else "; write one, or give a path that ends in .yaml"
 
 
 def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
@@ -299,4 +299,4 @@ def _keys(root: type[_Section], location: Sequence[int | str]) -> list[str]:
 def _section_in(annotation: Any) -> type[_Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, _Section):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+    return next((section for part in get_args(annotation) if (section := _section_in(part))), None)

@@ -26,10 +26,10 @@ def of(server: str, environment: Mapping[str, str] = os.environ) -> str | None:
         SpecError: It names one that cannot be used.
     """
     url = urlsplit(server)
-    named = _variable(f"{url.scheme}_proxy", environment)
-    if not named or _excepted(url.hostname or "", url.port or PORTS[url.scheme], _variable("no_proxy", environment)):
+    proxy = _variable(f"{url.scheme}_proxy", environment)
+    if not proxy or _excepted(url.hostname or "", url.port or PORTS[url.scheme], _variable("no_proxy", environment)):
         return None
-    return checked(named, where=f"{url.scheme.upper()}_PROXY")
+    return checked(proxy, where=f"{url.scheme.upper()}_PROXY")
 
 
 def checked(proxy: str, *, where: str) -> str:
@@ -76,8 +76,8 @@ def _matches(entry: str, host: str, address: _Address | None, port: int) -> bool
         with contextlib.suppress(ValueError):
             return address is not None and address in ipaddress.ip_network(entry, strict=False)
     if _address(entry) is None:  # else colons are part of an address
-        entry, colon, wanted = entry.rpartition(":") if entry.rpartition(":")[2].isdecimal() else (entry, "", "")
-        if colon and int(wanted) != port:
+        entry, colon, port_text = entry.rpartition(":") if entry.rpartition(":")[2].isdecimal() else (entry, "", "")
+        if colon and int(port_text) != port:
             return False
     name = entry.removeprefix("[").removesuffix("]")
     if (excepted := _address(name)) is not None:

@@ -1,4 +1,4 @@
-"""A Ray cluster that exists already as a place to run: a job of its job server per run. Client, without ray.
+"""A Ray cluster that exists already as a backend: a job of its job server per run. Client, without ray.
 
 The submission id is the job's name, so that a job exists once; an attempt that resumes it is `name.2`, `name.3`: Ray
 still watches over an id for a while after its job has ended. What the program reads travels as Ray ships code: a zip,
@@ -38,7 +38,7 @@ from graceful.launch.backend import (
     Plan,
     Severity,
     Status,
-    Trouble,
+    Warn,
     refuse,
 )
 from graceful.launch.job import JobSpec
@@ -67,13 +67,13 @@ class RayJobsBackend:
     Attributes:
         profile: Which cluster, and what jobs get.
         offline: Plan without asking it.
-        trouble: Told of failures that pass.
+        warn: Called with each failure that may pass.
         patience: Clock and pauses.
     """
 
     profile: RayJobs
     offline: bool = False
-    trouble: Trouble = lambda error: None
+    warn: Warn = lambda error: None
     patience: Patience = field(default_factory=Patience)
 
     @cached_property
@@ -86,7 +86,7 @@ class RayJobsBackend:
     def plan(self, job: JobSpec) -> Plan:
         """Describe and judge the job, and ask whether there is one of its name; change nothing."""
         body = render(job, self.profile)
-        change, findings = (Change.UNKNOWN, ()) if self.offline else self._ask(body)
+        change, findings = (Change.UNKNOWN, ()) if self.offline else self._compare(body)
         resources, count = job.resources, job.workers
         cpu, memory = resources.cpu or 1.0, resources.memory or 0
         worker = Part(role="worker", count=count, cpu=cpu, memory=memory, gpu=resources.gpu or 0)
@@ -110,7 +110,7 @@ class RayJobsBackend:
         """
         refuse(planned)
         (body,) = planned.documents
-        if not self._there(body):
+        if not self._has_job(body):
             self._send(body)
         return planned.handle
 
@@ -169,16 +169,16 @@ class RayJobsBackend:
         for job in jobs:
             name, _, attempt = job["submission_id"].partition(".")
             runs.setdefault(name, {})[int(attempt or 1)] = job
-        found = [self._status([job for _, job in sorted(run.items())], closely=False) for run in runs.values()]
-        return sorted(found, key=lambda one: (one.created or _LONG_AGO, one.run_id), reverse=True)
+        statuses = [self._status([job for _, job in sorted(run.items())], closely=False) for run in runs.values()]
+        return sorted(statuses, key=lambda status: (status.created or _LONG_AGO, status.run_id), reverse=True)
 
     def _handle(self, name: str) -> Handle:
-        return Handle(scheme=SCHEME, place=urlsplit(self.profile.address).netloc, name=name)
+        return Handle(scheme=SCHEME, location=urlsplit(self.profile.address).netloc, name=name)
 
-    def _ask(self, body: Document) -> tuple[Change, tuple[Finding, ...]]:
+    def _compare(self, body: Document) -> tuple[Change, tuple[Finding, ...]]:
         """What sending it would do."""
         try:
-            return (Change.NONE if self._there(body) else Change.CREATE), ()
+            return (Change.NONE if self._has_job(body) else Change.CREATE), ()
         except GracefulError as e:
             kinds: tuple[tuple[type[GracefulError], str], ...] = (
                 (ForbiddenError, "forbidden"),
@@ -189,7 +189,7 @@ class RayJobsBackend:
             where = f"Ray job {body['submission_id']}"
             return change, (Finding(rule=rule, severity=Severity.ERROR, where=where, message=e.message, remedy=""),)
 
-    def _there(self, body: Document) -> bool:
+    def _has_job(self, body: Document) -> bool:
         """Whether the cluster has this very job.
 
         Raises:
@@ -199,12 +199,12 @@ class RayJobsBackend:
             live = self.dashboard.job(body["submission_id"])
         except NotFoundError:
             return False
-        found, ours = live.get("metadata") or {}, body["metadata"]
-        if any(found.get(key) != ours.get(key) for key in (names.RUN_ID, names.CONFIG_HASH)):
-            there = found.get(names.CONFIG_HASH, "")
-            what = f"with another spec (digest {there[:12]})" if there else "which graceful did not make"
+        live_metadata, metadata = live.get("metadata") or {}, body["metadata"]
+        if any(live_metadata.get(key) != metadata.get(key) for key in (names.RUN_ID, names.CONFIG_HASH)):
+            digest = live_metadata.get(names.CONFIG_HASH, "")
+            origin = f"with another spec (digest {digest[:12]})" if digest else "which graceful did not make"
             raise SpecError(
-                f"Ray job {body['submission_id']} is there already {what}; give this version another `name`, or"
+                f"Ray job {body['submission_id']} is there already {origin}; give this version another `name`, or"
                 f" stop and delete that one (`ray job delete {body['submission_id']}`)"
             )
         return True
@@ -220,7 +220,7 @@ class RayJobsBackend:
                 failures += 1
                 if isinstance(e, ForbiddenError):
                     raise
-                if self._there(body):
+                if self._has_job(body):
                     return None
                 if failures >= self.patience.tries:
                     raise
@@ -228,17 +228,17 @@ class RayJobsBackend:
 
     def _attempts(self, handle: Handle) -> Sequence[Job]:
         """All attempts at a job, the first one first; at least one."""
-        if handle.scheme != SCHEME or handle.place != self._handle("-").place:
+        if handle.scheme != SCHEME or handle.location != self._handle("-").location:
             raise SpecError(f"{handle}: not at {self.profile.address}; choose its profile with --on")
-        found: list[Job] = []
+        attempts: list[Job] = []
         with contextlib.suppress(NotFoundError):
             while True:
-                found.append(self.dashboard.job(_attempt(handle.name, len(found) + 1)))
-        if not found:
+                attempts.append(self.dashboard.job(_attempt(handle.name, len(attempts) + 1)))
+        if not attempts:
             raise SpecError(f"no run {handle.name!r} at {self.profile.address}; `graceful list` shows them")
-        if names.RUN_ID not in (found[0].get("metadata") or {}):
+        if names.RUN_ID not in (attempts[0].get("metadata") or {}):
             raise SpecError(f"{handle.name!r} at {self.profile.address} is no job of graceful; `ray job` follows it")
-        return found
+        return attempts
 
     def _status(self, attempts: Sequence[Job], *, closely: bool) -> Status:
         job = attempts[-1]
@@ -268,14 +268,14 @@ class RayJobsBackend:
         if memory:
             return ended.Ending(phase=Phase.FAILED, cause=memory, exit_code=ended.TRAINING_ENDED)
         if code is None:
-            said = " ".join(message.split())[: causes.LONGEST] or "the job vanished with its node; resume"
-            return ended.Ending(phase=Phase.FAILED, cause=said, exit_code=ended.INFRASTRUCTURE)
+            cause = " ".join(message.split())[: causes.LONGEST] or "the job vanished with its node; resume"
+            return ended.Ending(phase=Phase.FAILED, cause=cause, exit_code=ended.INFRASTRUCTURE)
         return ended.read(int(code), message)
 
     def _lines(self, attempts: Sequence[str], *, follow: bool) -> Iterator[str]:
         for attempt in attempts[:-1]:
             yield from self.dashboard.log(attempt).splitlines()
-        given, failures = 0, 0
+        printed, failures = 0, 0
         while True:
             try:
                 over = not follow or self.dashboard.job(attempts[-1])["status"] not in PHASES
@@ -285,8 +285,8 @@ class RayJobsBackend:
                 failures = self._tolerate(e, failures)
                 continue
             end = len(text) if over else text.rfind("\n") + 1
-            yield from text[given:end].removesuffix("\n").split("\n") if end > given else ()
-            given = max(given, end)
+            yield from text[printed:end].removesuffix("\n").split("\n") if end > printed else ()
+            printed = max(printed, end)
             if over:
                 return
             self.patience.sleep(max(POLL, len(text) / SLOWLY))
@@ -296,7 +296,7 @@ class RayJobsBackend:
 
         if not passing(error) or failures >= LONGEST_ROW:
             raise error
-        self.trouble(error)
+        self.warn(error)
         self.patience.pause(failures + 1, error)
         return failures + 1
 

@@ -71,8 +71,8 @@ def wrong(body: Document) -> Iterator[Finding]:
         message = f"spec and task file take {size} bytes compressed, at most {LARGEST} are carried"
         remedy = "install the task as a package on the cluster, and leave an import of it in the file"
         yield Finding(rule="too-large", severity=Severity.ERROR, where=where, message=message, remedy=remedy)
-    shown = {"entrypoint": body["entrypoint"], "runtime_env": body["runtime_env"]}
-    for path in redact.secrets(shown):
+    visible = {"entrypoint": body["entrypoint"], "runtime_env": body["runtime_env"]}
+    for path in redact.secrets(visible):
         message = "looks like a secret, and everybody who may open the dashboard would see it"
         remedy = "give it to the cluster's nodes as a variable"
         yield Finding(rule="secret-in-sight", severity=Severity.ERROR, where=path, message=message, remedy=remedy)

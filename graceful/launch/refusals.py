@@ -89,17 +89,17 @@ def refused(request: Request, code: int, body: bytes | str, headers: Mapping[str
         body: A `Status` object as JSON, or whatever a proxy wrote.
         headers: For Retry-After.
     """
-    said, facts = _said(body), {"code": code, "request": str(request)}
+    message, facts = _server_message(body), {"code": code, "request": str(request)}
     if code in (401, 403):
-        return ForbiddenError(_forbidden(request, code, said), facts)
+        return ForbiddenError(_forbidden(request, code, message), facts)
     if code == 429:
         return ThrottledError(
-            f"{request}: the API server is busy ({said}); try again", facts | _retry_after(headers or {})
+            f"{request}: the API server is busy ({message}); try again", facts | _retry_after(headers or {})
         )
-    if code == 500 and "failed to create typed patch" in said:  # a server-side apply with an unknown or wrong field
+    if code == 500 and "failed to create typed patch" in message:  # a server-side apply with an unknown or wrong field
         code = 422
     kind, remedy = KINDS.get(code, (ApiError, "the API server's log says more; try again"))
-    return kind(f"{request}: {said or f'HTTP {code}'}; {remedy}", facts)
+    return kind(f"{request}: {message or f'HTTP {code}'}; {remedy}", facts)
 
 
 KINDS: dict[int, tuple[type[ApiError], str]] = {
@@ -114,23 +114,23 @@ KINDS: dict[int, tuple[type[ApiError], str]] = {
 def unreachable(request: Request, server: str, error: Exception) -> UnreachableError:
     """No answer came: say from where and why, in one line."""
     reason = getattr(error, "reason", None) or error
-    words = " ".join(str(reason).split())[:LONGEST]
+    text = " ".join(str(reason).split())[:LONGEST]
     return UnreachableError(
-        f"{request}: no answer from {server} ({words}); check the network, the context and its certificate",
+        f"{request}: no answer from {server} ({text}); check the network, the context and its certificate",
         {"server": server, "request": str(request)},
     )
 
 
-def _forbidden(request: Request, code: int, said: str) -> str:
-    who = request.identity or "this identity"
+def _forbidden(request: Request, code: int, message: str) -> str:
+    identity = request.identity or "this identity"
     if code == 401:
-        return f"{request}: {who} is not known to the API server (401); log in again or choose another context"
+        return f"{request}: {identity} is not known to the API server (401); log in again or choose another context"
     group = request.resource.partition(".")[2]
     rule = f'apiGroups: ["{group}"], resources: ["{request.resource.partition(".")[0]}"], verbs: ["{request.verb}"]'
-    return f"{request}: forbidden for {who} ({said}); grant a Role with {rule}"
+    return f"{request}: forbidden for {identity} ({message}); grant a Role with {rule}"
 
 
-def _said(body: bytes | str) -> str:
+def _server_message(body: bytes | str) -> str:
     text = body.decode("utf-8", errors="replace") if isinstance(body, bytes) else body
     try:
         document: Any = json.loads(text)
@@ -143,5 +143,5 @@ def _said(body: bytes | str) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> dict[str, object]:
-    given = headers.get("Retry-After", "")
-    return {"retry_after": float(given)} if given.isascii() and given.isdecimal() else {}
+    seconds = headers.get("Retry-After", "")
+    return {"retry_after": float(seconds)} if seconds.isascii() and seconds.isdecimal() else {}

@@ -23,10 +23,10 @@ def quantity(value: str | float) -> float:
     Raises:
         ValueError: It is none; the message says what is.
     """
-    found = _QUANTITY.fullmatch(str(value).strip())
-    if found is None:
+    match = _QUANTITY.fullmatch(str(value).strip())
+    if match is None:
         raise ValueError(f"must be a quantity such as 2, 500m or 4Gi, got {value!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def written(memory: int) -> str:

@@ -36,14 +36,14 @@ def name_of(run: str, *, namespace: str) -> str:
     """The job's name for what people type: a run id, a job's name, or a handle.
 
     Raises:
-        SpecError: A handle of another kind of place or another namespace.
+        SpecError: A handle of another backend or another namespace.
     """
     if "://" not in run:
         return names.job_name(run)
-    found = Handle.parse(run)
-    if found.scheme != "kuberay" or found.place != namespace:
+    handle = Handle.parse(run)
+    if handle.scheme != "kuberay" or handle.location != namespace:
         raise SpecError(f"{run}: not in namespace {namespace}; choose it with --namespace or --on")
-    return found.name
+    return handle.name
 
 
 def status(kube: Kube, name: str) -> Status:
@@ -60,12 +60,12 @@ def status(kube: Kube, name: str) -> Status:
 
 def listing(kube: Kube) -> Sequence[Status]:
     """Every run of graceful in the namespace, newest first; causes as far as the jobs themselves tell."""
-    found = [read(job) for job in kube.list("RayJob", selector=names.SELECTOR).items]
-    there = {one.handle for one in found}
+    statuses = [read(job) for job in kube.list("RayJob", selector=names.SELECTOR).items]
+    known_handles = {status.handle for status in statuses}
     with contextlib.suppress(ForbiddenError):
         records = kube.list("ConfigMap", selector=f"{names.SELECTOR},{STATE}={STOPPED}").items
-        found += [one for one in map(_recorded, records) if one.handle not in there]
-    return sorted(found, key=lambda one: (one.created or _LONG_AGO, one.run_id), reverse=True)
+        statuses += [status for status in map(_recorded, records) if status.handle not in known_handles]
+    return sorted(statuses, key=lambda status: (status.created or _LONG_AGO, status.run_id), reverse=True)
 
 
 def stop(kube: Kube, name: str) -> Status:
@@ -79,11 +79,11 @@ def stop(kube: Kube, name: str) -> Status:
         job = kube.get("RayJob", name)
     except NotFoundError as e:
         return _recorded(_record(kube, name, e))
-    before = Observer(kube=kube, name=name).look(job)
-    if before.phase.terminal:
-        return before
+    current = Observer(kube=kube, name=name).look(job)
+    if current.phase.terminal:
+        return current
     stopped = replace(
-        before, phase=Phase.STOPPED, cause=f"stopped while {before.phase}; resume goes on", exit_code=TRAINING_ENDED
+        current, phase=Phase.STOPPED, cause=f"stopped while {current.phase}; resume goes on", exit_code=TRAINING_ENDED
     )
     _delete(kube, job, stopped)
     return stopped
@@ -100,20 +100,20 @@ def resume(kube: Kube, name: str, *, patience: Patience | None = None) -> Status
         job = kube.get("RayJob", name)
     except NotFoundError as e:
         record = _record(kube, name, e)
-        return _again(kube, json.loads(record["data"][JOB_FILE]))
+        return _send_again(kube, json.loads(record["data"][JOB_FILE]))
     now = read(job)
     if now.phase in (Phase.SUCCEEDED, Phase.INVALID):
         raise SpecError(f"{now.run_id}: {now.phase}; nothing to resume, submit its spec again under a new name")
     if job["metadata"].get("deletionTimestamp"):
-        _gone(kube, job, patience or kube.patience)
-        return _again(kube, cleaned(job))
+        _wait_until_deleted(kube, job, patience or kube.patience)
+        return _send_again(kube, cleaned(job))
     if not now.phase.terminal:
         return now
     if (job.get("spec") or {}).get("suspend"):
         return read(kube.patch("RayJob", name, {"spec": {"suspend": False}}))
     _delete(kube, job, now)
-    _gone(kube, job, patience or kube.patience)
-    return _again(kube, cleaned(job))
+    _wait_until_deleted(kube, job, patience or kube.patience)
+    return _send_again(kube, cleaned(job))
 
 
 def cleaned(job: Document) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def cleaned(job: Document) -> dict[str, Any]:
     meta = job["metadata"]
     annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if "kubectl" not in key}
     spec = {key: value for key, value in job["spec"].items() if key not in ("suspend", "jobId")}
-    kept = {"name": meta["name"], "namespace": meta["namespace"], "labels": meta.get("labels") or {}}
+    identity = {"name": meta["name"], "namespace": meta["namespace"], "labels": meta.get("labels") or {}}
     return {
         "apiVersion": job["apiVersion"],
         "kind": "RayJob",
-        "metadata": {**kept, "annotations": annotations},
+        "metadata": {**identity, "annotations": annotations},
         "spec": spec,
     }
 
@@ -138,10 +138,10 @@ def _delete(kube: Kube, job: Document, last: Status) -> None:
         kube.delete("RayJob", job["metadata"]["name"], uid=job["metadata"]["uid"])
 
 
-def _again(kube: Kube, document: dict[str, Any]) -> Status:
+def _send_again(kube: Kube, document: dict[str, Any]) -> Status:
     annotations = document["metadata"].setdefault("annotations", {})
     annotations[RESUMES] = str(int(annotations.get(RESUMES, "0")) + 1)
-    _told(document, annotations[RESUMES])
+    _set_resumes(document, annotations[RESUMES])
     try:
         job = kube.create(document)
     except ConflictError:  # somebody else resumed it: one job, as it should be
@@ -152,14 +152,14 @@ def _again(kube: Kube, document: dict[str, Any]) -> Status:
     return read(job)
 
 
-def _told(document: dict[str, Any], resumes: str) -> None:
+def _set_resumes(document: dict[str, Any], resumes: str) -> None:
     """Let the driver know that a person asked again: what it gave up on before may be mended."""
     for container in document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]:
-        others = [one for one in container.get("env") or () if one["name"] != RESUMES_VARIABLE]
-        container["env"] = [*others, {"name": RESUMES_VARIABLE, "value": resumes}]
+        variables = [variable for variable in container.get("env") or () if variable["name"] != RESUMES_VARIABLE]
+        container["env"] = [*variables, {"name": RESUMES_VARIABLE, "value": resumes}]
 
 
-def _gone(kube: Kube, job: Document, patience: Patience) -> None:
+def _wait_until_deleted(kube: Kube, job: Document, patience: Patience) -> None:
     """Wait until this very job is deleted."""
     end = patience.now() + DELETION_SECONDS
     name, uid = job["metadata"]["name"], job["metadata"]["uid"]

@@ -80,15 +80,15 @@ def compare(kube: Kube, schedule: Schedule, profile: KubeRay) -> tuple[Differenc
     try:
         live = kube.get("CronJob", schedule.name, namespace=profile.namespace)
     except NotFoundError:
-        _require_free(kube, schedule.name)
+        _require_unused_name(kube, schedule.name)
         kube.create(cronjob, dry_run=True)
         return _new(config), _new(cronjob)
     _require_ours(live)
-    before = _documents(kube, live)
-    lines = () if before is None else plan.diff({"data": before}, {"data": config["data"]})
-    change = Change.CREATE if before is None else Change.UPDATE if lines else Change.NONE
-    read = Difference(document=plan.title(config), change=change, lines=lines)
-    return read, plan.difference(cronjob, live, kube.apply(cronjob, dry_run=True, force=True))
+    current_data = _documents(kube, live)
+    lines = () if current_data is None else plan.diff({"data": current_data}, {"data": config["data"]})
+    change = Change.CREATE if current_data is None else Change.UPDATE if lines else Change.NONE
+    config_difference = Difference(document=plan.title(config), change=change, lines=lines)
+    return config_difference, plan.difference(cronjob, live, kube.apply(cronjob, dry_run=True, force=True))
 
 
 def apply(kube: Kube, schedule: Schedule, profile: KubeRay) -> None:
@@ -112,31 +112,33 @@ def find(kube: Kube, name: str) -> Document:
     Raises:
         SpecError: There is none, or several.
     """
-    found = kube.list("CronJob", selector=SCHEDULE).items
-    exact = [item for item in found if item["metadata"]["name"] == name]
-    named = exact or [item for item in found if item["metadata"]["labels"][SCHEDULE] == name]
-    if not named:
+    cronjobs = kube.list("CronJob", selector=SCHEDULE).items
+    exact = [item for item in cronjobs if item["metadata"]["name"] == name]
+    matches = exact or [item for item in cronjobs if item["metadata"]["labels"][SCHEDULE] == name]
+    if not matches:
         raise SpecError(f"no schedule {name!r} in namespace {kube.namespace}; `graceful schedule list` shows them")
-    if len(named) > 1:
-        all_names = ", ".join(item["metadata"]["name"] for item in named)
+    if len(matches) > 1:
+        all_names = ", ".join(item["metadata"]["name"] for item in matches)
         raise SpecError(f"schedule {name!r}: several have this name; use the CronJob's: {all_names}")
-    return named[0]
+    return matches[0]
 
 
 def listing(kube: Kube, *, now: datetime) -> list[Listed]:
     """Every schedule of the namespace, by name."""
-    found = kube.list("CronJob", selector=SCHEDULE).items
-    made = kube.list("Job", selector=SCHEDULE).items if found else ()
-    return sorted((_listed(kube, item, made, now) for item in found), key=lambda one: (one.name, one.cronjob))
+    cronjobs = kube.list("CronJob", selector=SCHEDULE).items
+    all_jobs = kube.list("Job", selector=SCHEDULE).items if cronjobs else ()
+    return sorted(
+        (_listed(kube, item, all_jobs, now) for item in cronjobs), key=lambda listed: (listed.name, listed.cronjob)
+    )
 
 
-def _listed(kube: Kube, cronjob: Document, made: Sequence[Document], now: datetime) -> Listed:
+def _listed(kube: Kube, cronjob: Document, all_jobs: Sequence[Document], now: datetime) -> Listed:
     meta, spec = cronjob["metadata"], cronjob["spec"]
     zone, paused = spec.get("timeZone") or "Etc/UTC", bool(spec.get("suspend"))
-    fired = _oldest_first(job for job in made if owned_by(job, meta["uid"]))
-    following = None
+    fired = _oldest_first(job for job in all_jobs if owned_by(job, meta["uid"]))
+    next_firing = None
     with contextlib.suppress(SpecError):  # what Kubernetes takes beyond our reading, such as @every
-        following = None if paused else cron.read(spec["schedule"], zone).after(now)
+        next_firing = None if paused else cron.read(spec["schedule"], zone).after(now)
     labels = meta["labels"]
     return Listed(
         name=labels[SCHEDULE],
@@ -144,7 +146,7 @@ def _listed(kube: Kube, cronjob: Document, made: Sequence[Document], now: dateti
         cron=spec["schedule"],
         time_zone=zone,
         paused=paused,
-        next=following,
+        next=next_firing,
         last=_firing(kube, fired[-1]) if fired else None,
         chart="" if _is_ours(cronjob) else labels.get("app.kubernetes.io/instance", ""),
     )
@@ -164,10 +166,10 @@ def _ended(kube: Kube, job: Document) -> tuple[str, str]:
     if is_active(job):
         return "running", ""
     if failed is not None and failed["status"] == "True":
-        said = " ".join(str(failed.get("message") or failed.get("reason") or "").split())
-        code = _EXIT_CODE.search(said)
+        message = " ".join(str(failed.get("message") or failed.get("reason") or "").split())
+        code = _EXIT_CODE.search(message)
         outcome = OUTCOMES.get(int(code[1]), "failed") if code else "failed"
-        return outcome, "" if outcome == "held" else said
+        return outcome, "" if outcome == "held" else message
     run = _run_of(job)
     with contextlib.suppress(GracefulError):  # gone, or not ours to see
         cause = runs.status(kube, names.job_name(run)).cause if run else ""
@@ -178,9 +180,9 @@ def _ended(kube: Kube, job: Document) -> tuple[str, str]:
 def _run_of(job: Document) -> str:
     """Run id that a firing waits for; empty where the pod refreshes by itself."""
     for container in job["spec"]["template"]["spec"]["containers"]:
-        command, *rest = container.get("args") or ("",)
-        if command == "status" and rest:
-            return str(rest[0]).replace(f"$({FIRING})", job["metadata"]["name"])
+        command, *arguments = container.get("args") or ("",)
+        if command == "status" and arguments:
+            return str(arguments[0]).replace(f"$({FIRING})", job["metadata"]["name"])
     return ""
 
 
@@ -237,14 +239,14 @@ def delete(kube: Kube, name: str) -> tuple[str, ...]:
     """
     live = find(kube, name)
     _require_ours(live)
-    there = jobs(kube, live)
+    firings = jobs(kube, live)
     meta = live["metadata"]
     kube.delete("CronJob", meta["name"], propagation="Orphan", uid=meta["uid"])
-    for job in (job for job in there if not is_active(job)):
+    for job in (job for job in firings if not is_active(job)):
         with contextlib.suppress(NotFoundError):
             kube.delete("Job", job["metadata"]["name"], uid=job["metadata"]["uid"])
     _tidy(kube, meta["labels"][SCHEDULE])
-    return tuple(job["metadata"]["name"] for job in there if is_active(job))
+    return tuple(job["metadata"]["name"] for job in firings if is_active(job))
 
 
 def jobs(kube: Kube, cronjob: Document) -> list[Document]:
@@ -253,8 +255,8 @@ def jobs(kube: Kube, cronjob: Document) -> list[Document]:
     return _oldest_first(job for job in kube.list("Job", selector=f"{SCHEDULE}={name}").items if owned_by(job, uid))
 
 
-def _oldest_first(made: Iterable[Document]) -> list[Document]:
-    return sorted(made, key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["name"]))
+def _oldest_first(jobs: Iterable[Document]) -> list[Document]:
+    return sorted(jobs, key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["name"]))
 
 
 def owned_by(job: Document, uid: str) -> bool:
@@ -271,11 +273,11 @@ def is_active(job: Document) -> bool:
 def _tidy(kube: Kube, name: str, *, keep: str = "") -> None:
     """Delete the documents of a schedule that neither its CronJob nor a running firing reads."""
     key, value = names.MANAGED_BY
-    there = kube.list("ConfigMap", selector=f"{SCHEDULE}={name},{key}={value}").items
+    config_maps = kube.list("ConfigMap", selector=f"{SCHEDULE}={name},{key}={value}").items
     active = [job for job in kube.list("Job", selector=f"{SCHEDULE}={name}").items if is_active(job)]
-    read = {config_of(job["spec"]["template"]): job for job in active}
-    for item in (item["metadata"] for item in there if item["metadata"]["name"] != keep):
-        reader = read.get(item["name"])
+    readers = {config_of(job["spec"]["template"]): job for job in active}
+    for item in (item["metadata"] for item in config_maps if item["metadata"]["name"] != keep):
+        reader = readers.get(item["name"])
         if reader is None:
             with contextlib.suppress(NotFoundError, ConflictError):
                 kube.delete("ConfigMap", item["name"], uid=item["uid"])
@@ -286,14 +288,14 @@ def _tidy(kube: Kube, name: str, *, keep: str = "") -> None:
 def _documents(kube: Kube, live: Document) -> Mapping[str, str] | None:
     """What the pods of a CronJob read now; None if it is gone."""
     try:
-        found = kube.get("ConfigMap", config_of(live["spec"]["jobTemplate"]["spec"]["template"]))
+        config_map = kube.get("ConfigMap", config_of(live["spec"]["jobTemplate"]["spec"]["template"]))
     except NotFoundError:
         return None
-    data: Mapping[str, str] = found.get("data") or {}
+    data: Mapping[str, str] = config_map.get("data") or {}
     return data
 
 
-def _require_free(kube: Kube, name: str) -> None:
+def _require_unused_name(kube: Kube, name: str) -> None:
     for item in kube.list("CronJob", selector=f"{SCHEDULE}={name}").items:
         _require_ours(item)
 

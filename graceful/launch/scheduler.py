@@ -111,20 +111,22 @@ class Scheduler:
         """Yield the firing whose end nobody wrote down, if it ran until now, and then the one that is due."""
         if entry.name in self._elsewhere:
             self._elsewhere.discard(entry.name)
-            left = history.unfinished(history.of(entry.name, self.timetable.history()))
-            if left is not None and left.outcome == "running" and not entry.paused:  # resumes, or repeats its result
-                yield left.due
-        asked = due(entry, self.timetable.history(), self.now())
-        self._report(entry, asked)
-        if asked.run is not None:
-            yield asked.run
+            interrupted = history.unfinished(history.of(entry.name, self.timetable.history()))
+            if (
+                interrupted is not None and interrupted.outcome == "running" and not entry.paused
+            ):  # resumes, or repeats its result
+                yield interrupted.due
+        pending = due(entry, self.timetable.history(), self.now())
+        self._report(entry, pending)
+        if pending.run is not None:
+            yield pending.run
 
     def fire(self, entry: Entry, moment: datetime) -> Ended:
         """Run one firing and write down how it went; if another one runs, it is skipped."""
         firing = firing_name(entry.name, moment)
         try:
             with self.timetable.firing(entry.name) as lock:
-                self.say(f"{firing}: starts, due {_clocked(moment)}")
+                self.say(f"{firing}: starts, due {_clock_time(moment)}")
                 self._note(entry, moment, "running")
                 try:
                     with self._skipping(entry.name):
@@ -143,10 +145,10 @@ class Scheduler:
     @contextlib.contextmanager
     def _skipping(self, name: str) -> Iterator[None]:
         """Skip what falls due of a schedule while a firing of it runs, and say so at once."""
-        over = threading.Event()
+        finished = threading.Event()
 
         def skip() -> None:
-            while not over.wait(POLL_SECONDS):
+            while not finished.wait(POLL_SECONDS):
                 try:
                     self.skip(name)
                 except GracefulError as e:
@@ -157,7 +159,7 @@ class Scheduler:
         try:
             yield
         finally:
-            over.set()
+            finished.set()
             thread.join()
 
     def skip(self, name: str) -> None:
@@ -172,13 +174,17 @@ class Scheduler:
         self._note(entry, moment, "skipped", reason=reason)
         self.say(f"{firing_name(entry.name, moment)}: skipped, {reason}")
 
-    def _report(self, entry: Entry, asked: Due) -> None:
-        if not asked.missed:
+    def _report(self, entry: Entry, pending: Due) -> None:
+        if not pending.missed:
             return
-        first, last, count = asked.missed[0], asked.missed[-1], len(asked.missed)
-        reason = f"due {_clocked(last)}" if count == 1 else f"{count} firings, {_clocked(first)} to {_clocked(last)}"
-        if asked.run is not None:
-            reason += f"; {firing_name(entry.name, asked.run)} runs for them"
+        first, last, count = pending.missed[0], pending.missed[-1], len(pending.missed)
+        reason = (
+            f"due {_clock_time(last)}"
+            if count == 1
+            else f"{count} firings, {_clock_time(first)} to {_clock_time(last)}"
+        )
+        if pending.run is not None:
+            reason += f"; {firing_name(entry.name, pending.run)} runs for them"
         for moment in {first, last}:
             self._note(entry, moment, "missed", reason=reason)
         self.say(f"{entry.name}: missed, {reason}")
@@ -198,5 +204,5 @@ class Scheduler:
         self.timetable.record(event)
 
 
-def _clocked(moment: datetime) -> str:
+def _clock_time(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"

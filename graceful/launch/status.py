@@ -53,39 +53,39 @@ def read(job: Document, evidence: Evidence | None = None) -> Status:
         job: The object, with or without status.
         evidence: Pods, events, workload and outcome; without any the phase is the same and causes are coarser.
     """
-    return _Reading(job, evidence or Evidence()).status()
+    return _JobReader(job, evidence or Evidence()).status()
 
 
 def handle(job: Document) -> Handle:
     """The name under which people find it again."""
     meta = job["metadata"]
-    return Handle(scheme="kuberay", place=meta["namespace"], name=meta["name"])
+    return Handle(scheme="kuberay", location=meta["namespace"], name=meta["name"])
 
 
 def run_id(job: Document) -> str:
     """In full from the annotation, else from the label, else the job's name."""
     meta = job["metadata"]
-    found = (meta.get("annotations") or {}).get(names.RUN_ID) or (meta.get("labels") or {}).get(names.RUN_ID)
-    return str(found or meta["name"])
+    recorded = (meta.get("annotations") or {}).get(names.RUN_ID) or (meta.get("labels") or {}).get(names.RUN_ID)
+    return str(recorded or meta["name"])
 
 
-class _Reading:
+class _JobReader:
     """One look at one job."""
 
     def __init__(self, job: Document, evidence: Evidence) -> None:
         self.job, self.evidence = job, evidence
-        self.now: dict[str, Any] = job.get("status") or {}
+        self.reported: dict[str, Any] = job.get("status") or {}
         self.spec: dict[str, Any] = job.get("spec") or {}
-        self.cluster = str(self.now.get("rayClusterName") or "")
+        self.cluster = str(self.reported.get("rayClusterName") or "")
         self.queue = (job["metadata"].get("labels") or {}).get(names.QUEUE, "")
-        self.message = str(self.now.get("message") or "")
-        self.failed = int(self.now.get("failed") or 0)
+        self.message = str(self.reported.get("message") or "")
+        self.failed = int(self.reported.get("failed") or 0)
         self.retries = int(self.spec.get("backoffLimit") or 0)
 
     def status(self) -> Status:
         """Look the deployment status up and add what all phases share."""
-        deployment = str(self.now.get("jobDeploymentStatus") or "")
-        phase, cause, code = TABLE.get(deployment, _Reading.unknown)(self)
+        deployment = str(self.reported.get("jobDeploymentStatus") or "")
+        phase, cause, code = TABLE.get(deployment, _JobReader.unknown)(self)
         created = self.job["metadata"].get("creationTimestamp")
         return Status(
             handle=handle(self.job),
@@ -100,11 +100,11 @@ class _Reading:
 
     def attempt(self, phase: Phase) -> int:
         """Failed attempts KubeRay counts, clusters seen, evictions by the queue, and heads replaced in silence."""
-        counted = self.failed + (0 if phase is Phase.FAILED and self.failed else 1)
+        attempts = self.failed + (0 if phase is Phase.FAILED and self.failed else 1)
         clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster or "-"}
-        heads = sum(max(0, causes.made(self.evidence, "head", name) - 1) for name in clusters)
+        heads = sum(max(0, causes.count_pods(self.evidence, "head", name) - 1) for name in clusters)
         resumes = int((self.job["metadata"].get("annotations") or {}).get(RESUMES, "0"))
-        return max(counted, len(clusters - {"-"}), causes.evictions(self.evidence.workload) + 1) + heads + resumes
+        return max(attempts, len(clusters - {"-"}), causes.evictions(self.evidence.workload) + 1) + heads + resumes
 
     def new(self) -> tuple[Phase, str, int | None]:
         """Nobody has looked at it yet, or the queue suspended it at once."""
@@ -126,7 +126,7 @@ class _Reading:
 
     def running(self) -> tuple[Phase, str, int | None]:
         """The cluster is there; the job may be at any point."""
-        job_status = self.now.get("jobStatus") or ""
+        job_status = self.reported.get("jobStatus") or ""
         if job_status in ("", "PENDING"):
             return Phase.PROVISIONING, self.restarted() or "the cluster is ready, submitting the job", None
         if job_status == "FAILED":
@@ -138,28 +138,28 @@ class _Reading:
 
     def retrying(self) -> tuple[Phase, str, int | None]:
         """Between two attempts: reason and message are already gone, as a rule."""
-        return Phase.RETRYING, self.failure()[1] if self.now.get("reason") else self.previous(), None
+        return Phase.RETRYING, self.failure()[1] if self.reported.get("reason") else self.previous(), None
 
     def complete(self) -> tuple[Phase, str, int | None]:
         """Ended by itself, or stopped."""
-        job_status = self.now.get("jobStatus")
+        job_status = self.reported.get("jobStatus")
         if job_status == "STOPPED":
             return Phase.STOPPED, "stopped; resume goes on from the last checkpoint", TRAINING_ENDED
         if job_status == "FAILED":
             return self.app_failed()
         outcome = self.evidence.outcome or Outcome(exit_code=0)
-        held = "held by the gate" if outcome.exit_code == HELD else ""
-        return Phase.SUCCEEDED, outcome.message or held or self.restarted(over=True), outcome.exit_code
+        verdict = "held by the gate" if outcome.exit_code == HELD else ""
+        return Phase.SUCCEEDED, outcome.message or verdict or self.restarted(over=True), outcome.exit_code
 
     def failure(self) -> tuple[Phase, str, int | None]:
         """By KubeRay's reason, and what pods and events add."""
-        reason = str(self.now.get("reason") or "")
+        reason = str(self.reported.get("reason") or "")
         if reason == "AppFailed" or reason not in REASONS:
             return self.app_failed()
-        code, words = REASONS[reason]
+        code, cause = REASONS[reason]
         if reason == "PreRunningDeadlineExceeded":
-            words = causes.waiting(self.evidence, self.cluster) or words
-        return Phase.FAILED, words, code
+            cause = causes.waiting(self.evidence, self.cluster) or cause
+        return Phase.FAILED, cause, code
 
     def app_failed(self) -> tuple[Phase, str, int | None]:
         """The entrypoint failed: memory first, then machines taken away, then its own words and exit code."""
@@ -171,12 +171,16 @@ class _Reading:
         outcome = self.evidence.outcome or from_message(self.message)
         if outcome is not None and outcome.exit_code == HELD:
             return Phase.SUCCEEDED, outcome.message or "held by the gate", HELD
-        taken = causes.removed(self.evidence.pods)
-        if taken:
-            return Phase.FAILED, taken, INFRASTRUCTURE
+        removal = causes.removed(self.evidence.pods)
+        if removal:
+            return Phase.FAILED, removal, INFRASTRUCTURE
         if outcome is None:
-            said = " ".join(self.message.split())[: causes.LONGEST]
-            return Phase.FAILED, said or "the program failed and left no message; its log may say why", TRAINING_ENDED
+            message = " ".join(self.message.split())[: causes.LONGEST]
+            return (
+                Phase.FAILED,
+                message or "the program failed and left no message; its log may say why",
+                TRAINING_ENDED,
+            )
         code = outcome.exit_code if outcome.exit_code in KNOWN_CODES else TRAINING_ENDED
         return Phase.FAILED, outcome.message or f"the program ended with exit code {outcome.exit_code}", code
 
@@ -192,26 +196,30 @@ class _Reading:
         """A state of a newer KubeRay: not terminal, and said."""
         return (
             Phase.RUNNING,
-            f"KubeRay says {self.now.get('jobDeploymentStatus')}, which this version does not know",
+            f"KubeRay says {self.reported.get('jobDeploymentStatus')}, which this version does not know",
             None,
         )
 
     def restarted(self, *, over: bool = False) -> str:
         """Pods that were replaced in silence, and why if a pod says so."""
-        heads = causes.made(self.evidence, "head", self.cluster)
-        here = [pod for pod in self.evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
-        if here and not over and not any(causes.role(pod) == "head" and not causes.leaving(pod) for pod in here):
+        heads = causes.count_pods(self.evidence, "head", self.cluster)
+        pods = [pod for pod in self.evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
+        if (
+            pods
+            and not over
+            and not any(causes.role(pod) == "head" and not causes.is_being_deleted(pod) for pod in pods)
+        ):
             return "head lost; KubeRay makes a new one and the job starts again from its last checkpoint"
-        why = causes.out_of_memory("", here) or causes.removed(here)
-        tail = f" ({why})" if why else ""
+        reason = causes.out_of_memory("", pods) or causes.removed(pods)
+        tail = f" ({reason})" if reason else ""
         if heads > 1:
             return f"head restarted, attempt {self.attempt(Phase.RUNNING)} from the last checkpoint{tail}"
         groups = (self.spec.get("rayClusterSpec") or {}).get("workerGroupSpecs") or ()
-        wanted = sum(int(group.get("replicas") or 0) for group in groups) or 1
-        workers = causes.made(self.evidence, "worker", self.cluster) - wanted
+        planned_workers = sum(int(group.get("replicas") or 0) for group in groups) or 1
+        workers = causes.count_pods(self.evidence, "worker", self.cluster) - planned_workers
         if workers > 0:
             return f"worker restarted{f' {workers} times' if workers > 1 else ''}, training went on from there{tail}"
-        if causes.made(self.evidence, "submitter", self.cluster) > self.attempt(Phase.RUNNING):
+        if causes.count_pods(self.evidence, "submitter", self.cluster) > self.attempt(Phase.RUNNING):
             return "submitter restarted, the job went on"
         return ""
 
@@ -225,14 +233,14 @@ class _Reading:
 
 
 TABLE = {
-    "": _Reading.new,
-    "Initializing": _Reading.initializing,
-    "Waiting": _Reading.waiting,
-    "Running": _Reading.running,
-    "Suspending": _Reading.suspended,
-    "Suspended": _Reading.suspended,
-    "Retrying": _Reading.retrying,
-    "Complete": _Reading.complete,
-    "Failed": _Reading.failure,
-    "ValidationFailed": _Reading.invalid,
+    "": _JobReader.new,
+    "Initializing": _JobReader.initializing,
+    "Waiting": _JobReader.waiting,
+    "Running": _JobReader.running,
+    "Suspending": _JobReader.suspended,
+    "Suspended": _JobReader.suspended,
+    "Retrying": _JobReader.retrying,
+    "Complete": _JobReader.complete,
+    "Failed": _JobReader.failure,
+    "ValidationFailed": _JobReader.invalid,
 }

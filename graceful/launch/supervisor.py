@@ -24,13 +24,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main(arguments: list[str]) -> int:
     """Leave the session and supervise; the starting process returns once the state is written."""
     folder, lock = JobFolder(Path(arguments[0])), int(arguments[1])
-    written, ready = os.pipe()
+    read_end, write_end = os.pipe()
     if os.fork():
-        os.close(ready)
-        return 0 if os.read(written, 1) else CANNOT_START
+        os.close(write_end)
+        return 0 if os.read(read_end, 1) else CANNOT_START
     os.setsid()
-    os.close(written)
-    return _Supervisor(folder, lock).run(ready)
+    os.close(read_end)
+    return _Supervisor(folder, lock).run(write_end)
 
 
 class _Supervisor:
@@ -39,17 +39,17 @@ class _Supervisor:
         self.child: subprocess.Popen[bytes] | None = None
         self.stopping = False
 
-    def run(self, ready: int) -> int:
+    def run(self, write_end: int) -> int:
         """Start the program, pass stops on, write down how it ended."""
         for number in SIGNALS:
             signal.signal(number, self._stop)
         self.folder.lead()
         with self.folder.log.open("ab", buffering=0) as log:
-            before = self.folder.state()
-            state = State(attempt=before.attempt + 1, pid=os.getpid(), offset=log.seek(0, os.SEEK_END))
+            previous = self.folder.state()
+            state = State(attempt=previous.attempt + 1, pid=os.getpid(), offset=log.seek(0, os.SEEK_END))
             self.folder.write_state(state)
-            os.write(ready, b"1")
-            os.close(ready)
+            os.write(write_end, b"1")
+            os.close(write_end)
             self._leave_the_terminal(log.fileno())
             code = self._program(log.fileno())
         self.folder.write_state(replace(state, exit_code=code))

@@ -82,10 +82,10 @@ def due(entry: Entry, events: Iterable[Event], now: datetime) -> Due:
     """
     if entry.paused:
         return Due()
-    mine = history.of(entry.name, events)
-    begun = history.unfinished(event for event in mine if event.due >= entry.since)
-    resumable = () if begun is None else (begun.due,)
-    candidates = (*resumable, *unseen(entry, mine, now))
+    own_events = history.of(entry.name, events)
+    unfinished = history.unfinished(event for event in own_events if event.due >= entry.since)
+    resumable = () if unfinished is None else (unfinished.due,)
+    candidates = (*resumable, *unseen(entry, own_events, now))
     if not candidates:
         return Due()
     newest = candidates[-1]
@@ -96,11 +96,11 @@ def due(entry: Entry, events: Iterable[Event], now: datetime) -> Due:
 
 def unseen(entry: Entry, events: Iterable[Event], now: datetime) -> tuple[datetime, ...]:
     """Return the firings up to now of which the history says nothing, oldest first; at most twice `MOST`."""
-    seen = max([entry.since, *(event.due for event in history.of(entry.name, events))])
-    fresh = entry.times().between(seen, now, most=MOST)
-    if len(fresh) == MOST:  # far behind: only the newest may still run
-        fresh += entry.times().between(max(fresh[-1], now - LATE), now, most=MOST)
-    return fresh
+    last_due = max([entry.since, *(event.due for event in history.of(entry.name, events))])
+    firings = entry.times().between(last_due, now, most=MOST)
+    if len(firings) == MOST:  # far behind: only the newest may still run
+        firings += entry.times().between(max(firings[-1], now - LATE), now, most=MOST)
+    return firings
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class Timetable:
         Raises:
             StorageError: A file cannot be read, or is not one of ours.
         """
-        found = []
+        entries = []
         for path in sorted(self.folder.glob("*.json")):
             try:
-                found.append(self._read(path))
+                entries.append(self._read(path))
             except StorageError as e:  # the others must fire
                 _LOG.warning("%s", e.message)
-        return tuple(found)
+        return tuple(entries)
 
     def find(self, name: str) -> Entry:
         """One schedule.
@@ -133,10 +133,10 @@ class Timetable:
         Raises:
             SpecError: There is none of that name.
         """
-        found = self.peek(name)
-        if found is None:
+        entry = self.peek(name)
+        if entry is None:
             raise SpecError(f"no schedule {name!r} in {self.folder}; `graceful schedule list` shows them")
-        return found
+        return entry
 
     def peek(self, name: str) -> Entry | None:
         """One schedule, or None."""
@@ -203,19 +203,19 @@ class Timetable:
         Raises:
             SpecError: Another one is running.
         """
-        otherwise = f"schedule {name}: a firing is running, two never overlap; wait for it"
-        with self._locked(f".{name}.lock", otherwise) as lock:
+        conflict = f"schedule {name}: a firing is running, two never overlap; wait for it"
+        with self._locked(f".{name}.lock", conflict) as lock:
             yield lock
 
     def is_working(self) -> bool:
         """Whether a scheduler is at work."""
-        return self._held(".lock")
+        return self._is_locked(".lock")
 
     def is_firing(self, name: str) -> bool:
         """Whether a firing of a schedule is running."""
-        return self._held(f".{name}.lock")
+        return self._is_locked(f".{name}.lock")
 
-    def _held(self, name: str) -> bool:
+    def _is_locked(self, name: str) -> bool:
         path = self.folder / name
         if not path.exists():
             return False
@@ -223,7 +223,7 @@ class Timetable:
             return not _flock(file.fileno(), fcntl.LOCK_SH)  # shared: two who look do not mistake each other for it
 
     @contextlib.contextmanager
-    def _locked(self, name: str, otherwise: str) -> Iterator[int]:
+    def _locked(self, name: str, conflict: str) -> Iterator[int]:
         path = self.folder / name
         with guarded(path, "write"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ class Timetable:
             end = time.monotonic() + LOCK_SECONDS
             while not _flock(file.fileno(), fcntl.LOCK_EX):
                 if time.monotonic() >= end:
-                    raise SpecError(otherwise)
+                    raise SpecError(conflict)
                 time.sleep(0.05)
             yield file.fileno()
 

@@ -31,7 +31,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
 }
-Found = Iterator[tuple[str, str]]
+Violations = Iterator[tuple[str, str]]
 
 
 def validate(document: Document) -> tuple[Finding, ...]:
@@ -58,8 +58,8 @@ def validate(document: Document) -> tuple[Finding, ...]:
 def schema() -> dict[str, Any]:
     """The OpenAPI schema of a RayJob of ray.io/v1."""
     packed = resources.files("graceful.launch").joinpath(SCHEMA).read_bytes()
-    found: dict[str, Any] = json.loads(gzip.decompress(packed))
-    return found
+    openapi: dict[str, Any] = json.loads(gzip.decompress(packed))
+    return openapi
 
 
 def prune(definition: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _without_descriptions(node: Any) -> Any:
     return [_without_descriptions(part) for part in node] if isinstance(node, list) else node
 
 
-def _walk(value: Any, rules: Mapping[str, Any], path: str) -> Found:
+def _walk(value: Any, rules: Mapping[str, Any], path: str) -> Violations:
     """What one value and everything below it violates."""
     if value is None:
         if not rules.get("nullable"):
@@ -97,7 +97,7 @@ def _walk(value: Any, rules: Mapping[str, Any], path: str) -> Found:
             yield from _walk(item, rules.get("items") or {}, f"{path}.{number}")
 
 
-def _walk_keys(value: Mapping[str, Any], rules: Mapping[str, Any], path: str) -> Found:
+def _walk_keys(value: Mapping[str, Any], rules: Mapping[str, Any], path: str) -> Violations:
     known, others = rules.get("properties") or {}, rules.get("additionalProperties")
     for key in rules.get("required") or ():
         if key not in value and "default" not in known.get(key, {}):
@@ -156,7 +156,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Found:
+def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Violations:
     """CEL rules of the schema and checks of the operator, which answers with ValidationFailed after admission."""
     yield from _refused_job(spec)
     yield from _refused_deletion(spec)
@@ -167,18 +167,18 @@ def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Found:
         yield "spec.shutdownAfterJobFinishes", "must be true in a Kueue queue"
     if queued and len(groups) > MOST_GROUPS:
         yield "spec.rayClusterSpec.workerGroupSpecs", f"at most {MOST_GROUPS} in a Kueue queue, got {len(groups)}"
-    seen: set[str] = set()
+    group_names: set[str] = set()
     autoscaling = bool(cluster.get("enableInTreeAutoscaling"))
     for number, group in enumerate(groups):
         where = f"spec.rayClusterSpec.workerGroupSpecs.{number}"
-        if group.get("groupName") in seen:
+        if group.get("groupName") in group_names:
             yield f"{where}.groupName", f"{group['groupName']!r} stands twice"
-        seen.add(str(group.get("groupName")))
+        group_names.add(str(group.get("groupName")))
         yield from ((f"{where}{field}", problem) for field, problem in _refused_group(group, autoscaling=autoscaling))
     yield from _refused_parameters(cluster.get("headGroupSpec") or {}, "spec.rayClusterSpec.headGroupSpec")
 
 
-def _refused_job(spec: Mapping[str, Any]) -> Found:
+def _refused_job(spec: Mapping[str, Any]) -> Violations:
     mode, selector = spec.get("submissionMode", "K8sJobMode"), spec.get("clusterSelector")
     if not selector and not spec.get("rayClusterSpec"):
         yield "spec.rayClusterSpec", "required unless clusterSelector names a cluster"
@@ -202,7 +202,7 @@ def _refused_job(spec: Mapping[str, Any]) -> Found:
             yield f"spec.{key}", f"must not be negative, got {spec[key]}"
 
 
-def _refused_deletion(spec: Mapping[str, Any]) -> Found:
+def _refused_deletion(spec: Mapping[str, Any]) -> Violations:
     strategy, where = spec.get("deletionStrategy"), "spec.deletionStrategy"
     if not strategy:
         return
@@ -220,7 +220,7 @@ def _refused_deletion(spec: Mapping[str, Any]) -> Found:
             yield f"{where}.deletionRules.{number}.condition", "needs one of jobStatus and jobDeploymentStatus"
 
 
-def _refused_group(group: Mapping[str, Any], *, autoscaling: bool) -> Found:
+def _refused_group(group: Mapping[str, Any], *, autoscaling: bool) -> Violations:
     smallest, largest = group.get("minReplicas"), group.get("maxReplicas")
     if not autoscaling and (smallest is None or largest is None):
         yield ".minReplicas", "minReplicas and maxReplicas are both needed without autoscaling"
@@ -231,7 +231,7 @@ def _refused_group(group: Mapping[str, Any], *, autoscaling: bool) -> Found:
     yield from _refused_parameters(group, "")
 
 
-def _refused_parameters(group: Mapping[str, Any], where: str) -> Found:
+def _refused_parameters(group: Mapping[str, Any], where: str) -> Violations:
     parameters = group.get("rayStartParams") or {}
     if "labels" in parameters:
         yield f"{where}.rayStartParams.labels", "not possible; use the group's labels"

@@ -69,7 +69,7 @@ def changes(
     seconds: float | None = None,
     give_up: float = GIVE_UP,
     patience: Patience | None = None,
-    trouble: Callable[[ApiError], None] = lambda error: None,
+    warn: Callable[[ApiError], None] = lambda error: None,
 ) -> Generator[Change, None, None]:
     """Every change of every matching object, in order, each once; first what is there already, as ADDED.
 
@@ -84,7 +84,7 @@ def changes(
         seconds: Overall deadline; None: until the caller stops asking.
         give_up: Seconds of failures in a row.
         patience: Pauses and clock.
-        trouble: Told the first failure of each row, for people.
+        warn: Called with the first failure of each row.
 
     Raises:
         InfrastructureError: The overall deadline has passed.
@@ -96,16 +96,16 @@ def changes(
         match={"selector": selector, "fields": fields},
         patience=patience or Patience(first=0.5, longest=30.0),
         give_up=give_up,
-        trouble=trouble,
+        warn=warn,
     )
     end = None if seconds is None else follower.patience.now() + seconds
     while True:
-        left = None if end is None else end - follower.patience.now()
-        if left is not None and left <= 0:
+        remaining = None if end is None else end - follower.patience.now()
+        if remaining is not None and remaining <= 0:
             raise InfrastructureError(
                 f"{kind} {fields or selector}: not over after {seconds:g} s; it goes on without us"
             )
-        yield from follower.round(window() if left is None else min(window(), left), end)
+        yield from follower.round(window() if remaining is None else min(window(), remaining), end)
 
 
 @dataclass(kw_only=True)
@@ -115,7 +115,7 @@ class _Follower:
     match: dict[str, str]
     patience: Patience
     give_up: float
-    trouble: Callable[[ApiError], None]
+    warn: Callable[[ApiError], None]
     version: str | None = None
     failures: int = 0
     failing_since: float = 0.0
@@ -133,7 +133,7 @@ class _Follower:
                 for event in watch:
                     self.failures = 0
                     self.version = event.object["metadata"]["resourceVersion"]
-                    yield from self.told(event)
+                    yield from self.from_event(event)
                     if end is not None and self.patience.now() >= end:
                         return
             self.failures = 0
@@ -148,35 +148,35 @@ class _Follower:
 
     def compared(self, listing: Listing) -> Iterator[Change]:
         """What a new list says against what is known: changes that no watch told us."""
-        there = {item["metadata"]["uid"]: item for item in listing.items}
-        for uid in [uid for uid in self.known if uid not in there]:
+        listed = {item["metadata"]["uid"]: item for item in listing.items}
+        for uid in [uid for uid in self.known if uid not in listed]:
             yield Change(what=What.GONE, object=self.known.pop(uid))
-        for item in there.values():
-            yield from self.learnt(item)
+        for item in listed.values():
+            yield from self.updated(item)
 
-    def told(self, event: WatchEvent) -> Iterator[Change]:
+    def from_event(self, event: WatchEvent) -> Iterator[Change]:
         """One event of a watch."""
         if event.type == "DELETED":
             if self.known.pop(event.object["metadata"]["uid"], None) is not None:
                 yield Change(what=What.GONE, object=event.object)
         elif event.type in ("ADDED", "MODIFIED"):
-            yield from self.learnt(event.object)
+            yield from self.updated(event.object)
 
-    def learnt(self, item: Document) -> Iterator[Change]:
+    def updated(self, item: Document) -> Iterator[Change]:
         """An object as it is now, unless that is known."""
         uid = item["metadata"]["uid"]
-        before = self.known.get(uid)
-        if before is not None and before["metadata"]["resourceVersion"] == item["metadata"]["resourceVersion"]:
+        previous = self.known.get(uid)
+        if previous is not None and previous["metadata"]["resourceVersion"] == item["metadata"]["resourceVersion"]:
             return
         self.known[uid] = item
-        yield Change(what=What.ADDED if before is None else What.CHANGED, object=item)
+        yield Change(what=What.ADDED if previous is None else What.CHANGED, object=item)
 
     def failed(self, error: ApiError) -> None:
         """Pause, unless it has failed for too long."""
         now = self.patience.now()
         if self.failures == 0:
             self.failing_since = now
-            self.trouble(error)
+            self.warn(error)
         elif now - self.failing_since >= self.give_up:
             raise error
         self.failures += 1

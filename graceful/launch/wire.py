@@ -75,15 +75,15 @@ class Wire:
         data = None if body is None else json.dumps(body).encode()
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
         try:
-            answer = self._pool.request(method, url, body=data, headers=self._headers(form), timeout=timeout)
-            if answer.status < 400:
-                found: Document = json.loads(answer.data)
-                return found
+            response = self._pool.request(method, url, body=data, headers=self._headers(form), timeout=timeout)
+            if response.status < 400:
+                document: Document = json.loads(response.data)
+                return document
         except urllib3.exceptions.HTTPError as e:
             raise unreachable(request, self.access.server, e) from e
         except ValueError as e:
             raise unreachable(request, self.access.server, ValueError("an answer that is no JSON")) from e
-        raise refused(request, answer.status, answer.data, answer.headers)
+        raise refused(request, response.status, response.data, response.headers)
 
     def lines(self, url: str, request: Request, *, silence: float | None) -> Generator[bytes, None, None]:
         """Lines of an answer as they arrive, each with its newline; one without is cut or the last. Never repeated.
@@ -100,17 +100,17 @@ class Wire:
         headers = self._headers("")
         headers["Accept-Encoding"] = "identity"
         try:
-            answer = self._pool.request("GET", url, headers=headers, timeout=timeout, preload_content=False)
+            response = self._pool.request("GET", url, headers=headers, timeout=timeout, preload_content=False)
             try:
-                if answer.status >= 400:
-                    raise refused(request, answer.status, answer.read(), answer.headers)
-                yield from _lines(answer)
+                if response.status >= 400:
+                    raise refused(request, response.status, response.read(), response.headers)
+                yield from _lines(response)
             finally:
-                answer.close()
+                response.close()
         except urllib3.exceptions.HTTPError as e:
-            lost = unreachable(request, self.access.server, e)
-            lost.facts["silent"] = isinstance(e, urllib3.exceptions.ReadTimeoutError)
-            raise lost from e
+            unreachable_error = unreachable(request, self.access.server, e)
+            unreachable_error.facts["silent"] = isinstance(e, urllib3.exceptions.ReadTimeoutError)
+            raise unreachable_error from e
 
     def _headers(self, form: str) -> urllib3.HTTPHeaderDict:
         content = {"apply": "application/apply-patch+yaml", "merge": "application/merge-patch+json"}
@@ -129,15 +129,15 @@ class Wire:
         return headers
 
 
-def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    kept: list[bytes] = []  # joined once: some programs write megabytes without a newline
-    for chunk in answer.stream(65536):
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            yield b"".join([*kept, line, b"\n"])
-            kept = []
-        kept.append(rest)
-    if last := b"".join(kept):  # cut on the far side of the server, which ends its answer as if nothing were missing;
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    pieces: list[bytes] = []  # joined once: some programs write megabytes without a newline
+    for chunk in response.stream(65536):
+        *complete, partial = chunk.split(b"\n")
+        for line in complete:
+            yield b"".join([*pieces, line, b"\n"])
+            pieces = []
+        pieces.append(partial)
+    if last := b"".join(pieces):  # cut on the far side of the server, which ends its answer as if nothing were missing;
         yield last  # or a last line
 
 

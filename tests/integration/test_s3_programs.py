@@ -112,7 +112,7 @@ def test_a_sweep_takes_what_nobody_needs_and_nothing_else(uri: str) -> None:
 def test_an_upload_in_progress_is_not_touched_whatever_age_is_asked(uri: str) -> None:
     runs(uri)
     found = bucket.sweep(uri, older=timedelta(0), dry_run=False)
-    assert found.trouble == ""
+    assert found.problem == ""
     assert [removal.name.removeprefix(f"{uri}/runs/") for removal in found.removals] == ["done/checkpoints", "done/ray"]
     assert {removal.why for removal in found.removals} == {"its run has a result, 1 object, 0.0 MiB"}
     assert STEP.format(run="open", step=10, file="w.pt") in keys(uri)
@@ -134,9 +134,9 @@ def test_what_is_written_again_between_look_and_deletion_stays(uri: str, monkeyp
 def test_trouble_with_the_bucket_is_one_line_with_a_remedy(uri: str, tmp_path: Path) -> None:
     found = bucket.sweep("s3://no-such-bucket/x", older=LATER, dry_run=False)
     assert found.removals == ()
-    assert found.trouble.startswith("s3://no-such-bucket/x/runs/: no such bucket; check the name")
+    assert found.problem.startswith("s3://no-such-bucket/x/runs/: no such bucket; check the name")
     with environment({"AWS_SECRET_ACCESS_KEY": "wrong"}):
-        assert "check" in bucket.sweep(uri, older=LATER, dry_run=True).trouble
+        assert "check" in bucket.sweep(uri, older=LATER, dry_run=True).problem
     with pytest.raises(InfrastructureError, match="no such bucket; check the name"):
         bucket.ship(task_folder(tmp_path), "s3://no-such-bucket/x", dry_run=False)
 

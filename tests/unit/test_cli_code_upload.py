@@ -194,5 +194,5 @@ def test_a_sweep_that_breaks_off_still_says_what_went(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bucket, "_run", lambda *arguments: Done())
     swept = bucket.sweep("s3://b", older=timedelta(days=1), dry_run=False)
-    assert swept.trouble == "s3://b/runs/: not reachable; check"
+    assert swept.problem == "s3://b/runs/: not reachable; check"
     assert swept.removals[0].why == "its run has a result, 2 objects, 3.0 MiB"

@@ -109,7 +109,7 @@ def test_a_silent_program_is_asked_again_without_a_word() -> None:
     played = Played(
         [job(), DONE], [[pod("a")], [pod("a", "Succeeded")]], [[LINES[0], SILENT], [LINES[0], LINES[1]], []]
     )
-    assert read(played, follow=True, trouble=told.append) == numbered(0, 1)
+    assert read(played, follow=True, warn=told.append) == numbered(0, 1)
     assert told == []
 
 
@@ -156,7 +156,7 @@ def test_a_server_that_is_down_for_a_while_loses_no_line() -> None:
         [[pod("a")], broken, broken, [pod("a", "Succeeded")]],
         [[*LINES[:2], CUT], LINES[1:], []],
     )
-    assert read(played, follow=True, trouble=told.append) == numbered(0, 1, 2, 3, 4, 5)
+    assert read(played, follow=True, warn=told.append) == numbered(0, 1, 2, 3, 4, 5)
     assert told
 
 

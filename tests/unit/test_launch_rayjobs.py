@@ -24,7 +24,7 @@ from graceful.launch.rayjobs import RayJobsBackend
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 
 PLACE = profile.RayJobs(kind="rayjobs", address="http://ray.example:8265", home="/shared", env={"A": "b"})
-NAME = Handle(scheme="rayjobs", place="ray.example:8265", name="m-v1")
+NAME = Handle(scheme="rayjobs", location="ray.example:8265", name="m-v1")
 
 
 @dataclass
@@ -216,7 +216,7 @@ def test_a_log_is_given_once_across_failures_and_half_lines() -> None:
 
     texts_after: list[str] = []
     cluster.before = grow
-    object.__setattr__(there, "trouble", told.append)
+    object.__setattr__(there, "warn", told.append)
     lines = there.logs(NAME, follow=True)
     found = []
     for line in lines:
@@ -282,7 +282,7 @@ def test_a_follower_is_told_changes_only_and_outlasts_failures_that_pass() -> No
     running, passed = told(Phase.RUNNING), told(Phase.SUCCEEDED)
     asked = Asked([running, running, UnreachableError("x"), running, ApiError("y", {"code": 503}), passed])
     troubles: list[GracefulError] = []
-    found = follow.statuses(asked, NAME, trouble=troubles.append, patience=quick())  # type: ignore[arg-type]
+    found = follow.statuses(asked, NAME, warn=troubles.append, patience=quick())  # type: ignore[arg-type]
     assert list(found) == [running, passed]
     assert len(troubles) == 2
 

@@ -216,8 +216,8 @@ def test_a_submitter_that_its_job_made_again_is_told_when_nobody_watched() -> No
 def test_what_a_running_program_waits_for_is_its_cause_until_it_goes_on() -> None:
     log = ["step=1", f"{outcome.WAITS}s3://b/k: not reachable; waiting up to 180 s"]
     running = job("Running", "RUNNING", rayClusterName="c")
-    assert status.read(running, Evidence(waits=outcome.awaited(log))).cause == log[1].removeprefix(outcome.WAITS)
-    assert status.read(running, Evidence(waits=outcome.awaited([*log, outcome.WAITS]))).cause == ""
+    assert status.read(running, Evidence(waits=outcome.waiting_reason(log))).cause == log[1].removeprefix(outcome.WAITS)
+    assert status.read(running, Evidence(waits=outcome.waiting_reason([*log, outcome.WAITS]))).cause == ""
 
 
 def test_an_outcome_that_was_cut_off_is_looked_for_again() -> None:

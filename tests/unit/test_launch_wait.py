@@ -165,7 +165,7 @@ def test_the_overall_deadline_ends_a_quiet_and_a_chatty_watch() -> None:
 def test_trouble_is_told_once_per_row_of_failures() -> None:
     told: list[ApiError] = []
     lost = UnreachableError("cut")
-    played(listing(5), [lost], [lost], [event("ADDED", 6), lost], [event("MODIFIED", 7)], count=2, trouble=told.append)
+    played(listing(5), [lost], [lost], [event("ADDED", 6), lost], [event("MODIFIED", 7)], count=2, warn=told.append)
     assert len(told) == 2
 
 

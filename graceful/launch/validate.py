@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -23,23 +22,29 @@ MOST_GROUPS = 17
 """Worker groups that fit one Kueue workload beside the head."""
 LONGEST = 60
 """Characters of a wrong value that a message repeats."""
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (Mapping,),
-    "array": (list, tuple),
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-}
 Violations = Iterator[tuple[str, str]]
+_TYPE_KEYWORDS = ("type", "anyOf")
+"""`anyOf` stands in the schema only where a whole number or a text is allowed; a test checks that."""
+_MESSAGES = {
+    "type": "must be {allowed}, got {value}",
+    "anyOf": "must be a whole number or a text, got {value}",
+    "enum": "must be one of {allowed}, got {value}",
+    "pattern": "must match {allowed}, got {value}",
+    "minimum": "must be at least {allowed}, got {value}",
+    "maximum": "must be at most {allowed}, got {value}",
+    "minLength": "must have at least {allowed} characters, got {size}",
+    "maxLength": "must have at most {allowed} characters, got {size}",
+    "minItems": "must have at least {allowed} items, got {size}",
+    "maxItems": "must have at most {allowed} items, got {size}",
+}
 
 
 def validate(document: Document) -> tuple[Finding, ...]:
-    """Findings about one RayJob; other kinds are left to the server."""
+    """Return the findings about one RayJob; other kinds are left to the server."""
     if document.get("kind") != "RayJob":
         return ()
     spec = document.get("spec") or {}
-    problems = [("schema", *problem) for problem in _walk(spec, schema()["properties"]["spec"], "spec")]
+    problems = [("schema", *problem) for problem in violations(spec, schema()["properties"]["spec"])]
     if not problems:  # the operator never sees what the schema refuses
         problems = [("operator", *problem) for problem in _refused(spec, document.get("metadata") or {})]
     return tuple(
@@ -79,69 +84,64 @@ def _without_descriptions(node: Any) -> Any:
     return [_without_descriptions(part) for part in node] if isinstance(node, list) else node
 
 
-def _walk(value: Any, rules: Mapping[str, Any], path: str) -> Violations:
-    """What one value and everything below it violates."""
-    if value is None:
-        if not rules.get("nullable"):
-            yield path, "must not be empty; leave the key out"
-        return
-    wrong = _wrong_type(value, rules)
-    if wrong:
-        yield path, wrong
-        return
-    yield from ((path, problem) for problem in _wrong_value(value, rules))
-    if isinstance(value, Mapping):
-        yield from _walk_keys(value, rules, path)
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _walk(item, rules.get("items") or {}, f"{path}.{number}")
+def violations(spec: Any, rules: Mapping[str, Any]) -> Violations:
+    """Yield path and message of everything in `spec` that a schema refuses; of a value of a wrong type nothing else."""
+    errors = list(_validator()(rules).iter_errors(spec))
+    wrong_type = {tuple(error.absolute_path) for error in errors if error.validator in _TYPE_KEYWORDS}
+    for error in errors:
+        path = tuple(error.absolute_path)
+        if error.validator in _TYPE_KEYWORDS or path not in wrong_type:
+            yield ".".join(map(str, ("spec", *path))), _message(error)
 
 
-def _walk_keys(value: Mapping[str, Any], rules: Mapping[str, Any], path: str) -> Violations:
-    known, others = rules.get("properties") or {}, rules.get("additionalProperties")
-    for key in rules.get("required") or ():
-        if key not in value and "default" not in known.get(key, {}):
-            yield f"{path}.{key}", "required and missing"
-    for key, part in value.items():
-        if key in known:
-            yield from _walk(part, known[key], f"{path}.{key}")
-        elif isinstance(others, Mapping):
-            yield from _walk(part, others, f"{path}.{key}")
-        elif known and not (others or rules.get("x-kubernetes-preserve-unknown-fields")):
-            yield f"{path}.{key}", f"unknown field{_nearest(key, known)}"
+@cache
+def _validator() -> Any:
+    """Return a validator class: draft 4, on which OpenAPI 3.0 is built, and what Kubernetes adds to it."""
+    from jsonschema import Draft4Validator, ValidationError
+    from jsonschema.validators import extend
+
+    def check_type(validator: Any, wanted: str, value: Any, rules: Mapping[str, Any]) -> Iterator[Any]:
+        if not (value is None and rules.get("nullable")):
+            yield from Draft4Validator.VALIDATORS["type"](validator, wanted, value, rules) or ()
+
+    def check_required(validator: Any, keys: Sequence[str], value: Any, rules: Mapping[str, Any]) -> Iterator[Any]:
+        for key in keys if validator.is_type(value, "object") else ():
+            if key not in value and "default" not in rules.get("properties", {}).get(key, {}):
+                yield ValidationError("required and missing", path=[key])
+
+    def check_properties(
+        validator: Any, known: Mapping[str, Any], value: Any, rules: Mapping[str, Any]
+    ) -> Iterator[Any]:
+        yield from Draft4Validator.VALIDATORS["properties"](validator, known, value, rules) or ()
+        open_ended = "additionalProperties" in rules or rules.get("x-kubernetes-preserve-unknown-fields")
+        for key in value if validator.is_type(value, "object") and not open_ended else ():
+            if key not in known:
+                yield ValidationError(f"unknown field{_nearest(key, known)}", path=[key])
+
+    checks = {"type": check_type, "required": check_required, "properties": check_properties}
+    types = Draft4Validator.TYPE_CHECKER.redefine_many(
+        {
+            "object": lambda _, value: isinstance(value, Mapping),
+            "array": lambda _, value: isinstance(value, list | tuple),
+        }
+    )
+    return extend(Draft4Validator, checks, type_checker=types)
 
 
-def _wrong_type(value: Any, rules: Mapping[str, Any]) -> str:
-    if rules.get("x-kubernetes-int-or-string"):
-        allowed: tuple[type, ...] = (int, str)
-        wanted = "a whole number or a text"
-    else:
-        wanted = str(rules.get("type", ""))
-        allowed = _TYPES.get(wanted, (object,))
-    if isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed and object not in allowed):
-        return ""
-    return f"must be {wanted}, got {_shown(value)}"
-
-
-def _wrong_value(value: Any, rules: Mapping[str, Any]) -> Iterator[str]:
-    if "enum" in rules and value not in rules["enum"]:
-        yield f"must be one of {', '.join(map(str, rules['enum']))}, got {_shown(value)}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if value < rules.get("minimum", value):
-            yield f"must be at least {rules['minimum']}, got {value}"
-        if value > rules.get("maximum", value):
-            yield f"must be at most {rules['maximum']}, got {value}"
-    if isinstance(value, str):
-        if "pattern" in rules and not re.search(rules["pattern"], value):
-            yield f"must match {rules['pattern']}, got {_shown(value)}"
-        yield from _wrong_size(len(value), rules, "Length")
-    if isinstance(value, list | tuple):
-        yield from _wrong_size(len(value), rules, "Items")
-
-
-def _wrong_size(size: int, rules: Mapping[str, Any], of: str) -> Iterator[str]:
-    if not rules.get(f"min{of}", 0) <= size <= rules.get(f"max{of}", size):
-        yield f"must have {rules.get(f'min{of}', 0)} to {rules.get(f'max{of}', 'any')} {of.lower()}, got {size}"
+def _message(error: Any) -> str:
+    """What is wrong with one value, on one line."""
+    if error.validator in _TYPE_KEYWORDS and error.instance is None:
+        return "must not be empty; leave the key out"
+    template = _MESSAGES.get(error.validator)
+    if template is None:
+        return str(error.message)
+    allowed = error.validator_value
+    shown = repr(error.instance)
+    return template.format(
+        allowed=", ".join(map(str, allowed)) if isinstance(allowed, list) else allowed,
+        value=shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}...",
+        size=len(error.instance) if hasattr(error.instance, "__len__") else 0,
+    )
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
@@ -149,11 +149,6 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
 
     near = difflib.get_close_matches(key, known, n=1)
     return f", did you mean {near[0]}?" if near else ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Violations:
@@ -167,13 +162,13 @@ def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Violations
         yield "spec.shutdownAfterJobFinishes", "must be true in a Kueue queue"
     if queued and len(groups) > MOST_GROUPS:
         yield "spec.rayClusterSpec.workerGroupSpecs", f"at most {MOST_GROUPS} in a Kueue queue, got {len(groups)}"
-    group_names: set[str] = set()
+    seen: set[str] = set()
     autoscaling = bool(cluster.get("enableInTreeAutoscaling"))
     for number, group in enumerate(groups):
         where = f"spec.rayClusterSpec.workerGroupSpecs.{number}"
-        if group.get("groupName") in group_names:
+        if group.get("groupName") in seen:
             yield f"{where}.groupName", f"{group['groupName']!r} stands twice"
-        group_names.add(str(group.get("groupName")))
+        seen.add(str(group.get("groupName")))
         yield from ((f"{where}{field}", problem) for field, problem in _refused_group(group, autoscaling=autoscaling))
     yield from _refused_parameters(cluster.get("headGroupSpec") or {}, "spec.rayClusterSpec.headGroupSpec")
 

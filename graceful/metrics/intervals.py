@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from graceful.proportions import minimum_n, quantile, wilson
 from graceful.report import Measurement
 
-__all__ = ["Evidence", "mcnemar", "minimum_n", "paired_difference", "proportion", "statistic", "wilson"]
+__all__ = ["Evidence", "minimum_n", "paired_difference", "proportion", "statistic", "wilson"]
 
 FEW_GROUPS = 20
 _CELLS = 4_000_000
@@ -232,20 +232,3 @@ def _bonett_price(gained: int, lost: int, n: int) -> Interval:
     half = quantile() * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     value = (gained - lost) / n
     return max(-1.0, min(value, up - down - half)), min(1.0, max(value, up - down + half))
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p value that discordant ids fall either way with equal chance; 1 where there are none.
-
-    Args:
-        gained: Ids right in the first only.
-        lost: Ids right in the second only.
-
-    Source: McNemar 1947, exact binomial form.
-    """
-    n, fewer = gained + lost, min(gained, lost)
-    if n == 0:
-        return 1.0
-    logs = np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(fewer + 1)])
-    tail = float(np.exp(logs - n * math.log(2.0)).sum())
-    return min(1.0, 2.0 * tail)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scipy.stats import binomtest
+
 Flags = Sequence[bool]
 
 
@@ -42,12 +44,10 @@ def macro_nfr(ok_new: Flags, ok_old: Flags, classes: Sequence[int]) -> float:
     return sum(per_class) / len(per_class)
 
 
-def wilson(count: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Roots p of (phat - p)^2 = z^2 p (1 - p) / n, by the quadratic formula."""
-    phat = count / n
-    a, b, c = 1 + z * z / n, -(2 * phat + z * z / n), phat * phat
-    root = math.sqrt(b * b - 4 * a * c)
-    return (-b - root) / (2 * a), (-b + root) / (2 * a)
+def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Both ends of SciPy's score interval."""
+    found = binomtest(count, n).proportion_ci(confidence, method="wilson")
+    return found.low, found.high
 
 
 def cosine(left: Sequence[float], right: Sequence[float]) -> float:

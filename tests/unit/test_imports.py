@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"torch", "numpy", "ray", "mlflow", "deepspeed", "boto3", "safetensors", "sklearn", "PIL", "pandas"}
-LATE = {"pydantic", "rich", "yaml", "asyncio", "http", "packaging", "importlib.metadata"}
+LATE = {"pydantic", "rich", "yaml", "asyncio", "http", "jsonschema", "packaging", "importlib.metadata"}
 
 PROGRAM = """
 import io, json, sys

@@ -56,6 +56,33 @@ def test_the_schema_finds_wrong_keys_types_and_values_at_every_depth(path: str, 
     assert line.startswith("RayJob.spec")
 
 
+@pytest.mark.parametrize(
+    ("rules", "value", "told"),
+    [
+        ({"nullable": True, "type": "string"}, None, []),
+        ({"type": "object", "properties": {"a": {}}}, {"b": 1}, [("spec.b", "unknown field")]),
+        ({"type": "object", "properties": {"a": {}}, "x-kubernetes-preserve-unknown-fields": True}, {"b": 1}, []),
+        ({"type": "object", "properties": {"a": {}}, "additionalProperties": {}}, {"b": 1}, []),
+        ({"required": ["a"], "properties": {"a": {"default": 1}}}, {}, []),
+        ({"type": "array", "minItems": 1}, [], [("spec", "must have at least 1 items, got 0")]),
+        ({"type": "integer", "enum": [1]}, "x", [("spec", "must be integer, got 'x'")]),
+    ],
+)
+def test_keywords_of_kubernetes_are_understood(rules: dict[str, Any], value: Any, told: list[tuple[str, str]]) -> None:
+    assert list(validate.violations(value, rules)) == told
+
+
+def test_alternatives_in_the_schema_are_whole_numbers_or_texts() -> None:
+    def check(node: Any) -> None:
+        if isinstance(node, dict):
+            assert not node.keys() & {"allOf", "oneOf", "not"}
+            assert ("anyOf" in node) == (node.get("x-kubernetes-int-or-string") is True)
+            for part in node.values():
+                check(part)
+
+    check(validate.schema()["properties"]["spec"])
+
+
 def test_nothing_is_not_a_value() -> None:
     document = {**CLEAN, "spec": {**CLEAN["spec"], "entrypoint": None}}
     assert any("must not be empty" in finding.message for finding in validate.validate(document))

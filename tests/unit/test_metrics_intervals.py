@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graceful.errors import DataError
-from graceful.metrics.intervals import Evidence, mcnemar, paired_difference, proportion, resampled_sums, statistic
+from graceful.metrics.intervals import Evidence, paired_difference, proportion, resampled_sums, statistic
 from graceful.metrics.join import require_same_ids, sorted_unique
 from tests.support import metric_oracles as oracle
 
@@ -120,20 +120,6 @@ def test_pairing_narrows_the_difference_of_means() -> None:
     found = paired_difference(base + 0.01 + rng.normal(size=500) * 0.01, base, Evidence())
     assert found.lower is not None
     assert 0.005 < found.lower < 0.01 < (found.upper or 0.0) < 0.015
-
-
-@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 0.0625), (8, 2, 0.109375), (7, 7, 1.0)])
-def test_mcnemar_exact_p_values(gained: int, lost: int, p: float) -> None:
-    assert mcnemar(gained, lost) == pytest.approx(p)
-    assert mcnemar(lost, gained) == mcnemar(gained, lost)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_equals_the_binomial_sum(gained: int, lost: int) -> None:
-    n = gained + lost
-    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n
-    assert mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail))
 
 
 @settings(max_examples=50, deadline=None)

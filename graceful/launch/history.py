@@ -11,19 +11,18 @@ older lines went.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from graceful import locks
 from graceful.files import guarded, replacing
 
 FILE, OLD, LOCK = "history.jsonl", "history.old.jsonl", ".history.lock"
@@ -102,7 +101,7 @@ class History:
         path = self.folder / FILE
         with guarded(path, "write"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._writing():
+            with locks.exclusive(self.folder / LOCK, seconds=None):
                 if path.exists() and path.stat().st_size > LARGEST:
                     self._put_aside(path)
                 with path.open("ab+") as file:
@@ -123,12 +122,6 @@ class History:
 
     def _forget(self) -> None:
         self._events, self._offset, self._head = [], 0, b""
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        with (self.folder / LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _put_aside(self, path: Path) -> None:
         """Begin a new file with what decides about the next firings; at any moment one of both files is there."""

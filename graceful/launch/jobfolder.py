@@ -12,7 +12,6 @@ HOME/jobs/NAME/job.json     what was submitted; never changed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,10 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from graceful import locks
 from graceful.errors import StorageError
 from graceful.files import replacing
 
-LOG = "log"
+LOCK, LOG, SUPERVISOR = "lock", "log", "supervisor"
 END = 128 * 1024
 """Bytes at the end of a log among which a program's last words are sought."""
 PIECE = 1024 * 1024
@@ -133,31 +133,16 @@ class JobFolder:
 
     def acquire(self) -> int | None:
         """The lock as a file descriptor to be given to a supervisor; None: somebody holds it, so the job is alive."""
-        return self._flock(fcntl.LOCK_EX)
+        return locks.inheritable(self.path / LOCK, mode=0o600)
 
     def alive(self) -> bool:
-        """Whether a process works on it; a shared lock, so that two who ask do not mistake each other for it."""
-        descriptor = self._flock(fcntl.LOCK_SH)
-        if descriptor is not None:
-            os.close(descriptor)
-        return descriptor is None
+        """Whether a process works on it."""
+        return locks.is_held(self.path / LOCK)
 
     def lead(self) -> None:
         """Hold the supervisor's own lock for as long as this process lives; programs do not inherit it."""
-        self._flock(fcntl.LOCK_EX, "supervisor")
+        locks.inheritable(self.path / SUPERVISOR, mode=0o600)
 
     def led(self) -> bool:
         """Whether a supervisor lives, which passes signals on."""
-        descriptor = self._flock(fcntl.LOCK_SH, "supervisor")
-        if descriptor is not None:
-            os.close(descriptor)
-        return descriptor is None
-
-    def _flock(self, kind: int, name: str = "lock") -> int | None:
-        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        return locks.is_held(self.path / SUPERVISOR)

@@ -10,10 +10,9 @@ What is due follows from the files and the clock alone, so that a scheduler may 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import time
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from graceful import locks
 from graceful.errors import SpecError, StorageError
 from graceful.files import guarded, replacing
 from graceful.launch import cron, history
@@ -217,24 +217,21 @@ class Timetable:
 
     def _is_locked(self, name: str) -> bool:
         path = self.folder / name
-        if not path.exists():
-            return False
-        with guarded(path, "read"), path.open("rb") as file:
-            return not _flock(file.fileno(), fcntl.LOCK_SH)  # shared: two who look do not mistake each other for it
+        with guarded(path, "read"):
+            return locks.is_held(path)
 
     @contextlib.contextmanager
     def _locked(self, name: str, conflict: str) -> Iterator[int]:
         path = self.folder / name
         with guarded(path, "write"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
-        with file:
-            end = time.monotonic() + LOCK_SECONDS
-            while not _flock(file.fileno(), fcntl.LOCK_EX):
-                if time.monotonic() >= end:
-                    raise SpecError(conflict)
-                time.sleep(0.05)
-            yield file.fileno()
+            lock = locks.inheritable(path, seconds=LOCK_SECONDS)
+        if lock is None:
+            raise SpecError(conflict)
+        try:
+            yield lock
+        finally:
+            os.close(lock)
 
     def _read(self, path: Path) -> Entry:
         try:
@@ -249,12 +246,3 @@ class Timetable:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, SpecError) as e:
             problem = f"{type(e).__name__}: {e}"
             raise StorageError(f"{path}: not a schedule ({problem}); apply it again, or delete the file") from e
-
-
-def _flock(descriptor: int, kind: int) -> bool:
-    """Return whether the lock was to be had."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

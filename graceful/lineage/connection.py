@@ -6,22 +6,20 @@ database (sqlite, postgresql, mysql) can be used; mlflow's file store cannot, it
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from graceful import databases, environment, homes, redact
+from graceful import databases, environment, homes, locks, redact
 from graceful.errors import GracefulError, RegistryError, SpecError
 from graceful.lineage import probing, races
 
@@ -216,19 +214,13 @@ def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     Raises:
         RegistryError: Another process held it all the time.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + seconds
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as e:
-                if time.monotonic() >= deadline:
-                    raise RegistryError(
-                        f"{path}: another process is promoting since {seconds:g} s; wait for it or stop it"
-                    ) from e
-                time.sleep(0.05)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.exclusive(path, seconds=seconds))
+        except BlockingIOError as e:
+            raise RegistryError(
+                f"{path}: another process is promoting since {seconds:g} s; wait for it or stop it"
+            ) from e
         yield
 
 

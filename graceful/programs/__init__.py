@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from graceful import homes, storage
+from graceful import homes, locks, storage
 from graceful.errors import SpecError
 from graceful.spec import RefreshSpec
 
@@ -39,13 +38,11 @@ def exclusive(run_dir: Path, *, wait: bool = False) -> Iterator[None]:
         SpecError: Another process holds it.
         StorageError: The folder cannot be made or written.
     """
-    with storage.guarded(run_dir, "write"):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        opened = (run_dir / "lock").open("w")
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as e:
-            message = f"run {run_dir.name} is already being worked on here; wait for it or stop it"
-            raise SpecError(message, {"passing": True}) from e
+    with ExitStack() as held:
+        with storage.guarded(run_dir, "write"):
+            try:
+                held.enter_context(locks.exclusive(run_dir / "lock", seconds=None if wait else 0.0))
+            except BlockingIOError as e:
+                message = f"run {run_dir.name} is already being worked on here; wait for it or stop it"
+                raise SpecError(message, {"passing": True}) from e
         yield

@@ -14,18 +14,18 @@ TIME.HMAC-ID.json     made with one
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graceful import locks
 from graceful.errors import IntegrityError, StorageError
 from graceful.programs.webhook import SECRET, Say, Webhook
 from graceful.storage import Mirror, guarded, list_objects, read_bytes, sha256_json, write_bytes, write_text
@@ -50,7 +50,6 @@ class Outbox:
         receiver: Who is told of a model; None: nobody, its messages stay.
         say: Takes one line where something went wrong.
         mirror: Copies them to a bucket, because a pod's disk dies with it.
-        sleep: Waits.
         secret: Key of the HMAC of messages; empty: they have none, and all are sent.
     """
 
@@ -58,7 +57,6 @@ class Outbox:
     receiver: Callable[[str], Webhook | None]
     say: Say
     mirror: Mirror = field(default=Mirror.NONE)
-    sleep: Callable[[float], None] = time.sleep
     secret: str = field(default="", repr=False)
 
     def post(self, *documents: Mapping[str, Any]) -> None:
@@ -208,18 +206,12 @@ class Outbox:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with guarded(self.folder, "write"):
-            file = (self.folder / ".lock").open("a")
-        end = time.monotonic() + LOCK_SECONDS
-        with file:
-            while True:
+        with ExitStack() as held:
+            with guarded(self.folder, "write"):
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    held.enter_context(locks.exclusive(self.folder / ".lock", seconds=LOCK_SECONDS))
                 except BlockingIOError as e:
-                    if time.monotonic() > end:
-                        raise StorageError(f"{self.folder}: another command is sending what waits here") from e
-                    self.sleep(0.1)
+                    raise StorageError(f"{self.folder}: another command is sending what waits here") from e
             yield
 
 

@@ -9,7 +9,6 @@ outputs that can be computed again. What is in use, and what cannot be found els
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -18,11 +17,11 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graceful import locks
 from graceful.errors import GracefulError, InfrastructureError
 from graceful.files import guarded
 from graceful.programs.sweep import FOLDERS, RESULT
@@ -140,11 +139,8 @@ def busy(home: Path) -> str:
     """Name of a run of this home that a process works on now; empty: there is none."""
     for pattern in LOCKS:
         for path in home.glob(pattern):
-            with path.open("rb") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return path.parent.name
+            if locks.is_held(path):
+                return path.parent.name
     return ""
 
 
@@ -178,8 +174,11 @@ def remove(item: Item) -> bool:
     if item.kind == "outputs":
         return eviction.delete(item.paths[0])
     if item.kind == "checkpoints":
-        with _alone(item.paths[0].parent / "lock") as free:
-            return free and all(_delete(path) for path in item.paths)
+        try:
+            with locks.exclusive(item.paths[0].parent / "lock"):
+                return all(_delete(path) for path in item.paths)
+        except BlockingIOError:  # deleting raises no OSError: a process works on the run
+            return False
     return all(_delete(path) for path in item.paths)
 
 
@@ -192,18 +191,6 @@ def _delete(path: Path) -> bool:
         path.rename(doomed)
         shutil.rmtree(doomed)
     return True
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Hold a run's lock; False where another process does."""
-    with path.open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 @dataclass(kw_only=True)

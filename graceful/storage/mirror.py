@@ -10,19 +10,18 @@ cache, a version) is complete or does not count: an index of its files is writte
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from graceful import addresses
+from graceful import addresses, locks
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.files import guarded
 from graceful.storage import objects
@@ -253,9 +252,7 @@ def _inside(name: str) -> Path:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes of this machine waiting."""
-    with guarded(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        opened = path.open("ab")
-    with opened as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        with guarded(path, "write"):
+            held.enter_context(locks.exclusive(path, seconds=None))
         yield

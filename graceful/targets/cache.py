@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import math
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from graceful import storage
+from graceful import locks, storage
 from graceful.chain import OldOutputs, Predecessor
 from graceful.errors import DataError, IntegrityError, StorageError
 from graceful.targets import columns, files, layouts
@@ -29,26 +28,6 @@ from graceful.tasks.portions import portion
 MIN_COVERAGE = 0.5
 MIN_AGREEMENT = 0.9
 _CHUNK = 65_536
-
-
-class Lease:
-    """A shared lock, held while this value lives.
-
-    Args:
-        path: The lock file; made if missing.
-
-    Raises:
-        OSError: Somebody deletes the cache at this moment, or the file system refuses.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = -1
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-    def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +89,7 @@ class Cache:
     views: NDArray[np.uint64] | None
     order: NDArray[np.int64] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    lease: Lease | None = None
+    lease: locks.Shared | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Cache:
@@ -299,10 +278,10 @@ def _logits(arrays: dict[str, NDArray[Any]], *, classes: int) -> NDArray[np.floa
     return TopLogits(labels=labels, values=values, rest=rest, classes=classes)
 
 
-def _lease(folder: Path) -> Lease | None:
+def _lease(folder: Path) -> locks.Shared | None:
     """Lock out eviction and mark the time of use; a read-only folder is used without."""
     with contextlib.suppress(OSError):
-        lease = Lease(folder.with_name(f"{folder.name}{files.IN_USE}"))
+        lease = locks.Shared(folder.with_name(f"{folder.name}{files.IN_USE}"))
         os.utime(folder / files.META)
         return lease
     return None

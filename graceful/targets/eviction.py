@@ -6,13 +6,13 @@ time of use. A deleted cache is rebuilt when it is asked for again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from graceful import locks
 from graceful.storage import guarded, read_bytes
 from graceful.targets import files
 
@@ -77,12 +77,12 @@ def delete(folder: Path) -> bool:
     Raises:
         StorageError: It cannot be deleted.
     """
-    with guarded(folder, "delete"), folder.with_name(f"{folder.name}{files.IN_USE}").open("ab") as lock:
+    with guarded(folder, "delete"):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with locks.exclusive(folder.with_name(f"{folder.name}{files.IN_USE}")):
+                doomed = folder.with_name(f"{folder.name}.deleted-{os.getpid()}")
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
         except BlockingIOError:
             return False
-        doomed = folder.with_name(f"{folder.name}.deleted-{os.getpid()}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
     return True

@@ -9,7 +9,6 @@ and not a bus error. `<key>.partial` becomes `<key>` by one rename; a lock file 
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import itertools
 import json
@@ -24,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from graceful import storage
+from graceful import locks, storage
 from graceful.chain import Predecessor
 from graceful.errors import DataError, StorageError
 from graceful.models.base import Outputs
@@ -106,7 +105,7 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
             f" views (cache {key[:12]}...); leave it out of compatibility.against, or {work.predecessor.remedy}",
             {"cache": key},
         )
-    with _storage(root), _locked(root / f"{key}.lock"):
+    with _storage(root), locks.exclusive(root / f"{key}.lock", seconds=None):
         if not folder.exists():
             if not partial.exists():
                 mirror.restore(partial)
@@ -278,15 +277,6 @@ def _check_space(partial: Path, columns: Sequence[_Column]) -> None:
             " another disk, lower compatibility.targets.views, or write mode: live",
             {"path": str(partial), "needed": needed, "free": free},
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait for other builders, in this process or others. The kernel frees the lock when a builder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

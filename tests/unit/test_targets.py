@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from graceful import spec, targets, tasks
+from graceful import locks, spec, targets, tasks
 from graceful.chain import OldOutputs, Predecessor, freeze
 from graceful.errors import DataError, IntegrityError, SpecError, StorageError
 from graceful.learners import Classifier
@@ -497,11 +498,11 @@ sys.stdin.read()
 def test_a_builder_waits_for_another_process_and_outlives_its_death(
     samples: Samples, old: Predecessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, flock = threading.Event(), writing.fcntl.flock
+    asked, exclusive = threading.Event(), locks.exclusive
 
-    def announced(file: Any, operation: int) -> None:
+    def announced(path: Path, *, seconds: float | None) -> AbstractContextManager[None]:
         asked.set()
-        flock(file, operation)
+        return exclusive(path, seconds=seconds)
 
     key = targets.build(old, samples, views=None, root=tmp_path / "other").key
     counted = _counted(old)
@@ -512,7 +513,7 @@ def test_a_builder_waits_for_another_process_and_outlives_its_death(
         builder = threading.Thread(
             target=targets.build, args=(counted.version, samples), kwargs={"views": None, "root": tmp_path}
         )
-        monkeypatch.setattr(writing.fcntl, "flock", announced)
+        monkeypatch.setattr(locks, "exclusive", announced)
         builder.start()
         assert asked.wait(timeout=30)
         assert counted.batches == []

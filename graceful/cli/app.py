@@ -52,7 +52,9 @@ def graceful(context: click.Context) -> None:
 @click.option("--if-new-data", is_flag=True, help="Skip it if data and recipe are those of the champion.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and the steps; do nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
-def refresh(spec: Path, sets: tuple[str, ...], home: Path | None, if_new_data: bool, dry_run: bool, **talk: Any) -> int:
+def refresh(
+    spec: Path, sets: tuple[str, ...], home: Path | None, if_new_data: bool, dry_run: bool, **output_options: Any
+) -> int:
     """Train, evaluate, gate, register and promote the version that SPEC describes.
 
     The champion and its ancestors are the predecessors; without any, this is the first link. A version
@@ -68,13 +70,13 @@ def refresh(spec: Path, sets: tuple[str, ...], home: Path | None, if_new_data: b
 
     resolved = programs.resolve(spec, (*sets, "if_new_data=true") if if_new_data else sets, home)
     if dry_run:
-        return programs.preview(resolved, talk["output"])
-    return programs.start("refresh", resolved=resolved, **talk)
+        return programs.preview(resolved, output_options["output"])
+    return programs.start("refresh", resolved=resolved, **output_options)
 
 
 @click.command(short_help="Only train; register nothing.")
 @options(SPEC, SET, TRUST, HOME, OUTPUT, QUIET, VERBOSE)
-def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> int:
+def train(spec: Path, sets: tuple[str, ...], home: Path | None, **output_options: Any) -> int:
     """Only train the version that SPEC describes; register nothing.
 
     \b
@@ -83,7 +85,7 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
     """
     from graceful.cli import programs
 
-    return programs.start("train", resolved=programs.resolve(spec, sets, home), **talk)
+    return programs.start("train", resolved=programs.resolve(spec, sets, home), **output_options)
 
 
 @click.command(short_help="Search the weights: fewest negative flips at a fixed error.")
@@ -91,7 +93,9 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **talk: Any) -> 
 @click.option("--trials", type=Whole(1), help="As --set tune.trials=N.")
 @click.option("--dry-run", is_flag=True, help="Print what would be searched, and how many trainings; do nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
-def tune(spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | None, dry_run: bool, **talk: Any) -> int:
+def tune(
+    spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | None, dry_run: bool, **output_options: Any
+) -> int:
     """Search the compatibility weights of SPEC: the fewest negative flips at an error rate that is kept.
 
     Every trial trains the version once, with other weights, on this machine's cores (on a cluster with
@@ -111,9 +115,9 @@ def tune(spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | Non
     """
     from graceful.cli import programs
 
-    chosen = sets if trials is None else (*sets, f"tune.trials={trials}")
+    overrides = sets if trials is None else (*sets, f"tune.trials={trials}")
     flags = ("--dry-run",) if dry_run else ()
-    return programs.start("tune", resolved=programs.resolve(spec, chosen, home), arguments=flags, **talk)
+    return programs.start("tune", resolved=programs.resolve(spec, overrides, home), arguments=flags, **output_options)
 
 
 @click.command(short_help="Measure a trained version against every ancestor.")
@@ -121,7 +125,7 @@ def tune(spec: Path, sets: tuple[str, ...], home: Path | None, trials: int | Non
 @click.option("--versions", metavar="NAMES", help="With --matrix: only these, e.g. v1,v3.  [default: all]")
 @options(SPEC, SET, TRUST, HOME, OUTPUT, QUIET, VERBOSE)
 def evaluate(
-    spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bool, versions: str | None, **talk: Any
+    spec: Path, sets: tuple[str, ...], home: Path | None, *, matrix: bool, versions: str | None, **output_options: Any
 ) -> int:
     """Measure the trained version of SPEC against every ancestor and write its report.
 
@@ -135,7 +139,7 @@ def evaluate(
     if versions and not matrix:
         raise click.UsageError("--versions chooses the versions of a matrix; add --matrix")
     flags = ("--matrix", "--versions", versions or "") if matrix else ()
-    return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), arguments=flags, **talk)
+    return programs.start("evaluate", resolved=programs.resolve(spec, sets, home), arguments=flags, **output_options)
 
 
 @click.command(short_help="Judge a report: passed or held.")
@@ -160,7 +164,7 @@ def gate(report: Path, spec: Path, sets: tuple[str, ...], output: str) -> int:
 @click.option("--draw", type=File(path_type=Path), metavar="FILE", help="Also write it as .svg, .png, .html, .txt.")
 @click.option("--last", type=Whole(min=1), metavar="N", help="Only the newest N.  [default: 25, with -o: all]")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
-def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, **talk: Any) -> int:
+def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, **output_options: Any) -> int:
     """Show what every version of MODEL descends from and what was measured between them.
 
     \b
@@ -173,7 +177,7 @@ def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, 
     programs.require_reference(model)
     flags = [] if draw is None else ["--draw", str(draw)]
     flags += [] if last is None else ["--last", str(last)]
-    return programs.start("lineage", arguments=(model, *flags), home=home, **talk)
+    return programs.start("lineage", arguments=(model, *flags), home=home, **output_options)
 
 
 @click.command(short_help="Compare two versions: numbers, spec, the samples that flipped.")
@@ -182,7 +186,7 @@ def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, 
 @click.option("--html", type=File(path_type=Path), metavar="FILE", help="Also write a page with pictures.")
 @click.option("--spec", type=File(path_type=Path), help="Whose task has the pictures.  [default: NEW's own]")
 @options(HOME, OUTPUT, VERBOSE)
-def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | None, **talk: Any) -> int:
+def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | None, **output_options: Any) -> int:
     """Compare two registered versions: numbers, spec, and the samples that one has right and the other wrong.
 
     OLD and NEW are MODEL (its champion), MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS. No network is run: what
@@ -199,7 +203,7 @@ def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | 
     programs.require_reference(new)
     resolved = None if spec is None else programs.resolve(spec, (), home).dump()
     document = {"old": old, "new": new, "html": None if html is None else str(html), "spec": resolved}
-    return programs.start("diff", document=document, home=home, **talk)
+    return programs.start("diff", document=document, home=home, **output_options)
 
 
 @click.command(short_help="Browse versions, lineage and reports in a web page.")

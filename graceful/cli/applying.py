@@ -13,7 +13,7 @@ from typing import Any
 from graceful import redact, spec
 from graceful.cli import code_upload, planning, programs
 from graceful.cli import output as out
-from graceful.cli.scheduling import Where
+from graceful.cli.scheduling import ScheduleLocation
 from graceful.errors import SpecError, StorageError
 from graceful.launch import backend, cronjob, kuberay, plan, profile
 from graceful.launch import cron as crontab
@@ -37,7 +37,7 @@ def apply(
     service_account: str | None,
     dry_run: bool,
     output: str,
-    **where: Any,
+    **location_options: Any,
 ) -> int:
     """Make or change a schedule; say what changed.
 
@@ -45,19 +45,19 @@ def apply(
         SpecError: Name, cron expression, time zone, spec or profile are wrong; nothing was sent or written.
         ApiError: The cluster refused.
     """
-    place = Where(**where)
+    location = ScheduleLocation(**location_options)
     if not NAME.fullmatch(name) or len(name) > cronjob.LONGEST:
         raise SpecError(
             f"schedule {name!r}: must be lower case letters, digits and inner hyphens, at most {cronjob.LONGEST}"
         )
-    following = crontab.read(cron, time_zone).after(datetime.now(UTC))
-    resolved = programs.resolve(path, [*sets, f"if_new_data={'false' if always else 'true'}"], place.home)
-    if place.here:
+    next_firing = crontab.read(cron, time_zone).after(datetime.now(UTC))
+    resolved = programs.resolve(path, [*sets, f"if_new_data={'false' if always else 'true'}"], location.home)
+    if location.here:
         entry = Entry(name=name, cron=cron, time_zone=time_zone, document=resolved.dump(), since=datetime.now(UTC))
-        changes = _apply_here(place.timetable, entry, dry_run=dry_run)
+        changes = _apply_here(location.timetable, entry, dry_run=dry_run)
     else:
         changes = _apply_there(
-            place,
+            location,
             name=name,
             cron=cron,
             time_zone=time_zone,
@@ -65,21 +65,21 @@ def apply(
             account=service_account,
             dry_run=dry_run,
         )
-    return _applied(name, place, changes, following=following, dry_run=dry_run, output=output)
+    return _applied(name, location, changes, next_firing=next_firing, dry_run=dry_run, output=output)
 
 
 def _apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[Difference, ...]:
     try:
-        before = timetable.peek(entry.name)
+        current = timetable.peek(entry.name)
     except StorageError:  # a damaged file: applying mends it
-        before = None
+        current = None
     title = f"schedule {entry.name}"
-    if before is None:
+    if current is None:
         changes = Difference(document=title, change=Change.CREATE)
     else:
-        entry = replace(entry, paused=before.paused)
-        lines = plan.diff(_content(before), _content(entry))
-        changed = _content(before) != _content(entry)  # the lines hide secrets, and with them that one changed
+        entry = replace(entry, paused=current.paused)
+        lines = plan.diff(_content(current), _content(entry))
+        changed = _content(current) != _content(entry)  # the lines hide secrets, and with them that one changed
         changes = Difference(document=title, change=Change.UPDATE if changed else Change.NONE, lines=lines)
     if changes.change is not Change.NONE and not dry_run:
         timetable.put(entry)
@@ -91,7 +91,7 @@ def _content(entry: Entry) -> dict[str, Any]:
 
 
 def _apply_there(
-    place: Where,
+    location: ScheduleLocation,
     *,
     name: str,
     cron: str,
@@ -101,13 +101,13 @@ def _apply_there(
     dry_run: bool,
 ) -> tuple[Difference, ...]:
     """Plan the first firing too: what would be refused at three in the morning is refused now."""
-    chosen = place.profile()
-    if chosen is None:
+    target_profile = location.profile()
+    if target_profile is None:
         raise SpecError("schedule apply: pods need a profile; name one with --on")
-    kube = place.kube()
+    kube = location.kube()
     sample = resolved.model_copy(update={"name": f"{name}-{MINUTES}"})
-    job = planning.job_of(sample, chosen)
-    planned = kuberay.KubeRayBackend(profile=chosen, connect=lambda: kube).plan(job)
+    job = planning.job_of(sample, target_profile)
+    planned = kuberay.KubeRayBackend(profile=target_profile, connect=lambda: kube).plan(job)
     for finding in planned.findings:
         out.talk(redact.message(f"{finding.severity}: {finding.line()}"))
     backend.refuse(planned)
@@ -122,43 +122,50 @@ def _apply_there(
         model=resolved.model,
         document=document,
         files=job.files,
-        account=account or _account(chosen),
+        account=account or _account(target_profile),
     )
-    changes = cluster.compare(kube, schedule, chosen)
-    if not dry_run and any(item.change is not Change.NONE for item in changes):
+    changes = cluster.compare(kube, schedule, target_profile)
+    if not dry_run and any(difference.change is not Change.NONE for difference in changes):
         code_upload.send(resolved, job)
-        cluster.apply(kube, schedule, chosen)
+        cluster.apply(kube, schedule, target_profile)
     return changes
 
 
-def _account(chosen: profile.KubeRay) -> str:
+def _account(target_profile: profile.KubeRay) -> str:
     """The chart names them PREFIX-ray, which may do nothing, and PREFIX-submitter."""
-    ray = chosen.service_account or ""
+    ray = target_profile.service_account or ""
     if not ray.endswith("-ray"):
         raise SpecError("schedule apply: which account may submit is not known; name it with --service-account")
     return f"{ray.removesuffix('-ray')}-submitter"
 
 
 def _applied(
-    name: str, place: Where, changes: Sequence[Difference], *, following: datetime, dry_run: bool, output: str
+    name: str,
+    location: ScheduleLocation,
+    changes: Sequence[Difference],
+    *,
+    next_firing: datetime,
+    dry_run: bool,
+    output: str,
 ) -> int:
-    changed = any(item.change is not Change.NONE for item in changes)
+    changed = any(difference.change is not Change.NONE for difference in changes)
     if output != "table":
         documents = [
-            {"document": item.document, "change": item.change.value, "lines": list(item.lines)} for item in changes
+            {"document": difference.document, "change": difference.change.value, "lines": list(difference.lines)}
+            for difference in changes
         ]
-        facts = {"schedule": name, "changed": changed, "dry_run": dry_run, "next": following.isoformat()}
+        facts = {"schedule": name, "changed": changed, "dry_run": dry_run, "next": next_firing.isoformat()}
         out.document({**facts, "changes": documents}, output)
         return 0
-    for item in changes if changed else ():
-        out.line(f"{item.change}: {item.document}")
-        for line in item.lines:
+    for difference in changes if changed else ():
+        out.line(f"{difference.change}: {difference.document}")
+        for line in difference.lines:
             out.line(f"  {redact.shown(line)}")
     if not changed:
         out.line(f"schedule {name}: unchanged")
     elif dry_run:
         out.talk("not applied: --dry-run")
-    out.talk(f"next firing {following:%Y-%m-%d %H:%M} UTC, unless it is paused")
-    if place.here and not place.timetable.is_working():
-        out.talk(f"no scheduler is at work: start one with `graceful schedule run{place.options()}`")
+    out.talk(f"next firing {next_firing:%Y-%m-%d %H:%M} UTC, unless it is paused")
+    if location.here and not location.timetable.is_working():
+        out.talk(f"no scheduler is at work: start one with `graceful schedule run{location.options()}`")
     return 0

@@ -40,14 +40,14 @@ def serve(*, home: Path | None, port: int | None) -> int:
     file = databases.file(uri)
     if file is not None and not file.exists():
         raise RegistryError(f"no registry at {file} yet; run `graceful refresh SPEC` first, or give its --home")
-    chosen = free_port(port)
-    done = threading.Event()
-    threading.Thread(target=_announce, args=(chosen, done), daemon=True).start()
+    serving_port = free_port(port)
+    ended = threading.Event()
+    threading.Thread(target=_announce, args=(serving_port, ended), daemon=True).start()
     try:
         with _elsewhere(file):
-            code = foreground.run(server(uri, folder, chosen))
+            code = foreground.run(server(uri, folder, serving_port))
     finally:
-        done.set()
+        ended.set()
     if code not in (0, foreground.EXIT_INTERRUPTED):
         raise InfrastructureError(f"ui: mlflow's server ended with exit code {code}; its last lines above say why")
     return 0
@@ -77,16 +77,16 @@ def _elsewhere(file: Path | None) -> AbstractContextManager[None]:
     return contextlib.chdir("/") if file is None or file.is_absolute() else contextlib.nullcontext()
 
 
-def free_port(wanted: int | None) -> int:
+def free_port(preferred: int | None) -> int:
     """The wanted port if it is free; None or 0: the first free one from 5000.
 
     Raises:
         InfrastructureError: It is taken, or all hundred are.
     """
-    if wanted:
-        if not _is_free(wanted):
-            raise InfrastructureError(f"--port {wanted}: taken by another program; leave it out to get a free one")
-        return wanted
+    if preferred:
+        if not _is_free(preferred):
+            raise InfrastructureError(f"--port {preferred}: taken by another program; leave it out to get a free one")
+        return preferred
     for port in range(FIRST_PORT, LAST_PORT + 1):
         if _is_free(port):
             return port
@@ -107,15 +107,15 @@ def _hosts(port: int) -> str:
     return ",".join(f"{name}:{port}" for name in (HOST, "localhost"))
 
 
-def _announce(port: int, done: threading.Event) -> None:
+def _announce(port: int, ended: threading.Event) -> None:
     """Print the address when the server answers; give up when it ended or takes too long."""
     waited, pause = 0.0, 0.25
-    while waited < START_SECONDS and not done.wait(pause):
+    while waited < START_SECONDS and not ended.wait(pause):
         waited += pause
         with contextlib.suppress(urllib.error.URLError, OSError):  # not up yet: ask again
             urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5).close()
             out.line(f"http://{HOST}:{port}/{PAGE}")
             out.talk("Ctrl-C stops it")
             return
-    if not done.is_set():
+    if not ended.is_set():
         out.talk(f"graceful: the page did not answer within {START_SECONDS:g} s; see the lines above")

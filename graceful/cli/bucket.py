@@ -58,13 +58,13 @@ def sweep(uri: str, *, older: timedelta, dry_run: bool) -> Swept:
     from graceful.launch.gc import Removal
 
     flags = ["--dry-run"] if dry_run else []
-    done = _run("sweep", uri, "--older-than", str(older.total_seconds()), *flags)
-    lines = done.stdout.strip().splitlines()
+    process = _run("sweep", uri, "--older-than", str(older.total_seconds()), *flags)
+    lines = process.stdout.strip().splitlines()
     removals = tuple(
         Removal(kind=KIND, name=row["uri"], uid="", why=f"{row['why']}, {_amount(row)}")
         for row in (json.loads(lines[-1]) if lines else ())
     )
-    return Swept(removals=removals, problem="" if done.returncode == 0 else _last(done))
+    return Swept(removals=removals, problem="" if process.returncode == 0 else _last(process))
 
 
 def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
@@ -80,10 +80,10 @@ def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
         InfrastructureError: The bucket cannot be reached or refused.
     """
     target = [] if storage_uri is None else [storage_uri]
-    done = _run("ship", str(path), *target, *(["--dry-run"] if dry_run else []))
-    if done.returncode != 0:
-        raise (SpecError if done.returncode == SpecError.exit_code else InfrastructureError)(_last(done))
-    facts = json.loads(done.stdout)
+    process = _run("ship", str(path), *target, *(["--dry-run"] if dry_run else []))
+    if process.returncode != 0:
+        raise (SpecError if process.returncode == SpecError.exit_code else InfrastructureError)(_last(process))
+    facts = json.loads(process.stdout)
     return Bundle(digest=facts["sha256"], size=facts["bytes"], uri=facts["uri"] or "", uploaded=bool(facts["uploaded"]))
 
 
@@ -94,9 +94,9 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return startup.answer(command, environment=env)
 
 
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"the program that reaches the bucket ended with exit code {done.returncode}"
+def _last(process: subprocess.CompletedProcess[str]) -> str:
+    lines = process.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the program that reaches the bucket ended with exit code {process.returncode}"
 
 
 def _amount(row: dict[str, Any]) -> str:

@@ -33,19 +33,19 @@ class Check:
     remedy: str = ""
 
 
-def ok(name: str, found: str) -> Check:
+def ok(name: str, finding: str) -> Check:
     """All is well."""
-    return Check(name=name, state="ok", found=redact.message(found))
+    return Check(name=name, state="ok", found=redact.message(finding))
 
 
-def warn(name: str, found: str, remedy: str) -> Check:
+def warn(name: str, finding: str, remedy: str) -> Check:
     """It works, with a drawback, or could not be looked at."""
-    return Check(name=name, state="warn", found=redact.message(found), remedy=remedy)
+    return Check(name=name, state="warn", found=redact.message(finding), remedy=remedy)
 
 
-def fail(name: str, found: str, remedy: str) -> Check:
+def fail(name: str, finding: str, remedy: str) -> Check:
     """A refresh cannot work."""
-    return Check(name=name, state="fail", found=redact.message(found), remedy=remedy)
+    return Check(name=name, state="fail", found=redact.message(finding), remedy=remedy)
 
 
 def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:
@@ -53,14 +53,14 @@ def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:
     command = startup.python("graceful.programs.probe", name, *arguments)
     env = {**os.environ, **programs.environment(os.environ, home=home)}
     try:
-        done = startup.answer(command, environment=env, timeout=PROBE_SECONDS)
+        process = startup.answer(command, environment=env, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return fail(name, f"no answer within {PROBE_SECONDS} s", remedy)
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = lines[-1] if lines else f"ended with exit code {done.returncode} and no word"
-    if done.returncode != 0:
-        return fail(name, last, remedy)
-    facts: dict[str, str] = json.loads(last)
+    lines = (process.stdout if process.returncode == 0 else process.stderr).strip().splitlines()
+    last_line = lines[-1] if lines else f"ended with exit code {process.returncode} and no word"
+    if process.returncode != 0:
+        return fail(name, last_line, remedy)
+    facts: dict[str, str] = json.loads(last_line)
     return ok(name, ", ".join(_fact(key, value) for key, value in facts.items()))
 
 

@@ -39,20 +39,20 @@ AT_ONCE = 8
 
 def checks(kube: Kube, profile: KubeRay) -> list[Check]:
     """Every check in the order in which they are shown; only the first if the server does not answer."""
-    reached = _server(kube)
-    if reached.state == "fail":
-        return [reached]
-    looks: list[Callable[[], Sequence[Check]]] = [
+    server_check = _server(kube)
+    if server_check.state == "fail":
+        return [server_check]
+    steps: list[Callable[[], Sequence[Check]]] = [
         partial(_definition, kube, profile),
         partial(_operator, kube),
         partial(_rights, kube, profile),
         partial(_namespace, kube, profile),
         partial(_queue, kube, profile),
-        partial(_named, kube, profile),
+        partial(_named_objects, kube, profile),
         partial(_image, profile),
     ]
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        return [reached, *(check for found in pool.map(lambda look: look(), looks) for check in found)]
+        return [server_check, *(check for results in pool.map(lambda step: step(), steps) for check in results)]
 
 
 def _server(kube: Kube) -> Check:
@@ -95,11 +95,11 @@ def _unknown(value: Any, rules: Document, path: str) -> Iterator[str]:
             yield from _unknown(item, rules.get("items") or {}, path)
     if not isinstance(value, dict) or rules.get("x-kubernetes-preserve-unknown-fields"):
         return
-    known, others = rules.get("properties") or {}, rules.get("additionalProperties")
+    properties, additional = rules.get("properties") or {}, rules.get("additionalProperties")
     for key, part in value.items():
-        if key in known:
-            yield from _unknown(part, known[key], f"{path}.{key}")
-        elif known and not others:
+        if key in properties:
+            yield from _unknown(part, properties[key], f"{path}.{key}")
+        elif properties and not additional:
             yield f"{path}.{key}"
 
 
@@ -107,54 +107,54 @@ def _operator(kube: Kube) -> Sequence[Check]:
     """The deployment that acts on RayJobs, wherever it is."""
     name, remedy = "KubeRay", "install the operator, or wait until it is ready; without it jobs wait for ever"
     try:
-        found = [
+        operators = [
             (document, image)
             for document in kube.list("Deployment").items
-            for image in (one["image"] for one in document["spec"]["template"]["spec"]["containers"])
+            for image in (container["image"] for container in document["spec"]["template"]["spec"]["containers"])
             if "kuberay" in image and "operator" in image
         ]
     except ForbiddenError:
         return [warn(name, "deployments of other namespaces may not be read", "ask whether the operator runs")]
     except ApiError as e:
         return [fail(name, e.message, "try again")]
-    if not found:
+    if not operators:
         return [fail(name, "no deployment runs an image of the operator", remedy)]
-    return [_version(name, document, image, remedy) for document, image in found]
+    return [_version(name, document, image, remedy) for document, image in operators]
 
 
 def _version(name: str, document: Document, image: str, remedy: str) -> Check:
     version = image.partition("@")[0].rpartition(":")[2]
-    ready = int((document.get("status") or {}).get("readyReplicas") or 0)
-    where = f"{version} in namespace {document['metadata']['namespace']}, {ready} ready"
-    if not ready:
-        return fail(name, where, remedy)
+    ready_replicas = int((document.get("status") or {}).get("readyReplicas") or 0)
+    description = f"{version} in namespace {document['metadata']['namespace']}, {ready_replicas} ready"
+    if not ready_replicas:
+        return fail(name, description, remedy)
     numbers = version.lstrip("v").split(".")[:2]
     if not all(part.isdecimal() for part in numbers):
-        return warn(name, where, "its version cannot be read from its image; 1.6 or newer is tried")
+        return warn(name, description, "its version cannot be read from its image; 1.6 or newer is tried")
     return (
-        ok(name, where)
+        ok(name, description)
         if tuple(map(int, numbers)) >= OLDEST_OPERATOR
-        else fail(name, where, "update it to 1.6 or newer")
+        else fail(name, description, "update it to 1.6 or newer")
     )
 
 
 def _rights(kube: Kube, profile: KubeRay) -> Sequence[Check]:
     """Every verb that we use, asked one by one."""
-    wanted = {**RIGHTS, **(QUEUE_RIGHTS if profile.queue else {})}
-    pairs = [(verb, resource) for resource, verbs in wanted.items() for verb in verbs]
+    needed = {**RIGHTS, **(QUEUE_RIGHTS if profile.queue else {})}
+    pairs = [(verb, resource) for resource, verbs in needed.items() for verb in verbs]
     try:
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
             allowed = list(pool.map(lambda pair: kube.can_i(*pair), pairs))
     except GracefulError as e:
         return [warn("permissions", e.message, "`graceful plan` shows what is refused")]
     missing: dict[str, list[str]] = {}
-    for (verb, resource), may in zip(pairs, allowed, strict=True):
-        if not may:
+    for (verb, resource), granted in zip(pairs, allowed, strict=True):
+        if not granted:
             missing.setdefault(resource, []).append(verb)
     if missing:
-        words = "; ".join(f"{resource}: {', '.join(verbs)}" for resource, verbs in missing.items())
+        rules = "; ".join(f"{resource}: {', '.join(verbs)}" for resource, verbs in missing.items())
         remedy = f"grant {kube.access.identity} a Role in {kube.namespace} with them (the chart's submitter has all)"
-        return [fail("permissions", f"missing: {words}", remedy)]
+        return [fail("permissions", f"missing: {rules}", remedy)]
     return [ok("permissions", f"all {len(pairs)} that we use, in namespace {kube.namespace}")]
 
 
@@ -178,36 +178,36 @@ def _queue(kube: Kube, profile: KubeRay) -> Sequence[Check]:
     """Kueue's LocalQueue, if the profile names one."""
     if profile.queue is None:
         return []
-    name, missing = "queue", "install Kueue and make the LocalQueue, or leave `queue` out of the profile"
+    name, remedy = "queue", "install Kueue and make the LocalQueue, or leave `queue` out of the profile"
     try:
         queue = kube.get("LocalQueue", profile.queue)
     except NotFoundError:
-        return [fail(name, f"LocalQueue {profile.queue} is not in namespace {kube.namespace}", missing)]
+        return [fail(name, f"LocalQueue {profile.queue} is not in namespace {kube.namespace}", remedy)]
     except ApiError as e:
         return [warn(name, e.message, "whether it is active is not known")]
     status = queue.get("status") or {}
-    active = next((one for one in status.get("conditions") or () if one["type"] == "Active"), None)
+    active = next((condition for condition in status.get("conditions") or () if condition["type"] == "Active"), None)
     waiting = f", {status.get('pendingWorkloads', 0)} waiting, {status.get('admittedWorkloads', 0)} admitted"
     if active is None or active["status"] != "True":
-        why = " ".join(str((active or {}).get("message", "Kueue has not looked at it")).split())
-        return [fail(name, f"{profile.queue} is not active: {why}", "check its ClusterQueue and flavors")]
+        reason = " ".join(str((active or {}).get("message", "Kueue has not looked at it")).split())
+        return [fail(name, f"{profile.queue} is not active: {reason}", "check its ClusterQueue and flavors")]
     return [ok(name, f"{profile.queue} is active{waiting}")]
 
 
-def _named(kube: Kube, profile: KubeRay) -> Sequence[Check]:
+def _named_objects(kube: Kube, profile: KubeRay) -> Sequence[Check]:
     """Secrets, claim and service account that the profile names."""
     secrets = [*profile.pull_secrets, *profile.env_from_secrets]
     secrets += [profile.mlflow.token_secret] if profile.mlflow.token_secret else []
-    wanted = [("Secret", name) for name in dict.fromkeys(secrets)]
-    wanted += [("ServiceAccount", profile.service_account)] if profile.service_account else []
-    wanted += [("PersistentVolumeClaim", profile.storage.claim)] if profile.storage.claim else []
-    return [_there(kube, kind, name) for kind, name in wanted]
+    required = [("Secret", name) for name in dict.fromkeys(secrets)]
+    required += [("ServiceAccount", profile.service_account)] if profile.service_account else []
+    required += [("PersistentVolumeClaim", profile.storage.claim)] if profile.storage.claim else []
+    return [_exists(kube, kind, name) for kind, name in required]
 
 
-def _there(kube: Kube, kind: str, name: str) -> Check:
+def _exists(kube: Kube, kind: str, name: str) -> Check:
     title = {"Secret": "secret", "ServiceAccount": "service account"}.get(kind, "claim")
     try:
-        found = kube.get(kind, name)
+        live = kube.get(kind, name)
     except NotFoundError:
         return fail(title, f"{kind} {name} is not in namespace {kube.namespace}", "create it: pods would wait for it")
     except ForbiddenError:
@@ -216,8 +216,8 @@ def _there(kube: Kube, kind: str, name: str) -> Check:
         return fail(title, e.message, "try again")
     if kind != "PersistentVolumeClaim":
         return ok(title, name)
-    phase = (found.get("status") or {}).get("phase", "Pending")
-    modes = ", ".join(found["spec"].get("accessModes") or ())
+    phase = (live.get("status") or {}).get("phase", "Pending")
+    modes = ", ".join(live["spec"].get("accessModes") or ())
     if phase != "Bound":
         return warn(
             title, f"{name} is {phase} ({modes})", "fine if its class binds with the first pod, else no pod starts"

@@ -44,11 +44,11 @@ def ray(profile: RayJobs) -> list[Check]:
 
 
 def _skew(version: str) -> Check:
-    ours = client_ray()
-    if ours is None or version.split(".")[:2] == ours.split(".")[:2]:
-        return ok("ray", f"{version} there, {ours or 'none'} here")
+    local_version = client_ray()
+    if local_version is None or version.split(".")[:2] == local_version.split(".")[:2]:
+        return ok("ray", f"{version} there, {local_version or 'none'} here")
     remedy = "jobs use the one there; install the same here, and let the cluster have what graceful needs"
-    return fail("ray", f"{version} there, {ours} here", remedy)
+    return fail("ray", f"{version} there, {local_version} here", remedy)
 
 
 def _token(profile: RayJobs) -> Check:
@@ -94,11 +94,16 @@ def mlflow(profile: Mlflow) -> list[Check]:
             jobs = pool.request("POST", f"{base}{JOBS}", json={}).status if anonymous in (401, 403) else 0
         except urllib3.exceptions.HTTPError as e:
             return [_unreachable(uri, e)]
-    found = version.data.decode("utf-8", errors="replace").strip()[:40]
+    version_text = version.data.decode("utf-8", errors="replace").strip()[:40]
     if version.status != 200:
         return [fail("mlflow", f"{uri} answers {version.status} to /version", "is it MLflow's own address?")]
-    asked = _asked(uri, search.status, search.data.decode("utf-8", errors="replace"))
-    return [_release(uri, found), asked, *_doors(uri, search.status, anonymous, jobs), *_here()]
+    search_check = _search_check(uri, search.status, search.data.decode("utf-8", errors="replace"))
+    return [
+        _release(uri, version_text),
+        search_check,
+        *_access(uri, search.status, anonymous, jobs),
+        *_client_settings(),
+    ]
 
 
 def _credentials() -> dict[str, str]:
@@ -109,44 +114,44 @@ def _credentials() -> dict[str, str]:
     return {"Authorization": f"Bearer {header_value(token, what='MLFLOW_TRACKING_TOKEN')}"} if token else {}
 
 
-def _doors(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
+def _access(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
     """Whether somebody without credentials gets in; through the job endpoints he may, beside the login."""
-    name, found = "mlflow auth", []
+    name, checks = "mlflow auth", []
     if anonymous == 200 and not _loopback(urlsplit(uri).hostname or ""):
         remedy = "start it with --app-name basic-auth, or let a proxy ask: whoever reaches it can move the champion"
-        found.append(warn(name, "the server asks nobody for credentials", remedy))
+        checks.append(warn(name, "the server asks nobody for credentials", remedy))
     elif search == 200 and anonymous in (401, 403):
-        found.append(ok(name, "ours are accepted, and nobody gets in without"))
+        checks.append(ok(name, "ours are accepted, and nobody gets in without"))
     if jobs == 200:
         remedy = "set MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false on the server and block /ajax-api/3.0/jobs in its proxy"
-        found.append(warn("mlflow jobs", "its job endpoints answer without credentials (CVE-2026-0545)", remedy))
-    return found
+        checks.append(warn("mlflow jobs", "its job endpoints answer without credentials (CVE-2026-0545)", remedy))
+    return checks
 
 
-def _here() -> list[Check]:
+def _client_settings() -> list[Check]:
     """Settings of this machine that other tools of MLflow obey; graceful's own programs set them right anyway."""
-    wrong = [
+    unsafe = [
         f"{name}={os.environ[name]}"
-        for name, right in (("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true"))
-        if os.environ.get(name, right).lower() != right
+        for name, safe_value in (("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true"))
+        if os.environ.get(name, safe_value).lower() != safe_value
     ]
-    if not wrong:
+    if not unsafe:
         return []
     remedy = "graceful overrides it; unset it, or other clients run pickles they download or report usage"
-    return [warn("mlflow client", ", ".join(wrong), remedy)]
+    return [warn("mlflow client", ", ".join(unsafe), remedy)]
 
 
-def _release(uri: str, found: str) -> Check:
+def _release(uri: str, version_text: str) -> Check:
     try:
-        new_enough = Version(found) >= OLDEST_MLFLOW
+        new_enough = Version(version_text) >= OLDEST_MLFLOW
     except InvalidVersion:
-        return fail("mlflow", f"{uri} says {found!r} for its version", "is it MLflow's own address?")
+        return fail("mlflow", f"{uri} says {version_text!r} for its version", "is it MLflow's own address?")
     if not new_enough:
-        return fail("mlflow", f"{uri}, {found}", f"update the server to {OLDEST_MLFLOW} or newer")
-    return ok("mlflow", f"{uri}, {found}")
+        return fail("mlflow", f"{uri}, {version_text}", f"update the server to {OLDEST_MLFLOW} or newer")
+    return ok("mlflow", f"{uri}, {version_text}")
 
 
-def _asked(uri: str, status: int, text: str) -> Check:
+def _search_check(uri: str, status: int, text: str) -> Check:
     name, host = "mlflow api", urlsplit(uri).netloc
     if status == 200:
         return ok(name, f"experiments are told, {host} is an allowed host")

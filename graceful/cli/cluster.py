@@ -64,7 +64,7 @@ def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: st
 @click.option("-w", "--wait", is_flag=True, help="Until it is over; then its exit code is this one's.")
 @click.option("--timeout", type=Finite(min=0), metavar="SECONDS", help="Of --wait.  [default: none]")
 @OUTPUT
-def status(run: str, wait: bool, timeout: float | None, output: str, **place: str | None) -> int:
+def status(run: str, wait: bool, timeout: float | None, output: str, **location_options: str | None) -> int:
     """Say what RUN is doing: phase, attempt and why it waits, was restarted or failed.
 
     RUN is a run id (model-name), as `graceful list` shows it. Ctrl-C ends the waiting, not the run.
@@ -75,7 +75,7 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **place: st
     """
     from graceful.cli import following
 
-    return following.status(run, following.RunLocation(**place), wait=wait, timeout=timeout, output=output)
+    return following.status(run, following.RunLocation(**location_options), wait=wait, timeout=timeout, output=output)
 
 
 @click.command(short_help="Print the log of a submitted run.")
@@ -83,7 +83,7 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **place: st
 @options(*PLACE)
 @click.option("-f", "--follow", is_flag=True, help="Until the run is over, across lost connections.")
 @click.option("--since", metavar="DURATION", help="Only what is newer, e.g. 15m.")
-def logs(run: str, follow: bool, since: str | None, **place: str | None) -> int:
+def logs(run: str, follow: bool, since: str | None, **location_options: str | None) -> int:
     """Print the log of RUN, each line once. Ctrl-C detaches and says how to come back.
 
     \b
@@ -92,13 +92,13 @@ def logs(run: str, follow: bool, since: str | None, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.logs(run, following.RunLocation(**place), follow=follow, since=since)
+    return following.logs(run, following.RunLocation(**location_options), follow=follow, since=since)
 
 
 @click.command(short_help="Stop a submitted run; it can resume.")
 @click.argument("run")
 @options(*PLACE, OUTPUT)
-def stop(run: str, output: str, **place: str | None) -> int:
+def stop(run: str, output: str, **location_options: str | None) -> int:
     """Stop RUN and free its machines. Its checkpoints stay, and what was submitted is written down.
 
     \b
@@ -107,13 +107,13 @@ def stop(run: str, output: str, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.stop(run, following.RunLocation(**place), output=output)
+    return following.stop(run, following.RunLocation(**location_options), output=output)
 
 
 @click.command(short_help="Resume a stopped or failed run.")
 @click.argument("run")
 @options(*PLACE, OUTPUT)
-def resume(run: str, output: str, **place: str | None) -> int:
+def resume(run: str, output: str, **location_options: str | None) -> int:
     """Send RUN again under the same run id; it goes on from its last checkpoint.
 
     A run that is not over is left alone.
@@ -124,12 +124,12 @@ def resume(run: str, output: str, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.resume(run, following.RunLocation(**place), output=output)
+    return following.resume(run, following.RunLocation(**location_options), output=output)
 
 
 @click.command("list", short_help="List the runs that were submitted.")
 @options(*PLACE, OUTPUT)
-def list_(output: str, **place: str | None) -> int:
+def list_(output: str, **location_options: str | None) -> int:
     """List the runs of a namespace, a Ray cluster or this machine, newest first.
 
     \b
@@ -138,7 +138,7 @@ def list_(output: str, **place: str | None) -> int:
     """
     from graceful.cli import following
 
-    return following.listing(following.RunLocation(**place), output=output)
+    return following.listing(following.RunLocation(**location_options), output=output)
 
 
 @click.command(short_help="Remove what finished runs left, here or on Kubernetes.")
@@ -154,7 +154,9 @@ def list_(output: str, **place: str | None) -> int:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @OUTPUT
-def gc(older: str, dry_run: bool, output: str, home: Path | None, cache_gb: float, **place: str | None) -> int:
+def gc(
+    older: str, dry_run: bool, output: str, home: Path | None, cache_gb: float, **location_options: str | None
+) -> int:
     """Without a place: remove checkpoints of finished runs in the home, and copies, least recently used first, until
     the rest fits `--cache-gb`: objects of buckets, versions, records and code that lie elsewhere too, and outputs of
     predecessors that can be computed again. What a run is working on stays.
@@ -169,11 +171,11 @@ def gc(older: str, dry_run: bool, output: str, home: Path | None, cache_gb: floa
     """
     from graceful.cli import following, reclaiming
 
-    chosen = following.RunLocation(**place)
-    if chosen.is_home:
+    location = following.RunLocation(**location_options)
+    if location.is_home:
         return reclaiming.gc(home, older=older, cache_gb=cache_gb, dry_run=dry_run, output=output)
     if home is not None:
         from graceful.errors import SpecError
 
         raise SpecError("--home: is of this machine; leave it out, or --on, --context and --namespace")
-    return following.gc(chosen, older=older, dry_run=dry_run, output=output)
+    return following.gc(location, older=older, dry_run=dry_run, output=output)

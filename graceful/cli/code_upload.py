@@ -37,12 +37,12 @@ class Code:
     address: str = ""
 
 
-def code_of(resolved: RefreshSpec, chosen: profile.Profile | None) -> Code:
+def code_of(resolved: RefreshSpec, target_profile: profile.Profile | None) -> Code:
     """Decide how the task's code travels; nothing is sent. What lies in a bucket already travels by its address.
 
     Args:
         resolved: What is to run.
-        chosen: Where; None: any Kubernetes.
+        target_profile: Where; None: any Kubernetes.
 
     Raises:
         SpecError: It cannot be read or packed, or cannot travel to that place.
@@ -54,14 +54,14 @@ def code_of(resolved: RefreshSpec, chosen: profile.Profile | None) -> Code:
     if not Path(file).is_dir():
         text = _text(file)
         size = len(text.encode()) + len(json.dumps(resolved.dump(), indent=1).encode()) + MARGIN
-        if isinstance(chosen, (profile.Local, profile.RayJobs)) or size <= manifests.LARGEST:
+        if isinstance(target_profile, (profile.Local, profile.RayJobs)) or size <= manifests.LARGEST:
             return Code(content=text, text=text)
         problem = f"and spec hold {size} bytes, a ConfigMap at most {manifests.LARGEST}"
-    if isinstance(chosen, profile.Local):
+    if isinstance(target_profile, profile.Local):
         return Code(content=bucket.ship(Path(file), None, dry_run=True).digest)
-    if isinstance(chosen, profile.RayJobs):
+    if isinstance(target_profile, profile.RayJobs):
         raise SpecError(f"task.file {file}: {problem}, kind rayjobs carries one file; use a profile of kind kuberay")
-    storage = chosen.storage.uri if isinstance(chosen, profile.KubeRay) else None
+    storage = target_profile.storage.uri if isinstance(target_profile, profile.KubeRay) else None
     if storage is None:
         remedy = "set storage.uri: s3://bucket/prefix in the profile, through which it travels, or build an image"
         raise SpecError(f"task.file {file}: {problem}; {remedy}")

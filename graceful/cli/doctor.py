@@ -55,23 +55,27 @@ def of_place(on: str, home: Path) -> list[Check]:
     """
     from graceful.launch import profile
 
-    chosen = profile.load(on)
-    if isinstance(chosen, profile.Local):
+    target_profile = profile.load(on)
+    if isinstance(target_profile, profile.Local):
         return gather(home)
     from graceful.cli import checks_services
 
-    if isinstance(chosen, profile.RayJobs):
-        return [*checks_services.ray(chosen), *checks_services.mlflow(chosen.mlflow)]
+    if isinstance(target_profile, profile.RayJobs):
+        return [*checks_services.ray(target_profile), *checks_services.mlflow(target_profile.mlflow)]
     from graceful.cli import checks_kuberay
     from graceful.launch.kube import Kube
     from graceful.launch.patience import Patience
 
-    kube = Kube.connect(context=chosen.context, namespace=chosen.namespace)
+    kube = Kube.connect(context=target_profile.context, namespace=target_profile.namespace)
     kube = Kube(access=kube.access, namespace=kube.namespace, patience=Patience(tries=2))
-    checks = checks_kuberay.checks(kube, chosen)
+    checks = checks_kuberay.checks(kube, target_profile)
     if checks[0].state == "fail":
         return checks
-    return [*checks, *checks_services.storage(chosen.storage, home), *checks_services.mlflow(chosen.mlflow)]
+    return [
+        *checks,
+        *checks_services.storage(target_profile.storage, home),
+        *checks_services.mlflow(target_profile.mlflow),
+    ]
 
 
 def gather(home: Path) -> list[Check]:
@@ -86,8 +90,8 @@ def gather(home: Path) -> list[Check]:
         *([partial(storage, home)] if os.environ.get("GRACEFUL_STORAGE") else []),
     ]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda check: check(), checks))
-    return [*found, *tracking_server()]
+        results = list(pool.map(lambda check: check(), checks))
+    return [*results, *tracking_server()]
 
 
 def tracking_server() -> list[Check]:
@@ -99,8 +103,8 @@ def tracking_server() -> list[Check]:
     from graceful.launch.profile import Mlflow
 
     parts = urlsplit(uri)
-    clean = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials are not for the screen
-    return checks_services.mlflow(Mlflow(uri=clean))
+    public_uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials are not for the screen
+    return checks_services.mlflow(Mlflow(uri=public_uri))
 
 
 PROBES: Mapping[str, str] = {
@@ -124,36 +128,36 @@ def storage(home: Path) -> Check:
 
 def python() -> Check:
     """The interpreter's version."""
-    found = f"{platform.python_version()}, graceful {__version__}"
+    finding = f"{platform.python_version()}, graceful {__version__}"
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        return Check(name="python", state="fail", found=found, remedy=f"use Python {oldest} or newer")
-    return Check(name="python", state="ok", found=found)
+        return Check(name="python", state="fail", found=finding, remedy=f"use Python {oldest} or newer")
+    return Check(name="python", state="ok", found=finding)
 
 
 def packages() -> Check:
     """Every requirement of this distribution against what is installed."""
-    wrong = unmet(importlib.metadata.requires(DISTRIBUTION) or ())
-    if wrong:
-        return Check(name="packages", state="fail", found="; ".join(wrong), remedy="make venv")
+    problems = unmet(importlib.metadata.requires(DISTRIBUTION) or ())
+    if problems:
+        return Check(name="packages", state="fail", found="; ".join(problems), remedy="make venv")
     return Check(name="packages", state="ok", found="all requirements are met")
 
 
 def unmet(requirements: Sequence[str]) -> list[str]:
     """Requirements that the installed versions do not meet; extras are left out."""
-    found = []
+    problems = []
     for text in requirements:
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = importlib.metadata.version(wanted.name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{wanted.name} is missing")
+            problems.append(f"{requirement.name} is missing")
             continue
-        if not wanted.specifier.contains(version, prereleases=True):
-            found.append(f"{wanted.name} {version} is not {wanted.specifier}")
-    return found
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} {version} is not {requirement.specifier}")
+    return problems
 
 
 def disk(home: Path) -> Check:
@@ -163,12 +167,12 @@ def disk(home: Path) -> Check:
         return Check(name="home", state="fail", found=f"{existing} is a file", remedy="give another --home")
     if not os.access(existing, os.W_OK):
         return Check(name="home", state="fail", found=f"{home} is not writable", remedy="give another --home")
-    free = shutil.disk_usage(existing).free
-    found = f"{home}, {free / GIB:.1f} GiB free"
-    if free < DISK_LOW:
-        state: State = "fail" if free < DISK_TOO_LOW else "warn"
-        return Check(name="home", state=state, found=found, remedy="free some space or give another --home")
-    return Check(name="home", state="ok", found=found)
+    free_bytes = shutil.disk_usage(existing).free
+    finding = f"{home}, {free_bytes / GIB:.1f} GiB free"
+    if free_bytes < DISK_LOW:
+        state: State = "fail" if free_bytes < DISK_TOO_LOW else "warn"
+        return Check(name="home", state=state, found=finding, remedy="free some space or give another --home")
+    return Check(name="home", state="ok", found=finding)
 
 
 def shared_memory() -> Check:
@@ -176,12 +180,12 @@ def shared_memory() -> Check:
     if not SHARED_MEMORY.exists():
         return Check(name="shared memory", state="ok", found="none on this system, Ray uses files")
     size = shutil.disk_usage(SHARED_MEMORY).total
-    found = f"{size / GIB:.1f} GiB at {SHARED_MEMORY}"
+    finding = f"{size / GIB:.1f} GiB at {SHARED_MEMORY}"
     if size < SHARED_MEMORY_LOW:
         return Check(
-            name="shared memory", state="warn", found=found, remedy="give the container more, e.g. --shm-size=2g"
+            name="shared memory", state="warn", found=finding, remedy="give the container more, e.g. --shm-size=2g"
         )
-    return Check(name="shared memory", state="ok", found=found)
+    return Check(name="shared memory", state="ok", found=finding)
 
 
 def registry(home: Path) -> Check:

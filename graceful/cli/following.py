@@ -58,11 +58,11 @@ class RunLocation:
         """
         from graceful.launch import kuberay
 
-        chosen = self._profile
-        if chosen is None or chosen.kind == "kuberay":
+        profile = self._profile
+        if profile is None or profile.kind == "kuberay":
             return kuberay.KubeRayRuns(connect=lambda: self.kube, warn=warn)
-        self._require_no_kubernetes(chosen.kind)
-        return backend.build(chosen, home=places.home_folder(None), warn=warn)
+        self._require_no_kubernetes(profile.kind)
+        return backend.build(profile, home=places.home_folder(None), warn=warn)
 
     @property
     def is_home(self) -> bool:
@@ -91,12 +91,12 @@ class RunLocation:
         """
         from graceful.launch.kube import Kube
 
-        chosen = self._profile
-        if chosen is None:
+        profile = self._profile
+        if profile is None:
             return Kube.connect(context=self.context, namespace=self.namespace)
-        if chosen.kind != "kuberay":
-            raise SpecError(f"--on {self.on}: kind {chosen.kind} is no Kubernetes; name a profile of kind kuberay")
-        return Kube.connect(context=self.context or chosen.context, namespace=self.namespace or chosen.namespace)
+        if profile.kind != "kuberay":
+            raise SpecError(f"--on {self.on}: kind {profile.kind} is no Kubernetes; name a profile of kind kuberay")
+        return Kube.connect(context=self.context or profile.context, namespace=self.namespace or profile.namespace)
 
     @property
     def storage(self) -> str | None:
@@ -105,18 +105,18 @@ class RunLocation:
         Raises:
             SpecError: No such profile.
         """
-        chosen = self._profile
-        return chosen.storage.uri if chosen is not None and chosen.kind == "kuberay" else None
+        profile = self._profile
+        return profile.storage.uri if profile is not None and profile.kind == "kuberay" else None
 
     def handle(self, run: str) -> Handle:
         """For what people type: a run id, a job's name, or a handle; whose place it is the backend checks."""
         if "://" in run:
             return Handle.parse(run)
-        name, chosen = names.job_name(run), self._profile
-        if chosen is None or chosen.kind == "kuberay":
+        name, profile = names.job_name(run), self._profile
+        if profile is None or profile.kind == "kuberay":
             return Handle(scheme="kuberay", location=self.kube.namespace, name=name)
-        place = urlsplit(chosen.address).netloc if chosen.kind == "rayjobs" else ""
-        return Handle(scheme=chosen.kind, location=place, name=name)
+        location = urlsplit(profile.address).netloc if profile.kind == "rayjobs" else ""
+        return Handle(scheme=profile.kind, location=location, name=name)
 
     def title(self) -> str:
         """For people: `namespace team-a`, or the profile."""
@@ -134,73 +134,78 @@ class RunLocation:
 
     def options(self) -> str:
         """As people type them, for messages."""
-        given = {"--on": self.on, "--context": self.context, "-n": self.namespace}
-        return "".join(f" {flag} {value}" for flag, value in given.items() if value)
+        options = {"--on": self.on, "--context": self.context, "-n": self.namespace}
+        return "".join(f" {flag} {value}" for flag, value in options.items() if value)
 
 
-def status(run: str, place: RunLocation, *, wait: bool, timeout: float | None, output: str) -> int:
+def status(run: str, location: RunLocation, *, wait: bool, timeout: float | None, output: str) -> int:
     """Say what a run is doing; with `wait` until it is over, then its exit code is ours."""
-    handle = place.handle(run)
+    handle = location.handle(run)
     if not wait:
-        found = place.runs.status(handle)
+        last_status = location.runs.status(handle)
     else:
         try:
-            *_, found = _talking(follow.statuses(place.runs, handle, seconds=timeout, warn=warn))
+            *_, last_status = _announced(follow.statuses(location.runs, handle, seconds=timeout, warn=warn))
         except KeyboardInterrupt:
-            return _detached(run, place)
+            return _detached(run, location)
         except NotFoundError:
-            found = place.runs.status(handle)
+            last_status = location.runs.status(handle)
     with out.surviving() if wait else nullcontext():
         if output == "table":
-            _show(found, place)
+            _show(last_status, location)
         else:
-            out.document(document(found), output)
-    return (found.exit_code or 0) if wait else 0
+            out.document(document(last_status), output)
+    return (last_status.exit_code or 0) if wait else 0
 
 
-def logs(run: str, place: RunLocation, *, follow: bool, since: str | None) -> int:
+def logs(run: str, location: RunLocation, *, follow: bool, since: str | None) -> int:
     """Print the log of a run, each line once."""
     start = None if since is None else datetime.now(UTC) - duration(since)
-    handle = place.handle(run)
+    handle = location.handle(run)
     try:
-        for line in place.runs.logs(handle, follow=follow, since=start):
+        for line in location.runs.logs(handle, follow=follow, since=start):
             out.line(line)
     except KeyboardInterrupt:
-        return _detached(run, place)
+        return _detached(run, location)
     except NotFoundError:
-        found = place.runs.status(handle)  # or says that there is no such run
-        out.talk(f"{found.run_id} is {found.phase}: its pods and their log are gone")
+        status = location.runs.status(handle)  # or says that there is no such run
+        out.talk(f"{status.run_id} is {status.phase}: its pods and their log are gone")
     return 0
 
 
-def stop(run: str, place: RunLocation, *, output: str) -> int:
+def stop(run: str, location: RunLocation, *, output: str) -> int:
     """Stop a run so that it can resume."""
-    found = place.runs.stop(place.handle(run))
-    over = found.phase is Phase.SUCCEEDED
-    then = f"`graceful resume {run}{place.options()}` goes on from the last checkpoint"
-    return _told(found, output, "it had ended before" if over else then)
+    status = location.runs.stop(location.handle(run))
+    ended = status.phase is Phase.SUCCEEDED
+    advice = f"`graceful resume {run}{location.options()}` goes on from the last checkpoint"
+    return _report(status, output, "it had ended before" if ended else advice)
 
 
-def resume(run: str, place: RunLocation, *, output: str) -> int:
+def resume(run: str, location: RunLocation, *, output: str) -> int:
     """Send a stopped or failed run again."""
-    found = place.runs.resume(place.handle(run))
-    return _told(found, output, f"follow it with `graceful logs -f {run}{place.options()}`")
+    status = location.runs.resume(location.handle(run))
+    return _report(status, output, f"follow it with `graceful logs -f {run}{location.options()}`")
 
 
-def listing(place: RunLocation, *, output: str) -> int:
+def listing(location: RunLocation, *, output: str) -> int:
     """Every run of the place, newest first."""
-    found = place.runs.list()
+    statuses = location.runs.list()
     if output != "table":
-        out.document([document(one) for one in found], output)
-    elif not found:
-        out.talk(f"no runs in {place.title()}; `graceful submit SPEC --on NAME` makes one")
+        out.document([document(status) for status in statuses], output)
+    elif not statuses:
+        out.talk(f"no runs in {location.title()}; `graceful submit SPEC --on NAME` makes one")
     else:
         now = datetime.now(UTC)
-        _columns([(one.run_id, one.phase.value, _attempt(one), _age(one, now), one.cause) for one in found])
+        _columns(
+            [
+                (status.run_id, status.phase.value, _attempt(status), _age(status, now), status.cause)
+                for status in statuses
+            ]
+        )
     return 0
 
 
-def gc(place: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
+def gc(location: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
     """Remove what finished runs left behind on Kubernetes and in the profile's bucket, or only say what would go.
 
     Returns:
@@ -213,17 +218,17 @@ def gc(place: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
     from graceful.launch import gc as garbage
 
     age = duration(older)
-    found = garbage.find(place.kube, now=datetime.now(UTC), after=age)
-    done = found if dry_run else garbage.remove(place.kube, found)
-    uri = place.storage
+    removals = garbage.find(location.kube, now=datetime.now(UTC), after=age)
+    removed = removals if dry_run else garbage.remove(location.kube, removals)
+    uri = location.storage
     swept = bucket.NOTHING if uri is None else bucket.sweep(uri, older=age, dry_run=dry_run)
     if output != "table":
-        out.document([asdict(removal) for removal in (*done, *swept.removals)], output)
+        out.document([asdict(removal) for removal in (*removed, *swept.removals)], output)
     else:
-        for removal in (*done, *swept.removals):
+        for removal in (*removed, *swept.removals):
             out.line(f"{removal.kind} {removal.name}: {removal.why}")
         verb = "would be removed" if dry_run else "removed"
-        out.talk(f"{_count(len(done), 'object')} {verb} in namespace {place.kube.namespace}")
+        out.talk(f"{_count(len(removed), 'object')} {verb} in namespace {location.kube.namespace}")
         if uri is not None:
             out.talk(f"{_count(len(swept.removals), 'folder')} of checkpoints {verb} in {uri}")
     if swept.problem:
@@ -232,21 +237,21 @@ def gc(place: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
     return 0
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def document(found: Status) -> dict[str, Any]:
+def document(status: Status) -> dict[str, Any]:
     """A status as JSON values."""
     return {
-        "handle": str(found.handle),
-        "run_id": found.run_id,
-        "phase": found.phase.value,
-        "attempt": found.attempt,
-        "attempts": found.attempts,
-        "cause": found.cause,
-        "exit_code": found.exit_code,
-        "created": None if found.created is None else found.created.isoformat(),
+        "handle": str(status.handle),
+        "run_id": status.run_id,
+        "phase": status.phase.value,
+        "attempt": status.attempt,
+        "attempts": status.attempts,
+        "cause": status.cause,
+        "exit_code": status.exit_code,
+        "created": None if status.created is None else status.created.isoformat(),
     }
 
 
@@ -256,20 +261,20 @@ def duration(text: str) -> timedelta:
     Raises:
         SpecError: It is none of these.
     """
-    found = re.fullmatch(r"([0-9]+)([smhd])", text.strip())
-    if found is None:
+    match = re.fullmatch(r"([0-9]+)([smhd])", text.strip())
+    if match is None:
         raise SpecError(f"duration {text!r}: must be a number and a unit, such as 90s, 15m, 24h or 7d")
-    seconds = int(found[1][:LONGEST_COUNT]) * UNITS[found[2]]
-    if len(found[1]) >= LONGEST_COUNT or seconds > LONGEST.total_seconds():
+    seconds = int(match[1][:LONGEST_COUNT]) * UNITS[match[2]]
+    if len(match[1]) >= LONGEST_COUNT or seconds > LONGEST.total_seconds():
         raise SpecError(f"duration {text!r}: must be at most {LONGEST.days}d")
     return timedelta(seconds=seconds)
 
 
-def _talking(statuses: Iterator[Status]) -> Iterator[Status]:
-    for one in statuses:
-        attempt = f" attempt {_attempt(one)}" if one.attempt > 1 else ""
-        out.talk(f"{time.strftime('%H:%M:%S')} {one.phase}{attempt}{f': {one.cause}' if one.cause else ''}")
-        yield one
+def _announced(statuses: Iterator[Status]) -> Iterator[Status]:
+    for status in statuses:
+        attempt = f" attempt {_attempt(status)}" if status.attempt > 1 else ""
+        out.talk(f"{time.strftime('%H:%M:%S')} {status.phase}{attempt}{f': {status.cause}' if status.cause else ''}")
+        yield status
 
 
 def warn(error: GracefulError) -> None:
@@ -277,33 +282,34 @@ def warn(error: GracefulError) -> None:
     out.talk(f"{time.strftime('%H:%M:%S')} trying again: {error.message}")
 
 
-def _detached(run: str, place: RunLocation) -> int:
-    where = place.options()
+def _detached(run: str, location: RunLocation) -> int:
+    options = location.options()
     out.talk(
-        f"detached; {run} goes on. Come back: `graceful logs -f {run}{where}`. Stop it: `graceful stop {run}{where}`"
+        f"detached; {run} goes on. Come back: `graceful logs -f {run}{options}`."
+        f" Stop it: `graceful stop {run}{options}`"
     )
     return EXIT_DETACHED
 
 
-def _told(found: Status, output: str, then: str) -> int:
+def _report(status: Status, output: str, advice: str) -> int:
     if output == "table":
-        out.line(f"{found.run_id} {found.phase}{f': {found.cause}' if found.cause else ''}")
-        out.talk(then)
+        out.line(f"{status.run_id} {status.phase}{f': {status.cause}' if status.cause else ''}")
+        out.talk(advice)
     else:
-        out.document(document(found), output)
+        out.document(document(status), output)
     return 0
 
 
-def _show(found: Status, place: RunLocation) -> None:
-    where = f" (context {place.kube.access.context})" if found.handle.scheme == "kuberay" else ""
+def _show(status: Status, location: RunLocation) -> None:
+    context = f" (context {location.kube.access.context})" if status.handle.scheme == "kuberay" else ""
     rows = (
-        ("run", found.run_id),
-        ("phase", found.phase.value),
-        ("cause", found.cause),
-        ("attempt", _attempt(found)),
-        ("exit code", "" if found.exit_code is None else str(found.exit_code)),
-        ("age", _age(found, datetime.now(UTC))),
-        ("where", f"{found.handle}{where}"),
+        ("run", status.run_id),
+        ("phase", status.phase.value),
+        ("cause", status.cause),
+        ("attempt", _attempt(status)),
+        ("exit code", "" if status.exit_code is None else str(status.exit_code)),
+        ("age", _age(status, datetime.now(UTC))),
+        ("where", f"{status.handle}{context}"),
     )
     for title, text in rows:
         if text:
@@ -317,18 +323,18 @@ def _columns(rows: list[tuple[str, str, str, str, str]]) -> None:
         out.line("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
 
 
-def _attempt(found: Status) -> str:
+def _attempt(status: Status) -> str:
     return (
-        str(found.attempt)
-        if not found.attempts or found.attempts < found.attempt
-        else f"{found.attempt}/{found.attempts}"
+        str(status.attempt)
+        if not status.attempts or status.attempts < status.attempt
+        else f"{status.attempt}/{status.attempts}"
     )
 
 
-def _age(found: Status, now: datetime) -> str:
-    if found.created is None:
+def _age(status: Status, now: datetime) -> str:
+    if status.created is None:
         return ""
-    seconds = max(0, int((now - found.created).total_seconds()))
+    seconds = max(0, int((now - status.created).total_seconds()))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size}{unit}"

@@ -24,16 +24,21 @@ def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
         SpecError: The spec is wrong, of another model, or asks for what the report does not have.
         DataError: The report is missing or not one.
     """
-    wanted = load(spec, sets)
-    measured = Report.from_json(_text(report), where=str(report))
-    if measured.model != wanted.model:
-        raise SpecError(f"{report} is about {measured.model}, {spec} about {wanted.model}; give files of one model")
-    if measured.version != wanted.name:
-        out.talk(f"note: {report} is about {measured.version}, judged by the constraints of {wanted.name} in {spec}")
-    constraints = [bound.constraint() for bound in wanted.gate.constraints]
-    verdict = gate.judge(measured, constraints, family=wanted.gate.family)
+    refresh_spec = load(spec, sets)
+    measured_report = Report.from_json(_text(report), where=str(report))
+    if measured_report.model != refresh_spec.model:
+        raise SpecError(
+            f"{report} is about {measured_report.model}, {spec} about {refresh_spec.model}; give files of one model"
+        )
+    if measured_report.version != refresh_spec.name:
+        out.talk(
+            f"note: {report} is about {measured_report.version}, judged by the constraints of {refresh_spec.name}"
+            f" in {spec}"
+        )
+    constraints = [bound.constraint() for bound in refresh_spec.gate.constraints]
+    verdict = gate.judge(measured_report, constraints, family=refresh_spec.gate.family)
     with out.surviving():
-        _show(measured, verdict, output)
+        _show(measured_report, verdict, output)
     return gate.EXIT_HELD if verdict.outcome is gate.Outcome.HELD else 0
 
 
@@ -49,9 +54,9 @@ def _show(report: Report, verdict: Verdict, output: str) -> None:
 
 
 def _row(finding: Finding) -> tuple[str, str, str, str]:
-    asked = finding.constraint
+    constraint = finding.constraint
     state = "met" if finding.met else "held"
-    return state, f"{asked.metric} {asked.direction} {asked.bound:g}", finding.against, finding.reason
+    return state, f"{constraint.metric} {constraint.direction} {constraint.bound:g}", finding.against, finding.reason
 
 
 def _text(path: Path) -> str:

@@ -20,26 +20,28 @@ def show(key: str | None, output: str) -> int:
     Raises:
         SpecError: No such key.
     """
-    found = _below(key)
+    entries = _below(key)
     if output != "table":
         out.document(TypeAdapter(_annotation(key)).json_schema(), output)
         return 0
-    top = min(_depth(one) for one in found)
-    rows = [_row(one, _depth(one) - top) for one in found]
+    top = min(_depth(entry) for entry in entries)
+    rows = [_row(entry, _depth(entry) - top) for entry in entries]
     out.table(("key", "expects", "default", "meaning"), rows, title=key)
     return 0
 
 
 def _below(key: str | None) -> Sequence[shape.Key]:
-    every = list(shape.keys(RefreshSpec))
+    all_keys = list(shape.keys(RefreshSpec))
     if key is None:
-        return every
-    found = [one for one in every if any(f"{name}.".startswith(f"{key}.") for name in _names(one))]
-    if not found:
-        known = sorted({name for one in every for name in _names(one)})
-        near = difflib.get_close_matches(key, known, n=1)
-        raise SpecError(f"schema: no key {key!r}{f', did you mean {near[0]}?' if near else ''}; see `graceful schema`")
-    return found
+        return all_keys
+    entries = [entry for entry in all_keys if any(f"{name}.".startswith(f"{key}.") for name in _names(entry))]
+    if not entries:
+        names = sorted({name for entry in all_keys for name in _names(entry)})
+        matches = difflib.get_close_matches(key, names, n=1)
+        raise SpecError(
+            f"schema: no key {key!r}{f', did you mean {matches[0]}?' if matches else ''}; see `graceful schema`"
+        )
+    return entries
 
 
 def _names(key: shape.Key) -> tuple[str, str]:

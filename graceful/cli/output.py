@@ -43,12 +43,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    rendered = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        rendered.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
-    _console().print(shown)
+        rendered.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    _console().print(rendered)
 
 
 def _console() -> Console:

@@ -8,9 +8,9 @@ from pathlib import Path
 from graceful import databases, homes
 
 
-def home_folder(chosen: Path | None) -> Path:
+def home_folder(option: Path | None) -> Path:
     """`--home`, else $GRACEFUL_HOME, else .graceful here; absolute."""
-    return homes.folder(chosen)
+    return homes.folder(option)
 
 
 def registry_uri(home: Path) -> str:

@@ -51,7 +51,7 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
         SpecError: The plan has errors, nobody can be asked, or the run id belongs to another spec.
         InfrastructureError: Unreachable or forbidden.
     """
-    place, planned = make(path, sets, on=on, offline=False, program=program)
+    target, planned = make(path, sets, on=on, offline=False, program=program)
     if output == "table":
         _people(planned, out.talk)
     backend.refuse(planned)
@@ -59,7 +59,7 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
         out.talk("not sent")
         return 0
     code_upload.send(programs.resolve(path, sets, None), planned.job)
-    handle = place.submit(planned)
+    handle = target.submit(planned)
     if output == "table":
         out.line(str(handle))
         if planned.differences[-1].change in (Change.NONE, Change.UPDATE):
@@ -79,16 +79,16 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: st
         SpecError: One of them is wrong.
     """
     resolved = programs.resolve(path, sets, None)
-    chosen = profile.load(on)
-    place = backend.build(chosen, home=places.home_folder(None), offline=offline)
-    planned = place.plan(job_of(resolved, chosen, program=program))
+    target_profile = profile.load(on)
+    target = backend.build(target_profile, home=places.home_folder(None), offline=offline)
+    planned = target.plan(job_of(resolved, target_profile, program=program))
     address = planned.job.labels.get(code_upload.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
-    findings = (*planned.findings, *_regrets(resolved, chosen))
-    return place, replace(planned, findings=findings, notes=(*planned.notes, *code))
+    findings = (*planned.findings, *_warnings(resolved, target_profile))
+    return target, replace(planned, findings=findings, notes=(*planned.notes, *code))
 
 
-def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, program: str = REFRESH) -> JobSpec:
+def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None, *, program: str = REFRESH) -> JobSpec:
     """The job that refreshes a spec, or searches its weights: a run beside that of the version, with more trials a new
     one that continues the search.
 
@@ -97,29 +97,31 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
 
     Args:
         resolved: What to do.
-        chosen: Where; None: any Kubernetes.
+        target_profile: Where; None: any Kubernetes.
         program: refresh or tune.
 
     Raises:
         SpecError: The task file cannot be read, or cannot travel to that place.
     """
-    document, code = resolved.dump(), code_upload.code_of(resolved, chosen)
-    tuned = (
+    document, code = resolved.dump(), code_upload.code_of(resolved, target_profile)
+    tune_section = (
         (resolved.tune or Tune()).model_dump(mode="json") if program != REFRESH else {}
     )  # no digest of a spec has it
-    run_id = f"{resolved.run_id}-{program}-{tuned['trials']}" if tuned else resolved.run_id
-    searched = json.dumps(tuned, sort_keys=True) if tuned else ""
-    facts, env = _facts(resolved, code.content + searched), {}
+    run_id = f"{resolved.run_id}-{program}-{tune_section['trials']}" if tune_section else resolved.run_id
+    search_text = json.dumps(tune_section, sort_keys=True) if tune_section else ""
+    facts, env = _facts(resolved, code.content + search_text), {}
     command: tuple[str, ...] = (*COMMAND, program)
     files = {} if code.text is None else {TASK_FILE: code.text}
-    if isinstance(chosen, profile.Local):
+    if isinstance(target_profile, profile.Local):
         command, files = startup.python(*command[2:]), {}
-        env = programs.environment({**os.environ, **chosen.env})
+        env = programs.environment({**os.environ, **target_profile.env})
     else:
         document["home"] = None
-        credentials.refuse_travelling(resolved, to=f"{_readers(chosen)} see it", variable=_variable(chosen))
+        credentials.refuse_travelling(
+            resolved, to=f"{_readers(target_profile)} see it", variable=_variable(target_profile)
+        )
     if files:
-        folder = rayrequest.FILES if isinstance(chosen, profile.RayJobs) else FILES
+        folder = rayrequest.FILES if isinstance(target_profile, profile.RayJobs) else FILES
         document["task"] = {**document["task"], "file": f"{folder}/{TASK_FILE}"}
     if code.address:
         document["task"] = {**document["task"], "file": code.address}
@@ -137,21 +139,25 @@ def job_of(resolved: RefreshSpec, chosen: profile.Profile | None = None, *, prog
     )
 
 
-def _readers(chosen: profile.Profile | None) -> str:
-    return "all who may open the dashboard" if isinstance(chosen, profile.RayJobs) else "all who may read ConfigMaps"
+def _readers(target_profile: profile.Profile | None) -> str:
+    return (
+        "all who may open the dashboard"
+        if isinstance(target_profile, profile.RayJobs)
+        else "all who may read ConfigMaps"
+    )
 
 
-def _variable(chosen: profile.Profile | None) -> str:
-    if isinstance(chosen, profile.RayJobs):
+def _variable(target_profile: profile.Profile | None) -> str:
+    if isinstance(target_profile, profile.RayJobs):
         return "as a variable of the cluster's nodes"
     return "in a Secret that env_from_secrets of the profile names"
 
 
 def _facts(resolved: RefreshSpec, content: str) -> dict[str, str]:
     """What is recorded with a job: who submitted which content from which commit."""
-    hashed = hashlib.sha256((resolved.digest() + content).encode()).hexdigest()
+    digest = hashlib.sha256((resolved.digest() + content).encode()).hexdigest()
     facts = {
-        "config-hash": hashed if content else resolved.digest(),
+        "config-hash": digest if content else resolved.digest(),
         "engine": resolved.train.engine.kind,
         "model": resolved.model,
         "client": __version__,
@@ -171,29 +177,29 @@ def _user() -> str:
 def _commit() -> str:
     """The commit that the working directory is at; empty outside a repository."""
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             ("git", "rev-parse", "HEAD"), capture_output=True, text=True, check=False, timeout=GIT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
-def _regrets(resolved: RefreshSpec, chosen: profile.Profile) -> tuple[Finding, ...]:
+def _warnings(resolved: RefreshSpec, target_profile: profile.Profile) -> tuple[Finding, ...]:
     """What the spec says that a cluster may not have."""
-    if isinstance(chosen, profile.Local):
+    if isinstance(target_profile, profile.Local):
         return ()
-    found: list[tuple[str, str, str, str]] = []
+    warnings: list[tuple[str, str, str, str]] = []
     root = getattr(resolved.task, "root", None)
     if root is not None and not addresses.is_remote(root):
         missing = f"{root} is a path of this machine; pods have it only if the image or a volume does"
-        found.append(("local-path", "task.root", missing, "use s3://bucket/prefix, or a path under storage.path"))
-    if chosen.mlflow.uri is None and resolved.registry.uri is None:
+        warnings.append(("local-path", "task.root", missing, "use s3://bucket/prefix, or a path under storage.path"))
+    if target_profile.mlflow.uri is None and resolved.registry.uri is None:
         risk = "not set: the registry is a sqlite file on the volume, for one run at a time on one node"
-        found.append(("registry-on-volume", "profile.mlflow.uri", risk, "name an MLflow server"))
+        warnings.append(("registry-on-volume", "profile.mlflow.uri", risk, "name an MLflow server"))
     return tuple(
         Finding(rule=rule, severity=Severity.WARNING, where=where, message=message, remedy=remedy)
-        for rule, where, message, remedy in found
+        for rule, where, message, remedy in warnings
     )
 
 
@@ -282,5 +288,5 @@ def _agreed(planned: Plan) -> bool:
 
 
 def _follow_up(handle: Handle, on: str) -> None:
-    for words in ("status", "logs -f", "stop"):
-        out.talk(f"  graceful {words} {handle} --on {on}")
+    for command in ("status", "logs -f", "stop"):
+        out.talk(f"  graceful {command} {handle} --on {on}")

@@ -33,8 +33,8 @@ def resolve(path: Path, sets: Sequence[str], home: Path | None) -> RefreshSpec:
     Raises:
         SpecError: As `graceful.spec.load`.
     """
-    chosen = [] if home is None else [f"home={json.dumps(str(places.home_folder(home)))}"]
-    return load(path, [*sets, *chosen])
+    home_override = [] if home is None else [f"home={json.dumps(str(places.home_folder(home)))}"]
+    return load(path, [*sets, *home_override])
 
 
 def start(
@@ -54,23 +54,23 @@ def start(
         InfrastructureError: It could not be started, or a signal ended it.
     """
     flags = ["--output", output, *(["--quiet"] if quiet else [])]
-    told = document if resolved is None else resolved.dump()
+    content = document if resolved is None else resolved.dump()
     job = JobSpec(
         name=f"{program} {resolved.run_id if resolved else ' '.join(arguments)}",
         command=startup.python("graceful.programs", program, *arguments, *flags),
         env=environment(os.environ, home=home, verbose=verbose),
-        document=None if told is None else json.dumps(told),
+        document=None if content is None else json.dumps(content),
     )
     return foreground.run(job, deferred=True)
 
 
-def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: int = 0) -> dict[str, str]:
+def environment(variables: Mapping[str, str], *, home: Path | None = None, verbose: int = 0) -> dict[str, str]:
     """Variables that a program on one machine needs; what the user has set stays.
 
     Raises:
         SpecError: A variable that the user has set holds what no program could use.
     """
-    require_usable(ours)
+    require_usable(variables)
     env = {
         "OMP_NUM_THREADS": "1",  # workers share the cores; torch's default of all cores each makes them fight
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -80,9 +80,9 @@ def environment(ours: Mapping[str, str], *, home: Path | None = None, verbose: i
         env["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's own detection warns and probes for compilers
     if verbose:
         env["GRACEFUL_LOG_LEVEL"] = LEVELS[min(verbose, len(LEVELS) - 1)]
-    kept = {name: value for name, value in env.items() if name not in ours}
-    kept |= startup.search_path(ours)
-    return kept if home is None else {**kept, "GRACEFUL_HOME": str(places.home_folder(home))}
+    defaults = {name: value for name, value in env.items() if name not in variables}
+    defaults |= startup.search_path(variables)
+    return defaults if home is None else {**defaults, "GRACEFUL_HOME": str(places.home_folder(home))}
 
 
 def require_usable(environment: Mapping[str, str]) -> None:

@@ -37,30 +37,30 @@ def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output:
     limits = ["--older-than", str(age.total_seconds()), "--limit", str(int(cache_gb * GB))]
     command = startup.python("graceful.programs.reclaim", str(folder), *limits, *flags)
     env = {**os.environ, **programs.environment(os.environ), "GRACEFUL_HOME": str(folder)}
-    done = startup.answer(command, environment=env)
-    lines = done.stdout.strip().splitlines()
-    found: dict[str, Any] = json.loads(lines[-1]) if lines else {"removed": [], "kept_bytes": 0, "busy": ""}
-    _show(found, folder, cache_gb=cache_gb, dry_run=dry_run, output=output)
-    if done.returncode == 0:
+    process = startup.answer(command, environment=env)
+    lines = process.stdout.strip().splitlines()
+    result: dict[str, Any] = json.loads(lines[-1]) if lines else {"removed": [], "kept_bytes": 0, "busy": ""}
+    _show(result, folder, cache_gb=cache_gb, dry_run=dry_run, output=output)
+    if process.returncode == 0:
         return 0
-    trouble = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    out.talk(f"warning: not cleaned to the end: {trouble[-1]}")
+    errors = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+    out.talk(f"warning: not cleaned to the end: {errors[-1]}")
     return InfrastructureError.exit_code
 
 
-def _show(found: dict[str, Any], home: Path, *, cache_gb: float, dry_run: bool, output: str) -> None:
-    rows = found["removed"]
+def _show(result: dict[str, Any], home: Path, *, cache_gb: float, dry_run: bool, output: str) -> None:
+    rows = result["removed"]
     if output != "table":
-        out.document({**found, "dry_run": dry_run, "home": str(home), "limit_bytes": int(cache_gb * GB)}, output)
+        out.document({**result, "dry_run": dry_run, "home": str(home), "limit_bytes": int(cache_gb * GB)}, output)
     else:
         for row in rows:
             count = f"{row['count']:,} objects, " if row["kind"] == "objects" else ""
             out.line(f"{row['kind']} {row['name']}: {row['why']}, {count}{_size(row['bytes'])}")
     verb = "would be removed" if dry_run else "removed"
     freed = sum(row["bytes"] for row in rows)
-    stays = f"copies of {_size(found['kept_bytes'])} stay (limit {cache_gb:g} GB)"
-    busy = f"; none of them goes while {found['busy']} is worked on" if found["busy"] else ""
-    out.talk(f"{_size(freed)} {verb} in {home}; {stays}{busy}")
+    remaining = f"copies of {_size(result['kept_bytes'])} stay (limit {cache_gb:g} GB)"
+    busy = f"; none of them goes while {result['busy']} is worked on" if result["busy"] else ""
+    out.talk(f"{_size(freed)} {verb} in {home}; {remaining}{busy}")
 
 
 def _size(count: int) -> str:

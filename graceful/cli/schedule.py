@@ -83,7 +83,7 @@ def apply(name: str, spec: Path, output: str, **options: Any) -> int:
 
 @schedule.command("list", short_help="Show schedules, their next and last firing.")
 @options(*WHERE, OUTPUT)
-def list_(output: str, **where: Any) -> int:
+def list_(output: str, **location_options: Any) -> int:
     """Show every schedule: when it fires next, when it last did and how that ended, and whether it is paused.
 
     On a cluster the chart's schedules are shown too.
@@ -94,12 +94,12 @@ def list_(output: str, **where: Any) -> int:
     """
     from graceful.cli import scheduling
 
-    return scheduling.listing(scheduling.Where(**where), output=output)
+    return scheduling.listing(scheduling.ScheduleLocation(**location_options), output=output)
 
 
 @schedule.command(short_help="Let a schedule rest.")
 @options(NAME, *WHERE)
-def pause(name: str, **where: Any) -> int:
+def pause(name: str, **location_options: Any) -> int:
     """Let NAME rest until it is resumed. A firing that runs goes on.
 
     \b
@@ -108,12 +108,12 @@ def pause(name: str, **where: Any) -> int:
     """
     from graceful.cli import scheduling
 
-    return scheduling.pause(name, scheduling.Where(**where), paused=True)
+    return scheduling.pause(name, scheduling.ScheduleLocation(**location_options), paused=True)
 
 
 @schedule.command(short_help="Let a paused schedule fire again.")
 @options(NAME, *WHERE)
-def resume(name: str, **where: Any) -> int:
+def resume(name: str, **location_options: Any) -> int:
     """Let NAME fire again. On a cluster, the newest firing of the last hour is made up for at once.
 
     \b
@@ -122,12 +122,12 @@ def resume(name: str, **where: Any) -> int:
     """
     from graceful.cli import scheduling
 
-    return scheduling.pause(name, scheduling.Where(**where), paused=False)
+    return scheduling.pause(name, scheduling.ScheduleLocation(**location_options), paused=False)
 
 
 @schedule.command("run-now", short_help="Fire once, now.")
 @options(NAME, *WHERE, OUTPUT)
-def run_now(name: str, output: str, **where: Any) -> int:
+def run_now(name: str, output: str, **location_options: Any) -> int:
     """Fire NAME once, now, paused or not; refused while a firing of it runs.
 
     On a cluster it is sent and followed with `graceful status`; here it runs in the foreground, and its exit
@@ -139,12 +139,12 @@ def run_now(name: str, output: str, **where: Any) -> int:
     """
     from graceful.cli import scheduling
 
-    return scheduling.run_now(name, scheduling.Where(**where), output=output)
+    return scheduling.run_now(name, scheduling.ScheduleLocation(**location_options), output=output)
 
 
 @schedule.command(short_help="Delete a schedule.")
 @options(NAME, *WHERE)
-def delete(name: str, **where: Any) -> int:
+def delete(name: str, **location_options: Any) -> int:
     """Delete NAME. A firing that runs goes on, its versions stay.
 
     \b
@@ -153,7 +153,7 @@ def delete(name: str, **where: Any) -> int:
     """
     from graceful.cli import scheduling
 
-    return scheduling.delete(name, scheduling.Where(**where))
+    return scheduling.delete(name, scheduling.ScheduleLocation(**location_options))
 
 
 @schedule.command(short_help="Be the scheduler of this machine.")

@@ -23,10 +23,10 @@ def run(*, home: Path | None, quiet: bool) -> int:
     """Be the scheduler of this machine until Ctrl-C; returns 130."""
     timetable = Timetable(places.home_folder(home) / "schedules")
     count = len(timetable.entries())
-    what = "1 schedule" if count == 1 else f"{count} schedules"
+    count_text = "1 schedule" if count == 1 else f"{count} schedules"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped ends like Ctrl-C
-    work = scheduler.Scheduler(timetable=timetable, start=_Refresh(home=home, quiet=quiet), say=_timed)
-    code = work.run(ready=lambda: _timed(f"at work on {what} in {timetable.folder}; Ctrl-C ends it"))
+    machine_scheduler = scheduler.Scheduler(timetable=timetable, start=_Refresh(home=home, quiet=quiet), say=_timed)
+    code = machine_scheduler.run(ready=lambda: _timed(f"at work on {count_text} in {timetable.folder}; Ctrl-C ends it"))
     _timed("ended; schedules stay, `graceful schedule run` goes on")
     return code
 
@@ -49,19 +49,19 @@ class _Refresh:
         resolved = spec.parse({**entry.document, "name": firing}, where=f"schedule {entry.name}")
         flags = ["--output", self.output, *(["--quiet"] if self.quiet else [])]
         with tempfile.TemporaryDirectory() as scratch:
-            told = Path(scratch) / "outcome"
+            outcome_file = Path(scratch) / "outcome"
             job = JobSpec(
                 name=f"refresh {resolved.run_id}",
                 command=startup.python("graceful.programs", "refresh", *flags),
-                env={**programs.environment(os.environ, home=self.home), outcome.FILE: str(told)},
+                env={**programs.environment(os.environ, home=self.home), outcome.FILE: str(outcome_file)},
                 document=json.dumps(resolved.dump()),
             )
             code = foreground.run(job, deferred=True, interrupt_wins=True, inherited=(lock,))
-            lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
-        said = outcome.last(lines)
-        message = "" if said is None else said.message
+            lines = outcome_file.read_text(encoding="utf-8").splitlines() if outcome_file.exists() else []
+        last_outcome = outcome.last(lines)
+        message = "" if last_outcome is None else last_outcome.message
         reason = message.removeprefix(outcome.SKIPPED)
-        return scheduler.Ended(outcome=_named(code, message), exit_code=code, reason=reason)
+        return scheduler.Ended(outcome=_outcome_of(code, message), exit_code=code, reason=reason)
 
 
 def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) -> int:
@@ -75,14 +75,16 @@ def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) 
         raise SpecError(f"schedule {name}: a firing is running, two never overlap; wait for it")
     start = _Refresh(home=home, output=output)
     moment = datetime.now(UTC).replace(second=0, microsecond=0)
-    ended = [event for event in timetable.history() if event.schedule == name and event.due == moment]
-    if ended and ended[-1].outcome in ("passed", "held", "skipped"):
-        again = 60 - datetime.now(UTC).second
-        raise SpecError(f"schedule {name}: fired this minute already ({ended[-1].outcome}); try again in {again} s")
+    ended_events = [event for event in timetable.history() if event.schedule == name and event.due == moment]
+    if ended_events and ended_events[-1].outcome in ("passed", "held", "skipped"):
+        wait_seconds = 60 - datetime.now(UTC).second
+        raise SpecError(
+            f"schedule {name}: fired this minute already ({ended_events[-1].outcome}); try again in {wait_seconds} s"
+        )
     return scheduler.Scheduler(timetable=timetable, start=start, say=out.talk).fire(entry, moment).exit_code
 
 
-def _named(code: int, message: str) -> str:
+def _outcome_of(code: int, message: str) -> str:
     if code == 0:
         return "skipped" if message.startswith(outcome.SKIPPED) else "passed"
     return {outcome.HELD: "held", foreground.EXIT_INTERRUPTED: "interrupted"}.get(code, "failed")

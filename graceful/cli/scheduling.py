@@ -21,7 +21,7 @@ POLICIES = {"missed_after_seconds": int(LATE.total_seconds())}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where:
+class ScheduleLocation:
     """A cluster, or this machine.
 
     Attributes:
@@ -54,29 +54,31 @@ class Where:
         """
         if self.on is None:
             return None
-        chosen = profile.load(self.on)
-        if not isinstance(chosen, profile.KubeRay):
+        target_profile = profile.load(self.on)
+        if not isinstance(target_profile, profile.KubeRay):
             remedy = "name one of kind kuberay, or leave --on out and run `graceful schedule run` on this machine"
-            raise SpecError(f"--on {self.on}: kind {chosen.kind} has no schedules; {remedy}")
-        namespace = self.namespace or chosen.namespace
-        return chosen.model_copy(update={"context": self.context or chosen.context, "namespace": namespace})
+            raise SpecError(f"--on {self.on}: kind {target_profile.kind} has no schedules; {remedy}")
+        namespace = self.namespace or target_profile.namespace
+        return target_profile.model_copy(
+            update={"context": self.context or target_profile.context, "namespace": namespace}
+        )
 
     def kube(self) -> Kube:
         """The API server; nothing is sent yet."""
-        chosen = self.profile()
-        if chosen is None:
+        target_profile = self.profile()
+        if target_profile is None:
             return Kube.connect(context=self.context, namespace=self.namespace)
-        return Kube.connect(context=chosen.context, namespace=chosen.namespace)
+        return Kube.connect(context=target_profile.context, namespace=target_profile.namespace)
 
     def options(self) -> str:
         """As people type them, for messages."""
-        given = {"--on": self.on, "--context": self.context, "-n": self.namespace, "--home": self.home}
-        return "".join(f" {flag} {value}" for flag, value in given.items() if value)
+        options = {"--on": self.on, "--context": self.context, "-n": self.namespace, "--home": self.home}
+        return "".join(f" {flag} {value}" for flag, value in options.items() if value)
 
 
-def listing(where: Where, *, output: str) -> int:
+def listing(location: ScheduleLocation, *, output: str) -> int:
     """Every schedule with its next and last firing."""
-    rows = _rows_here(where.timetable) if where.here else _rows_there(where.kube())
+    rows = _rows_here(location.timetable) if location.here else _rows_there(location.kube())
     if output != "table":
         out.document(rows, output)
         return 0
@@ -88,8 +90,8 @@ def listing(where: Where, *, output: str) -> int:
     for line in lines:
         out.line("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     out.talk(f"overlapping firings: {rows[0]['overlapping']}; missed ones: run once if less than an hour late")
-    if where.here and not where.timetable.is_working():
-        out.talk(f"no scheduler is at work: start one with `graceful schedule run{where.options()}`")
+    if location.here and not location.timetable.is_working():
+        out.talk(f"no scheduler is at work: start one with `graceful schedule run{location.options()}`")
     return 0
 
 
@@ -97,13 +99,15 @@ def _rows_here(timetable: Timetable) -> list[dict[str, Any]]:
     history = timetable.history()
     rows = []
     for entry in timetable.entries():
-        mine = [event for event in history if event.schedule == entry.name]
+        events = [event for event in history if event.schedule == entry.name]
         if timetable.is_firing(entry.name):  # whatever was skipped meanwhile
-            mine = [event for event in mine if event.outcome == "running"]
-            ended = "running"
+            events = [event for event in events if event.outcome == "running"]
+            outcome = "running"
         else:
-            ended = "interrupted" if mine and mine[-1].outcome == "running" else mine[-1].outcome if mine else ""
-        last = mine[-1] if mine else None
+            outcome = (
+                "interrupted" if events and events[-1].outcome == "running" else events[-1].outcome if events else ""
+            )
+        last = events[-1] if events else None
         rows.append(
             {
                 "schedule": entry.name,
@@ -111,7 +115,7 @@ def _rows_here(timetable: Timetable) -> list[dict[str, Any]]:
                 "time_zone": entry.time_zone,
                 "paused": entry.paused,
                 "next": None if entry.paused else entry.times().after(datetime.now(UTC)).isoformat(),
-                "last": _last(last, ended),
+                "last": _last(last, outcome),
                 "overlapping": "skipped",
                 **POLICIES,
             }
@@ -119,35 +123,35 @@ def _rows_here(timetable: Timetable) -> list[dict[str, Any]]:
     return rows
 
 
-def _last(event: Event | None, ended: str) -> dict[str, Any] | None:
+def _last(event: Event | None, outcome: str) -> dict[str, Any] | None:
     if event is None:
         return None
     at = event.due.isoformat()
-    return {"firing": event.firing, "at": at, "outcome": ended, "reason": event.reason, "exit_code": event.exit_code}
+    return {"firing": event.firing, "at": at, "outcome": outcome, "reason": event.reason, "exit_code": event.exit_code}
 
 
 def _rows_there(kube: Kube) -> list[dict[str, Any]]:
     return [
         {
-            "schedule": one.name,
-            "cronjob": one.cronjob,
-            "cron": one.cron,
-            "time_zone": one.time_zone,
-            "paused": one.paused,
-            "next": None if one.next is None else one.next.isoformat(),
+            "schedule": schedule.name,
+            "cronjob": schedule.cronjob,
+            "cron": schedule.cron,
+            "time_zone": schedule.time_zone,
+            "paused": schedule.paused,
+            "next": None if schedule.next is None else schedule.next.isoformat(),
             "last": None
-            if one.last is None
+            if schedule.last is None
             else {
-                "firing": one.last.name,
-                "at": one.last.at.isoformat(),
-                "outcome": one.last.outcome,
-                "reason": one.last.reason,
+                "firing": schedule.last.name,
+                "at": schedule.last.at.isoformat(),
+                "outcome": schedule.last.outcome,
+                "reason": schedule.last.reason,
             },
             "overlapping": "forbidden, started afterwards",
             **POLICIES,
-            "chart": one.chart,
+            "chart": schedule.chart,
         }
-        for one in cluster.listing(kube, now=datetime.now(UTC))
+        for schedule in cluster.listing(kube, now=datetime.now(UTC))
     ]
 
 
@@ -157,39 +161,39 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     ended = f"{last['outcome']}{f': {reason}' if reason else ''}"
     state = "paused" if row["paused"] else "active"
     chart = f" (chart {row['chart']})" if row.get("chart") else ""
-    moments = (_shown(row["next"]), _shown(last["at"]))
+    moments = (_minute_text(row["next"]), _minute_text(last["at"]))
     return (row["schedule"], row["cron"], row["time_zone"], *moments, ended, f"{state}{chart}")
 
 
-def _shown(moment: str | None) -> str:
+def _minute_text(moment: str | None) -> str:
     return "" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M}Z"
 
 
-def pause(name: str, where: Where, *, paused: bool) -> int:
+def pause(name: str, location: ScheduleLocation, *, paused: bool) -> int:
     """Pause a schedule or let it go on."""
-    if where.here:
-        changed = where.timetable.pause(name, paused=paused, now=datetime.now(UTC))
+    if location.here:
+        changed = location.timetable.pause(name, paused=paused, now=datetime.now(UTC))
     else:
-        changed = cluster.suspend(where.kube(), name, paused=paused)
+        changed = cluster.suspend(location.kube(), name, paused=paused)
     state = "paused" if paused else "active"
     out.line(f"schedule {name}: {state}{'' if changed else ', as before'}")
     return 0
 
 
-def delete(name: str, where: Where) -> int:
+def delete(name: str, location: ScheduleLocation) -> int:
     """Delete a schedule; what runs goes on."""
-    if where.here:
-        where.timetable.remove(name)
-        running: tuple[str, ...] = (name,) if where.timetable.is_firing(name) else ()
+    if location.here:
+        location.timetable.remove(name)
+        running: tuple[str, ...] = (name,) if location.timetable.is_firing(name) else ()
     else:
-        running = cluster.delete(where.kube(), name)
+        running = cluster.delete(location.kube(), name)
     out.line(f"schedule {name}: deleted")
     for firing in running:
         out.talk(f"a firing of {firing} still runs and is left alone")
     return 0
 
 
-def run_now(name: str, where: Where, *, output: str) -> int:
+def run_now(name: str, location: ScheduleLocation, *, output: str) -> int:
     """Fire once: send it to the cluster, or refresh here in the foreground.
 
     Returns:
@@ -198,17 +202,17 @@ def run_now(name: str, where: Where, *, output: str) -> int:
     Raises:
         SpecError: No such schedule, or a firing of it is running.
     """
-    if where.here:
+    if location.here:
         from graceful.cli import schedule_runs as machine
 
-        return machine.run_now(name, where.timetable, home=where.home, output=output)
-    kube = where.kube()
+        return machine.run_now(name, location.timetable, home=location.home, output=output)
+    kube = location.kube()
     firing = cluster.run_now(kube, name, now=datetime.now(UTC))
     run = cluster.run_id(kube, firing)
     if output == "table":
         out.line(f"Job {firing}")
         if run:
-            out.talk(f"  graceful status {run}{where.options()} --wait")
+            out.talk(f"  graceful status {run}{location.options()} --wait")
     else:
         out.document({"schedule": name, "firing": firing, "run_id": run or None}, output)
     return 0

@@ -45,7 +45,7 @@ FORM = (HOME, OUTPUT, VERBOSE)
 @options(*WHO, EXPECT)
 @click.option("--waive", is_flag=True, help="Although it is held; the reason is recorded as a waiver.")
 @options(*FORM)
-def promote(version: str, **rest: Any) -> int:
+def promote(version: str, **arguments: Any) -> int:
     """Make VERSION the champion, after verifying its verdict and its files.
 
     VERSION is MODEL (the newest that passed), MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS. One promotion
@@ -56,13 +56,13 @@ def promote(version: str, **rest: Any) -> int:
     Example:
       graceful promote glyphs:3 --expect 2 --reason "load test passed"
     """
-    return _start("promote", version, **rest)
+    return _start("promote", version, **arguments)
 
 
 @click.command(short_help="Make the previous champion the champion again.")
 @click.argument("version")
 @options(*WHO, EXPECT, *FORM)
-def rollback(version: str, **rest: Any) -> int:
+def rollback(version: str, **arguments: Any) -> int:
     """Make the previous champion of a model the champion again, after verifying that its files are whole.
 
     VERSION is MODEL, or a version of it to roll back to. The next rollback goes one further back. Give
@@ -72,7 +72,7 @@ def rollback(version: str, **rest: Any) -> int:
     Example:
       graceful rollback glyphs --expect 3 --reason "more wrong answers since Monday"
     """
-    return _start("rollback", version, **rest)
+    return _start("rollback", version, **arguments)
 
 
 @click.command(short_help="Keep a version from being promoted.")
@@ -80,7 +80,7 @@ def rollback(version: str, **rest: Any) -> int:
 @options(*WHO)
 @click.option("--release", is_flag=True, help="Take a hold by hand back; one by the gate needs `promote --waive`.")
 @options(*FORM)
-def hold(version: str, release: bool, **rest: Any) -> int:
+def hold(version: str, release: bool, **arguments: Any) -> int:
     """Keep VERSION from being promoted. The champion cannot be held; roll back first.
 
     \b
@@ -88,7 +88,7 @@ def hold(version: str, release: bool, **rest: Any) -> int:
       graceful hold glyphs:4 --reason "labels of May are under review"
       graceful hold glyphs:4 --release --reason "labels are right"
     """
-    return _start("release" if release else "hold", version, **rest)
+    return _start("release" if release else "hold", version, **arguments)
 
 
 @click.command(short_help="Leave a version out of later refreshes.")
@@ -96,7 +96,7 @@ def hold(version: str, release: bool, **rest: Any) -> int:
 @options(*WHO)
 @click.option("--force", is_flag=True, help="Even if it is champion; the model has none afterwards.")
 @options(*FORM)
-def retire(version: str, **rest: Any) -> int:
+def retire(version: str, **arguments: Any) -> int:
     """Leave VERSION out of the training and evaluation of later refreshes, for good.
 
     Nobody depends on it any more, so nobody needs to be compatible with it. Its place in the lineage
@@ -106,13 +106,13 @@ def retire(version: str, **rest: Any) -> int:
     Example:
       graceful retire glyphs:1 --reason "last client updated"
     """
-    return _start("retire", version, **rest)
+    return _start("retire", version, **arguments)
 
 
 @click.command(short_help="Show who moved, held or retired which version, and why.")
 @click.argument("version")
 @options(*FORM)
-def history(version: str, **rest: Any) -> int:
+def history(version: str, **arguments: Any) -> int:
     """Show what was done to the versions of a model, or to one of them: when, by whom, why.
 
     \b
@@ -120,7 +120,7 @@ def history(version: str, **rest: Any) -> int:
       graceful history glyphs
       graceful history glyphs:3 -o json
     """
-    return _start("history", version, **rest)
+    return _start("history", version, **arguments)
 
 
 @click.command("lineage repair", short_help="Rebuild what MLflow shows from what was recorded.")
@@ -135,7 +135,7 @@ def history(version: str, **rest: Any) -> int:
     help="A run of another machine that began before that and still runs is dead.",
 )
 @options(*FORM)
-def repair(model: str, **rest: Any) -> int:
+def repair(model: str, **arguments: Any) -> int:
     """Rebuild numbers, tags, metrics, descriptions, aliases and states of runs of MODEL.
 
     lineage.json of each version and the recorded events are the truth; everything else derives from
@@ -145,14 +145,21 @@ def repair(model: str, **rest: Any) -> int:
     Example:
       graceful lineage repair glyphs --dry-run
     """
-    return _start("repair", model, **rest)
+    return _start("repair", model, **arguments)
 
 
 COMMANDS = (promote, rollback, hold, retire, history, repair)
 
 
 def _start(
-    action: str, reference: str, *, home: Path | None, output: str, verbose: int, author: str | None = None, **rest: Any
+    action: str,
+    reference: str,
+    *,
+    home: Path | None,
+    output: str,
+    verbose: int,
+    author: str | None = None,
+    **arguments: Any,
 ) -> int:
     """Run the action in a process of its own, which may import mlflow."""
     from graceful import startup
@@ -161,8 +168,8 @@ def _start(
     from graceful.launch.job import JobSpec
 
     programs.require_reference(reference)
-    document = {"action": action, "reference": reference, **rest}
-    if "reason" in rest:
+    document = {"action": action, "reference": reference, **arguments}
+    if "reason" in arguments:
         document["author"] = author or _user()
     job = JobSpec(
         name=f"{action} {reference}",

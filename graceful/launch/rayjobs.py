@@ -44,7 +44,7 @@ from graceful.launch.backend import (
 from graceful.launch.job import JobSpec
 from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
-from graceful.launch.rayrequest import PACKAGE, render, wrong
+from graceful.launch.rayrequest import PACKAGE, problems, render
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RayJobsBackend:
             where=f"rayjobs, {self.profile.address}",
             handle=self._handle(body["submission_id"]),
             documents=(body,),
-            findings=(*wrong(body), *findings),
+            findings=(*problems(body), *findings),
             parts=(Part(role="driver", count=1, cpu=1.0), *([worker] if count else [])),
             differences=(Difference(document=f"Ray job {body['submission_id']}", change=change),),
             notes=("waits for room on the cluster as long as it takes",),

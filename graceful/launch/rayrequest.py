@@ -63,7 +63,7 @@ def _zip(files: dict[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def wrong(body: Document) -> Iterator[Finding]:
+def problems(body: Document) -> Iterator[Finding]:
     """What must not be sent."""
     size = len(base64.b64decode(body["metadata"][PACKAGE]))
     where = f"Ray job {body['submission_id']}"

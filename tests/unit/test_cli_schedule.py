@@ -12,7 +12,7 @@ import pytest
 from graceful import cli
 from graceful.cli.applying import MINUTES
 from graceful.cli.schedule import schedule
-from graceful.cli.scheduling import Where
+from graceful.cli.scheduling import ScheduleLocation
 from graceful.launch.cronjob import LONGEST, firing_name
 from graceful.launch.history import Event
 from graceful.launch.timetable import Timetable
@@ -192,12 +192,12 @@ def test_the_longest_schedule_still_names_a_version(run: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("where", "here"),
     [
-        (Where(), True),
-        (Where(on="local"), True),
-        (Where(on="kind"), False),
-        (Where(namespace="team"), False),
-        (Where(context="kind"), False),
+        (ScheduleLocation(), True),
+        (ScheduleLocation(on="local"), True),
+        (ScheduleLocation(on="kind"), False),
+        (ScheduleLocation(namespace="team"), False),
+        (ScheduleLocation(context="kind"), False),
     ],
 )
-def test_without_a_cluster_this_machine_is_meant(where: Where, here: bool) -> None:
+def test_without_a_cluster_this_machine_is_meant(where: ScheduleLocation, here: bool) -> None:
     assert where.here is here

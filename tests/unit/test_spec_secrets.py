@@ -152,7 +152,7 @@ def test_a_spec_that_travels_holds_no_secret(kind: str, key: str, value: str, in
     job = planning.job_of(spec.parse(open_to_all), place)
     assert json.loads(job.document or "")["registry"] == open_to_all["registry"]
     if isinstance(place, profile.RayJobs):
-        assert list(rayrequest.wrong(rayrequest.render(job, place))) == []
+        assert list(rayrequest.problems(rayrequest.render(job, place))) == []
 
 
 def test_what_was_hidden_is_not_taken_for_an_address(run: Run, tmp_path: Path) -> None:

@@ -51,8 +51,10 @@ def refuse_travelling(spec: RefreshSpec, *, to: str, variable: str) -> None:
     hidden = [f"registry.{key}" for key, value in document["registry"].items() if recorded["registry"][key] != value]
     for key in (*hidden, *redact.certain(document["task"], "task")):
         what = "the address of a webhook, which is a secret" if key == "registry.webhook" else "a secret"
-        known = INSTEAD.get(key)
-        remedy = f"leave it out and set {known} {variable}" if known else f"let the task read it from {variable}"
+        alternative = INSTEAD.get(key)
+        remedy = (
+            f"leave it out and set {alternative} {variable}" if alternative else f"let the task read it from {variable}"
+        )
         raise SpecError(f"{key}: holds {what}, and {to}; {remedy}")
     if redact.message(spec.description) != spec.description:
         raise SpecError(f"description: holds a secret, and {to}; take it out")

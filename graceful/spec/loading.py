@@ -27,17 +27,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RefreshSpec:
     Raises:
         SpecError: One line for the first problem (and how many more there are): key path, file, value, bound, remedy.
     """
-    where = Path(path)
+    spec_path = Path(path)
     try:
-        document = documents.read(where)
+        document = documents.read(spec_path)
     except FileNotFoundError as e:
-        raise SpecError(f"{where}: no such spec file; check the path") from e
+        raise SpecError(f"{spec_path}: no such spec file; check the path") from e
     if not isinstance(document, dict):
-        raise SpecError(f"{where}: must be a mapping of keys, got {type(document).__name__}; see `graceful schema`")
+        raise SpecError(f"{spec_path}: must be a mapping of keys, got {type(document).__name__}; see `graceful schema`")
     for override in overrides:
         document = override_with(document, override)
-    spec = parse(document, where=str(where))
-    credentials.refuse_recorded(spec, str(where))
+    spec = parse(document, where=str(spec_path))
+    credentials.refuse_recorded(spec, str(spec_path))
     return spec
 
 
@@ -72,13 +72,13 @@ def override_with(document: dict[str, Any], override: str) -> dict[str, Any]:
     value = documents.parse(text, where=f"--set {key.strip()}")
     try:
         changed: dict[str, Any] = _replaced(document, parts, value)
-    except _NoSuchPlaceError as e:
-        at = ".".join(parts[: len(parts) - e.remaining])
-        raise SpecError(f"--set {key.strip()}: {at or 'the spec'} {e}") from e
+    except _NoSuchKeyError as e:
+        prefix = ".".join(parts[: len(parts) - e.remaining])
+        raise SpecError(f"--set {key.strip()}: {prefix or 'the spec'} {e}") from e
     return changed
 
 
-class _NoSuchPlaceError(Exception):
+class _NoSuchKeyError(Exception):
     def __init__(self, message: str, remaining: int) -> None:
         super().__init__(message)
         self.remaining = remaining
@@ -88,20 +88,20 @@ def _replaced(node: Any, parts: Sequence[str], value: Any, name: str = "") -> An
     """Copy the path that changes and share the rest: YAML anchors may put one node in two places."""
     if not parts:
         return value
-    head, *rest = parts
-    if head == "+" and not rest and (node is None or isinstance(node, list)):
+    part, *remaining = parts
+    if part == "+" and not remaining and (node is None or isinstance(node, list)):
         return [*(node or []), value]
     if isinstance(node, list):
-        if not _is_index(head) or int(head) >= len(node):
-            raise _NoSuchPlaceError(f"is a list of {len(node)}, it has no item {head!r}; count from 0", len(parts))
-        at = int(head)
-        return [*node[:at], _replaced(node[at], rest, value, name), *node[at + 1 :]]
-    if node is None and _is_index(head):
-        raise _NoSuchPlaceError("is not in the file, so it has no items to change; set the whole list", len(parts))
+        if not _is_index(part) or int(part) >= len(node):
+            raise _NoSuchKeyError(f"is a list of {len(node)}, it has no item {part!r}; count from 0", len(parts))
+        index = int(part)
+        return [*node[:index], _replaced(node[index], remaining, value, name), *node[index + 1 :]]
+    if node is None and _is_index(part):
+        raise _NoSuchKeyError("is not in the file, so it has no items to change; set the whole list", len(parts))
     if node is None or isinstance(node, dict):
-        known = node or {}
-        return {**known, head: _replaced(known.get(head), rest, value, head)}
-    raise _NoSuchPlaceError(f"is a value ({redact.hidden(node, name)!r}), not a section", len(parts))
+        section = node or {}
+        return {**section, part: _replaced(section.get(part), remaining, value, part)}
+    raise _NoSuchKeyError(f"is a value ({redact.hidden(node, name)!r}), not a section", len(parts))
 
 
 def _is_index(part: str) -> bool:

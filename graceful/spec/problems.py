@@ -43,13 +43,13 @@ class KeyLocation:
 def explain(error: ValidationError, root: type[Section], where: str) -> str:
     """One line for the first problem, and how many other keys have one."""
     problems = sorted(error.errors(include_url=False), key=_is_consequence)
-    places = [place(root, problem["loc"]) for problem in problems]
-    first = places[0]
-    others = len({at.path for at in places}) - 1
+    locations = [locate(root, problem["loc"]) for problem in problems]
+    first = locations[0]
+    other_keys = len({location.path for location in locations}) - 1
     key, text = _problem(problems[0], first, root)
-    more = f" (and {others} more)" if others else ""
+    suffix = f" (and {other_keys} more)" if other_keys else ""
     path = ".".join(part if part.isprintable() and part == part.strip() and part else repr(part) for part in key)
-    return f"{path or 'spec'} in {where}: {text}{more}"
+    return f"{path or 'spec'} in {where}: {text}{suffix}"
 
 
 def _is_consequence(problem: ErrorDetails) -> bool:
@@ -57,17 +57,17 @@ def _is_consequence(problem: ErrorDetails) -> bool:
     return problem["type"] != "extra_forbidden"
 
 
-def place(root: type[Section], location: tuple[int | str, ...]) -> KeyLocation:
+def locate(root: type[Section], location: tuple[int | str, ...]) -> KeyLocation:
     """Follow pydantic's location through the tree, dropping the labels it adds for unions."""
     path: list[str] = []
     annotation: Any = root
     holder = root
     for part in location:
-        found = shape.sections(annotation)
-        if len(found) > 1 and isinstance(part, str):
-            annotation = next((one for one in found if shape.kind_of(one) == part), annotation)
-        elif len(found) == 1:
-            holder = found[0]
+        alternatives = shape.sections(annotation)
+        if len(alternatives) > 1 and isinstance(part, str):
+            annotation = next((section for section in alternatives if shape.kind_of(section) == part), annotation)
+        elif len(alternatives) == 1:
+            holder = alternatives[0]
             field = holder.model_fields.get(str(part))
             annotation = shape.annotation_of(field) if field else None
             path.append(str(part))
@@ -80,87 +80,91 @@ def place(root: type[Section], location: tuple[int | str, ...]) -> KeyLocation:
     return KeyLocation(path=tuple(path), annotation=annotation, section=holder)
 
 
-Answer = tuple[tuple[str, ...], str]
+LocatedMessage = tuple[tuple[str, ...], str]
 """Path of the key that people must change, and what to say about it."""
 
 
-def _problem(problem: ErrorDetails, at: KeyLocation, root: type[Section]) -> Answer:
+def _problem(problem: ErrorDetails, location: KeyLocation, root: type[Section]) -> LocatedMessage:
     match problem["type"]:
         case "extra_forbidden":
-            return at.path, f"unknown key{_suggestion(at, root)}; see `graceful schema`"
+            return location.path, f"unknown key{_suggestion(location, root)}; see `graceful schema`"
         case "missing":
-            return at.path, f"required and missing; must be {shape.expected(at.annotation)}"
+            return location.path, f"required and missing; must be {shape.expected(location.annotation)}"
         case "value_error":
-            return _own_words(at, problem["msg"].removeprefix("Value error, "))
+            return _validator_message(location, problem["msg"].removeprefix("Value error, "))
         case "union_tag_not_found" | "union_tag_invalid":
-            return _kind(problem, at)
-    return at.path, _value(problem, at)
+            return _kind(problem, location)
+    return location.path, _value(problem, location)
 
 
-def _kind(problem: ErrorDetails, at: KeyLocation) -> Answer:
-    kinds = _kinds(at.annotation)
+def _kind(problem: ErrorDetails, location: KeyLocation) -> LocatedMessage:
+    kinds = _kinds(location.annotation)
     if problem["type"] == "union_tag_not_found":
-        return (*at.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
-    got = str(problem["ctx"]["tag"])
-    if got in registry.unavailable():
-        return (*at.path, "kind"), registry.unavailable()[got]
-    return (*at.path, "kind"), f"must be {shape.enumerated(kinds)}, got {got!r}{_nearest(got, kinds)}"
+        return (*location.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
+    kind = str(problem["ctx"]["tag"])
+    if kind in registry.unavailable():
+        return (*location.path, "kind"), registry.unavailable()[kind]
+    return (*location.path, "kind"), f"must be {shape.enumerated(kinds)}, got {kind!r}{_nearest(kind, kinds)}"
 
 
-def _value(problem: ErrorDetails, at: KeyLocation) -> str:
-    got = problem["input"]
+def _value(problem: ErrorDetails, location: KeyLocation) -> str:
+    value = problem["input"]
     match problem["type"]:
         case "finite_number":
-            wanted, remedy = "a finite number", ""
+            expected, remedy = "a finite number", ""
         case "string_pattern_mismatch":
             pattern = str(problem["ctx"]["pattern"])
-            wanted, remedy = PATTERNS.get(pattern, f"text that matches {pattern}"), ""
+            expected, remedy = PATTERNS.get(pattern, f"text that matches {pattern}"), ""
         case "string_type":
-            wanted, remedy = "text", "" if isinstance(got, Mapping | list | None) else "; put it in quotes"
+            expected, remedy = "text", "" if isinstance(value, Mapping | list | None) else "; put it in quotes"
         case _:
-            wanted, remedy = _wanted(at), _nearest_word(got, at)
-    return f"must be {wanted}, got {_shown(redact.hidden(got, at.path[-1] if at.path else ''))}{remedy}"
+            expected, remedy = _expected(location), _nearest_word(value, location)
+    return f"must be {expected}, got {_shown(redact.hidden(value, location.path[-1] if location.path else ''))}{remedy}"
 
 
-def _own_words(at: KeyLocation, text: str) -> Answer:
+def _validator_message(location: KeyLocation, text: str) -> LocatedMessage:
     """Our validators say `key must ...`: the key joins the path, so that the line starts with it."""
-    found = re.match(r"([a-z_]\w*(?:\.\w+)*) (must .*)", text, flags=re.DOTALL)
-    if found and found[1].split(".")[0] in _fields(at):
-        return (*at.path, *found[1].split(".")), found[2]
-    return at.path, text
+    match = re.match(r"([a-z_]\w*(?:\.\w+)*) (must .*)", text, flags=re.DOTALL)
+    if match and match[1].split(".")[0] in _fields(location):
+        return (*location.path, *match[1].split(".")), match[2]
+    return location.path, text
 
 
-def _fields(at: KeyLocation) -> set[str]:
-    return {name for section in shape.sections(at.annotation) for name in section.model_fields}
+def _fields(location: KeyLocation) -> set[str]:
+    return {name for section in shape.sections(location.annotation) for name in section.model_fields}
 
 
-def _wanted(at: KeyLocation) -> str:
-    kinds = _kinds(at.annotation)
-    return f"a section of keys with kind {shape.enumerated(kinds)}" if len(kinds) > 1 else shape.expected(at.annotation)
+def _expected(location: KeyLocation) -> str:
+    kinds = _kinds(location.annotation)
+    return (
+        f"a section of keys with kind {shape.enumerated(kinds)}"
+        if len(kinds) > 1
+        else shape.expected(location.annotation)
+    )
 
 
 def _kinds(annotation: Any) -> list[str]:
     return [shape.kind_of(section) for section in shape.sections(annotation) if "kind" in section.model_fields]
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]}?" if close else ""
+def _nearest(word: str, candidates: list[str]) -> str:
+    matches = difflib.get_close_matches(word, candidates, n=1)
+    return f", did you mean {matches[0]}?" if matches else ""
 
 
-def _nearest_word(got: Any, at: KeyLocation) -> str:
-    return _nearest(got, shape.choices(at.annotation)) if isinstance(got, str) else ""
+def _nearest_word(value: Any, location: KeyLocation) -> str:
+    return _nearest(value, shape.choices(location.annotation)) if isinstance(value, str) else ""
 
 
-def _suggestion(at: KeyLocation, root: type[Section]) -> str:
+def _suggestion(location: KeyLocation, root: type[Section]) -> str:
     """The nearest key of the same section; else the places where a key of exactly that name belongs."""
-    *_, wrong = at.path
-    near = _nearest(wrong, list(at.section.model_fields))
-    if near:
-        return near
-    elsewhere = list(dict.fromkeys(_plain(key.path) for key in shape.keys(root) if key.path.endswith(f".{wrong}")))
+    *_, unknown = location.path
+    suggestion = _nearest(unknown, list(location.section.model_fields))
+    if suggestion:
+        return suggestion
+    elsewhere = list(dict.fromkeys(_plain(key.path) for key in shape.keys(root) if key.path.endswith(f".{unknown}")))
     return (
-        f"; {wrong} belongs under {shape.enumerated([path.rpartition('.')[0] for path in elsewhere])}"
+        f"; {unknown} belongs under {shape.enumerated([path.rpartition('.')[0] for path in elsewhere])}"
         if elsewhere
         else ""
     )

@@ -64,8 +64,8 @@ class GateConstraint(Section):
         own = self.metric in OWN_METRICS
         if not own and self.metric not in COMPARISON_METRICS:
             measured = sorted({*OWN_METRICS, *COMPARISON_METRICS} - {*UNMEASURED})
-            near = difflib.get_close_matches(self.metric, measured, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMPARISON_METRICS)}"
+            matches = difflib.get_close_matches(self.metric, measured, n=1)
+            remedy = f"did you mean {matches[0]}?" if matches else f"write one of {', '.join(COMPARISON_METRICS)}"
             raise ValueError(f"metric {self.metric!r} is not measured; {remedy}")
         if self.against is not None and own != (self.against == SELF):
             raise ValueError(f"against must be {'self' if own else 'an ancestor'} for {self.metric}; leave it out")
@@ -90,8 +90,8 @@ class GateConstraint(Section):
         metric = METRICS[self.metric]
         if not metric.lowest <= self.bound <= metric.highest:
             percent = f"; write {self.bound / 100:g} for {self.bound:g} percent" if 1.0 < self.bound <= 100.0 else ""
-            wanted = f"in [{metric.lowest:g}, {metric.highest:g}]" if isfinite(metric.highest) else "at least 0"
-            raise ValueError(f"bound must be {wanted}, got {self.bound:g}{percent}")
+            expected = f"in [{metric.lowest:g}, {metric.highest:g}]" if isfinite(metric.highest) else "at least 0"
+            raise ValueError(f"bound must be {expected}, got {self.bound:g}{percent}")
         return self
 
     def constraint(self) -> Constraint:
@@ -192,7 +192,7 @@ class RefreshSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _mixes(self) -> RefreshSpec:
+    def _interpolates_from_latest(self) -> RefreshSpec:
         """Weights that did not start together are not near each other; what lies between them is no model."""
         if self.train.start == "latest":
             return self
@@ -217,10 +217,10 @@ class RefreshSpec(Section):
     def recorded(self) -> dict[str, Any]:
         """`dump` with *** in place of what is secret in it, to be shown or recorded; the digest is the same."""
         document = self.dump()
-        open_to_all = {key: redact.hidden(document[key], key) for key in ("registry", "description")}
+        public = {key: redact.hidden(document[key], key) for key in ("registry", "description")}
         if self.registry.uri is not None:
-            open_to_all["registry"]["uri"] = redact.address(self.registry.uri)
-        return {**document, **open_to_all}
+            public["registry"]["uri"] = redact.address(self.registry.uri)
+        return {**document, **public}
 
     def digest(self) -> str:
         """SHA-256 of what determines the result.

@@ -36,10 +36,10 @@ class Key:
 
 def keys(annotation: Any, path: str = "") -> Iterator[Key]:
     """Walk every key below an annotation, in the order in which the sections write them."""
-    found = sections(annotation)
-    for section in found:
-        prefix = f"{path}<{kind_of(section)}>" if len(found) > 1 else path
-        if len(found) > 1:
+    alternatives = sections(annotation)
+    for section in alternatives:
+        prefix = f"{path}<{kind_of(section)}>" if len(alternatives) > 1 else path
+        if len(alternatives) > 1:
             yield Key(path=prefix, expects=f"kind: {kind_of(section)}", default="", doc=_first_line(section))
         for name, field in section.model_fields.items():
             if name == "kind":
@@ -50,8 +50,8 @@ def keys(annotation: Any, path: str = "") -> Iterator[Key]:
 def _field(field: FieldInfo, path: str) -> Iterator[Key]:
     inner = item(field.annotation)
     default = None if field.is_required() else _default(field.default)
-    found = sections(field.annotation)
-    doc = field.description or (_first_line(found[0]) if len(found) == 1 else "")
+    alternatives = sections(field.annotation)
+    doc = field.description or (_first_line(alternatives[0]) if len(alternatives) == 1 else "")
     yield Key(path=path, expects=expected(annotation_of(field)), default=default, doc=" ".join(doc.split()))
     yield from keys(field.annotation if inner is None else inner, f"{path}[]" if inner is not None else path)
 
@@ -71,29 +71,29 @@ def members(annotation: Any) -> tuple[Any, ...]:
     if origin is Annotated and get_origin(get_args(annotation)[0]) in (Union, UnionType):
         return members(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        return tuple(one for part in get_args(annotation) for one in members(part))
+        return tuple(member for part in get_args(annotation) for member in members(part))
     return (annotation,)
 
 
 def sections(annotation: Any) -> tuple[type[Section], ...]:
     """The sections among the alternatives: one for a plain section, several for a union with `kind`."""
-    bare = (_bare(one) for one in members(annotation))
-    return tuple(one for one in bare if isinstance(one, type) and issubclass(one, Section))
+    types = (_unannotated(candidate) for candidate in members(annotation))
+    return tuple(candidate for candidate in types if isinstance(candidate, type) and issubclass(candidate, Section))
 
 
 def item(annotation: Any) -> Any | None:
     """What the items of a list are, None where no list may stand."""
-    for one in map(_bare, members(annotation)):
-        if get_origin(one) is tuple:
-            return get_args(one)[0]
+    for member in map(_unannotated, members(annotation)):
+        if get_origin(member) is tuple:
+            return get_args(member)[0]
     return None
 
 
 def value(annotation: Any) -> Any | None:
     """What the values of a mapping are, None where no mapping of free keys may stand."""
-    for one in map(_bare, members(annotation)):
-        if get_origin(one) is dict:
-            return get_args(one)[1]
+    for member in map(_unannotated, members(annotation)):
+        if get_origin(member) is dict:
+            return get_args(member)[1]
     return None
 
 
@@ -104,9 +104,9 @@ def child(annotation: Any, part: str) -> Any:
         KeyError: Neither.
     """
     inner = item(annotation)
-    found = sections(annotation if inner is None else inner)
-    for section in found:
-        if len(found) > 1 and kind_of(section) == part:
+    alternatives = sections(annotation if inner is None else inner)
+    for section in alternatives:
+        if len(alternatives) > 1 and kind_of(section) == part:
             return section
         if part in section.model_fields:
             return annotation_of(section.model_fields[part])
@@ -120,44 +120,44 @@ def kind_of(section: type[Section]) -> str:
 
 def expected(annotation: Any) -> str:
     """Say in words what may stand there: `an integer, at least 1, or null`."""
-    return enumerated([text for one in members(annotation) for text in _words(one)])
+    return enumerated([text for member in members(annotation) for text in _descriptions(member)])
 
 
 def choices(annotation: Any) -> list[str]:
     """The words among which a value is chosen; empty where any text or number may stand."""
-    return [word for one in members(annotation) for word in _choices(_bare(one))]
+    return [word for member in members(annotation) for word in _choices(_unannotated(member))]
 
 
-def _choices(bare: Any) -> list[str]:
-    if get_origin(bare) is Literal:
-        return [str(value) for value in get_args(bare)]
-    if isinstance(bare, type) and issubclass(bare, Enum):
-        return [str(value.value) for value in bare]
+def _choices(type_: Any) -> list[str]:
+    if get_origin(type_) is Literal:
+        return [str(value) for value in get_args(type_)]
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        return [str(value.value) for value in type_]
     return []
 
 
-def _words(annotation: Any) -> list[str]:
-    bare = _bare(annotation)
-    if words := _choices(bare):
-        return words
-    if get_origin(bare) is tuple:
-        few = " (at least one)" if any(isinstance(note, MinLen) for note in _notes(annotation)) else ""
-        return [f"a list of {_items(get_args(bare)[0])}{few}"]
-    if isinstance(bare, type) and issubclass(bare, Section):
-        return [f"kind {kind_of(bare)}" if "kind" in bare.model_fields else "a section of keys"]
+def _descriptions(annotation: Any) -> list[str]:
+    type_ = _unannotated(annotation)
+    if literals := _choices(type_):
+        return literals
+    if get_origin(type_) is tuple:
+        suffix = " (at least one)" if any(isinstance(note, MinLen) for note in _notes(annotation)) else ""
+        return [f"a list of {_items(get_args(type_)[0])}{suffix}"]
+    if isinstance(type_, type) and issubclass(type_, Section):
+        return [f"kind {kind_of(type_)}" if "kind" in type_.model_fields else "a section of keys"]
     bounds = _bounds(annotation)
-    return [f"{WORDS.get(get_origin(bare) or bare, 'a value')}{' ' if bounds else ''}{bounds}"]
+    return [f"{WORDS.get(get_origin(type_) or type_, 'a value')}{' ' if bounds else ''}{bounds}"]
 
 
 def _items(annotation: Any) -> str:
-    found = sections(annotation)
-    if not found:
+    alternatives = sections(annotation)
+    if not alternatives:
         return expected(annotation)
-    kinds = [kind_of(section) for section in found if "kind" in section.model_fields]
+    kinds = [kind_of(section) for section in alternatives if "kind" in section.model_fields]
     return f"sections with kind {enumerated(kinds)}" if kinds else "sections"
 
 
-def _bare(annotation: Any) -> Any:
+def _unannotated(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
@@ -197,7 +197,7 @@ def _default(value: Any) -> str | None:
     if isinstance(value, Section):
         return f"kind {kind_of(type(value))}" if "kind" in type(value).model_fields else ""
     if isinstance(value, tuple):
-        return f"[{', '.join(_item_text(one) for one in value)}]"
+        return f"[{', '.join(_item_text(element) for element in value)}]"
     if isinstance(value, bool) or value is None:
         return str(value).lower().replace("none", "null")
     if isinstance(value, int | float):

@@ -80,7 +80,7 @@ def main() -> None:
             began = time.monotonic()
             found = run(fault, options.writers, Path(scratch) / fault.name)
             row = {**found.row(), "writers": options.writers, "seconds": round(time.monotonic() - began, 1)}
-            print(row, *found.mends[:5], *found.failures[:5], sep="\n  ", flush=True)
+            print(row, *found.repairs[:5], *found.failures[:5], sep="\n  ", flush=True)
             assert found.good, f"{fault}: something was lost or doubled"
             rows = [one for one in rows if one["fault"] != row["fault"]] + [row]
             results.write("lineage_faults", rows, time.monotonic() - start)

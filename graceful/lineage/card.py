@@ -13,17 +13,17 @@ from graceful.lineage.render import edge_rows, escape_markdown, percent, summary
 from graceful.lineage.schema import LineageRecord
 
 
-def markdown(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> str:
+def markdown(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> str:
     """Render the card.
 
     Args:
         record: The version.
-        places: Identity -> model and number of every ancestor that is listed, for links.
+        listings: Identity -> model and number of every ancestor that is listed, for links.
     """
     parts = [
-        _front(record),
+        _front_matter(record),
         f"# {escape_markdown(record.model)} {escape_markdown(record.name)}\n\n{summary(record)}",
-        _parents(record, places),
+        _parents(record, listings),
         "## Verdict\n\n" + "\n".join(f"- {escape_markdown(reason)}" for reason in record.reasons or ("no findings",)),
         _table("Measurements", {name: f"{value:.6g}" for name, value in sorted(record.metrics.items())}),
         _table(
@@ -48,7 +48,7 @@ def markdown(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> st
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front(record: LineageRecord) -> str:
+def _front_matter(record: LineageRecord) -> str:
     facts: dict[str, object] = {
         "library_name": "graceful",
         "model_name": f"{record.model} {record.name}",
@@ -60,10 +60,10 @@ def _front(record: LineageRecord) -> str:
     return "---\n" + yaml.safe_dump(facts, sort_keys=False) + "---"
 
 
-def _parents(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> str:
+def _parents(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> str:
     if not record.edges:
         return "## Predecessors\n\nnone: the first version"
-    rows = edge_rows(record, places)
+    rows = edge_rows(record, listings)
     worst = "" if record.worst is None else f"\n\nWorst negative flip rate: {percent(record.worst)}"
     return "\n".join(["## Predecessors\n", *rows]) + worst
 

@@ -140,7 +140,7 @@ def resolve(uri: str | None, home: Path) -> RegistryAddress:
     )
 
 
-def connect(place: RegistryAddress) -> Any:
+def connect(address: RegistryAddress) -> Any:
     """Open a client and ask the registry one question, so that an unreachable one fails here and soon.
 
     Returns:
@@ -153,40 +153,40 @@ def connect(place: RegistryAddress) -> Any:
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
     environment.header_value(os.environ.get("MLFLOW_TRACKING_TOKEN", ""), what="MLFLOW_TRACKING_TOKEN")
-    with translated(place, "connect"):
-        _probe(place)
+    with translated_errors(address, "connect"):
+        _probe(address)
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what we say in a line
-        with _GLOBAL, _alone(place):  # makes the tables of a new database
-            client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
-            if not place.server:
+        with _GLOBAL, _schema_lock(address):  # makes the tables of a new database
+            client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
+            if not address.server:
                 client.search_experiments(max_results=1)
     return races.Client(client)
 
 
 @contextmanager
-def _alone(place: RegistryAddress) -> Iterator[None]:
+def _schema_lock(address: RegistryAddress) -> Iterator[None]:
     """Keep processes apart that open the same database file for the first time: MLflow would make its tables twice."""
-    if not place.sqlite:
+    if not address.sqlite:
         yield
         return
-    with exclusive(place.lock.with_name(f"{place.lock.name}-setup")):
+    with exclusive(address.lock.with_name(f"{address.lock.name}-setup")):
         yield
 
 
-def _probe(place: RegistryAddress) -> None:
-    path = databases.file(place.uri)
+def _probe(address: RegistryAddress) -> None:
+    path = databases.file(address.uri)
     if path is not None:
         probing.file(path, seconds=PROBE_SECONDS)
-    elif place.server:
-        probing.server(place.uri, seconds=PROBE_SECONDS)
+    elif address.server:
+        probing.server(address.uri, seconds=PROBE_SECONDS)
     else:
-        probing.database(place.uri, place.display, seconds=PROBE_SECONDS)
+        probing.database(address.uri, address.display, seconds=PROBE_SECONDS)
 
 
 @contextmanager
-def translated(place: RegistryAddress, doing: str) -> Iterator[None]:
+def translated_errors(address: RegistryAddress, action: str) -> Iterator[None]:
     """Turn what mlflow, the database, the network and the disk raise into one RegistryError line without secrets."""
     try:
         yield
@@ -196,13 +196,13 @@ def translated(place: RegistryAddress, doing: str) -> Iterator[None]:
         text = str(e)
         reason = _reason(text)
         cause = e if redact.record(text) == text else None  # a traceback must not print a password either
-        raise RegistryError(f"registry {place.display}: cannot {doing}: {reason}; {_remedy(place)}") from cause
+        raise RegistryError(f"registry {address.display}: cannot {action}: {reason}; {_remedy(address)}") from cause
 
 
-def _remedy(place: RegistryAddress) -> str:
-    if place.server:
+def _remedy(address: RegistryAddress) -> str:
+    if address.server:
         return "check that the server runs and that its URI and credentials are right"
-    if place.sqlite:
+    if address.sqlite:
         return "check the path, its permissions and free space, and that no other program holds it"
     return "check that the database server runs and that host, port, user, password and database of its URI are right"
 
@@ -225,7 +225,7 @@ def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 
 @contextmanager
-def as_global(place: RegistryAddress) -> Iterator[None]:
+def as_global(address: RegistryAddress) -> Iterator[None]:
     """Let mlflow's process-wide URI be ours for one call.
 
     Registering from `models:/m-...` in a database asks a client that takes no URI. The setting also lands in the
@@ -234,11 +234,11 @@ def as_global(place: RegistryAddress) -> Iterator[None]:
     """
     import mlflow
 
-    if place.server:
+    if address.server:
         yield
         return
-    with _GLOBAL, _environment({"MLFLOW_TRACKING_URI": place.uri}):
-        mlflow.set_tracking_uri(place.uri)
+    with _GLOBAL, _environment({"MLFLOW_TRACKING_URI": address.uri}):
+        mlflow.set_tracking_uri(address.uri)
         try:
             yield
         finally:

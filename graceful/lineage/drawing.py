@@ -40,19 +40,19 @@ class _Dot:
 
 
 @dataclass(frozen=True)
-class _Words:
+class _Text:
     at: Point
     size: int
     pieces: tuple[tuple[str, str, bool], ...]
     """Text, colour, whether bold."""
 
 
-_Mark = _Line | _Dot | _Words
+_Mark = _Line | _Dot | _Text
 
 
 def family_svg(family: Family) -> str:
     """Draw the family; the verdict of a version and of every edge in colour and in words."""
-    marks, height = _drawn(family)
+    marks, height = _marks(family)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
@@ -69,7 +69,7 @@ def family_png(family: Family) -> bytes:
     """The same as PNG, twice as many pixels wide and high."""
     from PIL import Image, ImageDraw
 
-    marks, height = _drawn(family)
+    marks, height = _marks(family)
     image = Image.new("RGB", (WIDTH * _SHARP, height * _SHARP), WHITE)
     canvas = ImageDraw.Draw(image)
     for mark in marks:
@@ -92,30 +92,30 @@ def _title(family: Family) -> str:
     return f"{family.model}: {'newest ' if family.older else ''}{number} version{'' if number == 1 else 's'}"
 
 
-def _drawn(family: Family) -> tuple[list[_Mark], int]:
+def _marks(family: Family) -> tuple[list[_Mark], int]:
     rows = lanes(family)
-    place = {
+    positions = {
         member.key: (_LEFT + row.lane * _LANE, _TOP + index * _ROW + _ROW // 2)
         for index, (member, row) in enumerate(zip(family.members, rows, strict=True))
     }
     bottom = _TOP + len(rows) * _ROW
     text = _LEFT + (max((lane for row in rows for lane in (*row.before, *row.after, row.lane)), default=0) + 1) * _LANE
     marks: list[_Mark] = [
-        _Words((16, 28), 17, ((cut(_title(family), 60), BLACK, True),)),
-        _Words((16, 48), 12, (("newest on top; NFR: right before, wrong now; of: the budget", GREY, False),)),
+        _Text((16, 28), 17, ((cut(_title(family), 60), BLACK, True),)),
+        _Text((16, 48), 12, (("newest on top; NFR: right before, wrong now; of: the budget", GREY, False),)),
     ]
     for member in family.members:
-        marks.extend(_edges(member, place, bottom))
+        marks.extend(_edges(member, positions, bottom))
     for member in family.members:
-        marks.extend(_version(family, member, place[member.key], text))
+        marks.extend(_version(family, member, positions[member.key], text))
     return marks, bottom + 16
 
 
-def _edges(member: Member, place: dict[Key, tuple[int, int]], bottom: int) -> list[_Mark]:
-    x, y = place[member.key]
+def _edges(member: Member, positions: dict[Key, tuple[int, int]], bottom: int) -> list[_Mark]:
+    x, y = positions[member.key]
     marks: list[_Mark] = []
     for parent, cost in member.parents.items():
-        to_x, to_y = place.get(parent, (x, bottom + 8))
+        to_x, to_y = positions.get(parent, (x, bottom + 8))
         if to_x == x:
             points: tuple[Point, ...] = ((x, y), (to_x, to_y))
         elif to_x > x:  # into a lane of its own at once, then down
@@ -123,31 +123,31 @@ def _edges(member: Member, place: dict[Key, tuple[int, int]], bottom: int) -> li
         else:
             turn = max(y, to_y - 36)
             points = ((x, y), *_curve((x, turn), (x, to_y - 8), (to_x, to_y - 24), (to_x, to_y)))
-        marks.append(_Line(points, COLOURS.get(cost.verdict, GREY), parent not in place))
+        marks.append(_Line(points, COLOURS.get(cost.verdict, GREY), parent not in positions))
     return marks
 
 
 def _curve(start: Point, first: Point, second: Point, end: Point) -> tuple[Point, ...]:
-    """A cubic curve as points, so that both forms of the picture have the same."""
-    found = []
+    """Return points of a cubic Bezier curve, which the SVG and the PNG share."""
+    points = []
     for step in range(17):
         t = step / 16
         weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
         knots = (start, first, second, end)
         x, y = (sum(weight * knot[axis] for weight, knot in zip(weights, knots, strict=True)) for axis in (0, 1))
-        found.append((round(x, 1), round(y, 1)))
-    return tuple(found)
+        points.append((round(x, 1), round(y, 1)))
+    return tuple(points)
 
 
-def _version(family: Family, member: Member, where: tuple[int, int], text: int) -> list[_Mark]:
-    x, y = where
+def _version(family: Family, member: Member, position: tuple[int, int], text: int) -> list[_Mark]:
+    x, y = position
     colour = COLOURS.get(member.verdict, GREY)
     accuracy = "" if member.accuracy is None else f", accuracy {member.accuracy:.3f}"
     worst = "held" if any(cost.verdict == "held" for cost in member.parents.values()) else member.verdict
     small = "; ".join(costs(family, member)) or ("first version" if member.first else "")
     marks: list[_Mark] = [
         _Dot((x, y), 7, WHITE if member.verdict == "held" else colour, colour),
-        _Words(
+        _Text(
             (text, y - 3),
             13,
             (
@@ -156,7 +156,7 @@ def _version(family: Family, member: Member, where: tuple[int, int], text: int) 
                 (" ".join(f"@{alias}" for alias in member.aliases), BLUE, True),
             ),
         ),
-        _Words((text, y + 14), 12, ((cut(small, _TEXT), COLOURS.get(worst, GREY), False),)),
+        _Text((text, y + 14), 12, ((cut(small, _TEXT), COLOURS.get(worst, GREY), False),)),
     ]
     return [*marks, _Dot((x, y), 11, None, colour)] if family.serves(member) else marks
 

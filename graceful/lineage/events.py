@@ -67,11 +67,11 @@ class Event:
 
 
 def begin(registry: Registry, event: Event) -> Event:
-    """Open an event, or find the one that an interrupted attempt left open; call it under the writer's lock."""
-    for left in read(registry, event.model, version=event.version, status=OPEN):
-        if (left.kind, left.before) == (event.kind, event.before):
-            return left
-    newest = next(_found(registry, event.model, "", limit=1, order="DESC"), None)
+    """Open an event, or return the one that an interrupted attempt left open; call it under the writer's lock."""
+    for unfinished in read(registry, event.model, version=event.version, status=OPEN):
+        if (unfinished.kind, unfinished.before) == (event.kind, event.before):
+            return unfinished
+    newest = next(_search(registry, event.model, "", limit=1, order="DESC"), None)
     start = max(int(time.time() * 1000), 0 if newest is None else newest.time + 1)
     key, experiment = uuid.uuid4().hex, registry.experiment(event.model)
     name = f"{_VERBS[event.kind]}-{event.model}-{event.version}"
@@ -124,10 +124,10 @@ def read(registry: Registry, model: str, *, version: int | None = None, status: 
     """Events of a family, oldest first, whatever became of them; of one version or status where it is given."""
     query = "" if version is None else f" and tags.graceful_to = '{int(version)}'"
     query += "" if status is None else f" and attributes.status = {quoted(status)}"
-    return sorted(_found(registry, model, query), key=order)
+    return sorted(_search(registry, model, query), key=order)
 
 
-def _found(registry: Registry, model: str, query: str, *, limit: int = 0, order: str = "ASC") -> Iterator[Event]:
+def _search(registry: Registry, model: str, query: str, *, limit: int = 0, order: str = "ASC") -> Iterator[Event]:
     others = " and ".join(f"tags.{schema.TAG_KIND} != '{kind}'" for kind in ("refresh", schema.KIND_PAGE))
     token = None
     experiment = registry.known_experiment(model)
@@ -220,20 +220,20 @@ def replay(events: Iterable[Event]) -> tuple[int | None, int | None]:
 
 
 def standing(verdict: str, events: Iterable[Event]) -> Standing:
-    """What may be done with a version: what the gate said of it, and what people did to it since, oldest first."""
-    found: Standing = "passed" if verdict == "passed" else "held"
+    """Return whether a version is passed, held, waived or retired, from its verdict and its events, oldest first."""
+    status: Standing = "passed" if verdict == "passed" else "held"
     for event in events:
-        if event.status != DONE or found == "retired":
+        if event.status != DONE or status == "retired":
             continue
         if event.kind == "retirement":
-            found = "retired"
+            status = "retired"
         elif event.kind == "hold":
-            found = "held"
+            status = "held"
         elif event.kind == "release":
-            found = "passed" if verdict == "passed" else "held"
+            status = "passed" if verdict == "passed" else "held"
         elif event.waived:
-            found = "waived"
-    return found
+            status = "waived"
+    return status
 
 
 def renumbered(events: Sequence[Event], numbers: Mapping[str, int]) -> list[Event]:

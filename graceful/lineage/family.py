@@ -122,11 +122,11 @@ def lanes(family: Family) -> list[Row]:
     waiting: list[Key | None] = [] if main is None else [None]
     rows = []
     for member in family.members:
-        kept = main is not None and member.key != main  # the first column, until the champion has taken it
+        reserved = main is not None and member.key != main  # the first column is the champion's until it is placed
         own = [lane for lane, key in enumerate(waiting) if key == member.key]
         if member.key == main:
             own, main = [0, *own], None
-        lane = own[0] if own else _free(waiting, kept=kept)
+        lane = own[0] if own else _free_lane(waiting, first_reserved=reserved)
         before = tuple(index for index, key in enumerate(waiting) if key is not None)
         for index in own:
             waiting[index] = None
@@ -135,7 +135,7 @@ def lanes(family: Family) -> list[Row]:
         opened = []
         for parent in more:
             if parent not in waiting:
-                opened.append(_free(waiting, kept=kept))
+                opened.append(_free_lane(waiting, first_reserved=reserved))
                 waiting[opened[-1]] = parent
             else:
                 opened.append(waiting.index(parent))
@@ -144,12 +144,12 @@ def lanes(family: Family) -> list[Row]:
     return rows
 
 
-def _free(waiting: list[Key | None], *, kept: bool) -> int:
-    """An unused column; not the first one while that is kept."""
-    free = next((lane for lane in range(int(kept), len(waiting)) if waiting[lane] is None), len(waiting))
-    if free == len(waiting):
+def _free_lane(waiting: list[Key | None], *, first_reserved: bool) -> int:
+    """Return an unused column; not the first one while that is reserved for the champion."""
+    column = next((lane for lane in range(int(first_reserved), len(waiting)) if waiting[lane] is None), len(waiting))
+    if column == len(waiting):
         waiting.append(None)
-    return free
+    return column
 
 
 def ordered(members: Sequence[Member]) -> tuple[Member, ...]:
@@ -192,15 +192,15 @@ def tree(family: Family) -> list[str]:
 
 
 def _connector(lane: int, ends: tuple[int, ...], open_: tuple[int, ...], *, end: str) -> str:
-    """A line of text that ties columns to one on their left or right."""
+    """Return a line of text that joins columns to one on their left or right."""
     low, high = min(lane, *ends), max(lane, *ends)
     cells = []
     for column in range(max(high, *open_, lane) + 1):
         if column == lane:
             mark = "┼" if low < lane < high else "├" if high > lane else "┤"
         elif column in ends:
-            left, middle = {"╯": ("╰", "┴"), "╮": ("╭", "┬")}[end]
-            mark = middle if low < column < high else end if column > lane else left
+            start_mark, middle = {"╯": ("╰", "┴"), "╮": ("╭", "┬")}[end]
+            mark = middle if low < column < high else end if column > lane else start_mark
         elif low < column < high:
             mark = "┼" if column in open_ else "─"
         else:
@@ -217,12 +217,12 @@ def sentence(family: Family, member: Member) -> str:
 
 
 def costs(family: Family, member: Member) -> list[str]:
-    """What each edge of a version cost, in words."""
-    names = {one.key: one.label(family.model) for one in family.members}
-    return [f"{cost.words()} vs {names.get(key, _outside(family, key))}" for key, cost in member.parents.items()]
+    """Return the negative flips and budget of each edge of a version, in words."""
+    names = {member.key: member.label(family.model) for member in family.members}
+    return [f"{cost.words()} vs {names.get(key, _relative_name(family, key))}" for key, cost in member.parents.items()]
 
 
-def _outside(family: Family, key: Key) -> str:
+def _relative_name(family: Family, key: Key) -> str:
     return f"version {key.version}" if key.model == family.model else f"{key.model} version {key.version}"
 
 

@@ -21,29 +21,29 @@ def trace(root: str, read: Callable[[str], LineageRecord]) -> list[LineageRecord
     Raises:
         RegistryError: A version is its own ancestor, or `read` could not find a parent.
     """
-    seen: set[str] = set()
-    done: list[LineageRecord] = []
+    visited: set[str] = set()
+    ordered: list[LineageRecord] = []
     path: list[tuple[LineageRecord, Iterator[Node]]] = []
 
     def enter(record: LineageRecord) -> None:
-        seen.add(record.model_id)
+        visited.add(record.model_id)
         path.append((record, iter(record.parents[::-1])))
 
     enter(read(root))
     while path:
-        record, waiting = path[-1]
-        parent = next(waiting, None)
+        record, parents = path[-1]
+        parent = next(parents, None)
         if parent is None:
-            done.append(record)
+            ordered.append(record)
             path.pop()
         elif any(parent.model_id == open_.model_id for open_, _ in path):
             raise RegistryError(
                 f"{record.label}: its recorded parent {parent.name} ({parent.model_id}) descends from it; the lineage"
                 " was altered, restore lineage.json of one of them"
             )
-        elif parent.model_id not in seen:
+        elif parent.model_id not in visited:
             enter(_parent(record, parent, read))
-    return done[::-1]
+    return ordered[::-1]
 
 
 def _parent(record: LineageRecord, parent: Node, read: Callable[[str], LineageRecord]) -> LineageRecord:

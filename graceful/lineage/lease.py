@@ -48,29 +48,29 @@ class LeaseLostError(RegistryError):
 
 @dataclass(kw_only=True)
 class Hold:
-    """The right to move aliases, for a while.
+    """The right to move aliases until a lease ends.
 
     Attributes:
         model: Model family.
         until: Monotonic time after which to move nothing any more; None: never, a file lock ends with its process.
         renew: Tells waiting writers that this one is alive; returns the new `until`.
-        asked: Asks the registry whether the lease is still this writer's; None: a file lock cannot be lost.
+        is_valid: Returns whether the registry still names this writer; None: a file lock cannot be lost.
     """
 
     model: str
     until: float | None = None
     renew: Callable[[], float] | None = None
-    asked: Callable[[], bool] | None = None
+    is_valid: Callable[[], bool] | None = None
 
     @property
-    def late(self) -> bool:
+    def expiring(self) -> bool:
         """Whether others may take over by now, or soon."""
         return self.until is not None and time.monotonic() >= self.until
 
     @property
-    def ours(self) -> bool:
+    def valid(self) -> bool:
         """Whether no other writer has had the lease until now."""
-        return self.asked is None or self.asked()
+        return self.is_valid is None or self.is_valid()
 
     def check(self) -> None:
         """Call it before each alias is moved.
@@ -78,7 +78,7 @@ class Hold:
         Raises:
             LeaseLostError: The lease may have gone to another writer meanwhile.
         """
-        if self.late:
+        if self.expiring:
             raise LeaseLostError(
                 f"{self.model}: moving an alias took longer than the lease of {LEASE_SECONDS:g} s; the registry is slow"
                 " or this machine was asleep, run the same command again"
@@ -90,7 +90,7 @@ class Hold:
         Raises:
             LeaseLostError: The lease went to another writer before, so what was moved may have to be put back.
         """
-        if not self.ours:
+        if not self.valid:
             raise LeaseLostError(f"{self.model}: another writer took the lease before this one was done; run it again")
 
     def extend(self) -> None:
@@ -122,8 +122,8 @@ def writer(registry: Registry, model: str, *, lease_seconds: float | None = None
     except ValueError as e:
         raise SpecError(f"model {model}: {e}") from e
     seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
-    with connection.exclusive(registry.place.lock, seconds=WAIT_SECONDS):
-        if registry.place.sqlite:
+    with connection.exclusive(registry.address.lock, seconds=WAIT_SECONDS):
+        if registry.address.sqlite:
             yield Hold(model=model)
             return
         token = uuid.uuid4().hex
@@ -131,44 +131,44 @@ def writer(registry: Registry, model: str, *, lease_seconds: float | None = None
 
         def renew() -> float:
             start = time.monotonic()
-            if ours():
+            if is_valid():
                 registry.point(registry.client.set_registered_model_tag, PREFIX + model, TAG_BEAT, f"{start:.3f}")
             hold.confirm()
             return start + seconds / 2
 
-        def ours() -> bool:
+        def is_valid() -> bool:
             return _holder(registry, model) == token
 
-        hold = Hold(model=model, until=time.monotonic() + seconds / 2, renew=renew, asked=ours)
+        hold = Hold(model=model, until=time.monotonic() + seconds / 2, renew=renew, is_valid=is_valid)
         try:
             yield hold
         finally:
-            _free(registry, model, token, late=hold.late)
+            _give_back(registry, model, token, expiring=hold.expiring)
 
 
 def leftovers(registry: Registry, model: str) -> list[str]:
-    """Names of leases that a dead writer left and another one took over."""
-    found = registry.client.search_registered_models(f"name LIKE '{PREFIX}{model}.%'")
-    return [item.name for item in found]
+    """Return the names of leases that another writer took over from a dead one."""
+    leases = registry.client.search_registered_models(f"name LIKE '{PREFIX}{model}.%'")
+    return [item.name for item in leases]
 
 
 def _take(registry: Registry, model: str, token: str, seconds: float) -> None:
     started = time.monotonic()
-    seen, since, pause = ("", ""), started, FIRST_PAUSE
-    free = True
-    while not (free and _created(registry, model, token)):
-        found, now = _seen_surely(registry, model), time.monotonic()
-        free = not found[0]
-        if found != seen:
-            seen, since = found, now
-        if not free and now - since >= seconds:
-            _set_aside(registry, model, found[0])
-            free = True
+    last_holder, last_change, pause = ("", ""), started, FIRST_PAUSE
+    available = True
+    while not (available and _created(registry, model, token)):
+        holder, now = _holder_and_beat(registry, model), time.monotonic()
+        available = not holder[0]
+        if holder != last_holder:
+            last_holder, last_change = holder, now
+        if not available and now - last_change >= seconds:
+            _evict(registry, model, holder[0])
+            available = True
         elif now - started >= WAIT_SECONDS:
             raise RegistryError(
                 f"{model}: other writers have been promoting for {WAIT_SECONDS:g} s; wait for them or stop them"
             )
-        elif not free:
+        elif not available:
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * GROWTH, LONGEST_PAUSE)
 
@@ -188,12 +188,12 @@ def _created(registry: Registry, model: str, token: str) -> bool:
 
 
 def _holder(registry: Registry, model: str) -> str:
-    """Token of the writer that holds the lease; empty: nobody."""
-    found = registry.point(registry.client.get_registered_model, PREFIX + model)
-    return "" if found is None else str(found.tags.get(TAG_TOKEN, "unknown"))
+    """Return the token of the writer that holds the lease; empty: nobody."""
+    lease = registry.point(registry.client.get_registered_model, PREFIX + model)
+    return "" if lease is None else str(lease.tags.get(TAG_TOKEN, "unknown"))
 
 
-def _seen_surely(registry: Registry, model: str) -> tuple[str, str]:
+def _holder_and_beat(registry: Registry, model: str) -> tuple[str, str]:
     """Return the holder's token, and the last sign of life it gave; two empty texts where there is no lease.
 
     MLflow reads an entry and its tags one after the other, so a lease that is renamed or deleted between the two looks
@@ -215,33 +215,33 @@ def _seen_surely(registry: Registry, model: str) -> tuple[str, str]:
     )
 
 
-def _set_aside(registry: Registry, model: str, token: str) -> None:
-    """Take the lease from a token, whoever does so first; of a repetition nothing happens."""
+def _evict(registry: Registry, model: str, token: str) -> None:
+    """Take the lease away from a token; a repetition changes nothing."""
     from mlflow.exceptions import MlflowException
 
     try:
-        registry.client.rename_registered_model(PREFIX + model, _aside(model, token))
+        registry.client.rename_registered_model(PREFIX + model, _evicted_name(model, token))
     except MlflowException as e:
-        if not races.lost(e) and e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
+        if not races.lost_race(e) and e.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
             raise
 
 
-def _aside(model: str, token: str) -> str:
-    """The name that belongs to one token; one that somebody edited may hold what no name may."""
+def _evicted_name(model: str, token: str) -> str:
+    """Return the model name of one token, hashed where an edited token has characters that a name must not have."""
     plain = token if re.fullmatch(r"[\w-]{1,64}", token) else hashlib.sha256(token.encode()).hexdigest()
     return f"{PREFIX}{model}.{plain}"
 
 
-def _free(registry: Registry, model: str, token: str, *, late: bool) -> None:
+def _give_back(registry: Registry, model: str, token: str, *, expiring: bool) -> None:
     """Give the lease back; one that cannot be given back is taken over later.
 
-    The renamed entry of a late writer stays: somebody may be about to take over from it, and must find the name taken.
+    The renamed entry of an expiring lease stays: a writer that is about to take it over must find the name in use.
     """
     from mlflow.exceptions import MlflowException
 
     with suppress(MlflowException):
-        if _holder(registry, model) != token:  # lost: who took it over may not have been the only one to try
+        if _holder(registry, model) != token:  # lost: several writers may be trying to take it over
             return
-        _set_aside(registry, model, token)
-        if not late:
-            registry.client.delete_registered_model(_aside(model, token))
+        _evict(registry, model, token)
+        if not expiring:
+            registry.client.delete_registered_model(_evicted_name(model, token))

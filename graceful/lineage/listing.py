@@ -33,13 +33,13 @@ class Listed:
     created: int
 
 
-def line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
-    """One of them from what mlflow says."""
+def from_mlflow(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
+    """Return the line of one version from its MLflow entity."""
     number, source = int(listed.version), str(listed.source).removeprefix("models:/")
     return Listed(
         version=number,
         name=listed.tags.get(schema.TAG_REFRESH, "").removeprefix(f"{model}-"),
-        model_id=source if ours(listed) else "",
+        model_id=source if registered_by_graceful(listed) else "",
         gate=listed.tags.get(schema.TAG_GATE, ""),
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
         nfr_max_pct=listed.tags.get(schema.TAG_NFR_MAX, ""),
@@ -47,7 +47,7 @@ def line(model: str, listed: Any, aliases: Mapping[str, int]) -> Listed:
     )
 
 
-def ours(listed: Any) -> bool:
+def registered_by_graceful(listed: Any) -> bool:
     """Return whether graceful registered a version; others may list theirs under the same model."""
     source = str(listed.source).removeprefix("models:/")
     tagged = any(key in listed.tags for key in (schema.TAG_REFRESH, schema.TAG_DIGEST, schema.TAG_PARENTS))

@@ -43,7 +43,7 @@ def refresh(registry: Registry, model: str, *, force: bool = False) -> None:
         mlflow's own errors, which `Registry.door` turns into one RegistryError line.
     """
     listing = _listing(registry, model, NEWEST)
-    run = _overview(registry, model) if listing.known else ""
+    run = _overview_run(registry, model) if listing.known else ""
     for attempt in range(TRIES if listing.known else 0):
         family = _family(registry, listing)
         svg = family_svg(shortened(family, DRAWN))
@@ -55,8 +55,8 @@ def refresh(registry: Registry, model: str, *, force: bool = False) -> None:
             path.write_text(svg, encoding="utf-8")
             registry.client.log_artifact(run, str(path), PICTURE.rpartition("/")[0])
         registry.client.update_registered_model(model, text)
-        written, listing = listing, _listing(registry, model, NEWEST)
-        if listing == written:
+        rendered, listing = listing, _listing(registry, model, NEWEST)
+        if listing == rendered:
             return
 
 
@@ -70,23 +70,25 @@ def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
 
 
 def shortened(family: Family, most: int) -> Family:
-    """The newest `most` members, and those with an alias."""
-    kept = tuple(member for index, member in enumerate(family.members) if index < most or "champion" in member.aliases)
-    return Family(model=family.model, members=kept, older=family.older or len(kept) < len(family.members))
+    """Return the family with its newest `most` members and the champion."""
+    members = tuple(
+        member for index, member in enumerate(family.members) if index < most or "champion" in member.aliases
+    )
+    return Family(model=family.model, members=members, older=family.older or len(members) < len(family.members))
 
 
 def parents(tags: Mapping[str, str]) -> list[Key]:
-    """Direct predecessors as the version's tag names them."""
-    found = re.findall(r"(?<=/)([a-z0-9-]{1,63})@([1-9][0-9]{0,8})(?=/)", tags.get(schema.TAG_PARENTS, ""))
-    return [Key(model, int(number)) for model, number in found]
+    """Return the direct predecessors that a version's tag names."""
+    matches = re.findall(r"(?<=/)([a-z0-9-]{1,63})@([1-9][0-9]{0,8})(?=/)", tags.get(schema.TAG_PARENTS, ""))
+    return [Key(model, int(number)) for model, number in matches]
 
 
 def markdown(family: Family, run: str, svg: str) -> str:
-    """Description of the registered model, at most `DESCRIPTION_LIMIT` characters."""
+    """Return the description of the registered model, at most `DESCRIPTION_LIMIT` characters."""
     digest = hashlib.sha256(svg.encode()).hexdigest()[:8]  # a new address, or a browser shows the old picture
     shown = [member for member in family.members if member.key.model == family.model]
     champion = next((member for member in shown if "champion" in member.aliases), None)
-    serving = f"champion is {_linked(champion, family)}" if champion else "there is no champion yet"
+    serving = f"champion is {_link(champion, family)}" if champion else "there is no champion yet"
     counted = f"the newest {len(shown)} versions" if family.older else _count(len(shown), "version")
     head = [
         f"{family.model}: {serving}, {counted}",
@@ -98,39 +100,41 @@ def markdown(family: Family, run: str, svg: str) -> str:
     ]
     rows = [_row(member, family) for member in shown]
     room = DESCRIPTION_LIMIT - len("\n".join(head)) - 80
-    kept: list[str] = []
+    table: list[str] = []
     for row in rows:
         room -= len(row) + 1
         if room < 0:
             break
-        kept.append(row)
-    left = len(rows) - len(kept)
-    more = ["", "Older ones are in the table of versions below."] if left or family.older else []
-    return "\n".join([*head, *kept, *more])
+        table.append(row)
+    omitted = len(rows) - len(table)
+    more = ["", "Older ones are in the table of versions below."] if omitted or family.older else []
+    return "\n".join([*head, *table, *more])
 
 
 def _row(member: Member, family: Family) -> str:
     aliases = "".join(f" **{escape_markdown(alias)}**" for alias in member.aliases)
-    names = {one.key: one for one in family.members}
-    before = ", ".join(f"{_named(names.get(key), key, family)}, {cost.words()}" for key, cost in member.parents.items())
-    after = ", ".join(_named(child, child.key, family) for child in family.children(member.key))
-    cells = (f"{_linked(member, family)}{aliases}", member.verdict or "-", before or "-", after or "-")
+    names = {relative.key: relative for relative in family.members}
+    before = ", ".join(
+        f"{_relative_cell(names.get(key), key, family)}, {cost.words()}" for key, cost in member.parents.items()
+    )
+    after = ", ".join(_relative_cell(child, child.key, family) for child in family.children(member.key))
+    cells = (f"{_link(member, family)}{aliases}", member.verdict or "-", before or "-", after or "-")
     return f"| {f'{GAP} | '.join(cells)} |"
 
 
-def _linked(member: Member, family: Family) -> str:
+def _link(member: Member, family: Family) -> str:
     return f"[{escape_markdown(member.label(family.model))}]({version_link(*member.key)})"
 
 
-def _named(member: Member | None, key: Key, family: Family) -> str:
-    """A relative: linked where it has no row of its own; links make a row long."""
+def _relative_cell(member: Member | None, key: Key, family: Family) -> str:
+    """Return the name of a relative; it is a link only where the relative has no row, since links are long."""
     if member is None:
         return f"[{escape_markdown(key.model)} {key.version}]({version_link(*key)})"
-    return escape_markdown(member.name) if key.model == family.model else _linked(member, family)
+    return escape_markdown(member.name) if key.model == family.model else _link(member, family)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -186,8 +190,8 @@ def _family(registry: Registry, listing: _Listing) -> Family:
     wanted = {Key(model, number) for number in listing.aliases.values()}
     wanted |= {key for item in listed.values() for key in parents(item.tags) if key.model != model}
     listed |= _versions(registry, wanted - {*listed})
-    beyond = {key for item in listed.values() for key in parents(item.tags)} - {*listed}
-    known = listed | _versions(registry, beyond)
+    unlisted_parents = {key for item in listed.values() for key in parents(item.tags)} - {*listed}
+    known = listed | _versions(registry, unlisted_parents)
     nodes = records.nodes(registry, model, [str(item.source).removeprefix("models:/") for item in listed.values()])
     members = [
         _member(item, nodes, listing.aliases if key.model == model else {}, known) for key, item in listed.items()
@@ -196,13 +200,13 @@ def _family(registry: Registry, listing: _Listing) -> Family:
 
 
 def _versions(registry: Registry, keys: Collection[Key]) -> dict[Key, Any]:
-    found = {
+    versions = {
         key: registry.point(registry.client.get_model_version, key.model, str(key.version)) for key in sorted(keys)
     }
-    return {key: item for key, item in found.items() if item is not None}
+    return {key: version for key, version in versions.items() if version is not None}
 
 
-def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], known: Mapping[Key, Any]) -> Member:
+def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], versions: Mapping[Key, Any]) -> Member:
     key = Key(str(item.name), int(item.version))
     model_id = str(item.source).removeprefix("models:/")
     node = nodes.get(model_id)
@@ -215,7 +219,7 @@ def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], kno
         run_id=str(item.run_id or ""),
         verdict=item.tags.get(schema.TAG_GATE, ""),
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == key.version)),
-        parents={parent: _cost(known[parent], metrics, tags) for parent in parents(item.tags) if parent in known},
+        parents={parent: _cost(versions[parent], metrics, tags) for parent in parents(item.tags) if parent in versions},
         first=not parents(item.tags),
         accuracy=metrics.get("accuracy"),
         created=int(item.creation_timestamp),
@@ -227,7 +231,7 @@ def _name(item: Any) -> str:
 
 
 def _cost(parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
-    """Numbers of one edge, as `tables.headline` wrote them under the parent's name."""
+    """Return the numbers of one edge, as `tables.headline` wrote them under the parent's name."""
     name = _name(parent)
     node = str(parent.source).removeprefix("models:/")
     return Cost(
@@ -237,20 +241,20 @@ def _cost(parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) ->
     )
 
 
-def _overview(registry: Registry, model: str) -> str:
-    """The run that holds the picture, made if missing; more than one only after a lost answer."""
+def _overview_run(registry: Registry, model: str) -> str:
+    """Return the run that holds the picture; create it if it is missing and delete duplicates of a repeated request."""
     client, experiment = registry.client, registry.experiment(model)
-    found = _overviews(registry, experiment)
-    if not found:
+    runs = _overview_runs(registry, experiment)
+    if not runs:
         run = client.create_run(experiment, run_name=f"{model}-lineage", tags={schema.TAG_KIND: KIND})
         client.set_terminated(run.info.run_id, status="FINISHED")
-        found = _overviews(registry, experiment)
-    first, *repeated = found
+        runs = _overview_runs(registry, experiment)
+    first, *repeated = runs
     for run in repeated:
         client.delete_run(run.info.run_id)
     return str(first.info.run_id)
 
 
-def _overviews(registry: Registry, experiment: str) -> list[Any]:
-    found = registry.client.search_runs([experiment], f"tags.{schema.TAG_KIND} = '{KIND}'")
-    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+def _overview_runs(registry: Registry, experiment: str) -> list[Any]:
+    runs = registry.client.search_runs([experiment], f"tags.{schema.TAG_KIND} = '{KIND}'")
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))

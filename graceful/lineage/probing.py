@@ -88,7 +88,7 @@ def database(uri: str, display: str, *, seconds: int) -> None:
         module = (e.name or str(e)).partition(".")[0]
         raise RegistryError(
             f"registry {display}: its database driver {module} is not installed; run"
-            f" `pip install {_PACKAGES.get(module, module)}`{_instead(url.get_backend_name())}"
+            f" `pip install {_PACKAGES.get(module, module)}`{_installed_alternative(url.get_backend_name())}"
         ) from e
     except sqlalchemy.exc.NoSuchModuleError as e:
         raise SpecError(f"registry {display}: SQLAlchemy knows no driver {url.drivername}; write postgresql://") from e
@@ -96,7 +96,7 @@ def database(uri: str, display: str, *, seconds: int) -> None:
         connection.execute(sqlalchemy.text("SELECT 1"))
 
 
-def _instead(backend: str) -> str:
+def _installed_alternative(backend: str) -> str:
     """Return how to write the address for a driver of the same database that is installed."""
     installed = [name for name in _DRIVERS.get(backend, ()) if importlib.util.find_spec(name) is not None]
     return f", or write {backend}+{installed[0].lower()}://" if installed else ""

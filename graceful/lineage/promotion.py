@@ -1,4 +1,4 @@
-"""The one place that moves `champion` and marks versions as held or retired. Driver and client.
+"""The only module that moves `champion` and marks versions as held or retired. Driver and client.
 
 mlflow's alias calls are last-writer-wins and keep no history. Here one writer at a time compares the champion with what
 the caller saw, after evidence and bytes were verified; an event is opened before and closed after something moves. A
@@ -16,7 +16,7 @@ from typing import Any
 from graceful.errors import RegistryError, SpecError
 from graceful.lineage import events, schema, undoing
 from graceful.lineage.events import Event, Kind
-from graceful.lineage.registry import Registry, require_same
+from graceful.lineage.registry import Registry, require_same_digest
 from graceful.lineage.schema import LineageRecord
 
 WAIVED = "waived"
@@ -67,13 +67,13 @@ def promote(registry: Registry, change: Change, *, kind: Kind = "promotion") -> 
     champion, record = _champion(registry, change), None
     if champion != change.version:
         _require_expected(champion, change, kind)
-        record = _verified(registry, change)  # takes a while with large models, so before others have to wait
+        record = _verified_record(registry, change)  # takes a while with large models, so before others have to wait
     with undoing.turn(registry, change.model) as turn:
-        champion = _settled(registry, change)
+        champion = _settle_open_moves(registry, change)
         if champion == change.version:
             return None
         _require_expected(champion, change, kind)
-        target = _target(registry, change, record or _verified(registry, change))
+        target = _target(registry, change, record or _verified_record(registry, change))
         waived = _require_allowed(target, change)
         turn.hold.extend()
         event = turn.event = events.begin(registry, _event(target, change, kind, waived=waived))
@@ -84,7 +84,7 @@ def promote(registry: Registry, change: Change, *, kind: Kind = "promotion") -> 
         turn.hold.extend()
         registry.client.set_registered_model_alias(change.model, schema.CHAMPION, str(change.version))
         turn.hold.confirm()
-        _read_back(registry, change, event)
+        _require_moved(registry, change, event)
         events.close(registry, event)
     return replace(event, status=events.DONE)
 
@@ -95,11 +95,11 @@ def rollback(
     """Move the champion back; None where that was done before."""
     _require_known(registry, model)
     champion, past = registry.aliases(model).get(schema.CHAMPION), events.read(registry, model)
-    left = next((item for item in reversed(past) if (item.kind, item.status) == ("rollback", events.OPEN)), None)
-    if left is not None and version in (None, left.version):
-        version, expected = left.version, left.before if expected is None else expected
-    last = next((item for item in reversed(past) if item.status == events.DONE and item.kind in events.MOVES), None)
-    repeated = last is not None and (last.kind, last.version, last.before) == ("rollback", champion, expected)
+    unfinished = next((item for item in reversed(past) if (item.kind, item.status) == ("rollback", events.OPEN)), None)
+    if unfinished is not None and version in (None, unfinished.version):
+        version, expected = unfinished.version, unfinished.before if expected is None else expected
+    latest = next((item for item in reversed(past) if item.status == events.DONE and item.kind in events.MOVES), None)
+    repeated = latest is not None and (latest.kind, latest.version, latest.before) == ("rollback", champion, expected)
     if repeated and expected is not None and version in (None, champion):
         return None
     number = _target_of_rollback(registry, model) if version is None else version
@@ -110,23 +110,23 @@ def rollback(
 
 def _require_known(registry: Registry, model: str) -> None:
     if registry.point(registry.client.get_registered_model, model) is None:
-        raise SpecError(f"model {model}: registry {registry.place.display} knows no such model; check the name")
+        raise SpecError(f"model {model}: registry {registry.address.display} knows no such model; check the name")
 
 
 def _target_of_rollback(registry: Registry, model: str) -> int:
-    found = registry.aliases(model).get(schema.PREVIOUS)
-    if found is None:
+    previous = registry.aliases(model).get(schema.PREVIOUS)
+    if previous is None:
         raise SpecError(
             f"{model}: no version was champion before this one; name one, e.g. `graceful rollback {model}:1`"
         )
-    return found
+    return previous
 
 
 def _champion(registry: Registry, change: Change) -> int | None:
     return registry.aliases(change.model).get(schema.CHAMPION)
 
 
-def _settled(registry: Registry, change: Change) -> int | None:
+def _settle_open_moves(registry: Registry, change: Change) -> int | None:
     """Return the champion's number, after moves to the wanted version that were begun and never closed were settled.
 
     Such a move is closed as done where it was made in its turn. Where the champion moved on before it was made, its
@@ -136,54 +136,54 @@ def _settled(registry: Registry, change: Change) -> int | None:
     if champion != change.version:
         return champion
     past = events.read(registry, change.model)
-    for left in past:
-        if left.status != events.OPEN or left.kind not in events.MOVES or left.version != change.version:
+    for move in past:
+        if move.status != events.OPEN or move.kind not in events.MOVES or move.version != change.version:
             continue
-        if events.carried_out(left, past, champion):
-            events.close(registry, left)
+        if events.carried_out(move, past, champion):
+            events.close(registry, move)
         else:
-            champion = undoing.put_back(registry, left)
-            events.close(registry, left, status=events.UNDONE)
+            champion = undoing.put_back(registry, move)
+            events.close(registry, move, status=events.UNDONE)
     return champion
 
 
 def _require_expected(champion: int | None, change: Change, kind: Kind) -> None:
     if champion != change.expected:
-        what = (
+        remedy = (
             f"as when version {change.version} was judged; refresh it under another name, from the champion of now"
             if kind == "promotion"
             else f"as expected; read `graceful history {change.model}` and decide again"
         )
         raise RegistryError(
-            f"{change.model}: champion is {_named(champion)}, not {_named(change.expected)} {what}",
+            f"{change.model}: champion is {_version_text(champion)}, not {_version_text(change.expected)} {remedy}",
             {"champion": champion, "expected": change.expected},
         )
 
 
 def _set_previous(registry: Registry, change: Change, event: Event) -> None:
-    """What the next rollback goes to: the champion that a promotion replaces, or what it was before a rollback."""
+    """Set the alias `previous`: the champion that a promotion replaces, or the one before it after a rollback."""
     client, previous = registry.client, change.expected
     if event.kind != "promotion":
         past = events.read(registry, change.model)
-        done = [item for item in past if item.run_id != event.run_id]
-        _, previous = events.replay([*done, replace(event, status=events.DONE)])
+        others = [item for item in past if item.run_id != event.run_id]
+        _, previous = events.replay([*others, replace(event, status=events.DONE)])
     if previous is not None:
         client.set_registered_model_alias(change.model, schema.PREVIOUS, str(previous))
     elif schema.PREVIOUS in registry.aliases(change.model) and event.kind != "promotion":
         client.delete_registered_model_alias(change.model, schema.PREVIOUS)
 
 
-def _read_back(registry: Registry, change: Change, event: Event) -> None:
-    found = registry.aliases(change.model).get(schema.CHAMPION)
-    if found != change.version:
+def _require_moved(registry: Registry, change: Change, event: Event) -> None:
+    champion = registry.aliases(change.model).get(schema.CHAMPION)
+    if champion != change.version:
         events.close(registry, event, status=events.UNDONE)
         raise RegistryError(
-            f"{change.model}: champion is {_named(found)} after it was set to version {change.version}; somebody moved"
-            f" it without graceful, read `graceful history {change.model}` and promote again"
+            f"{change.model}: champion is {_version_text(champion)} after it was set to version {change.version};"
+            f" somebody moved it without graceful, read `graceful history {change.model}` and promote again"
         )
 
 
-def _named(version: int | None) -> str:
+def _version_text(version: int | None) -> str:
     return "unset" if version is None else f"version {version}"
 
 
@@ -242,14 +242,14 @@ def _require_markable(target: _Target, change: Change, kind: Kind, *, serving: b
 
 
 def _leave_aliases(registry: Registry, change: Change, event: Event) -> None:
-    """Let no alias of ours point to a retired version."""
+    """Move the aliases champion and previous away from a retired version."""
     client, aliases = registry.client, registry.aliases(change.model)
     if aliases.get(schema.CHAMPION) == change.version:
         client.delete_registered_model_alias(change.model, schema.CHAMPION)
     if aliases.get(schema.PREVIOUS) != change.version:
         return
-    done = [item for item in events.read(registry, change.model) if item.run_id != event.run_id]
-    _, previous = events.replay([*done, replace(event, status=events.DONE)])
+    others = [item for item in events.read(registry, change.model) if item.run_id != event.run_id]
+    _, previous = events.replay([*others, replace(event, status=events.DONE)])
     if previous is None:
         client.delete_registered_model_alias(change.model, schema.PREVIOUS)
     else:
@@ -260,8 +260,8 @@ def _leave_aliases(registry: Registry, change: Change, event: Event) -> None:
 
 
 def _record(registry: Registry, change: Change) -> LineageRecord:
-    """Of the version, read from the registry itself: a tag may be edited by anyone."""
-    node = registry.node(registry.node_id(_listed(registry, change)))
+    """Return the version's record, read from the registry itself because anyone may edit a tag."""
+    node = registry.node(registry.node_id(_model_version(registry, change)))
     record = None if node is None else registry.recorded(node)
     if node is not None and record is None:
         raise registry.unrecorded(node)
@@ -272,8 +272,8 @@ def _record(registry: Registry, change: Change) -> LineageRecord:
     return replace(record, version=change.version)
 
 
-def _verified(registry: Registry, change: Change) -> LineageRecord:
-    """The record, after each of the registered files was compared with it."""
+def _verified_record(registry: Registry, change: Change) -> LineageRecord:
+    """Return the record after verifying the digest of each registered file."""
     record = _record(registry, change)
     with tempfile.TemporaryDirectory() as scratch:
         registry.download(record, Path(scratch))
@@ -281,10 +281,10 @@ def _verified(registry: Registry, change: Change) -> LineageRecord:
 
 
 def _target(registry: Registry, change: Change, record: LineageRecord) -> _Target:
-    """The version as it is listed now."""
-    listed = _listed(registry, change)
-    what = f"{record.label}: version tag {schema.TAG_DIGEST}"
-    require_same(what, found=listed.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
+    """Return the version as the registry lists it now, after verifying its digest tag."""
+    listed = _model_version(registry, change)
+    digest_tag = f"{record.label}: version tag {schema.TAG_DIGEST}"
+    require_same_digest(digest_tag, actual=listed.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
     return _Target(
         record=record,
         tag=listed.tags.get(schema.TAG_GATE, "none"),
@@ -292,7 +292,7 @@ def _target(registry: Registry, change: Change, record: LineageRecord) -> _Targe
     )
 
 
-def _listed(registry: Registry, change: Change) -> Any:
+def _model_version(registry: Registry, change: Change) -> Any:
     listed = registry.point(registry.client.get_model_version, change.model, str(change.version))
     if listed is None:
         raise RegistryError(f"{change.model}: has no version {change.version}; take a number from the registry's list")
@@ -300,7 +300,7 @@ def _listed(registry: Registry, change: Change) -> Any:
 
 
 def _require_allowed(target: _Target, change: Change) -> bool:
-    """Whether the promotion has to be, and is, a waiver.
+    """Return whether the promotion is a waiver.
 
     Raises:
         SpecError: Retired, or a waiver without a reason.
@@ -316,12 +316,12 @@ def _require_allowed(target: _Target, change: Change) -> bool:
             raise SpecError(f"{target.label}: --waive needs a reason; give --reason")
         return True
     raise RegistryError(
-        f"{target.label}: is held {_held_by(target)}; only a version that passed can be promoted, or one that is waived"
-        " (--waive) for a reason"
+        f"{target.label}: is held {_hold_reason(target)}; only a version that passed can be promoted, or one that is"
+        " waived (--waive) for a reason"
     )
 
 
-def _held_by(target: _Target) -> str:
+def _hold_reason(target: _Target) -> str:
     if target.record.verdict != "passed":
         return f"by the gate ({next(iter(target.record.reasons), 'no reason recorded')})"
     by_hand = [event for event in target.history if event.kind == "hold" and event.status == events.DONE]

@@ -18,7 +18,7 @@ TRIES = 8
 """Of one write; each loss means that another writer of the same row got through."""
 PAUSE = 0.05
 """Seconds, at most, before the first repetition; grows with each."""
-_LOST = {
+_RACE_ERRORS = {
     "BAD_REQUEST": re.compile(
         r"statement on table '\w+' expected to (update|delete) \d+ row\(s\); \d+ (was|were) matched"
         r"|UNIQUE constraint failed|duplicate key value violates unique constraint|Duplicate entry"
@@ -29,9 +29,9 @@ _LOST = {
 }
 
 
-def lost(error: Exception) -> bool:
+def lost_race(error: Exception) -> bool:
     """Return whether an error of MLflow says that another writer changed the same rows meanwhile."""
-    pattern = _LOST.get(str(getattr(error, "error_code", "")))
+    pattern = _RACE_ERRORS.get(str(getattr(error, "error_code", "")))
     return pattern is not None and pattern.search(str(error)) is not None
 
 
@@ -52,14 +52,14 @@ class Client:
         from mlflow.exceptions import MlflowException
 
         @functools.wraps(attribute)
-        def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
             for attempt in range(1, TRIES):
                 try:
-                    return attribute(*arguments, **named)
+                    return attribute(*arguments, **keywords)
                 except MlflowException as e:
-                    if not lost(e):
+                    if not lost_race(e):
                         raise
                 time.sleep(random.uniform(0, PAUSE * attempt))
-            return attribute(*arguments, **named)
+            return attribute(*arguments, **keywords)
 
         return call

@@ -38,14 +38,14 @@ class Reference:
         Raises:
             SpecError: It has another form.
         """
-        found = _FORM.fullmatch(text)
-        if found is None:
+        match = _FORM.fullmatch(text)
+        if match is None:
             raise SpecError(f"version {text!r}: must be MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS, e.g. glyphs:3")
         try:
             unreserved(text)
         except ValueError as e:
             raise SpecError(f"version {text}: {e}") from e
-        return cls(model=found["model"], name=found["name"] or "", alias=found["alias"] or "")
+        return cls(model=match["model"], name=match["name"] or "", alias=match["alias"] or "")
 
     @property
     def bare(self) -> bool:
@@ -57,7 +57,7 @@ class Reference:
 
 
 def find(reference: Reference, versions: Sequence[Listed]) -> Listed:
-    """The version of a family that is meant; of a bare model, the newest that may be promoted.
+    """Return the version that a reference names; for a bare model, the newest that may be promoted.
 
     Args:
         reference: Whose `model` the versions belong to.
@@ -69,19 +69,19 @@ def find(reference: Reference, versions: Sequence[Listed]) -> Listed:
     if not versions:
         raise SpecError(f"model {reference.model}: the registry knows no version of it; check the name")
     if reference.bare:
-        wanted = [item for item in versions if item.gate in ("passed", "waived")]
+        matches = [item for item in versions if item.gate in ("passed", "waived")]
     elif reference.alias:
-        wanted = [item for item in versions if reference.alias in item.aliases]
+        matches = [item for item in versions if reference.alias in item.aliases]
     else:
         by_number = [item for item in versions if str(item.version) == reference.name]
-        wanted = by_number or [item for item in versions if item.name == reference.name]
-    if wanted:
-        return wanted[0]
-    known = ", ".join(_known(item) for item in versions[:5]) + (", ..." if len(versions) > 5 else "")
-    what = "no version passed" if reference.bare else f"no version {reference}"
-    raise SpecError(f"{reference.model}: {what}; there are {known}")
+        matches = by_number or [item for item in versions if item.name == reference.name]
+    if matches:
+        return matches[0]
+    known = ", ".join(_version_text(item) for item in versions[:5]) + (", ..." if len(versions) > 5 else "")
+    problem = "no version passed" if reference.bare else f"no version {reference}"
+    raise SpecError(f"{reference.model}: {problem}; there are {known}")
 
 
-def _known(item: Listed) -> str:
+def _version_text(item: Listed) -> str:
     aliases = "".join(f" @{alias}" for alias in item.aliases)
     return f"{item.version} ({item.name or 'not by graceful'}{aliases})"

@@ -79,9 +79,10 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
             f"{record.label}: is registered with other weights or another spec; give the version another name"
         )
     measured = [edge.model_id for edge in record.edges]
-    number = list_version(registry, record, registry.places(parents, measured))
-    told = render.escape_markdown(str(item.spec.get("description") or ""))
-    page = f"{told}\n\nVersion {number}: [{record.model} {record.name}]({render.version_link(record.model, number)})"
+    number = list_version(registry, record, registry.listings(parents, measured))
+    description = render.escape_markdown(str(item.spec.get("description") or ""))
+    link = render.version_link(record.model, number)
+    page = f"{description}\n\nVersion {number}: [{record.model} {record.name}]({link})"
     registry.client.set_tag(record.run_id, "mlflow.note.content", page.strip())
     registry.client.set_terminated(record.run_id, status="FINISHED")
     for model in dict.fromkeys((record.model, *(parent.model for parent in parents))):
@@ -95,8 +96,8 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
 def _node(registry: Registry, item: Registration) -> Any:
     """The LoggedModel of a refresh, made if missing."""
     experiment = registry.experiment(item.model)
-    found = _nodes(registry, experiment, item.run_id)
-    if not found:
+    nodes = _nodes(registry, experiment, item.run_id)
+    if not nodes:
         registry.client.create_logged_model(
             experiment,
             name=item.run_id,
@@ -105,16 +106,16 @@ def _node(registry: Registry, item: Registration) -> Any:
             tags=_node_tags(item),
             params={"name": item.name, "n_predecessors": str(len(item.report.comparisons))},
         )
-        found = _nodes(registry, experiment, item.run_id)
-    first, *repeated = found
+        nodes = _nodes(registry, experiment, item.run_id)
+    first, *repeated = nodes
     for node in repeated:
         registry.point(registry.client.delete_logged_model, node.model_id)
     return first
 
 
 def _nodes(registry: Registry, experiment: str, run_id: str) -> list[Any]:
-    found = registry.client.search_logged_models([experiment], f"tags.{schema.TAG_REFRESH} = {quoted(run_id)}")
-    return sorted(found, key=lambda node: (node.creation_timestamp, node.model_id))
+    nodes = registry.client.search_logged_models([experiment], f"tags.{schema.TAG_REFRESH} = {quoted(run_id)}")
+    return sorted(nodes, key=lambda node: (node.creation_timestamp, node.model_id))
 
 
 def _node_tags(item: Registration) -> dict[str, str]:
@@ -129,7 +130,7 @@ def _node_tags(item: Registration) -> dict[str, str]:
     }
 
 
-def record_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+def record_tags(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """Tags of a finished node; all of them derive from its record, and the last seals it."""
     return {
         schema.TAG_REFRESH: record.refresh_id,
@@ -139,7 +140,7 @@ def record_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) ->
         schema.TAG_BASE: record.parents[0].model_id if record.parents else "",
         **{schema.parent_tag(edge.model_id): edge.verdict for edge in record.edges},
         schema.TAG_DIGEST: record.manifest,
-        "mlflow.note.content": render.description(record, places),
+        "mlflow.note.content": render.description(record, listings),
         schema.TAG_RECORD: hashlib.sha256(record.to_json().encode()).hexdigest(),
     }
 
@@ -155,17 +156,17 @@ def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[
         digests = _stage(item, node, files, created)
         evidence = _evidence(item, notes)
         record = replace(_record(item, node, parents, digests, created), evidence=evidence)
-        places = registry.places(parents, [edge.model_id for edge in record.edges])
+        listings = registry.listings(parents, [edge.model_id for edge in record.edges])
         client.log_model_artifacts(node.model_id, str(files))
         client.finalize_logged_model(node.model_id, "READY")
-        tables.write(registry, record, parents, places)
-        _views(record, notes, places)
+        tables.write(registry, record, parents, listings)
+        _views(record, notes, listings)
         client.log_artifacts(record.run_id, str(notes), "lineage")
         if item.flips:
             client.set_tag(record.run_id, "mlflow.loggedArtifacts", flips_table.TAG)
         last = Path(scratch) / "lineage.json"
         last.write_text(record.to_json(), encoding="utf-8")
-        client.set_logged_model_tags(node.model_id, record_tags(record, places))
+        client.set_logged_model_tags(node.model_id, record_tags(record, listings))
         client.set_tag(record.run_id, schema.TAG_GATE, record.verdict)
         client.log_artifact(record.run_id, str(last), RECORD.rpartition("/")[0])
     return record
@@ -209,7 +210,7 @@ def _record(
         edges=schema.edges(item.report, item.verdict),
         verdict="passed" if item.verdict.outcome == "passed" else "held",
         reasons=tuple(finding.reason for finding in item.verdict.findings),
-        metrics={name: found.value for name, found in measured if found.value is not None},
+        metrics={name: measurement.value for name, measurement in measured if measurement.value is not None},
         spec_digest=schema.spec_digest(item.spec),
         data=dict(item.report.data),
         training=dict(item.training),
@@ -224,11 +225,11 @@ def _record(
 def _evidence(item: Registration, folder: Path) -> dict[str, str]:
     """Put what the verdict rests on beside the run, and digest it; `lineage.json` is not among it, it comes last."""
     folder.mkdir()
-    kept = {key: value for key, value in item.spec.items() if key not in ("home", "registry")}
+    spec = {key: value for key, value in item.spec.items() if key not in ("home", "registry")}
     texts = {
         "report.json": item.report.to_json(),
         "verdict.json": item.verdict.to_json(),
-        "spec.yaml": documents.dump(kept),
+        "spec.yaml": documents.dump(spec),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -239,12 +240,12 @@ def _evidence(item: Registration, folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def _views(record: LineageRecord, folder: Path, places: Mapping[str, tuple[str, int]]) -> None:
+def _views(record: LineageRecord, folder: Path, listings: Mapping[str, tuple[str, int]]) -> None:
     """Files for people that derive from the record."""
     texts = {
         "manifest.sha256": schema.manifest_text(record.files),
         "lineage.svg": render.picture(record),
-        "README.md": card.markdown(record, places),
+        "README.md": card.markdown(record, listings),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -253,24 +254,24 @@ def _views(record: LineageRecord, folder: Path, places: Mapping[str, tuple[str, 
 # --- the number in the registry ---------------------------------------------------------------------------------------
 
 
-def list_version(registry: Registry, record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> int:
+def list_version(registry: Registry, record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> int:
     """List the node under its family once, whatever was lost or repeated; returns its number.
 
     Args:
         registry: Where.
         record: The version.
-        places: Identity -> model and number of its parents and of every ancestor it was measured against.
+        listings: Identity -> model and number of its parents and of every ancestor it was measured against.
     """
     _family(registry, record.model)
     if not registry.listed(record.model, record.model_id):
-        with as_global(registry.place):
+        with as_global(registry.address):
             registry.client.create_model_version(
                 record.model,
                 source=f"models:/{record.model_id}",
                 run_id=record.run_id,
                 model_id=record.model_id,
-                tags=version_tags(record, places),
-                description=render.description(record, places),
+                tags=version_tags(record, listings),
+                description=render.description(record, listings),
                 await_creation_for=0,
             )
     first, *repeated = registry.listed(record.model, record.model_id)
@@ -294,9 +295,9 @@ def _family(registry: Registry, model: str) -> None:
                 raise
 
 
-def version_tags(record: LineageRecord, places: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+def version_tags(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """At most five: the versions table shows every one of them in every row."""
-    parents = [places[parent.model_id] for parent in record.parents if parent.model_id in places]
+    parents = [listings[parent.model_id] for parent in record.parents if parent.model_id in listings]
     tags = {
         schema.TAG_REFRESH: record.refresh_id,
         schema.TAG_GATE: record.verdict,

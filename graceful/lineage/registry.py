@@ -31,60 +31,62 @@ class Registry:
 
     def __init__(self, uri: str | None, home: Path) -> None:
         self.home = homes.folder(home)
-        self.place = connection.resolve(uri, self.home)
+        self.address = connection.resolve(uri, self.home)
         self._experiments: dict[str, str] = {}
 
     @cached_property
     def client(self) -> Any:
         """The connected mlflow client."""
-        return connection.connect(self.place)
+        return connection.connect(self.address)
 
     @contextmanager
-    def door(self, doing: str) -> Iterator[Any]:
+    def door(self, action: str) -> Iterator[Any]:
         """The client, with whatever is raised around it turned into one RegistryError line."""
         client = self.client
-        with connection.translated(self.place, doing):
+        with connection.translated_errors(self.address, action):
             yield client
 
     def experiment(self, model: str) -> str:
         """Id of the family's experiment, made if missing."""
         from mlflow.exceptions import MlflowException
 
-        found = self.known_experiment(model)
-        if found is None:
+        experiment_id = self.known_experiment(model)
+        if experiment_id is None:
             name = f"graceful-{model}"
             try:
-                self.client.create_experiment(name, artifact_location=self.place.artifacts)
+                self.client.create_experiment(name, artifact_location=self.address.artifacts)
             except MlflowException as e:  # made by someone else meanwhile, or by a request whose answer was lost
                 if e.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            found = self.known_experiment(model)
-        if found is None:
-            raise RegistryError(f"registry {self.place.display}: made experiment graceful-{model} and has none; retry")
-        return found
+            experiment_id = self.known_experiment(model)
+        if experiment_id is None:
+            raise RegistryError(
+                f"registry {self.address.display}: made experiment graceful-{model} and has none; retry"
+            )
+        return experiment_id
 
     def known_experiment(self, model: str) -> str | None:
-        """Id of the family's experiment, asked once; None where there is none yet.
+        """Return the id of the family's experiment, requested once; None where there is none yet.
 
         Raises:
             RegistryError: It was deleted.
         """
         if model not in self._experiments:
             name = f"graceful-{model}"
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 return None
-            if found.lifecycle_stage != "active":
+            if experiment.lifecycle_stage != "active":
                 raise RegistryError(
-                    f"registry {self.place.display}: experiment {name} is deleted; restore it in MLflow"
+                    f"registry {self.address.display}: experiment {name} is deleted; restore it in MLflow"
                 )
-            self._experiments[model] = str(found.experiment_id)
+            self._experiments[model] = str(experiment.experiment_id)
         return self._experiments[model]
 
     def aliases(self, model: str) -> dict[str, int]:
         """Alias -> version number; {} for an unknown family."""
-        found = self.point(self.client.get_registered_model, model)
-        return {} if found is None else {name: int(version) for name, version in found.aliases.items()}
+        registered = self.point(self.client.get_registered_model, model)
+        return {} if registered is None else {name: int(version) for name, version in registered.aliases.items()}
 
     def node(self, model_id: str) -> Any | None:
         """The LoggedModel; None where there is none."""
@@ -142,7 +144,7 @@ class Registry:
             path = Path(self.client.download_artifacts(run, RECORD, scratch))
             if sealed:
                 where = f"{node.name} ({node.model_id}): lineage.json"
-                require_same(where, found=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
+                require_same_digest(where, actual=sha256_file(path), expected=node.tags.get(schema.TAG_RECORD, "none"))
             return path.read_text(encoding="utf-8")
 
     def recorded(self, node: Any, *, sealed: bool = True) -> LineageRecord | None:
@@ -169,26 +171,26 @@ class Registry:
                 f"{record.label}: {name} was not recorded with it; it was registered before graceful did so"
             )
         path = Path(self.client.download_artifacts(record.run_id, f"lineage/{name}", str(folder)))
-        require_same(f"{record.label}: {name}", found=sha256_file(path), expected=expected)
+        require_same_digest(f"{record.label}: {name}", actual=sha256_file(path), expected=expected)
         return path
 
-    def places(self, records: Sequence[LineageRecord], model_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
-        """Identity -> model and number, of the records and of further identities; what is not listed is left out."""
-        found = {record.model_id: (record.model, record.version) for record in records if record.version}
-        wanted = [model_id for model_id in model_ids if model_id not in found]
+    def listings(self, records: Sequence[LineageRecord], model_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+        """Return identity -> (model, number) for records and further identities; what is not listed is left out."""
+        listings = {record.model_id: (record.model, record.version) for record in records if record.version}
+        wanted = [model_id for model_id in model_ids if model_id not in listings]
         if len(wanted) > 1:
             for model in dict.fromkeys(record.model for record in records):
-                found |= self._places(model, wanted)
+                listings |= self._family_listings(model, wanted)
         for model_id in wanted:
-            if model_id not in found:
+            if model_id not in listings:
                 listed = self.client.search_model_versions(f"source_path = {quoted(f'models:/{model_id}')}")
                 for item in sorted(listed, key=lambda item: -int(item.version)):
-                    found[model_id] = (str(item.name), int(item.version))
-        return found
+                    listings[model_id] = (str(item.name), int(item.version))
+        return listings
 
-    def _places(self, model: str, model_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """Those of one family, for two questions in a hundred."""
-        found = {}
+    def _family_listings(self, model: str, model_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Return the listings of one family, with two requests per hundred versions."""
+        listings = {}
         for start in range(0, len(model_ids), BATCH):
             batch = ", ".join(quoted(model_id) for model_id in model_ids[start : start + BATCH])
             nodes = self.client.search_logged_models(
@@ -199,8 +201,8 @@ class Registry:
             runs = ", ".join(quoted(node.source_run_id) for node in nodes if node.source_run_id)
             listed = self.client.search_model_versions(f"name = {quoted(model)} and run_id IN ({runs})")
             for item in sorted(listed, key=lambda item: -int(item.version)):
-                found[str(item.source).removeprefix("models:/")] = (model, int(item.version))
-        return {model_id: place for model_id, place in found.items() if model_id in set(model_ids)}
+                listings[str(item.source).removeprefix("models:/")] = (model, int(item.version))
+        return {model_id: listing for model_id, listing in listings.items() if model_id in set(model_ids)}
 
     def download(self, record: LineageRecord, folder: Path, *, removable: Collection[str] = ()) -> frozenset[str]:
         """Copy the registered files; verify the manifest's digest before and each file's after.
@@ -212,20 +214,20 @@ class Registry:
 
         node = self.node(record.model_id)
         if node is None:
-            raise RegistryError(f"registry {self.place.display}: holds no {record.label}; restore it from a backup")
-        what = f"{record.label}: tag {schema.TAG_DIGEST}"
-        require_same(what, found=node.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
-        there = {item.path for item in self.client.list_logged_model_artifacts(record.model_id)}
-        gone = frozenset(removable).intersection(record.files) - there
-        for path in sorted(record.files.keys() - gone):
+            raise RegistryError(f"registry {self.address.display}: holds no {record.label}; restore it from a backup")
+        digest_tag = f"{record.label}: tag {schema.TAG_DIGEST}"
+        require_same_digest(digest_tag, actual=node.tags.get(schema.TAG_DIGEST, "none"), expected=record.manifest)
+        stored = {item.path for item in self.client.list_logged_model_artifacts(record.model_id)}
+        removed = frozenset(removable).intersection(record.files) - stored
+        for path in sorted(record.files.keys() - removed):
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             uri = f"{node.artifact_location}/{path}"
-            download_artifacts(uri, dst_path=str(target.parent), tracking_uri=self.place.uri)
-        for path, found in damage(folder, record):
-            if path not in gone:
-                require_same(f"{record.label}: {path}", found=found, expected=record.files[path])
-        return gone
+            download_artifacts(uri, dst_path=str(target.parent), tracking_uri=self.address.uri)
+        for path, actual in damaged_files(folder, record):
+            if path not in removed:
+                require_same_digest(f"{record.label}: {path}", actual=actual, expected=record.files[path])
+        return removed
 
     def registered_file(self, model_id: str, name: str) -> bytes:
         """Return one registered file of a version as the registry has it; the caller compares it with its record."""
@@ -234,7 +236,7 @@ class Registry:
         location = self.client.get_logged_model(model_id).artifact_location
         with tempfile.TemporaryDirectory() as scratch:
             uri = f"{location}/{name}"
-            return Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.place.uri)).read_bytes()
+            return Path(download_artifacts(uri, dst_path=scratch, tracking_uri=self.address.uri)).read_bytes()
 
 
 def quoted(text: str) -> str:
@@ -248,23 +250,23 @@ def quoted(text: str) -> str:
     return f"'{text}'"
 
 
-def damage(folder: Path, record: LineageRecord) -> Iterator[tuple[str, str]]:
-    """Files that do not have the recorded digest, with what they have."""
+def damaged_files(folder: Path, record: LineageRecord) -> Iterator[tuple[str, str]]:
+    """Yield files that do not have the recorded digest, each with the digest it has."""
     for path, expected in sorted(record.files.items()):
-        found = sha256_file(folder / path) if (folder / path).is_file() else "nothing"
-        if found != expected:
-            yield path, found
+        actual = sha256_file(folder / path) if (folder / path).is_file() else "nothing"
+        if actual != expected:
+            yield path, actual
 
 
-def require_same(what: str, *, found: str, expected: str) -> None:
-    """Compare a digest with the recorded one.
+def require_same_digest(subject: str, *, actual: str, expected: str) -> None:
+    """Compare a digest with the recorded digest.
 
     Raises:
         IntegrityError: They differ.
     """
-    if found != expected:
+    if actual != expected:
         raise IntegrityError(
-            f"{what}: SHA-256 must be {expected}, got {found}; restore it from a backup, or register the version again"
-            " under another name",
-            {"expected": expected, "found": found},
+            f"{subject}: SHA-256 must be {expected}, got {actual}; restore it from a backup, or register the version"
+            " again under another name",
+            {"expected": expected, "found": actual},
         )

@@ -64,14 +64,14 @@ def summary(record: LineageRecord) -> str:
     return f"{record.verdict.upper()}: {worst}{accuracy}"
 
 
-def description(record: LineageRecord, places: Mapping[str, tuple[str, int]] = EMPTY) -> str:
+def description(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = EMPTY) -> str:
     """Markdown of a version: the summary, the picture, a table of ancestors, reasons where it is held, links.
 
     At most `DESCRIPTION_LIMIT` characters; rows that do not fit are counted.
 
     Args:
         record: The version.
-        places: Identity -> model and number of the ancestors that are listed; they become links.
+        listings: Identity -> model and number of the ancestors that are listed; they become links.
     """
     artifact = f"get-artifact?run_uuid={record.run_id}&path=lineage/"
     shown = (name for name in ("report.html", "negative_flips.json") if name in record.evidence)
@@ -79,21 +79,21 @@ def description(record: LineageRecord, places: Mapping[str, tuple[str, int]] = E
     links = ", ".join(f"[{name}]({artifact}{name})" for name in files)
     head = [summary(record), "", f"![ancestors of {escape_markdown(record.name)}]({artifact}lineage.svg)", ""]
     foot = ["", f"Evidence: {links}. Digest `{record.manifest[:12]}`."]
-    every = edge_rows(record, places)
+    every = edge_rows(record, listings)
     table, rows = every[:2], every[2:]
     reasons = [f"- {escape_markdown(reason)}" for reason in record.reasons] if record.verdict == "held" else []
     room = DESCRIPTION_LIMIT - len("\n".join([*head, *table, *foot])) - 120
-    body = _fitting([*rows, *(["", *reasons] if reasons else [])], room)
+    body = _lines_that_fit([*rows, *(["", *reasons] if reasons else [])], room)
     return "\n".join([*head, *(table if rows else []), *body, *foot])
 
 
-def edge_rows(record: LineageRecord, places: Mapping[str, tuple[str, int]] = EMPTY) -> list[str]:
+def edge_rows(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = EMPTY) -> list[str]:
     """The ancestors as a Markdown table: two lines of head, then one for each."""
     lines = ["| predecessor | NFR [95 %] | budget | verdict |", "|---|---|---|---|"]
     for edge in record.edges:
         name = escape_markdown(edge.name)
-        if edge.model_id in places:
-            name = f"[{name}]({version_link(*places[edge.model_id])})"
+        if edge.model_id in listings:
+            name = f"[{name}]({version_link(*listings[edge.model_id])})"
         lines.append(f"| {name}{GAP} | {_evidence(edge)}{GAP} | {percent(edge.bound)}{GAP} | {edge.verdict} |")
     return lines
 
@@ -156,14 +156,14 @@ def _node(x: int, y: int, name: str, role: str, colour: str) -> list[str]:
     ]
 
 
-def _fitting(lines: Sequence[str], room: int) -> list[str]:
-    kept: list[str] = []
+def _lines_that_fit(lines: Sequence[str], room: int) -> list[str]:
+    fitting: list[str] = []
     for index, line in enumerate(lines):
         room -= len(line) + 1
         if room < 0:
-            return [*kept, "", f"and {len(lines) - index} more lines in lineage.json"]
-        kept.append(line)
-    return kept
+            return [*fitting, "", f"and {len(lines) - index} more lines in lineage.json"]
+        fitting.append(line)
+    return fitting
 
 
 def _evidence(edge: Edge) -> str:

@@ -188,10 +188,10 @@ class LineageRecord:
             raw = json.loads(text)
         except (ValueError, RecursionError) as e:
             raise RegistryError(f"{where}: not JSON ({e}); restore it or register the version again") from e
-        found = raw.get("schema") if isinstance(raw, dict) else None
-        if found != SCHEMA:
+        version = raw.get("schema") if isinstance(raw, dict) else None
+        if version != SCHEMA:
             raise RegistryError(
-                f"{where}: schema is {found!r}, this graceful reads {SCHEMA}; use the one that wrote it"
+                f"{where}: schema is {version!r}, this graceful reads {SCHEMA}; use the one that wrote it"
             )
         try:
             return _reader().validate_python(raw)
@@ -243,9 +243,9 @@ def edges(report: Report, verdict: Verdict) -> tuple[Edge, ...]:
 def _edge(report: Report, verdict: Verdict, index: int) -> Edge:
     comparison = report.comparisons[index]
     flips = comparison.measurements.get(NFR)
-    about = [finding for finding in verdict.findings if finding.against == comparison.against]
-    bounds = [finding.constraint.bound for finding in about if finding.constraint.metric == NFR]
-    judged: Judged = "unjudged" if not about else "passed" if all(finding.met for finding in about) else "held"
+    findings = [finding for finding in verdict.findings if finding.against == comparison.against]
+    bounds = [finding.constraint.bound for finding in findings if finding.constraint.metric == NFR]
+    judged: Judged = "unjudged" if not findings else "passed" if all(finding.met for finding in findings) else "held"
     return Edge(
         model_id=comparison.model_id,
         name=comparison.against,
@@ -255,5 +255,9 @@ def _edge(report: Report, verdict: Verdict, index: int) -> Edge:
         upper=None if flips is None else flips.upper,
         bound=min(bounds, default=None),
         verdict=judged,
-        metrics={name: found.value for name, found in comparison.measurements.items() if found.value is not None},
+        metrics={
+            name: measurement.value
+            for name, measurement in comparison.measurements.items()
+            if measurement.value is not None
+        },
     )

@@ -32,12 +32,12 @@ class SearchLog:
         self._registry, self._run_id = registry, run_id
         with registry.door(f"begin search {run_id}") as client:
             self._experiment = registry.experiment(spec["model"])
-            found = self._runs("search")
-            if not found:
+            parents = self._runs("search")
+            if not parents:
                 client.create_run(self._experiment, run_name=f"{run_id} search", tags=self._tags("search"))
-                found = self._runs("search")
-            self._parent = str(found[0].info.run_id)
-            if found[0].info.status != "RUNNING":
+                parents = self._runs("search")
+            self._parent = str(parents[0].info.run_id)
+            if parents[0].info.status != "RUNNING":
                 client.update_run(self._parent, status="RUNNING")
             trials = ((run.data.tags.get(TAG_TRIAL, ""), run) for run in self._runs("trial"))
             self._children = {int(number): run for number, run in trials if re.fullmatch("[0-9]{1,9}", number)}
@@ -91,14 +91,14 @@ class SearchLog:
 
     def _runs(self, kind: str) -> list[Any]:
         query = f"tags.{schema.TAG_REFRESH} = {quoted(self._run_id)} and tags.{schema.TAG_KIND} = '{kind}'"
-        found: list[Any] = []
+        runs: list[Any] = []
         token = None
         while True:
             listed = self._registry.client.search_runs([self._experiment], query, page_token=token)
-            found += listed
+            runs += listed
             token = listed.token
             if not token:
-                return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+                return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _tags(self, kind: str) -> dict[str, str]:
         return {

@@ -36,12 +36,12 @@ class Served:
         Returns:
             `label` [B] class names, `probability` [B, C] fp32 in the order of `classes` [C].
         """
-        probability = self.version(_as_read(items)).logits.softmax(dim=1).cpu().numpy()
+        probability = self.version(_as_model_input(items)).logits.softmax(dim=1).cpu().numpy()
         classes = np.asarray(self.version.classes)
         return {"label": classes[probability.argmax(axis=1)], "probability": probability, "classes": classes}
 
 
-def _as_read(items: Any) -> Any:
+def _as_model_input(items: Any) -> Any:
     """Numbers as an array; texts, pairs and mappings as they came, since the task's own code takes them apart."""
     if isinstance(items, Mapping):
         return items

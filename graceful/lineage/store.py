@@ -22,11 +22,11 @@ from graceful.files import mark_used
 from graceful.lineage import events, graph, pages, promotion, records, registration, repair, schema, tracking
 from graceful.lineage.events import Event
 from graceful.lineage.family import Family
-from graceful.lineage.listing import Listed, line
+from graceful.lineage.listing import Listed, from_mlflow
 from graceful.lineage.promotion import Change
 from graceful.lineage.registration import Registration
-from graceful.lineage.registry import Registry, damage, quoted
-from graceful.lineage.repair import Mend
+from graceful.lineage.registry import Registry, damaged_files, quoted
+from graceful.lineage.repair import Repair
 from graceful.lineage.schema import LineageRecord
 from graceful.lineage.searches import SearchLog
 
@@ -48,7 +48,7 @@ class Store:
     @property
     def display_uri(self) -> str:
         """The URI without credentials."""
-        return self.registry.place.display
+        return self.registry.address.display
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Store:
         """
         change = Change(model=model, version=version, expected=expected, reason=reason, actor=actor, waive=waive)
         with self.registry.door(f"promote {model} version {version}"):
-            return self._shown(model, promotion.promote(self.registry, change))
+            return self._refresh_pages(model, promotion.promote(self.registry, change))
 
     def rollback(
         self, model: str, version: int | None = None, *, expected: int | None = None, reason: str, actor: str
@@ -154,7 +154,7 @@ class Store:
         """
         with self.registry.door(f"roll {model} back"):
             done = promotion.rollback(self.registry, model, version, expected=expected, reason=reason, actor=actor)
-            return self._shown(model, done)
+            return self._refresh_pages(model, done)
 
     def hold(self, model: str, version: int, *, reason: str, actor: str, release: bool = False) -> Event | None:
         """Keep a version from being promoted, or take that back; the champion cannot be held.
@@ -168,7 +168,7 @@ class Store:
         """
         change = Change(model=model, version=version, expected=None, reason=reason, actor=actor)
         with self.registry.door(f"hold {model} version {version}"):
-            return self._shown(model, (promotion.release if release else promotion.hold)(self.registry, change))
+            return self._refresh_pages(model, (promotion.release if release else promotion.hold)(self.registry, change))
 
     def retire(self, model: str, version: int, *, reason: str, actor: str, force: bool = False) -> Event | None:
         """Leave a version out of the training and evaluation of later refreshes; the lineage keeps it.
@@ -189,27 +189,27 @@ class Store:
         """
         change = Change(model=model, version=version, expected=None, reason=reason, actor=actor, force=force)
         with self.registry.door(f"retire {model} version {version}"):
-            return self._shown(model, promotion.retire(self.registry, change))
+            return self._refresh_pages(model, promotion.retire(self.registry, change))
 
-    def repair(self, model: str, *, dry_run: bool = False, older_than_hours: float = 24.0) -> list[Mend]:
-        """Make everything that derives from records and events say what they say; see `graceful.lineage.repair`.
+    def repair(self, model: str, *, dry_run: bool = False, older_than_hours: float = 24.0) -> list[Repair]:
+        """Repair everything that derives from records and events; see `graceful.lineage.repair`.
 
         Args:
             model: Model family.
-            dry_run: Only tell.
+            dry_run: Change nothing.
             older_than_hours: A run of another machine that began earlier than that and is still running is dead.
 
         Returns:
-            What was mended, or would be; what cannot be is marked so.
+            What was repaired, or would be; entries that cannot be repaired have `repaired` False.
         """
         with self.registry.door(f"repair {model}"):
-            mends = repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
+            repairs = repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
             if not dry_run:
                 pages.refresh(self.registry, model, force=True)
-            return mends
+            return repairs
 
-    def _shown(self, model: str, event: Event | None) -> Event | None:
-        """Also where nothing had to change: an earlier attempt may have ended before it came to the page."""
+    def _refresh_pages(self, model: str, event: Event | None) -> Event | None:
+        """Render the model's page, also without a change: an earlier attempt may have ended before it did."""
         pages.refresh(self.registry, model)
         return event
 
@@ -226,7 +226,7 @@ class Store:
             number = self.registry.aliases(model).get(alias)
             if number is None:
                 if alias == schema.CHAMPION:
-                    self._require_none(model)
+                    self._require_no_champion(model)
                 return []
             root = self.registry.node_id(client.get_model_version(model, str(number)))
         return self.trace(model, root)
@@ -234,11 +234,11 @@ class Store:
     def trace(self, model: str, model_id: str) -> list[LineageRecord]:
         """A version and its ancestors, whichever models they belong to; raises what `chain` does."""
         with self.registry.door(f"read the ancestors of {model_id}"):
-            found = records.ancestors(self.registry, model, model_id)
-            return graph.trace(model_id, lambda one: records.require(found, self.registry, one))
+            records_by_id = records.ancestors(self.registry, model, model_id)
+            return graph.trace(model_id, lambda key: records.require(records_by_id, self.registry, key))
 
-    def _require_none(self, model: str) -> None:
-        """A champion whose version was deleted takes its alias with it; the next refresh must not forget the chain."""
+    def _require_no_champion(self, model: str) -> None:
+        """Raise if events name a champion: its alias went with a deleted version; a refresh would start a new chain."""
         champion, _ = events.replay(self.history(model))
         if champion is not None:
             raise RegistryError(
@@ -260,8 +260,8 @@ class Store:
         """
         wanted = list(model_ids)
         with self.registry.door(f"read the records of {model}"):
-            found = records.read(self.registry, model, wanted)
-            return [records.require(found, self.registry, model_id) for model_id in wanted]
+            records_by_id = records.read(self.registry, model, wanted)
+            return [records.require(records_by_id, self.registry, model_id) for model_id in wanted]
 
     def retired(self, model: str) -> frozenset[str]:
         """Identities of the versions that refreshes leave out."""
@@ -271,8 +271,8 @@ class Store:
 
     def address(self, path: str) -> str | None:
         """Where a server shows a page or an artifact; None for a database."""
-        place = self.registry.place
-        return f"{place.uri.rstrip('/')}/{path}" if place.server else None
+        registry = self.registry.address
+        return f"{registry.uri.rstrip('/')}/{path}" if registry.server else None
 
     def record(self, model_id: str) -> LineageRecord:
         """What was recorded about one version.
@@ -295,8 +295,8 @@ class Store:
         """Every version of a family, newest first; [] where the family is unknown."""
         with self.registry.door(f"list the versions of {model}") as client:
             aliases = self.registry.aliases(model)
-            found = client.search_model_versions(f"name = {quoted(model)}")
-            return sorted((line(model, item, aliases) for item in found), key=lambda item: -item.version)
+            versions = client.search_model_versions(f"name = {quoted(model)}")
+            return sorted((from_mlflow(model, item, aliases) for item in versions), key=lambda item: -item.version)
 
     def fetch(self, record: LineageRecord, into: Path | None = None, *, removable: Collection[str] = ()) -> Path:
         """The version's files in a local folder; what is there and has the recorded digests is not copied again.
@@ -311,15 +311,15 @@ class Store:
             RegistryError: Unreachable, or a file is missing.
         """
         folder = (into or self.registry.home / "versions") / record.model_id
-        if folder.is_dir() and not any(damage(folder, record)):
+        if folder.is_dir() and not any(damaged_files(folder, record)):
             mark_used(folder)
             return folder
         with self.registry.door(f"fetch {record.label}"):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
                 fresh = Path(scratch) / "files"
-                gone = self.registry.download(record, fresh, removable=removable)
-                _put(fresh, folder, aside=Path(scratch) / "damaged", record=record, gone=gone)
+                removed = self.registry.download(record, fresh, removable=removable)
+                _move_into_place(fresh, folder, aside=Path(scratch) / "damaged", record=record, removed=removed)
         return folder
 
     def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
@@ -338,12 +338,14 @@ class Store:
             return self.registry.evidence(record, name, into)
 
 
-def _put(fresh: Path, folder: Path, *, aside: Path, record: LineageRecord, gone: Collection[str]) -> None:
-    """Move a verified download into place; a process that was faster with the same files wins."""
+def _move_into_place(
+    fresh: Path, folder: Path, *, aside: Path, record: LineageRecord, removed: Collection[str]
+) -> None:
+    """Move a verified download into place; if another process did so with the same files, keep those."""
     if folder.exists():
         os.replace(folder, aside)
     try:
         os.replace(fresh, folder)
     except OSError:
-        if not folder.is_dir() or any(path not in gone for path, _ in damage(folder, record)):
+        if not folder.is_dir() or any(path not in removed for path, _ in damaged_files(folder, record)):
             raise

@@ -14,7 +14,7 @@ def write(
     registry: Registry,
     record: LineageRecord,
     parents: Sequence[LineageRecord | Node],
-    places: Mapping[str, tuple[str, int]],
+    listings: Mapping[str, tuple[str, int]],
 ) -> None:
     """Inputs, output and metrics of a version. Equal rows are stored once; a repetition adds nothing.
 
@@ -22,7 +22,7 @@ def write(
         registry: Where.
         record: The version.
         parents: Its direct predecessors.
-        places: Identity -> model and number of every ancestor that is listed.
+        listings: Identity -> model and number of every ancestor that is listed.
     """
     from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric
     from mlflow.exceptions import MlflowException
@@ -30,8 +30,8 @@ def write(
     client, run = registry.client, record.run_id
     links = client.get_run(run)
     known = {item.model_id for item in links.inputs.model_inputs}
-    wanted = [edge.model_id for edge in record.edges] + [parent.model_id for parent in parents]
-    missing = [model_id for model_id in dict.fromkeys(wanted) if model_id not in known]
+    inputs = [edge.model_id for edge in record.edges] + [parent.model_id for parent in parents]
+    missing = [model_id for model_id in dict.fromkeys(inputs) if model_id not in known]
     client.log_inputs(run, datasets=_datasets(record), models=[LoggedModelInput(item) for item in missing])
     if not links.outputs.model_outputs:
         try:
@@ -42,7 +42,7 @@ def write(
     time = int(datetime.fromisoformat(record.created).timestamp() * 1000)
     rows = [(key, value, 0) for key, value in headline(record).items()]
     for edge in record.edges:
-        model, number = places.get(edge.model_id, ("", 0))
+        model, number = listings.get(edge.model_id, ("", 0))
         if edge.value is not None and model == record.model:  # numbers of another model would be taken for its own
             rows.append(("nfr_by_predecessor_pct", 100 * edge.value, number))
     metrics = [Metric(key, value, time, step, model_id=record.model_id) for key, value, step in rows]

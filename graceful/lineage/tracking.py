@@ -40,8 +40,8 @@ def begin(registry: Registry, spec: Mapping[str, Any], run_id: str) -> str:
         client.update_run(first.info.run_id, status="RUNNING")
     if first.data.tags.get(schema.TAG_OWNER) != owner():
         client.set_tag(first.info.run_id, schema.TAG_OWNER, owner())
-    told = [param for param in _params(spec) if param.key not in first.data.params]
-    client.log_batch(first.info.run_id, params=told)
+    params = [param for param in _params(spec) if param.key not in first.data.params]
+    client.log_batch(first.info.run_id, params=params)
     return str(first.info.run_id)
 
 
@@ -76,10 +76,10 @@ def log_history(registry: Registry, run: str, rows: Iterable[Mapping[str, Any]])
 
 
 def _runs(registry: Registry, experiment: str, run_id: str) -> list[Any]:
-    """Runs of one refresh, oldest first; more than one only after a lost answer."""
+    """Return the runs of one refresh, oldest first; more than one only after a repeated request."""
     query = f"tags.{schema.TAG_REFRESH} = {quoted(run_id)} and tags.{schema.TAG_KIND} = 'refresh'"
-    found = registry.client.search_runs([experiment], query)
-    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    runs = registry.client.search_runs([experiment], query)
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 def _tags(spec: Mapping[str, Any], run_id: str) -> dict[str, str]:
@@ -96,11 +96,11 @@ def _tags(spec: Mapping[str, Any], run_id: str) -> dict[str, str]:
 
 
 def _params(spec: Mapping[str, Any]) -> list[Any]:
-    """The spec as run parameters; where it is kept (which may name a password) is left out."""
+    """Return the spec as run parameters, without its addresses, which may contain a password."""
     from mlflow.entities import Param
 
-    kept = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
-    flat = list(_flat("", kept))[:MAX_PARAMS]
+    settings = {key: value for key, value in spec.items() if key not in ("home", "registry", "description")}
+    flat = list(_flat("", settings))[:MAX_PARAMS]
     return [Param(_key(key), redact.shown(value, key)[:500]) for key, value in flat]
 
 

@@ -1,9 +1,9 @@
-"""Changes whose writer lost the lease while it was at work: noticed, taken back, closed as failed. Driver and client.
+"""Undo changes whose writer lost the lease during its work, and close their events as failed. Driver and client.
 
-A writer that is stopped after its last look (a machine that sleeps, a process under SIGSTOP, a request that is repeated
-because its answer was lost) goes on when another writer has moved the champion, and MLflow moves the alias for whoever
-asks. Hence the writer looks once more after its last change. Where the lease was no longer its own, it takes the lease
-again and puts back what the events say.
+A writer that is stopped after it last checked the lease (a machine that sleeps, a process under SIGSTOP, a request that
+is repeated because its answer was lost) goes on after another writer has moved the champion, and MLflow moves the alias
+for both. Hence the writer checks once more after its last change. Where the lease was no longer its own, it takes the
+lease again and restores what the events say.
 """
 
 from __future__ import annotations
@@ -43,48 +43,50 @@ def turn(registry: Registry, model: str) -> Iterator[Turn]:
     """
     from mlflow.exceptions import MlflowException
 
-    mine: Turn | None = None
+    change: Turn | None = None
     try:
         with lease.writer(registry, model) as hold:
-            mine = Turn(hold=hold)
-            yield mine
+            change = Turn(hold=hold)
+            yield change
     except LeaseLostError as e:
-        if mine is None or mine.event is None:
+        if change is None or change.event is None:
             raise
-        raise _taken_back(registry, mine.event) from e
+        raise _take_back(registry, change.event) from e
     except MlflowException as e:  # refused, or carried out and the answer was lost
-        if mine is None or mine.event is None or mine.hold.ours:
+        if change is None or change.event is None or change.hold.valid:
             raise
-        raise _taken_back(registry, mine.event) from e
+        raise _take_back(registry, change.event) from e
 
 
 def put_back(registry: Registry, event: Event) -> int | None:
-    """Let aliases and the version's mark be as if an event had not happened; call it under the writer's lock.
+    """Restore aliases and the version's tag to what they were without an event; call it under the writer's lock.
 
     Returns:
         Number of the champion afterwards.
     """
     past = events.read(registry, event.model)
-    kept = [item for item in past if item.run_id != event.run_id or item.status == events.DONE]
-    champion, previous = events.replay(kept)
-    later = [item for item in kept if item.status == events.DONE and events.order(item) >= events.order(event)]
+    valid = [item for item in past if item.run_id != event.run_id or item.status == events.DONE]
+    champion, previous = events.replay(valid)
+    later = [item for item in valid if item.status == events.DONE and events.order(item) >= events.order(event)]
     if event.kind in events.MOVES and not any(item.kind in (*events.MOVES, "retirement") for item in later):
         champion = event.before
-    now = registry.aliases(event.model)
-    if now.get(schema.CHAMPION) in (event.version, None):
-        _point(registry, event.model, schema.CHAMPION, now.get(schema.CHAMPION), champion)
-    if any(item.status == events.DONE for item in kept):
-        _point(registry, event.model, schema.PREVIOUS, now.get(schema.PREVIOUS), previous)
-    _mark(registry, event, kept)
+    aliases = registry.aliases(event.model)
+    if aliases.get(schema.CHAMPION) in (event.version, None):
+        _set_alias(registry, event.model, schema.CHAMPION, aliases.get(schema.CHAMPION), champion)
+    if any(item.status == events.DONE for item in valid):
+        _set_alias(registry, event.model, schema.PREVIOUS, aliases.get(schema.PREVIOUS), previous)
+    _mark(registry, event, valid)
     return registry.aliases(event.model).get(schema.CHAMPION)
 
 
-def _taken_back(registry: Registry, event: Event) -> RegistryError:
-    """What to raise after a change was taken back; takes the lease for it."""
+def _take_back(registry: Registry, event: Event) -> RegistryError:
+    """Undo a change under a new lease, and return the error to raise."""
     with lease.writer(registry, event.model) as hold:
         champion = put_back(registry, event)
         hold.confirm()
-        if any(left.run_id == event.run_id for left in events.read(registry, event.model, status=events.OPEN)):
+        if any(
+            unfinished.run_id == event.run_id for unfinished in events.read(registry, event.model, status=events.OPEN)
+        ):
             events.close(registry, event, status=events.UNDONE)
     serving = "unset" if champion is None else f"version {champion}"
     return RegistryError(
@@ -95,8 +97,8 @@ def _taken_back(registry: Registry, event: Event) -> RegistryError:
     )
 
 
-def _point(registry: Registry, model: str, alias: str, now: int | None, wanted: int | None) -> None:
-    if now == wanted:
+def _set_alias(registry: Registry, model: str, alias: str, current: int | None, wanted: int | None) -> None:
+    if current == wanted:
         return
     if wanted is None:
         registry.client.delete_registered_model_alias(model, alias)
@@ -104,14 +106,14 @@ def _point(registry: Registry, model: str, alias: str, now: int | None, wanted: 
         registry.client.set_registered_model_alias(model, alias, str(wanted))
 
 
-def _mark(registry: Registry, event: Event, kept: Sequence[Event]) -> None:
-    """Set the version's tag to what its record and the other events say of it."""
+def _mark(registry: Registry, event: Event, valid: Sequence[Event]) -> None:
+    """Set the gate tag of the event's version to its status by its record and the other events."""
     node = registry.node(event.node) if event.node else None
     record = None if node is None else registry.recorded(node)
     listed = registry.point(registry.client.get_model_version, event.model, str(event.version))
     if record is None or listed is None:
         return
-    own = [item for item in kept if item.node == event.node or item.version == event.version]
+    own = [item for item in valid if item.node == event.node or item.version == event.version]
     standing = events.standing(record.verdict, own)
     if listed.tags.get(schema.TAG_GATE) != standing:
         registry.client.set_model_version_tag(event.model, str(event.version), schema.TAG_GATE, standing)

@@ -289,11 +289,11 @@ def _act(document: dict[str, Any]) -> Outcome:
         return told, 0, lambda console: console.print(table)
     if action.action == "repair":
         store = Store(None, home)
-        mends = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
+        repairs = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
         notifications.of_action(action.reference, home).again()
-        listed = [{"where": item.where, "what": item.what, "mended": item.mended} for item in mends]
-        left = not action.dry_run and any(not item.mended for item in mends)
-        summary = {item.where: item.what for item in mends} or {action.reference: "all is as it should be"}
+        listed = [{"where": item.where, "what": item.what, "mended": item.repaired} for item in repairs]
+        left = not action.dry_run and any(not item.repaired for item in repairs)
+        summary = {item.where: item.what for item in repairs} or {action.reference: "all is as it should be"}
         return listed, IntegrityError.exit_code if left else 0, _lines(summary)
     done = act.act(action, home)
     shown = {"done": done.sentence()}

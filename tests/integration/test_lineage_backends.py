@@ -130,7 +130,7 @@ def test_repair_rebuilds_what_was_lost(three: Three, model: str) -> None:
     client.delete_model_version_tag(model, "2", schema.TAG_GATE)
     client.set_logged_model_tags(chain[0].model_id, {schema.TAG_DIGEST: "0" * 64})
     assert len(store.repair(model, dry_run=True)) == 3
-    assert all(mend.mended for mend in store.repair(model))
+    assert all(repair.repaired for repair in store.repair(model))
     assert store.chain(model) == chain
     assert store.repair(model) == []
 

@@ -65,7 +65,7 @@ def served(database: Path | str, folder: Path) -> Iterator[Site]:
     store = Store(f"sqlite:///{database}" if isinstance(database, Path) else database, home)
     story = mlflow_story.tell(store, folder / "bundles")
     kept = os.environ.get("GRACEFUL_SCREENSHOTS")
-    shots = Path(kept) / store.registry.place.uri.partition(":")[0] if kept else folder / "shots"
+    shots = Path(kept) / store.registry.address.uri.partition(":")[0] if kept else folder / "shots"
     shots.mkdir(parents=True, exist_ok=True)
     with mlflow_server.server(database, home / "artifacts") as uri, chromium.browser() as page:
         yield Site(uri=uri, store=store, story=story, page=page, shots=shots)

@@ -84,8 +84,8 @@ def log_parameter(registry: Registry, key: str) -> None:
 Prepare = Callable[[Registry], str]
 Write = Callable[[Registry, str], Any]
 WRITES: dict[str, tuple[Prepare, Write]] = {
-    "take over a lease": (dead_lease, lambda registry, key: lease._set_aside(registry, key, "token-of-the-dead")),
-    "make an experiment": (fresh, lambda registry, key: Registry(registry.place.uri, registry.home).experiment(key)),
+    "take over a lease": (dead_lease, lambda registry, key: lease._evict(registry, key, "token-of-the-dead")),
+    "make an experiment": (fresh, lambda registry, key: Registry(registry.address.uri, registry.home).experiment(key)),
     "make a model": (fresh, registration._family),
     "tag a model": (model, lambda registry, key: registry.client.set_registered_model_tag(key, "beat", "1")),
     "describe a model": (model, lambda registry, key: registry.client.update_registered_model(key, "text")),
@@ -136,7 +136,7 @@ def test_a_lease_whose_writer_died_goes_from_one_waiting_writer_to_the_next(regi
             turns.append(token)
             if lease._holder(registry, name) != token:
                 overlaps.append(token)
-            lease._free(registry, name, token, late=False)
+            lease._give_back(registry, name, token, expiring=False)
         except Exception as e:  # noqa: BLE001  # a thread must not swallow what it found
             failures.append(f"{type(e).__name__}: {e}")
 
@@ -163,7 +163,7 @@ def test_a_lease_that_is_read_while_it_is_renamed_is_nobodys_model(monkeypatch: 
         client = SimpleNamespace(get_registered_model=lambda name: None)
         return cast(Registry, SimpleNamespace(client=client, point=lambda call, *rest: next(coming)))
 
-    assert lease._seen_surely(reading(bare, held), "m") == ("t1", "7")
-    assert lease._seen_surely(reading(bare, None), "m") == ("", "")
+    assert lease._holder_and_beat(reading(bare, held), "m") == ("t1", "7")
+    assert lease._holder_and_beat(reading(bare, None), "m") == ("", "")
     with pytest.raises(RegistryError, match="is no lock of graceful"):
-        lease._seen_surely(reading(*[bare] * lease.LOOKS), "m")
+        lease._holder_and_beat(reading(*[bare] * lease.LOOKS), "m")

@@ -13,7 +13,7 @@ import pytest
 
 from graceful.errors import RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, pages, schema
-from graceful.lineage.repair import Mend
+from graceful.lineage.repair import Repair
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
 
@@ -44,8 +44,8 @@ def v3(filled: tuple[Path, list[LineageRecord]]) -> LineageRecord:
     return filled[1][1]
 
 
-def said(mends: list[Mend]) -> dict[str, str]:
-    return {item.where: item.what for item in mends}
+def said(repairs: list[Repair]) -> dict[str, str]:
+    return {item.where: item.what for item in repairs}
 
 
 def facts(store: Store) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def test_what_derives_is_rebuilt_and_a_dry_run_only_tells(
     mended = store.repair("glyphs")
     assert {(item.where, item.what) for item in told} == {(item.where, item.what) for item in mended}
     assert mended
-    assert all(item.mended for item in mended)
+    assert all(item.repaired for item in mended)
     after = facts(store)
     assert {key: after[key] for key in before if key != "events"} == {
         key: before[key] for key in before if key != "events"
@@ -116,8 +116,8 @@ def test_what_derives_is_rebuilt_and_a_dry_run_only_tells(
 
 def test_champion_moved_by_hand_is_put_back_which_is_an_event(store: Store) -> None:
     store.registry.client.set_registered_model_alias("glyphs", "champion", "4")
-    mends = store.repair("glyphs")
-    assert said(mends)["glyphs champion"] == "was version 4, is version 3 as the events say"
+    repairs = store.repair("glyphs")
+    assert said(repairs)["glyphs champion"] == "was version 4, is version 3 as the events say"
     assert store.registry.aliases("glyphs") == {"champion": 3, "previous": 2}
     *_, last = store.history("glyphs")
     assert (last.kind, last.before, last.version, last.actor) == ("repair", 4, 3, "graceful lineage repair")
@@ -125,8 +125,8 @@ def test_champion_moved_by_hand_is_put_back_which_is_an_event(store: Store) -> N
 
 def test_deleted_champion_is_listed_again_and_serves_again(store: Store, v3: LineageRecord) -> None:
     store.registry.client.delete_model_version("glyphs", "3")
-    mends = store.repair("glyphs")
-    assert said(mends)[v3.label] == "listed under a number again"
+    repairs = store.repair("glyphs")
+    assert said(repairs)[v3.label] == "listed under a number again"
     assert store.registry.aliases("glyphs") == {"champion": 5, "previous": 2}
     assert [record.name for record in store.chain("glyphs")] == ["v3", "v2", "v1"]
     assert store.repair("glyphs") == []
@@ -152,7 +152,7 @@ def test_duplicates_are_folded(store: Store, v3: LineageRecord) -> None:
     client = store.registry.client
     from graceful.lineage.connection import as_global
 
-    with as_global(store.registry.place):
+    with as_global(store.registry.address):
         client.create_model_version(
             "glyphs",
             source=f"models:/{v3.model_id}",
@@ -163,8 +163,8 @@ def test_duplicates_are_folded(store: Store, v3: LineageRecord) -> None:
     twin = client.create_logged_model(
         store.registry.experiment("glyphs"), name="glyphs-v3", tags={schema.TAG_REFRESH: "glyphs-v3"}
     )
-    mends = store.repair("glyphs")
-    assert said(mends) == {
+    repairs = store.repair("glyphs")
+    assert said(repairs) == {
         v3.label: "2 numbers folded onto the lowest",
         "glyphs-v3": f"twin {twin.model_id} of {v3.model_id} removed",
     }
@@ -176,10 +176,10 @@ def test_altered_record_is_named_and_left(store: Store, v3: LineageRecord) -> No
     run = store.registry.client.get_run(v3.run_id)
     path = Path(run.info.artifact_uri.removeprefix("file://")) / "lineage/lineage.json"
     path.write_text(path.read_text().replace("0.005", "0.001"))
-    (mend,) = store.repair("glyphs")
-    assert not mend.mended
-    assert mend.what.startswith("altered: glyphs-v3 (m-")
-    assert "SHA-256 must be" in mend.what
+    (repair,) = store.repair("glyphs")
+    assert not repair.repaired
+    assert repair.what.startswith("altered: glyphs-v3 (m-")
+    assert "SHA-256 must be" in repair.what
 
 
 @pytest.mark.parametrize("carried_out", [True, False])
@@ -272,11 +272,11 @@ def test_edited_number_in_an_event_is_named_and_stops_neither_history_nor_repair
     read = store.history("glyphs")[2]
     assert (read.run_id, read.kind, read.name, read.altered) == (promoted.run_id, "promotion", "v3", (told,))
     client.delete_model_version_tag("glyphs", "2", schema.TAG_GATE)
-    mends = store.repair("glyphs")
-    assert [item.what for item in mends if not item.mended] == [
+    repairs = store.repair("glyphs")
+    assert [item.what for item in repairs if not item.repaired] == [
         f"altered: {told}; set the tag to the number of the version"
     ]
-    assert said(mends)["glyphs version 2"] == f"tag {schema.TAG_GATE} was missing, is passed"
+    assert said(repairs)["glyphs version 2"] == f"tag {schema.TAG_GATE} was missing, is passed"
     assert store.registry.aliases("glyphs") == {"champion": 3, "previous": 2}
     assert store.rollback("glyphs", **WHO) is not None
     assert store.registry.aliases("glyphs")["champion"] == 2
@@ -290,11 +290,11 @@ def test_edited_owner_of_a_run_is_named(store: Store, owner: str | None) -> None
         client.delete_tag(run, schema.TAG_OWNER)
     else:
         client.set_tag(run, schema.TAG_OWNER, owner.replace("HOST", socket.gethostname()))
-    (mend,) = store.repair("glyphs")
-    assert (mend.where, mend.mended) == ("run of glyphs-v9", False)
-    assert mend.what.startswith(f"altered: tag {schema.TAG_OWNER} ")
-    (mend,) = store.repair("glyphs", older_than_hours=0)
-    assert mend.mended
+    (repair,) = store.repair("glyphs")
+    assert (repair.where, repair.repaired) == ("run of glyphs-v9", False)
+    assert repair.what.startswith(f"altered: tag {schema.TAG_OWNER} ")
+    (repair,) = store.repair("glyphs", older_than_hours=0)
+    assert repair.repaired
 
 
 @pytest.mark.parametrize("text", ["/glyphs@99999999999999999999/", "/it's@1/", "glyphs", "/glyphs@0/"])
@@ -318,7 +318,7 @@ def test_versions_of_others_are_named_and_stop_nobody(store: Store, tmp_path: Pa
     run = client.create_run(experiment).info.run_id
     node = client.create_logged_model(experiment, name="theirs", source_run_id=run).model_id
     tags = {"team": "search", "graceful": "no"}
-    with as_global(store.registry.place):
+    with as_global(store.registry.address):
         for source, run_id in ((f"models:/{node}", run), ("s3://bucket/model", None), (f"runs:/{run}/model", run)):
             client.create_model_version("glyphs", source=source, run_id=run_id, tags=tags, await_creation_for=0)
     assert [item.version for item in store.versions("glyphs") if not item.model_id] == [7, 6, 5]

@@ -237,9 +237,9 @@ def test_lease_of_a_dead_writer_is_taken_over_by_one(uri: str, tmp_path: Path) -
     assert sorted(order) == ["machine0", "machine1", "machine2", "machine3"]
     # one that was slower than its own lease leaves an entry too
     assert f"{lease.PREFIX}dead.token-of-the-dead" in locks(stores[0], "dead")
-    lease._free(stores[0].registry, "dead", "token-of-the-dead", late=True)  # the dead wakes up
+    lease._give_back(stores[0].registry, "dead", "token-of-the-dead", expiring=True)  # the dead wakes up
     with lease.writer(stores[1].registry, "dead"):
-        lease._set_aside(stores[2].registry, "dead", "token-of-the-dead")  # one more comes too late to take it over
+        lease._evict(stores[2].registry, "dead", "token-of-the-dead")  # one more comes too late to take it over
         assert lease._holder(stores[0].registry, "dead") not in ("", "token-of-the-dead")
 
 
@@ -260,12 +260,12 @@ def test_a_request_repeated_after_its_answer_was_lost_takes_no_lease_from_the_ne
     assert lease._created(first, "twice", "one")
     assert lease._created(first, "twice", "one"), "the first answer was lost"
     assert not lease._created(second, "twice", "two")
-    lease._set_aside(first, "twice", "one")
+    lease._evict(first, "twice", "one")
     assert lease._created(second, "twice", "two")
-    lease._set_aside(first, "twice", "one")  # the same request again
+    lease._evict(first, "twice", "one")  # the same request again
     assert lease._holder(first, "twice") == "two"
-    lease._free(second, "twice", "two", late=False)
-    lease._free(first, "twice", "one", late=False)
+    lease._give_back(second, "twice", "two", expiring=False)
+    lease._give_back(first, "twice", "one", expiring=False)
     assert lease._holder(first, "twice") == ""
 
 
@@ -273,7 +273,7 @@ def test_writer_that_slept_longer_than_its_lease_moves_nothing(uri: str, tmp_pat
     (store,) = machines(uri, tmp_path, 1)
     with lease.writer(store.registry, "slow") as hold:
         hold.until = time.monotonic() - 1
-        assert hold.late
+        assert hold.expiring
         with pytest.raises(RegistryError, match="took longer than the lease of 120 s"):
             hold.check()
         with pytest.raises(RegistryError, match="took longer than the lease"):

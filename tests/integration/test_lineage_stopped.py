@@ -98,7 +98,7 @@ class Stopped:
         self, store: Store, folder: Path, model: str, action: str, *, call: str, argument: str, lost: bool = False
     ) -> None:
         self._store, self._model = store, model
-        arguments = [store.registry.place.uri, str(folder), model, action, call, argument, "lost" if lost else ""]
+        arguments = [store.registry.address.uri, str(folder), model, action, call, argument, "lost" if lost else ""]
         self._process = subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Stopped:
@@ -116,7 +116,7 @@ class Stopped:
     def lose_lease(self) -> None:
         """Take its lease over, as the next writer would after two minutes."""
         lease._take(self._store.registry, self._model, "next", 0.3)
-        lease._free(self._store.registry, self._model, "next", late=False)
+        lease._give_back(self._store.registry, self._model, "next", expiring=False)
 
     def go_on(self) -> tuple[int, str]:
         """Wake it up; returns its exit code and what it said."""

@@ -59,7 +59,9 @@ def test_what_the_gate_held_is_not_tried_again_until_something_changes(tmp_path:
     store = local_store(tmp_path)
 
     def resolved(name: str, **changes: Any) -> spec.RefreshSpec:
-        document = mlflow_versions.spec(name, home=str(tmp_path), registry={"uri": store.registry.place.uri}, **changes)
+        document = mlflow_versions.spec(
+            name, home=str(tmp_path), registry={"uri": store.registry.address.uri}, **changes
+        )
         return spec.parse(document)
 
     def register(name: str, chain: list[LineageRecord], *, flips: float, **changes: Any) -> LineageRecord:

@@ -66,7 +66,7 @@ class Storm:
     moves_lost: int = 0
     promoted: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    mends: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class _Dying:
 
 def _look(found: Storm, store: Store, first: LineageRecord) -> None:
     """Settle what dead writers left, then compare with what must be there."""
-    found.mends = [f"{item.where}: {item.what}" for item in store.repair(found.model)]
+    found.repairs = [f"{item.where}: {item.what}" for item in store.repair(found.model)]
     listed = store.versions(found.model)
     found.versions_found = len(listed)
     records = store.records(found.model, [item.model_id for item in listed])

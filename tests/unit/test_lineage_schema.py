@@ -188,7 +188,7 @@ def test_credentials_move_from_the_uri_to_the_environment(tmp_path: Path, monkey
 def test_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
     place = connection.resolve("postgresql+psycopg2://me:p%40ss@host/registry", tmp_path)
     assert place.display == "postgresql+psycopg2://***@host/registry"
-    with pytest.raises(RegistryError) as raised, connection.translated(place, "connect"):
+    with pytest.raises(RegistryError) as raised, connection.translated_errors(place, "connect"):
         raise OSError("could not reach postgresql+psycopg2://me:p@ss@host/registry\nat all")
     assert raised.value.message == (
         "registry postgresql+psycopg2://***@host/registry: cannot connect: could not reach"
@@ -212,7 +212,7 @@ def test_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
 )
 def test_what_a_strange_server_answers_becomes_a_few_words(tmp_path: Path, raised: str, words: str) -> None:
     place = connection.resolve("http://127.0.0.1:9", tmp_path)
-    with pytest.raises(RegistryError, match=words), connection.translated(place, "connect"):
+    with pytest.raises(RegistryError, match=words), connection.translated_errors(place, "connect"):
         raise OSError(raised)
 
 

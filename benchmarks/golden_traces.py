@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import results
-from graceful.gate import EXIT_HELD
+from graceful.errors import EXIT_HELD
 
 JOBS = Path("jobs")
 

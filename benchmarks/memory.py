@@ -23,7 +23,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.results import write
-from graceful.gate import EXIT_HELD
+from graceful.errors import EXIT_HELD
 
 SPEC = "jobs/glyphs/v1.yaml"
 EVERY = 0.1

@@ -30,6 +30,7 @@ import yaml
 from benchmarks.malformed import Case, cases
 from benchmarks.malformed_values import PROFILES, REPORT, SPECS
 from benchmarks.results import write
+from graceful.errors import EXIT_USAGE
 
 COUNT, SEED = 10_000, 11
 LIMIT = 5.0
@@ -40,7 +41,6 @@ PATIENCE = 60
 """Seconds after which a case is given up."""
 EVERY = 50
 """One case of so many is run as a process of its own."""
-EXIT_USAGE = 2
 
 
 @dataclass(frozen=True, kw_only=True)

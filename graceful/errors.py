@@ -14,7 +14,7 @@
         |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
         '-- CollapsedError            exit 5   held-out error is at chance
 
-A held version is no error: it is a verdict, with exit code 3 (`graceful.gate.EXIT_HELD`).
+A held version is no error: it is a verdict, with exit code 3 (`EXIT_HELD`).
 Messages say what, value, where, bound and remedy in one line. An error carries one message and optional facts, and
 survives pickling, because it may be raised in a worker and read in the driver. Secrets in a message are hidden when the
 error is made, since it is printed, recorded and repeated in many places.
@@ -24,6 +24,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+EXIT_PASSED = 0
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_HELD = 3
+EXIT_INFRASTRUCTURE = 4
+EXIT_TRAINING = 5
+EXIT_CODES = (EXIT_PASSED, EXIT_BUG, EXIT_USAGE, EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING)
+"""What commands and programs end with by themselves, as `graceful --help` lists them."""
+EXIT_INTERRUPTED = 130
+"""What a shell reports for SIGINT."""
+EXIT_PIPE_CLOSED = 141
+"""What a shell reports for SIGPIPE: the reader of stdout went away, and a verdict must not look like passed."""
 LONGEST_LINE = 2000
 """Characters of a message; of a longer one the middle is left out."""
 LEFT_OUT = " [...] "
@@ -51,7 +63,7 @@ class GracefulError(Exception):
         facts: JSON-serialisable details (step, path, digest ...).
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = EXIT_BUG
 
     def __init__(self, message: str, facts: dict[str, object] | None = None) -> None:
         from graceful import redact  # its patterns take milliseconds to compile, and most commands raise nothing
@@ -70,19 +82,19 @@ class GracefulError(Exception):
 class SpecError(GracefulError):
     """The spec or the command line is wrong; editing it is the remedy."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class DataError(GracefulError):
     """The data that the spec names is missing, corrupt, empty or does not join by id."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class InfrastructureError(GracefulError):
     """A service or a disk failed; the same command may succeed later."""
 
-    exit_code = 4
+    exit_code = EXIT_INFRASTRUCTURE
 
 
 class RegistryError(InfrastructureError):
@@ -100,7 +112,7 @@ class IntegrityError(InfrastructureError):
 class TrainingError(GracefulError):
     """Training failed, was stopped, or ran out of time."""
 
-    exit_code = 5
+    exit_code = EXIT_TRAINING
 
 
 class NonFiniteError(TrainingError):

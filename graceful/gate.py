@@ -19,7 +19,6 @@ from graceful.errors import DataError, SpecError
 from graceful.proportions import minimum_n, quantile, wilson
 from graceful.report import Comparison, Measurement, Report
 
-EXIT_HELD = 3
 SCHEMA = 1
 FAMILIES = ("none", "bonferroni")
 

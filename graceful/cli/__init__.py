@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graceful.errors import EXIT_INTERRUPTED
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every error is one line on stderr."""
@@ -17,5 +19,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from graceful.cli.app import graceful
         from graceful.cli.boundary import guarded
     except KeyboardInterrupt:  # before there is anybody to say so
-        return 130
+        return EXIT_INTERRUPTED
     return guarded(graceful, arguments)

@@ -8,13 +8,7 @@ from collections.abc import Sequence
 import click
 
 from graceful import environment, startup
-from graceful.errors import GracefulError, one_line
-
-EXIT_BUG = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-EXIT_PIPE_CLOSED = 141
-"""What a shell reports for SIGPIPE: the reader of stdout went away, and a verdict must not look like passed."""
+from graceful.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_USAGE, GracefulError, one_line
 
 
 def guarded(command: click.Command, arguments: Sequence[str] | None = None) -> int:

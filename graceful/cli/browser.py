@@ -13,7 +13,7 @@ from pathlib import Path
 from graceful import databases, homes, redact, startup
 from graceful.cli import output as out
 from graceful.cli import places
-from graceful.errors import InfrastructureError, RegistryError
+from graceful.errors import EXIT_INTERRUPTED, InfrastructureError, RegistryError
 from graceful.launch import foreground
 from graceful.launch.job import JobSpec
 
@@ -48,7 +48,7 @@ def serve(*, home: Path | None, port: int | None) -> int:
             code = foreground.run(server(uri, folder, serving_port))
     finally:
         ended.set()
-    if code not in (0, foreground.EXIT_INTERRUPTED):
+    if code not in (0, EXIT_INTERRUPTED):
         raise InfrastructureError(f"ui: mlflow's server ended with exit code {code}; its last lines above say why")
     return 0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from graceful import startup
 from graceful.cli import programs
-from graceful.errors import InfrastructureError, SpecError
+from graceful.errors import EXIT_USAGE, InfrastructureError, SpecError
 
 if TYPE_CHECKING:
     from graceful.launch.gc import Removal
@@ -82,7 +82,7 @@ def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
     target = [] if storage_uri is None else [storage_uri]
     process = _run("ship", str(path), *target, *(["--dry-run"] if dry_run else []))
     if process.returncode != 0:
-        raise (SpecError if process.returncode == SpecError.exit_code else InfrastructureError)(_last(process))
+        raise (SpecError if process.returncode == EXIT_USAGE else InfrastructureError)(_last(process))
     facts = json.loads(process.stdout)
     return Bundle(digest=facts["sha256"], size=facts["bytes"], uri=facts["uri"] or "", uploaded=bool(facts["uploaded"]))
 

@@ -23,8 +23,8 @@ from graceful import __version__, addresses, databases
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.cli.checks import Check, State, fail, probe
+from graceful.errors import EXIT_INFRASTRUCTURE
 
-EXIT_FAILED = 4
 DISTRIBUTION = "graceful-ai"
 OLDEST_PYTHON = (3, 11)
 GIB = 2**30
@@ -44,7 +44,7 @@ def report(*, home: Path | None, output: str, on: str | None = None) -> int:
         out.table(("", "check", "found", "remedy"), rows)
     else:
         out.document([asdict(check) for check in checks], output)
-    return EXIT_FAILED if any(check.state == "fail" for check in checks) else 0
+    return EXIT_INFRASTRUCTURE if any(check.state == "fail" for check in checks) else 0
 
 
 def of_place(on: str, home: Path) -> list[Check]:

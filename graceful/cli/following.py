@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from graceful.cli import output as out
 from graceful.cli import places
-from graceful.errors import GracefulError, InfrastructureError, SpecError
+from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, GracefulError, SpecError
 from graceful.launch import backend, follow, names
 from graceful.launch.backend import Handle, Phase, Runs, Status
 from graceful.launch.refusals import NotFoundError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from graceful.launch.kube import Kube
     from graceful.launch.profile import Profile
 
-EXIT_DETACHED = 130
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = timedelta(days=36_500)
 LONGEST_COUNT = 12
@@ -233,7 +232,7 @@ def gc(location: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
             out.talk(f"{_count(len(swept.removals), 'folder')} of checkpoints {verb} in {uri}")
     if swept.problem:
         out.talk(f"warning: checkpoints not swept to the end: {swept.problem}")
-        return InfrastructureError.exit_code
+        return EXIT_INFRASTRUCTURE
     return 0
 
 
@@ -288,7 +287,7 @@ def _detached(run: str, location: RunLocation) -> int:
         f"detached; {run} goes on. Come back: `graceful logs -f {run}{options}`."
         f" Stop it: `graceful stop {run}{options}`"
     )
-    return EXIT_DETACHED
+    return EXIT_INTERRUPTED
 
 
 def _report(status: Status, output: str, advice: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graceful import documents, gate
 from graceful.cli import output as out
-from graceful.errors import DataError, SpecError
+from graceful.errors import EXIT_HELD, DataError, SpecError
 from graceful.gate import Finding, Verdict
 from graceful.report import Report
 from graceful.spec import load
@@ -39,7 +39,7 @@ def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
     verdict = gate.judge(measured_report, constraints, family=refresh_spec.gate.family)
     with out.surviving():
         _show(measured_report, verdict, output)
-    return gate.EXIT_HELD if verdict.outcome is gate.Outcome.HELD else 0
+    return EXIT_HELD if verdict.outcome is gate.Outcome.HELD else 0
 
 
 def _show(report: Report, verdict: Verdict, output: str) -> None:

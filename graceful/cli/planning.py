@@ -16,7 +16,7 @@ from typing import Any
 from graceful import __version__, addresses, redact, startup
 from graceful.cli import code_upload, places, programs
 from graceful.cli import output as out
-from graceful.errors import SpecError
+from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_USAGE, SpecError
 from graceful.launch import backend, plan, profile, rayrequest
 from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
 from graceful.launch.job import FILES, JobSpec, Resources
@@ -26,8 +26,6 @@ from graceful.spec import RefreshSpec, Tune, credentials
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
 TASK_FILE = "task.py"
-EXIT_USAGE = 2
-EXIT_PLACE = 4
 GIT_SECONDS = 2.0
 
 
@@ -41,7 +39,11 @@ def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str
     present(planned, output)
     if not planned.errors:
         return 0
-    return EXIT_PLACE if all(finding.rule in backend.INFRASTRUCTURE_RULES for finding in planned.errors) else EXIT_USAGE
+    return (
+        EXIT_INFRASTRUCTURE
+        if all(finding.rule in backend.INFRASTRUCTURE_RULES for finding in planned.errors)
+        else EXIT_USAGE
+    )
 
 
 def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, program: str = REFRESH) -> int:

@@ -11,7 +11,7 @@ from graceful import startup
 from graceful.cli import output as out
 from graceful.cli import places, programs
 from graceful.cli.following import duration
-from graceful.errors import InfrastructureError
+from graceful.errors import EXIT_INFRASTRUCTURE
 
 GB = 1e9
 
@@ -45,7 +45,7 @@ def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output:
         return 0
     errors = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     out.talk(f"warning: not cleaned to the end: {errors[-1]}")
-    return InfrastructureError.exit_code
+    return EXIT_INFRASTRUCTURE
 
 
 def _show(result: dict[str, Any], home: Path, *, cache_gb: float, dry_run: bool, output: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from graceful import spec, startup
 from graceful.cli import output as out
 from graceful.cli import places, programs
-from graceful.errors import SpecError
+from graceful.errors import EXIT_HELD, EXIT_INTERRUPTED, SpecError
 from graceful.launch import foreground, outcome, scheduler
 from graceful.launch.job import JobSpec
 from graceful.launch.timetable import Entry, Timetable
@@ -87,7 +87,7 @@ def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) 
 def _outcome_of(code: int, message: str) -> str:
     if code == 0:
         return "skipped" if message.startswith(outcome.SKIPPED) else "passed"
-    return {outcome.HELD: "held", foreground.EXIT_INTERRUPTED: "interrupted"}.get(code, "failed")
+    return {EXIT_HELD: "held", EXIT_INTERRUPTED: "interrupted"}.get(code, "failed")
 
 
 def _timed(line: str) -> None:

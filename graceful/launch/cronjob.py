@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from graceful import documents
-from graceful.errors import SpecError
+from graceful.errors import EXIT_CODES, EXIT_INFRASTRUCTURE, EXIT_PASSED, SpecError
 from graceful.launch import harden, manifests, names
 from graceful.launch.backend import Document
 from graceful.launch.profile import KubeRay
@@ -30,7 +30,7 @@ LATE_SECONDS = 3600
 HISTORY = 3
 RETRIES = 2
 """Of a firing, for trouble with infrastructure; a wrong spec, a held version or failed training would only repeat."""
-FINAL_CODES = [1, 2, 3, 5]
+FINAL_CODES = [code for code in EXIT_CODES if code not in (EXIT_PASSED, EXIT_INFRASTRUCTURE)]
 _RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}
 _VOLUME = "job"
 _COMPONENT = {"app.kubernetes.io/component": "schedule"}

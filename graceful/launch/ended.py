@@ -15,12 +15,10 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+from graceful.errors import EXIT_CODES, EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_TRAINING
 from graceful.launch.backend import Phase
-from graceful.launch.outcome import HELD, KNOWN_CODES, from_message, last
+from graceful.launch.outcome import from_message, last
 
-INTERRUPTED = 130
-INFRASTRUCTURE = 4
-TRAINING_ENDED = 5
 TAIL = 20_000
 """Characters at the end of a log among which last words are sought."""
 
@@ -34,9 +32,7 @@ class Ending:
     exit_code: int
 
 
-STOPPED = Ending(
-    phase=Phase.STOPPED, cause="stopped; resume goes on from the last checkpoint", exit_code=TRAINING_ENDED
-)
+STOPPED = Ending(phase=Phase.STOPPED, cause="stopped; resume goes on from the last checkpoint", exit_code=EXIT_TRAINING)
 
 
 def read(code: int, log: str) -> Ending:
@@ -48,19 +44,21 @@ def read(code: int, log: str) -> Ending:
     """
     tail = log[-TAIL:]
     outcome = last(tail.splitlines())
-    if code == HELD or (code == 0 and outcome is not None and outcome.exit_code == HELD):
-        return Ending(phase=Phase.SUCCEEDED, cause=(outcome and outcome.message) or "held by the gate", exit_code=HELD)
+    if code == EXIT_HELD or (code == 0 and outcome is not None and outcome.exit_code == EXIT_HELD):
+        return Ending(
+            phase=Phase.SUCCEEDED, cause=(outcome and outcome.message) or "held by the gate", exit_code=EXIT_HELD
+        )
     if code == 0:
         return Ending(phase=Phase.SUCCEEDED, cause=outcome.message if outcome else "", exit_code=0)
-    if code == INTERRUPTED:
+    if code == EXIT_INTERRUPTED:
         return STOPPED
     if code < 0:
         hint = "; out of memory is the usual reason" if -code == signal.SIGKILL else ""
         cause = f"ended by {_signal(-code)}{hint}; resume goes on from the last checkpoint"
-        return Ending(phase=Phase.FAILED, cause=cause, exit_code=INFRASTRUCTURE)
+        return Ending(phase=Phase.FAILED, cause=cause, exit_code=EXIT_INFRASTRUCTURE)
     failure = from_message(f"command failed with exit code {code}\n{tail}")
     message = (failure.message if failure else "") or f"the program ended with exit code {code}; its log may say why"
-    return Ending(phase=Phase.FAILED, cause=message, exit_code=code if code in KNOWN_CODES else TRAINING_ENDED)
+    return Ending(phase=Phase.FAILED, cause=message, exit_code=code if code in EXIT_CODES else EXIT_TRAINING)
 
 
 def _signal(number: int) -> str:

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from graceful.errors import InfrastructureError
+from graceful.errors import EXIT_HELD, EXIT_INTERRUPTED, EXIT_PASSED, InfrastructureError
 from graceful.launch.job import JobSpec
 
-EXIT_INTERRUPTED = 130
 PATIENCE = 3
 """The third interrupt kills the child and everything in its group."""
 FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
@@ -73,7 +72,7 @@ def _start(job: JobSpec, *, blocked: frozenset[signal.Signals], inherited: Seque
 
 
 def _exit_code(job: JobSpec, code: int, *, interrupted: bool, interrupt_wins: bool) -> int:
-    if interrupted and (interrupt_wins or code not in (0, 3)):
+    if interrupted and (interrupt_wins or code not in (EXIT_PASSED, EXIT_HELD)):
         return EXIT_INTERRUPTED
     if code < 0:
         name = signal.Signals(-code).name

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graceful import startup
-from graceful.errors import InfrastructureError, SpecError, StorageError
+from graceful.errors import EXIT_INFRASTRUCTURE, InfrastructureError, SpecError, StorageError
 from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
 from graceful.launch.job import JobSpec
@@ -236,7 +236,7 @@ class LocalBackend:
 _VANISHED = ended.Ending(
     phase=Phase.FAILED,
     cause="killed with its supervisor, or this machine was restarted; resume goes on from the last checkpoint",
-    exit_code=ended.INFRASTRUCTURE,
+    exit_code=EXIT_INFRASTRUCTURE,
 )
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 

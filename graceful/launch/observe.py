@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from graceful.errors import EXIT_TRAINING
 from graceful.launch import names, wait
 from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.causes import Evidence, role
@@ -27,7 +28,6 @@ TAIL = 200
 STARTING_WINDOW = 5.0
 """Seconds between looks at pods and events while machines come; the job itself is watched."""
 RUNNING_WINDOW = 20.0
-ENDED = 5
 
 
 @dataclass(kw_only=True)
@@ -180,4 +180,4 @@ def _next(observer: Observer, change: wait.Change, previous: Status) -> Status:
 
 
 def _deleted(previous: Status) -> Status:
-    return replace(previous, phase=Phase.STOPPED, cause="deleted while it was followed", exit_code=ENDED)
+    return replace(previous, phase=Phase.STOPPED, cause="deleted while it was followed", exit_code=EXIT_TRAINING)

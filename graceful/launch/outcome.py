@@ -18,9 +18,6 @@ FILE = "GRACEFUL_OUTCOME"
 """Variable that names a file for the same line, where a program of ours started the program on its own machine."""
 RESUMES_VARIABLE = "GRACEFUL_RESUMES"
 """How often people have resumed the run; what one attempt gave up on, the next of the same count does not try."""
-KNOWN_CODES = (0, 1, 2, 3, 4, 5)
-"""Exit codes with a meaning of ours, as `graceful --help` lists them."""
-HELD = 3
 SKIPPED = "skipped: "
 """How the message of a refresh begins that found nothing new to learn; its exit code is 0."""
 _EXIT_CODE = re.compile(r"command failed with exit code (\d+)")

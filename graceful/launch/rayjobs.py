@@ -25,7 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from graceful.errors import GracefulError, InfrastructureError, SpecError
+from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_TRAINING, GracefulError, InfrastructureError, SpecError
 from graceful.launch import causes, ended, names
 from graceful.launch.backend import (
     Change,
@@ -266,10 +266,10 @@ class RayJobsBackend:
             return ended.read(0, self.dashboard.log(job["submission_id"]) if closely else "")
         memory, code = causes.out_of_memory(message, ()), job.get("driver_exit_code")
         if memory:
-            return ended.Ending(phase=Phase.FAILED, cause=memory, exit_code=ended.TRAINING_ENDED)
+            return ended.Ending(phase=Phase.FAILED, cause=memory, exit_code=EXIT_TRAINING)
         if code is None:
             cause = " ".join(message.split())[: causes.LONGEST] or "the job vanished with its node; resume"
-            return ended.Ending(phase=Phase.FAILED, cause=cause, exit_code=ended.INFRASTRUCTURE)
+            return ended.Ending(phase=Phase.FAILED, cause=cause, exit_code=EXIT_INFRASTRUCTURE)
         return ended.read(int(code), message)
 
     def _lines(self, attempts: Sequence[str], *, follow: bool) -> Iterator[str]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graceful.errors import InfrastructureError
+from graceful.errors import EXIT_USAGE, InfrastructureError
 
 LONGEST = 400
 """Characters of a server's own words that are shown."""
@@ -42,7 +42,7 @@ class ForbiddenError(ApiError):
 class InvalidObjectError(ApiError):
     """The server refused the object as written; editing it is the remedy."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class GoneError(ApiError):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from graceful.errors import InfrastructureError, SpecError
+from graceful.errors import EXIT_TRAINING, InfrastructureError, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.kube import Kube
@@ -22,7 +22,7 @@ from graceful.launch.observe import Observer
 from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, NotFoundError
-from graceful.launch.status import RESUMES, TRAINING_ENDED, handle, read
+from graceful.launch.status import RESUMES, handle, read
 
 STATE = f"{names.PREFIX}state"
 STOPPED = "stopped"
@@ -83,7 +83,7 @@ def stop(kube: Kube, name: str) -> Status:
     if current.phase.terminal:
         return current
     stopped = replace(
-        current, phase=Phase.STOPPED, cause=f"stopped while {current.phase}; resume goes on", exit_code=TRAINING_ENDED
+        current, phase=Phase.STOPPED, cause=f"stopped while {current.phase}; resume goes on", exit_code=EXIT_TRAINING
     )
     _delete(kube, job, stopped)
     return stopped
@@ -230,7 +230,7 @@ def _recorded(record: Document) -> Status:
         attempt=facts["attempt"],
         attempts=facts["attempts"],
         cause=facts["cause"],
-        exit_code=TRAINING_ENDED,
+        exit_code=EXIT_TRAINING,
         created=datetime.fromisoformat(facts["created"]) if facts["created"] else None,
     )
 

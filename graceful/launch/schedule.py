@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from graceful.errors import GracefulError, SpecError
+from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE, GracefulError, SpecError
 from graceful.launch import cron, names, plan, runs
 from graceful.launch.backend import Change, Difference, Document
 from graceful.launch.cronjob import FIRING, SCHEDULE, Schedule, config_of, firing_name, render
@@ -23,7 +23,12 @@ from graceful.launch.profile import KubeRay
 from graceful.launch.refusals import ConflictError, NotFoundError
 
 _EXIT_CODE = re.compile(r"exit code (\d+)")
-OUTCOMES = {2: "refused", 3: "held", 4: "no infrastructure", 5: "training failed"}
+OUTCOMES = {
+    EXIT_USAGE: "refused",
+    EXIT_HELD: "held",
+    EXIT_INFRASTRUCTURE: "no infrastructure",
+    EXIT_TRAINING: "training failed",
+}
 """How a firing ended, by the exit code of its pod."""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from graceful.errors import GracefulError, SpecError
+from graceful.errors import EXIT_INTERRUPTED, GracefulError, SpecError
 from graceful.launch import history
 from graceful.launch.cronjob import firing_name
 from graceful.launch.history import Event
@@ -22,7 +22,6 @@ from graceful.launch.timetable import Due, Entry, Timetable, due, unseen
 
 POLL_SECONDS = 5.0
 """After so long the files are looked at again."""
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)

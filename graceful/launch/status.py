@@ -20,26 +20,27 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from graceful.errors import EXIT_CODES, EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE
 from graceful.launch import causes, names
 from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.causes import Evidence
-from graceful.launch.outcome import HELD, KNOWN_CODES, Outcome, from_message
+from graceful.launch.outcome import Outcome, from_message
 
 RESUMES = f"{names.PREFIX}resumes"
 """Annotation: how often the run was sent again after it was stopped or had failed."""
-TRAINING_ENDED = 5
-INFRASTRUCTURE = 4
-INVALID = 2
 REASONS = {
-    "PreRunningDeadlineExceeded": (INFRASTRUCTURE, "the machines did not come in time (preRunningDeadlineSeconds)"),
-    "DeadlineExceeded": (TRAINING_ENDED, "deadline: out of time (activeDeadlineSeconds); raise it, then resume"),
-    "SubmissionFailed": (INFRASTRUCTURE, "the submitter could not submit the job; its log says why"),
+    "PreRunningDeadlineExceeded": (
+        EXIT_INFRASTRUCTURE,
+        "the machines did not come in time (preRunningDeadlineSeconds)",
+    ),
+    "DeadlineExceeded": (EXIT_TRAINING, "deadline: out of time (activeDeadlineSeconds); raise it, then resume"),
+    "SubmissionFailed": (EXIT_INFRASTRUCTURE, "the submitter could not submit the job; its log says why"),
     "JobDeploymentStatusTransitionGracePeriodExceeded": (
-        INFRASTRUCTURE,
+        EXIT_INFRASTRUCTURE,
         "Ray ended the job and KubeRay did not notice in time; resume",
     ),
     "JobStatusCheckTimeoutExceeded": (
-        INFRASTRUCTURE,
+        EXIT_INFRASTRUCTURE,
         "head unreachable for minutes; KubeRay does not retry this: resume",
     ),
 }
@@ -117,7 +118,7 @@ class _JobReader:
         if self.queue:
             return Phase.QUEUED, causes.queued(self.evidence.workload, self.queue), None
         if self.spec.get("suspend"):
-            return Phase.STOPPED, "suspended by a person; resume goes on from the last checkpoint", TRAINING_ENDED
+            return Phase.STOPPED, "suspended by a person; resume goes on from the last checkpoint", EXIT_TRAINING
         return Phase.QUEUED, "being resumed", None
 
     def initializing(self) -> tuple[Phase, str, int | None]:
@@ -144,11 +145,11 @@ class _JobReader:
         """Ended by itself, or stopped."""
         job_status = self.reported.get("jobStatus")
         if job_status == "STOPPED":
-            return Phase.STOPPED, "stopped; resume goes on from the last checkpoint", TRAINING_ENDED
+            return Phase.STOPPED, "stopped; resume goes on from the last checkpoint", EXIT_TRAINING
         if job_status == "FAILED":
             return self.app_failed()
         outcome = self.evidence.outcome or Outcome(exit_code=0)
-        verdict = "held by the gate" if outcome.exit_code == HELD else ""
+        verdict = "held by the gate" if outcome.exit_code == EXIT_HELD else ""
         return Phase.SUCCEEDED, outcome.message or verdict or self.restarted(over=True), outcome.exit_code
 
     def failure(self) -> tuple[Phase, str, int | None]:
@@ -164,33 +165,33 @@ class _JobReader:
     def app_failed(self) -> tuple[Phase, str, int | None]:
         """The entrypoint failed: memory first, then machines taken away, then its own words and exit code."""
         if "Ray job not found" in self.message:
-            return Phase.FAILED, "head lost: the job vanished with its head; resume", INFRASTRUCTURE
+            return Phase.FAILED, "head lost: the job vanished with its head; resume", EXIT_INFRASTRUCTURE
         memory = causes.out_of_memory(self.message, self.evidence.pods)
         if memory:
-            return Phase.FAILED, memory, TRAINING_ENDED
+            return Phase.FAILED, memory, EXIT_TRAINING
         outcome = self.evidence.outcome or from_message(self.message)
-        if outcome is not None and outcome.exit_code == HELD:
-            return Phase.SUCCEEDED, outcome.message or "held by the gate", HELD
+        if outcome is not None and outcome.exit_code == EXIT_HELD:
+            return Phase.SUCCEEDED, outcome.message or "held by the gate", EXIT_HELD
         removal = causes.removed(self.evidence.pods)
         if removal:
-            return Phase.FAILED, removal, INFRASTRUCTURE
+            return Phase.FAILED, removal, EXIT_INFRASTRUCTURE
         if outcome is None:
             message = " ".join(self.message.split())[: causes.LONGEST]
             return (
                 Phase.FAILED,
                 message or "the program failed and left no message; its log may say why",
-                TRAINING_ENDED,
+                EXIT_TRAINING,
             )
-        code = outcome.exit_code if outcome.exit_code in KNOWN_CODES else TRAINING_ENDED
+        code = outcome.exit_code if outcome.exit_code in EXIT_CODES else EXIT_TRAINING
         return Phase.FAILED, outcome.message or f"the program ended with exit code {outcome.exit_code}", code
 
     def invalid(self) -> tuple[Phase, str, int | None]:
         """Refused by the operator, which never ends such a job."""
-        return Phase.INVALID, f"invalid: {' '.join(self.message.split()) or 'no reason given'}", INVALID
+        return Phase.INVALID, f"invalid: {' '.join(self.message.split()) or 'no reason given'}", EXIT_USAGE
 
     def waiting(self) -> tuple[Phase, str, int | None]:
         """Interactive mode, which we never ask for, waits for ever."""
-        return Phase.INVALID, "invalid: submissionMode InteractiveMode waits for a job that nobody submits", INVALID
+        return Phase.INVALID, "invalid: submissionMode InteractiveMode waits for a job that nobody submits", EXIT_USAGE
 
     def unknown(self) -> tuple[Phase, str, int | None]:
         """A state of a newer KubeRay: not terminal, and said."""

@@ -22,16 +22,20 @@ from typing import Any
 from rich.console import Console
 
 from graceful import crash, documents, environment, gate, homes, redact, spec, startup
-from graceful.errors import GracefulError, SpecError
+from graceful.errors import (
+    EXIT_BUG,
+    EXIT_HELD,
+    EXIT_INFRASTRUCTURE,
+    EXIT_INTERRUPTED,
+    EXIT_PIPE_CLOSED,
+    GracefulError,
+    SpecError,
+)
 from graceful.launch import outcome
 from graceful.programs import default_home, home_of, run_dir_of
 from graceful.programs.present import Talk
 from graceful.storage import server
 
-EXIT_BUG = 1
-EXIT_INTERRUPTED = 130
-EXIT_PIPE_CLOSED = 141
-"""What a shell reports for SIGPIPE: the reader of stdout went away, and a verdict must not look like passed."""
 PIPED_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
@@ -51,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return ended.exit_code
     with startup.result_on_stdout(partial(_say, Console(stderr=True))):
         sys.stdout.write(ended.line() + "\n")
-    return 0 if ended.exit_code == gate.EXIT_HELD else ended.exit_code
+    return 0 if ended.exit_code == EXIT_HELD else ended.exit_code
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -174,7 +178,7 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
             soft_wrap=True,
         )
 
-    return asdict(result), gate.EXIT_HELD if result.outcome == gate.Outcome.HELD else 0, show
+    return asdict(result), EXIT_HELD if result.outcome == gate.Outcome.HELD else 0, show
 
 
 def _train(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
@@ -277,7 +281,6 @@ def _diff(document: dict[str, Any]) -> Outcome:
 
 
 def _act(document: dict[str, Any]) -> Outcome:
-    from graceful.errors import IntegrityError
     from graceful.lineage import Store
     from graceful.programs import act, notifications, present
 
@@ -294,7 +297,7 @@ def _act(document: dict[str, Any]) -> Outcome:
         listed = [{"where": item.where, "what": item.what, "mended": item.repaired} for item in repairs]
         left = not action.dry_run and any(not item.repaired for item in repairs)
         summary = {item.where: item.what for item in repairs} or {action.reference: "all is as it should be"}
-        return listed, IntegrityError.exit_code if left else 0, _lines(summary)
+        return listed, EXIT_INFRASTRUCTURE if left else 0, _lines(summary)
     done = act.act(action, home)
     shown = {"done": done.sentence()}
     return asdict(done), 0, _lines(shown)

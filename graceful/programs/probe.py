@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from graceful import environment, homes, redact
-from graceful.errors import GracefulError, IntegrityError
+from graceful.errors import EXIT_INFRASTRUCTURE, GracefulError, IntegrityError
 
 Facts = dict[str, str]
 
@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         facts = PROBES[name](*rest)
     except GracefulError as e:
         sys.stderr.write(f"{e.message}\n")
-        return 4
+        return EXIT_INFRASTRUCTURE
     except Exception as e:  # noqa: BLE001  # whatever a foreign package raises on import is the finding
         sys.stderr.write(redact.message(f"{type(e).__name__}: {' '.join(str(e).split())}") + "\n")
-        return 4
+        return EXIT_INFRASTRUCTURE
     sys.stdout.write(json.dumps(facts) + "\n")
     return 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,15 @@ def test_an_error_survives_pickling_with_message_and_facts(kind: type[GracefulEr
 )
 def test_exit_codes_are_stable(kind: type[GracefulError], code: int) -> None:
     assert kind.exit_code == code
+
+
+def test_exit_codes_are_numbers_in_one_module() -> None:
+    assert errors.EXIT_CODES == (0, 1, 2, 3, 4, 5)
+    assert (errors.EXIT_HELD, errors.EXIT_INTERRUPTED, errors.EXIT_PIPE_CLOSED) == (3, 130, 141)
+    defined = re.compile(r"\bEXIT_\w+ = \d|\bexit_code ?= ?[1-9]|return (?:130|141)\b")
+    package = Path(errors.__file__).parent
+    modules = [path for path in package.rglob("*.py") if defined.search(path.read_text(encoding="utf-8"))]
+    assert [path.name for path in modules] == ["errors.py"]
 
 
 def test_the_tree_in_the_docstring_names_every_class() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
 from graceful.errors import DataError, SpecError
-from graceful.gate import EXIT_HELD, Outcome, Verdict, judge
+from graceful.gate import Outcome, Verdict, judge
 from graceful.proportions import minimum_n, quantile, wilson
 from graceful.report import Comparison, Measurement, Report
 from tests.support import metric_oracles as oracle
@@ -282,10 +282,6 @@ def test_a_broken_verdict_file_is_a_data_error() -> None:
     for text in ("", "[]", "{}", '{"schema": 1}', '{"schema": 1, "outcome": "maybe", "findings": [], "notes": []}'):
         with pytest.raises(DataError, match="verdict"):
             Verdict.from_json(text)
-
-
-def test_held_has_exit_code_three() -> None:
-    assert EXIT_HELD == 3
 
 
 def test_the_gate_needs_floats_only() -> None:

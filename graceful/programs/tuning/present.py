@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from graceful import gate
-from graceful.errors import RegistryError
+from graceful.errors import EXIT_HELD, RegistryError
 from graceful.lineage import Store
 from graceful.programs import home_of
 from graceful.programs.present import Talk
@@ -32,7 +31,7 @@ def run(spec: RefreshSpec, talk: Talk) -> tuple[dict[str, Any], int, Any]:
             return watching(spec, before, talk=talk, show=show)
 
         document = tune(spec, progress=talk, watch=watch)
-    code = gate.EXIT_HELD if document["outcome"] == result.UNMET else 0
+    code = EXIT_HELD if document["outcome"] == result.UNMET else 0
 
     def print_result(console: Console) -> None:
         console.print(_table(document["candidates"], spec))

@@ -1,16 +1,31 @@
 """Every metric of a version: what it is about, which values are good, its unit and range. Runs in every process.
 
 Names, words and floats only. The gate's constraints, the spec and the evaluation derive what they know of a metric from
-here.
+here. Other packages add metrics through the entry-point group `graceful.metrics`: the entry point's name is the
+metric's, its value a `Metric` with a function that measures it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf
+from math import inf, isfinite
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+from graceful import plugins
+
+if TYPE_CHECKING:
+    from graceful.metrics.inputs import MetricInputs
+    from graceful.report import Measurement
+
+GROUP = "graceful.metrics"
+NAME = r"[a-z][a-z0-9_]{0,99}"
 
 
 class Better(StrEnum):
@@ -42,9 +57,11 @@ class Metric:
         better: Which values are good.
         lowest: Smallest value that it, and a bound on it, may have.
         highest: Largest value that it, and a bound on it, may have; infinite where there is none.
-        unit: `fraction`: 0.02 is two percent; `points`: a difference of two fractions; `flips`: a number of flips.
+        unit: `fraction`: 0.02 is two percent; `points`: a difference of two fractions; any other word, such as `flips`
+            or `nats`, is written behind the number.
         retrieval: Whether only an evaluation with retrieval measures it.
         measured: False: reported as undefined until shares of usage are recorded, so that no bound could be met.
+        measure: Measures it, for metrics of other packages; None: graceful does.
     """
 
     name: str
@@ -55,6 +72,39 @@ class Metric:
     unit: str = "fraction"
     retrieval: bool = False
     measured: bool = True
+    measure: Callable[[MetricInputs], Measurement] | None = field(default=None, compare=False, repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """Return everything but the function, as JSON values; no upper end of the range is None."""
+        return {
+            "name": self.name,
+            "about": self.about.value,
+            "better": self.better.value,
+            "lowest": self.lowest if isfinite(self.lowest) else None,
+            "highest": self.highest if isfinite(self.highest) else None,
+            "unit": self.unit,
+            "retrieval": self.retrieval,
+        }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Self:
+        """Read what `row` wrote.
+
+        Raises:
+            ValueError: A key is missing, unknown, or has another value than a metric may have.
+        """
+        try:
+            ends = {
+                "lowest": -inf if row["lowest"] is None else row["lowest"],
+                "highest": inf if row["highest"] is None else row["highest"],
+            }
+            words = {"about": About(row["about"]), "better": Better(row["better"])}
+            metric = cls(**{**row, **ends, **words})
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"not a metric: {e}") from e
+        if (reason := fault(metric, metric.name)) is not None:
+            raise ValueError(f"not a metric: {reason}")
+        return metric
 
 
 def _version(name: str, better: Better, *, retrieval: bool = False) -> Metric:
@@ -114,5 +164,93 @@ METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 
 
 def named(*about: About) -> tuple[str, ...]:
-    """Names of the metrics that are measured on one of these."""
+    """Return the names of graceful's own metrics that are measured on one of these."""
     return tuple(metric.name for metric in _ENTRIES if metric.about in about)
+
+
+def others() -> Mapping[str, Metric]:
+    """Return the metrics of other packages that can be used, by name."""
+    return _registered()[0]
+
+
+def unavailable() -> Mapping[str, str]:
+    """Return why a metric cannot be used, for those of other packages that failed."""
+    return _registered()[1]
+
+
+def find(name: str) -> Metric | None:
+    """Return a metric: graceful's own, one of a report that is being judged, or of another package; None: no such."""
+    return METRICS.get(name) or _RECORDED.get().get(name) or others().get(name)
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of a metric; empty where it is not known here."""
+    metric = find(name)
+    return "" if metric is None else metric.unit
+
+
+@contextlib.contextmanager
+def recorded(metrics: Mapping[str, Metric]) -> Iterator[None]:
+    """Let `find` return metrics as a report has them: their packages may be missing here, or may have changed."""
+    token = _RECORDED.set(metrics)
+    try:
+        yield
+    finally:
+        _RECORDED.reset(token)
+
+
+def shown(value: float, unit: str, digits: int = 2) -> str:
+    """Return a value with its unit: percent for fractions, points for differences of them.
+
+    Args:
+        value: As measured.
+        unit: As of `Metric`; empty: none.
+        digits: Behind the point of percent and points; other numbers have two significant ones more.
+    """
+    match unit:
+        case "fraction":
+            return f"{100 * value:.{digits}f} %"
+        case "points":
+            return f"{100 * value:.{digits}f} points"
+    return f"{value:.{digits + 2}g} {unit}".rstrip()
+
+
+def fault(metric: object, name: str) -> str | None:
+    """Return what is wrong with what another package offers as a metric of a name; None: nothing."""
+    if not isinstance(metric, Metric):
+        return "which is no graceful.catalogue.Metric"
+    if metric.name != name or not re.fullmatch(NAME, name):
+        return f"whose name is {metric.name!r}; both must be the same: lower case letters, digits and _, at most 100"
+    words: dict[type, object] = {About: metric.about, Better: metric.better}
+    if not all(isinstance(word, kind) for kind, word in words.items()):
+        return "whose about and better must be members of About and Better"
+    ends = (metric.lowest, metric.highest)
+    if not all(type(end) in (int, float) for end in ends) or not metric.lowest < metric.highest:
+        return f"whose range must be two numbers, the lower first, got {ends}"
+    if not isinstance(metric.unit, str) or not metric.unit.isprintable():
+        return f"whose unit must be a word, got {metric.unit!r}"
+    return None
+
+
+_RECORDED: ContextVar[Mapping[str, Metric]] = ContextVar("recorded metrics", default=MappingProxyType({}))
+
+
+@functools.cache
+def _registered() -> tuple[dict[str, Metric], dict[str, str]]:
+    available: dict[str, Metric] = {}
+    reasons: dict[str, str] = {}
+    for name, metric, reason in plugins.offered(
+        GROUP, "metric", owner=lambda name: "graceful" if name in METRICS else None, fault=_offered_fault
+    ):
+        if reason is None:
+            available[name] = metric
+        else:
+            reasons[name] = reason
+    return available, reasons
+
+
+def _offered_fault(metric: object, name: str) -> str | None:
+    reason = fault(metric, name)
+    if reason is None and isinstance(metric, Metric) and not callable(metric.measure):
+        return "which has no function that measures it; give it measure"
+    return reason

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from graceful.catalogue import METRICS, About, Better, named
+from graceful.catalogue import METRICS, About, Better, find, named
 
 
 class Direction(StrEnum):
@@ -31,10 +31,10 @@ UNMEASURED = tuple(metric.name for metric in METRICS.values() if not metric.meas
 """Reported, but undefined until shares of usage are recorded: no bound on them could ever be met."""
 
 OWN_METRICS = named(About.VERSION, About.CHAIN)
-"""What an evaluation measures on a version itself, or over all of its ancestors together."""
+"""What graceful measures on a version itself, or over all of its ancestors together."""
 
 COMPARISON_METRICS = named(About.ANCESTOR)
-"""What an evaluation measures against each ancestor."""
+"""What graceful measures against each ancestor."""
 
 SELF = "self"
 LATEST = "latest"
@@ -61,5 +61,5 @@ class Constraint:
 
 def implied_direction(metric: str) -> Direction | None:
     """Return the direction of a constraint that names none; None where the metric implies none, or is not known."""
-    known = METRICS.get(metric)
+    known = find(metric)
     return None if known is None or known.better is Better.EITHER else DIRECTIONS[known.better][0]

@@ -14,15 +14,14 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from graceful.constraints import ALL, CHAIN_METRICS, LATEST, SELF, Constraint, Direction
+from graceful.catalogue import METRICS, About, Metric, shown
+from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
 from graceful.errors import DataError, SpecError
 from graceful.proportions import minimum_n, quantile, wilson
 from graceful.report import Comparison, Measurement, Report
 
 SCHEMA = 1
 FAMILIES = ("none", "bonferroni")
-
-_RATES = ("rate", "nfr", "trust", "error", "recall", "map", "cmc", "tar_", "tpir", "inconsistency", "impact", "gain")
 
 
 class Outcome(StrEnum):
@@ -166,12 +165,18 @@ def _questions(report: Report, constraint: Constraint) -> list[_Question]:
 
 
 def _about_itself(report: Report, constraint: Constraint) -> _Question:
-    if constraint.metric in CHAIN_METRICS and not report.comparisons:
+    metric = _metric(report, constraint.metric)
+    if metric is not None and metric.about is About.CHAIN and not report.comparisons:
         return _Question(constraint=constraint, against=SELF, measurements=None)
     if constraint.metric not in report.measurements:
         elsewhere = any(constraint.metric in item.measurements for item in report.comparisons)
         raise _unknown(constraint, report.measurements, "write against: all" if elsewhere else None)
     return _Question(constraint=constraint, against=SELF, measurements=report.measurements)
+
+
+def _metric(report: Report, name: str) -> Metric | None:
+    """Return graceful's own metric, or another package's as the report has it: not as the package says today."""
+    return METRICS.get(name) or report.metrics.get(name)
 
 
 def _require_metric(report: Report, constraint: Constraint) -> None:
@@ -199,20 +204,22 @@ def _answer(report: Report, question: _Question, z: float) -> Finding:
         if errors.value == 0.0 and errors.n > 0:
             reason = f"{name}: the new version makes no error on {errors.n} ids, met"
             return _found(question, measurement, met=True, reason=reason)
-    missing = _missing(measurement, name)
+    known = _metric(report, metric)
+    unit = "" if known is None else known.unit
+    missing = _missing(measurement, name, unit)
     if missing is not None or measurement is None:
         return _found(question, measurement, met=False, reason=f"{name}: {missing}")
-    return _judged(question, measurement, name=name, z=z)
+    return _judged(question, measurement, name=name, unit=unit, z=z)
 
 
-def _missing(measurement: Measurement | None, name: str) -> str | None:
+def _missing(measurement: Measurement | None, name: str, unit: str) -> str | None:
     """Why there is nothing to judge; None where there is."""
     if measurement is None:
         return "not measured"
     if measurement.value is None:
         return f"undefined: {measurement.reason or 'no reason was recorded'}"
     if measurement.lower is None or measurement.upper is None:
-        return f"{_number(measurement.value, name)} without an interval; a value alone decides nothing"
+        return f"{shown(measurement.value, unit)} without an interval; a value alone decides nothing"
     if not all(map(math.isfinite, (measurement.value, measurement.lower, measurement.upper))):
         raise DataError(f"gate: {name} is not a finite number ({measurement}); evaluate again")
     return None
@@ -231,7 +238,7 @@ def _errors(report: Report, question: _Question) -> Measurement:
     return report.measurements.get("error_rate", Measurement(value=None))
 
 
-def _judged(question: _Question, measurement: Measurement, *, name: str, z: float) -> Finding:
+def _judged(question: _Question, measurement: Measurement, *, name: str, unit: str, z: float) -> Finding:
     constraint = question.constraint
     at_most = constraint.direction is Direction.AT_MOST
     end, scaled = _end(measurement, upper=at_most, z=z)
@@ -240,13 +247,13 @@ def _judged(question: _Question, measurement: Measurement, *, name: str, z: floa
         Direction.AT_LEAST: end >= constraint.bound,
         Direction.ABOVE: end > constraint.bound,
     }[constraint.direction]
-    poor = None if met else _too_few(constraint, measurement, z)
+    poor = None if met else _too_few(constraint, measurement, unit, z)
     if poor:
-        reason = f"{name}: insufficient evidence: {poor} ({_evidence(measurement, name)})"
+        reason = f"{name}: insufficient evidence: {poor} ({_evidence(measurement, unit)})"
     else:
         side, verb = _WORDS[constraint.direction, met]
-        shown, bound = _apart(end, constraint.bound, name)
-        reason = f"{name}: {side} end {shown} {verb} the bound {bound} ({_evidence(measurement, name)})"
+        judged, bound = _apart(end, constraint.bound, unit)
+        reason = f"{name}: {side} end {judged} {verb} the bound {bound} ({_evidence(measurement, unit)})"
     if scaled:
         reason += "; interval scaled about its value for joint confidence, an approximation"
     if not met:
@@ -289,7 +296,7 @@ def _end(measurement: Measurement, *, upper: bool, z: float) -> tuple[float, boo
     return (min(1.0, max(scaled, exact)) if upper else max(0.0, min(scaled, exact))), True
 
 
-def _too_few(constraint: Constraint, measurement: Measurement, z: float) -> str | None:
+def _too_few(constraint: Constraint, measurement: Measurement, unit: str, z: float) -> str | None:
     """Why this many ids could never show the bound, whatever the model does; None if they could."""
     if not _is_proportion(measurement):
         return None
@@ -298,8 +305,8 @@ def _too_few(constraint: Constraint, measurement: Measurement, z: float) -> str 
     if needed is None or measurement.n >= needed:
         return None
     best = wilson(0, measurement.n, z)[1] if at_most else wilson(measurement.n, measurement.n, z)[0]
-    shown, bound = _apart(best, constraint.bound, constraint.metric)
-    return f"{measurement.n} ids can show {shown} at best, the bound {bound} needs {needed}"
+    reached, bound = _apart(best, constraint.bound, unit)
+    return f"{measurement.n} ids can show {reached} at best, the bound {bound} needs {needed}"
 
 
 def _infeasible(question: _Question) -> str:
@@ -315,24 +322,17 @@ def _infeasible(question: _Question) -> str:
     return f"; infeasible at this error rate, which rose by {100 * rise:.2f} points"
 
 
-def _evidence(measurement: Measurement, name: str) -> str:
-    value = _number(measurement.value, name)
+def _evidence(measurement: Measurement, unit: str) -> str:
+    value = "undefined" if measurement.value is None else shown(measurement.value, unit)
     if _is_proportion(measurement):
         return f"{value}, {measurement.count} of {measurement.n}"
     return f"{value}, n = {measurement.n}"
 
 
-def _number(value: float | None, name: str, digits: int = 2) -> str:
-    if value is None:
-        return "undefined"
-    metric = name.split(" ", 1)[0]
-    return f"{100 * value:.{digits}f} %" if any(part in metric for part in _RATES) else f"{value:.{digits + 2}g}"
-
-
-def _apart(end: float, bound: float, name: str) -> tuple[str, str]:
-    """Both numbers with as many digits as it takes to tell them apart."""
+def _apart(end: float, bound: float, unit: str) -> tuple[str, str]:
+    """Return both numbers with as many digits as it takes to tell them apart."""
     for digits in range(2, 9):
-        shown = _number(end, name, digits), _number(bound, name, digits)
-        if shown[0] != shown[1] or end == bound:
+        pair = shown(end, unit, digits), shown(bound, unit, digits)
+        if pair[0] != pair[1] or end == bound:
             break
-    return shown
+    return pair

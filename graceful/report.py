@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
+from graceful.catalogue import Metric
 from graceful.errors import DataError
 
 SCHEMA = 1
@@ -62,6 +63,8 @@ class Report:
         measurements: The new version on its own: `error_rate`, `self_test_recall_at_1`, ...
         comparisons: Nearest ancestor first; empty for the first link.
         notes: Caveats for people, one sentence each.
+        metrics: What is known of the metrics that other packages measured, by name, so that the report can be judged
+            and shown without those packages.
     """
 
     model: str
@@ -71,10 +74,15 @@ class Report:
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     schema: int = field(default=SCHEMA)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Render as indented JSON with sorted keys; equal reports give equal bytes."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+        document = asdict(replace(self, metrics={}))
+        del document["metrics"]  # reports without metrics of other packages are as they were before there were any
+        if self.metrics:
+            document["metrics"] = {name: metric.row() for name, metric in self.metrics.items()}
+        return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "report") -> Self:
@@ -96,6 +104,7 @@ class Report:
                 "measurements": _measurements(raw["measurements"]),
                 "comparisons": comparisons,
                 "notes": tuple(raw["notes"]),
+                "metrics": {name: Metric.of_row(row) for name, row in raw.get("metrics", {}).items()},
             }
             found = cls(**fields)
             _require_names(found)
@@ -129,6 +138,9 @@ def _require_names(report: Report) -> None:
     named |= {f"comparisons.{index}.against": item.against for index, item in enumerate(report.comparisons)}
     named |= {f"comparisons.{index}.model_id": item.model_id for index, item in enumerate(report.comparisons)}
     named |= {f"notes.{index}": note for index, note in enumerate(report.notes)}
+    for name, metric in report.metrics.items():
+        if metric.name != name:
+            raise ValueError(f"metrics.{name}.name must be {name!r}, got {metric.name!r:.40}")
     if not isinstance(report.data, dict):
         raise ValueError(f"data must be a mapping of splits to digests, got {report.data!r:.40}")
     named |= {f"data.{split}": digest for split, digest in report.data.items()}

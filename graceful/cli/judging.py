@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from graceful import documents, gate
+from graceful import catalogue, documents, gate
 from graceful.cli import output as out
 from graceful.errors import EXIT_HELD, DataError, SpecError
 from graceful.gate import Finding, Verdict
@@ -24,8 +24,10 @@ def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
         SpecError: The spec is wrong, of another model, or asks for what the report does not have.
         DataError: The report is missing or not one.
     """
-    refresh_spec = load(spec, sets)
     measured_report = Report.from_json(_text(report), where=str(report))
+    with catalogue.recorded(measured_report.metrics):
+        refresh_spec = load(spec, sets)
+        constraints = [bound.constraint() for bound in refresh_spec.gate.constraints]
     if measured_report.model != refresh_spec.model:
         raise SpecError(
             f"{report} is about {measured_report.model}, {spec} about {refresh_spec.model}; give files of one model"
@@ -35,7 +37,6 @@ def judge(report: Path, spec: Path, sets: Sequence[str], output: str) -> int:
             f"note: {report} is about {measured_report.version}, judged by the constraints of {refresh_spec.name}"
             f" in {spec}"
         )
-    constraints = [bound.constraint() for bound in refresh_spec.gate.constraints]
     verdict = gate.judge(measured_report, constraints, family=refresh_spec.gate.family)
     with out.surviving():
         _show(measured_report, verdict, output)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import yaml
 
+from graceful import catalogue
 from graceful.lineage.render import edge_rows, escape_markdown, percent, summary
 from graceful.lineage.schema import LineageRecord
 
@@ -25,7 +26,7 @@ def markdown(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> 
         f"# {escape_markdown(record.model)} {escape_markdown(record.name)}\n\n{summary(record)}",
         _parents(record, listings),
         "## Verdict\n\n" + "\n".join(f"- {escape_markdown(reason)}" for reason in record.reasons or ("no findings",)),
-        _table("Measurements", {name: f"{value:.6g}" for name, value in sorted(record.metrics.items())}),
+        _table("Measurements", {name: _measured(name, value) for name, value in sorted(record.metrics.items())}),
         _table(
             "Data, SHA-256", {**record.data, **{f"training {key}": value for key, value in record.training.items()}}
         ),
@@ -66,6 +67,12 @@ def _parents(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> 
     rows = edge_rows(record, listings)
     worst = "" if record.worst is None else f"\n\nWorst negative flip rate: {percent(record.worst)}"
     return "\n".join(["## Predecessors\n", *rows]) + worst
+
+
+def _measured(name: str, value: float) -> str:
+    """A value with its unit; without one and with more digits where the metric's package is not installed here."""
+    unit = catalogue.unit_of(name)
+    return catalogue.shown(value, unit) if unit else f"{value:.6g}"
 
 
 def _table(title: str, rows: Mapping[str, str]) -> str:

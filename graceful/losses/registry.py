@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
-import itertools
 import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Union, cast, get_args
@@ -22,6 +20,7 @@ from typing import Annotated, Any, Union, cast, get_args
 from pydantic import Field
 
 import graceful.losses
+from graceful import plugins
 from graceful.losses.base import Loss
 from graceful.sections import Section
 
@@ -63,20 +62,19 @@ def _registered() -> tuple[dict[str, type[Loss]], dict[str, str]]:
     available = {kind_of(loss): loss for loss in sorted(_own(), key=lambda loss: (loss.place, kind_of(loss)))}
     names = {name: kind for kind, loss in available.items() for name in _search_names(loss)}
     reasons: dict[str, str] = {}
-    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value))
-    for kind, group in itertools.groupby(entries, key=lambda entry: entry.name):
-        first, *others = group
-        reason = "and another package offers that kind, too" if others else None
-        if reason is None and kind in available:
-            reason = f"which is taken: {available[kind].__module__} has that kind"
-        if reason is None:
-            loss, reason = _loaded(first, names)
-            if loss is not None:
-                available[kind] = loss
-                names |= dict.fromkeys(_search_names(loss), kind)
+
+    def owner(kind: str) -> str | None:
+        return available[kind].__module__ if kind in available else None
+
+    def fault(loss: object, kind: str) -> str | None:
+        return _fault(loss, kind, names)
+
+    for kind, loss, reason in plugins.offered(GROUP, "loss", owner=owner, fault=fault):
         if reason is not None:
-            package = first.dist.name if first.dist else "a package"
-            reasons[kind] = f"{package} offers the loss {kind} as {first.value}, {reason}"
+            reasons[kind] = reason
+        else:
+            available[kind] = loss
+            names.update(dict.fromkeys(_search_names(loss), kind))
     return available, reasons
 
 
@@ -90,25 +88,21 @@ def _own() -> Iterator[type[Loss]]:
                 yield value
 
 
-def _loaded(entry: importlib.metadata.EntryPoint, names: Mapping[str, str]) -> tuple[type[Loss] | None, str | None]:
-    """Return the class of an entry point, or why it cannot be used.
+def _fault(loss: object, kind: str, names: Mapping[str, str]) -> str | None:
+    """Return what is wrong with what another package offers; None: nothing.
 
     Args:
-        entry: The entry point.
+        loss: What its entry point leads to.
+        kind: Name of the entry point.
         names: Names that a search knows already -> the kinds they belong to.
     """
-    try:
-        loss = entry.load()
-        if not (inspect.isclass(loss) and issubclass(loss, Loss)):
-            return None, "which is no class derived from graceful.losses.base.Loss"
-        reason = next(_faults(loss, entry.name, names), None)
-    except _FAULTS as error:
-        return None, f"which cannot be imported ({type(error).__name__}: {' '.join(str(error).split())})"
-    return (loss, None) if reason is None else (None, reason)
+    if not (inspect.isclass(loss) and issubclass(loss, Loss)):
+        return "which is no class derived from graceful.losses.base.Loss"
+    return next(_faults(loss, kind, names), None)
 
 
 def _faults(loss: type[Loss], kind: str, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield what is wrong with the class of another package; arguments as of `_loaded`."""
+    """Yield what is wrong with the class of another package; arguments as of `_fault`."""
     if get_args(loss.model_fields["kind"].annotation) != (kind,) or kind_of(loss) != kind:
         written = f'kind: Literal["{kind}"] = "{kind}"'
         yield f"whose kind is {kind_of(loss)!r}; write {written}, the name of the entry point"
@@ -124,20 +118,6 @@ def _faults(loss: type[Loss], kind: str, names: Mapping[str, str]) -> Iterator[s
         yield f"whose search has a parameter {taken[0]!r}, as {whose} has; give it another name"
 
 
-_FAULTS = (
-    ImportError,
-    AttributeError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    NameError,
-    OSError,
-    RuntimeError,
-    LookupError,
-    AssertionError,
-    ArithmeticError,
-)
-"""What the code of another package may raise where it is imported or asked for its names."""
 _RESERVED = {"compare", "reference", "runs", "decay", "step", "against", "interpolation"}
 """Parameters of every search."""
 

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from graceful.chain import Predecessor
-from graceful.programs.model_outputs import Evaluated, VersionOutputs, run_versions
+from graceful.metrics.inputs import VersionOutputs
+from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.pairs import flipped_share, pairs, wrong_share
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.programs.slices import most_flipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graceful.catalogue import METRICS
+from graceful import catalogue
 from graceful.constraints import ALL, LATEST, SELF
 from graceful.errors import SpecError
 from graceful.spec import RefreshSpec
@@ -21,7 +21,8 @@ def require_judgeable(spec: RefreshSpec, ancestors: Sequence[str]) -> None:
         if item.against is not None and item.against not in known:
             names = ", ".join(ancestors) or "no versions yet"
             raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
-        if METRICS[item.metric].retrieval and not spec.evaluate.retrieval:
+        metric = catalogue.find(item.metric)
+        if metric is not None and metric.retrieval and not spec.evaluate.retrieval:
             raise SpecError(
                 f"gate.constraints.{index}.metric: {item.metric} is not measured with evaluate.retrieval: false;"
                 " write true, or leave the constraint out"

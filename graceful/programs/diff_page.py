@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from graceful import tasks
+from graceful import catalogue, tasks
 from graceful.errors import GracefulError
 from graceful.programs.diff import SHOWN, Difference, Flip
 from graceful.programs.flipped import thumbnails
@@ -65,8 +65,9 @@ def metric_rows(found: Difference) -> list[tuple[str, str, str, str]]:
     """Every measurement of the two versions alone."""
     rows = []
     for name, (old, new) in found.metrics.items():
-        change = "-" if old is None or new is None else f"{new - old:+.4f}"
-        rows.append((name, _number(old), _number(new), change))
+        unit = catalogue.unit_of(name)
+        change = "-" if old is None or new is None else _change(new - old, unit)
+        rows.append((name, _number(old, unit), _number(new, unit), change))
     return rows
 
 
@@ -171,8 +172,13 @@ def _ratio(measured: Measurement) -> str:
     return f"{measured.value:.2f}{interval}, a ratio"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, unit: str) -> str:
+    return "-" if value is None else catalogue.shown(value, unit)
+
+
+def _change(difference: float, unit: str) -> str:
+    text = catalogue.shown(difference, "points" if unit == "fraction" else unit)
+    return text if text.startswith("-") else f"+{text}"
 
 
 def _value(value: Any) -> str:

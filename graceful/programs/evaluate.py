@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from graceful import tasks
+from graceful import catalogue, tasks
+from graceful.catalogue import About
 from graceful.chain import Predecessor
-from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS
 from graceful.errors import GracefulError
-from graceful.metrics import flips, retrieval
+from graceful.metrics import added, flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
 from graceful.metrics.compatibility import compare_retrieval
+from graceful.metrics.inputs import MetricInputs, VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.programs.background import background
 from graceful.programs.flipped import Flip, negative_flips
-from graceful.programs.model_outputs import Evaluated, VersionOutputs, run_versions
+from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
@@ -80,7 +81,7 @@ def evaluate(
             against=old.name,
             model_id=old.model_id,
             distance=distance,
-            measurements=measured.get(old.name) or dict.fromkeys(COMPARISON_METRICS, _unmeasured(old)),
+            measurements=measured.get(old.name) or dict.fromkeys(_all(About.ANCESTOR), _unmeasured(old)),
         )
         for distance, old in enumerate(ancestors, start=1)
     )
@@ -91,6 +92,7 @@ def evaluate(
         measurements=alone,
         comparisons=comparisons,
         notes=(*notes, *_caveats(versions, lost), *_overlaps(versions, samples.test)),
+        metrics=catalogue.others(),
     )
     flipped = [negative_flips(mine.predictions, old.predictions, against=old.name) for old in others]
     return Evaluation(
@@ -109,11 +111,18 @@ def _alone(
     found = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
     if mine.queries is not None and mine.gallery is not None:
         found |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
+    found |= added.measure(About.VERSION, MetricInputs(mine, draws=draws, seed=seed))
     if others:
         found |= chain_flips(mine.predictions, [old.predictions for old in others], draws=draws, seed=seed)
+        found |= added.measure(About.CHAIN, MetricInputs(mine, tuple(others), draws=draws, seed=seed))
     for old in lost:
-        found |= dict.fromkeys(CHAIN_METRICS, _unmeasured(old))
+        found |= dict.fromkeys(_all(About.CHAIN), _unmeasured(old))
     return found
+
+
+def _all(about: About) -> tuple[str, ...]:
+    """Names of graceful's metrics and of other packages'."""
+    return *catalogue.named(about), *added.chosen(about)
 
 
 def _caveats(versions: Sequence[Predecessor], lost: Sequence[Predecessor]) -> list[str]:
@@ -135,7 +144,7 @@ def _against(mine: VersionOutputs, old: VersionOutputs, *, draws: int, seed: int
     found = dict(flips.compare(mine.predictions, old.predictions, draws=draws, seed=seed))
     if mine.queries is not None and old.queries is not None and old.gallery is not None:
         found |= compare_retrieval(mine.queries, mine.gallery, old.queries, old.gallery, draws=draws, seed=seed)
-    return found
+    return found | added.measure(About.ANCESTOR, MetricInputs(mine, (old,), draws=draws, seed=seed))
 
 
 def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:

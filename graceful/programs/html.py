@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from graceful import catalogue
 from graceful.gate import Verdict
 from graceful.programs import constraint_page, heat
 from graceful.programs.flipped import Flip
@@ -147,13 +148,19 @@ def _comparisons(comparisons: tuple[Comparison, ...]) -> str:
 def _measurements(report: Report) -> str:
     sections = [("alone", report.measurements)]
     sections += [(f"against {item.against}", item.measurements) for item in report.comparisons]
-    rows = "".join(_measurement(where, name, found) for where, table in sections for name, found in table.items())
+    with catalogue.recorded(report.metrics):
+        rows = "".join(
+            _measurement(where, name, found, catalogue.unit_of(name))
+            for where, table in sections
+            for name, found in table.items()
+        )
     head = "<tr><th>measurement</th><th>of</th><th>value</th><th>95 %</th><th>n</th><th>remark</th></tr>"
     return f"<table class='all'>{head}{rows}</table>"
 
 
-def _measurement(where: str, name: str, found: Measurement) -> str:
-    value = "-" if found.value is None else f"{found.value:.4f}"
-    interval = "-" if found.lower is None or found.upper is None else f"{found.lower:.4f} .. {found.upper:.4f}"
+def _measurement(where: str, name: str, found: Measurement, unit: str) -> str:
+    value = "-" if found.value is None else catalogue.shown(found.value, unit)
+    ends = (found.lower, found.upper)
+    interval = "-" if None in ends else " .. ".join(catalogue.shown(end, unit) for end in ends if end is not None)
     cells = (name, where, value, interval, str(found.n), found.reason or "")
     return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

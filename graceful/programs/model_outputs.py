@@ -14,6 +14,7 @@ from graceful.chain import Predecessor
 from graceful.errors import DataError
 from graceful.learners.base import Role, encoder_for
 from graceful.metrics import retrieval
+from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.tasks.base import Samples, Split, Task
 from graceful.tasks.portions import portion
@@ -65,23 +66,6 @@ class Evaluated:
         """Split name -> SHA-256 of its samples."""
         named = {"test": self.test, "query": self.query, "gallery": self.gallery}
         return {name: samples.digest for name, samples in named.items() if samples is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionOutputs:
-    """What one version says of the evaluated samples.
-
-    Attributes:
-        name: Of the version.
-        predictions: On the test split.
-        queries: Its embeddings of the query split; None: retrieval is not measured.
-        gallery: Of the gallery split.
-    """
-
-    name: str
-    predictions: Predictions
-    queries: retrieval.Embeddings | None = None
-    gallery: retrieval.Embeddings | None = None
 
 
 def run_versions(versions: Sequence[Predecessor], samples: Evaluated, *, batch_size: int) -> list[VersionOutputs]:

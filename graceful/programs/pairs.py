@@ -8,9 +8,9 @@ from typing import Any
 
 from graceful.metrics import compatibility as compat
 from graceful.metrics.compatibility import Side
+from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions, join
 from graceful.metrics.retrieval import Ranking, rank
-from graceful.programs.model_outputs import VersionOutputs
 
 RETRIEVAL = ("recall_at_1", "map")
 

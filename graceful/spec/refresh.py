@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from graceful import addresses, paths, redact
-from graceful.catalogue import METRICS
+from graceful import addresses, catalogue, paths, redact
+from graceful.catalogue import About
 from graceful.constraints import (
     ALL,
     COMPARISON_METRICS,
@@ -61,19 +61,16 @@ class GateConstraint(Section):
     def _known(self) -> GateConstraint:
         if self.metric in UNMEASURED:
             raise ValueError(f"metric must not be {self.metric} yet, usage is not measured; write chain_mean_nfr")
-        own = self.metric in OWN_METRICS
-        if not own and self.metric not in COMPARISON_METRICS:
-            measured = sorted({*OWN_METRICS, *COMPARISON_METRICS} - {*UNMEASURED})
-            matches = difflib.get_close_matches(self.metric, measured, n=1)
-            remedy = f"did you mean {matches[0]}?" if matches else f"write one of {', '.join(COMPARISON_METRICS)}"
-            raise ValueError(f"metric {self.metric!r} is not measured; {remedy}")
+        if catalogue.find(self.metric) is None:
+            raise ValueError(f"metric {self.metric!r} is not measured; {_instead(self.metric)}")
+        own = self._is_own
         if self.against is not None and own != (self.against == SELF):
             raise ValueError(f"against must be {'self' if own else 'an ancestor'} for {self.metric}; leave it out")
         return self
 
     @model_validator(mode="after")
     def _directed(self) -> GateConstraint:
-        better = METRICS[self.metric].better
+        better = self._row.better
         allowed = DIRECTIONS[better]
         if self.direction is None:
             remedy = "write at_most, at_least or above"
@@ -87,18 +84,39 @@ class GateConstraint(Section):
 
     @model_validator(mode="after")
     def _in_range(self) -> GateConstraint:
-        metric = METRICS[self.metric]
+        metric = self._row
         if not metric.lowest <= self.bound <= metric.highest:
             percent = f"; write {self.bound / 100:g} for {self.bound:g} percent" if 1.0 < self.bound <= 100.0 else ""
-            expected = f"in [{metric.lowest:g}, {metric.highest:g}]" if isfinite(metric.highest) else "at least 0"
+            finite = isfinite(metric.highest)
+            expected = f"in [{metric.lowest:g}, {metric.highest:g}]" if finite else f"at least {metric.lowest:g}"
             raise ValueError(f"bound must be {expected}, got {self.bound:g}{percent}")
         return self
 
+    @property
+    def _row(self) -> catalogue.Metric:
+        metric = catalogue.find(self.metric)
+        assert metric is not None, "validated"
+        return metric
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether it is about the version itself, or all ancestors together: not about one of them."""
+        return self._row.about is not About.ANCESTOR
+
     def constraint(self) -> Constraint:
         """The floats-only value the gate judges."""
-        against = self.against or (SELF if self.metric in OWN_METRICS else ALL)
+        against = self.against or (SELF if self._is_own else ALL)
         assert self.direction is not None, "validated"
         return Constraint(metric=self.metric, direction=self.direction, bound=self.bound, against=against)
+
+
+def _instead(metric: str) -> str:
+    """Return why no metric of that name can be used, or which one may have been meant."""
+    if metric in catalogue.unavailable():
+        return catalogue.unavailable()[metric]
+    known = {*OWN_METRICS, *COMPARISON_METRICS, *catalogue.others()} - {*UNMEASURED}
+    near = difflib.get_close_matches(metric, sorted(known), n=1)
+    return f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMPARISON_METRICS)}"
 
 
 class Gate(Section):

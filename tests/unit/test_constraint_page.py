@@ -16,13 +16,14 @@ from PIL import Image
 
 from graceful import tasks
 from graceful.gate import Outcome, Verdict
+from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.programs import background, constraint_page, curves, flipped, heat
 from graceful.programs.constraint_report import PROMISED, build, remarks
 from graceful.programs.evaluate import evaluate
 from graceful.programs.flipped import negative_flips, pictures
 from graceful.programs.html import render_html
-from graceful.programs.model_outputs import Evaluated, VersionOutputs
+from graceful.programs.model_outputs import Evaluated
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.programs.slices import most_flipped
 from graceful.report import Comparison, Measurement, Report

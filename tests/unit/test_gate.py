@@ -205,7 +205,7 @@ def test_bonferroni_scales_an_interval_it_cannot_recompute_and_says_so() -> None
     lower = 0.02 - 0.018 * quantile(2) / quantile()
     assert lower < 0
     assert verdict.outcome is Outcome.HELD
-    assert f"lower end {100 * lower:.2f} % is not above the bound 0.00 %" in verdict.findings[0].reason
+    assert f"lower end {100 * lower:.2f} points is not above the bound 0.00 points" in verdict.findings[0].reason
     assert "scaled about its value" in verdict.findings[0].reason
 
 

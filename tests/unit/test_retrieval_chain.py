@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from graceful import spec
 from graceful.losses.influence import Influence
 from graceful.metrics.compatibility import rank_between
+from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.metrics.retrieval import Embeddings, rank
 from graceful.models.base import Outputs
-from graceful.programs.model_outputs import VersionOutputs
 from graceful.programs.pairs import pairs
 from graceful.training.objective import Objective, OldVersion
 from tests.support import loss_oracles, metric_oracles

@@ -1,0 +1,49 @@
+"""What metrics read: the outputs of a version and of its ancestors. Runs in the driver, NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from graceful.metrics import retrieval
+from graceful.metrics.predictions import Joined, Predictions, join
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionOutputs:
+    """What one version says of the evaluated samples.
+
+    Attributes:
+        name: Of the version.
+        predictions: On the test split.
+        queries: Its embeddings of the query split; None: retrieval is not measured.
+        gallery: Of the gallery split.
+    """
+
+    name: str
+    predictions: Predictions
+    queries: retrieval.Embeddings | None = None
+    gallery: retrieval.Embeddings | None = None
+
+
+@dataclass(frozen=True)
+class MetricInputs:
+    """What the function of another package's metric gets.
+
+    Attributes:
+        new: Outputs of the version that is measured.
+        ancestors: Of its ancestors, latest first: none for a metric about the version, one for a metric about an
+            ancestor, all of them for a metric about the chain.
+        draws: Bootstrap draws, see `graceful.metrics.intervals.Evidence`.
+        seed: Of the draws.
+    """
+
+    new: VersionOutputs
+    ancestors: tuple[VersionOutputs, ...] = ()
+    draws: int = 1000
+    seed: int = 0
+
+    @cached_property
+    def joined(self) -> Joined:
+        """The version and its latest ancestor here on the ids that both can answer, see `predictions.join`."""
+        return join(self.new.predictions, self.ancestors[0].predictions)

@@ -132,7 +132,7 @@ def _apply_there(
 
 
 def _account(target_profile: profile.KubeRay) -> str:
-    """The chart names them PREFIX-ray, which may do nothing, and PREFIX-submitter."""
+    """Return the account that submits: charts name accounts PREFIX-ray, which may do nothing, and PREFIX-submitter."""
     ray = target_profile.service_account or ""
     if not ray.endswith("-ray"):
         raise SpecError("schedule apply: which account may submit is not known; name it with --service-account")

@@ -54,7 +54,7 @@ def serve(*, home: Path | None, port: int | None) -> int:
 
 
 def server(uri: str, home: Path, port: int) -> JobSpec:
-    """The server as a job: loopback, one worker, no job execution, no telemetry; the URI may hold a password."""
+    """Return the server as a job: loopback, one worker, no job execution, no telemetry; the URI may hold a password."""
     options = ("--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning")
     return JobSpec(
         name="ui",
@@ -78,7 +78,7 @@ def _elsewhere(file: Path | None) -> AbstractContextManager[None]:
 
 
 def free_port(preferred: int | None) -> int:
-    """The wanted port if it is free; None or 0: the first free one from 5000.
+    """Return the preferred port if it is free; for None or 0 the first free one from 5000.
 
     Raises:
         InfrastructureError: It is taken, or all hundred are.

@@ -88,7 +88,7 @@ def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
 
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Without a limit of time: the programs give up by themselves on a server that does not answer."""
+    """Run a program without a time limit: programs give up by themselves on a server that does not answer."""
     command = startup.python(f"graceful.programs.{program}", *arguments)
     env = {**os.environ, **programs.environment(os.environ)}
     return startup.answer(command, environment=env)

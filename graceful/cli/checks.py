@@ -34,17 +34,17 @@ class Check:
 
 
 def ok(name: str, finding: str) -> Check:
-    """All is well."""
+    """Return a check that passed."""
     return Check(name=name, state="ok", found=redact.message(finding))
 
 
 def warn(name: str, finding: str, remedy: str) -> Check:
-    """It works, with a drawback, or could not be looked at."""
+    """Return a check of what works with a drawback, or could not be examined."""
     return Check(name=name, state="warn", found=redact.message(finding), remedy=remedy)
 
 
 def fail(name: str, finding: str, remedy: str) -> Check:
-    """A refresh cannot work."""
+    """Return a check without which a refresh cannot work."""
     return Check(name=name, state="fail", found=redact.message(finding), remedy=remedy)
 
 

@@ -38,7 +38,7 @@ AT_ONCE = 8
 
 
 def checks(kube: Kube, profile: KubeRay) -> list[Check]:
-    """Every check in the order in which they are shown; only the first if the server does not answer."""
+    """Return all checks in the order in which they are shown; only the first if the server does not answer."""
     server_check = _server(kube)
     if server_check.state == "fail":
         return [server_check]
@@ -64,7 +64,7 @@ def _server(kube: Kube) -> Check:
 
 
 def _definition(kube: Kube, profile: KubeRay) -> Sequence[Check]:
-    """Whether the kind RayJob is there, in our version, with every field that we send."""
+    """Return whether the kind RayJob is installed, in our version, with every field that we send."""
     name, install = "RayJob", "install KubeRay 1.6 or newer with its CustomResourceDefinitions"
     try:
         definition = kube.get("CustomResourceDefinition", CRD)
@@ -89,7 +89,7 @@ def _sample() -> JobSpec:
 
 
 def _unknown(value: Any, rules: Document, path: str) -> Iterator[str]:
-    """Paths of the keys that a schema does not know."""
+    """Yield the paths of keys that a schema does not know."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _unknown(item, rules.get("items") or {}, path)
@@ -104,7 +104,7 @@ def _unknown(value: Any, rules: Document, path: str) -> Iterator[str]:
 
 
 def _operator(kube: Kube) -> Sequence[Check]:
-    """The deployment that acts on RayJobs, wherever it is."""
+    """Check the deployment that acts on RayJobs, wherever it is."""
     name, remedy = "KubeRay", "install the operator, or wait until it is ready; without it jobs wait for ever"
     try:
         operators = [
@@ -139,7 +139,7 @@ def _version(name: str, document: Document, image: str, remedy: str) -> Check:
 
 
 def _rights(kube: Kube, profile: KubeRay) -> Sequence[Check]:
-    """Every verb that we use, asked one by one."""
+    """Check every verb that we use, one by one."""
     needed = {**RIGHTS, **(QUEUE_RIGHTS if profile.queue else {})}
     pairs = [(verb, resource) for resource, verbs in needed.items() for verb in verbs]
     try:
@@ -159,7 +159,7 @@ def _rights(kube: Kube, profile: KubeRay) -> Sequence[Check]:
 
 
 def _namespace(kube: Kube, profile: KubeRay) -> Sequence[Check]:
-    """Whether it is there, and how strict it is with pods; ours satisfy `restricted`."""
+    """Check that the namespace exists, and how strict it is with pods; ours satisfy `restricted`."""
     name = "namespace"
     try:
         labels = kube.get("Namespace", profile.namespace)["metadata"].get("labels") or {}
@@ -175,7 +175,7 @@ def _namespace(kube: Kube, profile: KubeRay) -> Sequence[Check]:
 
 
 def _queue(kube: Kube, profile: KubeRay) -> Sequence[Check]:
-    """Kueue's LocalQueue, if the profile names one."""
+    """Check Kueue's LocalQueue, if the profile names one."""
     if profile.queue is None:
         return []
     name, remedy = "queue", "install Kueue and make the LocalQueue, or leave `queue` out of the profile"
@@ -195,7 +195,7 @@ def _queue(kube: Kube, profile: KubeRay) -> Sequence[Check]:
 
 
 def _named_objects(kube: Kube, profile: KubeRay) -> Sequence[Check]:
-    """Secrets, claim and service account that the profile names."""
+    """Check the secrets, claim and service account that the profile names."""
     secrets = [*profile.pull_secrets, *profile.env_from_secrets]
     secrets += [profile.mlflow.token_secret] if profile.mlflow.token_secret else []
     required = [("Secret", name) for name in dict.fromkeys(secrets)]
@@ -226,7 +226,7 @@ def _exists(kube: Kube, kind: str, name: str) -> Check:
 
 
 def _image(profile: KubeRay) -> Sequence[Check]:
-    """A tag can mean another image tomorrow, in the middle of a run."""
+    """Check that the image is named by its digest: a tag can change in the middle of a run."""
     if "@sha256:" in profile.image:
         return [ok("image", f"{profile.image.partition('@')[0]}, pinned by digest")]
     return [warn("image", f"{profile.image} is not pinned", "name it by digest: NAME@sha256:...")]

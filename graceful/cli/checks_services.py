@@ -31,7 +31,7 @@ ONE_TRY = Patience(tries=1)
 
 
 def ray(profile: RayJobs) -> list[Check]:
-    """The job server: reachable, of our version, with our token."""
+    """Check the job server: reachable, of our version, with our token."""
     dashboard = Dashboard(address=profile.address, patience=ONE_TRY)
     try:
         version = dashboard.version()
@@ -69,7 +69,7 @@ def _loopback(host: str) -> bool:
 
 
 def storage(profile: Storage, home: Path) -> list[Check]:
-    """A bucket is written, read and cleaned; a claim is looked at elsewhere."""
+    """Check a bucket by writing, reading and deleting an object; a claim is checked with the namespace."""
     if profile.uri is not None:
         return [probe("storage", profile.uri, home=home, remedy="check the bucket, its rights and the AWS_ variables")]
     if profile.claim is None:
@@ -78,7 +78,7 @@ def storage(profile: Storage, home: Path) -> list[Check]:
 
 
 def mlflow(profile: Mlflow) -> list[Check]:
-    """The tracking server: reachable, new enough, and not refusing the name under which it is asked."""
+    """Check the tracking server: reachable, new enough, and not refusing the host name in our requests."""
     uri = profile.uri
     if uri is None:
         return [warn("mlflow", "profile.mlflow.uri is not set", "name a server: a file serves one run at a time")]
@@ -107,7 +107,7 @@ def mlflow(profile: Mlflow) -> list[Check]:
 
 
 def _credentials() -> dict[str, str]:
-    """As mlflow's client sends them."""
+    """Return credentials as mlflow's client sends them."""
     token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
     if user:
         return urllib3.make_headers(basic_auth=f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}")
@@ -115,7 +115,7 @@ def _credentials() -> dict[str, str]:
 
 
 def _access(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
-    """Whether somebody without credentials gets in; through the job endpoints he may, beside the login."""
+    """Check whether somebody without credentials gets in; the job endpoints may let him in beside the login."""
     name, checks = "mlflow auth", []
     if anonymous == 200 and not _loopback(urlsplit(uri).hostname or ""):
         remedy = "start it with --app-name basic-auth, or let a proxy ask: whoever reaches it can move the champion"
@@ -129,7 +129,7 @@ def _access(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
 
 
 def _client_settings() -> list[Check]:
-    """Settings of this machine that other tools of MLflow obey; graceful's own programs set them right anyway."""
+    """Check settings of this machine that other tools of MLflow obey; graceful's own programs override them."""
     unsafe = [
         f"{name}={os.environ[name]}"
         for name, safe_value in (("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true"))

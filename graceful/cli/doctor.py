@@ -48,7 +48,7 @@ def report(*, home: Path | None, output: str, on: str | None = None) -> int:
 
 
 def of_place(on: str, home: Path) -> list[Check]:
-    """What runs will meet where a profile sends them.
+    """Return the checks of the backend that a profile describes.
 
     Raises:
         SpecError: No such profile, or no such context.
@@ -79,7 +79,7 @@ def of_place(on: str, home: Path) -> list[Check]:
 
 
 def gather(home: Path) -> list[Check]:
-    """All checks in the order in which they are shown."""
+    """Return all checks in the order in which they are shown."""
     checks: list[Callable[[], Check]] = [
         python,
         packages,
@@ -95,7 +95,7 @@ def gather(home: Path) -> list[Check]:
 
 
 def tracking_server() -> list[Check]:
-    """The server that $MLFLOW_TRACKING_URI names: release, allowed hosts, who gets in; nothing where it names none."""
+    """Check the server that $MLFLOW_TRACKING_URI names: release, allowed hosts, access; nothing where it names none."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.lower().startswith(("http://", "https://")):
         return []
@@ -117,7 +117,7 @@ PROBES: Mapping[str, str] = {
 
 
 def storage(home: Path) -> Check:
-    """The bucket in which runs are kept: written, read and cleaned."""
+    """Check the bucket in which runs are kept: written, read and cleaned."""
     uri = os.environ["GRACEFUL_STORAGE"]
     try:
         uri = addresses.normalised(uri)
@@ -127,7 +127,7 @@ def storage(home: Path) -> Check:
 
 
 def python() -> Check:
-    """The interpreter's version."""
+    """Check the interpreter's version."""
     finding = f"{platform.python_version()}, graceful {__version__}"
     if sys.version_info < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -136,7 +136,7 @@ def python() -> Check:
 
 
 def packages() -> Check:
-    """Every requirement of this distribution against what is installed."""
+    """Check every requirement of this distribution against what is installed."""
     problems = unmet(importlib.metadata.requires(DISTRIBUTION) or ())
     if problems:
         return Check(name="packages", state="fail", found="; ".join(problems), remedy="make venv")
@@ -144,7 +144,7 @@ def packages() -> Check:
 
 
 def unmet(requirements: Sequence[str]) -> list[str]:
-    """Requirements that the installed versions do not meet; extras are left out."""
+    """Return the requirements that the installed versions do not meet; extras are left out."""
     problems = []
     for text in requirements:
         requirement = Requirement(text)
@@ -161,7 +161,7 @@ def unmet(requirements: Sequence[str]) -> list[str]:
 
 
 def disk(home: Path) -> Check:
-    """Free space where runs and caches are kept."""
+    """Check the free space where runs and caches are kept."""
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     if not existing.is_dir():
         return Check(name="home", state="fail", found=f"{existing} is a file", remedy="give another --home")
@@ -176,7 +176,7 @@ def disk(home: Path) -> Check:
 
 
 def shared_memory() -> Check:
-    """Room for Ray's objects."""
+    """Check the room for Ray's objects."""
     if not SHARED_MEMORY.exists():
         return Check(name="shared memory", state="ok", found="none on this system, Ray uses files")
     size = shutil.disk_usage(SHARED_MEMORY).total
@@ -189,7 +189,7 @@ def shared_memory() -> Check:
 
 
 def registry(home: Path) -> Check:
-    """Whether versions can be recorded; a registry that does not exist yet is fine."""
+    """Check whether versions can be recorded; a registry that does not exist yet is fine."""
     file = databases.file(places.registry_uri(home))
     if file is not None and not file.exists():
         return Check(name="registry", state="ok", found=f"none at {file} yet, the first refresh creates it")

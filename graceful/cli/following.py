@@ -50,7 +50,7 @@ class RunLocation:
 
     @cached_property
     def runs(self) -> Runs:
-        """Whom to ask; nothing is sent yet.
+        """Return the backend to ask; nothing is sent yet.
 
         Raises:
             SpecError: No such profile or context, or --context and --namespace where there is no Kubernetes.
@@ -65,7 +65,7 @@ class RunLocation:
 
     @property
     def is_home(self) -> bool:
-        """Whether it is this machine's home: no place is named, or a profile of kind local.
+        """Return whether this machine's home is meant: no profile or cluster is named, or a profile of kind local.
 
         Raises:
             SpecError: No such profile, or --context and --namespace where there is no Kubernetes.
@@ -83,7 +83,7 @@ class RunLocation:
 
     @cached_property
     def kube(self) -> Kube:
-        """The API server; nothing is sent yet.
+        """Return the client of the API server; nothing is sent yet.
 
         Raises:
             SpecError: No such profile or context, or the profile is no Kubernetes.
@@ -99,7 +99,7 @@ class RunLocation:
 
     @property
     def storage(self) -> str | None:
-        """The bucket in which the profile keeps runs, s3://bucket/prefix; None: it names none, or there is no profile.
+        """Return the profile's bucket for runs, s3://bucket/prefix; None: there is no profile or no bucket.
 
         Raises:
             SpecError: No such profile.
@@ -108,7 +108,7 @@ class RunLocation:
         return profile.storage.uri if profile is not None and profile.kind == "kuberay" else None
 
     def handle(self, run: str) -> Handle:
-        """For what people type: a run id, a job's name, or a handle; whose place it is the backend checks."""
+        """Return the handle for what people type: a run id, a job's name, or a handle, which the backend checks."""
         if "://" in run:
             return Handle.parse(run)
         name, profile = names.job_name(run), self._profile
@@ -118,7 +118,7 @@ class RunLocation:
         return Handle(scheme=profile.kind, location=location, name=name)
 
     def title(self) -> str:
-        """For people: `namespace team-a`, or the profile."""
+        """Return the location for people: `namespace team-a`, or the profile."""
         if self._profile is None or self._profile.kind == "kuberay":
             return f"namespace {self.kube.namespace}"
         return f"--on {self.on}"
@@ -132,7 +132,7 @@ class RunLocation:
         return profile.load(self.on)
 
     def options(self) -> str:
-        """As people type them, for messages."""
+        """Return the options as people type them, for messages."""
         options = {"--on": self.on, "--context": self.context, "-n": self.namespace}
         return "".join(f" {flag} {value}" for flag, value in options.items() if value)
 
@@ -187,7 +187,7 @@ def resume(run: str, location: RunLocation, *, output: str) -> int:
 
 
 def listing(location: RunLocation, *, output: str) -> int:
-    """Every run of the place, newest first."""
+    """Print every run of a backend, newest first."""
     statuses = location.runs.list()
     if output != "table":
         out.document([document(status) for status in statuses], output)
@@ -241,7 +241,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def document(status: Status) -> dict[str, Any]:
-    """A status as JSON values."""
+    """Return a status as JSON values."""
     return {
         "handle": str(status.handle),
         "run_id": status.run_id,
@@ -255,7 +255,7 @@ def document(status: Status) -> dict[str, Any]:
 
 
 def duration(text: str) -> timedelta:
-    """`90s`, `15m`, `24h`, `7d`.
+    """Return the time that `90s`, `15m`, `24h` or `7d` stands for.
 
     Raises:
         SpecError: It is none of these.
@@ -316,7 +316,7 @@ def _show(status: Status, location: RunLocation) -> None:
 
 
 def _columns(rows: list[tuple[str, str, str, str, str]]) -> None:
-    """Plain columns: a terminal's table for 500 rows costs more than asking the server for them."""
+    """Print plain columns: a terminal's table for 500 rows costs more than asking the server for them."""
     widths = [max(len(row[column]) for row in [COLUMNS, *rows]) for column in range(len(COLUMNS) - 1)]
     for row in (COLUMNS, *rows):
         out.line("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())

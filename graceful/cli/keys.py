@@ -45,7 +45,7 @@ def _below(key: str | None) -> Sequence[shape.Key]:
 
 
 def _names(key: shape.Key) -> tuple[str, str]:
-    """A key as specs write it (`task.fonts`), and with its kind (`task.glyphs.fonts`)."""
+    """Return a key as specs write it (`task.fonts`), and with its kind (`task.glyphs.fonts`)."""
     path = key.path.replace("[]", "")
     return re.sub(r"<\w+>", "", path), re.sub(r"<(\w+)>", r".\1", path)
 
@@ -63,7 +63,7 @@ def _row(key: shape.Key, depth: int) -> tuple[str, str, str, str]:
 
 
 def _annotation(key: str | None) -> Any:
-    """What may stand at a key; of the members of a union the first that has it."""
+    """Return the type at a key; of the members of a union the first that has it."""
     current: Any = RefreshSpec
     for part in key.split(".") if key else ():
         current = shape.child(current, part)

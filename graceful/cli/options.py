@@ -18,13 +18,13 @@ class InOrder(click.Group):
     """Lists commands in the order in which people meet them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As they were added."""
+        """Return the commands in the order in which they were added."""
         return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """A command may have two words, e.g. `lineage repair`, beside one that begins with the first of them."""
+        """Resolve a command of two words, e.g. `lineage repair`, beside one that begins with the first of them."""
         two = " ".join(args[:2])
         return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
 
@@ -121,7 +121,7 @@ PLACE = (
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several of them as one decorator; `--help` shows them in this order."""
+    """Return several decorators as one; `--help` shows them in this order."""
 
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):

@@ -9,10 +9,10 @@ from graceful import databases, homes
 
 
 def home_folder(option: Path | None) -> Path:
-    """`--home`, else $GRACEFUL_HOME, else .graceful here; absolute."""
+    """Return `--home`, else $GRACEFUL_HOME, else .graceful here; absolute."""
     return homes.folder(option)
 
 
 def registry_uri(home: Path) -> str:
-    """$MLFLOW_TRACKING_URI, else the database under home."""
+    """Return $MLFLOW_TRACKING_URI, else the database under home."""
     return databases.quoted(os.environ.get("MLFLOW_TRACKING_URI", "")) or databases.default(home)

@@ -156,7 +156,7 @@ def _variable(target_profile: profile.Profile | None) -> str:
 
 
 def _facts(resolved: RefreshSpec, content: str) -> dict[str, str]:
-    """What is recorded with a job: who submitted which content from which commit."""
+    """Return what is recorded with a job: who submitted which content from which commit."""
     digest = hashlib.sha256((resolved.digest() + content).encode()).hexdigest()
     facts = {
         "config-hash": digest if content else resolved.digest(),
@@ -177,7 +177,7 @@ def _user() -> str:
 
 
 def _commit() -> str:
-    """The commit that the working directory is at; empty outside a repository."""
+    """Return the commit that the working directory is at; empty outside a repository."""
     try:
         process = subprocess.run(
             ("git", "rev-parse", "HEAD"), capture_output=True, text=True, check=False, timeout=GIT_SECONDS
@@ -188,7 +188,7 @@ def _commit() -> str:
 
 
 def _warnings(resolved: RefreshSpec, target_profile: profile.Profile) -> tuple[Finding, ...]:
-    """What the spec says that a cluster may not have."""
+    """Return warnings about what the spec names and a cluster may not have."""
     if isinstance(target_profile, profile.Local):
         return ()
     warnings: list[tuple[str, str, str, str]] = []
@@ -218,7 +218,7 @@ def present(planned: Plan, output: str) -> None:
 
 
 def document(planned: Plan) -> dict[str, Any]:
-    """The plan as JSON values, secrets hidden."""
+    """Return the plan as JSON values, secrets hidden."""
     hidden: dict[str, Any] = redact.hidden(
         {
             "handle": str(planned.handle),
@@ -239,7 +239,7 @@ def document(planned: Plan) -> dict[str, Any]:
 
 
 def _people(planned: Plan, say: Any) -> None:
-    """Lines for people; `say` prints one."""
+    """Print the plan as lines for people; `say` prints one."""
     say(f"{planned.job.name} -> {planned.handle}   ({planned.where})")
     say(f"command: {' '.join(planned.job.command)}")
     if planned.handle.scheme == "kuberay":
@@ -260,7 +260,7 @@ def _people(planned: Plan, say: Any) -> None:
 
 
 def _rows(planned: Plan) -> list[tuple[str, ...]]:
-    """Machines as aligned columns; works before rich is imported, which takes longer than the rest of a plan."""
+    """Return the machines as aligned columns, without rich, whose import takes longer than the rest of a plan."""
     priced = planned.price is not None
     heading = ("part", "count", "cpu", "memory", "gpu", f"{planned.currency} per hour" if priced else "")
     rows = [

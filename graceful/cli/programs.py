@@ -65,7 +65,7 @@ def start(
 
 
 def environment(variables: Mapping[str, str], *, home: Path | None = None, verbose: int = 0) -> dict[str, str]:
-    """Variables that a program on one machine needs; what the user has set stays.
+    """Return the variables that a program on one machine needs; what the user has set stays.
 
     Raises:
         SpecError: A variable that the user has set holds what no program could use.
@@ -126,7 +126,7 @@ def preview(resolved: RefreshSpec, output: str) -> int:
 
 
 def steps(resolved: RefreshSpec) -> tuple[str, ...]:
-    """What a refresh of this spec would do, one line each."""
+    """Return what a refresh of this spec would do, one line each."""
     compatibility, train = resolved.compatibility, resolved.train
     losses = ", ".join(loss.kind for loss in compatibility.losses)
     against = compatibility.against if isinstance(compatibility.against, str) else ", ".join(compatibility.against)

@@ -20,7 +20,7 @@ from graceful.launch.timetable import Entry, Timetable
 
 
 def run(*, home: Path | None, quiet: bool) -> int:
-    """Be the scheduler of this machine until Ctrl-C; returns 130."""
+    """Run the scheduler of this machine until Ctrl-C; returns 130."""
     timetable = Timetable(places.home_folder(home) / "schedules")
     count = len(timetable.entries())
     count_text = "1 schedule" if count == 1 else f"{count} schedules"

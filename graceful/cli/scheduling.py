@@ -38,16 +38,16 @@ class ScheduleLocation:
 
     @property
     def here(self) -> bool:
-        """Whether this machine is meant."""
+        """Return whether this machine is meant."""
         return self.on in (None, "local") and not (self.context or self.namespace)
 
     @property
     def timetable(self) -> Timetable:
-        """The schedules of this machine."""
+        """Return the schedules of this machine."""
         return Timetable(places.home_folder(self.home) / "schedules")
 
     def profile(self) -> profile.KubeRay | None:
-        """The cluster's profile; None: only a context or namespace was named.
+        """Return the cluster's profile; None: only a context or namespace was named.
 
         Raises:
             SpecError: No such profile, or one without schedules.
@@ -64,20 +64,20 @@ class ScheduleLocation:
         )
 
     def kube(self) -> Kube:
-        """The API server; nothing is sent yet."""
+        """Return the client of the API server; nothing is sent yet."""
         target_profile = self.profile()
         if target_profile is None:
             return Kube.connect(context=self.context, namespace=self.namespace)
         return Kube.connect(context=target_profile.context, namespace=target_profile.namespace)
 
     def options(self) -> str:
-        """As people type them, for messages."""
+        """Return the options as people type them, for messages."""
         options = {"--on": self.on, "--context": self.context, "-n": self.namespace, "--home": self.home}
         return "".join(f" {flag} {value}" for flag, value in options.items() if value)
 
 
 def listing(location: ScheduleLocation, *, output: str) -> int:
-    """Every schedule with its next and last firing."""
+    """Print every schedule with its next and last firing."""
     rows = _rows_here(location.timetable) if location.here else _rows_there(location.kube())
     if output != "table":
         out.document(rows, output)

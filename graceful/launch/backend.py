@@ -45,7 +45,7 @@ class Phase(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Nothing happens any more unless somebody acts."""
+        """Return whether the job is over: nothing happens any more unless a person acts."""
         return self in (Phase.SUCCEEDED, Phase.STOPPED, Phase.FAILED, Phase.INVALID)
 
 
@@ -133,7 +133,7 @@ class Finding:
     remedy: str
 
     def line(self) -> str:
-        """One line for people."""
+        """Return the finding as one line for people."""
         prefix = "" if self.message.startswith(self.where) else f"{self.where}: "
         return f"{prefix}{self.message}{f'; {self.remedy}' if self.remedy else ''}"
 
@@ -213,17 +213,17 @@ class Plan:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Findings that stop a submission."""
+        """Return findings that stop a submission."""
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
     @property
     def gpus(self) -> int:
-        """Accelerators in all."""
+        """Return the number of accelerators of all parts."""
         return sum(part.count * part.gpu for part in self.parts)
 
     @property
     def price(self) -> float | None:
-        """Per hour for everything; None if one part has no price."""
+        """Return the price per hour of all parts; None if a part has no price."""
         prices = [part.price for part in self.parts]
         return None if not prices or None in prices else sum(price for price in prices if price is not None)
 
@@ -241,7 +241,7 @@ class Runs(Protocol):
         ...
 
     def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
-        """Lines without newline, each once; with `follow` until the job is over, across lost connections.
+        """Yield lines without newline, each once; with `follow` until the job is over, across lost connections.
 
         Raises:
             SpecError: No such job, or `since` where the backend keeps no times.
@@ -261,7 +261,7 @@ class Runs(Protocol):
         ...
 
     def list(self) -> Sequence[Status]:
-        """Every job of graceful there, newest first."""
+        """Return every job of graceful there, newest first."""
         ...
 
 

@@ -38,7 +38,7 @@ class Evidence:
 
 
 def role(pod: Document) -> str:
-    """head, worker or submitter."""
+    """Return head, worker or submitter."""
     labels = pod["metadata"].get("labels") or {}
     kind = labels.get(TYPE_LABEL) or {"rank": "worker"}.get(labels.get(names.ROLE, ""), labels.get(names.ROLE, ""))
     return kind if kind in ("head", "worker") else "submitter"
@@ -50,7 +50,7 @@ def cluster(pod: Document) -> str:
 
 
 def waiting(evidence: Evidence, ray_cluster: str) -> str:
-    """Why machines are not ready: image, scheduling, quota, admission, a missing secret; empty if nothing says.
+    """Return why machines are not ready (image, scheduling, quota, admission, a missing secret), or an empty text.
 
     Pods say it first; where they are gone, events do, which the server keeps for an hour.
     """
@@ -65,7 +65,7 @@ def waiting(evidence: Evidence, ray_cluster: str) -> str:
 
 
 def out_of_memory(message: str, pods: Sequence[Document]) -> str:
-    """Whether Ray's monitor or the kernel killed something for its memory; empty if not.
+    """Return how Ray's monitor or the kernel killed something for its memory; empty if neither did.
 
     Ray's monitor acts at 95 percent of the limit, before the kernel: no pod says OOMKilled then.
     """
@@ -80,7 +80,7 @@ def out_of_memory(message: str, pods: Sequence[Document]) -> str:
 
 
 def removed(pods: Sequence[Document]) -> str:
-    """Whether the cluster took a pod away: preempted, evicted, drained; empty if not."""
+    """Return how the cluster took a pod away (preempted, evicted, drained); empty if it took none."""
     for pod in pods:
         status = pod.get("status") or {}
         if status.get("reason") == "Evicted":
@@ -92,7 +92,7 @@ def removed(pods: Sequence[Document]) -> str:
 
 
 def queued(workload: Document | None, queue: str) -> str:
-    """What Kueue says: preempted, over quota, or merely waiting."""
+    """Return what Kueue says about a waiting job: preempted, over quota, or merely waiting."""
     conditions = ((workload or {}).get("status") or {}).get("conditions")
     for kind in ("Preempted", "Evicted"):
         for condition in _true(conditions, kind):
@@ -105,7 +105,7 @@ def queued(workload: Document | None, queue: str) -> str:
 
 
 def evictions(workload: Document | None) -> int:
-    """How often the queue took the job's machines away."""
+    """Return how often the queue took the job's machines away."""
     status = (workload or {}).get("status") or {}
     entries = ((status.get("schedulingStats") or {}).get("evictions")) or ()
     total = sum(int(entry.get("count", 0)) for entry in entries)
@@ -114,7 +114,7 @@ def evictions(workload: Document | None) -> int:
 
 
 def count_pods(evidence: Evidence, pod_role: str, ray_cluster: str) -> int:
-    """How many pods of a role were made in one cluster, plus restarts of their containers: 1 head is undisturbed.
+    """Return how many pods of a role were created in one cluster, plus restarts of their containers: 1 head is normal.
 
     KubeRay makes a new head or worker in silence: the job's status does not change.
 
@@ -137,7 +137,7 @@ def count_pods(evidence: Evidence, pod_role: str, ray_cluster: str) -> int:
 
 
 def _reports_creation(event: Document, pod_role: str, ray_cluster: str) -> bool:
-    """Whether an event says that a pod was made; submitters are made by their Job, the others by KubeRay."""
+    """Return whether an event reports that a pod was created: submitters by their Job, the others by KubeRay."""
     subject = event.get("involvedObject", {})
     if pod_role == "submitter":
         return event.get("reason") == "SuccessfulCreate" and subject.get("kind") == "Job"
@@ -145,7 +145,7 @@ def _reports_creation(event: Document, pod_role: str, ray_cluster: str) -> bool:
 
 
 def is_being_deleted(pod: Document) -> bool:
-    """Being deleted."""
+    """Return whether the API server is deleting a pod."""
     return "deletionTimestamp" in pod["metadata"]
 
 
@@ -176,7 +176,7 @@ def _unschedulable(pod: Document, events: Sequence[Document]) -> str:
 
 
 def _refused(events: Sequence[Document]) -> str:
-    """KubeRay could not even create a pod: only the cluster's events say so."""
+    """Return why KubeRay could not create a pod, which only events of the cluster say; empty if they do not."""
     for event in _newest(events):
         message = event.get("message", "")
         if not event.get("reason", "").startswith("FailedToCreate") or "already exists" in message:

@@ -144,7 +144,7 @@ def _allowed_values(word: str, field: _Field, text: str) -> tuple[int, ...]:
 
 
 def _part(part: str, field: _Field) -> range:
-    """`*`, `5`, `1-5`, `*/15`, `2-20/3`, `5/10` (from 5 to the end)."""
+    """Return the numbers of `*`, `5`, `1-5`, `*/15`, `2-20/3` or `5/10` (from 5 to the end)."""
     span, slash, step = part.partition("/")
     low, dash, high = span.partition("-")
     first, last = (

@@ -61,7 +61,7 @@ class Schedule:
 
 
 def render(schedule: Schedule, profile: KubeRay) -> tuple[Json, Json]:
-    """ConfigMap and CronJob, in the order in which they are sent.
+    """Return the ConfigMap and the CronJob, in the order in which they are sent.
 
     Raises:
         SpecError: The name is too long, or spec and files are too large.
@@ -118,7 +118,7 @@ def _cronjob(schedule: Schedule, profile: KubeRay, config: str) -> Json:
 
 
 def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
-    """Submits first, then waits as long as the run takes, so that the next firing sees this one as running."""
+    """Return a pod that submits a run and waits for its end, so that the next firing sees this one as running."""
     profile_option = f"--on={FOLDER}/{PROFILE_FILE}"
     arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", profile_option, "--yes", f"--set=name=$({FIRING})"]
     submit = _container(profile, "submit", arguments)

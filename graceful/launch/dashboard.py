@@ -34,7 +34,7 @@ Job = Mapping[str, Any]
 
 
 def token(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The cluster's token where Ray itself looks for it; None: there is none, the cluster may want none.
+    """Return the cluster's token from where Ray itself looks for it; None: there is none, the cluster may need none.
 
     Raises:
         ForbiddenError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
@@ -71,15 +71,15 @@ class Dashboard:
         self._pool = urllib3.PoolManager(maxsize=2, retries=False)
 
     def version(self) -> str:
-        """Ray's, e.g. 2.60.0."""
+        """Return the version of Ray, e.g. 2.60.0."""
         return str(self._read("/api/version")["ray_version"])
 
     def jobs(self) -> Sequence[Job]:
-        """Every job that was submitted there, by whomever."""
+        """Return every job that was submitted to the cluster, by whomever."""
         return [job for job in self._read("/api/jobs/") if job.get("submission_id")]
 
     def job(self, name: str) -> Job:
-        """One job.
+        """Return one job.
 
         Raises:
             NotFoundError: There is no such job.
@@ -88,7 +88,7 @@ class Dashboard:
         return job
 
     def log(self, name: str) -> str:
-        """All that a job wrote until now."""
+        """Return all that a job wrote until now."""
         return str(self._read(f"/api/jobs/{quote(name, safe='')}/logs")["logs"])
 
     def submit(self, body: Job) -> None:
@@ -118,7 +118,7 @@ class Dashboard:
             ) from e
 
     def _patiently(self, method: str, path: str, data: bytes | None = None) -> bytes:
-        """Reads, and writes that may be repeated."""
+        """Send a read, or a write that may be repeated, and repeat it after failures that may pass."""
         failures = 0
         while True:
             try:
@@ -164,5 +164,5 @@ class Dashboard:
 
 
 def passing(error: ApiError) -> bool:
-    """Whether the same request may do better later."""
+    """Return whether the same request may do better later."""
     return isinstance(error, UnreachableError) or error.facts.get("code") in PASSING

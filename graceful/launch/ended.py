@@ -36,7 +36,7 @@ STOPPED = Ending(phase=Phase.STOPPED, cause="stopped; resume goes on from the la
 
 
 def read(code: int, log: str) -> Ending:
-    """How a program ended.
+    """Return how a program ended.
 
     Args:
         code: Its exit code; negative: the signal that ended it.

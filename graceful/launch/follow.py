@@ -25,7 +25,7 @@ def statuses(
     warn: Warn = lambda error: None,
     patience: Patience | None = None,
 ) -> Iterator[Status]:
-    """Statuses as they change, the last of them terminal. Kubernetes is watched, other places are asked.
+    """Yield statuses as they change, the last of them terminal. Kubernetes is watched, other backends are polled.
 
     Args:
         runs: Where.

@@ -40,7 +40,7 @@ class Removal:
 
 
 def find(kube: Kube, *, now: datetime, after: timedelta = AFTER) -> tuple[Removal, ...]:
-    """What could go: finished jobs, submitters and documents whose run is gone. Changes nothing.
+    """Return what could be removed: finished jobs, submitters and documents whose run is gone. Changes nothing.
 
     Args:
         kube: The API server.
@@ -79,7 +79,7 @@ def remove(kube: Kube, removals: Iterable[Removal]) -> tuple[Removal, ...]:
 
 
 def _over(job: Document, cutoff: datetime) -> bool:
-    """Finished for good: a suspended job is stopped, yet resumes as it stands."""
+    """Return whether a job has finished for good: a suspended job is stopped, yet it can resume."""
     suspended = bool((job.get("spec") or {}).get("suspend"))
     phase = read(job).phase
     return phase.terminal and not (suspended and phase is Phase.STOPPED) and _ended(job) < cutoff
@@ -91,7 +91,7 @@ def _ended(job: Document) -> datetime:
 
 
 def _submitters(submitters: Sequence[Document], jobs: Sequence[Document], cutoff: datetime) -> list[Removal]:
-    """Those that were orphaned: what a job owns goes with it."""
+    """Return the removals of orphaned submitters: Kubernetes deletes those that a job still owns."""
     owners = {job["metadata"]["uid"] for job in jobs}
     removals = []
     for submitter in submitters:
@@ -104,7 +104,7 @@ def _submitters(submitters: Sequence[Document], jobs: Sequence[Document], cutoff
 
 
 def _documents(documents: Sequence[Document], remaining_jobs: Sequence[Document], cutoff: datetime) -> list[Removal]:
-    """ConfigMaps of runs that neither run nor are stopped; records of stopped runs stay."""
+    """Return the removals of ConfigMaps of runs that neither run nor are stopped; records of stopped runs stay."""
     runs_in_use = {_run(document) for document in documents if _is_record(document)} | {
         _run(job) for job in remaining_jobs
     }

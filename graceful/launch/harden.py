@@ -45,7 +45,7 @@ def _container(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def security_context() -> dict[str, Any]:
-    """What every container of ours is forbidden; also for sidecars that an operator adds."""
+    """Return what every container of ours is forbidden; also for sidecars that an operator adds."""
     return {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,

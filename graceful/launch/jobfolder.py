@@ -55,21 +55,21 @@ class JobFolder:
 
     @property
     def document(self) -> Path:
-        """The resolved spec, in the folder of what the program reads."""
+        """Return the path of the resolved spec, in the folder of what the program reads."""
         return self.path / "input" / "document"
 
     @property
     def log(self) -> Path:
-        """What the program wrote."""
+        """Return the path of what the program wrote."""
         return self.path / LOG
 
     @property
     def stopped(self) -> Path:
-        """Marker of a stop."""
+        """Return the path of the file that marks a stopped job."""
         return self.path / "stopped"
 
     def job(self) -> Mapping[str, Any]:
-        """What was submitted.
+        """Return what was submitted.
 
         Raises:
             FileNotFoundError: There is no such job.
@@ -81,7 +81,7 @@ class JobFolder:
         return job
 
     def write_job(self, job: Mapping[str, Any]) -> None:
-        """Once, before the folder has its name."""
+        """Write what was submitted, once, before the folder has its name."""
         self.write_private(self.path / "job.json", json.dumps(job, indent=1))
 
     @staticmethod
@@ -93,7 +93,7 @@ class JobFolder:
             os.fsync(file.fileno())
 
     def state(self) -> State:
-        """The newest attempt; attempt 0 before the first."""
+        """Return the newest attempt; attempt 0 before the first."""
         try:
             return State(**self._read("state.json"))
         except FileNotFoundError:
@@ -132,11 +132,11 @@ class JobFolder:
                 yield piece
 
     def acquire(self) -> int | None:
-        """The lock as a file descriptor to be given to a supervisor; None: somebody holds it, so the job is alive."""
+        """Return the lock as a file descriptor for a supervisor; None: a process holds it, so the job is alive."""
         return locks.inheritable(self.path / LOCK, mode=0o600)
 
     def alive(self) -> bool:
-        """Whether a process works on it."""
+        """Return whether a process works on the job; the shared lock keeps readers from taking each other for it."""
         return locks.is_held(self.path / LOCK)
 
     def lead(self) -> None:
@@ -144,5 +144,5 @@ class JobFolder:
         locks.inheritable(self.path / SUPERVISOR, mode=0o600)
 
     def led(self) -> bool:
-        """Whether a supervisor lives, which passes signals on."""
+        """Return whether a supervisor is alive, which passes signals on."""
         return locks.is_held(self.path / SUPERVISOR)

@@ -15,7 +15,7 @@ class Kind:
 
     @property
     def resource(self) -> str:
-        """`rayjobs.ray.io`, `pods`."""
+        """Return the name in access rules: `rayjobs.ray.io`, `pods`."""
         group = self.api.rpartition("/")[0]
         return f"{self.plural}.{group}" if group else self.plural
 

@@ -68,7 +68,7 @@ class Kube:
 
     @classmethod
     def connect(cls, *, context: str | None = None, namespace: str | None = None) -> Kube:
-        """A client of a context of the kubeconfig; nothing is sent yet.
+        """Return a client of a context of the kubeconfig; nothing is sent yet.
 
         Raises:
             SpecError: As `kubeconfig.load`.
@@ -76,7 +76,7 @@ class Kube:
         return cls(access=load(context), namespace=namespace or "")
 
     def get(self, kind: str, name: str, *, namespace: str | None = None) -> Document:
-        """One object.
+        """Return one object.
 
         Raises:
             NotFoundError: It does not exist.
@@ -85,7 +85,7 @@ class Kube:
         return self._call("GET", "get", kind, name, namespace=namespace)
 
     def list(self, kind: str, *, selector: str = "", fields: str = "", namespace: str | None = None) -> Listing:
-        """Every object that matches, read in pages; a list that expires between two pages is read again.
+        """Return every object that matches, read in pages; a list that expires between two pages is read again.
 
         Args:
             kind: Key of `KINDS`.
@@ -119,7 +119,7 @@ class Kube:
         )
 
     def apply(self, document: Document, *, dry_run: bool = False, force: bool = False) -> Document:
-        """Server-side apply; the same document twice changes nothing and wakes no watch.
+        """Apply a document on the server's side; the same document twice changes nothing and wakes no watch.
 
         Args:
             document: Complete intent; fields that we applied before and that are missing now are removed.
@@ -166,7 +166,7 @@ class Kube:
         fields: str = "",
         namespace: str | None = None,
     ) -> Generator[WatchEvent, None, None]:
-        """Changes after a resource version, with bookmarks, for some seconds; one connection, never reopened here.
+        """Yield changes after a resource version, with bookmarks, for some seconds, over one connection.
 
         Raises:
             GoneError: The resource version is too old.
@@ -197,7 +197,7 @@ class Kube:
         tail: int | None = None,
         namespace: str | None = None,
     ) -> Generator[str, None, None]:
-        """Lines of a pod's log, each after its timestamp and one space; without a newline: cut, or the very last.
+        """Yield lines of a pod's log, each after its timestamp and one space; without a newline: cut, or the very last.
 
         Args:
             pod: Name.
@@ -222,7 +222,7 @@ class Kube:
                 yield line.decode("utf-8", errors="replace")
 
     def can_i(self, verb: str, resource: str, *, namespace: str | None = None) -> bool:
-        """Whether we may; `rayjobs.ray.io`, `pods/log`."""
+        """Return whether this identity may use a verb on a resource, such as `rayjobs.ray.io` or `pods/log`."""
         plural, _, group = resource.partition(".")
         plural, _, subresource = plural.partition("/")
         attributes = {"verb": verb, "group": group, "resource": plural, "subresource": subresource}
@@ -235,7 +235,7 @@ class Kube:
         return bool(self.create(review).get("status", {}).get("allowed"))
 
     def version(self) -> str:
-        """The server's, e.g. v1.36.3: the cheapest question there is."""
+        """Return the server's version, e.g. v1.36.3: the cheapest request there is."""
         request = Request(verb="get", resource="version", identity=self.access.identity)
         return str(self._wire.ask("GET", f"{self.access.server}/version", request)["gitVersion"])
 
@@ -292,7 +292,7 @@ def _flags(dry_run: bool) -> dict[str, str]:
 
 
 def _kind_and_name(document: Document, *, new: bool = False) -> tuple[str, str]:
-    """Kind and name in the URL; a collection takes what is new."""
+    """Return kind and name for the URL; a new object goes to its collection, which has no name."""
     kind = document.get("kind", "")
     if kind not in KINDS:
         raise InvalidObjectError(

@@ -52,13 +52,13 @@ class KubeRayRuns:
     warn: Warn = lambda error: None
 
     def status(self, handle: Handle) -> Status:
-        """What the job is doing, and why."""
+        """Return what the job is doing, and why."""
         from graceful.launch import runs
 
         return runs.status(self.kube(), self.name(handle))
 
     def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
-        """The submitter's log, which outlives the cluster."""
+        """Return the lines of the submitter's log, which outlives the cluster."""
         from graceful.launch import logs
 
         return logs.lines(self.kube(), self.name(handle), follow=follow, since=since, warn=self.warn)
@@ -76,19 +76,19 @@ class KubeRayRuns:
         return runs.resume(self.kube(), self.name(handle))
 
     def list(self) -> Sequence[Status]:
-        """Every run of graceful in the namespace, newest first."""
+        """Return every run of graceful in the namespace, newest first."""
         from graceful.launch import runs
 
         return runs.listing(self.kube())
 
     def kube(self) -> Kube:
-        """The API server."""
+        """Return the client of the API server."""
         if self.connect is None:
             raise InfrastructureError("planned without a cluster; leave --offline out")
         return self.connect()
 
     def name(self, handle: Handle) -> str:
-        """Of the RayJob; checked to be in our namespace."""
+        """Return the name of the RayJob; checked to be in our namespace."""
         from graceful.launch import runs
 
         return runs.name_of(str(handle), namespace=self.kube().namespace)
@@ -160,7 +160,7 @@ class KubeRayBackend(KubeRayRuns):
         return f"kuberay, namespace {self.profile.namespace}{context}{queue}"
 
     def _compare_all(self, documents: tuple[Document, ...]) -> tuple[tuple[Difference, ...], tuple[Finding, ...]]:
-        """What the server says to each document; a server that does not answer is asked once only."""
+        """Return what the server would do with each document; a server that does not answer is asked once only."""
         if self.connect is None:
             return tuple(_unknown(document, "not asked") for document in documents), ()
         differences: list[Difference] = []
@@ -183,7 +183,7 @@ class KubeRayBackend(KubeRayRuns):
 
 
 def connector(profile: KubeRay) -> Callable[[], Kube]:
-    """Opens the API server of a profile once, when it is first asked."""
+    """Return a function that opens the API server of a profile once, when it is first called."""
 
     @cache
     def connect() -> Kube:
@@ -195,7 +195,7 @@ def connector(profile: KubeRay) -> Callable[[], Kube]:
 
 
 def client_ray() -> str | None:
-    """Version of Ray beside this command, read without importing it."""
+    """Return the version of Ray beside this command, read without importing it."""
     try:
         return metadata.version("ray")
     except metadata.PackageNotFoundError:
@@ -203,14 +203,14 @@ def client_ray() -> str | None:
 
 
 def same_run(live: Document, rendered: Document) -> bool:
-    """Whether a job that is there computes what ours would."""
+    """Return whether a live job computes what the rendered one would."""
     keys = (names.CONFIG_HASH, names.RUN_ID)
     live_annotations, annotations = ((document["metadata"].get("annotations") or {}) for document in (live, rendered))
     return all(live_annotations.get(key) == annotations.get(key) for key in keys)
 
 
 def name_taken(rendered: Document, live: Document) -> SpecError:
-    """The error for a name that another job has."""
+    """Return the error for a name that another job has."""
     digest = (live["metadata"].get("annotations") or {}).get(names.CONFIG_HASH, "")
     origin = f"with another spec (digest {digest[:12]})" if digest else "which graceful did not make"
     name = rendered["metadata"]["name"]
@@ -282,7 +282,7 @@ def _unknown(document: Document, reason: str) -> Difference:
 
 
 def _unmet(job: JobSpec, profile: KubeRay) -> tuple[Finding, ...]:
-    """What the job asks for and the profile cannot give."""
+    """Return findings about what the job asks for and the profile cannot give."""
     gpus, required = manifests.worker(job, profile).gpu, job.resources.gpu or 0
     if required <= gpus or not job.workers:
         return ()

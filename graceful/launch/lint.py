@@ -51,26 +51,26 @@ class Subject:
 
     @property
     def spec(self) -> Mapping[str, Any]:
-        """The RayJob's specification."""
+        """Return the RayJob's specification."""
         return self.document.get("spec") or {}
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Its name, labels and annotations."""
+        """Return the RayJob's name, labels and annotations."""
         return self.document.get("metadata") or {}
 
     @property
     def cluster(self) -> Mapping[str, Any]:
-        """The RayCluster that it makes."""
+        """Return the RayCluster that the RayJob makes."""
         return self.spec.get("rayClusterSpec") or {}
 
     @property
     def groups(self) -> list[Mapping[str, Any]]:
-        """Its worker groups."""
+        """Return the worker groups of the RayCluster."""
         return list(self.cluster.get("workerGroupSpecs") or ())
 
     def pods(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """(field, template) of head and worker groups."""
+        """Yield (field, template) of head and worker groups."""
         yield (
             "spec.rayClusterSpec.headGroupSpec.template",
             (self.cluster.get("headGroupSpec") or {}).get("template", {}),
@@ -79,7 +79,7 @@ class Subject:
             yield f"spec.rayClusterSpec.workerGroupSpecs.{number}.template", group.get("template", {})
 
     def containers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """(field, container) that Ray runs in: the first of each pod."""
+        """Yield (field, container) that Ray runs in: the first of each pod."""
         for where, template in self.pods():
             containers = (template.get("spec") or {}).get("containers") or ()
             if containers:
@@ -104,7 +104,7 @@ class Rule:
 
 
 def lint(document: Document, *, client_ray: str | None = None, production: bool = False) -> tuple[Finding, ...]:
-    """Findings about one document, errors first; a kind that has no rules has none."""
+    """Return the findings about one document, errors first; a kind without rules has none."""
     kind = document.get("kind")
     if kind == "RayCronJob":
         spec = (document.get("spec") or {}).get("jobTemplate") or {}
@@ -181,7 +181,7 @@ def _runs_not_shared(subject: Subject) -> Violations:
 
 
 def _durable(subject: Subject) -> bool:
-    """Runs have copies in a bucket, or GRACEFUL_HOME of the head lies on a volume that outlives the pod."""
+    """Return whether runs have copies in a bucket, or the head's GRACEFUL_HOME is on a volume that outlives the pod."""
     template = next((template for _, template in subject.pods()), {})
     spec = template.get("spec") or {}
     container = _ray_container(spec)
@@ -310,14 +310,14 @@ def _grace(subject: Subject) -> Violations:
 
 
 def _ray_container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The container that Ray runs in."""
+    """Return the container that Ray runs in."""
     containers = pod.get("containers") or [{}]
     container: Mapping[str, Any] = containers[0]
     return container
 
 
 def _variable(container: Mapping[str, Any], name: str) -> str | None:
-    """Value of an environment variable; the last one wins, as in a pod."""
+    """Return the value of an environment variable; the last one wins, as in a pod."""
     return next((item.get("value") for item in reversed(container.get("env") or ()) if item["name"] == name), None)
 
 

@@ -108,11 +108,11 @@ class LocalBackend:
         return planned.handle
 
     def status(self, handle: Handle) -> Status:
-        """What its folder says."""
+        """Return the status that the job's folder records."""
         return self._status(self._existing(handle))
 
     def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
-        """The lines of its log, of all attempts."""
+        """Return the lines of the job's log, of all attempts."""
         folder = self._existing(handle)
         if since is not None:
             raise SpecError("--since: logs of this machine keep no times; leave it out")
@@ -155,7 +155,7 @@ class LocalBackend:
             self.patience.sleep(POLL)
 
     def list(self) -> Sequence[Status]:
-        """Every job below home, newest first."""
+        """Return every job below home, newest first."""
         folders = [JobFolder(path.parent) for path in (self.home / "jobs").glob("[!.]*/job.json")]
         statuses = []
         for folder in folders:

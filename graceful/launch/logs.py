@@ -39,12 +39,12 @@ class Cursor:
     again: Counter[str] = field(default_factory=Counter)
 
     def reopened(self) -> datetime | None:
-        """The moment to ask from; lines of that second will come again."""
+        """Return the moment to read the log from; lines of that second will come again."""
         self.again = Counter(self.same)
         return _moment(self.stamp)
 
     def new(self, line: str) -> str | None:
-        """The text of a line that has not been given, else None.
+        """Return the text of a line that has not been given, else None.
 
         Args:
             line: `2026-11-22T13:36:11.539000001Z text`.
@@ -70,7 +70,7 @@ def lines(
     patience: Patience | None = None,
     warn: Callable[[ApiError], None] = lambda error: None,
 ) -> Iterator[str]:
-    """The run's log, each line once, oldest pod first.
+    """Yield the run's log, each line once, oldest pod first.
 
     Args:
         kube: The API server.
@@ -109,7 +109,7 @@ class _Reader:
     healthy: bool = True
 
     def look(self, job: Document | None) -> tuple[Document | None, bool]:
-        """The job as it is now, and whether it is over; a job that was deleted is."""
+        """Return the job as it is now, and whether it is over; a deleted job is over."""
         try:
             job = self.kube.get("RayJob", self.name)
         except NotFoundError:
@@ -130,7 +130,7 @@ class _Reader:
         return progress
 
     def pods(self, job: Document | None) -> list[Document]:
-        """Submitters of the run that have more to say, oldest first."""
+        """Return the submitters of the run whose logs have not ended, oldest first."""
         if job is None:
             return []
         label = names.label_value(run_id(job))
@@ -143,7 +143,7 @@ class _Reader:
         return sorted(submitters, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
     def pod(self, pod: Document, *, follow: bool) -> Iterator[str]:
-        """New lines of one pod, until its log ends or the connection does."""
+        """Yield the new lines of one pod, until its log ends or the connection does."""
         uid = pod["metadata"]["uid"]
         cursor = self.cursors.setdefault(uid, Cursor())
         ended = (pod.get("status") or {}).get("phase") in ENDED
@@ -194,6 +194,6 @@ def _moment(stamp: str) -> datetime | None:
 
 
 def _order(stamp: str) -> str:
-    """Timestamps drop trailing zeros; padded, they sort as text."""
+    """Return a timestamp padded with the zeros that servers drop, so that it sorts as text."""
     seconds, _, fraction = stamp.rstrip("Z").partition(".")
     return f"{seconds}.{fraction:0<9}"

@@ -37,7 +37,7 @@ Json = dict[str, Any]
 
 
 def render(job: JobSpec, profile: KubeRay) -> tuple[Json, ...]:
-    """Documents in the order in which they are sent: ConfigMap (if the job reads a document), RayJob.
+    """Return the documents in the order in which they are sent: ConfigMap (if the job reads a document), RayJob.
 
     Raises:
         SpecError: The command holds characters that the submitter's shell would read, or the document is too large.
@@ -46,7 +46,7 @@ def render(job: JobSpec, profile: KubeRay) -> tuple[Json, ...]:
 
 
 def config_map(job: JobSpec, profile: KubeRay) -> Json:
-    """The document that the driver reads, named by its content and immutable.
+    """Return the ConfigMap with the document that the driver reads, named by its content and immutable.
 
     Raises:
         SpecError: It is too large.
@@ -68,7 +68,7 @@ def config_map(job: JobSpec, profile: KubeRay) -> Json:
 
 
 def rayjob(job: JobSpec, profile: KubeRay) -> Json:
-    """The RayJob that computes the run."""
+    """Return the RayJob that computes the run."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -100,7 +100,7 @@ def rayjob(job: JobSpec, profile: KubeRay) -> Json:
 
 
 def entrypoint(command: tuple[str, ...]) -> str:
-    """The command as one line.
+    """Return the command as one line.
 
     KubeRay pastes it unquoted into a shell script that runs in the submitter, so that only plain words are safe.
 
@@ -114,7 +114,7 @@ def entrypoint(command: tuple[str, ...]) -> str:
 
 
 def worker(job: JobSpec, profile: KubeRay) -> Machine:
-    """The profile's worker, raised to what the job needs at least."""
+    """Return the profile's worker, raised to what the job needs at least."""
     machine, required = profile.worker, job.resources
     updates: Json = {}
     if required.cpu is not None and required.cpu > quantity(machine.cpu):
@@ -179,7 +179,7 @@ def _environment(job: JobSpec, profile: KubeRay) -> dict[str, str]:
 
 
 def _template(job: JobSpec, profile: KubeRay, machine: Machine, container: Json, *, role: str) -> Json:
-    """Pod labels are repeated here: the RayJob's reach the RayCluster, never the pods."""
+    """Return the template of a pod; the labels of a RayJob reach the RayCluster and never its pods."""
     claim = profile.storage.claim
     runs = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     spec = {
@@ -202,7 +202,7 @@ def _template(job: JobSpec, profile: KubeRay, machine: Machine, container: Json,
 
 
 def _submitter(job: JobSpec, profile: KubeRay) -> Json:
-    """Without a template the operator's own has no security context and 200 MiB; the command is the operator's."""
+    """Return the submitter's template; the operator's own has no security context and 200 MiB."""
     container = {
         "name": "ray-job-submitter",
         "image": job.image or profile.image,
@@ -252,7 +252,7 @@ def _data(job: JobSpec) -> dict[str, str]:
 
 
 def _config_name(job: JobSpec) -> str:
-    """By content: a job that is running keeps what it was started with."""
+    """Return a name that depends on the content: a running job keeps what it was started with."""
     content = json.dumps(_data(job), sort_keys=True)
     return names.document_name(names.job_name(job.run_id), content)
 

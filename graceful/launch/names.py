@@ -36,7 +36,7 @@ def job_name(run_id: str) -> str:
 
 
 def is_job_name(text: str) -> bool:
-    """Whether KubeRay takes it for a RayJob: DNS-1035, at most 47 characters."""
+    """Return whether KubeRay accepts a name for a RayJob: DNS-1035, at most 47 characters."""
     return len(text) <= LONGEST and DNS_1035.fullmatch(text) is not None
 
 
@@ -46,7 +46,7 @@ def document_name(job: str, text: str) -> str:
 
 
 def label_value(text: str) -> str:
-    """The text itself where it may be a label's value, else shortened and made unique by a hash."""
+    """Return the text itself where it may be a label's value, else shortened and made unique by a hash."""
     return text if _LABEL.fullmatch(text) else _hashed(text, longest=63)
 
 

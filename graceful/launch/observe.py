@@ -49,7 +49,7 @@ class Observer:
     events: dict[str, Document] = field(default_factory=dict)
 
     def now(self) -> Status:
-        """One look.
+        """Return the status of the run at this moment.
 
         Raises:
             NotFoundError: There is no such job.
@@ -57,7 +57,7 @@ class Observer:
         return self.look(self.kube.get("RayJob", self.name))
 
     def look(self, job: Document) -> Status:
-        """Status of the job as given, with the evidence of this moment and before."""
+        """Return the status of the job as given, with the evidence of this moment and before."""
         rough = read(job)
         if rough.phase is Phase.INVALID:
             return rough
@@ -76,7 +76,7 @@ class Observer:
         )
 
     def submitters(self) -> list[Document]:
-        """Pods that hold the job's log, oldest first, as far as they have been seen."""
+        """Return the pods that hold the job's log, oldest first, as far as they have been seen."""
         submitters = [pod for pod in self.pods.values() if role(pod) == "submitter"]
         return sorted(submitters, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
 
@@ -109,7 +109,7 @@ class Observer:
         return workloads[0] if workloads else None
 
     def _late_outcome(self) -> Outcome | None:
-        """The outcome, if the log's end was lost on the way: a connection may be cut without a word."""
+        """Return the outcome from another read of a log whose end was missing: connections are cut without an error."""
         if not self.submitters():
             return None
         for _ in range(SECOND_LOOKS):
@@ -120,7 +120,7 @@ class Observer:
         return None
 
     def _log(self) -> list[str]:
-        """The end of the job's log: of the newest submitter that has one, behind it those before."""
+        """Return the end of the job's log: of the newest submitter that has one, behind it those before."""
         lines: list[str] = []
         for pod in self.submitters():
             with contextlib.suppress(ApiError):
@@ -134,7 +134,7 @@ def follow(
     seconds: float | None = None,
     warn: Callable[[ApiError], None] = lambda error: None,
 ) -> Iterator[Status]:
-    """Every new status of a run, the last of them terminal; a job deleted meanwhile ends as stopped.
+    """Yield every new status of a run, the last of them terminal; a job deleted meanwhile ends as stopped.
 
     Args:
         observer: The run.

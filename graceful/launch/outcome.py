@@ -41,12 +41,12 @@ class Outcome:
     retryable: bool = False
 
     def line(self) -> str:
-        """The line that `last` finds again."""
+        """Return the line that `last` finds again."""
         return MARK + json.dumps(asdict(self), ensure_ascii=False)
 
 
 def last(lines: Iterable[str]) -> Outcome | None:
-    """The newest outcome in a log; lines that merely look like one are passed over."""
+    """Return the newest outcome in a log; lines that merely look like one are passed over."""
     outcome = None
     for line in lines:
         _, separator, text = line.partition(MARK)
@@ -56,7 +56,7 @@ def last(lines: Iterable[str]) -> Outcome | None:
 
 
 def waiting_reason(lines: Iterable[str]) -> str:
-    """What a program waits for as far as its log says; empty if for nothing."""
+    """Return what a program waits for according to its log; empty if it waits for nothing."""
     reason = ""
     for line in lines:
         _, separator, text = line.partition(WAITS.strip())
@@ -66,7 +66,7 @@ def waiting_reason(lines: Iterable[str]) -> str:
 
 
 def from_message(message: str) -> Outcome | None:
-    """What Ray's message about a failed entrypoint says: its exit code, and our own last words if it quotes them."""
+    """Return what Ray's message about a failed entrypoint says: the exit code, and our error line if it quotes it."""
     code = _EXIT_CODE.search(message)
     if code is None:
         return None

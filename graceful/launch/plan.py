@@ -23,7 +23,7 @@ CONTEXT_LINES = 2
 
 
 def parts(rayjob: Document, prices: Prices | None = None) -> tuple[Part, ...]:
-    """Machines that a RayJob needs: head, one part per worker group, submitter."""
+    """Return the machines that a RayJob needs: head, one part per worker group, submitter."""
     spec = rayjob["spec"]
     cluster = spec["rayClusterSpec"]
     groups = [(f"worker {group['groupName']}", group["replicas"], group) for group in cluster["workerGroupSpecs"]]
@@ -47,7 +47,7 @@ def _part(role: str, count: int, template: Mapping[str, Any], prices: Prices | N
 
 
 def title(document: Document) -> str:
-    """`RayJob glyphs-v2`."""
+    """Return kind and name, such as `RayJob glyphs-v2`."""
     return f"{document.get('kind')} {(document.get('metadata') or {}).get('name')}"
 
 
@@ -66,13 +66,13 @@ def difference(document: Document, live: Document | None, sent: Document) -> Dif
 
 
 def diff(before: Document, after: Document) -> tuple[str, ...]:
-    """Unified diff of two objects as YAML, secrets hidden; what the server alone writes is left out."""
+    """Return the unified diff of two objects as YAML, secrets hidden, without what only the server writes."""
     live_lines, sent_lines = (as_yaml(_own_fields(document)).splitlines() for document in (before, after))
     return tuple(difflib.unified_diff(live_lines, sent_lines, "there", "planned", lineterm="", n=CONTEXT_LINES))
 
 
 def as_yaml(*documents: Document) -> str:
-    """Documents as one YAML stream, in the order of their keys, secrets hidden."""
+    """Return documents as one YAML stream, in the order of their keys, secrets hidden."""
     redacted = [redact.hidden(document) for document in documents]
     return str(yaml.dump_all(redacted, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True))
 
@@ -85,7 +85,7 @@ class _Plain(_DUMPER):  # type: ignore[misc]  # the C dumper where PyYAML has it
 
 
 def _text(dumper: Any, text: str) -> Any:
-    """Texts of several lines as they are, not on one line full of escapes."""
+    """Represent texts of several lines as blocks, not on one line full of escapes."""
     style = '"' if needs_escapes(text) else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -107,5 +107,5 @@ def _sorted(node: Any) -> Any:
 
 
 def image(rayjob: Document) -> str:
-    """The image that a RayJob runs."""
+    """Return the image that a RayJob runs."""
     return str(rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"])

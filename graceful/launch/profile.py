@@ -288,7 +288,7 @@ def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
 
 
 def _keys(root: type[_Section], location: Sequence[int | str]) -> list[str]:
-    """Fields of the section at a location of pydantic's."""
+    """Return the fields of the section at a location that pydantic reports."""
     section = root
     for part in location:
         if isinstance(part, str) and part in section.model_fields:

@@ -78,7 +78,7 @@ class RayJobsBackend:
 
     @cached_property
     def dashboard(self) -> Dashboard:
-        """The job server; nothing is sent yet."""
+        """Return the client of the job server; nothing is sent yet."""
         from graceful.launch.dashboard import Dashboard
 
         return Dashboard(address=self.profile.address, patience=self.patience)
@@ -115,11 +115,11 @@ class RayJobsBackend:
         return planned.handle
 
     def status(self, handle: Handle) -> Status:
-        """What the job is doing, and how it ended."""
+        """Return what the job is doing, and how it ended."""
         return self._status(self._attempts(handle), closely=True)
 
     def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
-        """What its driver wrote, in all attempts."""
+        """Return the lines that the job's driver wrote, in all attempts."""
         attempts = self._attempts(handle)
         if since is not None:
             raise SpecError("--since: Ray keeps no times with the lines of a log; leave it out")
@@ -163,7 +163,7 @@ class RayJobsBackend:
         return self.status(handle)
 
     def list(self) -> Sequence[Status]:
-        """Every job of graceful on the cluster, newest first; a held one looks as if it had passed."""
+        """Return every job of graceful on the cluster, newest first; a held one looks as if it had passed."""
         jobs = [job for job in self.dashboard.jobs() if names.RUN_ID in (job.get("metadata") or {})]
         runs: dict[str, dict[int, Job]] = {}
         for job in jobs:
@@ -176,7 +176,7 @@ class RayJobsBackend:
         return Handle(scheme=SCHEME, location=urlsplit(self.profile.address).netloc, name=name)
 
     def _compare(self, body: Document) -> tuple[Change, tuple[Finding, ...]]:
-        """What sending it would do."""
+        """Return what sending the job would do."""
         try:
             return (Change.NONE if self._has_job(body) else Change.CREATE), ()
         except GracefulError as e:
@@ -190,7 +190,7 @@ class RayJobsBackend:
             return change, (Finding(rule=rule, severity=Severity.ERROR, where=where, message=e.message, remedy=""),)
 
     def _has_job(self, body: Document) -> bool:
-        """Whether the cluster has this very job.
+        """Return whether the cluster has this very job.
 
         Raises:
             SpecError: It has another one of that name.
@@ -227,7 +227,7 @@ class RayJobsBackend:
                 self.patience.pause(failures, e)
 
     def _attempts(self, handle: Handle) -> Sequence[Job]:
-        """All attempts at a job, the first one first; at least one."""
+        """Return all attempts at a job, the first one first; at least one."""
         if handle.scheme != SCHEME or handle.location != self._handle("-").location:
             raise SpecError(f"{handle}: not at {self.profile.address}; choose its profile with --on")
         attempts: list[Job] = []
@@ -302,7 +302,7 @@ class RayJobsBackend:
 
 
 def _attempt(name: str, number: int) -> str:
-    """Submission id; the name of a job has no dot."""
+    """Return the submission id of an attempt; the name of a job has no dot."""
     return name if number == 1 else f"{name}.{number}"
 
 

@@ -27,7 +27,7 @@ LARGEST = 60_000
 
 
 def render(job: JobSpec, profile: RayJobs) -> dict[str, Any]:
-    """What the job server is sent; the same job gives the same bytes."""
+    """Return what the job server is sent; the same job gives the same bytes."""
     package = _zip({**({} if job.document is None else {DOCUMENT: job.document}), **job.files})
     document = {} if job.document is None else {"GRACEFUL_RUN_SPEC": DOCUMENT}
     registry = {"MLFLOW_TRACKING_URI": profile.mlflow.uri} if profile.mlflow.uri else {}
@@ -54,7 +54,7 @@ def render(job: JobSpec, profile: RayJobs) -> dict[str, Any]:
 
 
 def _zip(files: dict[str, str]) -> bytes:
-    """Always the same bytes for the same files: no times, no order of the file system."""
+    """Return an archive with the same bytes for the same files: no times, no order of the file system."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
@@ -64,7 +64,7 @@ def _zip(files: dict[str, str]) -> bytes:
 
 
 def problems(body: Document) -> Iterator[Finding]:
-    """What must not be sent."""
+    """Yield findings about a request that must not be sent."""
     size = len(base64.b64decode(body["metadata"][PACKAGE]))
     where = f"Ray job {body['submission_id']}"
     if size > LARGEST:

@@ -81,7 +81,7 @@ class Request:
 
 
 def refused(request: Request, code: int, body: bytes | str, headers: Mapping[str, str] | None = None) -> ApiError:
-    """The error that an HTTP answer stands for; one line, the server's own words shortened.
+    """Return the error that an HTTP answer stands for; one line, the server's own words shortened.
 
     Args:
         request: What was asked.
@@ -112,7 +112,7 @@ KINDS: dict[int, tuple[type[ApiError], str]] = {
 
 
 def unreachable(request: Request, server: str, error: Exception) -> UnreachableError:
-    """No answer came: say from where and why, in one line."""
+    """Return the error for a request without an answer: from where and why, in one line."""
     reason = getattr(error, "reason", None) or error
     text = " ".join(str(reason).split())[:LONGEST]
     return UnreachableError(

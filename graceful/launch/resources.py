@@ -18,7 +18,7 @@ GPU_SUFFIX = "/gpu"
 
 
 def quantity(value: str | float) -> float:
-    """Number behind a quantity: cores for `500m`, bytes for `4Gi`.
+    """Return the number behind a quantity: cores for `500m`, bytes for `4Gi`.
 
     Raises:
         ValueError: It is none; the message says what is.
@@ -30,7 +30,7 @@ def quantity(value: str | float) -> float:
 
 
 def written(memory: int) -> str:
-    """Bytes as the shortest exact quantity."""
+    """Return bytes as the shortest exact quantity."""
     for unit in ("Ti", "Gi", "Mi", "Ki"):
         if memory and memory % int(_UNITS[unit]) == 0:
             return f"{memory // int(_UNITS[unit])}{unit}"
@@ -38,12 +38,12 @@ def written(memory: int) -> str:
 
 
 def cores(cpu: float) -> str:
-    """Cores as a quantity: whole ones plain, parts in thousandths."""
+    """Return cores as a quantity: whole ones plain, parts in thousandths."""
     return str(int(cpu)) if cpu == int(cpu) else f"{round(cpu * 1000)}m"
 
 
 def demand(container: Mapping[str, Any]) -> tuple[float, int, int]:
-    """(cores, bytes, accelerators) that a container may use at most; what has no limit counts as 0.
+    """Return (cores, bytes, accelerators) that a container may use at most; what has no limit counts as 0.
 
     Ray reads the same: CPU from limits, else requests; every `*/gpu` key is accelerators.
     """

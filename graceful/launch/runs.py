@@ -33,7 +33,7 @@ REMEDY = "`graceful list` shows what there is"
 
 
 def name_of(run: str, *, namespace: str) -> str:
-    """The job's name for what people type: a run id, a job's name, or a handle.
+    """Return the job's name for what people type: a run id, a job's name, or a handle.
 
     Raises:
         SpecError: A handle of another backend or another namespace.
@@ -47,7 +47,7 @@ def name_of(run: str, *, namespace: str) -> str:
 
 
 def status(kube: Kube, name: str) -> Status:
-    """What a run is doing; a stopped one is known from its record.
+    """Return what a run is doing; the status of a stopped one comes from its record.
 
     Raises:
         SpecError: There is neither.
@@ -59,7 +59,7 @@ def status(kube: Kube, name: str) -> Status:
 
 
 def listing(kube: Kube) -> Sequence[Status]:
-    """Every run of graceful in the namespace, newest first; causes as far as the jobs themselves tell."""
+    """Return every run of graceful in the namespace, newest first; causes as far as the jobs themselves show them."""
     statuses = [read(job) for job in kube.list("RayJob", selector=names.SELECTOR).items]
     known_handles = {status.handle for status in statuses}
     with contextlib.suppress(ForbiddenError):
@@ -117,7 +117,7 @@ def resume(kube: Kube, name: str, *, patience: Patience | None = None) -> Status
 
 
 def cleaned(job: Document) -> dict[str, Any]:
-    """The job as it was sent: without what the server and the operator added."""
+    """Return the job as it was sent: without what the server and the operator added."""
     meta = job["metadata"]
     annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if "kubectl" not in key}
     spec = {key: value for key, value in job["spec"].items() if key not in ("suspend", "jobId")}
@@ -189,7 +189,7 @@ def _hand_over(kube: Kube, job: Document, owner: Document) -> None:
 
 
 def record_name(name: str) -> str:
-    """Of the ConfigMap that remembers a stopped job."""
+    """Return the name of the ConfigMap that records a stopped job."""
     return f"{name}-{STOPPED}"
 
 

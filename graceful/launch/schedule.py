@@ -75,7 +75,7 @@ class Listed:
 
 
 def compare(kube: Kube, schedule: Schedule, profile: KubeRay) -> tuple[Difference, Difference]:
-    """What applying would change: the documents that pods read, and the CronJob. Changes nothing.
+    """Return what applying would change: the documents that pods read, and the CronJob. Changes nothing.
 
     Raises:
         SpecError: The name is somebody else's.
@@ -112,7 +112,7 @@ def apply(kube: Kube, schedule: Schedule, profile: KubeRay) -> None:
 
 
 def find(kube: Kube, name: str) -> Document:
-    """The CronJob of a schedule, ours or the chart's, by the schedule's name or the CronJob's own.
+    """Return the CronJob of a schedule, ours or the chart's, by the schedule's name or the CronJob's own.
 
     Raises:
         SpecError: There is none, or several.
@@ -129,7 +129,7 @@ def find(kube: Kube, name: str) -> Document:
 
 
 def listing(kube: Kube, *, now: datetime) -> list[Listed]:
-    """Every schedule of the namespace, by name."""
+    """Return every schedule of the namespace, by name."""
     cronjobs = kube.list("CronJob", selector=SCHEDULE).items
     all_jobs = kube.list("Job", selector=SCHEDULE).items if cronjobs else ()
     return sorted(
@@ -165,7 +165,7 @@ def _firing(kube: Kube, job: Document) -> Firing:
 
 
 def _ended(kube: Kube, job: Document) -> tuple[str, str]:
-    """Outcome and reason. The Job knows the exit code alone; skipped is told by the run that it waited for."""
+    """Return outcome and reason: a Job knows only the exit code; its run says whether it was skipped."""
     conditions = {item["type"]: item for item in (job.get("status") or {}).get("conditions") or ()}
     failed = conditions.get("Failed")
     if is_active(job):
@@ -255,7 +255,7 @@ def delete(kube: Kube, name: str) -> tuple[str, ...]:
 
 
 def jobs(kube: Kube, cronjob: Document) -> list[Document]:
-    """Firings of a schedule, oldest first."""
+    """Return the firings of a schedule, oldest first."""
     name, uid = cronjob["metadata"]["labels"][SCHEDULE], cronjob["metadata"]["uid"]
     return _oldest_first(job for job in kube.list("Job", selector=f"{SCHEDULE}={name}").items if owned_by(job, uid))
 
@@ -265,12 +265,12 @@ def _oldest_first(jobs: Iterable[Document]) -> list[Document]:
 
 
 def owned_by(job: Document, uid: str) -> bool:
-    """Whether a CronJob made this Job."""
+    """Return whether a CronJob made this Job."""
     return any(owner["uid"] == uid for owner in job["metadata"].get("ownerReferences") or ())
 
 
 def is_active(job: Document) -> bool:
-    """Neither complete nor failed."""
+    """Return whether a Job is neither complete nor failed."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     return not any(item["type"] in ("Complete", "Failed") and item["status"] == "True" for item in conditions)
 
@@ -291,7 +291,7 @@ def _tidy(kube: Kube, name: str, *, keep: str = "") -> None:
 
 
 def _documents(kube: Kube, live: Document) -> Mapping[str, str] | None:
-    """What the pods of a CronJob read now; None if it is gone."""
+    """Return what the pods of a CronJob read now; None if it is gone."""
     try:
         config_map = kube.get("ConfigMap", config_of(live["spec"]["jobTemplate"]["spec"]["template"]))
     except NotFoundError:
@@ -322,7 +322,7 @@ def _is_ours(live: Document) -> bool:
 
 
 def _owner(live: Document, *, kind: str = "CronJob") -> dict[str, Any]:
-    """Items of a list do not say what they are."""
+    """Return an owner reference; items of a list do not have their own kind."""
     meta = live["metadata"]
     return {"apiVersion": "batch/v1", "kind": kind, "name": meta["name"], "uid": meta["uid"]}
 

@@ -48,7 +48,7 @@ REASONS = {
 
 
 def read(job: Document, evidence: Evidence | None = None) -> Status:
-    """Status of one RayJob.
+    """Return the status of one RayJob.
 
     Args:
         job: The object, with or without status.
@@ -58,13 +58,13 @@ def read(job: Document, evidence: Evidence | None = None) -> Status:
 
 
 def handle(job: Document) -> Handle:
-    """The name under which people find it again."""
+    """Return the handle under which people find the job again."""
     meta = job["metadata"]
     return Handle(scheme="kuberay", location=meta["namespace"], name=meta["name"])
 
 
 def run_id(job: Document) -> str:
-    """In full from the annotation, else from the label, else the job's name."""
+    """Return the run id: in full from the annotation, else from the label, else the job's name."""
     meta = job["metadata"]
     recorded = (meta.get("annotations") or {}).get(names.RUN_ID) or (meta.get("labels") or {}).get(names.RUN_ID)
     return str(recorded or meta["name"])
@@ -100,7 +100,7 @@ class _JobReader:
         )
 
     def attempt(self, phase: Phase) -> int:
-        """Failed attempts KubeRay counts, clusters seen, evictions by the queue, and heads replaced in silence."""
+        """Return the number of the attempt, from failures, clusters seen, evictions by the queue and replaced heads."""
         attempts = self.failed + (0 if phase is Phase.FAILED and self.failed else 1)
         clusters = {causes.cluster(pod) for pod in self.evidence.pods if causes.cluster(pod)} | {self.cluster or "-"}
         heads = sum(max(0, causes.count_pods(self.evidence, "head", name) - 1) for name in clusters)
@@ -108,13 +108,13 @@ class _JobReader:
         return max(attempts, len(clusters - {"-"}), causes.evictions(self.evidence.workload) + 1) + heads + resumes
 
     def new(self) -> tuple[Phase, str, int | None]:
-        """Nobody has looked at it yet, or the queue suspended it at once."""
+        """Return the status of a job that the operator has not seen yet, or that the queue suspended at once."""
         if self.queue:
             return Phase.QUEUED, causes.queued(self.evidence.workload, self.queue), None
         return Phase.PROVISIONING, "waiting for the KubeRay operator", None
 
     def suspended(self) -> tuple[Phase, str, int | None]:
-        """By a queue, or by a person."""
+        """Return the status of a job that a queue or a person suspended."""
         if self.queue:
             return Phase.QUEUED, causes.queued(self.evidence.workload, self.queue), None
         if self.spec.get("suspend"):
@@ -122,11 +122,11 @@ class _JobReader:
         return Phase.QUEUED, "being resumed", None
 
     def initializing(self) -> tuple[Phase, str, int | None]:
-        """Machines come, or something keeps them from coming."""
+        """Return the status of a job whose machines are coming, or what keeps them from coming."""
         return Phase.PROVISIONING, causes.waiting(self.evidence, self.cluster) or self.previous(), None
 
     def running(self) -> tuple[Phase, str, int | None]:
-        """The cluster is there; the job may be at any point."""
+        """Return the status of a job whose cluster is there; the job may be at any point."""
         job_status = self.reported.get("jobStatus") or ""
         if job_status in ("", "PENDING"):
             return Phase.PROVISIONING, self.restarted() or "the cluster is ready, submitting the job", None
@@ -138,11 +138,11 @@ class _JobReader:
         return Phase.RUNNING, self.evidence.waits or self.restarted() or self.previous(), None
 
     def retrying(self) -> tuple[Phase, str, int | None]:
-        """Between two attempts: reason and message are already gone, as a rule."""
+        """Return the status between two attempts: reason and message are usually gone already."""
         return Phase.RETRYING, self.failure()[1] if self.reported.get("reason") else self.previous(), None
 
     def complete(self) -> tuple[Phase, str, int | None]:
-        """Ended by itself, or stopped."""
+        """Return the status of a job that ended by itself or was stopped."""
         job_status = self.reported.get("jobStatus")
         if job_status == "STOPPED":
             return Phase.STOPPED, "stopped; resume goes on from the last checkpoint", EXIT_TRAINING
@@ -153,7 +153,7 @@ class _JobReader:
         return Phase.SUCCEEDED, outcome.message or verdict or self.restarted(over=True), outcome.exit_code
 
     def failure(self) -> tuple[Phase, str, int | None]:
-        """By KubeRay's reason, and what pods and events add."""
+        """Return the status of a failed job by KubeRay's reason, and what pods and events add."""
         reason = str(self.reported.get("reason") or "")
         if reason == "AppFailed" or reason not in REASONS:
             return self.app_failed()
@@ -163,7 +163,7 @@ class _JobReader:
         return Phase.FAILED, cause, code
 
     def app_failed(self) -> tuple[Phase, str, int | None]:
-        """The entrypoint failed: memory first, then machines taken away, then its own words and exit code."""
+        """Return the status of a failed entrypoint: memory first, then removed machines, then its own exit code."""
         if "Ray job not found" in self.message:
             return Phase.FAILED, "head lost: the job vanished with its head; resume", EXIT_INFRASTRUCTURE
         memory = causes.out_of_memory(self.message, self.evidence.pods)
@@ -186,15 +186,15 @@ class _JobReader:
         return Phase.FAILED, outcome.message or f"the program ended with exit code {outcome.exit_code}", code
 
     def invalid(self) -> tuple[Phase, str, int | None]:
-        """Refused by the operator, which never ends such a job."""
+        """Return the status of a job that the operator refused, which it never ends."""
         return Phase.INVALID, f"invalid: {' '.join(self.message.split()) or 'no reason given'}", EXIT_USAGE
 
     def waiting(self) -> tuple[Phase, str, int | None]:
-        """Interactive mode, which we never ask for, waits for ever."""
+        """Return the status in interactive mode, which we never ask for and which waits for ever."""
         return Phase.INVALID, "invalid: submissionMode InteractiveMode waits for a job that nobody submits", EXIT_USAGE
 
     def unknown(self) -> tuple[Phase, str, int | None]:
-        """A state of a newer KubeRay: not terminal, and said."""
+        """Return a non-terminal status that names a state of a newer KubeRay."""
         return (
             Phase.RUNNING,
             f"KubeRay says {self.reported.get('jobDeploymentStatus')}, which this version does not know",
@@ -202,7 +202,7 @@ class _JobReader:
         )
 
     def restarted(self, *, over: bool = False) -> str:
-        """Pods that were replaced in silence, and why if a pod says so."""
+        """Return which pods were replaced without a change of the job's status, and why if a pod says so."""
         heads = causes.count_pods(self.evidence, "head", self.cluster)
         pods = [pod for pod in self.evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
         if (
@@ -225,7 +225,7 @@ class _JobReader:
         return ""
 
     def previous(self) -> str:
-        """What is known of earlier attempts."""
+        """Return what is known of earlier attempts."""
         if causes.evictions(self.evidence.workload):
             return "preempted earlier, re-admitted; goes on from the last checkpoint"
         if self.failed:

@@ -81,7 +81,7 @@ class _Supervisor:
 
     @staticmethod
     def _leave_the_terminal(log: int) -> None:
-        """A reader of the command's output must not wait for us."""
+        """Redirect all output to the log, so that a reader of the command's output does not wait for us."""
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)

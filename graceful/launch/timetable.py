@@ -57,7 +57,7 @@ class Entry:
     paused: bool = False
 
     def times(self) -> Cron:
-        """When it fires."""
+        """Return the cron expression that says when it fires."""
         return cron.read(self.cron, self.time_zone)
 
 
@@ -75,7 +75,7 @@ class Due:
 
 
 def due(entry: Entry, events: Iterable[Event], now: datetime) -> Due:
-    """What a schedule asks for now, given what happened before.
+    """Return which firings of a schedule run or were missed now, given what happened before.
 
     Of several firings that passed unseen the newest runs, for all of them, if it is less than an hour late. A firing
     that was interrupted is taken up again within the same hour, unless a newer one is due.
@@ -114,7 +114,7 @@ class Timetable:
     folder: Path
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every schedule, by name.
+        """Return every schedule, by name.
 
         Raises:
             StorageError: A file cannot be read, or is not one of ours.
@@ -128,7 +128,7 @@ class Timetable:
         return tuple(entries)
 
     def find(self, name: str) -> Entry:
-        """One schedule.
+        """Return one schedule.
 
         Raises:
             SpecError: There is none of that name.
@@ -139,7 +139,7 @@ class Timetable:
         return entry
 
     def peek(self, name: str) -> Entry | None:
-        """One schedule, or None."""
+        """Return one schedule, or None."""
         path = self.folder / f"{name}.json"
         return self._read(path) if path.exists() else None
 
@@ -185,7 +185,7 @@ class Timetable:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Be the only scheduler of this home.
+        """Hold the lock of this home's only scheduler.
 
         Raises:
             SpecError: Another one is at work.
@@ -195,7 +195,7 @@ class Timetable:
 
     @contextlib.contextmanager
     def firing(self, name: str) -> Iterator[int]:
-        """Be the only firing of a schedule.
+        """Hold the lock of a schedule's only running firing.
 
         Yields:
             The lock as a file descriptor. A process that inherits it keeps it, even if this one is killed.
@@ -208,11 +208,11 @@ class Timetable:
             yield lock
 
     def is_working(self) -> bool:
-        """Whether a scheduler is at work."""
+        """Return whether a scheduler is running."""
         return self._is_locked(".lock")
 
     def is_firing(self, name: str) -> bool:
-        """Whether a firing of a schedule is running."""
+        """Return whether a firing of a schedule is running."""
         return self._is_locked(f".{name}.lock")
 
     def _is_locked(self, name: str) -> bool:

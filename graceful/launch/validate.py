@@ -61,14 +61,14 @@ def validate(document: Document) -> tuple[Finding, ...]:
 
 @cache
 def schema() -> dict[str, Any]:
-    """The OpenAPI schema of a RayJob of ray.io/v1."""
+    """Return the OpenAPI schema of a RayJob of ray.io/v1."""
     packed = resources.files("graceful.launch").joinpath(SCHEMA).read_bytes()
     openapi: dict[str, Any] = json.loads(gzip.decompress(packed))
     return openapi
 
 
 def prune(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of version v1 of a CustomResourceDefinition, without descriptions."""
+    """Return the schema of version v1 of a CustomResourceDefinition, without descriptions."""
     version = next(version for version in definition["spec"]["versions"] if version["name"] == "v1")
     pruned: dict[str, Any] = _without_descriptions(version["schema"]["openAPIV3Schema"])
     return pruned
@@ -152,7 +152,7 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
 
 
 def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Violations:
-    """CEL rules of the schema and checks of the operator, which answers with ValidationFailed after admission."""
+    """Yield violations of CEL rules and of checks that the operator makes after admission (ValidationFailed)."""
     yield from _refused_job(spec)
     yield from _refused_deletion(spec)
     cluster = spec.get("rayClusterSpec") or {}

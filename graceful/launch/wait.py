@@ -49,13 +49,13 @@ class Source(Protocol):
     """What is needed of `kube.Kube`."""
 
     def list(self, kind: str, *, selector: str = "", fields: str = "") -> Listing:
-        """As `Kube.list`."""
+        """Return a listing, as `Kube.list`."""
         ...
 
     def watch(
         self, kind: str, *, resource_version: str, seconds: float, selector: str = "", fields: str = ""
     ) -> Generator[WatchEvent, None, None]:
-        """As `Kube.watch`."""
+        """Yield events, as `Kube.watch`."""
         ...
 
 
@@ -71,7 +71,7 @@ def changes(
     patience: Patience | None = None,
     warn: Callable[[ApiError], None] = lambda error: None,
 ) -> Generator[Change, None, None]:
-    """Every change of every matching object, in order, each once; first what is there already, as ADDED.
+    """Yield every change of every matching object, in order, each once; first what is there already, as ADDED.
 
     States between two looks may be missed when a connection is lost; the newest state never is.
 
@@ -147,7 +147,7 @@ class _Follower:
             self.failed(e)
 
     def compared(self, listing: Listing) -> Iterator[Change]:
-        """What a new list says against what is known: changes that no watch told us."""
+        """Yield the changes between a new list and the known objects, which no watch reported."""
         listed = {item["metadata"]["uid"]: item for item in listing.items}
         for uid in [uid for uid in self.known if uid not in listed]:
             yield Change(what=What.GONE, object=self.known.pop(uid))
@@ -155,7 +155,7 @@ class _Follower:
             yield from self.updated(item)
 
     def from_event(self, event: WatchEvent) -> Iterator[Change]:
-        """One event of a watch."""
+        """Yield the change that one event of a watch reports."""
         if event.type == "DELETED":
             if self.known.pop(event.object["metadata"]["uid"], None) is not None:
                 yield Change(what=What.GONE, object=event.object)
@@ -163,7 +163,7 @@ class _Follower:
             yield from self.updated(event.object)
 
     def updated(self, item: Document) -> Iterator[Change]:
-        """An object as it is now, unless that is known."""
+        """Yield the change to an object as it is now, unless that is known."""
         uid = item["metadata"]["uid"]
         previous = self.known.get(uid)
         if previous is not None and previous["metadata"]["resourceVersion"] == item["metadata"]["resourceVersion"]:
@@ -184,5 +184,5 @@ class _Follower:
 
 
 def passing(error: ApiError) -> bool:
-    """Whether the same request may do better later."""
+    """Return whether the same request may do better later."""
     return isinstance(error, ThrottledError | UnreachableError) or error.facts.get("code") in PASSING

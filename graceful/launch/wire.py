@@ -86,7 +86,7 @@ class Wire:
         raise refused(request, response.status, response.data, response.headers)
 
     def lines(self, url: str, request: Request, *, silence: float | None) -> Generator[bytes, None, None]:
-        """Lines of an answer as they arrive, each with its newline; one without is cut or the last. Never repeated.
+        """Yield lines of an answer as they arrive, each with its newline; one without was cut or is the last.
 
         Args:
             url: Where.

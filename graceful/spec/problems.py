@@ -41,7 +41,7 @@ class KeyLocation:
 
 
 def explain(error: ValidationError, root: type[Section], where: str) -> str:
-    """One line for the first problem, and how many other keys have one."""
+    """Return one line for the first problem, and how many other keys have one."""
     problems = sorted(error.errors(include_url=False), key=_is_consequence)
     locations = [locate(root, problem["loc"]) for problem in problems]
     first = locations[0]
@@ -53,7 +53,7 @@ def explain(error: ValidationError, root: type[Section], where: str) -> str:
 
 
 def _is_consequence(problem: ErrorDetails) -> bool:
-    """A misspelt key is told first: that the right one is missing follows from it."""
+    """Return whether a problem may follow from a misspelt key, which is reported first."""
     return problem["type"] != "extra_forbidden"
 
 
@@ -123,7 +123,7 @@ def _value(problem: ErrorDetails, location: KeyLocation) -> str:
 
 
 def _validator_message(location: KeyLocation, text: str) -> LocatedMessage:
-    """Our validators say `key must ...`: the key joins the path, so that the line starts with it."""
+    """Return path and text of `key must ...`, as our validators write: the key joins the path."""
     match = re.match(r"([a-z_]\w*(?:\.\w+)*) (must .*)", text, flags=re.DOTALL)
     if match and match[1].split(".")[0] in _fields(location):
         return (*location.path, *match[1].split(".")), match[2]
@@ -157,7 +157,7 @@ def _nearest_word(value: Any, location: KeyLocation) -> str:
 
 
 def _suggestion(location: KeyLocation, root: type[Section]) -> str:
-    """The nearest key of the same section; else the places where a key of exactly that name belongs."""
+    """Return the nearest key of the same section; else the sections where a key of exactly that name belongs."""
     *_, unknown = location.path
     suggestion = _nearest(unknown, list(location.section.model_fields))
     if suggestion:

@@ -104,7 +104,7 @@ class GateConstraint(Section):
         return self._row.about is not About.ANCESTOR
 
     def constraint(self) -> Constraint:
-        """The floats-only value the gate judges."""
+        """Return the floats-only value that the gate judges."""
         against = self.against or (SELF if self._is_own else ALL)
         assert self.direction is not None, "validated"
         return Constraint(metric=self.metric, direction=self.direction, bound=self.bound, against=against)
@@ -211,7 +211,7 @@ class RefreshSpec(Section):
 
     @model_validator(mode="after")
     def _interpolates_from_latest(self) -> RefreshSpec:
-        """Weights that did not start together are not near each other; what lies between them is no model."""
+        """Refuse interpolation of weights that did not start together, because no useful model lies between them."""
         if self.train.start == "latest":
             return self
         remedy = "with train.start: random; leave it out, or write train.start: latest"
@@ -225,15 +225,15 @@ class RefreshSpec(Section):
 
     @property
     def run_id(self) -> str:
-        """Stable identity of the run: the same id resumes."""
+        """Return the stable identity of the run: the same id resumes."""
         return f"{self.model}-{self.name}"
 
     def dump(self) -> dict[str, Any]:
-        """The resolved spec as JSON values; `parse` and `load` read them back unchanged."""
+        """Return the resolved spec as JSON values; `parse` and `load` read them back unchanged."""
         return self.model_dump(mode="json")
 
     def recorded(self) -> dict[str, Any]:
-        """`dump` with *** in place of what is secret in it, to be shown or recorded; the digest is the same."""
+        """Return `dump` with *** in place of its secrets, to be shown or recorded; the digest is the same."""
         document = self.dump()
         public = {key: redact.hidden(document[key], key) for key in ("registry", "description")}
         if self.registry.uri is not None:
@@ -241,7 +241,7 @@ class RefreshSpec(Section):
         return {**document, **public}
 
     def digest(self) -> str:
-        """SHA-256 of what determines the result.
+        """Return the SHA-256 of what determines the result.
 
         Left out: where it is kept, how it is described, whether it may be skipped, how its weights were or would be
         searched, and how long or how often it may be tried, so that a run that was out of time resumes with a larger

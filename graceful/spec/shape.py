@@ -61,12 +61,12 @@ def _first_line(section: type[Section]) -> str:
 
 
 def annotation_of(field: FieldInfo) -> Any:
-    """The annotation of a field with its bounds, which pydantic keeps apart from it."""
+    """Return the annotation of a field with its bounds, which pydantic keeps apart from it."""
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, flattened; an annotation that is none is its own only member."""
+    """Return the alternatives of a union, flattened; an annotation that is none is its own only member."""
     origin = get_origin(annotation)
     if origin is Annotated and get_origin(get_args(annotation)[0]) in (Union, UnionType):
         return members(get_args(annotation)[0])
@@ -76,13 +76,13 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def sections(annotation: Any) -> tuple[type[Section], ...]:
-    """The sections among the alternatives: one for a plain section, several for a union with `kind`."""
+    """Return the sections among the alternatives: one for a plain section, several for a union with `kind`."""
     types = (_unannotated(candidate) for candidate in members(annotation))
     return tuple(candidate for candidate in types if isinstance(candidate, type) and issubclass(candidate, Section))
 
 
 def item(annotation: Any) -> Any | None:
-    """What the items of a list are, None where no list may stand."""
+    """Return the type of a list's items; None where no list may stand."""
     for member in map(_unannotated, members(annotation)):
         if get_origin(member) is tuple:
             return get_args(member)[0]
@@ -90,7 +90,7 @@ def item(annotation: Any) -> Any | None:
 
 
 def value(annotation: Any) -> Any | None:
-    """What the values of a mapping are, None where no mapping of free keys may stand."""
+    """Return the type of a mapping's values; None where no mapping of free keys may stand."""
     for member in map(_unannotated, members(annotation)):
         if get_origin(member) is dict:
             return get_args(member)[1]
@@ -98,7 +98,7 @@ def value(annotation: Any) -> Any | None:
 
 
 def child(annotation: Any, part: str) -> Any:
-    """What may stand below: the field of that name, or the member of a union whose `kind` it is.
+    """Return the annotation below: the field of that name, or the member of a union whose `kind` it is.
 
     Raises:
         KeyError: Neither.
@@ -114,7 +114,7 @@ def child(annotation: Any, part: str) -> Any:
 
 
 def kind_of(section: type[Section]) -> str:
-    """The value of `kind` that selects a section."""
+    """Return the value of `kind` that selects a section."""
     return str(section.model_fields["kind"].default)
 
 
@@ -124,7 +124,7 @@ def expected(annotation: Any) -> str:
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words among which a value is chosen; empty where any text or number may stand."""
+    """Return the words among which a value is chosen; empty where any text or number may stand."""
     return [word for member in members(annotation) for word in _choices(_unannotated(member))]
 
 

@@ -162,13 +162,13 @@ def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Violations
         yield "spec.shutdownAfterJobFinishes", "must be true in a Kueue queue"
     if queued and len(groups) > MOST_GROUPS:
         yield "spec.rayClusterSpec.workerGroupSpecs", f"at most {MOST_GROUPS} in a Kueue queue, got {len(groups)}"
-    seen: set[str] = set()
+    group_names: set[str] = set()
     autoscaling = bool(cluster.get("enableInTreeAutoscaling"))
     for number, group in enumerate(groups):
         where = f"spec.rayClusterSpec.workerGroupSpecs.{number}"
-        if group.get("groupName") in seen:
+        if group.get("groupName") in group_names:
             yield f"{where}.groupName", f"{group['groupName']!r} stands twice"
-        seen.add(str(group.get("groupName")))
+        group_names.add(str(group.get("groupName")))
         yield from ((f"{where}{field}", problem) for field, problem in _refused_group(group, autoscaling=autoscaling))
     yield from _refused_parameters(cluster.get("headGroupSpec") or {}, "spec.rayClusterSpec.headGroupSpec")
 

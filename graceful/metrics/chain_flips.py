@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from graceful.constraints import CHAIN_METRICS
 from graceful.errors import DataError
-from graceful.metrics.flips import negative_flip_rate
 from graceful.metrics.intervals import Evidence, Floats, proportion, statistic
 from graceful.metrics.predictions import Joined, Predictions, join
 from graceful.proportions import wilson
@@ -56,12 +55,12 @@ def chain_flips(
     wrong, right, known = _masks(new, [join(new, old) for old in olds])
     evidence = Evidence.of(new.groups, draws=draws, seed=seed)
     flips = right & wrong[:, None]
-    found = _over_ancestors(flips, known, usage, evidence)
+    measurements = _over_ancestors(flips, known, usage, evidence)
     for name, combine in (("union_nfr", np.logical_or), ("unanimous_nfr", np.logical_and)):
-        found[name] = proportion(combine.reduce(flips, axis=1), evidence, among=combine.reduce(known, axis=1))
-    found["step_nfr"] = proportion(flips[:, 0], evidence, among=known[:, 0])
-    found["cumulative_negative_flips"] = _cumulative(~wrong, right, known)
-    return found
+        measurements[name] = proportion(combine.reduce(flips, axis=1), evidence, among=combine.reduce(known, axis=1))
+    measurements["step_nfr"] = proportion(flips[:, 0], evidence, among=known[:, 0])
+    measurements["cumulative_negative_flips"] = _cumulative(~wrong, right, known)
+    return measurements
 
 
 def _masks(new: Predictions, joined: Sequence[Joined]) -> tuple[NDArray[np.bool_], ...]:
@@ -69,10 +68,10 @@ def _masks(new: Predictions, joined: Sequence[Joined]) -> tuple[NDArray[np.bool_
     wrong = np.ones(len(new), dtype=np.bool_)
     right = np.zeros((len(new), len(joined)), dtype=np.bool_)
     known = np.zeros_like(right)
-    for index, one in enumerate(joined):
-        rows = np.searchsorted(new.ids, one.ids)
-        wrong[rows] = ~one.ok_new
-        right[rows, index] = one.ok_old
+    for index, pair in enumerate(joined):
+        rows = np.searchsorted(new.ids, pair.ids)
+        wrong[rows] = ~pair.ok_new
+        right[rows, index] = pair.ok_old
         known[rows, index] = True
     return wrong, right, known
 
@@ -87,7 +86,7 @@ def _over_ancestors(
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(sums[..., :k] / sums[..., k:])
 
-    own, counts = rates(columns.sum(axis=0).astype(np.float64)), known.sum(axis=0)
+    ancestor_rates, counts = rates(columns.sum(axis=0).astype(np.float64)), known.sum(axis=0)
     if not counts.all():
         empty = f"{int((counts == 0).sum())} of {k} ancestors share no id with the new version"
         return dict.fromkeys(CHAIN_METRICS[:3], Measurement(value=None, n=len(flips), reason=empty))
@@ -95,48 +94,42 @@ def _over_ancestors(
     def floor(value: float, n: int) -> tuple[float, float]:
         return wilson(min(value, 1.0) * n, n)
 
-    largest, n = int(own.argmax()), int(counts.min())
+    largest, n = int(ancestor_rates.argmax()), int(counts.min())
     shares = None if usage is None else np.asarray(usage, dtype=np.float64)
-    found = {
+    measurements = {
         "chain_max_nfr": statistic(
             columns,
             lambda sums: rates(sums).max(axis=-1),
             evidence,
-            floor=floor(float(own[largest]), int(counts[largest])),
+            floor=floor(float(ancestor_rates[largest]), int(counts[largest])),
         ),
         "chain_mean_nfr": statistic(
-            columns, lambda sums: rates(sums).mean(axis=-1), evidence, floor=floor(float(own.mean()), n)
+            columns, lambda sums: rates(sums).mean(axis=-1), evidence, floor=floor(float(ancestor_rates.mean()), n)
         ),
         "usage_weighted_nfr": Measurement(value=None, n=len(flips), reason="usage shares were not given"),
     }
     if shares is not None:
-        found["usage_weighted_nfr"] = statistic(
-            columns, lambda sums: np.asarray(rates(sums) @ shares), evidence, floor=floor(float(own @ shares), n)
+        measurements["usage_weighted_nfr"] = statistic(
+            columns,
+            lambda sums: np.asarray(rates(sums) @ shares),
+            evidence,
+            floor=floor(float(ancestor_rates @ shares), n),
         )
-    return found
+    return measurements
 
 
 def _cumulative(ok_new: NDArray[np.bool_], right: NDArray[np.bool_], known: NDArray[np.bool_]) -> Measurement:
     """Flips of each step, oldest to newest, added up; None unless every step is judged on the same ids."""
     if not (known.all(axis=1) == known.any(axis=1)).all():
         return Measurement(value=None, n=len(ok_new), reason="the versions do not answer the same ids")
-    kept = known[:, 0]
+    shared = known[:, 0]
     versions = [*right.T[::-1], ok_new]
     steps = list(pairwise(versions))
-    negative = sum(int((old & ~new & kept).sum()) for old, new in steps)
-    positive = sum(int((new & ~old & kept).sum()) for old, new in steps)
+    negative = sum(int((old & ~new & shared).sum()) for old, new in steps)
+    positive = sum(int((new & ~old & shared).sum()) for old, new in steps)
     return Measurement(
         value=float(negative),
         count=negative,
-        n=int(kept.sum()),
+        n=int(shared.sum()),
         reason=f"{len(steps)} steps, {positive} positive flips",
     )
-
-
-def step_nfrs(versions: Sequence[Predictions], *, draws: int = 1000, seed: int = 0) -> list[Measurement]:
-    """NFR of each version against the one before it, oldest first; the first has none before it and is None."""
-    found = [Measurement(value=None, reason="the first link has no ancestor")]
-    for old, new in pairwise(versions):
-        joined = join(new, old)
-        found.append(negative_flip_rate(joined.ok_new, joined.ok_old, joined.evidence(draws=draws, seed=seed)))
-    return found[: len(versions)]

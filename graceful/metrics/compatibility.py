@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from graceful.errors import DataError
 from graceful.metrics.intervals import Evidence, paired_difference, proportion
 from graceful.metrics.join import require_same_ids
-from graceful.metrics.retrieval import Embeddings, Ranking, mean_average_precision, normalised, rank, recall_at_k
+from graceful.metrics.retrieval import Embeddings, Ranking, mean_average_precision, rank, recall_at_k
 from graceful.report import Measurement
 
 Side = Literal["queries", "gallery"]
@@ -56,21 +56,21 @@ def average_compatibility(matrix: Matrix, *, independent: Sequence[float | None]
     known = _below_diagonal(matrix, independent)
     if len(known) < pairs:
         return Measurement(value=None, n=pairs, reason=f"{pairs - len(known)} of {pairs} pairs are missing")
-    met, ties = sum(cross > own for cross, own in known), sum(cross == own for cross, own in known)
+    compatible, ties = sum(cross > bar for cross, bar in known), sum(cross == bar for cross, bar in known)
     reason = f"{ties} ties, which are not compatible" if ties else None
-    return Measurement(value=met / pairs, count=met, n=pairs, reason=reason)
+    return Measurement(value=compatible / pairs, count=compatible, n=pairs, reason=reason)
 
 
 def ties(matrix: Matrix, *, independent: Sequence[float | None] | None = None) -> int:
-    """How many measured pairs are exactly as good as the bar that `average_compatibility` holds them against."""
-    return sum(cross == own for cross, own in _below_diagonal(matrix, independent))
+    """Return the number of measured pairs that equal the bar of `average_compatibility`."""
+    return sum(cross == bar for cross, bar in _below_diagonal(matrix, independent))
 
 
 def _below_diagonal(matrix: Matrix, independent: Sequence[float | None] | None) -> list[tuple[float, float]]:
     """C[i][j] and its bar for every j < i where both are known."""
     bars = [matrix[j][j] for j in range(len(matrix))] if independent is None else independent
     pairs = [(matrix[i][j], bars[j]) for i in range(len(matrix)) for j in range(i)]
-    return [(cross, own) for cross, own in pairs if cross is not None and own is not None]
+    return [(cross, bar) for cross, bar in pairs if cross is not None and bar is not None]
 
 
 def average_multimodel_accuracy(matrix: Matrix) -> Measurement:
@@ -89,8 +89,8 @@ def forward_compatibility(matrix: Matrix) -> Measurement:
     return _mean([_minus(matrix[t][t - 1], matrix[t][t]) for t in range(1, len(matrix))], empty=FIRST_LINK)
 
 
-def _minus(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
+def _minus(minuend: float | None, subtrahend: float | None) -> float | None:
+    return None if minuend is None or subtrahend is None else minuend - subtrahend
 
 
 def _mean(values: Sequence[float | None], *, empty: str) -> Measurement:
@@ -116,47 +116,10 @@ def self_discount(*, self_test: float, paragon: float) -> float:
     return paragon - self_test
 
 
-def gain_ratio(*, cross: float, query: float, gallery: float) -> Measurement:
-    """Small query model on a large gallery model: (M(q, g) - M(q, q)) / (M(g, g) - M(q, q))."""
-    return _share(cross - query, gallery - query, "the gallery model is not better than the query model")
-
-
 def _share(gained: float, possible: float, reason: str) -> Measurement:
     if possible <= 0.0:
         return Measurement(value=None, reason=reason)
     return Measurement(value=gained / possible)
-
-
-def _sigmoid(value: float) -> float:
-    return 1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
-
-
-def p_up(self_tests: Sequence[float], paragons: Sequence[float]) -> float:
-    """Mean over data sets of sigmoid((M(new, new) - M(phi*, phi*)) / M(phi*, phi*)); one half: no self discount.
-
-    Raises:
-        DataError: No data set, or a paragon of 0.
-    """
-    if any(best <= 0.0 for best in paragons):
-        raise DataError(f"p_up: paragons must be above 0, got {min(paragons):g}")
-    return _averaged([_sigmoid((own - best) / best) for own, best in zip(self_tests, paragons, strict=True)])
-
-
-def p_comp(gains: Sequence[float]) -> float:
-    """Mean over data sets of sigmoid(update gain)."""
-    return _averaged([_sigmoid(gain) for gain in gains])
-
-
-def p_1(self_tests: Sequence[float], paragons: Sequence[float], gains: Sequence[float]) -> float:
-    """Mean over data sets of the harmonic mean of their `p_up` and `p_comp`."""
-    pairs = [(p_up([own], [best]), p_comp([gain])) for own, best, gain in zip(self_tests, paragons, gains, strict=True)]
-    return _averaged([2.0 * up * comp / (up + comp) for up, comp in pairs])
-
-
-def _averaged(values: Sequence[float]) -> float:
-    if not values:
-        raise DataError("p_up, p_comp, p_1: need at least one data set")
-    return math.fsum(values) / len(values)
 
 
 def retrieval_nfr(old_old: Ranking, new: Ranking, *, state: str, draws: int = 1000, seed: int = 0) -> Measurement:
@@ -169,22 +132,22 @@ def retrieval_nfr(old_old: Ranking, new: Ranking, *, state: str, draws: int = 10
         draws: Bootstrap draws.
         seed: Seed of the draws.
     """
-    kept, evidence = _paired(old_old, new, draws=draws, seed=seed)
-    flips = (old_old.first_hit[kept] == 1) & (new.first_hit[kept] != 1)
+    judged, evidence = _judged_in_both(old_old, new, draws=draws, seed=seed)
+    flips = (old_old.first_hit[judged] == 1) & (new.first_hit[judged] != 1)
     return proportion(flips, evidence, empty="no query has a positive in the gallery", reason=f"on the {state}")
 
 
-def _paired(first: Ranking, second: Ranking, *, draws: int, seed: int) -> tuple[NDArray[np.bool_], Evidence]:
+def _judged_in_both(first: Ranking, second: Ranking, *, draws: int, seed: int) -> tuple[NDArray[np.bool_], Evidence]:
     require_same_ids(first.ids, second.ids, names=("old queries", "new queries"))
-    kept = first.judged & second.judged
+    judged = first.judged & second.judged
     groups = first.groups if first.groups is not None else second.groups
-    return kept, Evidence.of(None if groups is None else groups[kept], draws=draws, seed=seed)
+    return judged, Evidence.of(None if groups is None else groups[judged], draws=draws, seed=seed)
 
 
 def _gain(old_old: Ranking, cross: Ranking, *, draws: int, seed: int) -> dict[str, Measurement]:
-    kept, evidence = _paired(old_old, cross, draws=draws, seed=seed)
-    right, was_right = (ranking.first_hit[kept] == 1 for ranking in (cross, old_old))
-    precision, was_precision = (ranking.average_precision[kept] for ranking in (cross, old_old))
+    judged, evidence = _judged_in_both(old_old, cross, draws=draws, seed=seed)
+    right, was_right = (ranking.first_hit[judged] == 1 for ranking in (cross, old_old))
+    precision, was_precision = (ranking.average_precision[judged] for ranking in (cross, old_old))
     return {
         "cross_test_gain_recall_at_1": paired_difference(right, was_right, evidence, reason=cross.caveat),
         "cross_test_gain_map": paired_difference(precision, was_precision, evidence, reason=cross.caveat),
@@ -195,7 +158,7 @@ def rank_between(queries: Embeddings, gallery: Embeddings, *, older: Side) -> Ra
     """Search a gallery of another version, in either direction of time.
 
     The newer side takes the length of the older one: its first components, or zeros appended. Both are normalised only
-    then, so what the newer version says beyond that length has no say, in old queries on a new gallery either.
+    then, so components of the newer version beyond that length do not count, in old queries on a new gallery either.
 
     Args:
         queries: [Q, d]
@@ -238,62 +201,30 @@ def compare_retrieval(
     new_queries, old_queries = same_samples(new_queries, old_queries, "queries")
     old_old = rank(old_queries, old_gallery)
     cross = rank_between(new_queries, old_gallery, older="gallery")
-    found = _gain(old_old, cross, draws=draws, seed=seed)
+    measurements = _gain(old_old, cross, draws=draws, seed=seed)
     for name, ranking in (("cross_test", cross), ("old_old", old_old)):
-        found[f"{name}_recall_at_1"] = recall_at_k(ranking, draws=draws, seed=seed)
-        found[f"{name}_map"] = mean_average_precision(ranking, draws=draws, seed=seed)
-    found["retrieval_nfr"] = retrieval_nfr(old_old, cross, state="old gallery", draws=draws, seed=seed)
+        measurements[f"{name}_recall_at_1"] = recall_at_k(ranking, draws=draws, seed=seed)
+        measurements[f"{name}_map"] = mean_average_precision(ranking, draws=draws, seed=seed)
+    measurements["retrieval_nfr"] = retrieval_nfr(old_old, cross, state="old gallery", draws=draws, seed=seed)
     if new_gallery is not None:
         new_gallery, _ = same_samples(new_gallery, old_gallery, "gallery")
         backfilled = rank(new_queries, new_gallery)
-        found["retrieval_nfr_backfilled"] = retrieval_nfr(
+        measurements["retrieval_nfr_backfilled"] = retrieval_nfr(
             old_old, backfilled, state="backfilled gallery", draws=draws, seed=seed
         )
-    return found
+    return measurements
 
 
-def same_samples(new: Embeddings, old: Embeddings, what: str) -> tuple[Embeddings, Embeddings]:
+def same_samples(new: Embeddings, old: Embeddings, kind: str) -> tuple[Embeddings, Embeddings]:
     """Both versions' embeddings of the same ids, each id once, in the order of the ids.
 
     Raises:
         DataError: Ids do not join, labels differ, or duplicates conflict.
     """
-    new, old = new.unique(where=f"new {what}"), old.unique(where=f"old {what}")
-    require_same_ids(new.ids, old.ids, names=(f"new {what}", f"old {what}"))
+    new, old = new.unique(where=f"new {kind}"), old.unique(where=f"old {kind}")
+    require_same_ids(new.ids, old.ids, names=(f"new {kind}", f"old {kind}"))
     differs = new.labels != old.labels
     if np.any(differs):
         example = str(new.ids[np.argmax(differs)])
-        raise DataError(f"{what}: {int(np.sum(differs))} ids have different labels in new and old, e.g. {example!r}")
+        raise DataError(f"{kind}: {int(np.sum(differs))} ids have different labels in new and old, e.g. {example!r}")
     return new, old
-
-
-def strict_pair_rate(new: Embeddings, old: Embeddings, *, pairs: int = 100_000, seed: int = 0) -> Measurement:
-    """Share of sampled pairs that meet the strict criterion.
-
-    Same label: the new query is at least as near to the old item as the old query was; other label: at least as far.
-    Outliers make 1 unattainable. Pairs (i, j), i != j, are drawn evenly, so that most have different labels; the
-    reason gives the share of either kind.
-
-    Args:
-        new: By the new version, same ids as `old`.
-        old: By the old version.
-        pairs: How many to draw.
-        seed: Seed of the draw and of the interval, which treats the pairs of one query as one group.
-    """
-    new, old = same_samples(new, old, "embeddings")
-    count = len(old)
-    if count < 2:
-        return Measurement(value=None, reason="fewer than two ids")
-    rng = np.random.default_rng(seed)
-    query = rng.integers(0, count, size=pairs)
-    item = (query + rng.integers(1, count, size=pairs)) % count
-    left, right = normalised(new.aligned(old.size).vectors), normalised(old.vectors)
-    cross = np.einsum("nd,nd->n", left[query], right[item])
-    before = np.einsum("nd,nd->n", right[query], right[item])
-    same = old.labels[query] == old.labels[item]
-    tolerance = 1e-12
-    met = np.where(same, cross >= before - tolerance, cross <= before + tolerance)
-    parts = [f"{name} {met[kind].mean():.4f}" for name, kind in (("same label", same), ("other", ~same)) if kind.any()]
-    groups = query if old.groups is None else old.groups[query]
-    reason = f"{', '.join(parts)}; {pairs} pairs drawn with seed {seed}"
-    return proportion(met, Evidence.of(groups, seed=seed), reason=reason)

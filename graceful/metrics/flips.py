@@ -8,17 +8,14 @@ Source: positive-congruent training (NFR, relative NFR); identities in `tests/un
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graceful.errors import DataError
 from graceful.metrics.intervals import Evidence, Floats, caveat, paired_difference, proportion, statistic
 from graceful.metrics.join import encode
-from graceful.metrics.predictions import Joined, Predictions, concatenate, join
+from graceful.metrics.predictions import Joined, Predictions, join
 from graceful.proportions import wilson
 from graceful.report import Measurement
 
@@ -73,12 +70,6 @@ def _relative(sums: Floats) -> Floats:
     flips, right, wrong, n = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(flips * n / (right * wrong))
-
-
-def relative_nfr_of_rates(nfr: float, error_old: float, error_new: float) -> float | None:
-    """relative_nfr from three published rates (fractions); None where the denominator is 0."""
-    denominator = (1.0 - error_old) * error_new
-    return nfr / denominator if denominator > 0.0 else None
 
 
 def negative_flip_impact(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
@@ -140,49 +131,13 @@ def macro_nfr(ok_new: Mask, ok_old: Mask, classes: NDArray[np.int64], evidence: 
     )
 
 
-def weighted_nfr(ok_new: Mask, ok_old: Mask, costs: Floats, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Cost of the ids that flipped over the cost of all ids.
-
-    Args:
-        ok_new: [N]
-        ok_old: [N]
-        costs: [N] finite, not negative.
-        evidence: Groups, draws, seed.
-
-    Raises:
-        DataError: A negative or non-finite cost.
-    """
-    if not np.isfinite(costs).all() or (costs < 0).any():
-        raise DataError("weighted_nfr: costs must be finite and not negative")
-    total = float(costs.sum())
-    if total == 0.0:
-        return Measurement(value=None, n=len(costs), reason="all costs are 0")
-    flipped = np.where(ok_old & ~ok_new, costs, 0.0)
-    effective = total**2 / float((costs**2).sum())
-    floor = wilson(min(1.0, float(flipped.sum()) / total) * effective, effective)
-    columns = np.stack([flipped, costs], axis=1)
-    return statistic(columns, _quotient, evidence, floor=floor)
-
-
 def _quotient(sums: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def sliced_nfr(
-    ok_new: Mask, ok_old: Mask, slices: NDArray[Any], evidence: Evidence = INDEPENDENT
-) -> dict[str, Measurement]:
-    """NFR on each slice by name, in name order; slices under 100 ids carry a caveat."""
-    found = {}
-    for name in sorted(set(slices.tolist()), key=str):
-        kept = slices == name
-        small = f"fewer than {SMALL_SLICE} ids" if kept.sum() < SMALL_SLICE else None
-        found[str(name)] = negative_flip_rate(ok_new[kept], ok_old[kept], evidence.at(kept), reason=small)
-    return found
-
-
 def severity(joined: Joined, evidence: Evidence) -> dict[str, Measurement]:
-    """How sure the new version is of its negative flips.
+    """Measure the confidence of the new version in its negative flips.
 
     Returns:
         `negative_flip_severity`: mean over the flips of p(predicted) - p(label), in [0, 1];
@@ -190,19 +145,21 @@ def severity(joined: Joined, evidence: Evidence) -> dict[str, Measurement]:
         None values without flips.
     """
     flips = joined.negative_flips
-    kept = evidence.at(flips)
-    found = {}
+    flip_evidence = evidence.at(flips)
+    measurements = {}
     if joined.confidence is not None and joined.label_confidence is not None:
         lead = joined.confidence[flips].astype(np.float64) - joined.label_confidence[flips]
         columns = np.stack([lead, np.ones_like(lead)], axis=1)
-        found["negative_flip_severity"] = statistic(columns, _quotient, kept, undefined="no negative flips")
+        measurements["negative_flip_severity"] = statistic(
+            columns, _quotient, flip_evidence, undefined="no negative flips"
+        )
     if joined.label_confidence is not None and joined.old_label_confidence is not None:
         moved = np.abs(joined.old_label_confidence[flips] - joined.label_confidence[flips]) >= 0.5
-        found["severe_flip_share"] = proportion(moved, kept, empty="no negative flips")
-    return found
+        measurements["severe_flip_share"] = proportion(moved, flip_evidence, empty="no negative flips")
+    return measurements
 
 
-def alone(new: Predictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
+def measure_alone(new: Predictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
     """Measure one version on its own: `error_rate` on the ids of classes it knows.
 
     Raises:
@@ -212,18 +169,17 @@ def alone(new: Predictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Me
     table: dict[Any, int] = {}
     truth, guess = encode(table, new.labels), encode(table, new.predicted)
     known = new.knows(new.labels)
-    answered = new.answered()
-    ok = answered & (truth == guess)
+    predicted = new.has_prediction()
+    ok = predicted & (truth == guess)
     evidence = Evidence.of(None if new.groups is None else new.groups[known], draws=draws, seed=seed)
-    unanswered, unknown = int((~answered & known).sum()), int((~known).sum())
-    reason = _counted((unanswered, NOT_A_CLASS), (unknown, "ids of classes it does not know are left out"))
+    without_prediction, unknown = int((~predicted & known).sum()), int((~known).sum())
+    reason = _counts_text((without_prediction, NOT_A_CLASS), (unknown, "ids of classes it does not know are left out"))
     return {"error_rate": error_rate(ok[known], evidence, reason=reason)}
 
 
 def compare(new: Predictions, old: Predictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
     """Measure the new version against one old version, on the ids both can answer; classes match by name.
 
-    Where classes were merged or split, `join` with a mapping and `measure` the result.
 
     Args:
         new: The new version's predictions.
@@ -235,15 +191,15 @@ def compare(new: Predictions, old: Predictions, *, draws: int = 1000, seed: int 
         DataError: Ids do not join, duplicates or labels conflict.
     """
     joined = join(new, old)
-    return measure(joined, joined.evidence(draws=draws, seed=seed))
+    return measure_pair(joined, joined.evidence(draws=draws, seed=seed))
 
 
-def measure(joined: Joined, evidence: Evidence) -> dict[str, Measurement]:
-    """Everything `compare` measures, on versions already joined."""
+def measure_pair(joined: Joined, evidence: Evidence) -> dict[str, Measurement]:
+    """Return everything that `compare` measures for versions already joined."""
     ok_new, ok_old = joined.ok_new, joined.ok_old
-    reason = _left_out(joined)
+    reason = _left_out_reason(joined)
     shared = np.arange(joined.total) < len(joined)
-    found = {
+    measurements = {
         "new_error_rate": error_rate(ok_new, evidence, reason=reason),
         "old_error_rate": error_rate(ok_old, evidence),
         "error_rate_change": error_rate_change(ok_new, ok_old, evidence),
@@ -257,54 +213,16 @@ def measure(joined: Joined, evidence: Evidence) -> dict[str, Measurement]:
         "macro_nfr": macro_nfr(ok_new, ok_old, joined.classes, evidence),
         "shared_class_coverage": proportion(shared, INDEPENDENT, reason=reason),
     }
-    return found | severity(joined, evidence)
+    return measurements | severity(joined, evidence)
 
 
-def _left_out(joined: Joined) -> str | None:
-    return _counted(
-        (joined.unanswered, NOT_A_CLASS),
+def _left_out_reason(joined: Joined) -> str | None:
+    return _counts_text(
+        (joined.without_prediction, NOT_A_CLASS),
         (joined.added, "ids of classes the old version does not know are left out"),
         (joined.retired, "ids of retired classes are left out"),
     )
 
 
-def _counted(*facts: tuple[int, str]) -> str | None:
-    return "; ".join(f"{count} {what}" for count, what in facts if count) or None
-
-
-@dataclass(kw_only=True)
-class FlipAccumulator:
-    """Gathers two versions' predictions batch by batch and process by process, then compares.
-
-    Padding duplicates are removed by id at the end, so two merged processes equal one, in any order.
-
-    Attributes:
-        mapping: New class name -> old class name (see `predictions.join`).
-        draws: Bootstrap draws.
-        seed: Seed of the draws.
-    """
-
-    mapping: Mapping[Any, Any] | None = None
-    draws: int = 1000
-    seed: int = 0
-    _new: list[Predictions] = field(default_factory=list)
-    _old: list[Predictions] = field(default_factory=list)
-
-    def update(self, new: Predictions, old: Predictions) -> None:
-        """Add a batch; the two sides need not hold the same ids yet."""
-        self._new.append(new)
-        self._old.append(old)
-
-    def merge(self, other: Self) -> None:
-        """Add what another process gathered."""
-        self._new.extend(other._new)
-        self._old.extend(other._old)
-
-    def compute(self) -> dict[str, Measurement]:
-        """Compare everything gathered so far; see `compare`.
-
-        Raises:
-            DataError: Nothing was gathered, ids do not join, duplicates or labels conflict.
-        """
-        joined = join(concatenate(self._new), concatenate(self._old), mapping=self.mapping)
-        return measure(joined, joined.evidence(draws=self.draws, seed=self.seed))
+def _counts_text(*facts: tuple[int, str]) -> str | None:
+    return "; ".join(f"{count} {text}" for count, text in facts if count) or None

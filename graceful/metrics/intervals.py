@@ -32,7 +32,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """How ids hang together and how often to draw.
+    """The groups of dependent ids, and the bootstrap's draws and seed.
 
     Attributes:
         units: [N] int64 in [0, G): the group of each id; None: ids are independent.
@@ -53,11 +53,11 @@ class Evidence:
         units = np.fromiter((codes.setdefault(name, len(codes)) for name in groups.tolist()), np.int64, len(groups))
         return cls(units=None if len(codes) == len(groups) else units, draws=draws, seed=seed)
 
-    def at(self, keep: NDArray[Any]) -> Evidence:
-        """The same evidence about a subset of the ids (mask or positions)."""
+    def at(self, subset: NDArray[Any]) -> Evidence:
+        """Return the evidence of a subset of the ids, given as a mask or positions."""
         if self.units is None:
             return self
-        return Evidence.of(self.units[keep], draws=self.draws, seed=self.seed)
+        return Evidence.of(self.units[subset], draws=self.draws, seed=self.seed)
 
     @property
     def groups(self) -> int | None:
@@ -75,7 +75,7 @@ def resampled_sums(columns: NDArray[Any], evidence: Evidence) -> Floats:
     Returns:
         [draws, C]; the order of the ids does not matter.
     """
-    rows, counts = _distinct(_group_sums(columns, evidence.units))
+    rows, counts = _distinct_rows(_group_sums(columns, evidence.units))
     total = int(counts.sum())
     rng = np.random.default_rng(evidence.seed)
     step = max(1, _CELLS // len(rows))
@@ -93,7 +93,7 @@ def _group_sums(columns: NDArray[Any], units: NDArray[np.int64] | None) -> Float
     return np.stack([np.bincount(units, weights=column, minlength=groups) for column in columns.T], axis=1)
 
 
-def _distinct(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
+def _distinct_rows(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
     """Distinct rows and how often each occurs; small whole numbers are packed into one key, which sorts fast."""
     radix = rows.max(axis=0) + 1.0
     packable = rows.min() >= 0.0 and math.prod(radix.tolist()) < 2.0**53 and bool((rows == np.floor(rows)).all())
@@ -120,10 +120,10 @@ def _wider(first: Interval | None, second: Interval | None) -> Interval | None:
 
 
 def caveat(evidence: Evidence, *reasons: str | None) -> str | None:
-    """Join reasons, with a warning where too few groups stand behind the interval."""
+    """Join reasons, with a warning where an interval rests on too few groups."""
     groups = evidence.groups
-    few = f"only {groups} groups behind the interval" if groups is not None and groups < FEW_GROUPS else None
-    return "; ".join(reason for reason in (*reasons, few) if reason) or None
+    warning = f"only {groups} groups behind the interval" if groups is not None and groups < FEW_GROUPS else None
+    return "; ".join(reason for reason in (*reasons, warning) if reason) or None
 
 
 def proportion(
@@ -134,7 +134,7 @@ def proportion(
     empty: str = "no ids",
     reason: str | None = None,
 ) -> Measurement:
-    """Share of ids that are hits, among all or among some.
+    """Return the share of ids that are hits, among all or among some.
 
     Args:
         hits: [N]
@@ -146,14 +146,14 @@ def proportion(
     Returns:
         Count over n with its Wilson interval; grouped: the wider, at each end, of Wilson and the cluster bootstrap.
     """
-    kept = np.ones(len(hits), dtype=np.bool_) if among is None else among
-    struck = hits & kept
-    count, n = int(struck.sum()), int(kept.sum())
+    included = np.ones(len(hits), dtype=np.bool_) if among is None else among
+    included_hits = hits & included
+    count, n = int(included_hits.sum()), int(included.sum())
     if n == 0:
         return Measurement(value=None, n=0, reason=empty)
     ends: Interval | None = wilson(count, n)
     if evidence.units is not None:
-        ends = _wider(ends, _ratio_interval(np.stack([struck, kept], axis=1), evidence, count / n))
+        ends = _wider(ends, _ratio_interval(np.stack([included_hits, included], axis=1), evidence, count / n))
     assert ends is not None
     return Measurement(value=count / n, lower=ends[0], upper=ends[1], count=count, n=n, reason=caveat(evidence, reason))
 
@@ -177,7 +177,7 @@ def statistic(
     undefined: str = "no ids",
     reason: str | None = None,
 ) -> Measurement:
-    """Any function of column sums, with a bootstrap interval.
+    """Return any function of column sums with a bootstrap interval.
 
     Args:
         columns: [N, C] summed over ids.
@@ -227,8 +227,8 @@ def paired_difference(
     return statistic(columns, lambda sums: sums[..., 0] / sums[..., 1], evidence, floor=floor, reason=reason)
 
 
-def _bonett_price(gained: int, lost: int, n: int) -> Interval:
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+def _bonett_price(gains: int, losses: int, n: int) -> Interval:
+    up, down = (gains + 1) / (n + 2), (losses + 1) / (n + 2)
     half = quantile() * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    value = (gained - lost) / n
+    value = (gains - losses) / n
     return max(-1.0, min(value, up - down - half)), min(1.0, max(value, up - down + half))

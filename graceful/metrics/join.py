@@ -12,9 +12,9 @@ from graceful.errors import DataError
 
 
 def sorted_unique(ids: NDArray[Any], columns: Mapping[str, NDArray[Any] | None], *, where: str) -> NDArray[np.int64]:
-    """Positions of each id once, in the order of the ids.
+    """Return the first position of each id, in the order of the ids.
 
-    Loaders pad and samplers repeat: an id may occur again if it says the same again.
+    Loaders pad and samplers repeat: an id may occur again with equal content.
 
     Args:
         ids: [N] strings or whole numbers.
@@ -31,45 +31,45 @@ def sorted_unique(ids: NDArray[Any], columns: Mapping[str, NDArray[Any] | None],
     if first.all():
         return order
     run = np.cumsum(first) - 1
-    kept = order[first]
-    extra, original = order[~first], kept[run[~first]]
+    unique_rows = order[first]
+    duplicates, original = order[~first], unique_rows[run[~first]]
     for name, column in columns.items():
         if column is None:
             continue
-        differs = ~_same(column[extra], column[original])
+        differs = ~_same(column[duplicates], column[original])
         if differs.any():
-            example = ids[extra[np.argmax(differs)]]
+            example = ids[duplicates[np.argmax(differs)]]
             raise DataError(
                 f"{where}: {int(differs.sum())} duplicate ids with different {name}, e.g. {str(example)!r};"
                 " an id must say the same each time it occurs"
             )
-    return kept
+    return unique_rows
 
 
-def _same(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.bool_]:
-    equal: NDArray[np.bool_] = np.equal(left, right)
-    if left.dtype.kind == "f":
-        equal = np.logical_or(equal, np.logical_and(np.isnan(left), np.isnan(right)))
+def _same(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.bool_]:
+    equal: NDArray[np.bool_] = np.equal(first, second)
+    if first.dtype.kind == "f":
+        equal = np.logical_or(equal, np.logical_and(np.isnan(first), np.isnan(second)))
     flat: NDArray[np.bool_] = equal.reshape(len(equal), -1)
     return np.logical_and.reduce(flat, axis=1)  # type: ignore[no-any-return]
 
 
-def require_same_ids(left: NDArray[Any], right: NDArray[Any], *, names: tuple[str, str]) -> None:
-    """Both sides must answer the same ids (each sorted and unique).
+def require_same_ids(first_ids: NDArray[Any], second_ids: NDArray[Any], *, names: tuple[str, str]) -> None:
+    """Check that two sorted arrays of unique ids are equal.
 
     Raises:
         DataError: With how many ids are missing on each side and an example.
     """
-    if len(left) == len(right) and bool(np.all(left == right)):
+    if len(first_ids) == len(second_ids) and bool(np.all(first_ids == second_ids)):
         return
-    first, second = set(left.tolist()), set(right.tolist())
+    first, second = set(first_ids.tolist()), set(second_ids.tolist())
     parts = [
         f"{len(missing)} ids only in {name}, e.g. {min(missing, key=str)!r}"
         for name, missing in ((names[0], first - second), (names[1], second - first))
         if missing
     ]
     raise DataError(
-        f"{names[0]} ({len(left)} ids) and {names[1]} ({len(right)} ids) do not join: {'; '.join(parts)};"
+        f"{names[0]} ({len(first_ids)} ids) and {names[1]} ({len(second_ids)} ids) do not join: {'; '.join(parts)};"
         " evaluate both on the same split"
     )
 

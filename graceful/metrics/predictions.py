@@ -1,8 +1,8 @@
-"""What a version says about each sample id, and two versions' answers joined. Runs in driver and workers, NumPy."""
+"""Predictions of one version by sample id, and those of two versions joined. Runs in driver and workers, NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,19 +13,19 @@ from graceful.errors import DataError
 from graceful.metrics.intervals import Evidence
 from graceful.metrics.join import encode, require_same_ids, sorted_unique
 
-NO_ANSWER = ""
-"""What stands for a prediction that is no class: the logits held NaN. With whole numbers -1, with floats NaN."""
+NO_PREDICTION = ""
+"""Stands for a missing prediction, where logits held NaN; whole numbers use -1 and floats NaN instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """One version on one split. Classes are meant by name, so versions with different class lists compare.
+    """One version on one split. Classes match by name, so versions with different class lists compare.
 
     Attributes:
-        ids: [N] sample ids; repeated ids are allowed if they say the same.
+        ids: [N] sample ids; repeated ids must have equal content.
         labels: [N] names of the true classes (strings, or numbers in one shared space).
-        predicted: [N] names of the predicted classes, or `NO_ANSWER`.
-        classes: Names this version can answer; None: every label.
+        predicted: [N] names of the predicted classes, or `NO_PREDICTION`.
+        classes: Names that this version can predict; None: every label.
         groups: [N] what belongs together; None: independent ids.
         confidence: [N] probability of the predicted class; None: not known.
         label_confidence: [N] probability of the true class; None: not known.
@@ -81,46 +81,46 @@ class Predictions:
             raise DataError(f"logits: must be [N, {len(classes)}] for {len(classes)} classes, got {logits.shape}")
         by_name = np.argsort(np.asarray(classes), kind="stable")
         ranked = np.asarray(logits, dtype=np.float64)[:, by_name]
-        sound: NDArray[np.bool_] = np.logical_not((np.isnan(ranked) | np.isposinf(ranked)).any(axis=1))
-        ranked = np.where(sound[:, None], ranked, 0.0)
+        finite: NDArray[np.bool_] = np.logical_not((np.isnan(ranked) | np.isposinf(ranked)).any(axis=1))
+        ranked = np.where(finite[:, None], ranked, 0.0)
         top = ranked.argmax(axis=1)
         odds = np.exp(ranked - ranked.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)
         names = np.asarray(classes)[by_name]
         column = {name: index for index, name in enumerate(names.tolist())}
-        own = np.array([column.get(name, -1) for name in labels.tolist()], dtype=np.int64)
+        label_columns = np.array([column.get(name, -1) for name in labels.tolist()], dtype=np.int64)
         rows = np.arange(len(ids))
         return cls(
             ids=ids,
             labels=labels,
-            predicted=np.where(sound, names[top], NO_ANSWER),
+            predicted=np.where(finite, names[top], NO_PREDICTION),
             classes=tuple(classes),
             groups=groups,
-            confidence=np.where(sound, odds[rows, top], 0.0),
-            label_confidence=np.where(sound & (own >= 0), odds[rows, own], 0.0),
+            confidence=np.where(finite, odds[rows, top], 0.0),
+            label_confidence=np.where(finite & (label_columns >= 0), odds[rows, label_columns], 0.0),
         )
 
     def unique(self, *, where: str = "predictions") -> Self:
-        """Each id once, in the order of the ids.
+        """Return each id once, in the order of the ids.
 
         Raises:
-            DataError: An id occurs twice and says different things.
+            DataError: An id occurs twice with different content.
         """
         return self.take(sorted_unique(self.ids, self._columns(), where=where))
 
     def take(self, positions: NDArray[np.int64]) -> Self:
-        """These rows, in this order."""
+        """Return these rows, in this order."""
         columns = {name: None if column is None else column[positions] for name, column in self._columns().items()}
         return type(self)(ids=self.ids[positions], classes=self.classes, **columns)  # type: ignore[arg-type]
 
-    def answered(self) -> NDArray[np.bool_]:
+    def has_prediction(self) -> NDArray[np.bool_]:
         """[N] False where the prediction is no class."""
         kind = self.predicted.dtype.kind
         if kind == "f":
             return np.asarray(~np.isnan(self.predicted), dtype=np.bool_)
         if kind in "iu":
             return np.asarray(self.predicted >= 0)
-        return np.array([name not in (NO_ANSWER, None) for name in self.predicted.tolist()], np.bool_)
+        return np.array([name not in (NO_PREDICTION, None) for name in self.predicted.tolist()], np.bool_)
 
     def knows(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """[N] whether these labels are classes of this version."""
@@ -130,31 +130,9 @@ class Predictions:
         return np.fromiter((name in known for name in labels.tolist()), np.bool_, len(labels))
 
 
-def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """Batches or processes of one version as one; duplicates stay until `Predictions.unique`.
-
-    Raises:
-        DataError: No parts, other classes, or a column that only some parts have.
-    """
-    if not parts:
-        raise DataError("predictions: nothing to concatenate; update the accumulator first")
-    columns: dict[str, Any] = {}
-    for name in ("ids", *parts[0]._columns()):
-        values = [getattr(part, name) for part in parts]
-        missing = sum(value is None for value in values)
-        if 0 < missing < len(values):
-            raise DataError(
-                f"predictions.{name}: given in {len(values) - missing} of {len(values)} parts; give all or none"
-            )
-        columns[name] = None if missing else np.concatenate(values)
-    if any(part.classes != parts[0].classes for part in parts):
-        raise DataError("predictions.classes: parts of one version must have the same classes")
-    return Predictions(classes=parts[0].classes, **columns)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """Two versions on the ids both can answer, compared in the old version's classes, in the order of the ids.
+    """Two versions on the ids whose class both can predict, in the order of the ids.
 
     Attributes:
         ids: [N]
@@ -169,7 +147,7 @@ class Joined:
         total: Ids before classes that one side does not know were left out.
         added: Ids left out because old does not know their class.
         retired: Ids left out because new no longer knows their class.
-        unanswered: Predictions of new that are no class, counted as wrong.
+        without_prediction: Predictions of new that are no class, counted as wrong.
     """
 
     ids: NDArray[Any]
@@ -184,7 +162,7 @@ class Joined:
     total: int
     added: int
     retired: int
-    unanswered: int
+    without_prediction: int
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,18 +173,16 @@ class Joined:
         return self.ok_old & ~self.ok_new
 
     def evidence(self, *, draws: int, seed: int) -> Evidence:
-        """How these ids hang together."""
+        """Return the groups of these ids, with draws and seed."""
         return Evidence.of(self.groups, draws=draws, seed=seed)
 
 
-def join(new: Predictions, old: Predictions, *, mapping: Mapping[Any, Any] | None = None) -> Joined:
-    """Join two versions by id and compare them in the old version's classes.
+def join(new: Predictions, old: Predictions) -> Joined:
+    """Join two versions by id; classes match by name.
 
     Args:
         new: In its own classes.
         old: In its own classes.
-        mapping: New class name -> old class name, many to one; new classes that are missing are unknown to old. None:
-            a name means the same in both.
 
     Raises:
         DataError: Ids do not join, duplicates conflict, or an id has different labels on the two sides.
@@ -214,21 +190,21 @@ def join(new: Predictions, old: Predictions, *, mapping: Mapping[Any, Any] | Non
     new, old = new.unique(where="new predictions"), old.unique(where="old predictions")
     require_same_ids(new.ids, old.ids, names=("new", "old"))
     table: dict[Any, int] = {}
-    truth, guess = (_translated(names, mapping, table) for names in (new.labels, new.predicted))
+    truth, guess = encode(table, new.labels), encode(table, new.predicted)
     old_truth, old_guess = encode(table, old.labels), encode(table, old.predicted)
     retired = ~new.knows(new.labels)
     known = {table[name] for name in old.classes if name in table} if old.classes is not None else None
-    added = ~retired & ((truth < 0) | (False if known is None else ~np.isin(truth, sorted(known))))
-    kept = ~retired & ~added
-    conflicts = kept & (truth != old_truth)
+    added = np.zeros_like(retired) if known is None else ~retired & ~np.isin(truth, sorted(known))
+    shared = ~retired & ~added
+    conflicts = shared & (truth != old_truth)
     if conflicts.any():
         example = new.ids[np.argmax(conflicts)]
         raise DataError(
             f"{int(conflicts.sum())} ids have different labels in the new and the old predictions,"
             f" e.g. {str(example)!r}; evaluate both on the same split"
         )
-    answered = new.answered()
-    ok_new, ok_old = answered & (guess == truth), old.answered() & (old_guess == truth)
+    predicted = new.has_prediction()
+    ok_new, ok_old = predicted & (guess == truth), old.has_prediction() & (old_guess == truth)
     groups = new.groups if new.groups is not None else old.groups
     columns = {
         "groups": groups,
@@ -237,26 +213,14 @@ def join(new: Predictions, old: Predictions, *, mapping: Mapping[Any, Any] | Non
         "old_label_confidence": old.label_confidence,
     }
     return Joined(
-        ids=new.ids[kept],
-        classes=truth[kept],
-        ok_new=ok_new[kept],
-        ok_old=ok_old[kept],
-        agree=(answered & old.answered() & (guess == old_guess))[kept],
+        ids=new.ids[shared],
+        classes=truth[shared],
+        ok_new=ok_new[shared],
+        ok_old=ok_old[shared],
+        agree=(predicted & old.has_prediction() & (guess == old_guess))[shared],
         total=len(new),
         added=int(added.sum()),
         retired=int(retired.sum()),
-        unanswered=int((~answered & kept).sum()),
-        **{name: None if column is None else column[kept] for name, column in columns.items()},
+        without_prediction=int((~predicted & shared).sum()),
+        **{name: None if column is None else column[shared] for name, column in columns.items()},
     )
-
-
-def _translated(names: NDArray[Any], mapping: Mapping[Any, Any] | None, table: dict[Any, int]) -> NDArray[np.int64]:
-    """Numbers in the shared table; -1 for a new class that has no old one."""
-    if mapping is None:
-        return encode(table, names)
-    own: dict[Any, int] = {}
-    codes = encode(own, names)
-    absent = object()
-    targets = [mapping.get(name, absent) for name in own]
-    lookup = [-1 if target is absent else table.setdefault(target, len(table)) for target in targets]
-    return np.array(lookup, dtype=np.int64)[codes] if lookup else codes

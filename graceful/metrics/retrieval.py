@@ -1,4 +1,4 @@
-"""Retrieval by nearest neighbour: CMC, recall, mean average precision, per query. Runs in driver and workers, NumPy.
+"""Retrieval by nearest neighbour: recall (CMC), mean average precision, per query. Runs in driver and workers, NumPy.
 
 Ranking is by cosine similarity, computed in double precision and rounded to 2^-24 (the resolution of fp32), then by
 gallery id: equal similarities are equal, and the order does not depend on how the work is split, on threads, or on the
@@ -8,7 +8,6 @@ not grow with queries x gallery.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,7 +33,7 @@ class Embeddings:
     """One version's embeddings of one split.
 
     Attributes:
-        ids: [N] sample ids; repeated ids are allowed if they say the same.
+        ids: [N] sample ids; repeated ids must have equal content.
         labels: [N] class names, in one space for queries and gallery.
         vectors: [N, d]; need not be normalised. A row with NaN or infinity is never found and never right.
         groups: [N] what belongs together; None: independent ids.
@@ -61,15 +60,15 @@ class Embeddings:
         return int(self.vectors.shape[1])
 
     def unique(self, *, where: str = "embeddings") -> Self:
-        """Each id once, in the order of the ids.
+        """Return each id once, in the order of the ids.
 
         Raises:
             DataError: An id occurs twice with different label, group or vector.
         """
         columns = {"labels": self.labels, "vectors": self.vectors, "groups": self.groups}
-        kept = sorted_unique(self.ids, columns, where=where)
-        groups = None if self.groups is None else self.groups[kept]
-        return type(self)(ids=self.ids[kept], labels=self.labels[kept], vectors=self.vectors[kept], groups=groups)
+        rows = sorted_unique(self.ids, columns, where=where)
+        groups = None if self.groups is None else self.groups[rows]
+        return type(self)(ids=self.ids[rows], labels=self.labels[rows], vectors=self.vectors[rows], groups=groups)
 
     def aligned(self, size: int) -> Self:
         """The first `size` components, or padded with zeros to `size`: comparable with vectors of that length."""
@@ -81,7 +80,7 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """What each query found, in the order of the query ids.
+    """The results of each query, in the order of the query ids.
 
     Attributes:
         ids: [Q]
@@ -89,9 +88,7 @@ class Ranking:
         positives: [Q] gallery items that share the label, the query itself left out; 0: excluded from the averages.
         first_hit: [Q] int64, rank of the first positive, from 1; `NEVER` where there is none.
         average_precision: [Q] precision at each hit, averaged over the positives; NaN where there are none.
-        average_precision_at: k -> [Q], only the first k results, divided by min(positives, k).
-        top_score: [Q] fp32 similarity of the best result, -inf for an empty gallery.
-        unanswered: [Q] the query vector is not finite; counts as wrong.
+        not_finite: [Q] the query vector is not finite; counts as wrong.
     """
 
     ids: NDArray[Any]
@@ -99,9 +96,7 @@ class Ranking:
     positives: NDArray[np.int64]
     first_hit: NDArray[np.int64]
     average_precision: NDArray[np.float64]
-    average_precision_at: dict[int, NDArray[np.float64]]
-    top_score: NDArray[np.float32]
-    unanswered: NDArray[np.bool_]
+    not_finite: NDArray[np.bool_]
 
     @property
     def judged(self) -> NDArray[np.bool_]:
@@ -109,37 +104,28 @@ class Ranking:
         return np.asarray(self.positives > 0)
 
     def evidence(self, *, draws: int, seed: int) -> Evidence:
-        """How the judged queries hang together."""
+        """Return the groups of the judged queries, with draws and seed."""
         groups = None if self.groups is None else self.groups[self.judged]
         return Evidence.of(groups, draws=draws, seed=seed)
 
     @property
     def caveat(self) -> str | None:
-        """How many queries were left out or had no vector."""
-        out, broken = int((~self.judged).sum()), int((self.unanswered & self.judged).sum())
+        """Say how many queries were left out or have no finite vector; None where none."""
+        left_out, broken = int((~self.judged).sum()), int((self.not_finite & self.judged).sum())
         reasons = []
-        if out:
-            reasons.append(f"{out} of {len(self.ids)} queries have no positive in the gallery and are left out")
+        if left_out:
+            reasons.append(f"{left_out} of {len(self.ids)} queries have no positive in the gallery and are left out")
         if broken:
             reasons.append(f"{broken} query vectors are not finite and count as wrong")
         return "; ".join(reasons) or None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    """Part of a gallery, with the queries as that part sees them (a half backfilled gallery has two parts)."""
-
-    queries: NDArray[np.floating[Any]]
-    gallery: NDArray[np.floating[Any]]
-
-
-def rank(queries: Embeddings, gallery: Embeddings, *, cutoffs: Sequence[int] = ()) -> Ranking:
+def rank(queries: Embeddings, gallery: Embeddings) -> Ranking:
     """Search the gallery with every query.
 
     Args:
         queries: [Q, d]
         gallery: [G, d]
-        cutoffs: Depths k of `average_precision_at`.
 
     Raises:
         DataError: Vectors of different length, an empty gallery, or conflicting duplicates.
@@ -149,40 +135,20 @@ def rank(queries: Embeddings, gallery: Embeddings, *, cutoffs: Sequence[int] = (
         raise DataError(
             f"queries have {queries.size} components, the gallery {gallery.size}; align them with Embeddings.aligned"
         )
-    return rank_parts(queries, gallery, [Index(queries=queries.vectors, gallery=gallery.vectors)], cutoffs=cutoffs)
-
-
-def rank_parts(
-    queries: Embeddings, gallery: Embeddings, parts: Sequence[Index], *, cutoffs: Sequence[int] = ()
-) -> Ranking:
-    """Search a gallery whose parts were embedded by different versions.
-
-    Args:
-        queries: Unique, in the order of the ids; the vectors are those of `parts`.
-        gallery: Unique; ids and labels of the parts' rows, one part after the other.
-        parts: Vectors, each pair of its own length.
-        cutoffs: Depths k of `average_precision_at`.
-    """
     if len(gallery) == 0:
         raise DataError("gallery: is empty; give at least one item")
-    order = np.argsort(gallery.ids, kind="stable")
-    position = np.empty(len(gallery), dtype=np.uint64)
-    position[order] = np.arange(len(gallery), dtype=np.uint64)
     table: dict[Any, int] = {}
-    own_labels = encode(table, queries.labels)
-    labels = encode(table, gallery.labels)[order]
-    own = _own_columns(queries.ids, gallery.ids)
-    sides = [(normalised(part.queries), normalised(part.gallery)) for part in parts]
+    query_labels, gallery_labels = encode(table, queries.labels), encode(table, gallery.labels)
+    query_columns = _query_columns(queries.ids, gallery.ids)
+    query_vectors, gallery_vectors = normalised(queries.vectors), normalised(gallery.vectors)
     step = max(1, _CELLS // len(gallery))
-    chunks = []
-    fixed: dict[str, Any] = {"labels": labels, "position": position, "cutoffs": cutoffs}
+    chunks = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))]
     for start in range(0, len(queries), step):
-        rows = slice(start, min(start + step, len(queries)))
-        scores = np.concatenate([left[rows] @ right.T for left, right in sides], axis=1)
-        chunks.append(_rank_chunk(scores, own=own[rows], own_labels=own_labels[rows], **fixed))
-    columns = [np.concatenate(column) for column in zip(*chunks, strict=True)] if chunks else _no_queries(len(cutoffs))
-    positives, first_hit, precision, top, *at = columns
-    broken = ~np.isfinite(sum(left.sum(axis=1) for left, _ in sides)) if len(queries) else np.zeros(0, dtype=np.bool_)
+        rows = slice(start, start + step)
+        scores = query_vectors[rows] @ gallery_vectors.T
+        chunks.append(_rank_chunk(scores, query_columns[rows], query_labels[rows], gallery_labels))
+    positives, first_hit, precision = (np.concatenate(column) for column in zip(*chunks, strict=True))
+    broken = ~np.isfinite(query_vectors.sum(axis=1))
     wrong = broken & (positives > 0)
     return Ranking(
         ids=queries.ids,
@@ -190,19 +156,12 @@ def rank_parts(
         positives=positives,
         first_hit=np.where(wrong, NEVER, first_hit),
         average_precision=np.where(wrong, 0.0, precision),
-        average_precision_at={k: np.where(wrong, 0.0, value) for k, value in zip(cutoffs, at, strict=True)},
-        top_score=top,
-        unanswered=np.asarray(broken),
+        not_finite=np.asarray(broken),
     )
 
 
-def _no_queries(cutoffs: int) -> list[NDArray[Any]]:
-    whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
-    return [whole, whole, real, np.zeros(0, dtype=np.float32), *[real] * cutoffs]
-
-
-def _own_columns(query_ids: NDArray[Any], gallery_ids: NDArray[Any]) -> NDArray[np.int64]:
-    """[Q] the column of the query itself; -1 where it is not in the gallery."""
+def _query_columns(query_ids: NDArray[Any], gallery_ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Return [Q] the gallery column of each query itself; -1 where it is not in the gallery."""
     column = {name: index for index, name in enumerate(gallery_ids.tolist())}
     return np.array([column.get(name, -1) for name in query_ids.tolist()], dtype=np.int64)
 
@@ -219,32 +178,30 @@ def normalised(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 def _rank_chunk(
     scores: NDArray[np.float64],
-    *,
-    own: NDArray[np.int64],
-    own_labels: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    position: NDArray[np.uint64],
-    cutoffs: Sequence[int],
-) -> tuple[NDArray[Any], ...]:
-    """Sort one key per (query, item), distance above and id order below; then read the hits off the order."""
-    rows, present = np.arange(len(scores)), own >= 0
-    keys = (_distances(scores) << np.uint64(32)) | position
-    keys[rows[present], own[present]] |= _ITSELF
-    scores[rows[present], own[present]] = np.nan
+    query_columns: NDArray[np.int64],
+    query_labels: NDArray[np.int64],
+    gallery_labels: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return positives, rank of the first hit and average precision of each row of similarities.
+
+    One key per (query, item) has the distance in its high bits and the item's position, which is the order of the
+    gallery ids, in its low bits; after sorting the keys, hits are read off in rank order.
+    """
+    rows, in_gallery = np.arange(len(scores)), query_columns >= 0
+    keys = (_distances(scores) << np.uint64(32)) | np.arange(scores.shape[1], dtype=np.uint64)
+    keys[rows[in_gallery], query_columns[in_gallery]] |= _ITSELF
     keys.sort(axis=1)
-    hits = labels[(keys & _LOW).astype(np.int64)] == own_labels[:, None]
-    hits[present, -1] = False
+    hits = gallery_labels[(keys & _LOW).astype(np.int64)] == query_labels[:, None]
+    hits[in_gallery, -1] = False
     positives = hits.sum(axis=1)
     row, column = np.nonzero(hits & (keys < np.uint64(_UNREACHABLE << 32)))
-    reached = np.bincount(row, minlength=len(scores))
-    start = np.cumsum(reached) - reached
-    found = np.arange(len(row)) - start[row] + 1
-    precision = found / (column + 1.0)
-    first = np.full(len(scores), NEVER, dtype=np.int64)
-    first[reached > 0] = column[start[reached > 0]] + 1
-    at = [_averaged(row, np.where(column < k, precision, 0.0), np.minimum(positives, k)) for k in cutoffs]
-    top = np.fmax.reduce(scores, axis=1, initial=-np.inf).astype(np.float32)
-    return positives, first, _averaged(row, precision, positives), top, *at
+    hit_counts = np.bincount(row, minlength=len(scores))
+    start = np.cumsum(hit_counts) - hit_counts
+    hit_numbers = np.arange(len(row)) - start[row] + 1
+    precision = hit_numbers / (column + 1.0)
+    first_hit = np.full(len(scores), NEVER, dtype=np.int64)
+    first_hit[hit_counts > 0] = column[start[hit_counts > 0]] + 1
+    return positives, first_hit, _averaged(row, precision, positives)
 
 
 def _averaged(
@@ -268,20 +225,15 @@ def recall_at_k(ranking: Ranking, k: int = 1, *, draws: int = 1000, seed: int = 
     return proportion(hit, evidence, empty="no query has a positive in the gallery", reason=ranking.caveat)
 
 
-cmc_at_k = recall_at_k
-
-
-def mean_average_precision(ranking: Ranking, *, at: int | None = None, draws: int = 1000, seed: int = 0) -> Measurement:
-    """Mean of the queries' average precision over the whole gallery, or over the first `at` results.
+def mean_average_precision(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> Measurement:
+    """Return the mean over queries of their average precision over the whole gallery.
 
     Args:
-        ranking: Searched with `cutoffs` containing `at`.
-        at: None: all results.
+        ranking: Queries without positives are left out.
         draws: Bootstrap draws.
         seed: Seed of the draws.
     """
-    every = ranking.average_precision if at is None else ranking.average_precision_at[at]
-    values = every[ranking.judged]
+    values = ranking.average_precision[ranking.judged]
     columns = np.stack([values, np.ones_like(values)], axis=1)
     return statistic(
         columns,

@@ -1,6 +1,6 @@
-"""Verification and open-set identification at a fixed false rate. Runs in driver and workers, NumPy.
+"""Pair similarities and the threshold of a fixed false accept rate. Runs in driver and workers, NumPy.
 
-Thresholds are scores that occurred: the smallest one whose false rate is within the bound, without interpolation.
+A threshold is a score that occurred: the smallest one whose false rate is within the bound, without interpolation.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import DataError
-from graceful.metrics.intervals import proportion
-from graceful.metrics.retrieval import Embeddings, Ranking, normalised
-from graceful.report import Measurement
+from graceful.metrics.retrieval import Embeddings, normalised
 
 ENOUGH = 10
 """Accepted impostors that a false rate must allow before it means anything."""
@@ -56,38 +54,6 @@ def threshold_at(scores: NDArray[np.floating], *, total: int, rate: float) -> fl
     return float(np.partition(scores, len(scores) - allowed - 1)[len(scores) - allowed - 1])
 
 
-def tar_at_far(scores: Scores, far: float) -> Measurement:
-    """Share of genuine pairs above the smallest threshold whose impostor rate is at most `far`.
-
-    Returns:
-        None with fewer than 10 / far impostor pairs. Pairs are not independent: there is no interval.
-    """
-    threshold = threshold_at(scores.impostor, total=scores.impostors, rate=far)
-    if threshold is None:
-        reason = f"{scores.impostors} impostor pairs; {far:g} needs {ENOUGH / far:.0f}"
-        return Measurement(value=None, n=len(scores.genuine), reason=reason)
-    return tar_at_threshold(scores, threshold)
-
-
-def tar_at_threshold(scores: Scores, threshold: float) -> Measurement:
-    """Share of genuine pairs above a given threshold, e.g. the one the old version was deployed with."""
-    n = len(scores.genuine)
-    if n == 0:
-        return Measurement(value=None, reason="no genuine pairs")
-    count = int((scores.genuine > threshold).sum())
-    return Measurement(value=count / n, count=count, n=n, reason=f"threshold {threshold:.6g}")
-
-
-def far_at_threshold(scores: Scores, threshold: float) -> Measurement:
-    """Share of impostor pairs above a given threshold; the lowest kept score must lie below it, or all be kept."""
-    if scores.impostors == 0:
-        return Measurement(value=None, reason="no impostor pairs")
-    if len(scores.impostor) < scores.impostors and float(scores.impostor.min()) > threshold:
-        return Measurement(value=None, n=scores.impostors, reason="not enough of the largest scores were kept")
-    count = int((scores.impostor > threshold).sum())
-    return Measurement(value=count / scores.impostors, count=count, n=scores.impostors)
-
-
 def pair_scores(queries: Embeddings, gallery: Embeddings, *, largest: int = 1_000_000) -> Scores:
     """Similarities of all query-gallery pairs; an id is not paired with itself.
 
@@ -97,47 +63,21 @@ def pair_scores(queries: Embeddings, gallery: Embeddings, *, largest: int = 1_00
         largest: How many impostor scores to keep, the largest ones: bounds the memory.
     """
     queries, gallery = queries.unique(where="queries"), gallery.unique(where="gallery")
-    left, right = normalised(queries.vectors), normalised(gallery.vectors)
-    genuine, kept, impostors = [], np.zeros(0, dtype=np.float32), 0
+    query_vectors, gallery_vectors = normalised(queries.vectors), normalised(gallery.vectors)
+    genuine_chunks, impostors, impostor_count = [], np.zeros(0, dtype=np.float32), 0
     step = max(1, _CELLS // max(len(gallery), 1))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
-        scores = np.nan_to_num((left[rows] @ right.T).astype(np.float32), nan=-np.inf)
-        same = queries.labels[rows, None] == gallery.labels[None, :]
-        itself = queries.ids[rows, None] == gallery.ids[None, :]
-        genuine.append(scores[same & ~itself])
-        others = scores[~same & ~itself]
-        impostors += len(others)
-        kept = _largest(np.concatenate([kept, others]), largest)
-    matched = np.concatenate(genuine) if genuine else np.zeros(0, dtype=np.float32)
-    return Scores(genuine=matched, impostor=kept, impostors=impostors)
+        scores = np.nan_to_num((query_vectors[rows] @ gallery_vectors.T).astype(np.float32), nan=-np.inf)
+        same_label = queries.labels[rows, None] == gallery.labels[None, :]
+        same_id = queries.ids[rows, None] == gallery.ids[None, :]
+        genuine_chunks.append(scores[same_label & ~same_id])
+        chunk_impostors = scores[~same_label & ~same_id]
+        impostor_count += len(chunk_impostors)
+        impostors = _largest(np.concatenate([impostors, chunk_impostors]), largest)
+    genuine_scores = np.concatenate(genuine_chunks) if genuine_chunks else np.zeros(0, dtype=np.float32)
+    return Scores(genuine=genuine_scores, impostor=impostors, impostors=impostor_count)
 
 
 def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return scores if len(scores) <= count else np.partition(scores, len(scores) - count)[len(scores) - count :]
-
-
-def tpir_at_fpir(ranking: Ranking, fpir: float, *, draws: int = 1000, seed: int = 0) -> Measurement:
-    """Open-set identification: share of searches with a mate that rank it first, above the threshold.
-
-    Args:
-        ranking: Queries with and without positives in the gallery.
-        fpir: Highest share of searches **without** a mate whose best score may exceed the threshold.
-        draws: Bootstrap draws.
-        seed: Seed of the draws.
-
-    Returns:
-        None with fewer than 10 / fpir searches without a mate.
-    """
-    mated = ranking.judged
-    strangers = ranking.top_score[~mated]
-    threshold = threshold_at(strangers, total=len(strangers), rate=fpir)
-    if threshold is None:
-        reason = f"{len(strangers)} searches without a mate; {fpir:g} needs {ENOUGH / fpir:.0f}"
-        return Measurement(value=None, n=int(mated.sum()), reason=reason)
-    hit = (ranking.first_hit[mated] == 1) & (ranking.top_score[mated] > threshold)
-    evidence = ranking.evidence(draws=draws, seed=seed)
-    return proportion(hit, evidence, empty="no search has a mate", reason=f"threshold {threshold:.6g}")
-
-
-tnir_at_fpir = tpir_at_fpir

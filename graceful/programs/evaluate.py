@@ -108,7 +108,7 @@ def _alone(
     mine: VersionOutputs, others: Sequence[VersionOutputs], lost: Sequence[Predecessor], *, draws: int, seed: int
 ) -> dict[str, Measurement]:
     """Everything that is measured about the new version itself, and against its whole chain at once."""
-    found = dict(flips.alone(mine.predictions, draws=draws, seed=seed))
+    found = dict(flips.measure_alone(mine.predictions, draws=draws, seed=seed))
     if mine.queries is not None and mine.gallery is not None:
         found |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
     found |= added.measure(About.VERSION, MetricInputs(mine, draws=draws, seed=seed))

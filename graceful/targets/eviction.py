@@ -17,11 +17,6 @@ from graceful.storage import guarded, read_bytes
 from graceful.targets import files
 
 
-def size_of(root: str | Path) -> int:
-    """Bytes of all finished caches in a folder."""
-    return sum(_bytes(folder) for folder in finished(Path(root)))
-
-
 def keys_of(root: str | Path, *, predecessors: Collection[str]) -> list[str]:
     """Keys of the caches of some versions, by their digests: of those that cannot be run again, to be kept."""
     found = finished(Path(root)) if predecessors else []

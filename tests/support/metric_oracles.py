@@ -65,25 +65,10 @@ def ranked_hits(
     return [label == query[1] for _, label, _ in others]
 
 
-def average_precision(hits: Flags, k: int | None = None) -> float | None:
-    positives = sum(hits)
-    if positives == 0:
-        return None
-    depth = len(hits) if k is None else k
-    total, found = 0.0, 0
-    for position, hit in enumerate(hits[:depth], start=1):
-        if hit:
-            found += 1
-            total += found / position
-    return total / min(positives, depth)
-
-
-def tar_at_far(genuine: Sequence[float], impostor: Sequence[float], far: float) -> float:
-    """Try every score as threshold, smallest first."""
-    for threshold in sorted(set(genuine) | set(impostor)):
-        if rate([score > threshold for score in impostor]) <= far:
-            return rate([score > threshold for score in genuine])
-    raise AssertionError("the largest score always qualifies")
+def average_precision(hits: Flags) -> float | None:
+    positions = [position for position, hit in enumerate(hits, start=1) if hit]
+    precisions = [number / position for number, position in enumerate(positions, start=1)]
+    return sum(precisions) / len(precisions) if precisions else None
 
 
 def average_compatibility(matrix: Sequence[Sequence[float]], diagonal: Sequence[float] | None = None) -> float:

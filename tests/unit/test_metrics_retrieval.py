@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from graceful.errors import DataError
-from graceful.metrics import retrieval, verification
+from graceful.metrics import retrieval
 from graceful.metrics.retrieval import NEVER, Embeddings, mean_average_precision, rank, recall_at_k, self_test
-from graceful.metrics.verification import Scores, pair_scores, tar_at_far, tar_at_threshold, tpir_at_fpir
+from graceful.metrics.verification import pair_scores, threshold_at
 from tests.support import metric_oracles as oracle
 
 
@@ -39,20 +38,16 @@ def items(embeddings: Embeddings) -> list[tuple[str, str, list[float]]]:
 def test_every_query_equals_brute_force(seed: int, queries: int, gallery: int, shared: bool, grid: bool) -> None:
     left = drawn(seed, queries, prefix="g" if shared else "q", grid=grid)
     right = drawn(seed + 1, gallery, prefix="g", grid=grid)
-    found = rank(left, right, cutoffs=(1, 3))
+    found = rank(left, right)
     for row, query in enumerate(items(left)):
         hits = oracle.ranked_hits(query, items(right))
         assert found.positives[row] == sum(hits)
         assert found.first_hit[row] == (hits.index(True) + 1 if any(hits) else NEVER)
-        for got, expected in (
-            (found.average_precision, oracle.average_precision(hits)),
-            (found.average_precision_at[1], oracle.average_precision(hits, 1) if hits else None),
-            (found.average_precision_at[3], oracle.average_precision(hits, 3) if len(hits) >= 3 else "skip"),
-        ):
-            if expected is None:
-                assert np.isnan(got[row])
-            elif expected != "skip":
-                assert got[row] == pytest.approx(expected, abs=1e-12)
+        expected = oracle.average_precision(hits)
+        if expected is None:
+            assert np.isnan(found.average_precision[row])
+        else:
+            assert found.average_precision[row] == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -100,7 +95,6 @@ def test_the_query_itself_is_never_a_result_whatever_the_lists() -> None:
     assert rank(other, gallery).first_hit.tolist() == [3]
     lonely = embedded([[1, 0], [0, 1]], "ab")
     assert rank(lonely, lonely).positives.tolist() == [0, 0]
-    assert rank(lonely, lonely).top_score.tolist() == [0.0, 0.0]
 
 
 def test_queries_without_a_positive_are_left_out_and_counted() -> None:
@@ -156,12 +150,9 @@ def test_no_queries_are_undefined() -> None:
 def test_a_hand_computed_ranking() -> None:
     angles = np.radians([0, 10, 20, 30])
     gallery = embedded(np.stack([np.cos(angles), np.sin(angles)], axis=1), "baab")
-    found = rank(embedded([[1, 0]], "a", prefix="q"), gallery, cutoffs=(1, 2))
+    found = rank(embedded([[1, 0]], "a", prefix="q"), gallery)
     assert found.first_hit.tolist() == [2]
     assert found.average_precision.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2])
-    assert found.average_precision_at[2].tolist() == pytest.approx([(1 / 2) / 2])
-    assert found.average_precision_at[1].tolist() == [0.0]
-    assert found.top_score.tolist() == [1.0]
 
 
 def test_aligning_cuts_or_pads() -> None:
@@ -180,37 +171,19 @@ def test_two_thousand_by_two_thousand_takes_about_a_second_and_a_wide_gallery_li
     assert time.process_time() - start < 5.0
 
 
-def sums(genuine: list[float], impostor: list[float]) -> Scores:
-    return Scores(
-        genuine=np.array(genuine, np.float32), impostor=np.array(impostor, np.float32), impostors=len(impostor)
-    )
-
-
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(0, 40), min_size=1, max_size=30),
-    st.lists(st.integers(0, 40), min_size=100, max_size=140),
-    st.sampled_from([0.1, 0.13, 0.25, 0.5]),
-)
-def test_tar_equals_trying_every_threshold(genuine: list[int], impostor: list[int], far: float) -> None:
-    found = tar_at_far(sums([float(x) for x in genuine], [float(x) for x in impostor]), far)
-    assert found.value == pytest.approx(oracle.tar_at_far(genuine, impostor, far))
+@given(st.lists(st.integers(0, 40), min_size=100, max_size=140), st.sampled_from([0.1, 0.13, 0.25, 0.5]))
+def test_the_threshold_of_a_false_rate_equals_trying_every_score(scores: list[int], rate: float) -> None:
+    found = threshold_at(np.array(scores, np.float32), total=len(scores), rate=rate)
+    smallest = next(score for score in sorted(set(scores)) if oracle.rate([other > score for other in scores]) <= rate)
+    assert found == smallest
 
 
 def test_a_false_rate_needs_ten_accepted_impostors() -> None:
-    scores = sums([1.0], [0.0] * 99)
-    assert tar_at_far(scores, 0.1).value is None
-    assert tar_at_far(scores, 0.1).reason == "99 impostor pairs; 0.1 needs 100"
-    assert tar_at_far(sums([1.0], [0.0] * 100), 0.1).value == 1.0
+    assert threshold_at(np.zeros(99), total=99, rate=0.1) is None
+    assert threshold_at(np.zeros(100), total=100, rate=0.1) == 0.0
     with pytest.raises(DataError, match=r"must be in \(0, 1\)"):
-        tar_at_far(scores, 0.0)
-
-
-def test_rates_at_the_deployed_threshold_are_strictly_above_it() -> None:
-    scores = sums([0.2, 0.5, 0.9], [0.1, 0.5, 0.6, 0.7])
-    assert tar_at_threshold(scores, 0.5).value == pytest.approx(1 / 3)
-    assert verification.far_at_threshold(scores, 0.5).value == pytest.approx(1 / 2)
-    assert tar_at_threshold(sums([], [0.1]), 0.5).value is None
+        threshold_at(np.zeros(99), total=99, rate=0.0)
 
 
 def test_pairs_leave_out_the_item_itself_and_keep_the_largest_impostors() -> None:
@@ -222,22 +195,7 @@ def test_pairs_leave_out_the_item_itself_and_keep_the_largest_impostors() -> Non
     few = pair_scores(one, one, largest=25)
     assert sorted(few.impostor) == sorted(every.impostor)[-25:]
     assert few.impostors == every.impostors
-    assert tar_at_far(few, 0.03).value == tar_at_far(every, 0.03).value
+    thresholds = [threshold_at(scores.impostor, total=scores.impostors, rate=0.03) for scores in (few, every)]
+    assert thresholds[0] == thresholds[1]
     with pytest.raises(DataError, match="largest of"):
-        tar_at_far(few, 0.5)
-    assert verification.far_at_threshold(few, -1.0).value is None
-
-
-def identification(mated: int, strangers: int) -> tuple[Embeddings, Embeddings]:
-    angles = np.radians(np.arange(mated + strangers) * 0.1)
-    vectors: NDArray[np.float64] = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    return embedded(vectors, "a" * mated + "z" * strangers, prefix="q"), embedded([[1, 0], [0, 1]], "ab")
-
-
-def test_open_set_identification_counts_mates_found_first_above_the_threshold() -> None:
-    queries, gallery = identification(50, 100)
-    assert tpir_at_fpir(rank(queries, gallery), 0.1).value == 1.0
-    swapped = Embeddings(ids=queries.ids, labels=queries.labels[::-1], vectors=queries.vectors)
-    found = tpir_at_fpir(rank(swapped, gallery), 0.1)
-    assert found.value == 0.0
-    assert tpir_at_fpir(rank(queries, gallery), 0.05).reason == "100 searches without a mate; 0.05 needs 200"
+        threshold_at(few.impostor, total=few.impostors, rate=0.5)

@@ -16,7 +16,7 @@ from graceful import spec, targets, tasks
 from graceful.chain import Predecessor, freeze
 from graceful.learners import Classifier
 from graceful.targets import layouts
-from graceful.targets.eviction import evict, size_of
+from graceful.targets.eviction import evict
 from graceful.tasks.base import Samples
 
 SECTION = spec.DigitsTask()
@@ -106,9 +106,9 @@ def three(samples: Samples, tmp_path: Path) -> list[str]:
 
 
 def test_the_least_recently_used_caches_go_first(three: list[str], tmp_path: Path) -> None:
-    one = size_of(tmp_path) // 3
-    assert evict(tmp_path, limit=3 * one + 10) == []
-    assert evict(tmp_path, limit=2 * one + 10) == three[:1]
+    size = sum(path.stat().st_size for path in (tmp_path / three[0]).iterdir())
+    assert evict(tmp_path, limit=3 * size + 10) == []
+    assert evict(tmp_path, limit=2 * size + 10) == three[:1]
     assert evict(tmp_path, limit=0, keep=three[1:2]) == three[2:]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == three[1:2]
 

@@ -6,8 +6,19 @@ learner of every task that names none. Driver and workers.
 
 from __future__ import annotations
 
-from graceful.learners.base import DEFAULT_ENCODER, Learner, Role, encoder_for, learner_of, roles, run
+from graceful.learners.base import DEFAULT_ENCODER, KeepsAssets, Learner, Role, encoder_for, learner_of, roles, run
 from graceful.learners.batch import Batch
 from graceful.learners.classifier import Classifier
 
-__all__ = ["DEFAULT_ENCODER", "Batch", "Classifier", "Learner", "Role", "encoder_for", "learner_of", "roles", "run"]
+__all__ = [
+    "DEFAULT_ENCODER",
+    "Batch",
+    "Classifier",
+    "KeepsAssets",
+    "Learner",
+    "Role",
+    "encoder_for",
+    "learner_of",
+    "roles",
+    "run",
+]

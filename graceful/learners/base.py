@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -58,8 +59,31 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsAssets(Protocol):
+    """A learner that needs more than weights: a tokenizer, a vocabulary, preprocessing numbers.
+
+    They become files of the version bundle, see `graceful.models.assets`. A predecessor is then asked through its own
+    ones, whatever the learner of the version in training has.
+    """
+
+    def assets(self) -> Mapping[str, Any]:
+        """Return the files by name: `*.json` a JSON value, `*.safetensors` tensors by name, others bytes."""
+        ...
+
+    def restored(self, assets: Mapping[str, Any]) -> Self:
+        """Return the learner of the version that these files, as `assets` returned them, belong to.
+
+        The learner itself must stay as it is, because versions of one chain are open at the same time. The task's
+        `network` is called when its attribute `learner` is the restored one.
+        """
+        ...
+
+
 MEMBERS = ("collate", "forward", "task_loss")
 """Methods that a learner must have."""
+KEEPING = ("assets", "restored")
+"""Methods that a learner has both of, or neither."""
 
 
 def learner_of(task: Task) -> Learner:

@@ -3,9 +3,10 @@
 One folder, and nothing in it is code:
 
     arch.json           {"schema", "name", "model", "task", "classes", "embedding_size", "transform_digest",
-                         "weights_sha256", "head_sha256"}
+                         "weights_sha256", "head_sha256", "assets"}
     model.safetensors   state of the network, floating-point tensors as fp32
     head.safetensors    the part of it that classifies, if that is the submodule `head`
+    assets/             files that its learner needs beside weights, if it names any, see `assets`
 
 Either file of weights may be deleted later to save storage: the version keeps its digest, which covers arch.json and
 the SHA-256 of the weights that arch.json names, and `load` says what is left. Weights are hashed before they are
@@ -15,7 +16,7 @@ parsed, from the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from torch import nn
 from graceful import storage
 from graceful.chain import Kept, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
-from graceful.learners import Classifier, learner_of, run
+from graceful.learners import Classifier, KeepsAssets, learner_of, run
 from graceful.learners.batch import to_device
-from graceful.models import recorded_code
+from graceful.models import assets, recorded_code
 from graceful.models import weights as parts
 from graceful.models.bundle_files import (
     DESCRIPTION,
@@ -44,6 +45,7 @@ from graceful.models.bundle_files import (
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
+from graceful.tasks.watched import Watched
 
 _AUGMENTATION = ("shift", "flip")
 
@@ -76,9 +78,9 @@ def save(
     """
     from graceful import tasks
 
-    folder = Path(folder)
+    folder, task = Path(folder), task or tasks.build(spec.task)
     weights = serialise_weights(parts.state_of(network))
-    size = embedding_size or _embedding_size(network, task or tasks.build(spec.task))
+    size, kept_files = embedding_size or _embedding_size(network, task), files_of(task)
     head = parts.head_of(network, embedding_size=size)
     kept = None if head is None else serialise_weights(head)
     document = {
@@ -91,14 +93,29 @@ def save(
         "transform_digest": tasks.transform_digest(spec.task),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "head_sha256": None if kept is None else hashlib.sha256(kept).hexdigest(),
+        **({"assets": assets.digests(kept_files)} if kept_files else {}),
     }
     storage.write_bytes(folder / WEIGHTS, weights)
     if kept is None:
         (folder / HEAD).unlink(missing_ok=True)
     else:
         storage.write_bytes(folder / HEAD, kept)
+    assets.write(folder, kept_files)
     storage.write_json(folder / DESCRIPTION, document)
     return digest(folder)
+
+
+def files_of(task: Task) -> dict[str, bytes]:
+    """Return the files that a version of a task keeps beside its weights, by name; empty where its learner names none.
+
+    Raises:
+        SpecError: Names or contents that no version can keep.
+    """
+    learner = learner_of(task)
+    if not isinstance(learner, KeepsAssets):
+        return {}
+    path = getattr(learner, "path", "task")
+    return assets.encode(learner.assets(), who=f"{path}: assets() of the learner")
 
 
 def digest(folder: str | Path) -> str:
@@ -174,7 +191,8 @@ def load(
     if allowed is not None and current != described.transform_digest:
         changed = f"{described.task['file']} is not the file {described.name} was saved with"
         raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
-    task = task or tasks.build(section, trusted=allowed)
+    values = assets.read(folder, described.assets)
+    task = _restored(task or tasks.build(section, trusted=allowed), values)
     network = nn.Module() if found.kept is Kept.NOTHING else _network(task, folder, found)
     viewed = _augmented(section, augment_like)
     return Predecessor(
@@ -184,7 +202,7 @@ def load(
         classes=described.classes,
         embedding_size=described.embedding_size,
         network=freeze(network),
-        learner=learner_of(task if viewed is section else tasks.build(viewed)),
+        learner=learner_of(task if viewed is section else _restored(tasks.build(viewed), values)),
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
         training_ids=lambda: task.samples("train").ids,
@@ -270,6 +288,11 @@ def _unrunnable(found: Found, refused: Unrunnable, *, folder: Path, model_id: st
         model=described.model,
         unrunnable=refused,
     )
+
+
+def _restored(task: Task, values: Mapping[str, Any]) -> Task:
+    """The task with the learner that has these assets; the same one where the version was saved without any."""
+    return task.restored(values) if values and isinstance(task, Watched) else task
 
 
 def _network(task: Task, folder: Path, found: Found) -> nn.Module:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from graceful import storage
 from graceful.chain import Kept
 from graceful.errors import DataError, IntegrityError
+from graceful.models.assets import MOST, NAME
 
 WEIGHTS = "model.safetensors"
 HEAD = "head.safetensors"
@@ -38,6 +39,9 @@ class Description(BaseModel):
     transform_digest: str
     weights_sha256: str = Field(pattern=_SHA256)
     head_sha256: str | None = Field(default=None, pattern=_SHA256)
+    assets: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=_SHA256)]] = Field(
+        default={}, max_length=MOST
+    )
 
     @field_validator("classes")
     @classmethod

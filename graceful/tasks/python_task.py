@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from graceful.errors import SpecError
-from graceful.learners.base import MEMBERS
 from graceful.spec import PythonTask
 from graceful.tasks import code
 from graceful.tasks.importing import load_module
-from graceful.tasks.watched import Watched, blamed
+from graceful.tasks.watched import Watched, blamed, require_learner
 
 _METHODS = ("network", "samples")
 _ATTRIBUTES = ("classes", "augments")
@@ -70,21 +69,6 @@ def _check_options(path: Path, factory: Callable[..., Any], options: dict[str, A
             raise SpecError(f"task.options.{name}: required by task() in {path} and missing; add it")
 
 
-def _check_learner(path: Path, learner: object) -> None:
-    kind = type(learner).__name__
-    for name in MEMBERS:
-        if not callable(getattr(learner, name, None)):
-            raise SpecError(
-                f"{path}: the learner, a {kind}, lacks the method {name}; see graceful.learners.base.Learner"
-            )
-    encoders = getattr(learner, "encoders", None)
-    if not isinstance(encoders, tuple) or not encoders or not all(isinstance(name, str) for name in encoders):
-        raise SpecError(
-            f"{path}: encoders of the learner, a {kind}, must be a tuple of names, got {encoders!r:.60}; write"
-            " encoders = ('default',)"
-        )
-
-
 def _check_members(path: Path, built: object) -> None:
     kind = type(built).__name__
     learner = getattr(built, "learner", None)
@@ -95,7 +79,7 @@ def _check_members(path: Path, built: object) -> None:
         if not hasattr(built, name):
             raise SpecError(f"{path}: task() returned a {kind} without the attribute {name}; see graceful.tasks.base")
     if learner is not None:
-        _check_learner(path, learner)
+        require_learner(path, learner)
     classes = built.classes  # type: ignore[attr-defined]
     if (
         not isinstance(classes, tuple)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -9,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful.errors import DataError, GracefulError, SpecError
-from graceful.learners import Batch, Learner
+from graceful.learners import Batch, KeepsAssets, Learner
+from graceful.learners.base import KEEPING, MEMBERS
 from graceful.learners.batch import require_batch
 from graceful.models.base import Network, Outputs
 from graceful.tasks.base import WHAT, Samples, Split, Task
@@ -56,6 +58,23 @@ class Watched:
                 lacks = "classify, which losses that read a predecessor's head call; add it"
             raise SpecError(f"{self.path}: network() returned a {type(built).__name__} without {lacks}")
         return built
+
+    def restored(self, assets: Mapping[str, Any]) -> Self:
+        """Return this task with the learner that has the assets of another version; this task stays as it is.
+
+        Raises:
+            SpecError: The learner takes none back, or an error in the file.
+        """
+        if self.learner is None:
+            raise SpecError(
+                f"{self.path}: the task has no learner, and this version was saved with one that kept files"
+            )
+        task = copy.copy(self)
+        task.learner = self.learner.restored(assets)
+        with blamed(self.path):
+            task.own = copy.copy(self.own)
+            task.own.learner = task.learner.own  # type: ignore[attr-defined]
+        return task
 
     def samples(self, split: Split) -> Samples:
         """As `Task.samples`.
@@ -146,6 +165,63 @@ class WatchedLearner:
                 f" {list(labels.shape)}"
             )
         return losses
+
+    def assets(self) -> Mapping[str, Any]:
+        """As `KeepsAssets.assets`; empty for a learner that keeps none.
+
+        Raises:
+            SpecError: An error in the file.
+        """
+        if not isinstance(self.own, KeepsAssets):
+            return {}
+        with blamed(self.path):
+            return self.own.assets()
+
+    def restored(self, assets: Mapping[str, Any]) -> WatchedLearner:
+        """As `KeepsAssets.restored`.
+
+        Raises:
+            SpecError: The learner takes nothing back, an error in the file, or no learner.
+        """
+        if not isinstance(self.own, KeepsAssets):
+            names = ", ".join(assets)
+            raise SpecError(
+                f"{self.path}: the learner, a {type(self.own).__name__}, has no method restored, and this version was"
+                f" saved with {names}; add assets and restored, or restore the file"
+            )
+        with blamed(self.path):
+            own = self.own.restored(assets)
+        require_learner(self.path, own)
+        if own is self.own:
+            raise SpecError(
+                f"{self.path}: restored() of the learner returned the learner itself; return a new one, because"
+                " versions of a chain are open at the same time"
+            )
+        return WatchedLearner(own, self.path)
+
+
+def require_learner(path: Path, learner: object) -> None:
+    """Refuse what is no learner.
+
+    Raises:
+        SpecError: A member is missing or of another type; which.
+    """
+    kind = type(learner).__name__
+    for name in MEMBERS:
+        if not callable(getattr(learner, name, None)):
+            raise SpecError(
+                f"{path}: the learner, a {kind}, lacks the method {name}; see graceful.learners.base.Learner"
+            )
+    given = [name for name in KEEPING if callable(getattr(learner, name, None))]
+    if len(given) == 1:
+        other = next(name for name in KEEPING if name not in given)
+        raise SpecError(f"{path}: the learner, a {kind}, has {given[0]} without the method {other}; add it")
+    encoders = getattr(learner, "encoders", None)
+    if not isinstance(encoders, tuple) or not encoders or not all(isinstance(name, str) for name in encoders):
+        raise SpecError(
+            f"{path}: encoders of the learner, a {kind}, must be a tuple of names, got {encoders!r:.60}; write"
+            " encoders = ('default',)"
+        )
 
 
 def _batch_of(path: Path, make: Callable[..., Batch], items: Any, views: NDArray[Any] | None, *, name: str) -> Batch:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from graceful.errors import SpecError
-from graceful.models import bundle, bundle_files
+from graceful.models import assets, bundle, bundle_files
 from graceful.models.interpolation import State, inherited
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
@@ -25,12 +25,24 @@ def weights_of(start: Path, network: nn.Module, *, spec: RefreshSpec, task: Task
 
     Raises:
         DataError, IntegrityError: The bundle is not whole or damaged.
-        SpecError: The networks differ in more than their classes.
+        SpecError: The networks differ in more than their classes, or what the learners keep beside weights differs.
     """
+    _require_same_files(start, task)
     old = bundle.load(start, augment_like=spec.task, trusted=spec.trust.code_digests)
     return inherited(
         network.state_dict(), old.network.state_dict(), classes=task.classes, old_classes=old.classes, name=old.name
     )
+
+
+def _require_same_files(start: Path, task: Task) -> None:
+    """Refuse weights that belong to another vocabulary, say: rows of equal shape would mean other words."""
+    described, own = bundle.describe(start), assets.digests(bundle.files_of(task))
+    for name in sorted({*described.assets, *own}):
+        if described.assets.get(name) != own.get(name):
+            raise SpecError(
+                f"train.start: the weights of {described.name} belong to the {name} that its learner had, and this"
+                " version's differs; keep that file as it was, or write random"
+            )
 
 
 def require_start(spec: RefreshSpec, start: Path | None, *, task: Task) -> Path | None:

@@ -41,7 +41,7 @@ def sqlite(file: Path) -> str:
     if _SPECIAL.search(path) is None:
         return f"sqlite:///{path}"
     # with the driver named, because MLflow takes what follows `sqlite:///` for a path and would make folders of it
-    return "sqlite+pysqlite:///" + _SPECIAL.sub(lambda found: f"%{ord(found[0]):02X}", path)
+    return "sqlite+pysqlite:///" + _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", path)
 
 
 def problem(uri: str) -> str | None:

@@ -120,7 +120,7 @@ def parse(text: str, *, where: str) -> Any:
     except UnicodeEncodeError as e:
         raise SpecError(f"{where}: not valid YAML (not UTF-8 at character {e.start})") from e
     except yaml.YAMLError as e:
-        raise SpecError(f"{where}: not valid YAML ({_told(e)})") from e
+        raise SpecError(f"{where}: not valid YAML ({_problem_line(e)})") from e
 
 
 def dump(value: Any, *, allow_unicode: bool = True) -> str:
@@ -143,7 +143,7 @@ class _Strict(_Loader):  # type: ignore[misc]
         """Read a whole number."""
         text = str(node.value)
         if not _INT.fullmatch(text):
-            raise _refused(f"{_short(text)} is no integer", node)
+            raise _refused(f"{_shortened(text)} is no integer", node)
         base = {"0x": 16, "0o": 8}.get(text.lstrip("-+")[:2].lower(), 10)
         return int(text, base)
 
@@ -151,19 +151,19 @@ class _Strict(_Loader):  # type: ignore[misc]
         """Read a number; one that is larger than any float is refused, not made infinite."""
         text = str(node.value)
         if not _FLOAT.fullmatch(text):
-            raise _refused(f"{_short(text)} is no number", node)
+            raise _refused(f"{_shortened(text)} is no number", node)
         if text.lstrip("-+").startswith((".i", ".I", ".n", ".N")):
             return float(text.replace(".", "", 1))
         value = float(text)
         if abs(value) == float("inf"):
-            raise _refused(f"{_short(text)} is larger than any number a computer holds", node)
+            raise _refused(f"{_shortened(text)} is larger than any number a computer holds", node)
         return value
 
     def construct_bool(self, node: yaml.ScalarNode) -> bool:
         """Read a truth value."""
         word = str(node.value).lower()
         if word not in self.bool_values:
-            raise _refused(f"{_short(word)} is neither true nor false", node)
+            raise _refused(f"{_shortened(word)} is neither true nor false", node)
         return bool(self.bool_values[word])
 
 
@@ -224,7 +224,7 @@ class _Check:
             return size
         self.sizes[id(node)] = 0
         if node.tag.removeprefix(_TAG) not in (*_NAMES, "str", "seq", "map", "merge"):
-            tag = _short(node.tag.replace(_TAG, "!!"))
+            tag = _shortened(node.tag.replace(_TAG, "!!"))
             raise _refused(f"could not determine a constructor for the tag {tag}; leave it out", node)
         size = 1 + sum(self.visit(child) for child in self._children(node))
         if size > MOST_NODES:
@@ -248,15 +248,15 @@ class _Check:
         for key, _ in node.value:
             if key.tag not in (f"{_TAG}str", f"{_TAG}merge") or not isinstance(key, yaml.ScalarNode):
                 source = key.value if isinstance(key, yaml.ScalarNode) else "(a list or mapping)"
-                raise _refused(f"key {_short(source)} is not text; put it in quotes", key)
+                raise _refused(f"key {_shortened(source)} is not text; put it in quotes", key)
             if key.value in lines:
                 first = lines[key.value]
                 before = f" (first in line {first})" if first != key.start_mark.line + 1 else ""
-                raise _refused(f"key {_short(key.value)}{before} is written twice; keep one", key)
+                raise _refused(f"key {_shortened(key.value)}{before} is written twice; keep one", key)
             lines[key.value] = key.start_mark.line + 1
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     return repr(text if len(text) <= LONGEST_NUMBER else f"{text[:LONGEST_NUMBER]}...")
 
 
@@ -264,7 +264,7 @@ def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
-def _told(error: yaml.YAMLError) -> str:
+def _problem_line(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"{one_line(error.problem)}, line {error.problem_mark.line + 1}"
     return one_line(error)

@@ -196,19 +196,19 @@ def _answer(report: Report, question: _Question, z: float) -> Finding:
     metric = question.constraint.metric
     if question.measurements is None:
         reason = f"{metric} against {question.against}: no ancestors yet, met without evidence"
-        return _found(question, None, met=True, reason=reason)
+        return _judgement(question, None, met=True, reason=reason)
     measurement = question.measurements.get(metric)
     name = metric + ("" if question.against == SELF else f" against {question.against}")
     if measurement is not None and measurement.value is None and metric == "relative_nfr":
         errors = _errors(report, question)
         if errors.value == 0.0 and errors.n > 0:
             reason = f"{name}: the new version makes no error on {errors.n} ids, met"
-            return _found(question, measurement, met=True, reason=reason)
+            return _judgement(question, measurement, met=True, reason=reason)
     known = _metric(report, metric)
     unit = "" if known is None else known.unit
     missing = _missing(measurement, name, unit)
     if missing is not None or measurement is None:
-        return _found(question, measurement, met=False, reason=f"{name}: {missing}")
+        return _judgement(question, measurement, met=False, reason=f"{name}: {missing}")
     return _judged(question, measurement, name=name, unit=unit, z=z)
 
 
@@ -225,7 +225,7 @@ def _missing(measurement: Measurement | None, name: str, unit: str) -> str | Non
     return None
 
 
-def _found(question: _Question, measurement: Measurement | None, *, met: bool, reason: str) -> Finding:
+def _judgement(question: _Question, measurement: Measurement | None, *, met: bool, reason: str) -> Finding:
     return Finding(
         constraint=question.constraint, against=question.against, measurement=measurement, met=met, reason=reason
     )
@@ -258,7 +258,7 @@ def _judged(question: _Question, measurement: Measurement, *, name: str, unit: s
         reason += "; interval scaled about its value for joint confidence, an approximation"
     if not met:
         reason += _infeasible(question)
-    return _found(question, measurement, met=met, reason=reason)
+    return _judgement(question, measurement, met=met, reason=reason)
 
 
 _WORDS = {

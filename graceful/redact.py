@@ -87,8 +87,8 @@ def certain(value: Any, path: str = "") -> Iterator[str]:
         if plain or (isinstance(part, float | int) and not _CERTAIN.search(name)):
             continue
         text = str(part)
-        known = _masked(text, prose=True) != text or ("://" in text and _WEBHOOK.search(name))
-        if known or _CERTAIN.search(name) or (_is_secret(name) and looks_random(text)):
+        masked = _masked(text, prose=True) != text or ("://" in text and _WEBHOOK.search(name))
+        if masked or _CERTAIN.search(name) or (_is_secret(name) and looks_random(text)):
             yield where
 
 
@@ -234,7 +234,7 @@ def _address(word: str) -> str:
     An address may stand in another one, behind its path or as a parameter.
     """
     end = word.rfind("@")
-    starts = (found.end() for found in re.finditer("://", word))
+    starts = (match.end() for match in re.finditer("://", word))
     start = next((start for start in starts if _holds_user(word, start, end)), None)
     word = word if start is None else f"{word[:start]}{HIDDEN}{word[end:]}"
     head, separator, rest = word.partition("://")
@@ -310,9 +310,9 @@ def _value(text: str, match: re.Match[str], *, prose: bool) -> tuple[int, int]:
     whole = sign == ":" and begins and not prose
     word = _SCHEME_AND_WORD if match["name"].lower().endswith("authorization") else _WORD
     pattern = _LINE if whole else _PARAMETER if sign == "=" and _is_secret(match["name"]) else word
-    found = pattern.match(text, start)
-    assert found is not None
-    return start, start + len(found[0].rstrip(_CLOSING))
+    value = pattern.match(text, start)
+    assert value is not None
+    return start, start + len(value[0].rstrip(_CLOSING))
 
 
 def _closing(text: str, opening: re.Match[str]) -> int:

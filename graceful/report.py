@@ -106,9 +106,9 @@ class Report:
                 "notes": tuple(raw["notes"]),
                 "metrics": {name: Metric.of_row(row) for name, row in raw.get("metrics", {}).items()},
             }
-            found = cls(**fields)
-            _require_names(found)
-            return found
+            report = cls(**fields)
+            _require_names(report)
+            return report
         except DataError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -121,16 +121,16 @@ def _measurements(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement
 
 def _measurement(name: str, raw: Mapping[str, Any]) -> Measurement:
     """What JSON lets through and the gate cannot judge: texts, truth values and infinities in place of numbers."""
-    found = Measurement(**raw)
+    measurement = Measurement(**raw)
     for key in ("value", "lower", "upper"):
-        number = getattr(found, key)
+        number = getattr(measurement, key)
         if number is not None and (type(number) not in (int, float) or not math.isfinite(number)):
             raise ValueError(f"{name}.{key} must be a finite number, got {number!r:.40}")
     for key in ("count", "n"):
-        number = getattr(found, key)
+        number = getattr(measurement, key)
         if type(number) is not int and (key, number) != ("count", None):
             raise ValueError(f"{name}.{key} must be a whole number, got {number!r:.40}")
-    return found
+    return measurement
 
 
 def _require_names(report: Report) -> None:

@@ -72,13 +72,13 @@ class Section(BaseModel):
 
     @classmethod
     def _default_kinds(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        defaults: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
             given = values.get(name)
             if field.discriminator != "kind" or not hasattr(field.default, "kind"):
                 continue
             if isinstance(given, Mapping) and "kind" not in given:
-                found[name] = {"kind": field.default.kind, **given}
+                defaults[name] = {"kind": field.default.kind, **given}
             elif isinstance(given, str):
-                found[name] = {"kind": given}
-        return found
+                defaults[name] = {"kind": given}
+        return defaults

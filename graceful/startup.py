@@ -91,15 +91,15 @@ def search_path(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         SpecError: The working directory was deleted; torch cannot be imported in such a folder.
     """
-    if str(working_directory()) != _ours() or sys.flags.safe_path or sys.path[0] not in ("", _ours()):
+    if str(working_directory()) != _package_root() or sys.flags.safe_path or sys.path[0] not in ("", _package_root()):
         return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), _ours())))}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), _package_root())))}
 
 
 def leave_working_directory() -> None:
     """Take the working directory, which `python -m` searches first, off the path; not if graceful itself lies there."""
     here = _here()
-    if not sys.flags.safe_path and sys.path[0] in ("", here) and _ours() != here:
+    if not sys.flags.safe_path and sys.path[0] in ("", here) and _package_root() != here:
         del sys.path[0]
 
 
@@ -111,7 +111,7 @@ def _here() -> str | None:
         return None
 
 
-def _ours() -> str:
+def _package_root() -> str:
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

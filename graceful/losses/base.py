@@ -88,7 +88,7 @@ class Loss(Section):
     kind: str
     weight: Weight = 1.0
 
-    place: ClassVar[int] = 100
+    order: ClassVar[int] = 100
     """Position among graceful's own kinds, in listings and in searches; those of other packages follow by name."""
     search_name: ClassVar[str] = ""
     """Name of the weight among the parameters of a search; empty: the kind."""

@@ -32,7 +32,7 @@ class EmbeddingRegression(Loss):
     distance: Literal["cosine", "l2"] = "cosine"
     """cosine: direction only; l2: squared distance."""
 
-    place: ClassVar[int] = 40
+    order: ClassVar[int] = 40
     search_name: ClassVar[str] = "regression"
     search_range: ClassVar[tuple[float, float] | None] = (0.5, 10.0)
 

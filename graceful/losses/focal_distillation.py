@@ -49,7 +49,7 @@ class FocalDistillation(Loss):
     focus: Focus = "old_correct"
     """`all` is plain (uniform) distillation."""
 
-    place: ClassVar[int] = 10
+    order: ClassVar[int] = 10
     search_name: ClassVar[str] = "distillation"
     search_range: ClassVar[tuple[float, float] | None] = (0.3, 30.0)
     compares_outputs: ClassVar[bool] = True

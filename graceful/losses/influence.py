@@ -35,7 +35,7 @@ class Influence(Loss):
     scale: Positive = 16.0
     """Scale of the prototypes' cosine logits."""
 
-    place: ClassVar[int] = 30
+    order: ClassVar[int] = 30
     search_range: ClassVar[tuple[float, float] | None] = (0.3, 10.0)
 
     @property

@@ -40,7 +40,7 @@ class LogitDisplacement(Loss):
     exclude_label: bool = False
     """Leave the true class free to move."""
 
-    place: ClassVar[int] = 20
+    order: ClassVar[int] = 20
     search_name: ClassVar[str] = "displacement"
     search_range: ClassVar[tuple[float, float] | None] = (0.1, 10.0)
     compares_outputs: ClassVar[bool] = True

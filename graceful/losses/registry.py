@@ -59,7 +59,7 @@ def kind_of(loss: type[Loss]) -> str:
 
 @functools.cache
 def _registered() -> tuple[dict[str, type[Loss]], dict[str, str]]:
-    available = {kind_of(loss): loss for loss in sorted(_own(), key=lambda loss: (loss.place, kind_of(loss)))}
+    available = {kind_of(loss): loss for loss in sorted(_own(), key=lambda loss: (loss.order, kind_of(loss)))}
     names = {name: kind for kind, loss in available.items() for name in _search_names(loss)}
     reasons: dict[str, str] = {}
 

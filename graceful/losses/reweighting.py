@@ -28,7 +28,7 @@ class Reweighting(Loss):
     weight: Weight = 1.0
     """Factor of this loss beside the task's."""
 
-    place: ClassVar[int] = 50
+    order: ClassVar[int] = 50
     search_range: ClassVar[tuple[float, float] | None] = None
 
     @property

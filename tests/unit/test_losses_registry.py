@@ -153,7 +153,7 @@ def run(site: Path, program: str) -> subprocess.CompletedProcess[str]:
 def test_own_losses_are_the_modules_of_the_package_in_a_fixed_order() -> None:
     files = {path.stem for path in Path(graceful.__file__).parent.glob("losses/*.py")}
     assert set(registry.kinds()) == files - {"__init__", "base", "registry", "search"}
-    assert list(registry.kinds()) == sorted(registry.kinds(), key=lambda kind: registry.kinds()[kind].place)
+    assert list(registry.kinds()) == sorted(registry.kinds(), key=lambda kind: registry.kinds()[kind].order)
 
 
 @pytest.mark.parametrize("kind", registry.kinds())

@@ -15,10 +15,12 @@ from graceful.cli import code_upload, planning, programs
 from graceful.cli import output as out
 from graceful.cli.scheduling import ScheduleLocation
 from graceful.errors import SpecError, StorageError
-from graceful.launch import backend, cronjob, kuberay, plan, profile
+from graceful.launch import backend, plan, profile
 from graceful.launch import cron as crontab
-from graceful.launch import schedule as cluster
 from graceful.launch.backend import Change, Difference
+from graceful.launch.kuberay import backend as kuberay
+from graceful.launch.kuberay import cronjob
+from graceful.launch.kuberay import schedule as cluster
 from graceful.launch.timetable import Entry, Timetable
 
 NAME = re.compile(spec.NAME)

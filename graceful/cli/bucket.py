@@ -15,7 +15,7 @@ from graceful.cli import programs
 from graceful.errors import EXIT_USAGE, InfrastructureError, SpecError
 
 if TYPE_CHECKING:
-    from graceful.launch.gc import Removal
+    from graceful.launch.kuberay.gc import Removal
 
 KIND = "Checkpoints"
 
@@ -55,7 +55,7 @@ class Bundle:
 
 def sweep(uri: str, *, older: timedelta, dry_run: bool) -> Swept:
     """Delete checkpoints that no run needs below s3://bucket/prefix, or only say which."""
-    from graceful.launch.gc import Removal
+    from graceful.launch.kuberay.gc import Removal
 
     flags = ["--dry-run"] if dry_run else []
     process = _run("sweep", uri, "--older-than", str(older.total_seconds()), *flags)

@@ -13,10 +13,10 @@ from typing import Any
 
 from graceful.cli.checks import Check, fail, ok, warn
 from graceful.errors import GracefulError
-from graceful.launch import manifests, validate
 from graceful.launch.backend import Document
 from graceful.launch.job import JobSpec
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import manifests, validate
+from graceful.launch.kuberay.kube import Kube
 from graceful.launch.profile import KubeRay
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 

@@ -16,10 +16,10 @@ from packaging.version import InvalidVersion, Version
 from graceful.cli.checks import Check, fail, ok, probe, warn
 from graceful.environment import header_value
 from graceful.errors import GracefulError
-from graceful.launch.dashboard import TOKEN_REMEDY, Dashboard, token
-from graceful.launch.kuberay import client_ray
+from graceful.launch.kuberay.backend import client_ray
 from graceful.launch.patience import Patience
 from graceful.launch.profile import Mlflow, RayJobs, Storage
+from graceful.launch.rayjobs.dashboard import TOKEN_REMEDY, Dashboard, token
 from graceful.launch.refusals import ForbiddenError
 
 OLDEST_MLFLOW = Version("3.17.2")

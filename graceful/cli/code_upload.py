@@ -10,8 +10,9 @@ from graceful import addresses, documents
 from graceful.cli import bucket
 from graceful.cli import output as out
 from graceful.errors import SpecError
-from graceful.launch import manifests, profile
+from graceful.launch import profile
 from graceful.launch.job import JobSpec
+from graceful.launch.kuberay import manifests
 from graceful.spec import RefreshSpec
 
 FACT = "code"

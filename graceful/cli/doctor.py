@@ -63,7 +63,7 @@ def of_place(on: str, home: Path) -> list[Check]:
     if isinstance(target_profile, profile.RayJobs):
         return [*checks_services.ray(target_profile), *checks_services.mlflow(target_profile.mlflow)]
     from graceful.cli import checks_kuberay
-    from graceful.launch.kube import Kube
+    from graceful.launch.kuberay.kube import Kube
     from graceful.launch.patience import Patience
 
     kube = Kube.connect(context=target_profile.context, namespace=target_profile.namespace)

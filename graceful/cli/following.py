@@ -24,7 +24,7 @@ from graceful.launch.backend import Handle, Phase, Runs, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.kube import Kube
+    from graceful.launch.kuberay.kube import Kube
     from graceful.launch.profile import Profile
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -55,7 +55,7 @@ class RunLocation:
         Raises:
             SpecError: No such profile or context, or --context and --namespace where there is no Kubernetes.
         """
-        from graceful.launch import kuberay
+        from graceful.launch.kuberay import backend as kuberay
 
         profile = self._profile
         if profile is None or profile.kind == "kuberay":
@@ -88,7 +88,7 @@ class RunLocation:
         Raises:
             SpecError: No such profile or context, or the profile is no Kubernetes.
         """
-        from graceful.launch.kube import Kube
+        from graceful.launch.kuberay.kube import Kube
 
         profile = self._profile
         if profile is None:
@@ -214,7 +214,7 @@ def gc(location: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
         SpecError: The place is no Kubernetes; elsewhere nothing but a small folder or record is left behind.
     """
     from graceful.cli import bucket
-    from graceful.launch import gc as garbage
+    from graceful.launch.kuberay import gc as garbage
 
     age = duration(older)
     removals = garbage.find(location.kube, now=datetime.now(UTC), after=age)

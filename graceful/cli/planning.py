@@ -17,9 +17,10 @@ from graceful import __version__, addresses, redact, startup
 from graceful.cli import code_upload, places, programs
 from graceful.cli import output as out
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_USAGE, SpecError
-from graceful.launch import backend, plan, profile, rayrequest
+from graceful.launch import backend, plan, profile
 from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
 from graceful.launch.job import FILES, JobSpec, Resources
+from graceful.launch.rayjobs import request as rayrequest
 from graceful.launch.resources import cores, written
 from graceful.spec import RefreshSpec, Tune, credentials
 

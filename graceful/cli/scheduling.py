@@ -11,9 +11,9 @@ from graceful.cli import output as out
 from graceful.cli import places
 from graceful.errors import SpecError
 from graceful.launch import profile
-from graceful.launch import schedule as cluster
 from graceful.launch.history import Event
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import schedule as cluster
+from graceful.launch.kuberay.kube import Kube
 from graceful.launch.timetable import LATE, Timetable
 
 COLUMNS = ("schedule", "cron", "zone", "next", "last", "outcome", "state")

@@ -296,14 +296,14 @@ def build(profile: Profile, *, home: Path, offline: bool = False, warn: Warn = l
         warn: Called with each failure that may pass, while a log is followed.
     """
     if profile.kind == "local":
-        from graceful.launch.local import LocalBackend
+        from graceful.launch.local.backend import LocalBackend
 
         return LocalBackend(profile=profile, home=home)
     if profile.kind == "rayjobs":
-        from graceful.launch.rayjobs import RayJobsBackend
+        from graceful.launch.rayjobs.backend import RayJobsBackend
 
         return RayJobsBackend(profile=profile, offline=offline, warn=warn)
-    from graceful.launch import kuberay
+    from graceful.launch.kuberay import backend as kuberay
 
     connect = None if offline else kuberay.connector(profile)
     return kuberay.KubeRayBackend(profile=profile, connect=connect, warn=warn)

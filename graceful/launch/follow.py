@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from graceful.errors import InfrastructureError
 from graceful.launch.backend import Handle, Runs, Status, Warn
-from graceful.launch.kuberay import KubeRayRuns
+from graceful.launch.kuberay.backend import KubeRayRuns
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, UnreachableError
 
@@ -39,7 +39,7 @@ def statuses(
         InfrastructureError: The deadline has passed, or the backend does not answer for minutes.
     """
     if isinstance(runs, KubeRayRuns):
-        from graceful.launch import observe
+        from graceful.launch.kuberay import observe
 
         observer = observe.Observer(kube=runs.kube(), name=runs.name(handle))
         yield from observe.follow(observer, seconds=seconds, warn=warn)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from graceful.launch import kubeconfig
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import kubeconfig
+from graceful.launch.kuberay.kube import Kube
 from tests.support.node import TESTBED, Node, bed, exports, started
 
 PORT = "21630"

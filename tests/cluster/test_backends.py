@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from graceful.launch.backend import Handle
-from graceful.launch.kube import Kube
-from graceful.launch.kuberay import KubeRayBackend
+from graceful.launch.kuberay.backend import KubeRayBackend
+from graceful.launch.kuberay.kube import Kube
 from tests.cluster.conftest import Cluster
 from tests.contract.test_backends import (  # noqa: F401  # collected here once more
     LINES,

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from graceful.cli.app import graceful as command_line
-from graceful.launch import manifests
 from graceful.launch.job import JobSpec
+from graceful.launch.kuberay import manifests
 from graceful.launch.profile import KubeRay, parse
 
 if TYPE_CHECKING:

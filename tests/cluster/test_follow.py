@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from graceful.launch import gc, kubeconfig, logs, runs
 from graceful.launch.backend import Phase, Status
-from graceful.launch.kube import Kube
-from graceful.launch.observe import Observer, follow
+from graceful.launch.kuberay import gc, kubeconfig, logs, runs
+from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.observe import Observer, follow
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 from tests.cluster.conftest import Cluster

@@ -14,10 +14,12 @@ import yaml
 
 from graceful import cli
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import kuberay, manifests, names, profile, validate
+from graceful.launch import names, profile
 from graceful.launch.backend import Change, Phase
-from graceful.launch.kube import Kube
-from graceful.launch.kuberay import KubeRayBackend
+from graceful.launch.kuberay import backend as kuberay
+from graceful.launch.kuberay import manifests, validate
+from graceful.launch.kuberay.backend import KubeRayBackend
+from graceful.launch.kuberay.kube import Kube
 from graceful.launch.refusals import ApiError
 from tests.cluster.conftest import Cluster
 from tests.support import launch

@@ -15,9 +15,10 @@ import yaml
 
 from graceful import cli
 from graceful.errors import SpecError
-from graceful.launch import names, schedule
-from graceful.launch.cronjob import SCHEDULE
-from graceful.launch.kube import Kube
+from graceful.launch import names
+from graceful.launch.kuberay import schedule
+from graceful.launch.kuberay.cronjob import SCHEDULE
+from graceful.launch.kuberay.kube import Kube
 from graceful.launch.outcome import SKIPPED, Outcome
 from graceful.launch.refusals import ForbiddenError
 from tests.cluster.conftest import Cluster
@@ -184,7 +185,7 @@ def finished(kube: Kube, name: str) -> None:
 
 
 def launch_spec(kube: Kube) -> Any:
-    from graceful.launch import manifests
+    from graceful.launch.kuberay import manifests
 
     made = manifests.rayjob(launch.job(), launch.cluster(namespace=kube.namespace))
     return made["spec"]["rayClusterSpec"]

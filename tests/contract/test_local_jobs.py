@@ -19,8 +19,8 @@ from graceful.errors import InfrastructureError, SpecError
 from graceful.launch import profile
 from graceful.launch.backend import Handle, Phase
 from graceful.launch.job import JobSpec
-from graceful.launch.jobfolder import JobFolder
-from graceful.launch.local import LocalBackend
+from graceful.launch.local.backend import LocalBackend
+from graceful.launch.local.jobfolder import JobFolder
 from graceful.launch.patience import Patience
 
 PLACE = profile.Local(kind="local")

@@ -11,9 +11,9 @@ import pytest
 from graceful.cli import checks_services
 from graceful.cli.checks import Check
 from graceful.launch import profile
-from graceful.launch.dashboard import Dashboard, token
-from graceful.launch.kuberay import client_ray
+from graceful.launch.kuberay.backend import client_ray
 from graceful.launch.patience import Patience
+from graceful.launch.rayjobs.dashboard import Dashboard, token
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 from tests.support.http_answers import Answers, answering
 

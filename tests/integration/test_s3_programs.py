@@ -16,7 +16,7 @@ import yaml
 from graceful import cli, tasks
 from graceful.cli import bucket, following
 from graceful.errors import InfrastructureError, IntegrityError, SpecError
-from graceful.launch import gc
+from graceful.launch.kuberay import gc
 from graceful.programs import sweep
 from graceful.spec import PythonTask
 from graceful.storage import objects
@@ -206,7 +206,7 @@ def test_a_folder_that_is_submitted_twice_is_uploaded_once_and_planning_uploads_
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = Server()
-    monkeypatch.setattr("graceful.launch.kuberay.connector", lambda profile: lambda: server)
+    monkeypatch.setattr("graceful.launch.kuberay.backend.connector", lambda profile: lambda: server)
     task_folder(tmp_path)
     spec, on = tmp_path / "v1.yaml", place(tmp_path, uri)
     spec.write_text("{model: mine, name: v1, task: {kind: python, file: my_task}}")

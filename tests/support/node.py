@@ -23,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from graceful.launch import kubeconfig
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import kubeconfig
+from graceful.launch.kuberay.kube import Kube
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT.parent / "shared" / "testbed" / "testbed"

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graceful.launch import status
 from graceful.launch.backend import Document, Status
-from graceful.launch.kube import Kube
-from graceful.launch.observe import Observer, follow
+from graceful.launch.kuberay import status
+from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.observe import Observer, follow
 from graceful.launch.patience import Patience
 from tests.support.apiserver_proxy import Weather, proxied
 from tests.support.kuberay_sequences import LifeCycle, life_cycles

@@ -15,7 +15,7 @@ import yaml
 
 import graceful
 from graceful import spec
-from graceful.launch import harden
+from graceful.launch.kuberay import harden
 from graceful.launch.profile import KubeRay
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ import yaml
 from graceful import cli, spec
 from graceful.cli import bucket, code_upload, following, planning
 from graceful.errors import SpecError
-from graceful.launch import gc, manifests, profile
+from graceful.launch import profile
+from graceful.launch.kuberay import gc, manifests
 from tests.support.launch import CLUSTER, Server, cluster
 
 STORAGE = {"uri": "s3://team/graceful/"}
@@ -131,7 +132,7 @@ def test_nothing_is_submitted_whose_code_cannot_be_sent(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server()
-    monkeypatch.setattr("graceful.launch.kuberay.connector", lambda profile: lambda: server)
+    monkeypatch.setattr("graceful.launch.kuberay.backend.connector", lambda profile: lambda: server)
     monkeypatch.chdir(folder.parent)
     Path("v1.yaml").write_text("{model: mine, name: v1, task: {kind: python, file: my_task}}")
     Path("place.yaml").write_text(yaml.safe_dump({**CLUSTER, "storage": STORAGE, "mlflow": {"uri": "http://m:5000"}}))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from graceful import documents, spec
 from graceful.errors import SpecError
-from graceful.launch import kubeconfig, profile
+from graceful.launch import profile
+from graceful.launch.kuberay import kubeconfig
 
 
 @pytest.mark.parametrize(

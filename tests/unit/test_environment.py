@@ -10,10 +10,10 @@ import yaml
 from graceful import environment
 from graceful.cli import checks_services
 from graceful.errors import GracefulError, SpecError
-from graceful.launch import kubeconfig, proxies
-from graceful.launch.dashboard import Dashboard, token
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import kubeconfig, proxies
+from graceful.launch.kuberay.kube import Kube
 from graceful.launch.patience import Patience
+from graceful.launch.rayjobs.dashboard import Dashboard, token
 from graceful.lineage import connection
 from graceful.storage import surroundings
 

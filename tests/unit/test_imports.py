@@ -57,7 +57,7 @@ def test_a_dry_run_imports_no_science(report_and_spec: tuple[Path, Path]) -> Non
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("module", ["graceful.spec", "graceful.gate", "graceful.launch.local"])
+@pytest.mark.parametrize("module", ["graceful.spec", "graceful.gate", "graceful.launch.local.backend"])
 def test_what_the_client_shares_imports_no_science(module: str) -> None:
     program = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

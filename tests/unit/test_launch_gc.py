@@ -13,11 +13,12 @@ import pytest
 
 from graceful.cli import following
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import gc, outcome, runs
+from graceful.launch import outcome
 from graceful.launch.backend import Phase
-from graceful.launch.kube import Kube, Listing
-from graceful.launch.kubeconfig import Access
-from graceful.launch.kuberay import KubeRayRuns
+from graceful.launch.kuberay import gc, runs
+from graceful.launch.kuberay.backend import KubeRayRuns
+from graceful.launch.kuberay.kube import Kube, Listing
+from graceful.launch.kuberay.kubeconfig import Access
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, NotFoundError
 from tests.support.kuberay_sequences import rayjob

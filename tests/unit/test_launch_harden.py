@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from graceful import redact
-from graceful.launch import harden
+from graceful.launch.kuberay import harden
 
 POD: dict[str, Any] = {
     "containers": [

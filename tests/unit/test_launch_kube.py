@@ -16,9 +16,10 @@ import pytest
 import urllib3
 
 from graceful.errors import SpecError
-from graceful.launch import kubeconfig, refusals
-from graceful.launch.kube import Kube
-from graceful.launch.kubeconfig import Access
+from graceful.launch import refusals
+from graceful.launch.kuberay import kubeconfig
+from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.kubeconfig import Access
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import (
     ApiError,

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from graceful.launch import lint, manifests, names
+from graceful.launch import names
 from graceful.launch.backend import Severity
+from graceful.launch.kuberay import lint, manifests
 from tests.support.launch import changed, cluster, job
 
 CLEAN = manifests.rayjob(job(), cluster())

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from graceful.launch import logs
-from graceful.launch.kube import Kube, Listing
-from graceful.launch.logs import Cursor
+from graceful.launch.kuberay import logs
+from graceful.launch.kuberay.kube import Kube, Listing
+from graceful.launch.kuberay.logs import Cursor
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError, UnreachableError
 from tests.support.kuberay_sequences import rayjob

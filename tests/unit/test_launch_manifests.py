@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from graceful import documents
 from graceful.errors import SpecError
-from graceful.launch import manifests, names, plan, profile
+from graceful.launch import names, plan, profile
 from graceful.launch.job import Resources
+from graceful.launch.kuberay import manifests
 from tests.support.launch import cluster, job
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,12 @@ import pytest
 from graceful import cli, spec
 from graceful.cli import planning
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import kuberay, manifests, outcome, plan
+from graceful.launch import outcome, plan
 from graceful.launch.backend import Change, Finding, Handle, Severity
 from graceful.launch.job import JobSpec, Resources
-from graceful.launch.kuberay import KubeRayBackend
+from graceful.launch.kuberay import backend as kuberay
+from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay.backend import KubeRayBackend
 from graceful.launch.refusals import ForbiddenError, InvalidObjectError, UnreachableError
 from tests.support.launch import Server, cluster, job
 

@@ -16,11 +16,13 @@ import pytest
 from graceful import spec
 from graceful.cli import planning
 from graceful.errors import GracefulError, InfrastructureError, SpecError
-from graceful.launch import follow, profile, rayjobs, rayrequest
+from graceful.launch import follow, profile
 from graceful.launch.backend import Change, Handle, Phase, Status
 from graceful.launch.job import JobSpec
 from graceful.launch.patience import Patience
-from graceful.launch.rayjobs import RayJobsBackend
+from graceful.launch.rayjobs import backend as rayjobs
+from graceful.launch.rayjobs import request as rayrequest
+from graceful.launch.rayjobs.backend import RayJobsBackend
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 
 PLACE = profile.RayJobs(kind="rayjobs", address="http://ray.example:8265", home="/shared", env={"A": "b"})

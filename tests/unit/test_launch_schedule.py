@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from graceful.errors import SpecError
-from graceful.launch import cronjob, manifests, plan, profile
-from graceful.launch.cronjob import Schedule
+from graceful.launch import plan, profile
+from graceful.launch.kuberay import cronjob, manifests
+from graceful.launch.kuberay.cronjob import Schedule
 from tests.support.launch import cluster
 
 ROOT = Path(__file__).parents[2]

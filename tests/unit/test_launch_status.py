@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from graceful.launch import causes, outcome, status
+from graceful.launch import causes, outcome
 from graceful.launch.backend import Phase, Status
 from graceful.launch.causes import Evidence
-from graceful.launch.kube import Listing
-from graceful.launch.observe import Observer
+from graceful.launch.kuberay import status
+from graceful.launch.kuberay.kube import Listing
+from graceful.launch.kuberay.observe import Observer
 from graceful.launch.outcome import Outcome
 from graceful.launch.patience import Patience
 from tests.support.kuberay_sequences import LifeCycle, life_cycles, rayjob

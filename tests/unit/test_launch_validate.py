@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from graceful.launch import manifests, names, validate
+from graceful.launch import names
+from graceful.launch.kuberay import manifests, validate
 from tests.support.launch import changed, cluster, job
 
 CLEAN = manifests.rayjob(job(), cluster())

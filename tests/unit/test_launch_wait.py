@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from graceful.errors import InfrastructureError
-from graceful.launch import wait
-from graceful.launch.kube import Listing, WatchEvent
+from graceful.launch.kuberay import wait
+from graceful.launch.kuberay.kube import Listing, WatchEvent
+from graceful.launch.kuberay.wait import Change, What
 from graceful.launch.patience import LONGEST_ASKED, Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, GoneError, ThrottledError, UnreachableError
-from graceful.launch.wait import Change, What
 
 
 @dataclass

@@ -12,7 +12,8 @@ import yaml
 from graceful import cli, redact, spec
 from graceful.cli import planning
 from graceful.errors import SpecError
-from graceful.launch import profile, rayrequest
+from graceful.launch import profile
+from graceful.launch.rayjobs import request as rayrequest
 
 MARKER = "mark3r-Secret"
 URI = f"postgresql://bob:{MARKER}@db.example/graceful"

@@ -12,8 +12,8 @@ from graceful import files, storage
 from graceful.errors import InfrastructureError, IntegrityError, SpecError, StorageError
 from graceful.launch import profile
 from graceful.launch.job import JobSpec
-from graceful.launch.jobfolder import JobFolder, State
-from graceful.launch.local import LocalBackend
+from graceful.launch.local.backend import LocalBackend
+from graceful.launch.local.jobfolder import JobFolder, State
 from graceful.storage import server
 from tests.support.limits import largest_file
 

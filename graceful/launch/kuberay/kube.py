@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from graceful.launch.backend import Document
-from graceful.launch.kinds import KINDS
-from graceful.launch.kubeconfig import Access, load
+from graceful.launch.kuberay.kinds import KINDS
+from graceful.launch.kuberay.kubeconfig import Access, load
+from graceful.launch.kuberay.wire import READ_SECONDS, Wire
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import GoneError, InvalidObjectError, Request, UnreachableError, refused
-from graceful.launch.wire import READ_SECONDS, Wire
 
 MANAGER = "graceful"
 PAGE = 500

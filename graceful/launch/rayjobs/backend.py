@@ -44,12 +44,12 @@ from graceful.launch.backend import (
 from graceful.launch.job import JobSpec
 from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
-from graceful.launch.rayrequest import PACKAGE, problems, render
+from graceful.launch.rayjobs.request import PACKAGE, problems, render
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.dashboard import Dashboard, Job
     from graceful.launch.profile import RayJobs
+    from graceful.launch.rayjobs.dashboard import Dashboard, Job
 
 SCHEME = "rayjobs"
 STOP_SECONDS = 120.0
@@ -79,7 +79,7 @@ class RayJobsBackend:
     @cached_property
     def dashboard(self) -> Dashboard:
         """Return the client of the job server; nothing is sent yet."""
-        from graceful.launch.dashboard import Dashboard
+        from graceful.launch.rayjobs.dashboard import Dashboard
 
         return Dashboard(address=self.profile.address, patience=self.patience)
 
@@ -292,7 +292,7 @@ class RayJobsBackend:
             self.patience.sleep(max(POLL, len(text) / SLOWLY))
 
     def _tolerate(self, error: ApiError, failures: int) -> int:
-        from graceful.launch.dashboard import passing
+        from graceful.launch.rayjobs.dashboard import passing
 
         if not passing(error) or failures >= LONGEST_ROW:
             raise error

@@ -11,9 +11,9 @@ from typing import Any
 import urllib3
 
 from graceful import __version__
-from graceful.launch import proxies
 from graceful.launch.backend import Document
-from graceful.launch.kubeconfig import Access
+from graceful.launch.kuberay import proxies
+from graceful.launch.kuberay.kubeconfig import Access
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, Request, ThrottledError, UnreachableError, refused, unreachable
 

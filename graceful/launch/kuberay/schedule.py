@@ -14,10 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE, GracefulError, SpecError
-from graceful.launch import cron, names, plan, runs
+from graceful.launch import cron, names, plan
 from graceful.launch.backend import Change, Difference, Document
-from graceful.launch.cronjob import FIRING, SCHEDULE, Schedule, config_of, firing_name, render
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import runs
+from graceful.launch.kuberay.cronjob import FIRING, SCHEDULE, Schedule, config_of, firing_name, render
+from graceful.launch.kuberay.kube import Kube
 from graceful.launch.outcome import SKIPPED
 from graceful.launch.profile import KubeRay
 from graceful.launch.refusals import ConflictError, NotFoundError

@@ -62,7 +62,7 @@ def validate(document: Document) -> tuple[Finding, ...]:
 @cache
 def schema() -> dict[str, Any]:
     """Return the OpenAPI schema of a RayJob of ray.io/v1."""
-    packed = resources.files("graceful.launch").joinpath(SCHEMA).read_bytes()
+    packed = resources.files("graceful.launch.kuberay").joinpath(SCHEMA).read_bytes()
     openapi: dict[str, Any] = json.loads(gzip.decompress(packed))
     return openapi
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from graceful.errors import EXIT_TRAINING
-from graceful.launch import names, wait
+from graceful.launch import names
 from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.causes import Evidence, role
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import wait
+from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.status import read, run_id
 from graceful.launch.outcome import Outcome, last, waiting_reason
 from graceful.launch.refusals import ApiError, NotFoundError
-from graceful.launch.status import read, run_id
 
 SECOND_LOOKS = 2
 """At the log of a program that ended without an outcome line."""

@@ -1,4 +1,4 @@
-"""Runs one detached job to its end: `python -m graceful.launch.supervisor FOLDER LOCK`. A process of its own.
+"""Runs one detached job to its end: `python -m graceful.launch.local.supervisor FOLDER LOCK`. A process of its own.
 
 It outlives the command that started it, because somebody must be there to learn the exit code. It forks and leaves its
 session before it does anything, writes down who it is, and only then lets the command go on. Standard library alone.
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from graceful.launch.jobfolder import JobFolder, State
+from graceful.launch.local.jobfolder import JobFolder, State
 from graceful.launch.outcome import RESUMES_VARIABLE
 
 CANNOT_START = 4

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from graceful.errors import GracefulError, InfrastructureError, SpecError
-from graceful.launch import lint, manifests, names, plan, validate
+from graceful.launch import names, plan
 from graceful.launch.backend import (
     Change,
     Difference,
@@ -28,10 +28,11 @@ from graceful.launch.backend import (
     refuse,
 )  # fmt: skip
 from graceful.launch.job import JobSpec
+from graceful.launch.kuberay import lint, manifests, validate
 from graceful.launch.refusals import ApiError, ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.kube import Kube
+    from graceful.launch.kuberay.kube import Kube
     from graceful.launch.profile import KubeRay
 
 SCHEME = "kuberay"
@@ -53,31 +54,31 @@ class KubeRayRuns:
 
     def status(self, handle: Handle) -> Status:
         """Return what the job is doing, and why."""
-        from graceful.launch import runs
+        from graceful.launch.kuberay import runs
 
         return runs.status(self.kube(), self.name(handle))
 
     def logs(self, handle: Handle, *, follow: bool = False, since: datetime | None = None) -> Iterator[str]:
         """Return the lines of the submitter's log, which outlives the cluster."""
-        from graceful.launch import logs
+        from graceful.launch.kuberay import logs
 
         return logs.lines(self.kube(), self.name(handle), follow=follow, since=since, warn=self.warn)
 
     def stop(self, handle: Handle) -> Status:
         """Write the job down and delete it; resume sends it again."""
-        from graceful.launch import runs
+        from graceful.launch.kuberay import runs
 
         return runs.stop(self.kube(), self.name(handle))
 
     def resume(self, handle: Handle) -> Status:
         """Send what was written down, or what failed, again."""
-        from graceful.launch import runs
+        from graceful.launch.kuberay import runs
 
         return runs.resume(self.kube(), self.name(handle))
 
     def list(self) -> Sequence[Status]:
         """Return every run of graceful in the namespace, newest first."""
-        from graceful.launch import runs
+        from graceful.launch.kuberay import runs
 
         return runs.listing(self.kube())
 
@@ -89,7 +90,7 @@ class KubeRayRuns:
 
     def name(self, handle: Handle) -> str:
         """Return the name of the RayJob; checked to be in our namespace."""
-        from graceful.launch import runs
+        from graceful.launch.kuberay import runs
 
         return runs.name_of(str(handle), namespace=self.kube().namespace)
 
@@ -187,7 +188,7 @@ def connector(profile: KubeRay) -> Callable[[], Kube]:
 
     @cache
     def connect() -> Kube:
-        from graceful.launch.kube import Kube
+        from graceful.launch.kuberay.kube import Kube
 
         return Kube.connect(context=profile.context, namespace=profile.namespace)
 

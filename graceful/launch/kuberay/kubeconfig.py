@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from graceful import homes, redact
 from graceful.errors import SpecError
-from graceful.launch import login, proxies
-from graceful.launch.login import Headers, Token
+from graceful.launch.kuberay import login, proxies
+from graceful.launch.kuberay.login import Headers, Token
 
 LARGEST = 2**24
 """Bytes of a kubeconfig."""

@@ -24,7 +24,7 @@ from graceful.errors import EXIT_INFRASTRUCTURE, InfrastructureError, SpecError,
 from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
 from graceful.launch.job import JobSpec
-from graceful.launch.jobfolder import PIECE, JobFolder
+from graceful.launch.local.jobfolder import PIECE, JobFolder
 from graceful.launch.patience import Patience
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _supervise(folder: JobFolder, lock: int) -> None:
     """Start a supervisor that takes the lock over, and wait until it has written down who it is."""
     try:
         process = subprocess.run(
-            startup.python("graceful.launch.supervisor", str(folder.path), str(lock)),
+            startup.python("graceful.launch.local.supervisor", str(folder.path), str(lock)),
             stdin=subprocess.DEVNULL,
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C in our terminal is not meant for it

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graceful.errors import SpecError
-from graceful.launch import harden, names
+from graceful.launch import names
 from graceful.launch.job import FILES, JobSpec
+from graceful.launch.kuberay import harden
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:

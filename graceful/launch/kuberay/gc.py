@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 
 from graceful.launch import names
 from graceful.launch.backend import Document, Phase
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.runs import STATE
+from graceful.launch.kuberay.status import read
 from graceful.launch.refusals import ConflictError, NotFoundError
-from graceful.launch.runs import STATE
-from graceful.launch.status import read
 
 AFTER = timedelta(days=1)
 

@@ -12,13 +12,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from graceful.launch import names, wait
+from graceful.launch import names
 from graceful.launch.backend import Document
 from graceful.launch.causes import role
-from graceful.launch.kube import Kube
+from graceful.launch.kuberay import wait
+from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.status import read, run_id
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError
-from graceful.launch.status import read, run_id
 
 POLL = 2.0
 """Seconds between looks for a pod that has not started or a job that has not ended."""

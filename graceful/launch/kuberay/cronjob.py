@@ -13,8 +13,9 @@ from typing import Any
 
 from graceful import documents
 from graceful.errors import EXIT_CODES, EXIT_INFRASTRUCTURE, EXIT_PASSED, SpecError
-from graceful.launch import harden, manifests, names
+from graceful.launch import names
 from graceful.launch.backend import Document
+from graceful.launch.kuberay import harden, manifests
 from graceful.launch.profile import KubeRay
 
 SCHEDULE = f"{names.PREFIX}schedule"

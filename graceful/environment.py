@@ -1,4 +1,4 @@
-"""Credentials and addresses in the environment, as every process reads them: without white space around, checked.
+"""The names of variables; credentials and addresses in them without white space around, checked. Every process.
 
 Secrets in files and in Kubernetes often end with a line break. Libraries put such a value into a header of HTTP and
 then repeat the whole header in their error.
@@ -7,12 +7,49 @@ then repeat the whole header in their error.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from urllib.parse import urlsplit
 
 from graceful import redact
 from graceful.errors import SpecError
 
+HOME_VARIABLE = "GRACEFUL_HOME"
+"""Names the folder of runs, caches and the default registry."""
+STORAGE_VARIABLE = "GRACEFUL_STORAGE"
+"""Names the place in a bucket where runs have copies."""
+RUN_SPEC_VARIABLE = "GRACEFUL_RUN_SPEC"
+"""Names the file with the resolved spec, on a cluster and in the folder of a job; without it a program reads stdin."""
+OUTCOME_VARIABLE = "GRACEFUL_OUTCOME"
+"""Names a file for the outcome, where a program of ours started the program on its own machine."""
+RESUMES_VARIABLE = "GRACEFUL_RESUMES"
+"""How often people have resumed the run; what one attempt gave up on, the next of the same count does not try."""
+FIRING_VARIABLE = "GRACEFUL_FIRING"
+"""Holds a firing's Job name: one per firing, the same for its retries, which so resume the run."""
+WORKING_DIRECTORY_VARIABLE = "GRACEFUL_WORKING_DIRECTORY"
+"""Names the driver's to the processes that Ray starts."""
+LOG_LEVEL_VARIABLE = "GRACEFUL_LOG_LEVEL"
+TRUST_CODE_VARIABLE = "GRACEFUL_TRUST_CODE"
+"""Digests of recorded code that may run."""
+WEBHOOK_VARIABLE = "GRACEFUL_WEBHOOK"
+WEBHOOK_SECRET_VARIABLE = "GRACEFUL_WEBHOOK_SECRET"
+CONTEXT_VARIABLE = "GRACEFUL_CONTEXT"
+"""Names the context of a kubeconfig."""
+CACHE_GB_VARIABLE = "GRACEFUL_CACHE_GB"
+REGISTRY_VARIABLE = "MLFLOW_TRACKING_URI"
+REGISTRY_USER_VARIABLE = "MLFLOW_TRACKING_USERNAME"
+REGISTRY_PASSWORD_VARIABLE = "MLFLOW_TRACKING_PASSWORD"
+REGISTRY_TOKEN_VARIABLE = "MLFLOW_TRACKING_TOKEN"
+RAY_TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
+RAY_TOKEN_FILE_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+MLFLOW_SETTINGS: Mapping[str, str] = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+"""Under which MLflow reports no usage and unpickles nothing."""
+RAY_SETTINGS: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0"}
+"""Under which Ray reports no usage."""
+CPU_SETTINGS: Mapping[str, str] = {"DS_ACCELERATOR": "cpu"}
+"""Where there is no GPU: DeepSpeed's own detection warns and probes for compilers."""
 PREFIXES = ("AWS_", "MLFLOW_", "GRACEFUL_", "RAY_AUTH_")
 
 

@@ -11,7 +11,11 @@ import os
 from pathlib import Path
 
 from graceful import paths, startup
+from graceful.environment import HOME_VARIABLE
 from graceful.errors import SpecError
+
+DEFAULT = ".graceful"
+"""Folder of graceful's files, in the working directory, where nothing names another."""
 
 
 def folder(chosen: str | Path | None = None) -> Path:
@@ -21,8 +25,8 @@ def folder(chosen: str | Path | None = None) -> Path:
         SpecError: It begins with `~` and there is no such home directory, or it is relative to a folder that was
             deleted.
     """
-    variable = os.environ.get("GRACEFUL_HOME", "")
-    what, path = ("GRACEFUL_HOME", variable) if variable and not chosen else ("home", chosen or ".graceful")
+    variable = os.environ.get(HOME_VARIABLE, "")
+    what, path = (HOME_VARIABLE, variable) if variable and not chosen else ("home", chosen or DEFAULT)
     absolute = expanded(path, what=what)
     return absolute if absolute.is_absolute() else startup.working_directory() / absolute
 

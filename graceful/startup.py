@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graceful.environment import LOG_LEVEL_VARIABLE, WORKING_DIRECTORY_VARIABLE
 from graceful.errors import SpecError, StorageError
 
 if TYPE_CHECKING:
     import subprocess
 
 Say = Callable[[str], None]
-LOG_LEVEL = "GRACEFUL_LOG_LEVEL"
-WORKING_DIRECTORY = "GRACEFUL_WORKING_DIRECTORY"
-"""Names the driver's to the processes that Ray starts."""
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 DEFAULT_LEVEL = "WARNING"
 
@@ -36,9 +34,9 @@ def log_level(environment: Mapping[str, str]) -> str:
     Raises:
         SpecError: It names none.
     """
-    given = environment.get(LOG_LEVEL) or DEFAULT_LEVEL
+    given = environment.get(LOG_LEVEL_VARIABLE) or DEFAULT_LEVEL
     if given.upper() not in LEVELS:
-        raise SpecError(f"{LOG_LEVEL}: must be one of {', '.join(LEVELS)}, got {given[:40]!r}")
+        raise SpecError(f"{LOG_LEVEL_VARIABLE}: must be one of {', '.join(LEVELS)}, got {given[:40]!r}")
     return given.upper()
 
 
@@ -122,14 +120,14 @@ def outside_working_directory() -> Iterator[None]:
     Raises:
         SpecError: The working directory was deleted.
     """
-    os.environ[WORKING_DIRECTORY] = str(working_directory())
+    os.environ[WORKING_DIRECTORY_VARIABLE] = str(working_directory())
     with contextlib.chdir("/"):
         yield
 
 
 def return_to_working_directory() -> None:
     """Go where the driver is, in a process that began elsewhere: relative paths of a task mean the same there."""
-    folder = os.environ.get(WORKING_DIRECTORY, "")
+    folder = os.environ.get(WORKING_DIRECTORY_VARIABLE, "")
     if os.path.isdir(folder):
         os.chdir(folder)
 

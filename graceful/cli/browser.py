@@ -13,6 +13,7 @@ from pathlib import Path
 from graceful import databases, homes, redact, startup
 from graceful.cli import output as out
 from graceful.cli import places
+from graceful.environment import MLFLOW_SETTINGS
 from graceful.errors import EXIT_INTERRUPTED, InfrastructureError, RegistryError
 from graceful.launch import foreground
 from graceful.launch.job import JobSpec
@@ -32,7 +33,7 @@ def serve(*, home: Path | None, port: int | None) -> int:
         RegistryError: There is no registry yet.
         InfrastructureError: The port is taken, or the server failed.
     """
-    folder = places.home_folder(home)
+    folder = homes.folder(home)
     uri = places.registry_uri(folder)
     if uri.startswith(("http://", "https://")):
         out.line(f"{redact.shown(uri).replace(f'{redact.HIDDEN}@', '').rstrip('/')}/{PAGE}")
@@ -64,8 +65,7 @@ def server(uri: str, home: Path, port: int) -> JobSpec:
             "MLFLOW_REGISTRY_STORE_URI": uri,
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": databases.artifacts(home),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            **MLFLOW_SETTINGS,
             "PYTHONWARNINGS": "ignore",  # the server's own dependencies deprecate each other
             **homes.variables(home),
         },

@@ -14,7 +14,13 @@ import urllib3
 from packaging.version import InvalidVersion, Version
 
 from graceful.cli.checks import Check, fail, ok, probe, warn
-from graceful.environment import header_value
+from graceful.environment import (
+    MLFLOW_SETTINGS,
+    REGISTRY_PASSWORD_VARIABLE,
+    REGISTRY_TOKEN_VARIABLE,
+    REGISTRY_USER_VARIABLE,
+    header_value,
+)
 from graceful.errors import GracefulError
 from graceful.launch.kuberay.backend import client_ray
 from graceful.launch.patience import Patience
@@ -108,10 +114,10 @@ def mlflow(profile: Mlflow) -> list[Check]:
 
 def _credentials() -> dict[str, str]:
     """Return credentials as mlflow's client sends them."""
-    token, user = os.environ.get("MLFLOW_TRACKING_TOKEN"), os.environ.get("MLFLOW_TRACKING_USERNAME")
+    token, user = os.environ.get(REGISTRY_TOKEN_VARIABLE), os.environ.get(REGISTRY_USER_VARIABLE)
     if user:
-        return urllib3.make_headers(basic_auth=f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}")
-    return {"Authorization": f"Bearer {header_value(token, what='MLFLOW_TRACKING_TOKEN')}"} if token else {}
+        return urllib3.make_headers(basic_auth=f"{user}:{os.environ.get(REGISTRY_PASSWORD_VARIABLE, '')}")
+    return {"Authorization": f"Bearer {header_value(token, what=REGISTRY_TOKEN_VARIABLE)}"} if token else {}
 
 
 def _access(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
@@ -132,7 +138,7 @@ def _client_settings() -> list[Check]:
     """Check settings of this machine that other tools of MLflow obey; graceful's own programs override them."""
     unsafe = [
         f"{name}={os.environ[name]}"
-        for name, safe_value in (("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"), ("MLFLOW_DISABLE_TELEMETRY", "true"))
+        for name, safe_value in sorted(MLFLOW_SETTINGS.items())
         if os.environ.get(name, safe_value).lower() != safe_value
     ]
     if not unsafe:

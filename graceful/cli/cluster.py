@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from graceful.cli.options import HOME, ON, OUTPUT, PLACE, SET, SPEC, TRUST, Finite, options
+from graceful.environment import CACHE_GB_VARIABLE
 
 TUNE = click.option(
     "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead."
@@ -149,8 +150,8 @@ def list_(output: str, **location_options: str | None) -> int:
     type=Finite(min=0),
     default=50.0,
     show_default=True,
-    envvar="GRACEFUL_CACHE_GB",
-    help="What copies in the home may take, in GB; also $GRACEFUL_CACHE_GB.",
+    envvar=CACHE_GB_VARIABLE,
+    help=f"What copies in the home may take, in GB; also ${CACHE_GB_VARIABLE}.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @OUTPUT

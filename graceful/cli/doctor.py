@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from graceful import __version__, addresses, databases
+from graceful import __version__, addresses, databases, homes
 from graceful.cli import output as out
 from graceful.cli import places
 from graceful.cli.checks import Check, State, fail, probe
+from graceful.environment import REGISTRY_VARIABLE, STORAGE_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE
 
 DISTRIBUTION = "graceful-ai"
@@ -37,7 +38,7 @@ SHARED_MEMORY_LOW = GIB // 2
 
 def report(*, home: Path | None, output: str, on: str | None = None) -> int:
     """Run every check, of this machine or of a place, print them, and return 0, or 4 if one failed."""
-    folder = places.home_folder(home)
+    folder = homes.folder(home)
     checks = gather(folder) if on is None else of_place(on, folder)
     if output == "table":
         rows = [(check.state, check.name, check.found, check.remedy) for check in checks]
@@ -87,7 +88,7 @@ def gather(home: Path) -> list[Check]:
         partial(disk, home),
         shared_memory,
         partial(registry, home),
-        *([partial(storage, home)] if os.environ.get("GRACEFUL_STORAGE") else []),
+        *([partial(storage, home)] if os.environ.get(STORAGE_VARIABLE) else []),
     ]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         results = list(pool.map(lambda check: check(), checks))
@@ -96,7 +97,7 @@ def gather(home: Path) -> list[Check]:
 
 def tracking_server() -> list[Check]:
     """Check the server that $MLFLOW_TRACKING_URI names: release, allowed hosts, access; nothing where it names none."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = os.environ.get(REGISTRY_VARIABLE, "")
     if not uri.lower().startswith(("http://", "https://")):
         return []
     from graceful.cli import checks_services
@@ -118,12 +119,12 @@ PROBES: Mapping[str, str] = {
 
 def storage(home: Path) -> Check:
     """Check the bucket in which runs are kept: written, read and cleaned."""
-    uri = os.environ["GRACEFUL_STORAGE"]
+    uri = os.environ[STORAGE_VARIABLE]
     try:
         uri = addresses.normalised(uri)
     except ValueError as e:
-        return fail("storage", f"GRACEFUL_STORAGE={uri}: {e}", "write s3://bucket/prefix, or unset it")
-    return probe("storage", uri, home=home, remedy="check GRACEFUL_STORAGE, the bucket and the AWS_ variables")
+        return fail("storage", f"{STORAGE_VARIABLE}={uri}: {e}", "write s3://bucket/prefix, or unset it")
+    return probe("storage", uri, home=home, remedy=f"check {STORAGE_VARIABLE}, the bucket and the AWS_ variables")
 
 
 def python() -> Check:

@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from graceful import homes
 from graceful.cli import output as out
-from graceful.cli import places
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, GracefulError, SpecError
 from graceful.launch import backend, follow, names
 from graceful.launch.backend import Handle, Phase, Runs, Status
@@ -61,7 +61,7 @@ class RunLocation:
         if profile is None or profile.kind == "kuberay":
             return kuberay.KubeRayRuns(connect=lambda: self.kube, warn=warn)
         self._require_no_kubernetes(profile.kind)
-        return backend.build(profile, home=places.home_folder(None), warn=warn)
+        return backend.build(profile, home=homes.folder(None), warn=warn)
 
     @property
     def is_home(self) -> bool:

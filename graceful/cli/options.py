@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from graceful import paths
+from graceful import homes, paths
+from graceful.environment import HOME_VARIABLE
 
 
 class InOrder(click.Group):
@@ -92,7 +93,7 @@ def TRUST(command: Command) -> Command:  # noqa: N802  an option like the others
 HOME = click.option(
     "--home",
     type=File(path_type=Path, file_okay=False),
-    help="Folder of runs, caches and the default registry.  [default: $GRACEFUL_HOME, else .graceful]",
+    help=f"Folder of runs, caches and the default registry.  [default: ${HOME_VARIABLE}, else {homes.DEFAULT}]",
 )
 ON = click.option(
     "--on",

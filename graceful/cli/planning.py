@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from graceful import __version__, addresses, redact, startup
-from graceful.cli import code_upload, places, programs
+from graceful import __version__, addresses, homes, redact, startup
+from graceful.cli import code_upload, programs
 from graceful.cli import output as out
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_USAGE, SpecError
 from graceful.launch import backend, plan, profile
@@ -83,7 +83,7 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: st
     """
     resolved = programs.resolve(path, sets, None)
     target_profile = profile.load(on)
-    target = backend.build(target_profile, home=places.home_folder(None), offline=offline)
+    target = backend.build(target_profile, home=homes.folder(None), offline=offline)
     planned = target.plan(job_of(resolved, target_profile, program=program))
     address = planned.job.labels.get(code_upload.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()

@@ -15,7 +15,14 @@ from typing import Any
 
 from graceful import addresses, homes, sections, startup
 from graceful.cli import output as out
-from graceful.cli import places
+from graceful.environment import (
+    CPU_SETTINGS,
+    HOME_VARIABLE,
+    LOG_LEVEL_VARIABLE,
+    MLFLOW_SETTINGS,
+    REGISTRY_VARIABLE,
+    WEBHOOK_VARIABLE,
+)
 from graceful.errors import SpecError
 from graceful.launch import foreground
 from graceful.launch.job import JobSpec
@@ -33,7 +40,7 @@ def resolve(path: Path, sets: Sequence[str], home: Path | None) -> RefreshSpec:
     Raises:
         SpecError: As `graceful.spec.load`.
     """
-    home_override = [] if home is None else [f"home={json.dumps(str(places.home_folder(home)))}"]
+    home_override = [] if home is None else [f"home={json.dumps(str(homes.folder(home)))}"]
     return load(path, [*sets, *home_override])
 
 
@@ -73,16 +80,15 @@ def environment(variables: Mapping[str, str], *, home: Path | None = None, verbo
     require_usable(variables)
     env = {
         "OMP_NUM_THREADS": "1",  # workers share the cores; torch's default of all cores each makes them fight
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        **MLFLOW_SETTINGS,
     }
     if not GPU.exists():
-        env["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's own detection warns and probes for compilers
+        env |= CPU_SETTINGS
     if verbose:
-        env["GRACEFUL_LOG_LEVEL"] = LEVELS[min(verbose, len(LEVELS) - 1)]
+        env[LOG_LEVEL_VARIABLE] = LEVELS[min(verbose, len(LEVELS) - 1)]
     defaults = {name: value for name, value in env.items() if name not in variables}
     defaults |= startup.search_path(variables)
-    return defaults if home is None else {**defaults, "GRACEFUL_HOME": str(places.home_folder(home))}
+    return defaults if home is None else {**defaults, HOME_VARIABLE: str(homes.folder(home))}
 
 
 def require_usable(environment: Mapping[str, str]) -> None:
@@ -92,15 +98,15 @@ def require_usable(environment: Mapping[str, str]) -> None:
         SpecError: One line for the first.
     """
     startup.log_level(environment)
-    if environment.get("GRACEFUL_HOME"):
-        homes.expanded(environment["GRACEFUL_HOME"], what="GRACEFUL_HOME")
-    problem = addresses.registry_problem(environment.get("MLFLOW_TRACKING_URI", ""))
+    if environment.get(HOME_VARIABLE):
+        homes.expanded(environment[HOME_VARIABLE], what=HOME_VARIABLE)
+    problem = addresses.registry_problem(environment.get(REGISTRY_VARIABLE, ""))
     if problem is not None:
-        raise SpecError(f"MLFLOW_TRACKING_URI: {problem}; what it holds is not shown, it may be secret")
-    if environment.get("GRACEFUL_WEBHOOK"):
-        problem = webhook_problem(environment["GRACEFUL_WEBHOOK"])
+        raise SpecError(f"{REGISTRY_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
+    if environment.get(WEBHOOK_VARIABLE):
+        problem = webhook_problem(environment[WEBHOOK_VARIABLE])
         if problem is not None:
-            raise SpecError(f"GRACEFUL_WEBHOOK: {problem}; what it holds is not shown, it may be secret")
+            raise SpecError(f"{WEBHOOK_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
 
 
 def require_reference(text: str) -> None:

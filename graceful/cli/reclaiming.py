@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from graceful import startup
+from graceful import homes, startup
 from graceful.cli import output as out
-from graceful.cli import places, programs
+from graceful.cli import programs
 from graceful.cli.following import duration
+from graceful.environment import HOME_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE
 
 GB = 1e9
@@ -32,11 +33,11 @@ def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output:
     Raises:
         SpecError: No such duration.
     """
-    folder, age = places.home_folder(home), duration(older)
+    folder, age = homes.folder(home), duration(older)
     flags = ["--dry-run"] if dry_run else []
     limits = ["--older-than", str(age.total_seconds()), "--limit", str(int(cache_gb * GB))]
     command = startup.python("graceful.programs.reclaim", str(folder), *limits, *flags)
-    env = {**os.environ, **programs.environment(os.environ), "GRACEFUL_HOME": str(folder)}
+    env = {**os.environ, **programs.environment(os.environ), HOME_VARIABLE: str(folder)}
     process = startup.answer(command, environment=env)
     lines = process.stdout.strip().splitlines()
     result: dict[str, Any] = json.loads(lines[-1]) if lines else {"removed": [], "kept_bytes": 0, "busy": ""}

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from graceful import spec, startup
+from graceful import homes, spec, startup
 from graceful.cli import output as out
-from graceful.cli import places, programs
+from graceful.cli import programs
+from graceful.environment import OUTCOME_VARIABLE
 from graceful.errors import EXIT_HELD, EXIT_INTERRUPTED, SpecError
 from graceful.launch import foreground, outcome, scheduler
 from graceful.launch.job import JobSpec
@@ -21,7 +22,7 @@ from graceful.launch.timetable import Entry, Timetable
 
 def run(*, home: Path | None, quiet: bool) -> int:
     """Run the scheduler of this machine until Ctrl-C; returns 130."""
-    timetable = Timetable(places.home_folder(home) / "schedules")
+    timetable = Timetable(homes.folder(home) / "schedules")
     count = len(timetable.entries())
     count_text = "1 schedule" if count == 1 else f"{count} schedules"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped ends like Ctrl-C
@@ -53,7 +54,7 @@ class _Refresh:
             job = JobSpec(
                 name=f"refresh {resolved.run_id}",
                 command=startup.python("graceful.programs", "refresh", *flags),
-                env={**programs.environment(os.environ, home=self.home), outcome.FILE: str(outcome_file)},
+                env={**programs.environment(os.environ, home=self.home), OUTCOME_VARIABLE: str(outcome_file)},
                 document=json.dumps(resolved.dump()),
             )
             code = foreground.run(job, deferred=True, interrupt_wins=True, inherited=(lock,))

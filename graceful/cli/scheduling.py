@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from graceful import homes
 from graceful.cli import output as out
-from graceful.cli import places
 from graceful.errors import SpecError
 from graceful.launch import profile
 from graceful.launch.history import Event
@@ -44,7 +44,7 @@ class ScheduleLocation:
     @property
     def timetable(self) -> Timetable:
         """Return the schedules of this machine."""
-        return Timetable(places.home_folder(self.home) / "schedules")
+        return Timetable(homes.folder(self.home) / "schedules")
 
     def profile(self) -> profile.KubeRay | None:
         """Return the cluster's profile; None: only a context or namespace was named.

@@ -14,10 +14,6 @@ from dataclasses import asdict, dataclass
 MARK = "graceful-outcome: "
 WAITS = "graceful-waits: "
 """How a line begins that says what a running program waits for; with nothing behind it, it goes on."""
-FILE = "GRACEFUL_OUTCOME"
-"""Variable that names a file for the same line, where a program of ours started the program on its own machine."""
-RESUMES_VARIABLE = "GRACEFUL_RESUMES"
-"""How often people have resumed the run; what one attempt gave up on, the next of the same count does not try."""
 SKIPPED = "skipped: "
 """How the message of a refresh begins that found nothing new to learn; its exit code is 0."""
 _EXIT_CODE = re.compile(r"command failed with exit code (\d+)")

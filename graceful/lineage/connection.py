@@ -20,6 +20,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from graceful import databases, environment, homes, locks, redact
+from graceful.environment import (
+    MLFLOW_SETTINGS,
+    REGISTRY_PASSWORD_VARIABLE,
+    REGISTRY_TOKEN_VARIABLE,
+    REGISTRY_USER_VARIABLE,
+    REGISTRY_VARIABLE,
+)
 from graceful.errors import GracefulError, RegistryError, SpecError
 from graceful.lineage import probing, races
 
@@ -27,8 +34,7 @@ PROBE_SECONDS = 10
 """A server that has not answered within this time is unreachable."""
 LOCK_SECONDS = 60.0
 SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    **MLFLOW_SETTINGS,
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
@@ -108,7 +114,7 @@ def resolve(uri: str | None, home: Path) -> RegistryAddress:
     """
     environment.clean()
     home = homes.folder(home)
-    given = (uri or "").strip() or os.environ.get("MLFLOW_TRACKING_URI") or databases.default(home)
+    given = (uri or "").strip() or os.environ.get(REGISTRY_VARIABLE) or databases.default(home)
     database = databases.file(given)
     scheme = given.partition("://")[0].split("+")[0]
     problem = databases.problem(given) if scheme in _DATABASES else None
@@ -152,7 +158,7 @@ def connect(address: RegistryAddress) -> Any:
     os.environ.update(SETTINGS)
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
-    environment.header_value(os.environ.get("MLFLOW_TRACKING_TOKEN", ""), what="MLFLOW_TRACKING_TOKEN")
+    environment.header_value(os.environ.get(REGISTRY_TOKEN_VARIABLE, ""), what=REGISTRY_TOKEN_VARIABLE)
     with translated_errors(address, "connect"):
         _probe(address)
         from mlflow.tracking import MlflowClient
@@ -237,7 +243,7 @@ def as_global(address: RegistryAddress) -> Iterator[None]:
     if address.server:
         yield
         return
-    with _GLOBAL, _environment({"MLFLOW_TRACKING_URI": address.uri}):
+    with _GLOBAL, _environment({REGISTRY_VARIABLE: address.uri}):
         mlflow.set_tracking_uri(address.uri)
         try:
             yield
@@ -284,6 +290,6 @@ def _without_credentials(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.username is None:
         return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    os.environ[REGISTRY_USER_VARIABLE] = unquote(parts.username)
+    os.environ[REGISTRY_PASSWORD_VARIABLE] = unquote(parts.password or "")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

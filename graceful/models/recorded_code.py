@@ -11,17 +11,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 from graceful.chain import Unrunnable
+from graceful.environment import TRUST_CODE_VARIABLE
 from graceful.errors import GracefulError, one_line
 from graceful.spec import PythonTask
 from graceful.tasks import code, transform_digest
 
-VARIABLE = "GRACEFUL_TRUST_CODE"
 """Digests that a serving process trusts, separated by commas or spaces."""
 
 
 def trusted_by_environment() -> frozenset[str]:
     """Return the digests in `GRACEFUL_TRUST_CODE`."""
-    return frozenset(os.environ.get(VARIABLE, "").replace(",", " ").split())
+    return frozenset(os.environ.get(TRUST_CODE_VARIABLE, "").replace(",", " ").split())
 
 
 def refusal(section: PythonTask, *, recorded: str, trusted: Collection[str]) -> Unrunnable | None:
@@ -39,7 +39,7 @@ def refusal(section: PythonTask, *, recorded: str, trusted: Collection[str]) -> 
     if digest is None or not (code.is_address(section.file) or _same(section, recorded)):
         reason = f"its recorded code {file} is not here as it was saved"
         return Unrunnable(reason, "restore that code and trust its digest with --trust-code")
-    remedy = f"read that code, then trust it with --trust-code {digest} (served: {VARIABLE}={digest})"
+    remedy = f"read that code, then trust it with --trust-code {digest} (served: {TRUST_CODE_VARIABLE}={digest})"
     return Unrunnable(f"its recorded code {file} is not trusted", remedy)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from graceful import crash, documents, environment, gate, homes, redact, spec, startup
+from graceful.environment import OUTCOME_VARIABLE, RUN_SPEC_VARIABLE
 from graceful.errors import (
     EXIT_BUG,
     EXIT_HELD,
@@ -40,7 +41,6 @@ PIPED_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
 
-RUN_SPEC = "GRACEFUL_RUN_SPEC"
 """Names the file with the resolved spec, where a cluster started us."""
 
 
@@ -48,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
     startup.write_anything()
     ended = _main(arguments)
-    if outcome.FILE in os.environ:
+    if OUTCOME_VARIABLE in os.environ:
         with contextlib.suppress(OSError):  # a full disk loses the reason, not the exit code
-            Path(os.environ[outcome.FILE]).write_text(ended.line() + "\n", encoding="utf-8")
-    if RUN_SPEC not in os.environ:
+            Path(os.environ[OUTCOME_VARIABLE]).write_text(ended.line() + "\n", encoding="utf-8")
+    if RUN_SPEC_VARIABLE not in os.environ:
         return ended.exit_code
     with startup.result_on_stdout(partial(_say, Console(stderr=True))):
         sys.stdout.write(ended.line() + "\n")
@@ -127,7 +127,7 @@ def _say(talk: Console, message: str) -> None:
 
 def _waits(why: str) -> None:
     """For people here, or on a cluster for `graceful status`, which reads the log's end."""
-    mark = outcome.WAITS if RUN_SPEC in os.environ else "graceful: "
+    mark = outcome.WAITS if RUN_SPEC_VARIABLE in os.environ else "graceful: "
     sys.stderr.write(f"{mark}{why}\n" if why or mark == outcome.WAITS else "graceful: it answers again\n")
     sys.stderr.flush()
 
@@ -156,7 +156,7 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     if skip is not None:
         notifications.of_refresh(resolved).again()
         return asdict(skip), 0, _lines({skip.run_id: f"{skip.outcome}, {'; '.join(skip.reasons)}"})
-    with failure_record.once(resolved, run_dir_of(resolved), retried=RUN_SPEC in os.environ):
+    with failure_record.once(resolved, run_dir_of(resolved), retried=RUN_SPEC_VARIABLE in os.environ):
         result, report = refresh(resolved, progress=progress)
 
     def show(console: Console) -> None:
@@ -230,7 +230,7 @@ def _tune(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     from graceful.programs.tune import folder_of
     from graceful.programs.tuning.present import run
 
-    with failure_record.once(resolved, folder_of(resolved), retried=RUN_SPEC in os.environ):
+    with failure_record.once(resolved, folder_of(resolved), retried=RUN_SPEC_VARIABLE in os.environ):
         return run(resolved, progress)
 
 
@@ -320,12 +320,14 @@ PROGRAMS: dict[str, Callable[[spec.RefreshSpec, Talk], Outcome]] = {
 
 
 def _document() -> dict[str, Any]:
-    path = os.environ.get(RUN_SPEC)
+    path = os.environ.get(RUN_SPEC_VARIABLE)
     where = path or "stdin"
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8") if path else sys.stdin.read())
     except OSError as e:
-        raise SpecError(f"{where}: cannot be read ({e.strerror}); {RUN_SPEC} must name the resolved spec") from e
+        raise SpecError(
+            f"{where}: cannot be read ({e.strerror}); {RUN_SPEC_VARIABLE} must name the resolved spec"
+        ) from e
     except ValueError as e:
         raise SpecError(f"{where}: must be the resolved spec as JSON ({e}); start jobs through `graceful`") from e
     if not isinstance(document, dict):

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from graceful import errors
+from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import CollapsedError, DataError, GracefulError, NonFiniteError, SpecError, StorageError
-from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.programs import home_of
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, sha256_json, write_json

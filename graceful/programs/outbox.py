@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from graceful import locks
+from graceful.environment import WEBHOOK_SECRET_VARIABLE
 from graceful.errors import IntegrityError, StorageError
-from graceful.programs.webhook import SECRET, Say, Webhook
+from graceful.programs.webhook import Say, Webhook
 from graceful.storage import Mirror, guarded, list_objects, read_bytes, sha256_json, write_bytes, write_text
 
 FOLDER = "outbox"
@@ -175,8 +176,9 @@ class Outbox:
         if foreign:
             names = ", ".join(path.name for path in foreign[:_NAMED]) + (" ..." if len(foreign) > _NAMED else "")
             self.say(
-                f"outbox: {len(foreign)} messages came from the bucket without an HMAC that fits {SECRET} and are not"
-                f" sent: {names}; delete them in {self.folder} and {self.mirror.shown(self.folder)}"
+                f"outbox: {len(foreign)} messages came from the bucket without an HMAC that fits"
+                f" {WEBHOOK_SECRET_VARIABLE} and are not sent: {names}; delete them in {self.folder} and"
+                f" {self.mirror.shown(self.folder)}"
             )
 
     def _send(self, path: Path, silent: set[str]) -> None:

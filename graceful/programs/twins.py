@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from graceful.environment import REGISTRY_VARIABLE
 from graceful.lineage import Store
 from graceful.spec.tasks import BUNDLE
 from graceful.storage import Mirror, list_objects, read_bytes, sha256_file
@@ -109,7 +110,7 @@ class Twins:
     @cached_property
     def _store(self) -> Store | None:
         """The registry; None where there is none, which asking must not make."""
-        known = os.environ.get("MLFLOW_TRACKING_URI") or (self._home / DATABASE).exists()
+        known = os.environ.get(REGISTRY_VARIABLE) or (self._home / DATABASE).exists()
         return Store(None, self._home) if known else None
 
     @cached_property

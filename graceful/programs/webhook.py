@@ -23,10 +23,10 @@ from urllib.parse import unquote
 import urllib3
 
 from graceful import redact
+from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
 from graceful.spec.addresses import webhook_problem
 
-ADDRESS, SECRET = "GRACEFUL_WEBHOOK", "GRACEFUL_WEBHOOK_SECRET"
 TRIES = 4
 SECONDS = 10.0
 """For one answer, from the look-up of the host to the end of its headers; its body is not read."""
@@ -141,13 +141,13 @@ def environment() -> str | None:
     Raises:
         SpecError: It cannot be posted to.
     """
-    chosen = os.environ.get(ADDRESS, "").strip()
+    chosen = os.environ.get(WEBHOOK_VARIABLE, "").strip()
     problem = webhook_problem(chosen) if chosen else None
     if problem is not None:
-        raise SpecError(f"{ADDRESS}: {problem}; what it holds is not shown, it may be secret")
+        raise SpecError(f"{WEBHOOK_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
     return chosen or None
 
 
 def secret() -> str:
     """The key of signatures, without the line break at the end that secrets in files often have."""
-    return os.environ.get(SECRET, "").strip()
+    return os.environ.get(WEBHOOK_SECRET_VARIABLE, "").strip()

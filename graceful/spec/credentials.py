@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from graceful import redact
+from graceful.environment import REGISTRY_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
 from graceful.spec.refresh import RefreshSpec
 
-INSTEAD = {"registry.uri": "MLFLOW_TRACKING_URI", "registry.webhook": "GRACEFUL_WEBHOOK"}
+INSTEAD = {"registry.uri": REGISTRY_VARIABLE, "registry.webhook": WEBHOOK_VARIABLE}
 """Variables that are read where a spec leaves the key out."""
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from graceful import addresses, locks
+from graceful.environment import STORAGE_VARIABLE
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.files import guarded
 from graceful.storage import objects
 from graceful.storage.local import sha256_file
 
-VARIABLE = "GRACEFUL_STORAGE"
 INDEX = ".index.json"
 THREADS = 8
 T = TypeVar("T")
@@ -56,11 +56,11 @@ class Mirror:
         Raises:
             SpecError: GRACEFUL_STORAGE is no address of a bucket.
         """
-        uri = os.environ.get(VARIABLE) or None
+        uri = os.environ.get(STORAGE_VARIABLE) or None
         try:
             uri = uri and addresses.normalised(uri).rstrip("/")
         except ValueError as e:
-            raise SpecError(f"{VARIABLE}={uri}: {e}") from e
+            raise SpecError(f"{STORAGE_VARIABLE}={uri}: {e}") from e
         return Mirror(home=home.resolve(), uri=uri)
 
     def twin(self, path: Path) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from graceful import spec
+from graceful.environment import CPU_SETTINGS
 from graceful.errors import SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
@@ -235,7 +236,7 @@ def _deepspeed(device: torch.device) -> Iterator[Any]:
     and one of its optimisers compiles at import, which loads torch's compiler (two seconds) unless dynamo is off.
     """
     if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.update(CPU_SETTINGS)
     os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from graceful import errors, redact, startup
+from graceful.environment import RAY_SETTINGS, RAY_TOKEN_FILE_VARIABLE, RAY_TOKEN_VARIABLE
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
 from graceful.spec import Train
 from graceful.storage import write_text
@@ -45,7 +46,7 @@ _KNOBS = {
 }
 _PRIVATE_KNOBS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
+    **RAY_SETTINGS,
     "RAY_AUTH_MODE": "token",
 }
 
@@ -159,10 +160,10 @@ def connect() -> bool:
     if private:
         for name, value in _PRIVATE_KNOBS.items():
             os.environ.setdefault(name, value)
-        if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    if os.environ.get("RAY_AUTH_TOKEN_PATH"):  # Ray starts, or is joined, from another folder
-        os.environ["RAY_AUTH_TOKEN_PATH"] = os.path.abspath(os.environ["RAY_AUTH_TOKEN_PATH"])
+        if os.environ["RAY_AUTH_MODE"] == "token" and not os.environ.get(RAY_TOKEN_FILE_VARIABLE):
+            os.environ.setdefault(RAY_TOKEN_VARIABLE, secrets.token_hex(32))
+    if os.environ.get(RAY_TOKEN_FILE_VARIABLE):  # Ray starts, or is joined, from another folder
+        os.environ[RAY_TOKEN_FILE_VARIABLE] = os.path.abspath(os.environ[RAY_TOKEN_FILE_VARIABLE])
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray(\.|$)")
     if address is not None:
         ray_address.require_answer(address)

@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-from graceful import __version__, cli, crash, databases, spec
+from graceful import __version__, cli, crash, databases, homes, spec
 from graceful.cli import boundary, places, programs
 from graceful.cli.app import graceful
 from graceful.errors import TrainingError
@@ -246,10 +246,10 @@ def test_the_home_folder_is_the_option_then_the_variable_then_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GRACEFUL_HOME", raising=False)
-    assert places.home_folder(None) == tmp_path / ".graceful"
+    assert homes.folder(None) == tmp_path / ".graceful"
     monkeypatch.setenv("GRACEFUL_HOME", "elsewhere")
-    assert places.home_folder(None) == tmp_path / "elsewhere"
-    assert places.home_folder(Path("given")) == tmp_path / "given"
+    assert homes.folder(None) == tmp_path / "elsewhere"
+    assert homes.folder(Path("given")) == tmp_path / "given"
 
 
 def test_the_client_and_lineage_agree_where_the_registry_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

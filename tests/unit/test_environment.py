@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,20 @@ from graceful.lineage import connection
 from graceful.storage import surroundings
 
 MARKER = "mark3r-Secret"
+
+
+def test_the_name_of_a_variable_is_written_in_one_module() -> None:
+    modules: dict[str, set[str]] = defaultdict(set)
+    package = Path(environment.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if re.fullmatch(r"(GRACEFUL|MLFLOW|AWS|RAY|DS)_[A-Z0-9_]*[A-Z0-9]", text):
+                modules[text].add(path.relative_to(package).as_posix())
+    assert {name: found for name, found in modules.items() if len(found) > 1} == {}
+    assert {name: found for name, found in modules.items() if name.startswith("GRACEFUL_")} == {
+        name: {"environment.py"} for name in modules if name.startswith("GRACEFUL_")
+    }
 
 
 def test_white_space_around_what_is_read_goes() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from graceful import errors
+from graceful.environment import RESUMES_VARIABLE
 from graceful.programs import failure_record, run_dir_of
 from graceful.spec import RefreshSpec
 
@@ -10,7 +11,7 @@ from graceful.spec import RefreshSpec
 @pytest.fixture
 def spec(tmp_path, monkeypatch):
     monkeypatch.delenv("GRACEFUL_STORAGE", raising=False)
-    monkeypatch.delenv(failure_record.RESUMES_VARIABLE, raising=False)
+    monkeypatch.delenv(RESUMES_VARIABLE, raising=False)
     return RefreshSpec(model="m", name="v1", home=str(tmp_path), task={"kind": "digits"})
 
 
@@ -34,7 +35,7 @@ def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
     assert failure_record.recall(spec.model_copy(update={"description": "mended"}), run_dir_of(spec)) is not None
     changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
     assert failure_record.recall(changed, run_dir_of(spec)) is None
-    monkeypatch.setenv(failure_record.RESUMES_VARIABLE, "1")
+    monkeypatch.setenv(RESUMES_VARIABLE, "1")
     assert failure_record.recall(spec, run_dir_of(spec)) is None
 
 

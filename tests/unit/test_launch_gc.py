@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from graceful.cli import following
+from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import outcome
 from graceful.launch.backend import Phase
 from graceful.launch.kuberay import gc, runs
 from graceful.launch.kuberay.backend import KubeRayRuns
@@ -144,7 +144,7 @@ def test_a_stopped_or_failed_run_resumes_with_the_same_job(status: Json) -> None
     resumed = runs.resume(kube(memory), "a")
     after = memory.get("RayJob", "a")
     (head,) = after["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    assert head.pop("env") == [{"name": outcome.RESUMES_VARIABLE, "value": "1"}]
+    assert head.pop("env") == [{"name": RESUMES_VARIABLE, "value": "1"}]
     assert after["spec"] == before["spec"]
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert "status" not in after

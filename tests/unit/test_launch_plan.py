@@ -14,6 +14,7 @@ import pytest
 
 from graceful import cli, spec
 from graceful.cli import planning
+from graceful.environment import OUTCOME_VARIABLE
 from graceful.errors import InfrastructureError, SpecError
 from graceful.launch import outcome, plan
 from graceful.launch.backend import Change, Finding, Handle, Severity
@@ -404,7 +405,7 @@ def test_a_full_disk_under_the_outcome_does_not_change_the_exit_code(
     from graceful.programs import __main__ as entry
 
     mounted.unlink()
-    monkeypatch.setenv(outcome.FILE, "/dev/full")
+    monkeypatch.setenv(OUTCOME_VARIABLE, "/dev/full")
     assert entry.main(["refresh", "--quiet"]) == 2
 
 

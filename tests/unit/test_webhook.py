@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from graceful import spec
+from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
 from graceful.programs import notifications, webhook
 from graceful.programs.outbox import Outbox
-from graceful.programs.webhook import ADDRESS, SECRET, Webhook, signature
+from graceful.programs.webhook import Webhook, signature
 from tests.support.webhook_receiver import DRIBBLE, FLOOD, HANG, Receiver, receiving
 
 VERDICT = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None, "version": 3}
@@ -233,15 +234,15 @@ def test_what_is_no_message_is_named_and_passed_over(content: bytes, tmp_path: P
 
 def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The address of a spec is kept for commands without one, and wins over the environment's."""
-    monkeypatch.delenv(ADDRESS, raising=False)
-    monkeypatch.setenv(SECRET, "s3cret\n")
+    monkeypatch.delenv(WEBHOOK_VARIABLE, raising=False)
+    monkeypatch.setenv(WEBHOOK_SECRET_VARIABLE, "s3cret\n")
     plain = spec.parse({"model": "glyphs", "name": "v1", "task": {"kind": "digits"}, "home": str(tmp_path)})
     with receiving(200) as own, receiving(200) as others:
         named = plain.model_copy(update={"registry": spec.Registry(webhook=own.url)})
         notifications.of_refresh(named).tell(VERDICT)
         kept = tmp_path / "webhooks" / "glyphs"
         assert kept.stat().st_mode & 0o777 == 0o600
-        monkeypatch.setenv(ADDRESS, f"{others.url}\n")
+        monkeypatch.setenv(WEBHOOK_VARIABLE, f"{others.url}\n")
         notifications.of_action("glyphs", tmp_path).tell(PROMOTION)
         notifications.of_action("digits", tmp_path).tell({**PROMOTION, "model": "digits"})
         notifications.of_refresh(plain).tell({**PROMOTION, "event": "r2"})
@@ -259,7 +260,7 @@ def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
 def test_a_wrong_address_in_the_environment_is_refused_at_once(
     address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(ADDRESS, address)
+    monkeypatch.setenv(WEBHOOK_VARIABLE, address)
     with pytest.raises(SpecError, match=r"^GRACEFUL_WEBHOOK: must be http") as raised:
         notifications.of_action("glyphs", tmp_path)
     assert "pass-word" not in raised.value.message

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from graceful import documents
+from graceful.environment import FIRING_VARIABLE
 from graceful.errors import EXIT_CODES, EXIT_INFRASTRUCTURE, EXIT_PASSED, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document
@@ -20,8 +21,6 @@ from graceful.launch.profile import KubeRay
 
 SCHEDULE = f"{names.PREFIX}schedule"
 """Label of everything that belongs to a schedule: its name."""
-FIRING = "GRACEFUL_FIRING"
-"""Variable that holds a firing's Job name: one per firing, the same for its retries, which so resume the run."""
 FOLDER = "/etc/graceful/job"
 SPEC_FILE, PROFILE_FILE = "spec.yaml", "profile.yaml"
 LONGEST = 52
@@ -121,9 +120,9 @@ def _cronjob(schedule: Schedule, profile: KubeRay, config: str) -> Json:
 def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
     """Return a pod that submits a run and waits for its end, so that the next firing sees this one as running."""
     profile_option = f"--on={FOLDER}/{PROFILE_FILE}"
-    arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", profile_option, "--yes", f"--set=name=$({FIRING})"]
+    arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", profile_option, "--yes", f"--set=name=$({FIRING_VARIABLE})"]
     submit = _container(profile, "submit", arguments)
-    wait = _container(profile, "wait", ["status", f"{schedule.model}-$({FIRING})", profile_option, "--wait"])
+    wait = _container(profile, "wait", ["status", f"{schedule.model}-$({FIRING_VARIABLE})", profile_option, "--wait"])
     pulls = [{"name": secret} for secret in profile.pull_secrets]
     pod = harden.pod(
         {
@@ -149,7 +148,7 @@ def _container(profile: KubeRay, name: str, arguments: Sequence[str]) -> Json:
         "imagePullPolicy": profile.pull_policy,
         "command": ["graceful"],
         "args": list(arguments),
-        "env": [{"name": FIRING, "valueFrom": {"fieldRef": {"fieldPath": label}}}],
+        "env": [{"name": FIRING_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": label}}}],
         "resources": _RESOURCES,
         "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}],
     }

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from graceful import homes, redact
+from graceful.environment import CONTEXT_VARIABLE
 from graceful.errors import SpecError
 from graceful.launch.kuberay import login, proxies
 from graceful.launch.kuberay.login import Headers, Token
@@ -60,7 +61,7 @@ def load(context: str | None = None, *, files: Sequence[Path] | None = None, pod
     Raises:
         SpecError: No configuration, no such context, or a file or section that cannot be used.
     """
-    context = context or os.environ.get("GRACEFUL_CONTEXT") or None
+    context = context or os.environ.get(CONTEXT_VARIABLE) or None
     in_pod = (pod / "token").is_file()
     paths = _files(required=not in_pod) if files is None else files
     merged = _merge(paths)

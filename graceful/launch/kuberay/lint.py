@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from graceful import redact
+from graceful.environment import HOME_VARIABLE, STORAGE_VARIABLE
 from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
+from graceful.launch.kuberay.manifests import DRAIN_VARIABLE
 from graceful.launch.resources import GIB, quantity
 
 HEAD_MEMORY = 4 * GIB
 """The dashboard alone idles near 2 GiB."""
 DEFAULT_GRACE = 30.0
 DEFAULT_DRAIN = 30.0
-DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 _SPOT_LABELS = {
     "karpenter.sh/capacity-type": "spot",
     "eks.amazonaws.com/capacityType": "SPOT",
@@ -185,7 +186,7 @@ def _durable(subject: Subject) -> bool:
     template = next((template for _, template in subject.pods()), {})
     spec = template.get("spec") or {}
     container = _ray_container(spec)
-    home, bucket = _variable(container, "GRACEFUL_HOME") or "", _variable(container, "GRACEFUL_STORAGE")
+    home, bucket = _variable(container, HOME_VARIABLE) or "", _variable(container, STORAGE_VARIABLE)
     persistent = {volume["name"] for volume in spec.get("volumes") or () if any(kind in volume for kind in _PERSISTENT)}
     mounts = [mount["mountPath"] for mount in container.get("volumeMounts") or () if mount["name"] in persistent]
     return bool(bucket) or any(f"{home}/".startswith(f"{path.rstrip('/')}/") for path in mounts if home)
@@ -301,7 +302,7 @@ def _grace(subject: Subject) -> Violations:
         spec = template.get("spec") or {}
         container = _ray_container(spec)
         grace = float(spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE))
-        drain = float(_variable(container, DRAIN) or DEFAULT_DRAIN)
+        drain = float(_variable(container, DRAIN_VARIABLE) or DEFAULT_DRAIN)
         if grace <= drain:
             yield (
                 f"{where}.spec.terminationGracePeriodSeconds",
@@ -343,7 +344,7 @@ RULES = tuple(
         ("mutable-image", WARNING, _mutable_image, "pin the image by digest: name@sha256:..."),
         ("elastic-deepspeed", ERROR, _elastic, "set minReplicas = replicas = maxReplicas"),
         ("ray-probes-hang", ERROR, _probes_hang, "use Ray 2.52 or later"),
-        ("grace-period", WARNING, _grace, f"set terminationGracePeriodSeconds above {DRAIN}"),
+        ("grace-period", WARNING, _grace, f"set terminationGracePeriodSeconds above {DRAIN_VARIABLE}"),
     )
 )
 STRICT = {"mutable-image", "head-on-spot", "retry-without-checkpoints", "grace-period"}

@@ -12,6 +12,15 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from graceful.environment import (
+    CPU_SETTINGS,
+    HOME_VARIABLE,
+    MLFLOW_SETTINGS,
+    RAY_SETTINGS,
+    REGISTRY_VARIABLE,
+    RUN_SPEC_VARIABLE,
+    STORAGE_VARIABLE,
+)
 from graceful.errors import SpecError
 from graceful.launch import names
 from graceful.launch.job import FILES, JobSpec
@@ -22,9 +31,9 @@ if TYPE_CHECKING:
     from graceful.launch.profile import KubeRay, Machine
 
 SPEC_FILE = "spec.json"
-SPEC_VARIABLE = "GRACEFUL_RUN_SPEC"
 GRACE_SECONDS = 120
 """Between SIGTERM and SIGKILL, on ranks and head: the control store must outlive ranks that drain."""
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 DRAIN_SECONDS = 100
 """How long Ray waits for a node to become idle; below the grace period, or it is killed while draining."""
 STOP_SECONDS = 90
@@ -129,7 +138,7 @@ def _head(job: JobSpec, profile: KubeRay) -> Json:
     env = {
         "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray's default kills the driver after 3 s, in the middle of a checkpoint
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-        **({SPEC_VARIABLE: f"{FILES}/{SPEC_FILE}"} if job.document is not None else {}),
+        **({RUN_SPEC_VARIABLE: f"{FILES}/{SPEC_FILE}"} if job.document is not None else {}),
     }
     container = _ray_container(job, profile, profile.head, name="ray-head", env=env)
     return _template(job, profile, profile.head, container, role="head")
@@ -167,15 +176,14 @@ def _ray_container(job: JobSpec, profile: KubeRay, machine: Machine, *, name: st
 def _environment(job: JobSpec, profile: KubeRay) -> dict[str, str]:
     uri = profile.mlflow.uri
     return {
-        "GRACEFUL_HOME": profile.storage.path,
-        **({"GRACEFUL_STORAGE": profile.storage.uri} if profile.storage.uri else {}),
-        **({"MLFLOW_TRACKING_URI": uri} if uri else {}),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        HOME_VARIABLE: profile.storage.path,
+        **({STORAGE_VARIABLE: profile.storage.uri} if profile.storage.uri else {}),
+        **({REGISTRY_VARIABLE: uri} if uri else {}),
+        **MLFLOW_SETTINGS,
         "PYTHONUNBUFFERED": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS),
-        **({} if job.workers and worker(job, profile).gpu else {"DS_ACCELERATOR": "cpu"}),
+        **RAY_SETTINGS,
+        DRAIN_VARIABLE: str(DRAIN_SECONDS),
+        **({} if job.workers and worker(job, profile).gpu else CPU_SETTINGS),
     }
 
 

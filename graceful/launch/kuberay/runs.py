@@ -14,13 +14,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import EXIT_TRAINING, InfrastructureError, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer
 from graceful.launch.kuberay.status import RESUMES, handle, read
-from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, NotFoundError
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from graceful.environment import FIRING_VARIABLE
 from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE, GracefulError, SpecError
 from graceful.launch import cron, names, plan
 from graceful.launch.backend import Change, Difference, Document
 from graceful.launch.kuberay import runs
-from graceful.launch.kuberay.cronjob import FIRING, SCHEDULE, Schedule, config_of, firing_name, render
+from graceful.launch.kuberay.cronjob import SCHEDULE, Schedule, config_of, firing_name, render
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.outcome import SKIPPED
 from graceful.launch.profile import KubeRay
@@ -188,7 +189,7 @@ def _run_of(job: Document) -> str:
     for container in job["spec"]["template"]["spec"]["containers"]:
         command, *arguments = container.get("args") or ("",)
         if command == "status" and arguments:
-            return str(arguments[0]).replace(f"$({FIRING})", job["metadata"]["name"])
+            return str(arguments[0]).replace(f"$({FIRING_VARIABLE})", job["metadata"]["name"])
     return ""
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graceful import startup
+from graceful.environment import HOME_VARIABLE, RUN_SPEC_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE, InfrastructureError, SpecError, StorageError
 from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
@@ -177,8 +178,8 @@ class LocalBackend:
         return folder
 
     def _env(self, job: JobSpec, folder: JobFolder) -> dict[str, str]:
-        document = {} if job.document is None else {"GRACEFUL_RUN_SPEC": str(folder.document)}
-        defaults = {"GRACEFUL_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        document = {} if job.document is None else {RUN_SPEC_VARIABLE: str(folder.document)}
+        defaults = {HOME_VARIABLE: str(self.home), "PYTHONUNBUFFERED": "1"}
         return {**defaults, **document, **self.profile.env, **job.env}
 
     def _write(self, new: JobFolder, job: JobSpec, folder: JobFolder) -> None:

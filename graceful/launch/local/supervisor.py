@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from graceful.environment import RESUMES_VARIABLE
+from graceful.errors import EXIT_INFRASTRUCTURE
 from graceful.launch.local.jobfolder import JobFolder, State
-from graceful.launch.outcome import RESUMES_VARIABLE
 
-CANNOT_START = 4
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     read_end, write_end = os.pipe()
     if os.fork():
         os.close(write_end)
-        return 0 if os.read(read_end, 1) else CANNOT_START
+        return 0 if os.read(read_end, 1) else EXIT_INFRASTRUCTURE
     os.setsid()
     os.close(read_end)
     return _Supervisor(folder, lock).run(write_end)
@@ -69,7 +69,7 @@ class _Supervisor:
             )
         except OSError as e:
             os.write(log, f"graceful: cannot start {job['command'][0]} ({e.strerror}); check the path\n".encode())
-            return CANNOT_START
+            return EXIT_INFRASTRUCTURE
         if self.stopping:  # arrived while the program was starting
             self.child.terminate()
         return self.child.wait()

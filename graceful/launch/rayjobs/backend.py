@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_TRAINING, GracefulError, InfrastructureError, SpecError
 from graceful.launch import causes, ended, names
 from graceful.launch.backend import (
@@ -42,7 +43,6 @@ from graceful.launch.backend import (
     refuse,
 )
 from graceful.launch.job import JobSpec
-from graceful.launch.outcome import RESUMES_VARIABLE
 from graceful.launch.patience import Patience
 from graceful.launch.rayjobs.request import PACKAGE, problems, render
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import urllib3
 
 from graceful import __version__
-from graceful.environment import header_value, require_readable
+from graceful.environment import RAY_TOKEN_FILE_VARIABLE, RAY_TOKEN_VARIABLE, header_value, require_readable
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError, UnreachableError
 
@@ -28,7 +28,9 @@ READ_SECONDS = 60.0
 PASSING = (500, 502, 503, 504)
 LONGEST = 400
 TOKEN_FILE = Path("~/.ray/auth_token")
-TOKEN_REMEDY = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, or write it to ~/.ray/auth_token"
+TOKEN_REMEDY = (
+    f"set {RAY_TOKEN_VARIABLE}, or {RAY_TOKEN_FILE_VARIABLE} to a file with it, or write it to ~/.ray/auth_token"
+)
 
 Job = Mapping[str, Any]
 
@@ -39,15 +41,15 @@ def token(environment: Mapping[str, str] = os.environ) -> str | None:
     Raises:
         ForbiddenError: The file that RAY_AUTH_TOKEN_PATH names cannot be read.
     """
-    if environment.get("RAY_AUTH_TOKEN"):
-        return header_value(environment["RAY_AUTH_TOKEN"], what="RAY_AUTH_TOKEN")
-    token_path = environment.get("RAY_AUTH_TOKEN_PATH")
+    if environment.get(RAY_TOKEN_VARIABLE):
+        return header_value(environment[RAY_TOKEN_VARIABLE], what=RAY_TOKEN_VARIABLE)
+    token_path = environment.get(RAY_TOKEN_FILE_VARIABLE)
     try:
         path = Path(token_path or TOKEN_FILE).expanduser()
         return header_value(path.read_text(encoding="utf-8"), what=str(path)) or None
     except (OSError, UnicodeDecodeError, RuntimeError) as e:
         if token_path:
-            raise ForbiddenError(f"RAY_AUTH_TOKEN_PATH {token_path}: cannot be read ({e}); {TOKEN_REMEDY}") from e
+            raise ForbiddenError(f"{RAY_TOKEN_FILE_VARIABLE} {token_path}: cannot be read ({e}); {TOKEN_REMEDY}") from e
         return None
 
 

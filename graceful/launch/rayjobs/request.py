@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from graceful import redact
+from graceful.environment import CPU_SETTINGS, HOME_VARIABLE, MLFLOW_SETTINGS, REGISTRY_VARIABLE, RUN_SPEC_VARIABLE
 from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.job import JobSpec
@@ -29,14 +30,13 @@ LARGEST = 60_000
 def render(job: JobSpec, profile: RayJobs) -> dict[str, Any]:
     """Return what the job server is sent; the same job gives the same bytes."""
     package = _zip({**({} if job.document is None else {DOCUMENT: job.document}), **job.files})
-    document = {} if job.document is None else {"GRACEFUL_RUN_SPEC": DOCUMENT}
-    registry = {"MLFLOW_TRACKING_URI": profile.mlflow.uri} if profile.mlflow.uri else {}
+    document = {} if job.document is None else {RUN_SPEC_VARIABLE: DOCUMENT}
+    registry = {REGISTRY_VARIABLE: profile.mlflow.uri} if profile.mlflow.uri else {}
     env = {
-        "GRACEFUL_HOME": profile.home,
+        HOME_VARIABLE: profile.home,
         **registry,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        **({} if job.resources.gpu else {"DS_ACCELERATOR": "cpu"}),
+        **MLFLOW_SETTINGS,
+        **({} if job.resources.gpu else CPU_SETTINGS),
         **document,
         **profile.env,
         **job.env,

@@ -78,7 +78,7 @@ def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     before = list(sys.path)
     yield
-    importing.forget()
+    importing.forget_task_folders()
     sys.path[:] = before
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{tmp_path_factory.getbasetemp()}{os.sep}"):

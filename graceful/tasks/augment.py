@@ -52,8 +52,8 @@ def random_shift(
     right = draw(views, stream=_COLUMNS, below=2 * limit + 1)
     rows = down[:, None] + np.arange(images.shape[1])
     columns = right[:, None] + np.arange(images.shape[2])
-    which = np.arange(len(images))[:, None, None]
-    shifted: NDArray[_Pixel] = padded[which, rows[:, :, None], columns[:, None, :]]
+    batch = np.arange(len(images))[:, None, None]
+    shifted: NDArray[_Pixel] = padded[batch, rows[:, :, None], columns[:, None, :]]
     return shifted
 
 

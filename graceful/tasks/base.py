@@ -19,13 +19,13 @@ Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 """train: gradients. validation: choose hyper-parameters and stop. constraint: multipliers. test: the gate, once.
 query, gallery: retrieval; a task without them is measured with test against test, same ids removed."""
 
-WHAT = "samples: "
+MESSAGE_PREFIX = "samples: "
 """How every refusal of samples begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """One split: who is in it, what it is, and how to read it.
+    """One split: ids, labels, groups, and how to read the items.
 
     Attributes:
         ids: [N] unique strings, stable across versions; everything is joined by them, never by position.
@@ -50,17 +50,19 @@ class Samples:
     def __post_init__(self) -> None:
         if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:
             got = f"{self.read!r:.40} and {self.digest!r:.40}"
-            raise DataError(f"{WHAT}read must be a function and digest a SHA-256 of the content, got {got}")
+            raise DataError(f"{MESSAGE_PREFIX}read must be a function and digest a SHA-256 of the content, got {got}")
         _require_names(self.classes)
         for name, column in (("ids", self.ids), ("groups", self.groups)):
             if isinstance(column, np.ndarray) and column.dtype.hasobject:  # as pandas gives texts
-                object.__setattr__(self, name, _text(name, column))
+                object.__setattr__(self, name, _strings(name, column))
         _require_columns(self.ids, self.labels, self.groups)
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         _require_distinct(self.ids)
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             span = f"{self.labels.min()}..{self.labels.max()}"
-            raise DataError(f"{WHAT}labels span {span}, there are {len(self.classes)} classes; give indices of them")
+            raise DataError(
+                f"{MESSAGE_PREFIX}labels span {span}, there are {len(self.classes)} classes; give indices of them"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,17 +89,18 @@ class Samples:
         Raises:
             DataError: As of the class; or items of different shapes, or that are Python objects.
         """
-        raw, names, numbers = _array(items), _text("ids", ids), _whole(labels)
+        raw, names, numbers = _array(items), _strings("ids", ids), _whole_numbers(labels)
         if len(raw) != len(names):
             raise DataError(
-                f"{WHAT}{len(raw)} items, {len(names)} ids, {len(numbers)} labels; give one of each for each sample"
+                f"{MESSAGE_PREFIX}{len(raw)} items, {len(names)} ids, {len(numbers)} labels;"
+                " give one of each for each sample"
             )
         content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
         return cls(
             ids=names,
             labels=numbers,
             classes=tuple(classes),
-            groups=names if groups is None else _text("groups", groups),
+            groups=names if groups is None else _strings("groups", groups),
             read=lambda positions: raw[positions],
             digest=split_digest(names, numbers, classes, content),
         )
@@ -110,46 +113,50 @@ def _array(items: NDArray[Any] | Sequence[Any]) -> NDArray[Any]:
     try:
         raw = np.asarray(items)
     except ValueError as e:
-        raise DataError(f"{WHAT}items differ in shape; bring them to one, or make Samples with your own read") from e
+        raise DataError(
+            f"{MESSAGE_PREFIX}items differ in shape; bring them to one, or make Samples with your own read"
+        ) from e
     if raw.dtype.hasobject:
-        raise DataError(f"{WHAT}items are Python objects; give an array, or make Samples with your own read")
+        raise DataError(f"{MESSAGE_PREFIX}items are Python objects; give an array, or make Samples with your own read")
     return raw
 
 
-def _whole(labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
-    given = np.asarray(labels)
+def _whole_numbers(labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    raw = np.asarray(labels)
     with np.errstate(invalid="ignore"):
-        numbers = given.astype(np.int64) if given.dtype.kind in "biuf" else None
-    if numbers is None or given.ndim != 1 or not np.array_equal(numbers, given):
-        raise DataError(f"{WHAT}labels {given[:3].tolist()!s:.60} ... must be whole numbers, indices into classes")
+        numbers = raw.astype(np.int64) if raw.dtype.kind in "biuf" else None
+    if numbers is None or raw.ndim != 1 or not np.array_equal(numbers, raw):
+        raise DataError(
+            f"{MESSAGE_PREFIX}labels {raw[:3].tolist()!s:.60} ... must be whole numbers, indices into classes"
+        )
     return numbers
 
 
-def _text(column: str, names: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:
-    """Names as numpy's strings; whole numbers are written out."""
+def _strings(column: str, names: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:
+    """Return names as a NumPy array of strings; whole numbers are converted."""
     values = names.tolist() if isinstance(names, np.ndarray) else list(names)
     for name in values:
         if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
-            raise DataError(f"{WHAT}{column} must be strings, got {name!r:.60} of type {type(name).__name__}")
+            raise DataError(f"{MESSAGE_PREFIX}{column} must be strings, got {name!r:.60} of type {type(name).__name__}")
     return np.asarray(values, dtype=np.str_)
 
 
 def _require_names(classes: tuple[str, ...]) -> None:
-    """Refuse classes that nobody could name in a table.
+    """Refuse class names that cannot be printed in a table.
 
     Raises:
         DataError: Not a tuple of different texts, or an empty one.
     """
     for name in classes:
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{WHAT}classes must be names, got {name!r:.60}; name every class")
+            raise DataError(f"{MESSAGE_PREFIX}classes must be names, got {name!r:.60}; name every class")
         _require_utf8("classes", name)
     if not isinstance(classes, tuple) or len(set(classes)) < len(classes):
-        raise DataError(f"{WHAT}classes must be a tuple of different names, got {classes!r:.60}")
+        raise DataError(f"{MESSAGE_PREFIX}classes must be a tuple of different names, got {classes!r:.60}")
 
 
 def _require_columns(ids: NDArray[Any], labels: NDArray[Any], groups: NDArray[Any]) -> None:
-    for name, column, kinds, wanted in (
+    for name, column, kinds, requirement in (
         ("ids", ids, "U", "strings"),
         ("groups", groups, "U", "strings"),
         ("labels", labels, "iu", "whole numbers, indices into classes"),
@@ -157,17 +164,19 @@ def _require_columns(ids: NDArray[Any], labels: NDArray[Any], groups: NDArray[An
         kind = f"{column.dtype} {list(column.shape)}" if isinstance(column, np.ndarray) else type(column).__name__
         empty = isinstance(column, np.ndarray) and column.shape == (0,)
         if not isinstance(column, np.ndarray) or column.ndim != 1 or not (empty or column.dtype.kind in kinds):
-            raise DataError(f"{WHAT}{name} must be an array [N] of {wanted}, got {kind}")
+            raise DataError(f"{MESSAGE_PREFIX}{name} must be an array [N] of {requirement}, got {kind}")
     if not len(ids) == len(labels) == len(groups):
         counts = f"{len(ids)} ids, {len(labels)} labels, {len(groups)} groups"
-        raise DataError(f"{WHAT}{counts}; give one of each for each sample")
+        raise DataError(f"{MESSAGE_PREFIX}{counts}; give one of each for each sample")
 
 
 def _require_distinct(ids: NDArray[np.str_]) -> None:
     names = ids.tolist()
     repeated = len(names) - len(set(names))
     if repeated:
-        raise DataError(f"{WHAT}{repeated} ids repeat, e.g. {_first_repeated(names)!a}; ids must be unique in a split")
+        raise DataError(
+            f"{MESSAGE_PREFIX}{repeated} ids repeat, e.g. {_first_repeated(names)!a}; ids must be unique in a split"
+        )
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
@@ -184,7 +193,7 @@ def _require_utf8(column: str, name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"{WHAT}{column}: {name!a} is no text that UTF-8 can hold; give another name") from e
+        raise DataError(f"{MESSAGE_PREFIX}{column}: {name!a} is no text that UTF-8 can hold; give another name") from e
 
 
 @runtime_checkable
@@ -229,6 +238,6 @@ class Task(Protocol):
 
 
 def notes_of(task: Task) -> tuple[str, ...]:
-    """What a reader of the report must know of a task's data: the sentences of its attribute `notes`, if it has one."""
+    """Return the sentences about a task's data that reports show: its attribute `notes`, if it has one."""
     notes: tuple[str, ...] = getattr(task, "notes", ())
     return notes

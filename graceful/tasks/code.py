@@ -37,12 +37,12 @@ _OVERHEAD = 4096
 
 
 def is_address(file: str) -> bool:
-    """Whether `task.file` names a bundle in a bucket."""
+    """Return whether `task.file` names a bundle in a bucket."""
     return addresses.is_remote(file)
 
 
 def address(storage_uri: str, digest: str) -> str:
-    """Where the bundle with a digest lies."""
+    """Return the address of the bundle with a digest."""
     return f"{storage_uri.rstrip('/')}/{FOLDER}/{digest}.zip"
 
 
@@ -81,21 +81,23 @@ def source(file: str, *, trusted: Collection[str] | None = None) -> Source:
     """
     path = Path(file)
     if is_address(file):
-        _require_trusted(file, _digest_in(file), trusted)
+        _require_trusted(file, _digest_of_address(file), trusted)
         folder, files = fetch(file)
-        return Source(path=folder / ENTRY, entry=files[ENTRY], digest=_digest_in(file), folder=folder, files=files)
+        return Source(
+            path=folder / ENTRY, entry=files[ENTRY], digest=_digest_of_address(file), folder=folder, files=files
+        )
     if not path.is_dir():
         entry = read(path)
-        found = Source(path=path, entry=entry, digest=hashlib.sha256(entry).hexdigest())
+        candidate = Source(path=path, entry=entry, digest=hashlib.sha256(entry).hexdigest())
     elif trusted is None:
-        found = Source(path=path / ENTRY, entry=read(path / ENTRY), digest=digest(file), folder=path)
+        candidate = Source(path=path / ENTRY, entry=read(path / ENTRY), digest=digest(file), folder=path)
     else:
         packed = pack(path)
         files = contents(packed, where=file)
-        whole = hashlib.sha256(packed).hexdigest()
-        found = Source(path=path / ENTRY, entry=files[ENTRY], digest=whole, folder=path, files=files)
-    _require_trusted(file, found.digest, trusted)
-    return found
+        packed_digest = hashlib.sha256(packed).hexdigest()
+        candidate = Source(path=path / ENTRY, entry=files[ENTRY], digest=packed_digest, folder=path, files=files)
+    _require_trusted(file, candidate.digest, trusted)
+    return candidate
 
 
 def _require_trusted(file: str, digest: str, trusted: Collection[str] | None) -> None:
@@ -110,7 +112,7 @@ def digest(file: str) -> str:
         SpecError: It cannot be read, or not be packed.
     """
     if is_address(file):
-        return _digest_in(file)
+        return _digest_of_address(file)
     path = Path(file)
     return hashlib.sha256(pack(path) if path.is_dir() else read(path)).hexdigest()
 
@@ -137,7 +139,7 @@ def pack(path: Path) -> bytes:
         SpecError: No `task.py`, more than `LARGEST` bytes or `MOST` files, a link that leaves the folder or leads to a
             folder, something that is no file, or a name that is not UTF-8.
     """
-    files = dict(_files(path)) if path.is_dir() else {ENTRY: path}
+    files = dict(_relative_files(path)) if path.is_dir() else {ENTRY: path}
     if ENTRY not in files:
         raise SpecError(f"task.file: {path} is a folder without {ENTRY}; name the module that defines task() so")
     size = sum(_size(file) for file in files.values())
@@ -154,8 +156,8 @@ def pack(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Relative name and path of what counts, links to files as the files they lead to."""
+def _relative_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield relative name and path of the files to pack; a link to a file counts as that file."""
     root, count = folder.resolve(), 0
     for where, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
@@ -193,30 +195,30 @@ def _unreadable(error: OSError) -> NoReturn:
 def fetch(uri: str) -> tuple[Path, dict[str, bytes]]:
     """Return the folder of a bundle below GRACEFUL_HOME/code, and the verified content of its files by name.
 
-    Of several processes each may unpack it, one wins. A folder that is there already is compared with the digest in
-    the bundle's name each time, so that nobody who may write to it can exchange what is run.
+    Several processes may unpack it at once; the first rename wins. An existing folder is compared with the digest in
+    the bundle's name each time, so that nobody who may write to it can replace the code that runs.
 
     Raises:
         SpecError, IntegrityError, StorageError: As `source`.
     """
-    wanted = _digest_in(uri)
+    expected = _digest_of_address(uri)
     home = homes.folder().resolve() / FOLDER
-    target = home / wanted
-    packed = _packed_again(target) if target.is_dir() else None
-    if packed is not None and hashlib.sha256(packed).hexdigest() == wanted:
+    target = home / expected
+    packed = _repack(target) if target.is_dir() else None
+    if packed is not None and hashlib.sha256(packed).hexdigest() == expected:
         mark_used(target)
         return target, contents(packed, where=uri)
     if target.is_dir():  # changed, or a bundle that another program packed
-        files = contents(_download(uri, wanted), where=uri)
+        files = contents(_download(uri, expected), where=uri)
         if packed is None or contents(packed, where=str(target)) != files:
             raise IntegrityError(
                 f"{target}: is not what was unpacked there from {uri}, and is not run; delete it, it is fetched again"
             )
         return target, files
-    return target, _unpacked(uri, target)
+    return target, _download_and_unpack(uri, target)
 
 
-def _unpacked(uri: str, target: Path) -> dict[str, bytes]:
+def _download_and_unpack(uri: str, target: Path) -> dict[str, bytes]:
     home = target.parent
     with storage.guarded(home, "write"):
         home.mkdir(parents=True, exist_ok=True)
@@ -235,8 +237,8 @@ def _unpacked(uri: str, target: Path) -> dict[str, bytes]:
     return contents(data, where=uri)
 
 
-def _packed_again(folder: Path) -> bytes | None:
-    """None: it holds what no bundle can."""
+def _repack(folder: Path) -> bytes | None:
+    """Pack a folder again, for its digest; None where it holds files that no bundle may have."""
     try:
         return pack(folder)
     except SpecError:
@@ -268,14 +270,14 @@ def contents(data: bytes, *, where: str) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            _check(entries, where)
+            _require_safe_entries(entries, where)
             return {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as e:
         raise IntegrityError(f"{where}: no bundle of code ({' '.join(str(e).split())}); submit the folder again") from e
 
 
-def _check(entries: list[zipfile.ZipInfo], where: str) -> None:
-    """Refuse before a byte is written. Of what is not compressed, zipfile reads no more than the entry says."""
+def _require_safe_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
+    """Refuse unsafe entries before a byte is written; zipfile reads no more than an uncompressed entry says."""
     names = [entry.filename for entry in entries]
     for entry in entries:
         parts = entry.filename.split("/")
@@ -291,26 +293,28 @@ def _check(entries: list[zipfile.ZipInfo], where: str) -> None:
         raise IntegrityError(f"{where}: {size} bytes in {len(entries)} files, {bound}")
 
 
-def _download(uri: str, wanted: str) -> bytes:
-    """The archive's bytes, with the digest that its name says."""
+def _download(uri: str, expected: str) -> bytes:
+    """Return the archive's bytes after comparing them with the digest in its name."""
     folder = uri.rpartition("/")[0]
-    listed = next((stored for stored in storage.list_objects(folder) if stored.uri == uri), None)
-    if listed is None:
+    stored_object = next((stored for stored in storage.list_objects(folder) if stored.uri == uri), None)
+    if stored_object is None:
         raise SpecError(f"task.file: {uri} is not there; submit the folder again, or check AWS_ENDPOINT_URL")
-    if listed.size > LARGEST + MOST * _OVERHEAD:
-        raise StorageError(f"{uri}: {listed.size} bytes, more than a bundle can have; delete it and submit again")
+    if stored_object.size > LARGEST + MOST * _OVERHEAD:
+        raise StorageError(
+            f"{uri}: {stored_object.size} bytes, more than a bundle can have; delete it and submit again"
+        )
     data = storage.read_object(uri)
-    found = hashlib.sha256(data).hexdigest()
-    if found != wanted:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != expected:
         raise IntegrityError(
-            f"{uri}: has SHA-256 {found[:12]}..., not the one in its name; delete it and submit again",
-            {"uri": uri, "found": found},
+            f"{uri}: has SHA-256 {actual[:12]}..., not the one in its name; delete it and submit again",
+            {"uri": uri, "found": actual},
         )
     return data
 
 
-def _digest_in(uri: str) -> str:
-    found = BUNDLE.fullmatch(uri)
-    if found is None:
+def _digest_of_address(uri: str) -> str:
+    match = BUNDLE.fullmatch(uri)
+    if match is None:
         raise SpecError(f"task.file: {uri} must look like s3://bucket/prefix/code/<SHA-256>.zip, or be a path")
-    return found[1]
+    return match[1]

@@ -56,12 +56,12 @@ class Digits:
         images, labels, content = _digits()
         low, high = _BOUNDS[split]
         ids = np.asarray([f"digit/{position:04d}" for position in range(len(images))])
-        place = fractions(ids, salt=2 * self._section.split)
-        chosen = (place >= low) & (place < high)
+        fraction = fractions(ids, salt=2 * self._section.split)
+        chosen = (fraction >= low) & (fraction < high)
         if split == "train":
-            chosen &= self._grown(ids, chosen)
+            chosen &= self._train_subset(ids, chosen)
         positions = np.flatnonzero(chosen & (labels < self._section.classes))
-        self._check(split, labels[positions])
+        self._require_images(split, labels[positions])
         return Samples(
             ids=ids[positions],
             labels=labels[positions],
@@ -78,17 +78,18 @@ class Digits:
             images = random_shift(images, views, self._section.shift)
         return torch.from_numpy(images.astype(np.float32)).unsqueeze(1) / 16.0
 
-    def _grown(self, ids: NDArray[np.str_], train: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _train_subset(self, ids: NDArray[np.str_], train: NDArray[np.bool_]) -> NDArray[np.bool_]:
         rank = np.where(train, fractions(ids, salt=2 * self._section.split + 1), 2.0).argsort().argsort()
         chosen: NDArray[np.bool_] = rank < np.ceil(self._section.share * train.sum())
         return chosen
 
-    def _check(self, split: Split, labels: NDArray[np.int64]) -> None:
+    def _require_images(self, split: Split, labels: NDArray[np.int64]) -> None:
         counts = np.bincount(labels, minlength=len(self.classes))
         if len(labels) == 0 or (split == "train" and not counts.all()):
-            missing = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+            empty_classes = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
             raise DataError(
-                f"task.share: {self._section.share:g} leaves no {split} image of {' '.join(missing)}; use a larger one"
+                f"task.share: {self._section.share:g} leaves no {split} image of {' '.join(empty_classes)};"
+                " use a larger one"
             )
 
 

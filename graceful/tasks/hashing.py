@@ -80,8 +80,8 @@ def in_split(ids: NDArray[np.str_] | Sequence[str], split: str, *, seed: int = 0
         KeyError: No such split; query and gallery need data of their own.
     """
     low, high = SPLITS[split]
-    place = fractions(ids, salt=2 * seed)
-    return np.asarray((place >= low) & (place < high))
+    fraction = fractions(ids, salt=2 * seed)
+    return np.asarray((fraction >= low) & (fraction < high))
 
 
 def split_digest(

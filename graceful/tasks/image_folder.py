@@ -22,7 +22,7 @@ from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
 from graceful.tasks.image_layout import label_of
-from graceful.tasks.image_listing import Image, Listing, list_images, pool, sentence
+from graceful.tasks.image_listing import Image, Listing, ignored_files_note, list_images, pool
 from graceful.tasks.photos import Photo, cut, read_photo
 
 if TYPE_CHECKING:
@@ -56,18 +56,18 @@ class ImageFolder:
     def __getattr__(self, name: str) -> Any:
         if name != "classes":
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        self.classes = self._named()
+        self.classes = self._class_names()
         return self.classes
 
-    def _named(self) -> tuple[str, ...]:
-        found = self._listing.labels("train" if self._listing.splits() else "")
-        named = tuple(label_of(name) for name in self._section.classes or ())
-        for name in named:
-            if name not in found:
-                close = difflib.get_close_matches(name, found, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(found[:10])}"
+    def _class_names(self) -> tuple[str, ...]:
+        folder_names = self._listing.labels("train" if self._listing.splits() else "")
+        wanted = tuple(label_of(name) for name in self._section.classes or ())
+        for name in wanted:
+            if name not in folder_names:
+                close = difflib.get_close_matches(name, folder_names, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(folder_names[:10])}"
                 raise SpecError(f"task.classes: {self._section.root} has no class folder {name!r}; {hint}")
-        return named or tuple(found)
+        return wanted or tuple(folder_names)
 
     @cached_property
     def _listing(self) -> Listing:
@@ -76,9 +76,9 @@ class ImageFolder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which files of the root are no samples, as one sentence; empty where all are."""
+        """Return one sentence about ignored files of the root; empty where there are none."""
         passed_over = self._listing.passed_over
-        return (sentence(self._section.root, passed_over),) if passed_over else ()
+        return (ignored_files_note(self._section.root, passed_over),) if passed_over else ()
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """Build the section's network for [B, channels, size, size] inputs."""
@@ -95,12 +95,12 @@ class ImageFolder:
             KeyError: query or gallery without a folder of that name.
         """
         if split in ("query", "gallery"):
-            images, classes = self._open_set(split)
+            images, classes = self._open_set_images(split)
         else:
-            images, classes = self._closed_set(split), self.classes
+            images, classes = self._closed_set_images(split), self.classes
         position = {name: index for index, name in enumerate(classes)}
         labels = np.asarray([position[image.label] for image in images], dtype=np.int64)
-        self._check(split, labels, classes)
+        self._require_images(split, labels, classes)
         ids = np.asarray([image.path for image in images])
         return Samples(
             ids=ids,
@@ -121,25 +121,29 @@ class ImageFolder:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         return tensor.float() / 127.5 - 1.0
 
-    def _closed_set(self, split: Split) -> list[Image]:
+    def _closed_set_images(self, split: Split) -> list[Image]:
         folders = self._listing.splits()
         if not folders:
             images, bounds = list(self._listing.images), _BOUNDS[split]
         elif split in folders and split != "train":
-            images, bounds = self._of(split), (0.0, 1.0)
+            images, bounds = self._images_of(split), (0.0, 1.0)
         elif split == "test":
             raise DataError(f"task.root: {self._section.root} has split folders but no test; add root/test/<class>")
         else:
-            images, bounds = self._of("train"), self._carved(split)
+            images, bounds = self._images_of("train"), self._train_share(split)
         for image in images:
             if image.label not in self.classes and self._section.classes is None:
                 raise DataError(f"{image.where}: class {image.label!r} has no folder in train; add or move the image")
-        known = [image for image in images if image.label in self.classes]
-        place = fractions([image.path for image in known], salt=0)
-        return [image for image, at in zip(known, place, strict=True) if bounds[0] <= at < bounds[1]]
+        labelled = [image for image in images if image.label in self.classes]
+        image_fractions = fractions([image.path for image in labelled], salt=0)
+        return [
+            image
+            for image, fraction in zip(labelled, image_fractions, strict=True)
+            if bounds[0] <= fraction < bounds[1]
+        ]
 
-    def _carved(self, split: Split) -> tuple[float, float]:
-        """The part of the train folder a split takes: train keeps what no folderless split needs."""
+    def _train_share(self, split: Split) -> tuple[float, float]:
+        """Return the range of the train folder that a split takes; train keeps what splits without a folder leave."""
         folders = self._listing.splits()
         if "constraint" not in folders:
             return _CARVED[split]
@@ -148,16 +152,16 @@ class ImageFolder:
         low, high = _CARVED["constraint"]
         return (low, high) if split == "validation" else (0.0, low)
 
-    def _open_set(self, split: Split) -> tuple[list[Image], tuple[str, ...]]:
+    def _open_set_images(self, split: Split) -> tuple[list[Image], tuple[str, ...]]:
         if split not in self._listing.splits():
             raise KeyError(split)
-        both = {*self._listing.labels("query"), *self._listing.labels("gallery")}
-        return self._of(split), tuple(sorted(both))
+        classes = {*self._listing.labels("query"), *self._listing.labels("gallery")}
+        return self._images_of(split), tuple(sorted(classes))
 
-    def _of(self, split: str) -> list[Image]:
+    def _images_of(self, split: str) -> list[Image]:
         return [image for image in self._listing.images if image.split == split]
 
-    def _check(self, split: Split, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    def _require_images(self, split: Split, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
         if len(labels) == 0:
             raise DataError(f"task.root: {self._section.root} has no image for the {split} split; add some")
         counts = np.bincount(labels, minlength=len(classes))
@@ -177,7 +181,7 @@ def _read(
 
 
 def _pixels(section: ImageFolderTask, item: Photo | Picture) -> NDArray[np.uint8]:
-    """[size, size, channels]."""
+    """Return [size, size, channels] pixels of one item."""
     from PIL import Image as Pillow
 
     square = item.square(section.size, section.decode) if isinstance(item, Photo) else cut(item, section.size)

@@ -40,29 +40,29 @@ _DEBRIS = {
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file or a folder is hidden, or is what systems and viewers leave beside data."""
+    """Return whether a file or folder is hidden, or left beside data by systems and viewers."""
     return name.startswith(".") or name.casefold() in _DEBRIS
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder's name means, in any case; None: it is no usual name of one."""
+    """Return the split that a folder's name means, in any case; None: it is no usual name of one."""
     return _SPLIT_OF.get(name.casefold())
 
 
 def looks_like_split(name: str) -> bool:
-    """Whether a person would take a folder of that name for a split."""
+    """Return whether a folder's name looks like that of a split."""
     return _ALIKE.fullmatch(name.strip().casefold()) is not None
 
 
 def label_of(name: str) -> str:
-    """The class that a folder's name means: one spelling of composed and decomposed letters."""
+    """Return the class of a folder's name, with composed letters."""
     return unicodedata.normalize("NFC", name)
 
 
 def split_folders(
     root: str, folders: Collection[Parts], direct: Collection[Parts], named: Sequence[str]
 ) -> dict[str, str]:
-    """Name of each split folder -> its split; empty where the root holds class folders.
+    """Return name of each split folder -> its split; empty where the root holds class folders.
 
     Args:
         root: For messages.
@@ -92,7 +92,9 @@ def split_folders(
             raise DataError(f"task.root: {root}: {other!r} and {name!r} are both the {split} split; merge them")
         splits[name] = split
     if "train" not in splits.values():
-        raise DataError(f"task.root: {root} has split folders {_list(alike)} but no train; add root/train/<class>")
+        raise DataError(
+            f"task.root: {root} has split folders {_quoted_list(alike)} but no train; add root/train/<class>"
+        )
     return splits
 
 
@@ -116,8 +118,8 @@ def require_classes(
     for parts in folders:
         if len(parts) == depth + 2 and (split := split_of(parts[-1])):
             below.setdefault(parts[:-1], set()).add(split)
-    for parts, found in sorted(below.items()):
-        if "train" in found and len(found) > 1:
+    for parts, split_names in sorted(below.items()):
+        if "train" in split_names and len(split_names) > 1:
             path = "/".join(parts)
             raise DataError(f"task.root: {root}: class folder {path!r} holds splits; expected root/<split>/<class>")
 
@@ -125,9 +127,9 @@ def require_classes(
 def _require_classes(
     root: str, names: Sequence[str], direct: Collection[Parts], above: Parts, named: Sequence[str]
 ) -> None:
-    """Refuse names of splits among classes. One class may be called train: railways are photographed, too.
+    """Refuse names of splits among classes. A single class may be called train, as a vehicle.
 
-    Where the spec names classes that are here, the other folders are none.
+    Where the spec names classes of this folder, other folders are not checked.
     """
     if named and {label_of(name) for name in names}.issuperset(named):
         return
@@ -136,9 +138,9 @@ def _require_classes(
     if alike and not plausible:
         looks = "look like splits" if len(alike) > 1 else "looks like a split"
         others = [name for name in names if name not in alike]
-        beside = f", beside {_list(others[:3])}" if others else ""
+        beside = f", beside {_quoted_list(others[:3])}" if others else ""
         remedy = "move or rename folders, or list the classes in task.classes if it is one"
-        raise DataError(f"task.root: {'/'.join((root, *above))}: {_list(alike)} {looks}{beside}; {remedy}")
+        raise DataError(f"task.root: {'/'.join((root, *above))}: {_quoted_list(alike)} {looks}{beside}; {remedy}")
 
 
 def _require_apart(root: str, names: Iterable[str]) -> None:
@@ -154,5 +156,5 @@ def _require_apart(root: str, names: Iterable[str]) -> None:
         seen[key] = name
 
 
-def _list(names: Iterable[str]) -> str:
+def _quoted_list(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)

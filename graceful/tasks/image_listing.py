@@ -55,7 +55,7 @@ class Listing:
     Attributes:
         images: Sorted by path.
         folders: (split, class) of every class folder.
-        passed_over: Files that were not taken, by what they are.
+        passed_over: Number of ignored files by kind.
     """
 
     images: tuple[Image, ...]
@@ -84,32 +84,32 @@ def list_images(root: str, *, named: Sequence[str] = (), follow_links: bool = Fa
             a name is not UTF-8, or a link leaves the root.
         StorageError: It cannot be read or reached.
     """
-    found = _remote(root) if storage.is_remote(root) else _local(Path(root), follow_links=follow_links)
+    contents = _remote(root) if storage.is_remote(root) else _local(Path(root), follow_links=follow_links)
     named = [label_of(name) for name in named]
-    direct = {parts[:-1] for parts in found.files}
-    splits = split_folders(root, found.folders, direct, named)
+    direct = {parts[:-1] for parts in contents.files}
+    splits = split_folders(root, contents.folders, direct, named)
     depth = 1 if splits else 0
     if splits:
-        found.folders.difference_update([parts for parts in found.folders if parts[0] not in splits])
-    classes = {parts[: depth + 1] for parts in found.folders if len(parts) > depth}
+        contents.folders.difference_update([parts for parts in contents.folders if parts[0] not in splits])
+    classes = {parts[: depth + 1] for parts in contents.folders if len(parts) > depth}
     if not classes:
         raise DataError(f"task.root: {root} has no class folder; expected root/{'train/' * depth}<class>/<image>")
-    require_classes(root, found.folders, direct, splits, named)
+    require_classes(root, contents.folders, direct, splits, named)
     images = []
-    for parts, file in sorted(found.files.items()):
+    for parts, file in sorted(contents.files.items()):
         if len(parts) <= depth + 1:
-            found.passed_over[f"{_ending(parts[-1])} outside the class folders"] += 1
+            contents.passed_over[f"{_suffix_text(parts[-1])} outside the class folders"] += 1
             continue
         split, label = (splits[parts[0]] if depth else ""), label_of(parts[depth])
         images.append(
             Image(path="/".join(parts), split=split, label=label, where=file.where, load=file.load, tag=file.tag)
         )
     labelled = {(splits[parts[0]] if depth else "", label_of(parts[depth])) for parts in classes}
-    return Listing(images=tuple(images), folders=tuple(sorted(labelled)), passed_over=found.passed_over)
+    return Listing(images=tuple(images), folders=tuple(sorted(labelled)), passed_over=contents.passed_over)
 
 
-def sentence(root: str, passed_over: Counter[str]) -> str:
-    """How many files were not taken, and what they are."""
+def ignored_files_note(root: str, passed_over: Counter[str]) -> str:
+    """Return how many files were ignored, by kind, as one sentence."""
     kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))]
     more = [f"{len(kinds) - NAMED_ENDINGS} other kinds"] if len(kinds) > NAMED_ENDINGS else []
     total = passed_over.total()
@@ -118,12 +118,12 @@ def sentence(root: str, passed_over: Counter[str]) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path in one line that any terminal, page or JSON document takes: what is not text is escaped."""
+    """Return a path as one printable line; characters that are not text are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _ending(name: str) -> str:
+def _suffix_text(name: str) -> str:
     return printable(PurePosixPath(name).suffix.lower()) or "without an ending"
 
 
@@ -138,51 +138,51 @@ class _File:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What lies below a root: folders, images, and how many files of other kinds."""
+class _Contents:
+    """The contents of a root: folders, images, and how many files of other kinds."""
 
     folders: set[Parts] = field(default_factory=set)
     files: dict[Parts, _File] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def _local(root: Path, *, follow_links: bool) -> _Found:
+def _local(root: Path, *, follow_links: bool) -> _Contents:
     try:
-        real = root.resolve(strict=True) if root.is_dir() else None
+        resolved_root = root.resolve(strict=True) if root.is_dir() else None
     except (OSError, RuntimeError, ValueError) as e:  # a loop of links; a NUL in the name
         reason = getattr(e, "strerror", None) or e
         raise DataError(f"task.root: {printable(root)} cannot be opened ({reason}); check the path") from e
-    if real is None:
+    if resolved_root is None:
         raise DataError(f"task.root: {printable(root)} is no folder; check the path")
-    found = _Found()
-    for path, kind in _walk(root, (), None if follow_links else real):
+    contents = _Contents()
+    for path, kind in _walk(root, (), None if follow_links else resolved_root):
         parts = path.relative_to(root).parts
         if kind is _BROKEN:
-            found.passed_over["links that lead nowhere"] += 1
+            contents.passed_over["links that lead nowhere"] += 1
         elif kind is _FILE and path.suffix.lower() not in SUFFIXES:
-            found.passed_over[_ending(path.name)] += 1
+            contents.passed_over[_suffix_text(path.name)] += 1
         else:
             _require_text(path)
             if kind is _FOLDER:
-                found.folders.add(parts)
+                contents.folders.add(parts)
             else:
                 load = partial(storage.read_bytes, path)
-                found.files[parts] = _File(where=printable(path), load=load, tag=partial(_local_tag, path))
-    return found
+                contents.files[parts] = _File(where=printable(path), load=load, tag=partial(_local_tag, path))
+    return contents
 
 
 _FOLDER, _FILE, _BROKEN = "folder", "file", "broken"
 
 
-def _walk(folder: Path, above: tuple[Path, ...], within: Path | None) -> Iterator[tuple[Path, str]]:
-    """Everything below a folder, links followed but never back into a folder on the way down.
+def _walk(folder: Path, above: tuple[Path, ...], allowed_root: Path | None) -> Iterator[tuple[Path, str]]:
+    """Yield everything below a folder; links are followed, except to a folder above them.
 
     Args:
         folder: Where.
         above: Folders on the way down to it, links resolved.
-        within: What links must not leave; None: they may lead anywhere.
+        allowed_root: Folder that links must not leave; None: they may lead anywhere.
     """
-    real = folder.resolve()
+    resolved = folder.resolve()
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as e:
@@ -194,21 +194,21 @@ def _walk(folder: Path, above: tuple[Path, ...], within: Path | None) -> Iterato
         kind = _kind(entry)
         if kind is _FOLDER:
             target = path.resolve()
-            if target in (*above, real):
+            if target in (*above, resolved):
                 continue
-            _require_within(entry, within)
+            _require_within(entry, allowed_root)
             yield path, kind
-            yield from _walk(path, (*above, real), within)
+            yield from _walk(path, (*above, resolved), allowed_root)
         elif kind is _FILE:
             if path.suffix.lower() in SUFFIXES:
-                _require_within(entry, within)
+                _require_within(entry, allowed_root)
             yield path, kind
         elif kind is _BROKEN:
             yield path, kind
 
 
 def _kind(entry: os.DirEntry[str]) -> str | None:
-    """What an entry is, links followed; None: a pipe, a socket, a device."""
+    """Return the kind of an entry with links followed; None: a pipe, a socket or a device."""
     try:
         if entry.is_dir():
             return _FOLDER
@@ -219,11 +219,11 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return _BROKEN
 
 
-def _require_within(entry: os.DirEntry[str], within: Path | None) -> None:
-    if within is None or not entry.is_symlink():
+def _require_within(entry: os.DirEntry[str], allowed_root: Path | None) -> None:
+    if allowed_root is None or not entry.is_symlink():
         return
     target = Path(entry.path).resolve()
-    if not target.is_relative_to(within):
+    if not target.is_relative_to(allowed_root):
         raise DataError(
             f"{printable(entry.path)}: a link out of task.root, to {printable(target)}; copy what it leads to, or write"
             " task.follow_links: true"
@@ -238,7 +238,7 @@ def _require_text(path: Path) -> None:
 
 
 def _local_tag(path: Path) -> str:
-    """Size and digest of a file's bytes; of a large file, of its first and last 32 KiB."""
+    """Return size and digest of a file's bytes; of a large file, of its first and last 32 KiB."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -253,24 +253,24 @@ def _local_tag(path: Path) -> str:
     return f"{size}:{sha256(data).hexdigest()}"
 
 
-def _remote(root: str) -> _Found:
-    """Folders of a bucket exist by the objects in them."""
+def _remote(root: str) -> _Contents:
+    """List a bucket, whose folders are the prefixes of its objects."""
     _, prefix = storage.split_uri(root)
     start = len(f"{prefix.rstrip('/')}/") if prefix.strip("/") else 0
-    found = _Found()
+    contents = _Contents()
     for stored in storage.list_objects(root):
         parts = tuple(part for part in stored.key[start:].split("/") if part)
         if any(is_debris(part) for part in parts):
             continue
-        found.folders.update(parts[:depth] for depth in range(1, len(parts)))
+        contents.folders.update(parts[:depth] for depth in range(1, len(parts)))
         if PurePosixPath(stored.key).suffix.lower() not in SUFFIXES:
-            found.passed_over[_ending(parts[-1])] += 1
+            contents.passed_over[_suffix_text(parts[-1])] += 1
             continue
-        if parts in found.files:
+        if parts in contents.files:
             raise DataError(f"{printable(stored.uri)}: another object differs only in slashes; remove one")
         load = partial(storage.read_cached, stored, storage.object_cache())
-        found.files[parts] = _File(where=printable(stored.uri), load=load, tag=partial(_remote_tag, stored))
-    return found
+        contents.files[parts] = _File(where=printable(stored.uri), load=load, tag=partial(_remote_tag, stored))
+    return contents
 
 
 def _remote_tag(stored: storage.StoredObject) -> str:
@@ -278,7 +278,7 @@ def _remote_tag(stored: storage.StoredObject) -> str:
 
 
 def pool() -> ThreadPoolExecutor:
-    """Threads that read and decode images; a process that was forked gets its own."""
+    """Return the threads that read and decode images; a forked process gets its own."""
     return _pool(os.getpid())
 
 

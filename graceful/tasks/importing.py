@@ -25,7 +25,7 @@ from typing import Any
 
 from graceful.errors import IntegrityError, SpecError
 from graceful.tasks import code
-from graceful.tasks.watched import blamed
+from graceful.tasks.user_task import user_file_errors
 
 _folders: set[str] = set()
 """Task folders whose modules this process has imported, or could have."""
@@ -47,10 +47,10 @@ def load_module(source: code.Source) -> ModuleType:
         raise SpecError(f"task.file: {source.path} is no Python file; its name must end in .py")
     module = module_from_spec(spec)
     if source.folder is not None:
-        _put_first(source.folder.resolve(), source.files)
+        _import_from(source.folder.resolve(), source.files)
     sys.modules[name] = module
     try:
-        with blamed(source.path), _without_bytecode():
+        with user_file_errors(source.path), _without_bytecode():
             exec(compile(source.entry, str(path), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
@@ -59,15 +59,15 @@ def load_module(source: code.Source) -> ModuleType:
     return module
 
 
-def forget() -> None:
-    """Import nothing from the folders of tasks any more."""
+def forget_task_folders() -> None:
+    """Stop importing from the folders of tasks."""
     sys.path[:] = [entry for entry in sys.path if entry not in _folders]
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, VerifiedModules)]
     _folders.clear()
 
 
-def _put_first(folder: Path, files: Mapping[str, bytes] | None) -> None:
-    """Let `import x` find x.py of this folder, as it is now or was verified, and not that of another task.
+def _import_from(folder: Path, files: Mapping[str, bytes] | None) -> None:
+    """Import from this folder, from its files or from verified content, and no longer from that of another task.
 
     Raises:
         SpecError: A module beside the file has the name of one of Python's own, or of one that is loaded already.
@@ -77,24 +77,24 @@ def _put_first(folder: Path, files: Mapping[str, bytes] | None) -> None:
         name = path.stem
         if path.name == code.ENTRY or name.startswith("__"):
             continue
-        own = name in sys.stdlib_module_names
-        if own or (name in sys.modules and not _is_beside(sys.modules[name])):
-            whose = "is Python's own" if own else "is loaded already from elsewhere"
+        standard = name in sys.stdlib_module_names
+        if standard or (name in sys.modules and not _is_task_module(sys.modules[name])):
+            whose = "is Python's own" if standard else "is loaded already from elsewhere"
             raise SpecError(f"task.file: {path}: a module {name!r} {whose}; give it another name here")
-    known = {path.stem for each in _folders for path in Path(each).glob("*")}
-    known |= {Path(name).parts[0].partition(".")[0] for name in files or ()}
+    names = {path.stem for task_folder in _folders for path in Path(task_folder).glob("*")}
+    names |= {Path(name).parts[0].partition(".")[0] for name in files or ()}
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in known and _is_beside(module):
+        if name.partition(".")[0] in names and _is_task_module(module):
             del sys.modules[name]
-    others = [finder for finder in sys.meta_path if not isinstance(finder, VerifiedModules)]
-    sys.meta_path[:] = others if files is None else [VerifiedModules(folder, files), *others]
-    first = [str(folder)] if files is None else []
-    sys.path[:] = [*first, *(entry for entry in sys.path if entry not in _folders)]
+    other_finders = [finder for finder in sys.meta_path if not isinstance(finder, VerifiedModules)]
+    sys.meta_path[:] = other_finders if files is None else [VerifiedModules(folder, files), *other_finders]
+    new_entries = [str(folder)] if files is None else []
+    sys.path[:] = [*new_entries, *(entry for entry in sys.path if entry not in _folders)]
     importlib.invalidate_caches()
 
 
 def _modules_in(folder: Path, files: Mapping[str, bytes] | None) -> list[Path]:
-    """The modules, and the folders of the packages, that lie in the folder itself."""
+    """Return the modules and the package folders that lie in the folder itself."""
     if files is None:
         return [*folder.glob("*.py"), *(init.parent for init in folder.glob("*/__init__.py"))]
     paths = [Path(name) for name in files]
@@ -103,15 +103,15 @@ def _modules_in(folder: Path, files: Mapping[str, bytes] | None) -> list[Path]:
     return [folder / path for path in (*modules, *packages)]
 
 
-def _is_beside(module: ModuleType) -> bool:
-    """Whether a module was imported from a task's folder."""
-    places = (getattr(module, "__file__", None) or "", *(getattr(module, "__path__", None) or ()))
-    return any(Path(place).is_relative_to(folder) for place in places if place for folder in _folders)
+def _is_task_module(module: ModuleType) -> bool:
+    """Return whether a module was imported from a task's folder."""
+    locations = (getattr(module, "__file__", None) or "", *(getattr(module, "__path__", None) or ()))
+    return any(Path(location).is_relative_to(folder) for location in locations if location for folder in _folders)
 
 
 @contextmanager
 def _without_bytecode() -> Iterator[None]:
-    """Python takes an edit within a second that keeps the length for no edit, if it finds bytecode."""
+    """Write no bytecode: with it Python misses an edit within a second that keeps the length of the file."""
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -123,7 +123,7 @@ def _without_bytecode() -> Iterator[None]:
 
 
 class VerifiedModules(MetaPathFinder):
-    """Finds the modules of one folder among verified bytes.
+    """Finds the modules of one folder in verified content.
 
     Args:
         folder: Where the files lie, resolved.
@@ -137,17 +137,17 @@ class VerifiedModules(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return how to import a module of the folder; None: it has no such module."""
-        if "." in fullname and not any(Path(place).is_relative_to(self.folder) for place in path or ()):
+        if "." in fullname and not any(Path(location).is_relative_to(self.folder) for location in path or ()):
             return None
         stem = fullname.replace(".", "/")
         for name, inside in ((f"{stem}/__init__.py", [str(self.folder / stem)]), (f"{stem}.py", None)):
             if name in self.files:
-                place = str(self.folder / name)
-                loader = _FromBytes(fullname, place, self.files[name])
-                return spec_from_file_location(fullname, place, loader=loader, submodule_search_locations=inside)
+                location = str(self.folder / name)
+                loader = _VerifiedLoader(fullname, location, self.files[name])
+                return spec_from_file_location(fullname, location, loader=loader, submodule_search_locations=inside)
         compiled = next((stem + ending for ending in EXTENSION_SUFFIXES if stem + ending in self.files), None)
         if compiled is not None:
-            return self._compiled(fullname, compiled)
+            return self._extension_spec(fullname, compiled)
         inner = any(name.startswith(f"{stem}/") and name.endswith(".py") for name in self.files)
         if "." in fullname and not inner:  # Python would look into the folder itself, where anything may lie by now
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
@@ -157,24 +157,24 @@ class VerifiedModules(MetaPathFinder):
         spec.submodule_search_locations = [str(self.folder / stem)]
         return spec
 
-    def _compiled(self, fullname: str, name: str) -> ModuleSpec | None:
-        """The operating system reads it from the file, which must still be what was verified."""
-        place = self.folder / name
-        if place.read_bytes() != self.files[name]:
-            raise IntegrityError(f"{place}: was changed after it was verified; delete {self.folder}")
-        return spec_from_file_location(fullname, place)
+    def _extension_spec(self, fullname: str, name: str) -> ModuleSpec | None:
+        """Return the spec of a compiled module, which the system loads from a file that must still be as verified."""
+        path = self.folder / name
+        if path.read_bytes() != self.files[name]:
+            raise IntegrityError(f"{path}: was changed after it was verified; delete {self.folder}")
+        return spec_from_file_location(fullname, path)
 
 
-class _FromBytes(SourceFileLoader):
-    """Compiles given bytes; neither the file nor bytecode beside it is looked at."""
+class _VerifiedLoader(SourceFileLoader):
+    """Compiles verified bytes without reading the file or its bytecode."""
 
     def __init__(self, fullname: str, path: str, content: bytes) -> None:
         super().__init__(fullname, path)
         self._content = content
 
     def path_stats(self, path: Any) -> Mapping[str, Any]:
-        """As for a file whose bytecode cannot be trusted, and is not written."""
-        raise OSError(f"{path}: bytecode is not looked at")
+        """Raise, so that the import system neither reads nor writes bytecode."""
+        raise OSError(f"{path}: bytecode is not used")
 
     def get_data(self, path: Any) -> bytes:
         """The verified content of the module, or any other file as it lies there."""

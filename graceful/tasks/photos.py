@@ -32,7 +32,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "AVIF", "J
 """What a file may hold, whatever its ending. Formats that Pillow gives to other programs (EPS) are not among them."""
 MARGIN = 3
 """A reduced JPEG keeps at least so many pixels for each pixel of the square's side."""
-ROOM = 512 * 2**20
+MEMORY_LIMIT = 512 * 2**20
 """Bytes that images may take together while they are decoded; a larger one is decoded alone."""
 _BYTES_PER_PIXEL = 8
 """An image and one copy of it, turned or in another mode."""
@@ -121,7 +121,7 @@ def _square(image: Image, size: int, decode: Decode) -> NDArray[np.uint8]:
 
 @contextmanager
 def _decoded(image: Image, *, least: int | None) -> Iterator[Picture]:
-    """An image upright and in colour, while there is room for it.
+    """Yield an image upright and in colour while its memory is reserved.
 
     Args:
         image: Which.
@@ -129,26 +129,26 @@ def _decoded(image: Image, *, least: int | None) -> Iterator[Picture]:
             None: at its own size.
     """
     data = image.load()
-    with _translated(image.where, "not a readable image", "repair or remove it"):
-        picture = _opened(data)
-    with _room(os.getpid()).taken(picture.width * picture.height * _BYTES_PER_PIXEL):
-        with _translated(image.where, "not a readable image", "repair or remove it"):
+    with _decoding_errors(image.where, "not a readable image", "repair or remove it"):
+        picture = _open(data)
+    with _memory_budget(os.getpid()).reserved(picture.width * picture.height * _BYTES_PER_PIXEL):
+        with _decoding_errors(image.where, "not a readable image", "repair or remove it"):
             if least is not None:
                 picture.draft(None, (least, least))
             picture.load()
         is_netpbm = picture.format == "PPM"
-        with _translated(image.where, "its EXIF metadata cannot be read", "save it without them, or remove it"):
+        with _decoding_errors(image.where, "its EXIF metadata cannot be read", "save it without them, or remove it"):
             picture = _upright(picture)
-        with _translated(image.where, "not a readable image", "repair or remove it"):
-            picture = _coloured(picture, is_netpbm=is_netpbm)
+        with _decoding_errors(image.where, "not a readable image", "repair or remove it"):
+            picture = _as_rgb(picture, is_netpbm=is_netpbm)
         yield picture
 
 
-def _opened(data: bytes) -> Picture:
+def _open(data: bytes) -> Picture:
     from PIL import Image as Pillow
     from PIL import UnidentifiedImageError
 
-    _quiet()
+    _silence_pillow()
     try:
         return Pillow.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as e:
@@ -156,14 +156,14 @@ def _opened(data: bytes) -> Picture:
 
 
 @contextmanager
-def _translated(where: str, problem: str, remedy: str) -> Iterator[None]:
+def _decoding_errors(image: str, problem: str, remedy: str) -> Iterator[None]:
     from PIL import Image as Pillow
 
     try:
         yield
     except (*_RAISED, Pillow.DecompressionBombError) as e:
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise DataError(f"{where}: {problem} ({reason:.200}); {remedy}") from e
+        raise DataError(f"{image}: {problem} ({reason:.200}); {remedy}") from e
 
 
 def _upright(picture: Picture) -> Picture:
@@ -186,7 +186,7 @@ def _upright(picture: Picture) -> Picture:
     return picture if method is None else picture.transpose(method)
 
 
-def _coloured(picture: Picture, *, is_netpbm: bool) -> Picture:
+def _as_rgb(picture: Picture, *, is_netpbm: bool) -> Picture:
     """RGB; grey of 16 bits, which Pillow would clip to white, is scaled to 8.
 
     Raises:
@@ -202,8 +202,8 @@ def _coloured(picture: Picture, *, is_netpbm: bool) -> Picture:
 
 
 @lru_cache(maxsize=1)
-def _quiet() -> None:
-    """Pillow warns of odd metadata and of large images on stderr; what matters here is raised."""
+def _silence_pillow() -> None:
+    """Silence Pillow's warnings about odd metadata and large images; errors are raised here."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -211,18 +211,18 @@ def _quiet() -> None:
 
 
 @dataclass(eq=False)
-class _Room:
-    """Bytes that threads take while they decode."""
+class _MemoryBudget:
+    """Memory that the decoding threads of a process share."""
 
     used: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     @contextmanager
-    def taken(self, wanted: int) -> Iterator[None]:
-        """Wait until there is room; what is larger than all of it takes all."""
-        amount = min(wanted, ROOM)
+    def reserved(self, size: int) -> Iterator[None]:
+        """Reserve bytes, waiting until they are free; a request above the limit takes all of it."""
+        amount = min(size, MEMORY_LIMIT)
         with self.changed:
-            self.changed.wait_for(lambda: self.used + amount <= ROOM)
+            self.changed.wait_for(lambda: self.used + amount <= MEMORY_LIMIT)
             self.used += amount
         try:
             yield
@@ -233,6 +233,6 @@ class _Room:
 
 
 @lru_cache(maxsize=1)
-def _room(process: int) -> _Room:
-    """Of a process; one that was forked gets its own."""
-    return _Room()
+def _memory_budget(process: int) -> _MemoryBudget:
+    """Return the budget of a process; a forked process gets its own."""
+    return _MemoryBudget()

@@ -15,13 +15,13 @@ from graceful.errors import SpecError
 from graceful.spec import PythonTask
 from graceful.tasks import code
 from graceful.tasks.importing import load_module
-from graceful.tasks.watched import Watched, blamed, require_learner
+from graceful.tasks.user_task import UserTask, require_learner, user_file_errors
 
 _METHODS = ("network", "samples")
 _ATTRIBUTES = ("classes", "augments")
 
 
-def load_task(section: PythonTask, *, trusted: Collection[str] | None = None) -> Watched:
+def load_task(section: PythonTask, *, trusted: Collection[str] | None = None) -> UserTask:
     """Load the file and call its `task` with the options.
 
     Args:
@@ -39,11 +39,11 @@ def load_task(section: PythonTask, *, trusted: Collection[str] | None = None) ->
     factory = getattr(load_module(source), "task", None)
     if not callable(factory):
         raise SpecError(f"{path}: defines no function task(**options); add one that returns the task")
-    _check_options(path, factory, section.options)
-    with blamed(path):
+    _require_options(path, factory, section.options)
+    with user_file_errors(path):
         built = factory(**section.options)
-    _check_members(path, built)
-    return Watched(built, path)
+    _require_members(path, built)
+    return UserTask(built, path)
 
 
 def source_digest(section: PythonTask) -> str:
@@ -55,7 +55,7 @@ def source_digest(section: PythonTask) -> str:
     return code.digest(section.file)
 
 
-def _check_options(path: Path, factory: Callable[..., Any], options: dict[str, Any]) -> None:
+def _require_options(path: Path, factory: Callable[..., Any], options: dict[str, Any]) -> None:
     parameters = inspect.signature(factory).parameters.values()
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -69,7 +69,7 @@ def _check_options(path: Path, factory: Callable[..., Any], options: dict[str, A
             raise SpecError(f"task.options.{name}: required by task() in {path} and missing; add it")
 
 
-def _check_members(path: Path, built: object) -> None:
+def _require_members(path: Path, built: object) -> None:
     kind = type(built).__name__
     learner = getattr(built, "learner", None)
     for name in (*_METHODS, *(() if learner is not None else ("transform",))):

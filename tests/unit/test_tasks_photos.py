@@ -17,7 +17,7 @@ from graceful.errors import DataError
 from graceful.programs.flipped import thumbnails
 from graceful.spec import ImageFolderTask
 from graceful.tasks.base import Samples
-from graceful.tasks.portions import ROOM, portion
+from graceful.tasks.portions import MEMORY_LIMIT, portion
 
 
 def encoded(picture, kind, **options):
@@ -184,7 +184,7 @@ def test_large_inputs_are_run_fewer_at_a_time(folder, size, expected):
     task, _ = folder(encoded(noise(20, 20), "JPEG"), size=size)
     samples = _train(task)
     assert portion(samples, task.transform, most=1024) == expected
-    assert expected * size * size * 15 <= ROOM
+    assert expected * size * size * 15 <= MEMORY_LIMIT
 
 
 # --- damaged files ----------------------------------------------------------------------------------------------------

@@ -70,15 +70,15 @@ def _open(path: Path) -> Archive:
         raise DataError(f"{e.filename}: the glyphs archive is missing; install graceful-ai again") from e
     except (OSError, ValueError, KeyError) as e:
         raise DataError(f"{path}: the glyphs archive cannot be read ({e}); install graceful-ai again") from e
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
         raise IntegrityError(
-            f"{path}: SHA-256 {found[:12]} where {expected[:12]} is recorded; install graceful-ai again",
-            {"path": str(path), "expected": expected, "found": found},
+            f"{path}: SHA-256 {digest[:12]} where {expected[:12]} is recorded; install graceful-ai again",
+            {"path": str(path), "expected": expected, "found": digest},
         )
     try:
         content = np.load(io.BytesIO(data), allow_pickle=False)
-        archive = Archive(faces=content["faces"], keys=content["keys"], digest=found, content=content)
+        archive = Archive(faces=content["faces"], keys=content["keys"], digest=digest, content=content)
         characters = str(content["characters"])
     except (ValueError, KeyError, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: not a glyphs archive ({e}); build it again") from e
@@ -91,7 +91,7 @@ _ARRAYS: dict[tuple[str, str], NDArray[np.uint8]] = {}
 
 
 def _unpacked(archive: Archive, name: str) -> NDArray[np.uint8]:
-    """One array, unpacked once per process; views of it are what `read` indexes."""
+    """Return one array of the archive, unpacked once per process; `read` indexes views of it."""
     key = (archive.digest, name)
     if key not in _ARRAYS:
         array = np.asarray(archive.content[name])

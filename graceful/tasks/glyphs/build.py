@@ -46,7 +46,7 @@ GRANTS = {
 
 @dataclass(kw_only=True)
 class Harvest:
-    """What the packages yielded, before copies and surplus faces are dropped."""
+    """The faces of all packages before copies and surplus faces are dropped, and what was dropped."""
 
     faces: list[Face] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -56,14 +56,14 @@ class Harvest:
 def main() -> int:
     """Build and write all three files; returns the exit code."""
     harvest = Harvest()
-    for package, licence in listed():
+    for package, licence in listed_packages():
         gather(harvest, package=package, licence=licence)
-    kept, copies = without_copies(harvest.faces)
+    distinct, copies = without_copies(harvest.faces)
     harvest.dropped["copy of another face"] += len(copies)
-    keys, joined = keys_of(kept)
-    chosen = representatives(kept, keys)
-    harvest.dropped["more faces of a design than the archive keeps"] += len(kept) - len(chosen)
-    faces, keys = [kept[i] for i in chosen], [keys[i] for i in chosen]
+    keys, joined = keys_of(distinct)
+    chosen = representatives(distinct, keys)
+    harvest.dropped["more faces of a design than the archive keeps"] += len(distinct) - len(chosen)
+    faces, keys = [distinct[i] for i in chosen], [keys[i] for i in chosen]
     data = pack(faces, keys)
     if len(data) > LARGEST:
         raise DataError(f"glyphs.npz would have {len(data)} bytes, at most {LARGEST}; keep fewer faces of each design")
@@ -75,8 +75,8 @@ def main() -> int:
     return 0
 
 
-def listed() -> list[tuple[str, str]]:
-    """Packages and licences of packages.txt."""
+def listed_packages() -> list[tuple[str, str]]:
+    """Return packages and licences of packages.txt."""
     lines = (HERE / "packages.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split() for line in lines if line and not line.startswith("#")]
     return [(package, licence) for package, licence in pairs]
@@ -92,8 +92,8 @@ def gather(harvest: Harvest, *, package: str, licence: str) -> None:
     notice = Path("/usr/share/doc") / package / "copyright"
     if not paths or not notice.exists():
         raise DataError(f"{package}: not installed; apt-get install {package}")
-    words = re.sub(r"\s+", " ", notice.read_text(encoding="utf-8", errors="replace"))
-    if not re.search(GRANTS[licence], words):
+    notice_text = re.sub(r"\s+", " ", notice.read_text(encoding="utf-8", errors="replace"))
+    if not re.search(GRANTS[licence], notice_text):
         raise DataError(f"{notice}: does not grant {licence}; correct packages.txt")
     harvest.copyrights[package] = sha256_file(notice)
     for path in sorted(map(Path, paths)):
@@ -106,12 +106,12 @@ def gather(harvest: Harvest, *, package: str, licence: str) -> None:
 
 
 def pack(faces: Sequence[Face], keys: Sequence[str]) -> bytes:
-    """The archive's bytes: an npz without pickles and without timestamps."""
+    """Return the archive's bytes: an npz without pickles and without timestamps."""
     split = len(ALPHANUMERIC)
     present = np.stack([face.present[split:] for face in faces])
     arrays: dict[str, np.ndarray[Any, Any]] = {
         "characters": np.asarray(CHARACTERS),
-        "faces": np.asarray(names(faces)),
+        "faces": np.asarray(unique_names(faces)),
         "keys": np.asarray(keys),
         "present": present,
         "alphanumeric": np.stack([face.images[:split] for face in faces]),
@@ -128,7 +128,7 @@ def pack(faces: Sequence[Face], keys: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def names(faces: Sequence[Face]) -> list[str]:
+def unique_names(faces: Sequence[Face]) -> list[str]:
     """Unique names: the file's stem, with its package where two files share one; no slash, no space."""
     stems = Counter(face.name for face in faces)
     unique = [face.name if stems[face.name] == 1 else f"{face.package}-{face.name}" for face in faces]
@@ -152,7 +152,7 @@ def describe(
             "licence": face.licence,
             "copyright_sha256": harvest.copyrights[face.package],
         }
-        for name, face, key in zip(names(faces), faces, keys, strict=True)
+        for name, face, key in zip(unique_names(faces), faces, keys, strict=True)
     ]
     return {
         "schema": 1,

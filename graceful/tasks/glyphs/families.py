@@ -88,11 +88,11 @@ def keys_of(faces: Sequence[Face]) -> tuple[list[str], list[str]]:
         return key
 
     joined = []
-    for one, other, distance in near_pairs(faces, NEAR):
-        first, second = sorted((root(keys[one]), root(keys[other])))
+    for left, right, distance in near_pairs(faces, NEAR):
+        first, second = sorted((root(keys[left]), root(keys[right])))
         if first != second:
             parent[second] = first
-            joined.append(f"{second} -> {first}: {faces[one].name} and {faces[other].name} differ by {distance:.3f}")
+            joined.append(f"{second} -> {first}: {faces[left].name} and {faces[right].name} differ by {distance:.3f}")
     return [root(key) for key in keys], joined
 
 
@@ -112,14 +112,14 @@ def without_copies(faces: Sequence[Face]) -> tuple[list[Face], list[Face]]:
 
     A copy has exactly the same letters and digits, or is the same file name of a package in another format or folder.
     """
-    seen: set[bytes | tuple[str, str]] = set()
-    kept: list[Face] = []
+    known_marks: set[bytes | tuple[str, str]] = set()
+    originals: list[Face] = []
     copies: list[Face] = []
     for face in sorted(faces, key=lambda face: (face.name, face.package)):
         marks: set[bytes | tuple[str, str]] = {face.images[: len(ALPHANUMERIC)].tobytes(), (face.package, face.name)}
-        (copies if marks & seen else kept).append(face)
-        seen |= marks
-    return kept, copies
+        (copies if marks & known_marks else originals).append(face)
+        known_marks |= marks
+    return originals, copies
 
 
 def representatives(faces: Sequence[Face], keys: Sequence[str], per_key: int = FACES_PER_KEY) -> list[int]:

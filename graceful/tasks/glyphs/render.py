@@ -79,7 +79,9 @@ def render(path: Path, *, package: str, licence: str) -> Face | str:
         return "blank H"
     sized = ImageFont.truetype(str(path), 200 * CAP_HEIGHT / (bottom - top), layout_engine=ImageFont.Layout.BASIC)
     present = np.asarray([ord(c) in covered for c in CHARACTERS])
-    images = np.stack([_draw(sized, c) if there else _empty() for c, there in zip(CHARACTERS, present, strict=True)])
+    images = np.stack(
+        [_draw(sized, c) if has_glyph else _blank_image() for c, has_glyph in zip(CHARACTERS, present, strict=True)]
+    )
     ink = images.mean(axis=(1, 2)) / 255
     usable = (ink > BLANK) & (ink < SOLID)
     reason = "mixes capitals and small letters" if family in MIXED else _unusable(images, usable)
@@ -110,12 +112,12 @@ def _draw(font: object, character: str) -> NDArray[np.uint8]:
     return grey
 
 
-def _empty() -> NDArray[np.uint8]:
+def _blank_image() -> NDArray[np.uint8]:
     return np.zeros((SIZE, SIZE), np.uint8)
 
 
 def _unusable(images: NDArray[np.uint8], usable: NDArray[np.bool_]) -> str:
-    """Why the drop rules refuse a face; empty when they do not."""
+    """Return why the drop rules refuse a face; empty when they do not."""
     if not usable[: len(ALPHANUMERIC)].all():
         return "blank or solid glyphs"
     first = {class_of(c): images[i].tobytes() for i, c in reversed(list(enumerate(ALPHANUMERIC)))}
@@ -129,14 +131,16 @@ def _unusable(images: NDArray[np.uint8], usable: NDArray[np.bool_]) -> str:
 
 
 def _likeness_of_cases(images: NDArray[np.uint8]) -> float:
-    """Mean correlation between small letters of their own shape and their capitals."""
-    small = [c for c in ALPHANUMERIC if c.islower() and class_of(c) == c]
-    pairs = [(_cropped(images[CHARACTERS.index(c)]), _cropped(images[CHARACTERS.index(c.upper())])) for c in small]
-    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in pairs]))
+    """Return the mean correlation between capitals and small letters whose shape differs from theirs."""
+    letters = [c for c in ALPHANUMERIC if c.islower() and class_of(c) == c]
+    pairs = [
+        (_ink_square(images[CHARACTERS.index(c)]), _ink_square(images[CHARACTERS.index(c.upper())])) for c in letters
+    ]
+    return float(np.mean([np.corrcoef(small_letter, capital)[0, 1] for small_letter, capital in pairs]))
 
 
-def _cropped(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """[256]: the inked rectangle, scaled to 16x16."""
+def _ink_square(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return [256], the inked rectangle scaled to 16x16."""
     from PIL import Image
 
     rows, columns = np.nonzero(image > 60)
@@ -147,7 +151,7 @@ def _cropped(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _not_the_placeholder(images: NDArray[np.uint8], font: object) -> NDArray[np.bool_]:
-    """Where a glyph is not the box that stands for a missing one."""
+    """Return where a glyph differs from the box that stands for a missing one."""
     box = _draw(font, "\U0010fffd")
     differs: NDArray[np.bool_] = (images != box).any(axis=(1, 2))
     return differs

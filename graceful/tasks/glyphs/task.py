@@ -29,13 +29,13 @@ class Glyphs:
     """
 
     def __init__(self, section: GlyphsTask) -> None:
-        known = ALL_SEEN if section.characters == "all" else CLOSED_SET
-        count = len(known) if section.classes is None else section.classes
-        if count > len(known):
-            more = "" if section.characters == "all" else f"; characters: all has {len(ALL_SEEN)}"
-            raise SpecError(f"task.classes: must be at most {len(known)}, got {count}{more}")
+        characters = ALL_SEEN if section.characters == "all" else CLOSED_SET
+        count = len(characters) if section.classes is None else section.classes
+        if count > len(characters):
+            hint = "" if section.characters == "all" else f"; characters: all has {len(ALL_SEEN)}"
+            raise SpecError(f"task.classes: must be at most {len(characters)}, got {count}{hint}")
         self._section = section
-        self.classes = known[:count]
+        self.classes = characters[:count]
         self.augments = section.shift > 0
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
@@ -56,8 +56,8 @@ class Glyphs:
         if split in ("query", "gallery"):
             if not self._section.open_set:
                 raise KeyError(split)
-            return self._open(archive, _halves(self._designs(archive, "test"), self._section.split)[split])
-        return self._closed(archive, split)
+            return self._open_set(archive, _halves(self._designs(archive, "test"), self._section.split)[split])
+        return self._closed_set(archive, split)
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
         """uint8 [B, 28, 28] -> float32 [B, 1, 28, 28] in [0, 1]; translated when there are views."""
@@ -73,7 +73,7 @@ class Glyphs:
             designs = designs[: int(np.ceil(self._section.fonts * len(designs)))]
         return designs
 
-    def _closed(self, archive: Archive, split: Split) -> Samples:
+    def _closed_set(self, archive: Archive, split: Split) -> Samples:
         position = {name: index for index, name in enumerate(self.classes)}
         label_of = np.asarray([position.get(class_of(c), -1) for c in CHARACTERS])
         samples = _select(archive, self._designs(archive, split), label_of, self.classes)
@@ -85,7 +85,7 @@ class Glyphs:
             )
         return samples
 
-    def _open(self, archive: Archive, designs: NDArray[np.str_]) -> Samples:
+    def _open_set(self, archive: Archive, designs: NDArray[np.str_]) -> Samples:
         label_of = np.asarray([OPEN_SET.find(c) for c in CHARACTERS])
         return _select(archive, designs, label_of, tuple(OPEN_SET))
 
@@ -152,7 +152,7 @@ class _Reader:
 
     def __init__(self, *, sources: list[NDArray[np.uint8]], rows: list[NDArray[np.int64]]) -> None:
         self._sources = sources
-        self._source = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        self._source = np.repeat(np.arange(len(rows)), [len(source_rows) for source_rows in rows])
         self._row = np.concatenate(rows)
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -160,6 +160,6 @@ class _Reader:
             return self._sources[0][self._row[positions]]
         images = np.empty((len(positions), 28, 28), np.uint8)
         for number, source in enumerate(self._sources):
-            here = self._source[positions] == number
-            images[here] = source[self._row[positions][here]]
+            in_source = self._source[positions] == number
+            images[in_source] = source[self._row[positions][in_source]]
         return images

@@ -1,4 +1,4 @@
-"""A user's task, watched: its errors get file and line, its answers are checked on entry. Driver and workers."""
+"""The task of a user's file: its errors get file and line, what it returns is checked. Driver and workers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from graceful.learners import Batch, KeepsAssets, Learner
 from graceful.learners.base import KEEPING, MEMBERS
 from graceful.learners.batch import require_batch
 from graceful.models.base import Network, Outputs
-from graceful.tasks.base import WHAT, Samples, Split, Task
+from graceful.tasks.base import MESSAGE_PREFIX, Samples, Split, Task
 
 _MAY_BE_ABSENT = ("query", "gallery")
 _NEEDED = ("train", "validation")
 
 
-class Watched:
+class UserTask:
     """The task that a user's file made, behind the same protocol.
 
     Attributes:
@@ -39,7 +39,7 @@ class Watched:
         self.own, self.path = own, path
         self.classes, self.augments = own.classes, own.augments
         learner: Learner | None = getattr(own, "learner", None)
-        self.learner = None if learner is None else WatchedLearner(learner, path)
+        self.learner = None if learner is None else UserLearner(learner, path)
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """As `Task.network`.
@@ -48,7 +48,7 @@ class Watched:
             SpecError: An error in the file, or no network. Where the task has a learner, the network needs `classify`
                 alone, for losses that read the frozen head.
         """
-        with blamed(self.path):
+        with user_file_errors(self.path):
             built = self.own.network(classes)
         if self.learner is not None and isinstance(built, nn.Module) and hasattr(built, "classify"):
             return built
@@ -71,7 +71,7 @@ class Watched:
             )
         task = copy.copy(self)
         task.learner = self.learner.restored(assets)
-        with blamed(self.path):
+        with user_file_errors(self.path):
             task.own = copy.copy(self.own)
             task.own.learner = task.learner.own  # type: ignore[attr-defined]
         return task
@@ -85,19 +85,21 @@ class Watched:
         """
         where = f"{self.path}: samples({split!r})"
         try:
-            with blamed(self.path, passing=(KeyError,) if split in _MAY_BE_ABSENT else ()):
-                found = self.own.samples(split)
+            with user_file_errors(self.path, passing=(KeyError,) if split in _MAY_BE_ABSENT else ()):
+                samples = self.own.samples(split)
         except DataError as e:
-            if not e.message.startswith(WHAT):
+            if not e.message.startswith(MESSAGE_PREFIX):
                 raise
-            raise DataError(f"{where}: {e.message.removeprefix(WHAT)}") from e
-        if not isinstance(found, Samples):
-            raise SpecError(f"{where} returned a {type(found).__name__}; return Samples.of(items, labels, ...)")
-        if split in _NEEDED and not len(found):
+            raise DataError(f"{where}: {e.message.removeprefix(MESSAGE_PREFIX)}") from e
+        if not isinstance(samples, Samples):
+            raise SpecError(f"{where} returned a {type(samples).__name__}; return Samples.of(items, labels, ...)")
+        if split in _NEEDED and not len(samples):
             raise DataError(f"{where} is empty; training needs at least one sample in it")
-        if split not in _MAY_BE_ABSENT and found.classes != self.classes:
-            raise DataError(f"{where} has classes {found.classes!r:.60}, the task {self.classes!r:.60}; give the same")
-        return replace(found, read=partial(self._read, found.read))
+        if split not in _MAY_BE_ABSENT and samples.classes != self.classes:
+            raise DataError(
+                f"{where} has classes {samples.classes!r:.60}, the task {self.classes!r:.60}; give the same"
+            )
+        return replace(samples, read=partial(self._read, samples.read))
 
     def transform(self, items: Any, views: NDArray[Any] | None) -> Batch:
         """As `Task.transform`.
@@ -110,11 +112,11 @@ class Watched:
         return _batch_of(self.path, self.own.transform, items, views, name="transform()")
 
     def _read(self, read: Callable[[NDArray[Any]], Any], positions: NDArray[Any]) -> Any:
-        with blamed(self.path):
+        with user_file_errors(self.path):
             return read(positions)
 
 
-class WatchedLearner:
+class UserLearner:
     """The learner that a user's file made, behind the same protocol.
 
     Args:
@@ -156,12 +158,12 @@ class WatchedLearner:
         """
         # On a GPU the same exceptions may be those of the device; whoever started the step decides.
         of_the_device = (RuntimeError,) if labels.device.type != "cpu" else (torch.OutOfMemoryError,)
-        with blamed(self.path, passing=of_the_device):
+        with user_file_errors(self.path, passing=of_the_device):
             losses = self.own.task_loss(outputs, batch, labels)
         if not isinstance(losses, Tensor) or losses.shape != labels.shape:
-            got = list(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+            returned = list(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise SpecError(
-                f"{self.path}: task_loss() of the learner returned {got}; must be one value for each sample,"
+                f"{self.path}: task_loss() of the learner returned {returned}; must be one value for each sample,"
                 f" {list(labels.shape)}"
             )
         return losses
@@ -174,10 +176,10 @@ class WatchedLearner:
         """
         if not isinstance(self.own, KeepsAssets):
             return {}
-        with blamed(self.path):
+        with user_file_errors(self.path):
             return self.own.assets()
 
-    def restored(self, assets: Mapping[str, Any]) -> WatchedLearner:
+    def restored(self, assets: Mapping[str, Any]) -> UserLearner:
         """As `KeepsAssets.restored`.
 
         Raises:
@@ -189,7 +191,7 @@ class WatchedLearner:
                 f"{self.path}: the learner, a {type(self.own).__name__}, has no method restored, and this version was"
                 f" saved with {names}; add assets and restored, or restore the file"
             )
-        with blamed(self.path):
+        with user_file_errors(self.path):
             own = self.own.restored(assets)
         require_learner(self.path, own)
         if own is self.own:
@@ -197,7 +199,7 @@ class WatchedLearner:
                 f"{self.path}: restored() of the learner returned the learner itself; return a new one, because"
                 " versions of a chain are open at the same time"
             )
-        return WatchedLearner(own, self.path)
+        return UserLearner(own, self.path)
 
 
 def require_learner(path: Path, learner: object) -> None:
@@ -225,7 +227,7 @@ def require_learner(path: Path, learner: object) -> None:
 
 
 def _batch_of(path: Path, make: Callable[..., Batch], items: Any, views: NDArray[Any] | None, *, name: str) -> Batch:
-    with blamed(path):
+    with user_file_errors(path):
         batch = make(items, views)
     rows = len(items) if hasattr(items, "__len__") and not isinstance(items, Mapping) else None
     require_batch(batch, rows=rows, who=f"{path}: {name}")
@@ -233,7 +235,7 @@ def _batch_of(path: Path, make: Callable[..., Batch], items: Any, views: NDArray
 
 
 @contextmanager
-def blamed(path: Path, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def user_file_errors(path: Path, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn whatever a user's file raises into one line: the file, its deepest line on the way, the exception.
 
     Args:
@@ -245,21 +247,21 @@ def blamed(path: Path, *, passing: tuple[type[Exception], ...] = ()) -> Iterator
     except (Exception, SystemExit) as e:
         if isinstance(e, (GracefulError, *passing)):
             raise
-        raise SpecError(_blame(path, e)) from e
+        raise SpecError(_error_line(path, e)) from e
 
 
-def _blame(path: Path, error: BaseException) -> str:
+def _error_line(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}; correct the file"
-    ours = str(path.resolve())
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == ours]
-    where = f"{path}:{lines[-1]}" if lines else str(path)
+    own_filename = str(path.resolve())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own_filename]
+    place = f"{path}:{lines[-1]}" if lines else str(path)
     reason = " ".join(str(error).split())
-    return f"{where}: {type(error).__name__}: {reason}; {_remedy(error)}"
+    return f"{place}: {type(error).__name__}: {reason}; {_remedy(error)}"
 
 
 def _remedy(error: BaseException) -> str:
-    """What to do; a relative path among the options is looked up where people do not expect it."""
+    """Return the remedy of a message; a relative path among the options gets one of its own."""
     name = error.filename if isinstance(error, FileNotFoundError) else None
     if not isinstance(name, str) or os.path.isabs(name):
         return "correct the file"

@@ -6,15 +6,9 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from graceful import startup
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-PIPED_WIDTH = 160
-"""Columns of a table that is not shown on a terminal."""
+from graceful import consoles, startup
 
 
 def document(value: Any, output: str) -> None:
@@ -48,19 +42,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
         rendered.add_column(column, overflow="fold")
     for row in rows:
         rendered.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
-    _console().print(rendered)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    class Pipe(Console):
-        """rich would end the program with the exit code of a bug when the reader of stdout goes away."""
-
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Pipe(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    consoles.of_results().print(rendered)
 
 
 COLOURS = {"ok": "green", "met": "green", "passed": "green", "warn": "yellow", "held": "yellow", "fail": "bold red"}

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from graceful import crash, documents, environment, gate, homes, redact, spec, startup
+from graceful import consoles, crash, documents, environment, gate, homes, redact, spec, startup
 from graceful.environment import OUTCOME_VARIABLE, RUN_SPEC_VARIABLE
 from graceful.errors import (
     EXIT_BUG,
@@ -37,7 +37,6 @@ from graceful.programs import default_home, home_of, run_dir_of
 from graceful.programs.present import Talk
 from graceful.storage import server
 
-PIPED_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
 
@@ -342,20 +341,13 @@ class _Redacted(logging.Formatter):
         return redact.record(super().format(record))
 
 
-class _Pipe(Console):
-    """rich would end the program with the exit code of a bug when the reader of stdout goes away."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def _print(result: Any, output: str, show: Show) -> None:
     if output == "json":
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
     elif output == "yaml":
         sys.stdout.write(documents.dump(result, allow_unicode=False))
     else:
-        show(_Pipe() if sys.stdout.isatty() else _Pipe(width=PIPED_WIDTH))
+        show(consoles.of_results())
     sys.stdout.flush()
 
 

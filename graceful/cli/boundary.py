@@ -1,4 +1,4 @@
-"""Between Python's exceptions and the shell: one line on stderr and an exit code, no traceback. Runs on the client."""
+"""Turn exceptions into one line on stderr and an exit code, without a traceback. Runs on the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client wants of a bucket, done by programs in processes of their own: it has no door to buckets. Client."""
+"""Work on buckets, done by programs in processes of their own: the client has no S3 library. Client."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ KIND = "Checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Swept:
-    """What a sweep of a bucket came to.
+class SweepResult:
+    """Result of a sweep of a bucket.
 
     Attributes:
         removals: What went, or would go.
@@ -33,7 +33,7 @@ class Swept:
     problem: str = ""
 
 
-NOTHING = Swept()
+NOTHING = SweepResult()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Bundle:
     uploaded: bool
 
 
-def sweep(uri: str, *, older: timedelta, dry_run: bool) -> Swept:
+def sweep(uri: str, *, older: timedelta, dry_run: bool) -> SweepResult:
     """Delete checkpoints that no run needs below s3://bucket/prefix, or only say which."""
     from graceful.launch.kuberay.gc import Removal
 
@@ -64,7 +64,7 @@ def sweep(uri: str, *, older: timedelta, dry_run: bool) -> Swept:
         Removal(kind=KIND, name=row["uri"], uid="", why=f"{row['why']}, {_amount(row)}")
         for row in (json.loads(lines[-1]) if lines else ())
     )
-    return Swept(removals=removals, problem="" if process.returncode == 0 else _last(process))
+    return SweepResult(removals=removals, problem="" if process.returncode == 0 else _last(process))
 
 
 def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:

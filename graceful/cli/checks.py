@@ -1,4 +1,4 @@
-"""One line of `graceful doctor`, and the process of its own in which heavy things are tried. Runs on the client."""
+"""A line of `graceful doctor`, and the process in which checks with heavy imports run. Runs on the client."""
 
 from __future__ import annotations
 

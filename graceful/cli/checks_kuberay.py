@@ -1,4 +1,4 @@
-"""`graceful doctor --on NAME` for Kubernetes: what a submitted run will meet there, looked at and not changed. Client.
+"""`graceful doctor --on NAME` for Kubernetes: read-only checks of what a submitted run needs. Client.
 
 What we may not read is a warning, not a failure: the rights that a run needs are checked one by one, reading secrets
 and other namespaces are not among them.
@@ -147,12 +147,12 @@ def _rights(kube: Kube, profile: KubeRay) -> Sequence[Check]:
             allowed = list(pool.map(lambda pair: kube.can_i(*pair), pairs))
     except GracefulError as e:
         return [warn("permissions", e.message, "`graceful plan` shows what is refused")]
-    missing: dict[str, list[str]] = {}
+    missing_verbs: dict[str, list[str]] = {}
     for (verb, resource), granted in zip(pairs, allowed, strict=True):
         if not granted:
-            missing.setdefault(resource, []).append(verb)
-    if missing:
-        rules = "; ".join(f"{resource}: {', '.join(verbs)}" for resource, verbs in missing.items())
+            missing_verbs.setdefault(resource, []).append(verb)
+    if missing_verbs:
+        rules = "; ".join(f"{resource}: {', '.join(verbs)}" for resource, verbs in missing_verbs.items())
         remedy = f"grant {kube.access.identity} a Role in {kube.namespace} with them (the chart's submitter has all)"
         return [fail("permissions", f"missing: {rules}", remedy)]
     return [ok("permissions", f"all {len(pairs)} that we use, in namespace {kube.namespace}")]

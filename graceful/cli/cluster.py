@@ -1,4 +1,4 @@
-"""Commands that talk to the place where runs run, and their help. Imports click alone. Runs on the client."""
+"""Commands that talk to the backend where jobs run, and their help. Imports click alone. Runs on the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the code of a user's task gets to where it runs: one file with the job, a folder through a bucket. Client."""
+"""Transport of the code of a user's task: a file travels with the job, a folder through a bucket. Client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARGIN = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """What travels of a user's task.
+    """The code of a user's task that travels with a job.
 
     Attributes:
         content: What the config hash covers besides the spec: the file's text, or the digest of a folder.

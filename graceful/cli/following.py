@@ -1,4 +1,4 @@
-"""`status`, `logs`, `stop`, `resume`, `list` and `gc`: what becomes of runs that were submitted. Runs on the client.
+"""`status`, `logs`, `stop`, `resume`, `list` and `gc`: commands on submitted runs. Runs on the client.
 
 They speak to a `backend.Runs` and do not know which. Ctrl-C detaches: what runs elsewhere goes on without us, and the
 last line says how to come back.
@@ -217,21 +217,21 @@ def gc(location: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
     from graceful.launch.kuberay import gc as garbage
 
     age = duration(older)
-    removals = garbage.find(location.kube, now=datetime.now(UTC), after=age)
+    removals = garbage.find(location.kube, now=datetime.now(UTC), min_age=age)
     removed = removals if dry_run else garbage.remove(location.kube, removals)
     uri = location.storage
-    swept = bucket.NOTHING if uri is None else bucket.sweep(uri, older=age, dry_run=dry_run)
+    sweep = bucket.NOTHING if uri is None else bucket.sweep(uri, older=age, dry_run=dry_run)
     if output != "table":
-        out.document([asdict(removal) for removal in (*removed, *swept.removals)], output)
+        out.document([asdict(removal) for removal in (*removed, *sweep.removals)], output)
     else:
-        for removal in (*removed, *swept.removals):
+        for removal in (*removed, *sweep.removals):
             out.line(f"{removal.kind} {removal.name}: {removal.why}")
         verb = "would be removed" if dry_run else "removed"
         out.talk(f"{_count(len(removed), 'object')} {verb} in namespace {location.kube.namespace}")
         if uri is not None:
-            out.talk(f"{_count(len(swept.removals), 'folder')} of checkpoints {verb} in {uri}")
-    if swept.problem:
-        out.talk(f"warning: checkpoints not swept to the end: {swept.problem}")
+            out.talk(f"{_count(len(sweep.removals), 'folder')} of checkpoints {verb} in {uri}")
+    if sweep.problem:
+        out.talk(f"warning: checkpoints not swept to the end: {sweep.problem}")
         return EXIT_INFRASTRUCTURE
     return 0
 

@@ -26,8 +26,12 @@ class InOrder(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Resolve a command of two words, e.g. `lineage repair`, beside one that begins with the first of them."""
-        two = " ".join(args[:2])
-        return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
+        two_words = " ".join(args[:2])
+        return (
+            (two_words, self.commands[two_words], args[2:])
+            if two_words in self.commands
+            else super().resolve_command(ctx, args)
+        )
 
 
 class File(click.Path):

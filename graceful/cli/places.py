@@ -1,4 +1,4 @@
-"""Where the registry of this machine is. Runs on the client."""
+"""Address of the registry of this machine. Runs on the client."""
 
 from __future__ import annotations
 

@@ -195,8 +195,8 @@ def _warnings(resolved: RefreshSpec, target_profile: profile.Profile) -> tuple[F
     warnings: list[tuple[str, str, str, str]] = []
     root = getattr(resolved.task, "root", None)
     if root is not None and not addresses.is_remote(root):
-        missing = f"{root} is a path of this machine; pods have it only if the image or a volume does"
-        warnings.append(("local-path", "task.root", missing, "use s3://bucket/prefix, or a path under storage.path"))
+        problem = f"{root} is a path of this machine; pods have it only if the image or a volume does"
+        warnings.append(("local-path", "task.root", problem, "use s3://bucket/prefix, or a path under storage.path"))
     if target_profile.mlflow.uri is None and resolved.registry.uri is None:
         risk = "not set: the registry is a sqlite file on the volume, for one run at a time on one node"
         warnings.append(("registry-on-volume", "profile.mlflow.uri", risk, "name an MLflow server"))
@@ -220,7 +220,7 @@ def present(planned: Plan, output: str) -> None:
 
 def document(planned: Plan) -> dict[str, Any]:
     """Return the plan as JSON values, secrets hidden."""
-    hidden: dict[str, Any] = redact.hidden(
+    redacted: dict[str, Any] = redact.hidden(
         {
             "handle": str(planned.handle),
             "run_id": planned.job.run_id,
@@ -236,7 +236,7 @@ def document(planned: Plan) -> dict[str, Any]:
             "documents": list(planned.documents),
         }
     )
-    return hidden
+    return redacted
 
 
 def _people(planned: Plan, say: Any) -> None:
@@ -262,8 +262,8 @@ def _people(planned: Plan, say: Any) -> None:
 
 def _rows(planned: Plan) -> list[tuple[str, ...]]:
     """Return the machines as aligned columns, without rich, whose import takes longer than the rest of a plan."""
-    priced = planned.price is not None
-    heading = ("part", "count", "cpu", "memory", "gpu", f"{planned.currency} per hour" if priced else "")
+    has_price = planned.price is not None
+    heading = ("part", "count", "cpu", "memory", "gpu", f"{planned.currency} per hour" if has_price else "")
     rows = [
         (
             part.role,

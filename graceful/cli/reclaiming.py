@@ -1,4 +1,4 @@
-"""`graceful gc` of this machine's home, done by a program that has the doors to registry and buckets. Client."""
+"""`graceful gc` of this machine's home, done by a program that can reach registry and buckets. Client."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def _show(result: dict[str, Any], home: Path, *, cache_gb: float, dry_run: bool,
             count = f"{row['count']:,} objects, " if row["kind"] == "objects" else ""
             out.line(f"{row['kind']} {row['name']}: {row['why']}, {count}{_size(row['bytes'])}")
     verb = "would be removed" if dry_run else "removed"
-    freed = sum(row["bytes"] for row in rows)
+    freed_bytes = sum(row["bytes"] for row in rows)
     remaining = f"copies of {_size(result['kept_bytes'])} stay (limit {cache_gb:g} GB)"
-    busy = f"; none of them goes while {result['busy']} is worked on" if result["busy"] else ""
-    out.talk(f"{_size(freed)} {verb} in {home}; {remaining}{busy}")
+    reason_kept = f"; none of them goes while {result['busy']} is worked on" if result["busy"] else ""
+    out.talk(f"{_size(freed_bytes)} {verb} in {home}; {remaining}{reason_kept}")
 
 
 def _size(count: int) -> str:

@@ -46,7 +46,7 @@ class _Refresh:
     output: str = "table"
     quiet: bool = False
 
-    def __call__(self, entry: Entry, firing: str, lock: int) -> scheduler.Ended:
+    def __call__(self, entry: Entry, firing: str, lock: int) -> scheduler.FiringResult:
         resolved = spec.parse({**entry.document, "name": firing}, where=f"schedule {entry.name}")
         flags = ["--output", self.output, *(["--quiet"] if self.quiet else [])]
         with tempfile.TemporaryDirectory() as scratch:
@@ -62,7 +62,7 @@ class _Refresh:
         last_outcome = outcome.last(lines)
         message = "" if last_outcome is None else last_outcome.message
         reason = message.removeprefix(outcome.SKIPPED)
-        return scheduler.Ended(outcome=_outcome_of(code, message), exit_code=code, reason=reason)
+        return scheduler.FiringResult(outcome=_outcome_of(code, message), exit_code=code, reason=reason)
 
 
 def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) -> int:

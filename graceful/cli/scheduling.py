@@ -126,8 +126,8 @@ def _rows_here(timetable: Timetable) -> list[dict[str, Any]]:
 def _last(event: Event | None, outcome: str) -> dict[str, Any] | None:
     if event is None:
         return None
-    at = event.due.isoformat()
-    return {"firing": event.firing, "at": at, "outcome": outcome, "reason": event.reason, "exit_code": event.exit_code}
+    due = event.due.isoformat()
+    return {"firing": event.firing, "at": due, "outcome": outcome, "reason": event.reason, "exit_code": event.exit_code}
 
 
 def _rows_there(kube: Kube) -> list[dict[str, Any]]:

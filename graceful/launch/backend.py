@@ -1,4 +1,4 @@
-"""What every backend must offer, and the values that cross that line. Runs on the client.
+"""The protocol of backends and the values that they take and return. Runs on the client.
 
     JobSpec --plan--> Plan --submit--> Handle --status, logs, stop--> Status, lines
                       (a value: print it, test it, diff it)
@@ -26,7 +26,7 @@ Document = Mapping[str, Any]
 
 
 class Phase(StrEnum):
-    """Where a job is in its life; every backend's own states map to these."""
+    """Phase in the life of a job; every backend's own states map to these."""
 
     QUEUED = "QUEUED"
     """Accepted and waiting for quota or its turn."""
@@ -51,7 +51,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Handle:
-    """Names one job for good: `kuberay://namespace/name`, `local://run-id`, `rayjobs://host:port/submission-id`.
+    """The lasting name of one job: `kuberay://namespace/name`, `local://run-id`, `rayjobs://host:port/submission-id`.
 
     Attributes:
         scheme: kuberay, rayjobs or local.
@@ -82,7 +82,7 @@ class Handle:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a job is doing, and why, for people and for programs.
+    """State of a job and its cause, for people and for programs.
 
     Attributes:
         handle: Whose status it is.
@@ -116,7 +116,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong with a plan, and its remedy.
+    """A problem of a plan, and its remedy.
 
     Attributes:
         rule: Stable id, e.g. `ttl-without-shutdown`.
@@ -172,7 +172,7 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One document against what is there.
+    """A document compared with the object that exists.
 
     Attributes:
         document: E.g. `RayJob glyphs-v2`.
@@ -229,7 +229,7 @@ class Plan:
 
 
 class Runs(Protocol):
-    """What becomes of jobs that were submitted; following them needs an address and no profile."""
+    """Operations on submitted jobs; they need an address and no profile."""
 
     def status(self, handle: Handle) -> Status:
         """Ask what the job is doing.

@@ -1,4 +1,4 @@
-"""Why a job waits, restarts or failed: what pods, events and the queue say, as one line for people. Pure. Client."""
+"""The cause of a wait, restart or failure in one line, from pods, events and the queue. Pure functions. Client."""
 
 from __future__ import annotations
 

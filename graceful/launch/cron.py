@@ -1,4 +1,4 @@
-"""When a schedule fires: five fields of cron and a time zone, read as Kubernetes reads them. Pure functions. Client.
+"""Cron expressions with a time zone: when they fire, read as Kubernetes reads them. Pure functions. Client.
 
 Minute, hour, day of month, month, day of week (0 is Sunday); lists, ranges, steps, English names, and @daily and its
 like. Where both kinds of day are given, either will do. A schedule fires at every minute at which the clocks of its
@@ -54,7 +54,7 @@ _FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cron:
-    """A cron expression that was understood, in a time zone.
+    """A parsed cron expression in a time zone.
 
     Attributes:
         text: As it was written.

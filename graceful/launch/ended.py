@@ -1,4 +1,4 @@
-"""What the exit code and the last words of a program mean, where we see the exit code itself. Pure. Runs on the client.
+"""How a program ended, from its exit code and the end of its log. Pure functions. Runs on the client.
 
 exit code     outcome line    phase, exit code
 0             none, or 0      SUCCEEDED 0

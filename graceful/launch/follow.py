@@ -1,4 +1,4 @@
-"""Every new status of a job until it is over, wherever it runs. Runs on the client."""
+"""Follow the status of a job until it is over, on any backend. Runs on the client."""
 
 from __future__ import annotations
 

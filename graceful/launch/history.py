@@ -1,4 +1,4 @@
-"""What happened to the firings of one machine's schedules: lines of JSON that are appended. Runs on the client.
+"""The history of the firings of one machine's schedules, as appended lines of JSON. Runs on the client.
 
     HOME/schedules/history.jsonl        one line per thing that happened to a firing
     HOME/schedules/history.old.jsonl    the lines before, once the file has grown beyond `LARGEST`
@@ -62,7 +62,7 @@ class Event:
 
 @dataclass
 class History:
-    """The history below one folder, read as far as it was new at the last look. Threads may share it.
+    """The history in one folder; each read takes only the lines added since the last. Threads may share it.
 
     Attributes:
         folder: HOME/schedules.

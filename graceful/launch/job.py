@@ -1,4 +1,4 @@
-"""The waist between what runs and where it runs: a job is a command with an environment and a document. Client."""
+"""A job, the interface between programs and backends: a command with an environment and a document. Client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says besides its documents: machines, prices, differences from what is there. Pure functions. Client."""
+"""What a plan shows besides its documents: machines, prices, differences. Pure functions. Client."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def title(document: Document) -> str:
     return f"{document.get('kind')} {(document.get('metadata') or {}).get('name')}"
 
 
-def difference(document: Document, live: Document | None, sent: Document) -> Difference:
+def difference(document: Document, live: Document | None, dry_run: Document) -> Difference:
     """Compare what is there with what the server would make of our document.
 
     Args:
         document: Ours.
         live: What is there; None: nothing.
-        sent: The server's answer to a dry run.
+        dry_run: The server's answer to a dry run.
     """
     if live is None:
         return Difference(document=title(document), change=Change.CREATE)
-    lines = diff(live, sent)
+    lines = diff(live, dry_run)
     return Difference(document=title(document), change=Change.UPDATE if lines else Change.NONE, lines=lines)
 
 
-def diff(before: Document, after: Document) -> tuple[str, ...]:
+def diff(old: Document, new: Document) -> tuple[str, ...]:
     """Return the unified diff of two objects as YAML, secrets hidden, without what only the server writes."""
-    live_lines, sent_lines = (as_yaml(_own_fields(document)).splitlines() for document in (before, after))
+    live_lines, sent_lines = (as_yaml(_own_fields(document)).splitlines() for document in (old, new))
     return tuple(difflib.unified_diff(live_lines, sent_lines, "there", "planned", lineterm="", n=CONTEXT_LINES))
 
 
@@ -78,7 +78,7 @@ def as_yaml(*documents: Document) -> str:
 
 
 class _Plain(_DUMPER):  # type: ignore[misc]  # the C dumper where PyYAML has it
-    """No anchors: a document that repeats a value is read by people."""
+    """A dumper without anchors, because people read documents that repeat a value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

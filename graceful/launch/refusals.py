@@ -1,4 +1,4 @@
-"""What a Kubernetes API server refused or failed at, classified by what the caller can do about it. Runs on the client.
+"""Errors of a Kubernetes API server, classified by what the caller can do about them. Runs on the client.
 
 ApiError            exit 4   anything below; raised itself for 5xx that outlast the retries
 |-- NotFoundError        exit 4   404: create it, or look elsewhere
@@ -54,12 +54,12 @@ class ThrottledError(ApiError):
 
 
 class UnreachableError(ApiError):
-    """No answer at all."""
+    """The server did not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked, for messages.
+    """A request, for messages.
 
     Attributes:
         verb: get, list, watch, create, patch, delete.

@@ -25,7 +25,7 @@ POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class FiringResult:
     """How the refresh of a firing ended.
 
     Attributes:
@@ -39,7 +39,7 @@ class Ended:
     reason: str = ""
 
 
-Start = Callable[[Entry, str, int], Ended]
+Start = Callable[[Entry, str, int], FiringResult]
 """Runs the refresh of a schedule under the name of a firing, which inherits the firing's lock, and waits for it."""
 
 
@@ -49,7 +49,7 @@ def _now() -> datetime:
 
 @dataclass(kw_only=True)
 class Scheduler:
-    """Fires what is due, until it is interrupted.
+    """Runs the firings that are due, until it is interrupted.
 
     Attributes:
         timetable: What fires when.
@@ -80,7 +80,7 @@ class Scheduler:
         """
         with self.timetable.working(), contextlib.suppress(KeyboardInterrupt):
             ready()
-            while self.look() != EXIT_INTERRUPTED:
+            while self.run_due() != EXIT_INTERRUPTED:
                 time.sleep(self._seconds_to_next())
         return EXIT_INTERRUPTED
 
@@ -90,7 +90,7 @@ class Scheduler:
         next_firings = [entry.times().after(now) for entry in self.timetable.entries() if not entry.paused]
         return min([POLL_SECONDS, *((moment - now).total_seconds() for moment in next_firings)])
 
-    def look(self) -> int | None:
+    def run_due(self) -> int | None:
         """Run everything that is due now, one after the other.
 
         Returns:
@@ -120,23 +120,23 @@ class Scheduler:
         if pending.run is not None:
             yield pending.run
 
-    def fire(self, entry: Entry, moment: datetime) -> Ended:
+    def fire(self, entry: Entry, moment: datetime) -> FiringResult:
         """Run one firing and write down how it went; if another one runs, it is skipped."""
         firing = firing_name(entry.name, moment)
         try:
             with self.timetable.firing(entry.name) as lock:
-                self.say(f"{firing}: starts, due {_clock_time(moment)}")
+                self.say(f"{firing}: starts, due {_minute_text(moment)}")
                 self._note(entry, moment, "running")
                 try:
                     with self._skipping(entry.name):
                         ended = self.start(entry, firing, lock)
                 except GracefulError as e:
-                    ended = Ended(outcome="failed", exit_code=e.exit_code, reason=e.message)
+                    ended = FiringResult(outcome="failed", exit_code=e.exit_code, reason=e.message)
                 except KeyboardInterrupt:
-                    ended = Ended(outcome="interrupted", exit_code=EXIT_INTERRUPTED)
+                    ended = FiringResult(outcome="interrupted", exit_code=EXIT_INTERRUPTED)
                 self._note(entry, moment, ended.outcome, exit_code=ended.exit_code, reason=ended.reason)
         except SpecError as e:  # `run-now` was faster
-            ended = Ended(outcome="skipped", exit_code=e.exit_code, reason=e.message)
+            ended = FiringResult(outcome="skipped", exit_code=e.exit_code, reason=e.message)
             self._note(entry, moment, ended.outcome, reason=ended.reason)
         self.say(f"{firing}: {ended.outcome}{f', {ended.reason}' if ended.reason else ''}")
         return ended
@@ -176,15 +176,15 @@ class Scheduler:
     def _report(self, entry: Entry, pending: Due) -> None:
         if not pending.missed:
             return
-        first, last, count = pending.missed[0], pending.missed[-1], len(pending.missed)
+        oldest, newest, count = pending.missed[0], pending.missed[-1], len(pending.missed)
         reason = (
-            f"due {_clock_time(last)}"
+            f"due {_minute_text(newest)}"
             if count == 1
-            else f"{count} firings, {_clock_time(first)} to {_clock_time(last)}"
+            else f"{count} firings, {_minute_text(oldest)} to {_minute_text(newest)}"
         )
         if pending.run is not None:
             reason += f"; {firing_name(entry.name, pending.run)} runs for them"
-        for moment in {first, last}:
+        for moment in {oldest, newest}:
             self._note(entry, moment, "missed", reason=reason)
         self.say(f"{entry.name}: missed, {reason}")
 
@@ -203,5 +203,5 @@ class Scheduler:
         self.timetable.record(event)
 
 
-def _clock_time(moment: datetime) -> str:
+def _minute_text(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"

@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What a moment asks for.
+    """The firings that are due at a moment.
 
     Attributes:
         run: The firing to start now; None: none.

@@ -1,4 +1,4 @@
-"""What people write: one YAML file, one typed value. pydantic at the edge; imports no torch. Runs on the client first.
+"""The spec that people write: a YAML file that becomes one typed value; imports no torch. Runs on the client first.
 
 Precedence: defaults <- file <- `--set a.b=c`. A misspelt key is refused at every depth with its path. `None` means
 "derive it", and the docstring of the field says how. Each attribute docstring becomes `graceful schema`.

@@ -1,4 +1,4 @@
-"""Addresses of the web that a spec or the environment names: what is wrong with them. Runs in every process."""
+"""Checks of the web addresses that a spec or the environment names. Runs in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the new version owes its predecessors while it trains: losses, reference, targets. Runs in every process."""
+"""How the new version stays compatible while it trains: losses, reference runs, targets. Runs in every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 
 class Reference(Section):
-    """Also distil from unconstrained runs of the same recipe: they pay the accuracy the old model costs."""
+    """Also distil from reference runs of the same recipe, which make up for the accuracy that the old model costs."""
 
     runs: Annotated[int, Field(ge=1, le=16)] = 1
     """Unconstrained runs with other seeds; their mean logits are the second target."""
@@ -28,7 +28,7 @@ class Reference(Section):
 
 
 class Targets(Section):
-    """How predecessors' outputs on the training data are had."""
+    """How predecessors' outputs on the training data are obtained."""
 
     mode: Literal["auto", "clean", "keyed", "live"] = "auto"
     """clean: one un-augmented view, cached; keyed: `views` seeded views, cached; live: the old model runs in every
@@ -45,13 +45,13 @@ class Targets(Section):
 
 
 class Equal(Section):
-    """Every predecessor pulls alike; together as strongly as one."""
+    """All predecessors have the same strength; the strengths add up to 1."""
 
     kind: Literal["equal"] = "equal"
 
 
 class Decay(Section):
-    """Older predecessors pull less; together as strongly as one."""
+    """Older predecessors have less strength; the strengths add up to 1."""
 
     kind: Literal["decay"] = "decay"
     factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
@@ -59,7 +59,7 @@ class Decay(Section):
 
 
 class Adaptive(Section):
-    """Every predecessor has a budget of negative flips, and pulls as strongly as it takes to keep it.
+    """Every predecessor has a budget of negative flips, and a multiplier that grows until the budget is met.
 
     The defaults were chosen on validation families of glyphs, together with three reference runs of weight 3; without
     `reference` the budgets cost more error.
@@ -90,7 +90,7 @@ Weighting = Annotated[Equal | Decay | Adaptive, Field(discriminator="kind")]
 
 
 class Compatibility(Section):
-    """What the new version owes its predecessors while it trains."""
+    """How the new version stays compatible with its predecessors while it trains."""
 
     against: Literal["latest", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "latest"
     """Which predecessors the losses see (a list: these names); the evaluation always covers every ancestor."""

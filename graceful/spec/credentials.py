@@ -1,4 +1,4 @@
-"""Secrets in a spec: which are refused, and where they belong instead. Runs on the client."""
+"""Refuse secrets in a spec, and say where they belong instead. Runs on the client."""
 
 from __future__ import annotations
 

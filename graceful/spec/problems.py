@@ -1,4 +1,4 @@
-"""Turn what pydantic found wrong into one line: key path, file, what is wanted, what is there. Runs on the client."""
+"""Turn errors of pydantic into one line: key path, file, expected value, given value. Runs on the client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGEST = 60
 
 @dataclass(frozen=True, kw_only=True)
 class KeyLocation:
-    """Where in the tree of keys an error lies.
+    """The location of an error in the tree of keys.
 
     Attributes:
         path: As people write it: no union labels.

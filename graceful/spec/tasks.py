@@ -1,4 +1,4 @@
-"""Which model learns what: the shipped tasks, a task of your own, and the networks. Runs in every process."""
+"""Tasks and networks in a spec: the shipped tasks and tasks of your own. Runs in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search may vary and what it must keep: `graceful tune` looks for the weights. Runs in every process."""
+"""The search space of `graceful tune` and the error rate that it must keep. Runs in every process."""
 
 from __future__ import annotations
 

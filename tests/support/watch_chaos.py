@@ -31,19 +31,19 @@ class Followed(Observer):
     last: Status | None = None
     error: Exception | None = None
 
-    def now(self) -> Status:
+    def current_status(self) -> Status:
         """A look of its own accord is no repetition."""
         self.looking = True
         try:
-            return super().now()
+            return super().current_status()
         finally:
             self.looking = False
 
-    def look(self, job: Document) -> Status:
+    def status_of(self, job: Document) -> Status:
         """Note the version."""
         if not self.looking:
             self.versions.append(int(job["metadata"]["resourceVersion"]))
-        return super().look(job)
+        return super().status_of(job)
 
     def run(self) -> None:
         """Follow to the end."""

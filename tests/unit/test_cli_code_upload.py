@@ -159,7 +159,7 @@ def test_gc_ends_with_4_and_one_warning_when_the_bucket_cannot_be_swept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = gc.Removal(kind="RayJob", name="a", uid="u", why="SUCCEEDED")
-    monkeypatch.setattr(gc, "find", lambda kube, *, now, after: (gone,))
+    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age: (gone,))
     monkeypatch.setattr(gc, "remove", lambda kube, found: found)
     monkeypatch.setattr(following.RunLocation, "kube", Server())
     path = tmp_path / "place.yaml"
@@ -178,7 +178,7 @@ def test_gc_ends_with_4_and_one_warning_when_the_bucket_cannot_be_swept(
 def test_gc_leaves_buckets_alone_that_the_profile_does_not_name(
     storage: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gc, "find", lambda kube, *, now, after: ())
+    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age: ())
     monkeypatch.setattr(following.RunLocation, "kube", Server())
     monkeypatch.setattr(bucket, "sweep", None)
     path = tmp_path / "place.yaml"

@@ -14,11 +14,11 @@ import pytest
 
 from graceful.errors import InfrastructureError, SpecError
 from graceful.launch.history import Event
-from graceful.launch.scheduler import Ended, Scheduler
+from graceful.launch.scheduler import FiringResult, Scheduler
 from graceful.launch.timetable import Entry, Timetable
 
 START = datetime(2026, 11, 22, 3, 0, 30, tzinfo=UTC)
-PASSED = Ended(outcome="passed", exit_code=0)
+PASSED = FiringResult(outcome="passed", exit_code=0)
 
 
 @dataclass
@@ -27,7 +27,7 @@ class World:
 
     timetable: Timetable
     now: datetime = START
-    ends: list[Ended | BaseException] = field(default_factory=list)
+    ends: list[FiringResult | BaseException] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     during: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class World:
             timetable=self.timetable, start=self._start, say=self.said.append, now=lambda: self.now
         )
 
-    def _start(self, entry: Entry, firing: str, lock: int) -> Ended:
+    def _start(self, entry: Entry, firing: str, lock: int) -> FiringResult:
         self.started.append(firing)
         for name in self.during:
             self.now += timedelta(minutes=15)
@@ -64,36 +64,36 @@ def world(tmp_path: Path) -> World:
 def test_what_is_due_runs_once_under_the_name_of_its_firing(world: World) -> None:
     world.make("a")
     world.make("b", "0 9 * * *")
-    assert world.scheduler.look() is None
-    assert world.scheduler.look() is None
+    assert world.scheduler.run_due() is None
+    assert world.scheduler.run_due() is None
     assert world.started == [f"a-{int(START.timestamp() // 60)}"]
     assert world.outcomes() == [("03:00", "running"), ("03:00", "passed")]
 
 
 def test_a_restart_takes_nothing_twice_and_forgets_nothing(world: World) -> None:
     world.make("a")
-    world.scheduler.look()
+    world.scheduler.run_due()
     after = World(world.timetable, now=START + timedelta(minutes=20))
-    after.scheduler.look()
+    after.scheduler.run_due()
     assert [len(world.started), len(after.started)] == [1, 1]
     assert world.started != after.started
 
 
 def test_missed_firings_are_reported_and_the_newest_runs_for_them(world: World) -> None:
     world.make("a", hours_ago=24)
-    world.scheduler.look()
+    world.scheduler.run_due()
     assert len(world.started) == 1
     assert world.said[0].startswith("a: missed, 95 firings, ")
     assert f"; {world.started[0]} runs for them" in world.said[0]
     assert [outcome for _, outcome in world.outcomes()] == ["missed", "missed", "running", "passed"]
-    assert world.scheduler.look() is None
+    assert world.scheduler.run_due() is None
     assert len(world.started) == 1
 
 
 def test_a_firing_too_late_is_missed_and_said_once(world: World) -> None:
     world.make("a", "0 2 * * *", hours_ago=24)
-    world.scheduler.look()
-    world.scheduler.look()
+    world.scheduler.run_due()
+    world.scheduler.run_due()
     assert world.started == []
     assert world.outcomes() == [("02:00", "missed")]
     assert len(world.said) == 1
@@ -102,8 +102,8 @@ def test_a_firing_too_late_is_missed_and_said_once(world: World) -> None:
 def test_a_firing_that_falls_into_the_one_before_is_skipped_and_said(world: World) -> None:
     world.make("a")
     world.during = ["a", "a"]
-    world.scheduler.look()
-    world.scheduler.look()
+    world.scheduler.run_due()
+    world.scheduler.run_due()
     assert len(world.started) == 1
     skipped = [("03:15", "skipped"), ("03:30", "skipped")]
     assert world.outcomes() == [("03:00", "running"), *skipped, ("03:00", "passed")]
@@ -114,7 +114,7 @@ def test_a_firing_that_has_just_started_is_not_skipped(world: World) -> None:
     world.make("a")
     world.during = ["a"]
     world.scheduler.start = lambda entry, firing, lock: (world.scheduler.skip("a"), PASSED)[1]
-    world.scheduler.look()
+    world.scheduler.run_due()
     assert world.outcomes() == [("03:00", "running"), ("03:00", "passed")]
 
 
@@ -122,7 +122,7 @@ def test_another_schedule_waits_and_then_runs(world: World) -> None:
     world.make("a", "0 * * * *")
     world.make("b", "10 3 * * *")
     world.during = ["b"]
-    world.scheduler.look()
+    world.scheduler.run_due()
     assert [name.partition("-")[0] for name in world.started] == ["a", "b"]
     assert ("03:10", "passed") in world.outcomes()
 
@@ -131,10 +131,10 @@ def test_an_interrupted_firing_ends_the_work_and_resumes_under_its_name(world: W
     world.make("a")
     world.make("b")
     world.ends = [KeyboardInterrupt()]
-    assert world.scheduler.look() == 130
+    assert world.scheduler.run_due() == 130
     assert world.outcomes() == [("03:00", "running"), ("03:00", "interrupted")]
     again = World(world.timetable, now=START + timedelta(minutes=5))
-    again.scheduler.look()
+    again.scheduler.run_due()
     assert again.started[0] == world.started[0]
     assert len(again.started) == 2
 
@@ -142,17 +142,17 @@ def test_an_interrupted_firing_ends_the_work_and_resumes_under_its_name(world: W
 @pytest.mark.parametrize(
     ("end", "outcome", "code", "reason"),
     [
-        (Ended(outcome="held", exit_code=3), "held", 3, ""),
-        (Ended(outcome="skipped", exit_code=0, reason="no new data"), "skipped", 0, "no new data"),
+        (FiringResult(outcome="held", exit_code=3), "held", 3, ""),
+        (FiringResult(outcome="skipped", exit_code=0, reason="no new data"), "skipped", 0, "no new data"),
         (InfrastructureError("ended by SIGKILL"), "failed", 4, "ended by SIGKILL"),
     ],
 )
 def test_how_a_refresh_ended_is_written_down(
-    world: World, end: Ended | BaseException, outcome: str, code: int, reason: str
+    world: World, end: FiringResult | BaseException, outcome: str, code: int, reason: str
 ) -> None:
     world.make("a")
     world.ends = [end]
-    assert world.scheduler.look() is None
+    assert world.scheduler.run_due() is None
     last = world.timetable.history()[-1]
     assert (last.outcome, last.exit_code, last.reason) == (outcome, code, reason)
 
@@ -160,7 +160,7 @@ def test_how_a_refresh_ended_is_written_down(
 def test_a_firing_by_hand_keeps_the_scheduler_from_its_own(world: World) -> None:
     world.make("a")
     with world.timetable.firing("a"):
-        world.scheduler.look()
+        world.scheduler.run_due()
     assert world.started == []
     assert world.outcomes() == [("03:00", "skipped")]
 
@@ -172,11 +172,11 @@ def test_a_firing_left_by_a_killed_scheduler_runs_alone_and_its_end_is_learned_h
         world.timetable.record(Event(schedule="a", firing="a-1", due=due, at=START, outcome="running"))
         for _ in range(6):
             world.now += timedelta(minutes=15)
-            world.scheduler.look()
+            world.scheduler.run_due()
         assert world.started == []
         assert [outcome for _, outcome in world.outcomes()] == ["running", *["skipped"] * 6]
-    world.scheduler.look()
-    world.scheduler.look()
+    world.scheduler.run_due()
+    world.scheduler.run_due()
     assert world.started == [f"a-{int(due.timestamp() // 60)}"]
     assert world.outcomes()[-2:] == [("03:00", "running"), ("03:00", "passed")]
 
@@ -186,10 +186,10 @@ def test_a_firing_interrupted_by_hand_is_not_taken_up_hours_later(world: World) 
     due = START.replace(second=0)
     with world.timetable.firing("a"):
         world.now += timedelta(hours=2)
-        world.scheduler.look()
+        world.scheduler.run_due()
         for outcome in ("running", "interrupted"):
             world.timetable.record(Event(schedule="a", firing="a-1", due=due, at=world.now, outcome=outcome))
-    world.scheduler.look()
+    world.scheduler.run_due()
     assert world.started == []
 
 
@@ -198,13 +198,13 @@ def test_a_schedule_that_is_deleted_while_it_runs_ends_quietly(world: World) -> 
     world.during = ["a"]
     world.timetable.put(replace(world.timetable.find("a")))
 
-    def start(entry: Entry, firing: str, lock: int) -> Ended:
+    def start(entry: Entry, firing: str, lock: int) -> FiringResult:
         world.timetable.remove("a")
         world.scheduler.skip("a")
         return PASSED
 
     world.scheduler.start = start
-    assert world.scheduler.look() is None
+    assert world.scheduler.run_due() is None
     assert world.outcomes() == [("03:00", "running"), ("03:00", "passed")]
 
 

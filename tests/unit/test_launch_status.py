@@ -235,5 +235,5 @@ def test_an_outcome_that_was_cut_off_is_looked_for_again() -> None:
         def pod_logs(self, name: str, *, tail: int) -> list[str]:
             return next(self.logs)
 
-    seen = Observer(kube=Server(), name="churn").look(job("Complete", "SUCCEEDED"))  # type: ignore[arg-type]
+    seen = Observer(kube=Server(), name="churn").status_of(job("Complete", "SUCCEEDED"))  # type: ignore[arg-type]
     assert (seen.phase, seen.exit_code) == (P.SUCCEEDED, 3)

@@ -13,7 +13,7 @@ import pytest
 from graceful.errors import InfrastructureError
 from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Listing, WatchEvent
-from graceful.launch.kuberay.wait import Change, What
+from graceful.launch.kuberay.wait import Change, ChangeKind
 from graceful.launch.patience import LONGEST_ASKED, Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, GoneError, ThrottledError, UnreachableError
 
@@ -76,12 +76,12 @@ def listing(version: int, *items: dict[str, Any]) -> Listing:
     return Listing(items=items, resource_version=str(version))
 
 
-def played(*steps: Any, count: int, **options: Any) -> tuple[list[tuple[What, str]], Scripted]:
+def played(*steps: Any, count: int, **options: Any) -> tuple[list[tuple[ChangeKind, str]], Scripted]:
     """The first changes, and the source, after so many steps."""
     clock = Clock()
     source = Scripted(clock, list(steps))
     found = list(islice(wait.changes(source, "RayJob", patience=clock.patience(), **options), count))
-    return [(change.what, version(change)) for change in found], source
+    return [(change.kind, version(change)) for change in found], source
 
 
 def version(change: Change) -> str:
@@ -90,13 +90,13 @@ def version(change: Change) -> str:
 
 def test_what_is_there_comes_first_and_changes_follow() -> None:
     found, source = played(listing(5, thing(3)), [event("MODIFIED", 6), event("DELETED", 7)], count=3)
-    assert found == [(What.ADDED, "3"), (What.CHANGED, "6"), (What.GONE, "7")]
+    assert found == [(ChangeKind.ADDED, "3"), (ChangeKind.CHANGED, "6"), (ChangeKind.GONE, "7")]
     assert source.asked == ["list", "watch 5"]
 
 
 def test_a_watch_goes_on_where_the_last_one_ended_even_if_that_was_a_bookmark() -> None:
     found, source = played(listing(5), [event("BOOKMARK", 90)], [event("ADDED", 95)], count=2)
-    assert found == [(What.QUIET, ""), (What.ADDED, "95")]
+    assert found == [(ChangeKind.QUIET, ""), (ChangeKind.ADDED, "95")]
     assert source.asked == ["list", "watch 5", "watch 90"]
 
 
@@ -108,19 +108,24 @@ def test_after_410_it_lists_again_and_tells_each_change_once() -> None:
         [event("MODIFIED", 10)],
         count=4,
     )
-    assert found == [(What.ADDED, "3"), (What.CHANGED, "6"), (What.ADDED, "8"), (What.CHANGED, "10")]
+    assert found == [
+        (ChangeKind.ADDED, "3"),
+        (ChangeKind.CHANGED, "6"),
+        (ChangeKind.ADDED, "8"),
+        (ChangeKind.CHANGED, "10"),
+    ]
     assert source.asked == ["list", "watch 5", "list", "watch 9"]
 
 
 def test_what_vanished_between_two_lists_is_gone() -> None:
     found, _ = played(listing(5, thing(3)), [GoneError("too old")], listing(9, thing(8, "b")), count=3)
-    assert found == [(What.ADDED, "3"), (What.GONE, "3"), (What.ADDED, "8")]
+    assert found == [(ChangeKind.ADDED, "3"), (ChangeKind.GONE, "3"), (ChangeKind.ADDED, "8")]
 
 
 def test_an_object_made_anew_under_the_same_name_is_another_one() -> None:
     again = {"metadata": {"name": "a", "uid": "a2", "resourceVersion": "8"}}
     found, _ = played(listing(5, thing(3)), [GoneError("x")], listing(9, again), count=3)
-    assert found == [(What.ADDED, "3"), (What.GONE, "3"), (What.ADDED, "8")]
+    assert found == [(ChangeKind.ADDED, "3"), (ChangeKind.GONE, "3"), (ChangeKind.ADDED, "8")]
 
 
 @pytest.mark.parametrize(
@@ -134,14 +139,14 @@ def test_an_object_made_anew_under_the_same_name_is_another_one() -> None:
 )
 def test_what_passes_is_waited_for_and_the_watch_resumes_without_a_new_list(error: ApiError) -> None:
     found, source = played(listing(5), [event("ADDED", 6), error], [error], [event("MODIFIED", 7)], count=2)
-    assert found == [(What.ADDED, "6"), (What.CHANGED, "7")]
+    assert found == [(ChangeKind.ADDED, "6"), (ChangeKind.CHANGED, "7")]
     assert source.asked == ["list", "watch 5", "watch 6", "watch 6"]
     assert source.clock.slept == [0.2, 0.4]
 
 
 def test_a_list_that_fails_is_asked_again() -> None:
     found, source = played(ApiError("x", {"code": 500}), UnreachableError("y"), listing(5, thing(3)), count=1)
-    assert found == [(What.ADDED, "3")]
+    assert found == [(ChangeKind.ADDED, "3")]
     assert source.asked == ["list"] * 3
 
 
@@ -216,7 +221,7 @@ def test_in_any_storm_states_come_in_order_once_and_the_last_one_always(seed: in
     seen: list[str] = []
     clock = Clock()
     for change in wait.changes(source(), "RayJob", patience=clock.patience()):
-        if change.what is not What.QUIET:
+        if change.kind is not ChangeKind.QUIET:
             seen.append(version(change))
         if seen and seen[-1] == states[-1]:
             break

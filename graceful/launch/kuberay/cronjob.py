@@ -39,7 +39,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What fires, when, and as whom.
+    """A schedule: what it submits, when, and with which account.
 
     Attributes:
         name: Of the schedule and of its CronJob; versions are named after it.

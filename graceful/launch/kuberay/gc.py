@@ -1,4 +1,4 @@
-"""What finished runs leave on a cluster, and its removal: a value first, then done or only shown. Client.
+"""Find and remove what finished runs leave on a cluster. Client.
 
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
@@ -24,7 +24,7 @@ AFTER = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """One object that nobody needs any more.
+    """An object that nobody needs any more.
 
     Attributes:
         kind: RayJob, Job or ConfigMap; Checkpoints for a folder in a bucket.
@@ -39,22 +39,22 @@ class Removal:
     why: str
 
 
-def find(kube: Kube, *, now: datetime, after: timedelta = AFTER) -> tuple[Removal, ...]:
+def find(kube: Kube, *, now: datetime, min_age: timedelta = AFTER) -> tuple[Removal, ...]:
     """Return what could be removed: finished jobs, submitters and documents whose run is gone. Changes nothing.
 
     Args:
         kube: The API server.
         now: With a time zone.
-        after: Only what ended, or was made, longer ago.
+        min_age: Only what ended, or was made, longer ago.
     """
     jobs = kube.list("RayJob", selector=names.SELECTOR).items
     submitters = kube.list("Job", selector="ray.io/originated-from-crd=RayJob").items
     documents = kube.list("ConfigMap", selector=f"{names.SELECTOR},{names.RUN_ID}").items
-    cutoff = now - after
+    cutoff = now - min_age
     finished = [
         _removal("RayJob", job, f"{read(job).phase} since {_ended(job):%Y-%m-%d %H:%M}")
         for job in jobs
-        if _over(job, cutoff)
+        if _is_finished(job, cutoff)
     ]
     removed_uids = {removal.uid for removal in finished}
     remaining_jobs = [job for job in jobs if job["metadata"]["uid"] not in removed_uids]
@@ -78,7 +78,7 @@ def remove(kube: Kube, removals: Iterable[Removal]) -> tuple[Removal, ...]:
     return tuple(deleted)
 
 
-def _over(job: Document, cutoff: datetime) -> bool:
+def _is_finished(job: Document, cutoff: datetime) -> bool:
     """Return whether a job has finished for good: a suspended job is stopped, yet it can resume."""
     suspended = bool((job.get("spec") or {}).get("suspend"))
     phase = read(job).phase

@@ -1,4 +1,4 @@
-"""The door to a Kubernetes API server: typed REST calls, errors by what the caller can do. Runs on the client.
+"""Client of a Kubernetes API server: typed REST calls, errors by what the caller can do. Runs on the client.
 
 Plain REST, because a command that prints one status must not pay half a second for the import of generated models or
 for discovery: the few kinds we touch are in `KINDS`. Reads, deletes and server-side applies are repeated on 429, 5xx

@@ -1,4 +1,4 @@
-"""How the API server is reached and as whom: kubeconfig files, or the pod's own service account. Runs on the client."""
+"""Address and identity for an API server, from kubeconfig files or the pod's service account. Runs on the client."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def load(context: str | None = None, *, files: Sequence[Path] | None = None, pod
         return _in_cluster(pod)
     name = context or merged["current-context"]
     if not name or name not in merged["contexts"]:
-        known = ", ".join(sorted(merged["contexts"])) or "none"
+        contexts = ", ".join(sorted(merged["contexts"])) or "none"
         raise SpecError(
-            f"kube context {name or '(none current)'!r}: not found, known: {known}; set KUBECONFIG or --context"
+            f"kube context {name or '(none current)'!r}: not found, known: {contexts}; set KUBECONFIG or --context"
         )
     return _access(name, merged, paths)
 

@@ -1,4 +1,4 @@
-"""Rules for RayJobs that Kubernetes accepts and people regret, each with a remedy. Pure functions. Client.
+"""Rules against mistakes in RayJobs that Kubernetes accepts, each with a remedy. Pure functions. Client.
 
 Every rule has a stable id and one function that yields what it found. `production` turns the warnings of STRICT rules
 into errors.
@@ -38,7 +38,7 @@ Violations = Iterator[tuple[str, str] | tuple[str, str, Severity]]
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What a rule looks at: a RayJob, and what is known besides it.
+    """Input of a rule: a RayJob, and what is known besides it.
 
     Attributes:
         document: The RayJob.
@@ -89,7 +89,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One thing that goes wrong.
+    """A check of one mistake.
 
     Attributes:
         id: Stable; people look it up.

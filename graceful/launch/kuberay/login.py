@@ -1,4 +1,4 @@
-"""Who we are at an API server, from the user and cluster sections of a kubeconfig. Runs on the client.
+"""Credentials for an API server, from the user and cluster sections of a kubeconfig. Runs on the client.
 
 Certificates, tokens and passwords are read here: a quarter of the start-up time of the official client, which runs the
 plugins of clouds and renews OIDC tokens. It is imported in this module only.
@@ -34,7 +34,7 @@ _HEADER_NAME = "!#$&'*+-.^_`|~"
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
-    """What a request carries to say who we are.
+    """The credentials that a request carries.
 
     Attributes:
         token: Called for each request, because tokens rotate; None: the certificate or a header says it.
@@ -225,7 +225,7 @@ def _texts(section: Section, key: str, where: str, title: str) -> list[str]:
 
 @dataclass(kw_only=True)
 class _Plugin:
-    """A program of a cloud that logs in; it is asked again when its answer expires."""
+    """A login program of a cloud; it runs again when its credential expires."""
 
     provider: Any
     where: str

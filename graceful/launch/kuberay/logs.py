@@ -28,7 +28,7 @@ ENDED = ("Succeeded", "Failed")
 
 @dataclass(kw_only=True)
 class Cursor:
-    """How far one pod's log has been given.
+    """Position up to which one pod's log has been yielded.
 
     Attributes:
         stamp: Timestamp of the last line, as the server writes it; empty at the beginning.
@@ -92,7 +92,7 @@ def lines(
         progress = yield from reader.read(job, follow=follow)
         if not reader.failures and not progress and (ended or not follow):  # the last lines come after the end
             return
-        job, ended = reader.look(job)
+        job, ended = reader.refresh_job(job)
         if follow and not progress and not ended:
             reader.patience.sleep(POLL)
 
@@ -109,7 +109,7 @@ class _Reader:
     failures: int = 0
     healthy: bool = True
 
-    def look(self, job: Document | None) -> tuple[Document | None, bool]:
+    def refresh_job(self, job: Document | None) -> tuple[Document | None, bool]:
         """Return the job as it is now, and whether it is over; a deleted job is over."""
         try:
             job = self.kube.get("RayJob", self.name)
@@ -176,7 +176,7 @@ class _Reader:
 
     def tolerate(self, error: ApiError) -> None:
         """Pause after what passes; raise what does not, or what has lasted too long."""
-        if not wait.passing(error) or self.failures >= LONGEST_ROW:
+        if not wait.may_pass(error) or self.failures >= LONGEST_ROW:
             raise error
         self.failures, self.healthy = self.failures + 1, False
         self.warn(error)

@@ -1,4 +1,4 @@
-"""Look at one run: gather what its status alone does not tell, remember it, follow it to its end. Client.
+"""Observe one run: collect pods and events besides its status, keep them, follow it to its end. Client.
 
 KubeRay replaces pods in silence and deletes them when a job ends, so a follower keeps every pod it has seen. A single
 look has the events instead, which the server keeps for an hour. What we may not read makes causes coarser, not the
@@ -33,7 +33,7 @@ RUNNING_WINDOW = 20.0
 
 @dataclass(kw_only=True)
 class Observer:
-    """One run and everything seen of it so far.
+    """A run with the pods and events seen so far.
 
     Attributes:
         kube: The API server.
@@ -49,15 +49,15 @@ class Observer:
     pods: dict[str, Document] = field(default_factory=dict)
     events: dict[str, Document] = field(default_factory=dict)
 
-    def now(self) -> Status:
+    def current_status(self) -> Status:
         """Return the status of the run at this moment.
 
         Raises:
             NotFoundError: There is no such job.
         """
-        return self.look(self.kube.get("RayJob", self.name))
+        return self.status_of(self.kube.get("RayJob", self.name))
 
-    def look(self, job: Document) -> Status:
+    def status_of(self, job: Document) -> Status:
         """Return the status of the job as given, with the evidence of this moment and before."""
         rough = read(job)
         if rough.phase is Phase.INVALID:
@@ -146,7 +146,7 @@ def follow(
         NotFoundError: There is no such job.
         InfrastructureError: As `wait.changes`.
     """
-    latest = observer.now()
+    latest = observer.current_status()
     yield latest
     changes = wait.changes(
         observer.kube,
@@ -166,16 +166,16 @@ def follow(
 
 
 def _next(observer: Observer, change: wait.Change, previous: Status) -> Status:
-    if change.what is wait.What.GONE:
+    if change.kind is wait.ChangeKind.GONE:
         return _deleted(previous)
-    if change.what is not wait.What.QUIET:
-        return observer.look(change.object)
+    if change.kind is not wait.ChangeKind.QUIET:
+        return observer.status_of(change.object)
     try:
-        return observer.now()
+        return observer.current_status()
     except NotFoundError:
         return _deleted(previous)
     except ApiError as e:
-        if not wait.passing(e):
+        if not wait.may_pass(e):
             raise
         return previous
 

@@ -1,4 +1,4 @@
-"""Which proxy leads to an API server: HTTPS_PROXY, HTTP_PROXY and NO_PROXY as kubectl reads them. Pure. Client.
+"""The proxy to an API server: HTTPS_PROXY, HTTP_PROXY and NO_PROXY as kubectl reads them. Pure functions. Client.
 
 kubectl follows Go's `golang.org/x/net/http/httpproxy`: names in NO_PROXY except themselves and their subdomains, those
 that begin with a dot the subdomains alone; addresses, networks such as 10.0.0.0/8 and ports are understood; `*` excepts
@@ -52,8 +52,8 @@ def checked(proxy: str, *, where: str) -> str:
 
 def credentials(proxy: str) -> str | None:
     """Return `user:password` of a proxy's URL; None: it has none."""
-    user, at, _ = urlsplit(proxy).netloc.rpartition("@")
-    return unquote(user) if at else None
+    user, separator, _ = urlsplit(proxy).netloc.rpartition("@")
+    return unquote(user) if separator else None
 
 
 def _variable(name: str, environment: Mapping[str, str]) -> str:

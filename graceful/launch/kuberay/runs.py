@@ -1,4 +1,4 @@
-"""Runs on a cluster as people speak of them: find, list, stop so that it can resume, resume. Client.
+"""Find, list, stop and resume runs on a cluster. Client.
 
 Deleting a RayJob stops its program first (KubeRay's finalizer does), suspending it does not: stop writes the job down
 in a ConfigMap, which takes over the documents that the job owned, and deletes it; resume sends the job again under the
@@ -53,7 +53,7 @@ def status(kube: Kube, name: str) -> Status:
         SpecError: There is neither.
     """
     try:
-        return Observer(kube=kube, name=name).now()
+        return Observer(kube=kube, name=name).current_status()
     except NotFoundError as e:
         return _recorded(_record(kube, name, e))
 
@@ -79,7 +79,7 @@ def stop(kube: Kube, name: str) -> Status:
         job = kube.get("RayJob", name)
     except NotFoundError as e:
         return _recorded(_record(kube, name, e))
-    current = Observer(kube=kube, name=name).look(job)
+    current = Observer(kube=kube, name=name).status_of(job)
     if current.phase.terminal:
         return current
     stopped = replace(
@@ -106,17 +106,17 @@ def resume(kube: Kube, name: str, *, patience: Patience | None = None) -> Status
         raise SpecError(f"{now.run_id}: {now.phase}; nothing to resume, submit its spec again under a new name")
     if job["metadata"].get("deletionTimestamp"):
         _wait_until_deleted(kube, job, patience or kube.patience)
-        return _send_again(kube, cleaned(job))
+        return _send_again(kube, as_sent(job))
     if not now.phase.terminal:
         return now
     if (job.get("spec") or {}).get("suspend"):
         return read(kube.patch("RayJob", name, {"spec": {"suspend": False}}))
     _delete(kube, job, now)
     _wait_until_deleted(kube, job, patience or kube.patience)
-    return _send_again(kube, cleaned(job))
+    return _send_again(kube, as_sent(job))
 
 
-def cleaned(job: Document) -> dict[str, Any]:
+def as_sent(job: Document) -> dict[str, Any]:
     """Return the job as it was sent: without what the server and the operator added."""
     meta = job["metadata"]
     annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if "kubectl" not in key}
@@ -130,9 +130,9 @@ def cleaned(job: Document) -> dict[str, Any]:
     }
 
 
-def _delete(kube: Kube, job: Document, last: Status) -> None:
+def _delete(kube: Kube, job: Document, stopped: Status) -> None:
     """Record first: should we die in between, nothing is lost."""
-    record = kube.apply(_new_record(job, last), force=True)
+    record = kube.apply(_new_record(job, stopped), force=True)
     _hand_over(kube, job, record)
     with contextlib.suppress(NotFoundError):
         kube.delete("RayJob", job["metadata"]["name"], uid=job["metadata"]["uid"])
@@ -208,7 +208,7 @@ def _new_record(job: Document, stopped: Status) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": record_name(meta["name"]), "namespace": meta["namespace"], "labels": labels},
-        "data": {JOB_FILE: json.dumps(cleaned(job)), STATUS_FILE: json.dumps(facts)},
+        "data": {JOB_FILE: json.dumps(as_sent(job)), STATUS_FILE: json.dumps(facts)},
     }
 
 

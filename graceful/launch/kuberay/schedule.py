@@ -52,8 +52,8 @@ class Firing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One schedule as it stands.
+class ScheduleStatus:
+    """The present state of a schedule.
 
     Attributes:
         name: Of the schedule.
@@ -130,16 +130,17 @@ def find(kube: Kube, name: str) -> Document:
     return matches[0]
 
 
-def listing(kube: Kube, *, now: datetime) -> list[Listed]:
+def listing(kube: Kube, *, now: datetime) -> list[ScheduleStatus]:
     """Return every schedule of the namespace, by name."""
     cronjobs = kube.list("CronJob", selector=SCHEDULE).items
     all_jobs = kube.list("Job", selector=SCHEDULE).items if cronjobs else ()
     return sorted(
-        (_listed(kube, item, all_jobs, now) for item in cronjobs), key=lambda listed: (listed.name, listed.cronjob)
+        (_schedule_status(kube, item, all_jobs, now) for item in cronjobs),
+        key=lambda schedule_status: (schedule_status.name, schedule_status.cronjob),
     )
 
 
-def _listed(kube: Kube, cronjob: Document, all_jobs: Sequence[Document], now: datetime) -> Listed:
+def _schedule_status(kube: Kube, cronjob: Document, all_jobs: Sequence[Document], now: datetime) -> ScheduleStatus:
     meta, spec = cronjob["metadata"], cronjob["spec"]
     zone, paused = spec.get("timeZone") or "Etc/UTC", bool(spec.get("suspend"))
     fired = _oldest_first(job for job in all_jobs if owned_by(job, meta["uid"]))
@@ -147,7 +148,7 @@ def _listed(kube: Kube, cronjob: Document, all_jobs: Sequence[Document], now: da
     with contextlib.suppress(SpecError):  # what Kubernetes takes beyond our reading, such as @every
         next_firing = None if paused else cron.read(spec["schedule"], zone).after(now)
     labels = meta["labels"]
-    return Listed(
+    return ScheduleStatus(
         name=labels[SCHEDULE],
         cronjob=meta["name"],
         cron=spec["schedule"],
@@ -162,8 +163,8 @@ def _listed(kube: Kube, cronjob: Document, all_jobs: Sequence[Document], now: da
 def _firing(kube: Kube, job: Document) -> Firing:
     name = job["metadata"]["name"]
     outcome, reason = _ended(kube, job)
-    at = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-    return Firing(name=name, at=at, outcome=outcome, reason=reason)
+    fired_at = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+    return Firing(name=name, at=fired_at, outcome=outcome, reason=reason)
 
 
 def _ended(kube: Kube, job: Document) -> tuple[str, str]:

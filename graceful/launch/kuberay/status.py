@@ -1,4 +1,4 @@
-"""The one table from what a RayJob and its pods say to phase, attempt, cause and exit code. Pure. Runs on the client.
+"""Phase, attempt, cause and exit code of a RayJob, from its status and its pods. Pure functions. Client.
 
 deployment status          job status, reason        phase
 Suspended, Suspending      a queue holds it           QUEUED
@@ -71,7 +71,7 @@ def run_id(job: Document) -> str:
 
 
 class _JobReader:
-    """One look at one job."""
+    """Derives the status from one state of a job."""
 
     def __init__(self, job: Document, evidence: Evidence) -> None:
         self.job, self.evidence = job, evidence

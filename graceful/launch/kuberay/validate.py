@@ -1,4 +1,4 @@
-"""Judge RayJobs without a cluster: KubeRay's schema, its CEL rules, and what its operator refuses. Client.
+"""Validate RayJobs without a cluster: KubeRay's schema, its CEL rules, and what its operator refuses. Client.
 
 The schema is that of KubeRay 1.7.0's custom resource (Apache-2.0), descriptions left out; a test compares it with the
 original. Kubernetes fills in defaults before it validates, so do we; a key that the schema does not know would be

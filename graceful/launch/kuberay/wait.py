@@ -1,4 +1,4 @@
-"""Follow objects of an API server: list, watch, list again; every change once, no hang, no lost end. Client.
+"""Follow objects of an API server by lists and watches; every change is reported once. Client.
 
 A watch is a long answer over one connection, and every part of that breaks: the version it starts from expires (410:
 list again), the server is busy (429, 500: pause, longer each time, never in step with other clients) or the connection
@@ -27,7 +27,7 @@ GIVE_UP = 900.0
 """Seconds of failures in a row after which the last one is raised."""
 
 
-class What(StrEnum):
+class ChangeKind(StrEnum):
     """What happened to an object."""
 
     ADDED = "added"
@@ -39,14 +39,14 @@ class What(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One change; of QUIET the object is empty, of GONE it is the last that was known."""
+    """A change; the object of QUIET is empty, that of GONE is its last known state."""
 
-    what: What
+    kind: ChangeKind
     object: Document = field(default_factory=dict)
 
 
 class Source(Protocol):
-    """What is needed of `kube.Kube`."""
+    """The methods of `kube.Kube` that are needed here."""
 
     def list(self, kind: str, *, selector: str = "", fields: str = "") -> Listing:
         """Return a listing, as `Kube.list`."""
@@ -137,12 +137,12 @@ class _Follower:
                     if end is not None and self.patience.now() >= end:
                         return
             self.failures = 0
-            yield Change(what=What.QUIET)
+            yield Change(kind=ChangeKind.QUIET)
         except GoneError as e:
             self.version = None
             self.failed(e)
         except ApiError as e:
-            if not passing(e):
+            if not may_pass(e):
                 raise
             self.failed(e)
 
@@ -150,7 +150,7 @@ class _Follower:
         """Yield the changes between a new list and the known objects, which no watch reported."""
         listed = {item["metadata"]["uid"]: item for item in listing.items}
         for uid in [uid for uid in self.known if uid not in listed]:
-            yield Change(what=What.GONE, object=self.known.pop(uid))
+            yield Change(kind=ChangeKind.GONE, object=self.known.pop(uid))
         for item in listed.values():
             yield from self.updated(item)
 
@@ -158,7 +158,7 @@ class _Follower:
         """Yield the change that one event of a watch reports."""
         if event.type == "DELETED":
             if self.known.pop(event.object["metadata"]["uid"], None) is not None:
-                yield Change(what=What.GONE, object=event.object)
+                yield Change(kind=ChangeKind.GONE, object=event.object)
         elif event.type in ("ADDED", "MODIFIED"):
             yield from self.updated(event.object)
 
@@ -169,7 +169,7 @@ class _Follower:
         if previous is not None and previous["metadata"]["resourceVersion"] == item["metadata"]["resourceVersion"]:
             return
         self.known[uid] = item
-        yield Change(what=What.ADDED if previous is None else What.CHANGED, object=item)
+        yield Change(kind=ChangeKind.ADDED if previous is None else ChangeKind.CHANGED, object=item)
 
     def failed(self, error: ApiError) -> None:
         """Pause, unless it has failed for too long."""
@@ -183,6 +183,6 @@ class _Follower:
         self.patience.pause(self.failures, error)
 
 
-def passing(error: ApiError) -> bool:
+def may_pass(error: ApiError) -> bool:
     """Return whether the same request may do better later."""
     return isinstance(error, ThrottledError | UnreachableError) or error.facts.get("code") in PASSING

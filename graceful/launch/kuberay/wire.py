@@ -1,4 +1,4 @@
-"""HTTP to an API server: one question or a stream of lines, repeated with patience where that is safe. Client."""
+"""HTTP to an API server: a request or a stream of lines, repeated where that is safe. Client."""
 
 from __future__ import annotations
 

@@ -60,8 +60,8 @@ class LocalBackend:
         change = Change.CREATE
         findings: tuple[Finding, ...] = ()
         with contextlib.suppress(FileNotFoundError):
-            same = folder.job()["digest"] == _digest(job)
-            change, findings = (Change.NONE, ()) if same else (Change.REFUSED, (_taken(handle, folder),))
+            same_spec = folder.job()["digest"] == _digest(job)
+            change, findings = (Change.NONE, ()) if same_spec else (Change.REFUSED, (_taken(handle, folder),))
         title = f"local job {handle.name}"
         return Plan(
             job=job,
@@ -130,7 +130,7 @@ class LocalBackend:
         while not (status := self._status(folder)).phase.terminal:
             if pid := folder.state().pid:  # 0: its supervisor is just starting
                 with contextlib.suppress(ProcessLookupError):
-                    _end_processes(folder, pid, signalled, late=self.patience.now() >= end)
+                    _end_processes(folder, pid, signalled, kill=self.patience.now() >= end)
             self.patience.sleep(POLL)
         return status
 
@@ -221,14 +221,14 @@ class LocalBackend:
     def _lines(self, folder: JobFolder, *, follow: bool) -> Iterator[str]:
         offset, partial = 0, b""
         while True:
-            over = not follow or self._status(folder).phase.terminal
-            for piece in folder.pieces(offset):
-                offset += len(piece)
-                *lines, partial = (partial + piece).split(b"\n")
+            ended = not follow or self._status(folder).phase.terminal
+            for chunk in folder.pieces(offset):
+                offset += len(chunk)
+                *lines, partial = (partial + chunk).split(b"\n")
                 if len(partial) > PIECE:
                     lines, partial = [*lines, partial], b""
                 yield from (line.decode("utf-8", errors="replace") for line in lines)
-            if over:
+            if ended:
                 yield from [partial.decode("utf-8", errors="replace")] if partial else []
                 return
             self.patience.sleep(POLL)
@@ -268,12 +268,12 @@ def _supervise(folder: JobFolder, lock: int) -> None:
         raise InfrastructureError(f"{folder.path}: its supervisor does not start; is the disk full?")
 
 
-def _end_processes(folder: JobFolder, pid: int, signalled: set[str], *, late: bool) -> None:
+def _end_processes(folder: JobFolder, pid: int, signalled: set[str], *, kill: bool) -> None:
     """Ask the supervisor once, which asks the program alone; if it is gone, the group that it led. Late: kill them all.
 
     While the lock is held there is such a group, so its number belongs to nobody else.
     """
-    if late:
+    if kill:
         os.killpg(pid, signal.SIGKILL)
     elif folder.led():
         if "supervisor" not in signalled:

@@ -1,4 +1,4 @@
-"""A detached job of this machine as a folder: what was asked, what became of it, its log. Client and supervisor.
+"""A detached job of this machine as a folder: what was submitted, its state, its log. Client and supervisor.
 
 HOME/jobs/NAME/job.json     what was submitted; never changed
                input/       what the program reads: the document, named by GRACEFUL_RUN_SPEC, and files beside it
@@ -32,7 +32,7 @@ PIECE = 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One attempt.
+    """State of one attempt.
 
     Attributes:
         attempt: 1 for the first.
@@ -128,8 +128,8 @@ class JobFolder:
         """Yield what the log holds after an offset, in pieces of at most `PIECE` bytes."""
         with contextlib.suppress(FileNotFoundError), self.log.open("rb") as log:
             log.seek(offset)
-            while piece := log.read(PIECE):
-                yield piece
+            while chunk := log.read(PIECE):
+                yield chunk
 
     def acquire(self) -> int | None:
         """Return the lock as a file descriptor for a supervisor; None: a process holds it, so the job is alive."""

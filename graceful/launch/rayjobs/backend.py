@@ -278,23 +278,23 @@ class RayJobsBackend:
         printed, failures = 0, 0
         while True:
             try:
-                over = not follow or self.dashboard.job(attempts[-1])["status"] not in PHASES
+                finished = not follow or self.dashboard.job(attempts[-1])["status"] not in PHASES
                 text = self.dashboard.log(attempts[-1])
                 failures = 0
             except ApiError as e:
                 failures = self._tolerate(e, failures)
                 continue
-            end = len(text) if over else text.rfind("\n") + 1
+            end = len(text) if finished else text.rfind("\n") + 1
             yield from text[printed:end].removesuffix("\n").split("\n") if end > printed else ()
             printed = max(printed, end)
-            if over:
+            if finished:
                 return
             self.patience.sleep(max(POLL, len(text) / SLOWLY))
 
     def _tolerate(self, error: ApiError, failures: int) -> int:
-        from graceful.launch.rayjobs.dashboard import passing
+        from graceful.launch.rayjobs.dashboard import may_pass
 
-        if not passing(error) or failures >= LONGEST_ROW:
+        if not may_pass(error) or failures >= LONGEST_ROW:
             raise error
         self.warn(error)
         self.patience.pause(failures + 1, error)

@@ -1,4 +1,4 @@
-"""The door to a Ray cluster's job server: its REST calls, with a token and patience. Runs on the client, without ray.
+"""Client of a Ray cluster's job server: REST calls with a token and retries. Runs on the client, without ray.
 
 Errors are those of `refusals`, by what the caller can do. What may have arrived is never sent twice from here: a POST
 is tried once, its caller looks and decides. A log is read whole, because the stream that the server offers
@@ -127,7 +127,7 @@ class Dashboard:
                 return self._ask(method, path, data)
             except ApiError as e:
                 failures += 1
-                if failures >= self.patience.tries or not passing(e):
+                if failures >= self.patience.tries or not may_pass(e):
                     raise
                 self.patience.pause(failures, e)
 
@@ -165,6 +165,6 @@ class Dashboard:
         return ApiError(f"{request}: {self.address} answers {code} ({message}); its logs say more, try again", facts)
 
 
-def passing(error: ApiError) -> bool:
+def may_pass(error: ApiError) -> bool:
     """Return whether the same request may do better later."""
     return isinstance(error, UnreachableError) or error.facts.get("code") in PASSING

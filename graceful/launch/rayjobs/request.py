@@ -1,4 +1,4 @@
-"""What a Ray cluster's job server is sent for a job: a value to print, judge and send. Pure functions. Client."""
+"""The request to a Ray cluster's job server for a job, to print, check and send. Pure functions. Client."""
 
 from __future__ import annotations
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from graceful import section_keys
 from graceful.cli import output as out
 from graceful.errors import SpecError
-from graceful.spec import RefreshSpec, shape
+from graceful.spec import RefreshSpec
 
 
 def show(key: str | None, output: str) -> int:
@@ -30,8 +31,8 @@ def show(key: str | None, output: str) -> int:
     return 0
 
 
-def _below(key: str | None) -> Sequence[shape.Key]:
-    all_keys = list(shape.keys(RefreshSpec))
+def _below(key: str | None) -> Sequence[section_keys.Key]:
+    all_keys = list(section_keys.keys(RefreshSpec))
     if key is None:
         return all_keys
     entries = [entry for entry in all_keys if any(f"{name}.".startswith(f"{key}.") for name in _names(entry))]
@@ -44,17 +45,17 @@ def _below(key: str | None) -> Sequence[shape.Key]:
     return entries
 
 
-def _names(key: shape.Key) -> tuple[str, str]:
+def _names(key: section_keys.Key) -> tuple[str, str]:
     """Return a key as specs write it (`task.fonts`), and with its kind (`task.glyphs.fonts`)."""
     path = key.path.replace("[]", "")
     return re.sub(r"<\w+>", "", path), re.sub(r"<(\w+)>", r".\1", path)
 
 
-def _depth(key: shape.Key) -> int:
+def _depth(key: section_keys.Key) -> int:
     return key.path.count(".") + key.path.count("<")
 
 
-def _row(key: shape.Key, depth: int) -> tuple[str, str, str, str]:
+def _row(key: section_keys.Key, depth: int) -> tuple[str, str, str, str]:
     last = key.path.rpartition(".")[2]
     label = f"- {key.expects}" if key.path.endswith(">") else last
     expects = "" if key.path.endswith(">") else key.expects
@@ -66,5 +67,5 @@ def _annotation(key: str | None) -> Any:
     """Return the type at a key; of the members of a union the first that has it."""
     current: Any = RefreshSpec
     for part in key.split(".") if key else ():
-        current = shape.child(current, part)
+        current = section_keys.child(current, part)
     return current

@@ -7,18 +7,18 @@ in the spec. Unknown keys are refused at every depth.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from graceful import addresses, documents, redact
+from graceful import addresses, documents, section_errors
 from graceful.errors import SpecError
 from graceful.launch.resources import quantity
+from graceful.sections import NAME, Section
 
 FOLDER = Path("cluster")
-DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_.-]*$"
 TEXT = r"^[^\x00]*$"
 IMAGE = r"^[!-~]+$"
@@ -26,7 +26,6 @@ FOLDER_IN_PODS = r"^/[^:\x00]*$"
 FOLDER_OF_NODES = r"^/[^\x00]*$"
 RELEASE = r"^[0-9]+\.[0-9]+\.[0-9]+$"
 PATTERNS = {
-    DNS_LABEL: "lower case letters, digits and inner hyphens, at most 63",
     VARIABLE: "the name of a variable: letters, digits and _, no digit first",
     TEXT: "text without NUL characters",
     IMAGE: "the address of an image, without spaces",
@@ -44,7 +43,7 @@ def _quantity(value: str | float) -> str:
 
 Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
 LARGEST = 2**31 - 1
-Name = Annotated[str, Field(pattern=DNS_LABEL)]
+Name = Annotated[str, Field(pattern=NAME)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Seconds = Annotated[int, Field(ge=1, le=LARGEST)]
 Address = Annotated[str, AfterValidator(addresses.server)]
@@ -53,11 +52,7 @@ Variables = dict[Annotated[str, Field(pattern=VARIABLE)], Text]
 Price = Annotated[float, Field(ge=0.0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Toleration(_Section):
+class Toleration(Section):
     """A taint of nodes that pods accept, as in a pod's specification."""
 
     key: str | None = None
@@ -66,7 +61,7 @@ class Toleration(_Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
 
-class Machine(_Section):
+class Machine(Section):
     """One pod of the cluster: requests equal limits, because Ray believes the limits."""
 
     cpu: Quantity = "1"
@@ -79,7 +74,7 @@ class Machine(_Section):
     """Accelerators."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name under which nodes offer them."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels that nodes must have."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints that are accepted."""
@@ -87,11 +82,11 @@ class Machine(_Section):
     """The nodes may vanish at short notice."""
     priority_class: str | None = None
     """PriorityClass of the pods."""
-    env: Variables = {}
+    env: Variables = Field(default_factory=dict)
     """Variables of these pods alone, e.g. NCCL_DEBUG. No secrets."""
 
 
-class Storage(_Section):
+class Storage(Section):
     """Where runs, checkpoints and caches are kept: in a bucket or on a volume; with neither they die with the pods."""
 
     uri: Annotated[str, AfterValidator(addresses.in_document)] | None = None
@@ -103,7 +98,7 @@ class Storage(_Section):
     """Folder in the pods for runs, under which the claim lies; becomes GRACEFUL_HOME."""
 
 
-class Mlflow(_Section):
+class Mlflow(Section):
     """The registry that jobs write to."""
 
     uri: Annotated[str, AfterValidator(addresses.registry)] | None = None
@@ -112,7 +107,7 @@ class Mlflow(_Section):
     """Secret whose keys become variables, e.g. MLFLOW_TRACKING_TOKEN."""
 
 
-class Retries(_Section):
+class Retries(Section):
     """How often what is started again."""
 
     job: Count = 2
@@ -121,7 +116,7 @@ class Retries(_Section):
     """The pod that submits and watches; it finds the running job again."""
 
 
-class Deadlines(_Section):
+class Deadlines(Section):
     """Seconds after which we do not wait any more."""
 
     start: Seconds = 1800
@@ -132,7 +127,7 @@ class Deadlines(_Section):
     """After the end, until the pods are deleted."""
 
 
-class Prices(_Section):
+class Prices(Section):
     """What machines cost per hour; used by `graceful plan` alone."""
 
     currency: str = "USD"
@@ -146,15 +141,15 @@ class Prices(_Section):
     """Share of the price that spot machines cost."""
 
 
-class Local(_Section):
+class Local(Section):
     """This machine: programs are child processes."""
 
     kind: Literal["local"]
-    env: Variables = {}
+    env: Variables = Field(default_factory=dict)
     """Variables added to ours."""
 
 
-class RayJobs(_Section):
+class RayJobs(Section):
     """A Ray cluster that exists already, reached through its dashboard."""
 
     kind: Literal["rayjobs"]
@@ -163,11 +158,11 @@ class RayJobs(_Section):
     home: Annotated[str, Field(pattern=FOLDER_OF_NODES)]
     """Folder for runs that all its nodes share; becomes GRACEFUL_HOME."""
     mlflow: Mlflow = Mlflow()
-    env: Variables = {}
+    env: Variables = Field(default_factory=dict)
     """Variables of the job. No secrets: the dashboard shows them."""
 
 
-class KubeRay(_Section):
+class KubeRay(Section):
     """Kubernetes with the KubeRay operator: a cluster of pods for every job."""
 
     kind: Literal["kuberay"]
@@ -194,7 +189,7 @@ class KubeRay(_Section):
     """One per training process."""
     storage: Storage = Storage()
     mlflow: Mlflow = Mlflow()
-    env: Variables = {}
+    env: Variables = Field(default_factory=dict)
     """Variables of all pods. No secrets: they are readable in the RayJob."""
     env_from_secrets: tuple[Name, ...] = ()
     """Secrets whose keys become variables of head and workers, e.g. for S3."""
@@ -254,7 +249,8 @@ def parse(document: object, *, where: str = "profile") -> Profile:
     try:
         return KINDS[kind].model_validate(document)
     except ValidationError as e:
-        raise SpecError(_explain(e, KINDS[kind], where)) from e
+        known = section_errors.Document(root=KINDS[kind], name="profile", patterns=PATTERNS)
+        raise SpecError(section_errors.explain(e, known, where)) from e
 
 
 def _known_profiles(name: str, folder: Path) -> str:
@@ -263,40 +259,3 @@ def _known_profiles(name: str, folder: Path) -> str:
     if matches:
         return f"; did you mean {matches[0]}?"
     return f"; there is {', '.join(profiles)}" if profiles else "; write one, or give a path that ends in .yaml"
-
-
-def _explain(error: ValidationError, root: type[_Section], where: str) -> str:
-    """One line for the first problem; a misspelt key is told before what follows from it."""
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
-    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    got = redact.hidden(first["input"], path.rpartition(".")[2])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _keys(root, first["loc"][:-1]), n=1)
-        text = f"unknown key{f', did you mean {near[0]}?' if near else ''}"
-    elif first["type"] == "missing":
-        text = "required and missing"
-    elif first["type"] == "value_error":
-        text = f"{first['msg'].removeprefix('Value error, ')}"
-    elif first["type"] == "string_pattern_mismatch":
-        pattern = first["ctx"]["pattern"]
-        text = f"must be {PATTERNS.get(pattern, f'text that matches {pattern}')}, got {got!r}"
-    else:
-        text = f"{first['msg'][:1].lower()}{first['msg'][1:]}, got {got!r}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{path or 'profile'} in {where}: {text}{more}"
-
-
-def _keys(root: type[_Section], location: Sequence[int | str]) -> list[str]:
-    """Return the fields of the section at a location that pydantic reports."""
-    section = root
-    for part in location:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_in(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[_Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, _Section):
-        return annotation
-    return next((section for part in get_args(annotation) if (section := _section_in(part))), None)

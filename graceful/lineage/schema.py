@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError, model_validator
 
+from graceful import section_errors
 from graceful.errors import RegistryError
 from graceful.gate import Verdict
 from graceful.report import Report
@@ -196,10 +197,7 @@ class LineageRecord:
         try:
             return _reader().validate_python(raw)
         except ValidationError as e:
-            first, *rest = e.errors(include_url=False)
-            more = f" (and {len(rest)} more)" if rest else ""
-            path = ".".join(str(part) for part in first["loc"]) or "record"
-            raise RegistryError(f"{where}: {path}: {first['msg'].lower()}{more}; restore the file") from e
+            raise RegistryError(f"{where}: {section_errors.summary(e, 'record')}; restore the file") from e
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as serialise_weights
 from torch import nn
 
-from graceful import storage
+from graceful import section_errors, storage
 from graceful.chain import Kept, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
 from graceful.learners import Classifier, KeepsAssets, learner_of, run
@@ -237,11 +237,8 @@ def _section(described: Description, folder: Path) -> TaskSection:
     try:
         section: TaskSection = TypeAdapter(TaskSection).validate_python(described.task)
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(["task", *(str(part) for part in first["loc"])])
-        raise DataError(
-            f"{folder / DESCRIPTION}: {where}: {first['msg'].lower()}; use the graceful release that wrote it"
-        ) from e
+        problem = section_errors.summary(e, "document", at="task")
+        raise DataError(f"{folder / DESCRIPTION}: {problem}; use the graceful release that wrote it") from e
     return section
 
 

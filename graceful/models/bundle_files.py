@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from graceful import storage
+from graceful import section_errors, storage
 from graceful.chain import Kept
 from graceful.errors import DataError, IntegrityError
 from graceful.models.assets import MOST, NAME
@@ -108,11 +108,9 @@ def parse_description(folder: Path, description: bytes) -> Description:
     try:
         return Description.model_validate_json(description)
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
+        problem = section_errors.summary(e, "document")
         raise DataError(
-            f"{folder / DESCRIPTION}: {where}: {first['msg'].lower()}; fetch the version again, or use the graceful"
-            " release that wrote it"
+            f"{folder / DESCRIPTION}: {problem}; fetch the version again, or use the graceful release that wrote it"
         ) from e
 
 

@@ -7,7 +7,7 @@ Precedence: defaults <- file <- `--set a.b=c`. A misspelt key is refused at ever
     tasks          task, network            training   train, optimizer, engine
     compatibility  losses, targets          refresh    gate, evaluate, registry, trust, RefreshSpec
     tune           space, error rate to keep
-    loading        load, parse              problems, shape   one-line errors, the tree of keys
+    loading        load, parse
 """
 
 from __future__ import annotations

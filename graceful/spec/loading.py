@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from graceful import addresses, documents, homes, redact
+from graceful import addresses, documents, homes, redact, section_errors
 from graceful.errors import SpecError
+from graceful.losses import registry
 from graceful.spec import credentials
-from graceful.spec.problems import explain
 from graceful.spec.refresh import RefreshSpec
 
 LONGEST_INDEX = 10
@@ -54,9 +54,15 @@ def parse(document: Mapping[str, Any], *, where: str = "spec") -> RefreshSpec:
     try:
         spec = RefreshSpec.model_validate(_anchored(document, where))
     except ValidationError as e:
-        raise SpecError(explain(e, RefreshSpec, where)) from e
+        raise SpecError(section_errors.explain(e, _document(), where)) from e
     credentials.remember(spec)
     return spec
+
+
+def _document() -> section_errors.Document:
+    return section_errors.Document(
+        root=RefreshSpec, name="spec", help="; see `graceful schema`", unavailable=registry.unavailable()
+    )
 
 
 def override_with(document: dict[str, Any], override: str) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def test_a_misspelt_key_is_refused_at_every_depth(section: str) -> None:
         ("namespace", None, "namespace in p.yaml: required and missing"),
         ("namespace", "Team A", "namespace in p.yaml: "),
         ("kind", "kuberai", "kind in p.yaml: must be one of local, rayjobs, kuberay, got 'kuberai'; did you mean"),
-        ("head/gpu", 1, "head.gpu must be 0, got 1"),
-        ("user", 0, "user in p.yaml: input should be greater than or equal to 1, got 0"),
+        ("head/gpu", 1, "head.gpu in p.yaml: must be 0, got 1"),
+        ("user", 0, "user in p.yaml: must be an integer in [1, 2147483647], got 0"),
         ("storage/path", "s3://bucket", "storage.path in p.yaml: "),
-        ("retries/job", -1, "retries.job in p.yaml: input should be greater than or equal to 0, got -1"),
+        ("retries/job", -1, "retries.job in p.yaml: must be an integer in [0, 2147483647], got -1"),
     ],
 )
 def test_errors_name_key_file_value_and_remedy(path: str, value: Any, told: str) -> None:

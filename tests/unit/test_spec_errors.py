@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from graceful import spec
+from graceful import section_keys, spec
 from graceful.errors import SpecError
-from graceful.spec import shape
 
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
@@ -29,8 +28,8 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
     """Every key of a section, and of those below; of a union member number `choice`, of a list one item of each."""
     document: dict[str, Any] = {}
     for name, field in section.model_fields.items():
-        inner = shape.item(field.annotation)
-        found = shape.sections(field.annotation if inner is None else inner)
+        inner = section_keys.item(field.annotation)
+        found = section_keys.sections(field.annotation if inner is None else inner)
         if inner is not None and found:
             document[name] = [filled(one, choice) for one in found]
         elif found:
@@ -73,7 +72,7 @@ def test_the_filled_documents_are_valid_and_cover_every_key() -> None:
     for document in documents:
         spec.parse(document)
     covered = {".".join(str(part) for part in path if isinstance(part, str)) for _, path in CASES}
-    known = {re.sub(r"<\w+>|\[\]", "", key.path) for key in shape.keys(spec.RefreshSpec)}
+    known = {re.sub(r"<\w+>|\[\]", "", key.path) for key in section_keys.keys(spec.RefreshSpec)}
     assert known - covered == set()
 
 
@@ -205,4 +204,10 @@ def test_a_wrong_override_is_told_in_one_line(tmp_path: Path, override: str, mes
 
 
 def test_every_key_says_what_it_means() -> None:
-    assert [key.path for key in shape.keys(spec.RefreshSpec) if not key.doc] == []
+    assert [key.path for key in section_keys.keys(spec.RefreshSpec) if not key.doc] == []
+
+
+def test_what_pydantic_found_is_put_into_words_in_one_module() -> None:
+    package = Path(section_keys.__file__).parent
+    modules = [path for path in package.rglob("*.py") if ".errors(include_url" in path.read_text(encoding="utf-8")]
+    assert [path.name for path in modules] == ["section_errors.py"]

@@ -1,4 +1,4 @@
-"""The spec as a tree of keys, for error messages and `graceful schema`: what may stand where. Runs on the client."""
+"""Sections as a tree of keys, for error messages and `graceful schema`: what may stand where. Every process."""
 
 from __future__ import annotations
 

@@ -1,20 +1,18 @@
-"""Turn errors of pydantic into one line: key path, file, expected value, given value. Runs on the client."""
+"""Turn errors of pydantic into one line: key path, file, expected value, given value. Every process."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from graceful import redact
-from graceful.losses import registry
+from graceful import redact, section_keys
 from graceful.sections import NAME, VERSION, Section
-from graceful.spec import shape
 
 PATTERNS = {
     NAME: "lower case letters, digits and inner hyphens, at most 63",
@@ -40,16 +38,51 @@ class KeyLocation:
     section: type[Section]
 
 
-def explain(error: ValidationError, root: type[Section], where: str) -> str:
-    """Return one line for the first problem, and how many other keys have one."""
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A kind of document that people write.
+
+    Attributes:
+        root: Its section.
+        name: What it is called.
+        help: Where its keys are listed, for people who wrote an unknown one.
+        patterns: What the patterns of its keys want, in words, besides `PATTERNS`.
+        unavailable: Kinds of sections that cannot be used, with the reason.
+    """
+
+    root: type[Section]
+    name: str
+    help: str = ""
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+
+def explain(error: ValidationError, document: Document, where: str) -> str:
+    """Return one line for the first problem of a document of people, and how many other keys have one."""
     problems = sorted(error.errors(include_url=False), key=_is_consequence)
-    locations = [locate(root, problem["loc"]) for problem in problems]
-    first = locations[0]
-    other_keys = len({location.path for location in locations}) - 1
-    key, text = _problem(problems[0], first, root)
-    suffix = f" (and {other_keys} more)" if other_keys else ""
+    locations = [locate(document.root, problem["loc"]) for problem in problems]
+    key, text = _problem(problems[0], locations[0], document)
     path = ".".join(part if part.isprintable() and part == part.strip() and part else repr(part) for part in key)
-    return f"{path or 'spec'} in {where}: {text}{suffix}"
+    others = len({location.path for location in locations}) - 1
+    return f"{path or document.name} in {where}: {text}{_more(others)}"
+
+
+def summary(error: ValidationError, name: str, *, at: str = "") -> str:
+    """Return the first problem of a file that graceful wrote, and how many others there are: only a bug or damage
+    makes one, so pydantic's words will do.
+
+    Args:
+        error: What was found.
+        name: How the file is called, where the problem is the whole of it.
+        at: Key of the value that was read.
+    """
+    first, *others = error.errors(include_url=False)
+    path = ".".join([*filter(None, [at]), *map(str, first["loc"])]) or name
+    return f"{path}: {first['msg'].lower()}{_more(len(others))}"
+
+
+def _more(count: int) -> str:
+    return f" (and {count} more)" if count else ""
 
 
 def _is_consequence(problem: ErrorDetails) -> bool:
@@ -63,18 +96,20 @@ def locate(root: type[Section], location: tuple[int | str, ...]) -> KeyLocation:
     annotation: Any = root
     holder = root
     for part in location:
-        alternatives = shape.sections(annotation)
+        alternatives = section_keys.sections(annotation)
         if len(alternatives) > 1 and isinstance(part, str):
-            annotation = next((section for section in alternatives if shape.kind_of(section) == part), annotation)
+            annotation = next(
+                (section for section in alternatives if section_keys.kind_of(section) == part), annotation
+            )
         elif len(alternatives) == 1:
             holder = alternatives[0]
-            field = holder.model_fields.get(str(part))
-            annotation = shape.annotation_of(field) if field else None
+            key_field = holder.model_fields.get(str(part))
+            annotation = section_keys.annotation_of(key_field) if key_field else None
             path.append(str(part))
         elif isinstance(part, int):
-            annotation = shape.item(annotation)
+            annotation = section_keys.item(annotation)
             path.append(str(part))
-        elif (value := shape.value(annotation)) is not None:
+        elif (value := section_keys.value(annotation)) is not None:
             annotation = value
             path.append(part)
     return KeyLocation(path=tuple(path), annotation=annotation, section=holder)
@@ -84,37 +119,37 @@ LocatedMessage = tuple[tuple[str, ...], str]
 """Path of the key that people must change, and what to say about it."""
 
 
-def _problem(problem: ErrorDetails, location: KeyLocation, root: type[Section]) -> LocatedMessage:
+def _problem(problem: ErrorDetails, location: KeyLocation, document: Document) -> LocatedMessage:
     match problem["type"]:
         case "extra_forbidden":
-            return location.path, f"unknown key{_suggestion(location, root)}; see `graceful schema`"
+            return location.path, f"unknown key{_suggestion(location, document.root)}{document.help}"
         case "missing":
-            return location.path, f"required and missing; must be {shape.expected(location.annotation)}"
+            return location.path, f"required and missing; must be {section_keys.expected(location.annotation)}"
         case "value_error":
             return _validator_message(location, problem["msg"].removeprefix("Value error, "))
         case "union_tag_not_found" | "union_tag_invalid":
-            return _kind(problem, location)
-    return location.path, _value(problem, location)
+            return _kind(problem, location, document.unavailable)
+    return location.path, _value(problem, location, {**PATTERNS, **document.patterns})
 
 
-def _kind(problem: ErrorDetails, location: KeyLocation) -> LocatedMessage:
+def _kind(problem: ErrorDetails, location: KeyLocation, unavailable: Mapping[str, str]) -> LocatedMessage:
     kinds = _kinds(location.annotation)
     if problem["type"] == "union_tag_not_found":
-        return (*location.path, "kind"), f"required and missing; must be {shape.enumerated(kinds)}"
+        return (*location.path, "kind"), f"required and missing; must be {section_keys.enumerated(kinds)}"
     kind = str(problem["ctx"]["tag"])
-    if kind in registry.unavailable():
-        return (*location.path, "kind"), registry.unavailable()[kind]
-    return (*location.path, "kind"), f"must be {shape.enumerated(kinds)}, got {kind!r}{_nearest(kind, kinds)}"
+    if kind in unavailable:
+        return (*location.path, "kind"), unavailable[kind]
+    return (*location.path, "kind"), f"must be {section_keys.enumerated(kinds)}, got {kind!r}{_nearest(kind, kinds)}"
 
 
-def _value(problem: ErrorDetails, location: KeyLocation) -> str:
+def _value(problem: ErrorDetails, location: KeyLocation, patterns: Mapping[str, str]) -> str:
     value = problem["input"]
     match problem["type"]:
         case "finite_number":
             expected, remedy = "a finite number", ""
         case "string_pattern_mismatch":
             pattern = str(problem["ctx"]["pattern"])
-            expected, remedy = PATTERNS.get(pattern, f"text that matches {pattern}"), ""
+            expected, remedy = patterns.get(pattern, f"text that matches {pattern}"), ""
         case "string_type":
             expected, remedy = "text", "" if isinstance(value, Mapping | list | None) else "; put it in quotes"
         case _:
@@ -131,20 +166,22 @@ def _validator_message(location: KeyLocation, text: str) -> LocatedMessage:
 
 
 def _fields(location: KeyLocation) -> set[str]:
-    return {name for section in shape.sections(location.annotation) for name in section.model_fields}
+    return {name for section in section_keys.sections(location.annotation) for name in section.model_fields}
 
 
 def _expected(location: KeyLocation) -> str:
     kinds = _kinds(location.annotation)
     return (
-        f"a section of keys with kind {shape.enumerated(kinds)}"
+        f"a section of keys with kind {section_keys.enumerated(kinds)}"
         if len(kinds) > 1
-        else shape.expected(location.annotation)
+        else section_keys.expected(location.annotation)
     )
 
 
 def _kinds(annotation: Any) -> list[str]:
-    return [shape.kind_of(section) for section in shape.sections(annotation) if "kind" in section.model_fields]
+    return [
+        section_keys.kind_of(section) for section in section_keys.sections(annotation) if "kind" in section.model_fields
+    ]
 
 
 def _nearest(word: str, candidates: list[str]) -> str:
@@ -153,7 +190,7 @@ def _nearest(word: str, candidates: list[str]) -> str:
 
 
 def _nearest_word(value: Any, location: KeyLocation) -> str:
-    return _nearest(value, shape.choices(location.annotation)) if isinstance(value, str) else ""
+    return _nearest(value, section_keys.choices(location.annotation)) if isinstance(value, str) else ""
 
 
 def _suggestion(location: KeyLocation, root: type[Section]) -> str:
@@ -162,9 +199,11 @@ def _suggestion(location: KeyLocation, root: type[Section]) -> str:
     suggestion = _nearest(unknown, list(location.section.model_fields))
     if suggestion:
         return suggestion
-    elsewhere = list(dict.fromkeys(_plain(key.path) for key in shape.keys(root) if key.path.endswith(f".{unknown}")))
+    elsewhere = list(
+        dict.fromkeys(_plain(key.path) for key in section_keys.keys(root) if key.path.endswith(f".{unknown}"))
+    )
     return (
-        f"; {unknown} belongs under {shape.enumerated([path.rpartition('.')[0] for path in elsewhere])}"
+        f"; {unknown} belongs under {section_keys.enumerated([path.rpartition('.')[0] for path in elsewhere])}"
         if elsewhere
         else ""
     )

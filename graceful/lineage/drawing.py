@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 from graceful.lineage.family import Family, Key, Member, costs, lanes
+from graceful.views.rendering import render
 
 WIDTH = 700
 """Pixels: what MLflow's page leaves on a laptop's screen with its assistant open."""
@@ -26,6 +26,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Line:
+    kind: ClassVar[str] = "line"
     points: tuple[Point, ...]
     colour: str
     dashed: bool
@@ -33,6 +34,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Dot:
+    kind: ClassVar[str] = "dot"
     at: Point
     radius: int
     fill: str | None
@@ -41,6 +43,7 @@ class _Dot:
 
 @dataclass(frozen=True)
 class _Text:
+    kind: ClassVar[str] = "text"
     at: Point
     size: int
     pieces: tuple[tuple[str, str, bool], ...]
@@ -51,18 +54,9 @@ _Mark = _Line | _Dot | _Text
 
 
 def family_svg(family: Family) -> str:
-    """Draw the family; the verdict of a version and of every edge in colour and in words."""
+    """Return the family as SVG; the verdict of a version and of every edge in colour and in words."""
     marks, height = _marks(family)
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
-            f' viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif">',
-            f"<title>{escape(_title(family))}</title>",
-            f'<rect width="{WIDTH}" height="{height}" fill="{WHITE}"/>',
-            *(_svg(mark) for mark in marks),
-            "</svg>\n",
-        ]
-    )
+    return render("family.svg.j2", title=_title(family), marks=marks, width=WIDTH, height=height, background=WHITE)
 
 
 def family_png(family: Family) -> bytes:
@@ -161,25 +155,7 @@ def _version(family: Family, member: Member, position: tuple[int, int], text: in
     return [*marks, _Dot((x, y), 11, None, colour)] if family.serves(member) else marks
 
 
-# --- two forms --------------------------------------------------------------------------------------------------------
-
-
-def _svg(mark: _Mark) -> str:
-    if isinstance(mark, _Line):
-        path = "L".join(f"{x:g} {y:g}" for x, y in mark.points)
-        dash = ' stroke-dasharray="3 4"' if mark.dashed else ""
-        return f'<path d="M{path}" fill="none" stroke="{mark.colour}" stroke-width="2"{dash}/>'
-    x, y = mark.at
-    if isinstance(mark, _Dot):
-        fill = mark.fill or "none"
-        return f'<circle cx="{x}" cy="{y}" r="{mark.radius}" fill="{fill}" stroke="{mark.colour}" stroke-width="2"/>'
-    pieces = "".join(
-        f'<tspan fill="{colour}"{" font-weight=" + chr(34) + "600" + chr(34) if bold else ""}'
-        f"{' dx=' + chr(34) + '8' + chr(34) if index else ''}>{escape(text)}</tspan>"
-        for index, (text, colour, bold) in enumerate(mark.pieces)
-        if text
-    )
-    return f'<text x="{x}" y="{y}" font-size="{mark.size}">{pieces}</text>'
+# --- as PNG -----------------------------------------------------------------------------------------------------------
 
 
 def _png(canvas: Any, mark: _Mark) -> None:

@@ -12,6 +12,7 @@ from html import escape
 from types import MappingProxyType
 
 from graceful.lineage.schema import Edge, LineageRecord
+from graceful.views.rendering import render
 
 DESCRIPTION_LIMIT = 4500
 """Characters; Postgres refuses descriptions above 5000."""
@@ -19,7 +20,7 @@ EMPTY: Mapping[str, tuple[str, int]] = MappingProxyType({})
 GAP = "&ensp;"
 """Keeps the cells of a table apart: MLflow's page leaves no room between them."""
 WIDTH = 700
-_ROW, _TOP, _BOX, _GAP = 64, 84, 140, 24
+_ROW, _TOP, _BOX = 64, 84, 140
 _COLOURS = {"passed": "#1a7f37", "held": "#b35900", "unjudged": "#57606a"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 
@@ -104,30 +105,26 @@ def version_link(model: str, number: int) -> str:
 
 
 def picture(record: LineageRecord) -> str:
-    """SVG: ancestors left, nearest on top, the version right; each edge says NFR, budget and verdict, also by colour.
+    """Return an SVG: ancestors left, nearest on top, the version right; each edge with NFR, budget and verdict.
 
     Fixed width of `WIDTH` pixels, no links, no fonts of its own.
     """
-    edges = record.edges
-    height = _TOP + max(len(edges), 1) * _ROW + 16
-    middle = _TOP + max(len(edges), 1) * _ROW // 2
-    right = WIDTH - _BOX - 20
-    title = escape(_cut(f"{record.model} {record.name}", 60))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
-        ' font-family="system-ui, sans-serif" font-size="13">',
-        f"<title>{escape(record.model)} {escape(record.name)}: {escape(summary(record))}</title>",
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="20" y="32" font-size="17" font-weight="600">{title}</text>',
-        f'<text x="20" y="56" fill="{_COLOURS[record.verdict]}" font-weight="600">{escape(summary(record))}</text>',
-    ]
+    rows = max(len(record.edges), 1)
     parents = {parent.model_id for parent in record.parents}
-    for index, edge in enumerate(edges):
-        parts.extend(_edge(edge, _TOP + index * _ROW + _ROW // 2, middle, right, direct=edge.model_id in parents))
-    if not edges:
-        parts.append(f'<text x="20" y="{middle + 5}" fill="#57606a">no predecessors: the first version</text>')
-    parts.extend(_node(right, middle, record.name, record.verdict, _COLOURS[record.verdict]))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return render(
+        "ancestors.svg.j2",
+        record=record,
+        name=_cut(record.name, 16),
+        heading=_cut(f"{record.model} {record.name}", 60),
+        summary=summary(record),
+        colours=_COLOURS,
+        width=WIDTH,
+        height=_TOP + rows * _ROW + 16,
+        middle=_TOP + rows * _ROW // 2,
+        right=WIDTH - _BOX - 20,
+        box=_BOX,
+        edges=[_edge(edge, index, direct=edge.model_id in parents) for index, edge in enumerate(record.edges)],
+    )
 
 
 def escape_markdown(text: str) -> str:
@@ -135,25 +132,15 @@ def escape_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
-def _edge(edge: Edge, y: int, middle: int, right: int, *, direct: bool) -> list[str]:
-    colour = _COLOURS[edge.verdict]
-    start, label = 20 + _BOX, 20 + _BOX + _GAP // 2
-    text = f"NFR {_evidence(edge)}, budget {percent(edge.bound)}: {edge.verdict}"
-    bend = right - 72
-    line = f"M {start} {y} H {bend - 20} C {bend + 40} {y}, {right - 50} {middle}, {right} {middle}"
-    return [
-        f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="{2.5 if direct else 1.2}"/>',
-        *_node(20, y, edge.name, "parent" if direct else f"{edge.distance} back", "#57606a"),
-        f'<text x="{label}" y="{y - 7}" font-size="12" fill="{colour}">{escape(text)}</text>',
-    ]
-
-
-def _node(x: int, y: int, name: str, role: str, colour: str) -> list[str]:
-    return [
-        f'<rect x="{x}" y="{y - 22}" width="{_BOX}" height="44" rx="8" fill="#f6f8fa" stroke="{colour}"/>',
-        f'<text x="{x + 12}" y="{y - 3}" font-weight="600">{escape(_cut(name, 16))}</text>',
-        f'<text x="{x + 12}" y="{y + 14}" font-size="11" fill="{colour}">{escape(role)}</text>',
-    ]
+def _edge(edge: Edge, index: int, *, direct: bool) -> dict[str, object]:
+    return {
+        "y": _TOP + index * _ROW + _ROW // 2,
+        "name": _cut(edge.name, 16),
+        "role": "parent" if direct else f"{edge.distance} back",
+        "text": f"NFR {_evidence(edge)}, budget {percent(edge.bound)}: {edge.verdict}",
+        "colour": _COLOURS[edge.verdict],
+        "direct": direct,
+    }
 
 
 def _lines_that_fit(lines: Sequence[str], room: int) -> list[str]:

@@ -14,6 +14,7 @@ from graceful.chain.contract import Contract
 from graceful.report import Comparison, Measurement, Report
 from graceful.storage import write_json
 from graceful.training.driver import TrainingResult
+from graceful.views.constraints import constraint_rows, rate_text
 
 PROMISED, FILE = "contract.json", "constraints.json"
 CHAIN = ("chain_max_nfr", "chain_mean_nfr", "union_nfr", "unanimous_nfr")
@@ -173,40 +174,6 @@ def _value(found: Measurement | None) -> float | None:
     return None if found is None else found.value
 
 
-def constraint_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Header and one row for each predecessor, as texts; rates in percent."""
-    head = (
-        "predecessor",
-        "NFR [95 %]",
-        "relative NFR",
-        "budget",
-        "status",
-        "met on test",
-        "untreated NFR",
-        "predicted cost",
-        "multiplier by epoch",
-    )
-    rows: list[tuple[str, ...]] = [head]
-    for one in document["predecessors"]:
-        interval = "" if one["lower"] is None else f" [{100 * one['lower']:.2f}, {100 * one['upper']:.2f}]"
-        moved = one["multipliers"] if one["status"] == "active" else ()
-        trace = " ".join("-" if mu is None else f"{mu:.2f}" for mu in moved)
-        rows.append(
-            (
-                one["name"],
-                _percent(one["nfr"]) + interval,
-                _percent(one["relative_nfr"]),
-                _percent(one["budget"]),
-                one["status"],
-                "-" if one["met"] is None else "yes" if one["met"] else "no",
-                _percent(one["untreated_nfr"]),
-                _percent(one["cost"]),
-                trace or "-",
-            )
-        )
-    return rows
-
-
 def constraint_table(document: Mapping[str, Any]) -> Table:
     """The rows as a table for the terminal, with what the constraints cost."""
     acted = any(row["multiplier"] for row in document["predecessors"])
@@ -229,12 +196,12 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
     free = document.get("unconstrained", {})
     if free.get("runs"):
         floor = free["seed_floor"]
-        noise = "" if floor is None else f", {_percent(floor)} % flips between two seeds"
-        found.append(f"without constraints: error {_percent(free['error'])} %{noise}")
+        noise = "" if floor is None else f", {rate_text(floor)} % flips between two seeds"
+        found.append(f"without constraints: error {rate_text(free['error'])} %{noise}")
     nearest = next((one["name"] for one in document["predecessors"]), None)
     worst = [item for item in document.get("slices", ()) if item["against"] == nearest][:3]
     if worst:
-        named = [f"{item['kind']} {item['name']} {_percent(item['nfr'])} % of {item['n']}" for item in worst]
+        named = [f"{item['kind']} {item['name']} {rate_text(item['nfr'])} % of {item['n']}" for item in worst]
         found.append(f"most flipped against {nearest}: {', '.join(named)}")
     summary = document.get("matrix", {}).get("summary_recall_at_1")
     if summary and document["predecessors"]:
@@ -244,7 +211,3 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
             f"average compatibility, R@1: {bars[0]} against old versions, {bars[1]} against unconstrained ones"
         )
     return found
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.2f}"

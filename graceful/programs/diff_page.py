@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from graceful import catalogue, tasks
 from graceful.errors import GracefulError
 from graceful.programs.diff import SHOWN, Difference, Flip
 from graceful.programs.flipped import thumbnails
-from graceful.programs.html import STYLE
-from graceful.programs.present import percent
 from graceful.report import Measurement
 from graceful.spec import parse
 from graceful.storage import write_text
+from graceful.views.rendering import percent, render
 
 PICTURED = 96
 """Flips of either kind that the page shows."""
@@ -112,44 +110,23 @@ def _pictures(found: Difference, document: Mapping[str, Any] | None) -> tuple[di
 
 
 def page(found: Difference, drawn: Mapping[str, bytes]) -> str:
-    """One self-contained HTML page: no scripts, no network."""
-    old, new = titles(found)
-    parts = [
-        f"<h1>{escape(old)} &rarr; {escape(new)}</h1>",
-        f"<p>{escape(found.old.model)} version {found.old.version}"
-        f" ({escape(found.old.verdict)}) against {escape(found.new.model)} version {found.new.version}"
-        f" ({escape(found.new.verdict)})</p>",
-        _html(("flips", "percent [95 %]"), flip_rows(found)),
-        *(
-            f"<h2>{len(flips)} {title}{', the most confident first' if flips else ''}</h2>{_gallery(flips, drawn)}"
-            for title, flips in (("broken: right before, wrong now", found.broken), ("mended", found.mended))
-        ),
-        "<h2>Measurements</h2>" + _html(("measurement", old, new, "change"), metric_rows(found)),
-        "<h2>Spec</h2>" + (_html(("key", old, new), spec_rows(found)) if found.spec else "<p>no difference</p>"),
-        *(f"<p class='note'>{escape(note)}</p>" for note in found.notes),
-    ]
-    head = f"<meta charset='utf-8'><title>{escape(old)} and {escape(new)}</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
-
-
-def _gallery(flips: Sequence[Flip], drawn: Mapping[str, bytes]) -> str:
-    cards = []
-    for flip in flips[:PICTURED]:
-        png = drawn.get(flip.id)
-        picture = f"<img src='data:image/png;base64,{base64.b64encode(png).decode()}' alt=''>" if png else ""
-        says = f"<b>{escape(flip.label)}</b><br>{escape(flip.old)} &rarr; {escape(flip.new)}"
-        cards.append(
-            f"<figure title='{escape(flip.id, quote=True)}'>{picture}"
-            f"<figcaption>{says}<br><small>{100 * flip.confidence:.0f} %</small></figcaption></figure>"
-        )
-    more = f"<p class='note'>and {len(flips) - PICTURED} more</p>" if len(flips) > PICTURED else ""
-    return f"<div class='flips'>{''.join(cards)}</div>{more}"
-
-
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
+    """Return one self-contained HTML page: no scripts, no network."""
+    old_title, new_title = titles(found)
+    return render(
+        "difference.html.j2",
+        old=found.old,
+        new=found.new,
+        old_title=old_title,
+        new_title=new_title,
+        rates=flip_rows(found),
+        broken=found.broken,
+        mended=found.mended,
+        pictured=PICTURED,
+        pictures={id: f"data:image/png;base64,{base64.b64encode(png).decode()}" for id, png in drawn.items()},
+        metrics=metric_rows(found),
+        spec=spec_rows(found),
+        notes=found.notes,
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 
 from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Store
 from graceful.lineage.drawing import family_png, family_svg
 from graceful.lineage.family import Family, tree
-from graceful.programs.html import STYLE
 from graceful.programs.present import COLUMNS, Judged, chain_rows
 from graceful.report import Measurement
 from graceful.storage import write_bytes, write_text
+from graceful.views.rendering import render
 
 NEWEST = 25
 """Versions that the terminal and a picture show where nothing else is asked for."""
@@ -100,18 +99,15 @@ def draw(family: Family, path: Path, found: Sequence[Version]) -> None:
 
 
 def _page(family: Family, found: Sequence[Version]) -> str:
-    """Picture and table as one self-contained page: no scripts, no network."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(row[column])}</td>" for column in COLUMNS) + "</tr>"
-        for row in chain_rows([version.judged() for version in reversed(found)])
+    """Return picture and table as one self-contained page: no scripts, no network."""
+    rows = chain_rows([version.judged() for version in reversed(found)])
+    return render(
+        "lineage.html.j2",
+        model=family.model,
+        picture=family_svg(family),
+        columns=COLUMNS,
+        rows=[[row[column] for column in COLUMNS] for row in rows],
     )
-    title = f"lineage of {escape(family.model)}"
-    top = f"<meta charset='utf-8'><title>{title}</title><style>{STYLE}svg{{max-width:860px}}</style>"
-    body = (
-        f"<h1>{title}</h1>{family_svg(family)}<table><tr>{head}</tr>{rows}</table><p class='note'>rates in percent</p>"
-    )
-    return f"<!doctype html><html lang='en'><head>{top}</head><body>{body}</body></html>\n"
 
 
 def _measured(metrics: dict[str, float]) -> dict[str, Measurement]:

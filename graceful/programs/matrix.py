@@ -10,12 +10,12 @@ from rich.table import Table
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
 from graceful.programs.background import reasons
-from graceful.programs.heat import summary_rows
 from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.pairs import pairs
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
+from graceful.views.heat import summary_rows
 
 SHOWN = {
     "recall_at_1": "R@1, query (row) on gallery (column)",

@@ -12,9 +12,9 @@ from graceful.programs import recorded_predictions
 from graceful.programs.constraint_report import FILE, build
 from graceful.programs.evaluate import Evaluation
 from graceful.programs.flipped import pictures
-from graceful.programs.heat import matrix_page
-from graceful.programs.html import PAGE, render_html
 from graceful.storage import write_json, write_text
+from graceful.views.heat import matrix_page
+from graceful.views.report import render_report
 
 SHOWN = 48
 """Negative flips against the latest ancestor that the HTML report shows."""
@@ -30,7 +30,7 @@ def write(run_dir: Path, found: Evaluation, verdict: Verdict) -> None:
     write_json(run_dir / FILE, constraints)
     nearest = next((item.against for item in found.report.comparisons), None)
     latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
-    page = render_html(
+    page = render_report(
         found.report, verdict, flips=latest, pictures=pictures(latest, found.test), constraints=constraints
     )
     write_text(run_dir / "report.html", page)
@@ -39,4 +39,4 @@ def write(run_dir: Path, found: Evaluation, verdict: Verdict) -> None:
 def write_matrix(run_dir: Path, found: Mapping[str, Any], *, model: str) -> None:
     """`matrix.json` and `matrix.html`."""
     write_json(run_dir / "matrix.json", found)
-    write_text(run_dir / "matrix.html", matrix_page(found, title=f"{model}: every version", style=PAGE))
+    write_text(run_dir / "matrix.html", matrix_page(found, title=f"{model}: every version"))

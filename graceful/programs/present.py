@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graceful.report import Measurement, Report
+from graceful.views.rendering import percent
 
 LINE_EVERY = 5.0
 """Seconds between progress lines where stderr is no terminal."""
@@ -94,16 +95,6 @@ def history_table(events: Sequence[Mapping[str, Any]], *, title: str) -> Table:
         cells = (event["time"].partition(".")[0], what, version, before, event["actor"], reason)
         table.add_row(*(Text(cell) for cell in cells))
     return table
-
-
-def percent(measurement: Measurement | None, *, interval: bool = True) -> str:
-    """A rate as percent, with its interval where it has one; a dash where it was not measured."""
-    if measurement is None or measurement.value is None:
-        return "-"
-    text = f"{100 * measurement.value:.2f}"
-    if interval and measurement.lower is not None and measurement.upper is not None:
-        text += f" [{100 * measurement.lower:.2f}, {100 * measurement.upper:.2f}]"
-    return text
 
 
 @dataclass(kw_only=True)

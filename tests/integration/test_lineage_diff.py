@@ -53,7 +53,7 @@ def test_branches_compare_like_versions_of_one_model(store: Store) -> None:
     assert document["broken"][0].keys() == {"id", "label", "old", "new", "confidence", "group"}
     text = diff_page.page(found, {"test-0005": mlflow_story.thumbnail(5)})
     assert "25 broken: right before, wrong now" in text
-    assert text.count("<img src='data:image/png;base64,") == 1
+    assert text.count('<img src="data:image/png;base64,') == 1
 
 
 def test_unknown_version_is_one_line_with_what_there_is(store: Store) -> None:

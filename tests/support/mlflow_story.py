@@ -14,7 +14,7 @@ from graceful.lineage import LineageRecord, Store
 from graceful.metrics.predictions import Predictions
 from graceful.programs import recorded_predictions
 from graceful.programs.flipped import negative_flips
-from graceful.programs.html import render_html
+from graceful.views.report import render_report
 from tests.support import mlflow_versions as versions
 
 SAMPLES = 1000
@@ -62,7 +62,7 @@ def add(
     recorded_predictions.save(notes / recorded_predictions.FILE, new)
     flipped = negative_flips(new, said([]), against=chain[0].name) if chain else ()
     shown = {flip.id: thumbnail(index) for index, flip in enumerate(flipped[:12])}
-    (notes / "report.html").write_text(render_html(item.report, item.verdict, flips=flipped[:12]), encoding="utf-8")
+    (notes / "report.html").write_text(render_report(item.report, item.verdict, flips=flipped[:12]), encoding="utf-8")
     item = versions.changed(
         item,
         attachments=(notes / "report.html", notes / recorded_predictions.FILE),

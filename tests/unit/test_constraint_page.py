@@ -6,29 +6,34 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
 from graceful import tasks
 from graceful.gate import Outcome, Verdict
 from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
-from graceful.programs import background, constraint_page, curves, flipped, heat
+from graceful.programs import background, flipped
 from graceful.programs.constraint_report import PROMISED, build, remarks
 from graceful.programs.evaluate import evaluate
 from graceful.programs.flipped import negative_flips, pictures
-from graceful.programs.html import render_html
 from graceful.programs.model_outputs import Evaluated
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.programs.slices import most_flipped
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples
+from graceful.views import curves, heat
+from graceful.views.constraints import reference_sentence
+from graceful.views.rendering import render
+from graceful.views.report import render_report
 from tests.unit.test_program_stages import constant, parse
 
 PASSED = Verdict(outcome=Outcome.PASSED, findings=())
@@ -118,11 +123,14 @@ def test_groups_are_slices_of_their_own_and_names_survive_left_out_ids() -> None
 
 
 def test_cells_are_readable_darker_for_more_and_missing_ones_say_so() -> None:
-    page = heat.heat("R@1", ["v1", "v2"], [[0.5, None], [0.7, 0.9]], signs={(1, 0): "&#10003;"})
-    assert re.findall(r">([\d.]+)[^<]*</td>", page) == ["50.0", "70.0", "90.0"]
-    assert "70.0 &#10003;" in page
-    assert page.count("not measured") == 1
-    assert ">0.0<" not in page
+    names = ["v1", "v2"]
+    matrix = heat.heat("R@1", names, [[0.5, None], [0.7, 0.9]], signs={(1, 0): "\u2713"})
+    assert [[cell.text if cell else "" for cell in row] for row in matrix.rows] == [
+        ["50.0", ""],
+        ["70.0 \u2713", "90.0"],
+    ]
+    assert [[cell.missing if cell else None for cell in row] for row in matrix.rows] == [[False, True], [False, False]]
+    assert heat.heat("NFR", names, [[0.1, 0.1], [0.2, 0.1]], triangle=True).rows[0] == [None, None]
     shades = [sum(heat.colour(share)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     assert shades == sorted(shades, reverse=True)
 
@@ -130,38 +138,43 @@ def test_cells_are_readable_darker_for_more_and_missing_ones_say_so() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.45, 0.5, 0.55, 0.7, 1.0])
 def test_ink_has_the_contrast_that_accessibility_asks_for(share: float) -> None:
     cell = heat._cell(share, low=0.0, high=1.0, sign="")
-    ground, ink = re.findall(r"#([0-9a-f]+)", cell)
     levels = [
-        heat._luminance(tuple(int(code[i : i + 2], 16) for i in (0, 2, 4)))  # type: ignore[arg-type]
-        for code in (ground, ink * 2)
+        heat._luminance(tuple(int(code[i : i + 2], 16) for i in (1, 3, 5)))  # type: ignore[arg-type]
+        for code in (cell.ground, cell.ink + cell.ink[1:])
     ]
     assert (max(levels) + 0.05) / (min(levels) + 0.05) >= 4.5
 
 
 def test_signs_say_better_tie_and_worse_than_the_gallery_s_own_version() -> None:
     cells = [[0.5, 0.6, 0.7], [0.5, 0.6, 0.6], [0.51, 0.59, 0.8]]
-    assert heat._signs(cells) == {(1, 0): "=", (2, 0): "&#10003;", (2, 1): "&#10007;"}
+    assert heat._signs(cells) == {(1, 0): "=", (2, 0): "\u2713", (2, 1): "\u2717"}
     assert heat._signs([[None, 0.1], [0.2, 0.3]]) == {}
 
 
 @pytest.mark.parametrize("chosen", [1, 2, 3])
 def test_the_chosen_epoch_is_a_circle_on_the_line(chosen: int) -> None:
-    drawn = curves._panel([0.5, 2.0, 1.0], title="multiplier", bound=None, chosen=chosen, x=0)
-    [points] = re.findall(r"points='([^']*)'", drawn)
-    [(across, down)] = re.findall(r"cx='([\d.]+)' cy='([\d.]+)'", drawn)
-    assert f"{across},{down}" == points.split()[chosen - 1]
-    heights = [float(point.partition(",")[2]) for point in points.split()]
+    drawn = curves.panel([0.5, 2.0, 1.0], title="multiplier", bound=None, chosen=chosen, x=0)
+    assert drawn.chosen == drawn.points[chosen - 1]
+    heights = [y for _, y in drawn.points]
     assert heights[1] < heights[2] < heights[0], "pixels grow downwards"
 
 
-class Balanced(HTMLParser):
-    """Every opened element is closed, in order."""
+class Parsed(HTMLParser):
+    """What a page holds; every opened element is closed, in order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
@@ -253,7 +266,7 @@ def test_constraints_that_cost_nothing_are_worth_nothing_to_drop(tmp_path: Path)
 
 def test_the_page_shows_everything_without_scripts_or_network(tmp_path: Path) -> None:
     report, found = release(tmp_path)
-    page = render_html(report, PASSED, constraints=found)
+    page = render_report(report, PASSED, constraints=found)
     for shown in (
         "+2.00 points of error",
         "Conflict index of focal_distillation/chain: 0.25",
@@ -267,10 +280,37 @@ def test_the_page_shows_everything_without_scripts_or_network(tmp_path: Path) ->
     ):
         assert shown in page, shown
     assert "<script" not in page
-    assert not re.findall(r"(?:src|href)='(?!data:)", page)
-    parser = Balanced()
+    assert not re.findall(r"(?:src|href)=.(?!data:)", page)
+    parser = Parsed()
     parser.feed(page)
     assert parser.open == []
+
+
+HOSTILE = "</title></text><script>alert('1')</script>\" onload='x' {{ 7 * 7 }} {% raw %} & <O>"
+
+
+def test_hostile_names_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+    report, document = release(tmp_path)
+    report = replace(report, model=HOSTILE, notes=(HOSTILE,), data={HOSTILE: "0" * 64})
+    for predecessor in document["predecessors"]:
+        predecessor["name"] = predecessor["reason"] = HOSTILE
+    document["matrix"]["versions"] = [HOSTILE] * 3
+    flip = flipped.Flip(
+        id=HOSTILE, against=HOSTILE, label=HOSTILE, predicted=HOSTILE, confidence=0.9, severity=0.5, group=HOSTILE
+    )
+    page = render_report(report, PASSED, flips=[flip], pictures={HOSTILE: "data:,"}, constraints=document)
+    parser = Parsed()
+    parser.feed(page)
+    assert parser.open == []
+    assert "script" not in parser.tags
+    assert "onload" not in parser.attributes
+    assert parser.text.count(HOSTILE) == parser.text.count("{{ 7 * 7 }}") > 10
+    assert "49" not in parser.text
+
+
+def test_a_value_that_a_template_misses_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="'run_id' is undefined"):
+        render("search.html.j2", conclusion=[], pictures=[])
 
 
 # --- what is gathered -------------------------------------------------------------------------------------------------
@@ -312,7 +352,7 @@ def test_a_version_that_is_its_own_unconstrained_run_has_no_second_one_to_compar
     alone = found["unconstrained"]
     assert (alone["runs"], alone["error"], alone["seed_floor"], alone["nfr"]) == (0, None, None, {})
     assert found["matrix"]["independent"]["recall_at_1"][2] == found["matrix"]["recall_at_1"][2][2]
-    assert "Unconstrained run of this version: it is one." in constraint_page.unconstrained(found)
+    assert reference_sentence(alone) == "Unconstrained run of this version: it is one."
 
 
 def test_without_retrieval_there_are_flips_alone() -> None:

@@ -21,11 +21,11 @@ from graceful.errors import SpecError
 from graceful.gate import Outcome, Verdict
 from graceful.learners import Classifier
 from graceful.programs.constraint_report import PROMISED, build, constraint_rows, constraint_table, record
-from graceful.programs.heat import matrix_page
-from graceful.programs.html import render_html
 from graceful.programs.matrix import chosen, matrix, matrix_tables
 from graceful.report import Comparison, Measurement, Report
 from graceful.training.driver import TrainingResult
+from graceful.views.heat import matrix_page
+from graceful.views.report import render_report
 from tests.support import training_task
 
 N = 10_000
@@ -150,11 +150,11 @@ def test_people_read_the_same_in_the_terminal_and_on_the_page(promised: Path) ->
     console = Console(file=io.StringIO(), width=160)
     console.print(constraint_table(found))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    page = render_html(report(), Verdict(outcome=Outcome.PASSED, findings=()), constraints=found)
+    page = render_report(report(), Verdict(outcome=Outcome.PASSED, findings=()), constraints=found)
     for shown in ("3.00 [1.50, 6.00]", "1.76", "+2.00 points of error"):
         assert shown in text
         assert shown in page
-    free = render_html(
+    free = render_report(
         report(), Verdict(outcome=Outcome.PASSED, findings=()), constraints=build(report(), promised / "x")
     )
     assert "Budgets" not in free
@@ -227,7 +227,7 @@ def test_a_version_that_cannot_be_run_leaves_cells_empty_never_zero() -> None:
     assert found["error"][1] is None
     average = found["summary_recall_at_1"]["average_compatibility"]
     assert (average["value"], average["reason"]) == (None, "2 of 3 pairs are missing")
-    page = matrix_page(found, title="m", style="")
+    page = matrix_page(found, title="m")
     assert "v2 cannot be run, only its head is left" in page
     assert "- (2 of 3 pairs are missing)" in page
     assert page.count("not measured") == 5 + 5 + 2

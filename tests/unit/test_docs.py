@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,11 @@ def test_rooms_of_the_map_are_the_rooms_of_the_package() -> None:
     entries = (ROOT / "graceful").iterdir()
     package = {path.stem for path in entries if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert named == package - {"__init__", "__main__"}
+
+
+def test_every_template_and_style_sheet_is_package_data() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["graceful"]
+    installed = {path for pattern in patterns for path in (ROOT / "graceful").glob(pattern)}
+    used = {path for path in (ROOT / "graceful").rglob("*") if path.name.endswith((".j2", ".css", ".gz", ".npz"))}
+    assert used <= installed

@@ -1,4 +1,4 @@
-"""Matrices of versions as heat maps in HTML: every cell has its number, a missing one says so. Runs in the driver.
+"""Matrices of versions as heat maps: every cell has its number, a missing one says so. Runs in the driver.
 
 One hue from light to dark, so that the order survives any colour vision and a grey printer. Text is black or white,
 whichever contrasts more. Whether a pair is compatible is a sign in the cell, not a colour.
@@ -7,18 +7,13 @@ whichever contrasts more. Whether a pair is compatible is a sign in the cell, no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
+
+from graceful.views.rendering import render
 
 Cells = Sequence[Sequence[float | None]]
 RAMP = ((247, 251, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
-STYLE = """
-table.heat{width:auto;border-collapse:separate;border-spacing:2px}table.heat th{border:0;text-align:right}
-table.heat thead th{text-align:center}table.heat caption{text-align:left;font-weight:600;padding:.2em 0}
-table.heat td{min-width:4.6em;text-align:center;border:0;padding:.45em .5em;font-variant-numeric:tabular-nums}
-td.gap{background:repeating-linear-gradient(45deg,#fff 0 4px,#d9dee6 4px 6px);color:#1c2430}
-.beside{display:flex;flex-wrap:wrap;gap:6px 36px;overflow-x:auto}
-"""
 TITLES = {"recall_at_1": "R@1", "map": "mAP", "negative_flip_rate": "NFR"}
 SUMMARIES = {
     "average_compatibility": "average compatibility, bar: the gallery's own version",
@@ -29,6 +24,31 @@ SUMMARIES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of a heat map with its background and ink; nothing was measured where `missing`."""
+
+    text: str = ""
+    ground: str = ""
+    ink: str = ""
+    missing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heat:
+    """A matrix as a table.
+
+    Attributes:
+        title: Its caption.
+        names: Of rows and columns.
+        rows: Cells; None: a pair that means nothing.
+    """
+
+    title: str
+    names: Sequence[str]
+    rows: list[list[Cell | None]]
+
+
 def heat(
     title: str,
     names: Sequence[str],
@@ -36,8 +56,8 @@ def heat(
     *,
     signs: Mapping[tuple[int, int], str] | None = None,
     triangle: bool = False,
-) -> str:
-    """One matrix as a table.
+) -> Heat:
+    """Return one matrix as a heat map.
 
     Args:
         title: Its caption.
@@ -48,28 +68,24 @@ def heat(
     """
     known = [cell for row in cells for cell in row if cell is not None]
     low, high = 0.0 if triangle else min(known, default=0.0), max(known, default=1.0)
-    head = "<td></td>" + "".join(f"<th scope='col'>{escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th>"
-        + "".join(
-            "<td></td>"
-            if triangle and column >= row
-            else _cell(cell, low=low, high=high, sign=(signs or {}).get((row, column), ""), digits=2 if triangle else 1)
-            for column, cell in enumerate(cells[row])
-        )
-        + "</tr>"
-        for row, name in enumerate(names)
-    )
-    return f"<table class='heat'><caption>{escape(title)}, %</caption><thead><tr>{head}</tr></thead>{body}</table>"
+
+    def drawn(row: int, column: int) -> Cell | None:
+        if triangle and column >= row:
+            return None
+        sign = (signs or {}).get((row, column), "")
+        return _cell(cells[row][column], low=low, high=high, sign=sign, digits=2 if triangle else 1)
+
+    rows = [[drawn(row, column) for column in range(len(cells[row]))] for row in range(len(names))]
+    return Heat(title=title, names=names, rows=rows)
 
 
-def _cell(value: float | None, *, low: float, high: float, sign: str, digits: int = 1) -> str:
+def _cell(value: float | None, *, low: float, high: float, sign: str, digits: int = 1) -> Cell:
     if value is None:
-        return "<td class='gap' title='not measured'>-</td>"
+        return Cell(missing=True)
     red, green, blue = colour(0.0 if high <= low else (value - low) / (high - low))
     ink = "#000" if _luminance((red, green, blue)) > 0.179 else "#fff"
-    shown = f"{100 * value:.{digits}f}{' ' + sign if sign else ''}"
-    return f"<td style='background:#{red:02x}{green:02x}{blue:02x};color:{ink}'>{shown}</td>"
+    text = f"{100 * value:.{digits}f} {sign}".rstrip()
+    return Cell(text=text, ground=f"#{red:02x}{green:02x}{blue:02x}", ink=ink)
 
 
 def colour(share: float) -> tuple[int, int, int]:
@@ -88,35 +104,20 @@ def _luminance(rgb: tuple[int, int, int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def matrices(document: Mapping[str, Any]) -> str:
-    """Every matrix of `pairs.pairs` with its summary, as HTML."""
+def matrices(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every matrix of `pairs.pairs` with its summary, for the template `matrices.html.j2`."""
     names = document["versions"]
     measured = [metric for metric in ("recall_at_1", "map") if metric in document]
-    parts = []
-    if measured:
-        maps = [heat(TITLES[one], names, document[one], signs=_signs(document[one])) for one in measured]
-        parts.append(f"<h3>Retrieval: queries by the row's version, gallery by the column's</h3>{_beside(maps)}")
-        parts.append(
-            "<p class='note'>Below the diagonal a new client meets an old gallery: &#10003; better than the gallery's"
-            " own version, = a tie, &#10007; worse; ties are not compatible. Above it an old client meets a new"
-            " gallery. The newer side is cut to the older one's length, or padded with zeros, before both are"
-            f" normalised; lengths: {escape(_lengths(document))}.</p>"
-        )
-        parts.append(_summary(document, measured))
-    triangle = heat(TITLES["negative_flip_rate"], names, document["negative_flip_rate"], triangle=True)
-    parts.append(f"<h3>Negative flips: what the row's version breaks of the column's</h3>{_beside([triangle])}")
-    for name, reason in document.get("lost", {}).items():
-        parts.append(f"<p class='note'>{escape(name)} cannot be run, {escape(reason)}.</p>")
-    if document.get("left_out"):
-        parts.append(
-            f"<p class='note'>{document['left_out']} older versions are not shown;"
-            " <code>graceful evaluate SPEC --matrix</code> measures all.</p>"
-        )
-    return "".join(parts)
-
-
-def _beside(tables: Sequence[str]) -> str:
-    return f"<div class='beside'>{''.join(tables)}</div>"
+    return {
+        "retrieval": [
+            heat(TITLES[metric], names, document[metric], signs=_signs(document[metric])) for metric in measured
+        ],
+        "lengths": _lengths(document) if measured else "",
+        "summary": _summary(document, measured) if measured else [],
+        "flips": heat(TITLES["negative_flip_rate"], names, document["negative_flip_rate"], triangle=True),
+        "lost": document.get("lost", {}),
+        "left_out": document.get("left_out"),
+    }
 
 
 def _lengths(document: Mapping[str, Any]) -> str:
@@ -131,7 +132,7 @@ def _signs(cells: Cells) -> dict[tuple[int, int], str]:
         for column in range(row):
             cross, own = cells[row][column], cells[column][column]
             if cross is not None and own is not None:
-                found[row, column] = "&#10003;" if cross > own else "=" if cross == own else "&#10007;"
+                found[row, column] = "\u2713" if cross > own else "=" if cross == own else "\u2717"
     return found
 
 
@@ -158,7 +159,7 @@ def _summed(key: str, found: Mapping[str, Any]) -> str:
     return f"{100 * found['value']:+.1f} points" if "ward" in key else f"{100 * found['value']:.1f} %"
 
 
-def _summary(document: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def _summary(document: Mapping[str, Any], metrics: Sequence[str]) -> list[tuple[str, ...]]:
     columns = [summary_rows(document, metric) for metric in metrics]
     rows = [(row[0][0], *(text for _, text in row)) for row in zip(*columns, strict=True)]
     reasons = document.get("unconstrained", {})
@@ -166,24 +167,14 @@ def _summary(document: Mapping[str, Any], metrics: Sequence[str]) -> str:
         bars = [document["independent"][metric][index] for metric in metrics]
         shown = ["-" if bar is None else f"{100 * bar:.1f} %" for bar in bars]
         rows.append((f"unconstrained run of {name}: {reasons.get(name, '')}", *shown))
-    head = "<tr><td></td>" + "".join(f"<th scope='col'>{TITLES[metric]}</th>" for metric in metrics) + "</tr>"
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table class='facts'>{head}{body}</table>"
+    return rows
 
 
-def matrix_page(document: Mapping[str, Any], *, title: str, style: str) -> str:
-    """The matrices as a page of their own, without scripts."""
-    head = (
-        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
-        f"<style>{style}</style>"
-    )
+def matrix_page(document: Mapping[str, Any], *, title: str) -> str:
+    """Return the matrices as a page of their own, without scripts."""
     errors = ", ".join(
         f"{name} {'-' if error is None else f'{100 * error:.2f} %'}"
         for name, error in zip(document["versions"], document["error"], strict=True)
     )
     data = ", ".join(f"{split} {digest[:12]}" for split, digest in sorted(document.get("data", {}).items()))
-    body = (
-        f"<h1>{escape(title)}</h1><p>Error: {escape(errors)}.</p>{matrices(document)}"
-        f"<p class='note'>Data: {escape(data)}</p>"
-    )
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n"
+    return render("matrix_page.html.j2", title=title, errors=errors, matrices=matrices(document), data=data)

@@ -9,7 +9,7 @@ import click
 
 from graceful import __version__
 from graceful.cli import cluster, version_commands
-from graceful.cli.options import HOME, OUTPUT, PLACE, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
+from graceful.cli.options import HOME, LOCATION, OUTPUT, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
 from graceful.cli.schedule import schedule
 
 
@@ -241,11 +241,11 @@ def schema(key: str | None, output: str) -> int:
 
 
 @click.command(short_help="Check this machine, or a cluster.")
-@options(PLACE[0], HOME, OUTPUT)
+@options(LOCATION[0], HOME, OUTPUT)
 def doctor(on: str | None, home: Path | None, output: str) -> int:
     """Check this machine: Python, packages, accelerator, disk, registry, data.
 
-    With --on, check the place that a profile names: server, versions, permissions, queue, secrets,
+    With --on, check the backend that a profile names: server, versions, permissions, queue, secrets,
     storage, MLflow. A bucket gets one small object, which is deleted again; nothing else is changed.
     Exit code 4 if something failed.
 

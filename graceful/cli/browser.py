@@ -12,7 +12,7 @@ from pathlib import Path
 
 from graceful import databases, homes, redact, startup
 from graceful.cli import output as out
-from graceful.cli import places
+from graceful.cli.registry_address import registry_uri
 from graceful.environment import MLFLOW_SETTINGS
 from graceful.errors import EXIT_INTERRUPTED, InfrastructureError, RegistryError
 from graceful.launch import foreground
@@ -34,7 +34,7 @@ def serve(*, home: Path | None, port: int | None) -> int:
         InfrastructureError: The port is taken, or the server failed.
     """
     folder = homes.folder(home)
-    uri = places.registry_uri(folder)
+    uri = registry_uri(folder)
     if uri.startswith(("http://", "https://")):
         out.line(f"{redact.shown(uri).replace(f'{redact.HIDDEN}@', '').rstrip('/')}/{PAGE}")
         return 0

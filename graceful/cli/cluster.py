@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from graceful.cli.options import HOME, ON, OUTPUT, PLACE, SET, SPEC, TRUST, Finite, options
+from graceful.cli.options import HOME, LOCATION, ON, OUTPUT, SET, SPEC, TRUST, Finite, options
 from graceful.environment import CACHE_GB_VARIABLE
 
 TUNE = click.option(
@@ -61,7 +61,7 @@ def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: st
 
 @click.command(short_help="Say what a submitted run is doing, and why.")
 @click.argument("run")
-@options(*PLACE)
+@options(*LOCATION)
 @click.option("-w", "--wait", is_flag=True, help="Until it is over; then its exit code is this one's.")
 @click.option("--timeout", type=Finite(min=0), metavar="SECONDS", help="Of --wait.  [default: none]")
 @OUTPUT
@@ -81,7 +81,7 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **location_
 
 @click.command(short_help="Print the log of a submitted run.")
 @click.argument("run")
-@options(*PLACE)
+@options(*LOCATION)
 @click.option("-f", "--follow", is_flag=True, help="Until the run is over, across lost connections.")
 @click.option("--since", metavar="DURATION", help="Only what is newer, e.g. 15m.")
 def logs(run: str, follow: bool, since: str | None, **location_options: str | None) -> int:
@@ -98,7 +98,7 @@ def logs(run: str, follow: bool, since: str | None, **location_options: str | No
 
 @click.command(short_help="Stop a submitted run; it can resume.")
 @click.argument("run")
-@options(*PLACE, OUTPUT)
+@options(*LOCATION, OUTPUT)
 def stop(run: str, output: str, **location_options: str | None) -> int:
     """Stop RUN and free its machines. Its checkpoints stay, and what was submitted is written down.
 
@@ -113,7 +113,7 @@ def stop(run: str, output: str, **location_options: str | None) -> int:
 
 @click.command(short_help="Resume a stopped or failed run.")
 @click.argument("run")
-@options(*PLACE, OUTPUT)
+@options(*LOCATION, OUTPUT)
 def resume(run: str, output: str, **location_options: str | None) -> int:
     """Send RUN again under the same run id; it goes on from its last checkpoint.
 
@@ -129,7 +129,7 @@ def resume(run: str, output: str, **location_options: str | None) -> int:
 
 
 @click.command("list", short_help="List the runs that were submitted.")
-@options(*PLACE, OUTPUT)
+@options(*LOCATION, OUTPUT)
 def list_(output: str, **location_options: str | None) -> int:
     """List the runs of a namespace, a Ray cluster or this machine, newest first.
 
@@ -143,7 +143,7 @@ def list_(output: str, **location_options: str | None) -> int:
 
 
 @click.command(short_help="Remove what finished runs left, here or on Kubernetes.")
-@options(*PLACE, HOME)
+@options(*LOCATION, HOME)
 @click.option("--older-than", "older", default="1d", show_default=True, metavar="DURATION", help="Since they ended.")
 @click.option(
     "--cache-gb",
@@ -158,11 +158,13 @@ def list_(output: str, **location_options: str | None) -> int:
 def gc(
     older: str, dry_run: bool, output: str, home: Path | None, cache_gb: float, **location_options: str | None
 ) -> int:
-    """Without a place: remove checkpoints of finished runs in the home, and copies, least recently used first, until
-    the rest fits `--cache-gb`: objects of buckets, versions, records and code that lie elsewhere too, and outputs of
+    """Remove what finished runs left behind, on this machine or, with --on, --context or --namespace, on a cluster.
+
+    On this machine: checkpoints of finished runs in the home, and copies, least recently used first, until the rest
+    fits `--cache-gb`: objects of buckets, versions, records and code that are kept elsewhere too, and outputs of
     predecessors that can be computed again. What a run is working on stays.
 
-    With one: remove finished jobs, their submitters and documents, and checkpoints in the profile's bucket that no run
+    On a cluster: finished jobs, their submitters and documents, and checkpoints in the profile's bucket that no run
     needs. Stopped runs stay, they can resume.
 
     \b

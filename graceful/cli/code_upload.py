@@ -46,7 +46,7 @@ def code_of(resolved: RefreshSpec, target_profile: profile.Profile | None) -> Co
         target_profile: Where; None: any Kubernetes.
 
     Raises:
-        SpecError: It cannot be read or packed, or cannot travel to that place.
+        SpecError: It cannot be read or packed, or cannot travel to that backend.
     """
     file = getattr(resolved.task, "file", None)
     if file is None or addresses.is_remote(file):

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 
 from graceful import __version__, addresses, databases, homes
 from graceful.cli import output as out
-from graceful.cli import places
 from graceful.cli.checks import Check, State, fail, probe
+from graceful.cli.registry_address import registry_uri
 from graceful.environment import REGISTRY_VARIABLE, STORAGE_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE
 
@@ -37,9 +37,9 @@ SHARED_MEMORY_LOW = GIB // 2
 
 
 def report(*, home: Path | None, output: str, on: str | None = None) -> int:
-    """Run every check, of this machine or of a place, print them, and return 0, or 4 if one failed."""
+    """Run every check, of this machine or of a backend, print them, and return 0, or 4 if one failed."""
     folder = homes.folder(home)
-    checks = gather(folder) if on is None else of_place(on, folder)
+    checks = gather(folder) if on is None else of_profile(on, folder)
     if output == "table":
         rows = [(check.state, check.name, check.found, check.remedy) for check in checks]
         out.table(("", "check", "found", "remedy"), rows)
@@ -48,7 +48,7 @@ def report(*, home: Path | None, output: str, on: str | None = None) -> int:
     return EXIT_INFRASTRUCTURE if any(check.state == "fail" for check in checks) else 0
 
 
-def of_place(on: str, home: Path) -> list[Check]:
+def of_profile(on: str, home: Path) -> list[Check]:
     """Return the checks of the backend that a profile describes.
 
     Raises:
@@ -191,7 +191,7 @@ def shared_memory() -> Check:
 
 def registry(home: Path) -> Check:
     """Check whether versions can be recorded; a registry that does not exist yet is fine."""
-    file = databases.file(places.registry_uri(home))
+    file = databases.file(registry_uri(home))
     if file is not None and not file.exists():
         return Check(name="registry", state="ok", found=f"none at {file} yet, the first refresh creates it")
     return probe("registry", home=home, remedy="check registry.uri, $MLFLOW_TRACKING_URI and the server")

@@ -211,7 +211,7 @@ def gc(location: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
         0; 4 if the bucket could not be swept to the end.
 
     Raises:
-        SpecError: The place is no Kubernetes; elsewhere nothing but a small folder or record is left behind.
+        SpecError: The backend is no Kubernetes; others leave nothing but a small folder or record behind.
     """
     from graceful.cli import bucket
     from graceful.launch.kuberay import gc as garbage

@@ -116,7 +116,7 @@ OUTPUT = click.option(
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; errors only.")
 VERBOSE = click.option("-v", "--verbose", count=True, help="More talk on stderr; -vv for everything.")
 
-PLACE = (
+LOCATION = (
     click.option("--on", metavar="NAME", help="Where: the profile cluster/NAME.yaml, or a path that ends in .yaml."),
     click.option(
         "--context", metavar="NAME", help="Of the kubeconfig.  [default: the profile's, else the current one]"

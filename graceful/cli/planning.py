@@ -34,7 +34,7 @@ def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str
     """Print what would run where; change nothing.
 
     Returns:
-        0; 2 if the job or the profile is wrong; 4 if the place refused or did not answer.
+        0; 2 if the job or the profile is wrong; 4 if the backend refused or did not answer.
     """
     _, planned = make(path, sets, on=on, offline=offline, program=program)
     present(planned, output)
@@ -96,7 +96,7 @@ def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None,
     one that continues the search.
 
     This machine has its own folders, interpreter and task files. Elsewhere a task file travels with the job, a folder
-    through the bucket (`code_upload.send`), and where runs are kept is the place's business, so `home` is left out.
+    through the bucket (`code_upload.send`), and where runs are kept is up to the backend, so `home` is left out.
 
     Args:
         resolved: What to do.
@@ -104,7 +104,7 @@ def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None,
         program: refresh or tune.
 
     Raises:
-        SpecError: The task file cannot be read, or cannot travel to that place.
+        SpecError: The task file cannot be read, or cannot travel to that backend.
     """
     document, code = resolved.dump(), code_upload.code_of(resolved, target_profile)
     tune_section = (

@@ -266,7 +266,7 @@ class Runs(Protocol):
 
 
 class Backend(Runs, Protocol):
-    """A place where programs run: this machine, a Ray cluster, Kubernetes."""
+    """A backend runs programs: this machine, a Ray cluster, Kubernetes."""
 
     def plan(self, job: JobSpec) -> Plan:
         """Describe and judge what `submit` would do; change nothing."""

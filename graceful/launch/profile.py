@@ -1,6 +1,6 @@
 """A cluster profile: where jobs run, as people write it in cluster/NAME.yaml. The only pydantic of launch. Client.
 
-A profile says what differs between places: addresses, images, machines, queues, prices. What differs between runs is
+A profile says what differs between backends: addresses, images, machines, queues, prices. What differs between runs is
 in the spec. Unknown keys are refused at every depth.
 """
 

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from graceful import __version__, cli, crash, databases, homes, spec
-from graceful.cli import boundary, places, programs
+from graceful.cli import boundary, programs
 from graceful.cli.app import graceful
+from graceful.cli.registry_address import registry_uri
 from graceful.errors import TrainingError
 from tests.support.limits import largest_file
 
@@ -256,8 +257,8 @@ def test_the_client_and_lineage_agree_where_the_registry_is(tmp_path: Path, monk
     from graceful.lineage import connection
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert places.registry_uri(tmp_path) == connection.resolve(None, tmp_path).uri
-    assert databases.file(places.registry_uri(tmp_path)) == tmp_path / "mlflow.db"
+    assert registry_uri(tmp_path) == connection.resolve(None, tmp_path).uri
+    assert databases.file(registry_uri(tmp_path)) == tmp_path / "mlflow.db"
 
 
 def test_steps_tell_what_would_be_done() -> None:

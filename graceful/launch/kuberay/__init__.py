@@ -1,1 +1,1 @@
-"""Kubernetes with the KubeRay operator as a place to run: a RayJob for each job. Runs on the client."""
+"""Kubernetes with the KubeRay operator as a backend: a RayJob for each job. Runs on the client."""

@@ -1,1 +1,1 @@
-"""This machine as a place to run: detached jobs and their supervisor. Runs on the client."""
+"""This machine as a backend: detached jobs and their supervisor. Runs on the client."""

@@ -45,6 +45,7 @@ from graceful import spec
 from graceful.chain import Predecessor
 from graceful.chain.budgets import Budget, Status
 from graceful.programs.contract import Unconstrained, ask, contract
+from graceful.programs.run import Run
 from graceful.programs.train import train
 from graceful.tasks.base import Task
 
@@ -103,8 +104,8 @@ def chains(seed: int, versions: int, epochs: int, home: str) -> list[dict[str, A
                 compatibility={} if untreated else section,
             )
             before = runs.cpu_seconds()
-            run_dir = Path(home) / "runs" / wanted.name
-            done = train(wanted, run_dir=run_dir, home=Path(home), ancestors=bundles, task=task)
+            run = Run.of(wanted, home=Path(home), folder=Path(home) / "runs" / wanted.name)
+            done = train(run, ancestors=run.chain(bundles), task=task)
             seconds = runs.cpu_seconds() - before
             new = runs.load(done.folder)
             if policy == "none":

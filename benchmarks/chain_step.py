@@ -32,7 +32,9 @@ import torch
 
 from benchmarks import results, runs
 from graceful import learners, targets
+from graceful.chain.ancestor import Ancestor
 from graceful.models import bundle
+from graceful.models.stored import StoredVersion
 from graceful.tasks.base import Task
 from graceful.training import batches, engine
 from graceful.training.job import TrainingJob
@@ -76,8 +78,10 @@ def stepper(
     job = TrainingJob(
         spec=document,
         run_dir=Path(),
-        predecessors=tuple(folder for folder, _ in chain[:count]),
-        caches=tuple(None if mode == "live" else cache for _, cache in chain[:count]),
+        predecessors=tuple(
+            Ancestor(stored=StoredVersion(folder=folder), cache=None if mode == "live" else cache)
+            for folder, cache in chain[:count]
+        ),
     )
     start = time.process_time()
     cpu = torch.device("cpu")

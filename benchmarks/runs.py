@@ -14,6 +14,7 @@ import numpy as np
 from graceful import spec, tasks
 from graceful.chain import Predecessor
 from graceful.models import bundle
+from graceful.programs.run import Run
 from graceful.programs.train import train
 from graceful.tasks.base import Split, Task
 
@@ -32,7 +33,8 @@ def trained(
 ) -> tuple[Path, float]:
     """Train a version; its bundle and the CPU seconds that took, reference runs and caches included."""
     before = cpu_seconds()
-    done = train(wanted, run_dir=folder, home=folder.parent, ancestors=ancestors, task=task)
+    run = Run.of(wanted, home=folder.parent, folder=folder)
+    done = train(run, ancestors=run.chain(ancestors), task=task)
     return done.folder, cpu_seconds() - before
 
 

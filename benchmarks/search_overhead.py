@@ -28,6 +28,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD, RECIPE
 from graceful import spec as specs
+from graceful.programs.run import Run
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.search import search
@@ -52,7 +53,7 @@ def bench_of(home: Path, name: str, *, trials: int, epochs: int) -> tuple[Bench,
         task=runs.task_of(NEW),
         folder=home / f"fits-{name}",
         home=home,
-        ancestors=(home / "old" / "model",),
+        ancestors=tuple(Run.of(spec, home=home).chain([home / "old" / "model"])),
         tune=spec.tune,
         references=1,
     )

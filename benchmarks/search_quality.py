@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD, RECIPE
 from graceful import spec as specs
+from graceful.programs.run import Run
 from graceful.programs.tuning import final, space
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.scoring import Score
@@ -99,7 +100,7 @@ def measured(method: str, repetition: int, home: Path, old: Path, *, quick: bool
         task=runs.task_of({**NEW, "split": repetition}),
         folder=home / f"fits-{repetition}",  # shared: reference runs and fits that two methods ask for are made once
         home=home,
-        ancestors=(old,),
+        ancestors=tuple(Run.of(spec, home=home).chain([old])),
         tune=spec.tune,
         references=space.most_runs(parameters),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,17 @@ class OldOutputs(NamedTuple):
     """[B, d_old]"""
     present: Tensor
     """[B] bool: False where nothing is known about the sample; such samples get weight 0."""
+
+
+class Named(Protocol):
+    """A version, or what stands for one."""
+
+    @property
+    def name(self) -> str:
+        """Of the version."""
+
+
+V = TypeVar("V", bound=Named)
 
 
 class Kept(StrEnum):
@@ -122,6 +134,14 @@ class Predecessor:
         return Outputs(outputs.embedding.float(), outputs.logits.float())
 
 
+def on_device(version: Predecessor, device: torch.device) -> Predecessor:
+    """Return a version whose network is on a device: itself, or one with a copy, so that its own stays where it is."""
+    parameter = next(version.network.parameters(), None)
+    if parameter is None or parameter.device == device:
+        return version
+    return replace(version, network=copy.deepcopy(version.network).to(device))
+
+
 def freeze(network: nn.Module) -> nn.Module:
     """Put a network into the state predecessors must be in: eval, fp32, no gradients."""
     return network.eval().float().requires_grad_(False)
@@ -137,7 +157,7 @@ def label_map(new: Sequence[str], old: Sequence[str]) -> Tensor:
     return torch.tensor([position.get(name, -1) for name in new], dtype=torch.int64)
 
 
-def select(chain: Sequence[Predecessor], against: str | Sequence[str]) -> tuple[Predecessor, ...]:
+def select(chain: Sequence[V], against: str | Sequence[str]) -> tuple[V, ...]:
     """Choose the predecessors that the losses see, in the order of the chain.
 
     Args:

@@ -21,11 +21,6 @@ def default_home() -> Path:
     return homes.folder().resolve()
 
 
-def run_dir_of(spec: RefreshSpec) -> Path:
-    """Folder of one run."""
-    return home_of(spec) / "runs" / spec.run_id
-
-
 @contextmanager
 def exclusive(run_dir: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the run's lock: two processes never work on one run.

@@ -33,8 +33,9 @@ from graceful.errors import (
     SpecError,
 )
 from graceful.launch import outcome
-from graceful.programs import default_home, home_of, run_dir_of
+from graceful.programs import default_home
 from graceful.programs.present import Talk
+from graceful.programs.run import Run
 from graceful.storage import server
 
 """Columns of a table that is not shown on a terminal."""
@@ -83,17 +84,17 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         logging.getLogger().setLevel(startup.log_level(os.environ))
-        resolved = None
+        run = None
         if options.program not in ("lineage", "diff", "act"):
-            resolved = spec.parse(_document(), where="the resolved spec")
-        os.environ.update(homes.variables(home_of(resolved) if resolved else default_home()))
+            run = Run.of(spec.parse(_document(), where="the resolved spec"))
+        os.environ.update(homes.variables(run.home if run else default_home()))
         if options.program == "lineage":
             result, code, show = _lineage(options)
         elif options.program == "diff":
             result, code, show = _diff(_document())
         elif options.program == "act":
             result, code, show = _act(_document())
-        elif resolved is not None:
+        elif run is not None:
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
                 names = [name.strip() for name in options.versions.split(",") if name.strip()]
                 program = PROGRAMS[options.program]
@@ -101,7 +102,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
                     program = partial(_matrix, names=names)
                 elif options.dry_run:
                     program = _space
-                result, code, show = program(resolved, progress)
+                result, code, show = program(run, progress)
         with startup.result_on_stdout(partial(_say, talk)):
             _print(result, options.output, show)
     except GracefulError as e:
@@ -143,7 +144,7 @@ Show = Callable[[Console], None]
 Outcome = tuple[Any, int, Show]
 
 
-def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+def _refresh(run: Run, progress: Talk) -> Outcome:
     from graceful.programs import failure_record, notifications
     from graceful.programs.constraint_report import FILE as CONSTRAINTS
     from graceful.programs.constraint_report import constraint_table, remarks
@@ -151,18 +152,18 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import refresh
 
-    skip = skipped(resolved) if resolved.if_new_data else None
+    skip = skipped(run) if run.spec.if_new_data else None
     if skip is not None:
-        notifications.of_refresh(resolved).again()
+        notifications.of_refresh(run).again()
         return asdict(skip), 0, _lines({skip.run_id: f"{skip.outcome}, {'; '.join(skip.reasons)}"})
-    with failure_record.once(resolved, run_dir_of(resolved), retried=RUN_SPEC_VARIABLE in os.environ):
-        result, report = refresh(resolved, progress=progress)
+    with failure_record.once(run, retried=RUN_SPEC_VARIABLE in os.environ):
+        result, report = refresh(run, progress=progress)
 
     def show(console: Console) -> None:
         champion = "there is no champion yet" if result.champion is None else f"champion is version {result.champion}"
         title = f"{result.run_id}: {result.outcome}, version {result.version}, {champion}"
         console.print(chain_table([Judged.of(report, result.outcome)], title=title))
-        path = run_dir_of(resolved) / CONSTRAINTS
+        path = run.folder / CONSTRAINTS
         constraints = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"predecessors": []}
         if any(one["budget"] is not None for one in constraints["predecessors"]):
             console.print(constraint_table(constraints))
@@ -171,7 +172,7 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
         page = result.report.removesuffix(".json") + ".html"
         console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
         console.print(
-            f"next:   graceful lineage {resolved.model}   |   graceful ui   |   graceful gate {result.report} SPEC",
+            f"next:   graceful lineage {run.spec.model}   |   graceful ui   |   graceful gate {result.report} SPEC",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -180,12 +181,12 @@ def _refresh(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     return asdict(result), EXIT_HELD if result.outcome == gate.Outcome.HELD else 0, show
 
 
-def _train(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+def _train(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.refresh import train_only
 
-    trained = train_only(resolved, progress=progress)
+    trained = train_only(run, progress=progress)
     result = {
-        "run_id": resolved.run_id,
+        "run_id": run.spec.run_id,
         "bundle": str(trained.folder),
         "digest": trained.digest,
         "steps": trained.result.steps,
@@ -195,48 +196,49 @@ def _train(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
     return result, 0, _lines(result)
 
 
-def _evaluate(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+def _evaluate(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import evaluate_only
 
-    report, verdict = evaluate_only(resolved, progress=progress)
-    path = run_dir_of(resolved) / "report.json"
-    result = {"run_id": resolved.run_id, "report": str(path), "outcome": str(verdict.outcome)}
+    report, verdict = evaluate_only(run, progress=progress)
+    path = run.folder / "report.json"
+    result = {"run_id": run.spec.run_id, "report": str(path), "outcome": str(verdict.outcome)}
 
     def show(console: Console) -> None:
-        console.print(chain_table([Judged.of(report, verdict.outcome)], title=resolved.run_id))
+        console.print(chain_table([Judged.of(report, verdict.outcome)], title=run.spec.run_id))
         console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
     return result, 0, show
 
 
-def _matrix(resolved: spec.RefreshSpec, progress: Talk, *, names: Sequence[str]) -> Outcome:
+def _matrix(run: Run, progress: Talk, *, names: Sequence[str]) -> Outcome:
     from graceful.programs.matrix import matrix_tables
     from graceful.programs.refresh import matrix_of
 
-    found = matrix_of(resolved, names=names, progress=progress)
+    found = matrix_of(run, names=names, progress=progress)
 
     def show(console: Console) -> None:
         for table in matrix_tables(found):
             console.print(table)
-        console.print(f"matrix: {run_dir_of(resolved) / 'matrix.html'}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"matrix: {run.folder / 'matrix.html'}", markup=False, highlight=False, soft_wrap=True)
 
     return found, 0, show
 
 
-def _tune(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+def _tune(run: Run, progress: Talk) -> Outcome:
     from graceful.programs import failure_record
-    from graceful.programs.tune import folder_of
-    from graceful.programs.tuning.present import run
+    from graceful.programs.tune import run_of
+    from graceful.programs.tuning.present import search_and_show
 
-    with failure_record.once(resolved, folder_of(resolved), retried=RUN_SPEC_VARIABLE in os.environ):
-        return run(resolved, progress)
+    search = run_of(run.spec)
+    with failure_record.once(search, retried=RUN_SPEC_VARIABLE in os.environ):
+        return search_and_show(search, progress)
 
 
-def _space(resolved: spec.RefreshSpec, progress: Talk) -> Outcome:
+def _space(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.tuning.words import dry_run
 
-    document = dry_run(resolved)
+    document = dry_run(run.spec)
     flat = {key: value for key, value in document.items() if key != "space"}
     return document, 0, _lines({**document["space"], **flat})
 
@@ -310,7 +312,7 @@ def _lines(result: dict[str, Any]) -> Show:
     return show
 
 
-PROGRAMS: dict[str, Callable[[spec.RefreshSpec, Talk], Outcome]] = {
+PROGRAMS: dict[str, Callable[[Run, Talk], Outcome]] = {
     "refresh": _refresh,
     "train": _train,
     "evaluate": _evaluate,

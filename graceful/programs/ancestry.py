@@ -8,37 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
+from graceful.chain.ancestor import Ancestor, Link
 from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord, Listed, Store, reference
 from graceful.lineage.reference import Reference
 from graceful.lineage.schema import CHAMPION
+from graceful.models import bundle_files
+from graceful.programs.run import Run
 from graceful.spec import RefreshSpec
 from graceful.storage import write_text
 
 FILE = "chain.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """One ancestor as this run found it when it first started.
-
-    Attributes:
-        name: Of the version; no two ancestors of a run have the same.
-        model_id: Its identity.
-        version: Number in the registry.
-        digest: Of its bundle.
-        role: What the run has to do with it; empty in files of before, where the first one is the champion.
-    """
-
-    name: str
-    model_id: str
-    version: int
-    digest: str
-    role: Literal["champion", "parent", "ancestor", ""] = ""
 
 
 def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, keep: bool = True) -> list[Link]:
@@ -79,6 +62,14 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
     if keep:
         write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
+
+
+def fetch(run: Run, links: Sequence[Link]) -> list[Ancestor]:
+    """Bring the chain's bundles here, every digest checked; weights that the registry has no more are missing."""
+    folders = {
+        link.name: run.store.fetch(run.store.record(link.model_id), removable=bundle_files.REMOVABLE) for link in links
+    }
+    return [Ancestor(stored=run.version(folders[link.name], link), link=link) for link in links]
 
 
 def find(store: Store, version: str) -> Listed:

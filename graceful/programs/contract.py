@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,39 +31,48 @@ class Unconstrained:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What one predecessor says about the constraint split.
+
+    Attributes:
+        name: Of the version.
+        right: [N] bool, it is right; False where it does not know the class.
+        known: [N] bool, it knows the class.
+    """
+
+    name: str
+    right: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+
+    def standing(self, reference_error: float) -> budgets.Standing:
+        """The predecessor on its ids, beside the error of the unconstrained runs there."""
+        ids = self.known
+        error = 1.0 - float(self.right[ids].mean()) if ids.any() else 1.0
+        return budgets.Standing(name=self.name, n=int(ids.sum()), error=error, reference_error=reference_error)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ConstraintOutputs:
     """What predecessors say about the constraint split, asked once.
 
     Attributes:
-        chain: The predecessors in training, nearest first.
+        chain: Of the predecessors in training, nearest first.
         samples: The constraint split.
         batch_size: Samples per forward pass.
-        right: [k, N] bool, the predecessor is right; False where it does not know the class.
-        known: [k, N] bool, it knows the class.
     """
 
-    chain: tuple[Predecessor, ...]
+    chain: tuple[Answers, ...]
     samples: Samples
     batch_size: int
-    right: NDArray[np.bool_]
-    known: NDArray[np.bool_]
 
     @property
     def names(self) -> NDArray[np.str_]:
         """[N] class names."""
         return np.asarray(self.samples.classes)[self.samples.labels]
 
-    def standings(self, reference_errors: Sequence[float]) -> list[budgets.Standing]:
-        """Each predecessor on its ids, beside the error of the unconstrained runs there."""
-        return [
-            budgets.Standing(
-                name=version.name,
-                n=int(ids.sum()),
-                error=1.0 - float(ok[ids].mean()) if ids.any() else 1.0,
-                reference_error=error,
-            )
-            for version, ids, ok, error in zip(self.chain, self.known, self.right, reference_errors, strict=True)
-        ]
+    def standings(self, reference_error: Callable[[NDArray[np.bool_]], float]) -> list[budgets.Standing]:
+        """Each predecessor on its ids, beside the error of the unconstrained runs there, a function of the ids."""
+        return [one.standing(reference_error(one.known)) for one in self.chain]
 
 
 def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> ConstraintOutputs:
@@ -77,11 +86,16 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Constra
         raise DataError("task: the constraint split is empty; adaptive weighting needs samples in it")
     names = np.asarray(samples.classes)[samples.labels]
     return ConstraintOutputs(
-        chain=tuple(chain),
+        chain=tuple(
+            Answers(
+                name=version.name,
+                right=_right(version, samples, names, batch_size),
+                known=np.isin(names, version.classes),
+            )
+            for version in chain
+        ),
         samples=samples,
         batch_size=batch_size,
-        right=np.array([_right(version, samples, names, batch_size) for version in chain]),
-        known=np.array([np.isin(names, version.classes) for version in chain]),
     )
 
 
@@ -90,7 +104,7 @@ def near_chance(asked: ConstraintOutputs, *, factor: float) -> dict[str, str]:
 
     The nearest counts as having made at least one error, and is never near chance itself.
     """
-    nearest, *others = asked.standings([0.0] * len(asked.chain))
+    nearest, *others = asked.standings(lambda _: 0.0)
     least = max(nearest.error, 1.0 / max(nearest.n, 1))
     return {
         one.name: f"{one.name}: its error {100 * one.error:.2f} % is over {factor:g} times that of {nearest.name},"
@@ -111,7 +125,7 @@ def require_possible(weighting: spec.Adaptive, asked: ConstraintOutputs) -> None
     if given is not None:
         require_kept(weighting, contract(weighting, asked, references=()))
     elif weighting.infeasible == "refuse":
-        chain = asked.standings([1.0] * len(asked.chain))
+        chain = asked.standings(lambda _: 1.0)
         budgets.require_evidence(chain, relative=weighting.relative, growth=weighting.growth, bounds=weighting.bounds)
 
 
@@ -136,7 +150,8 @@ def contract(weighting: spec.Adaptive, asked: ConstraintOutputs, *, references: 
     Raises:
         SpecError: A bound names no predecessor.
     """
-    samples, known, right = asked.samples, asked.known, asked.right
+    samples = asked.samples
+    known, right = (np.array([getattr(one, what) for one in asked.chain]) for what in ("known", "right"))
     free = [_right(one.version, samples, asked.names, asked.batch_size) for one in references]
     given = weighting.reference_error
 
@@ -145,10 +160,10 @@ def contract(weighting: spec.Adaptive, asked: ConstraintOutputs, *, references: 
             return given or 0.0
         return math.fsum(1.0 - float(one[ids].mean()) for one in free) / len(free)
 
-    names = [version.name for version in asked.chain]
+    names = [one.name for one in asked.chain]
     upper = {(names[near], names[far]): rate for (near, far), rate in flips_between(right, known).items()}
     planned = budgets.plan(
-        asked.standings([reference_error(ids) for ids in known]),
+        asked.standings(reference_error),
         relative=weighting.relative,
         growth=weighting.growth,
         bounds=weighting.bounds,

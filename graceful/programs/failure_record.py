@@ -12,14 +12,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from graceful import errors
 from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import CollapsedError, DataError, GracefulError, NonFiniteError, SpecError, StorageError
-from graceful.programs import home_of
+from graceful.programs.run import Run
 from graceful.spec import RefreshSpec
-from graceful.storage import Mirror, sha256_json, write_json
+from graceful.storage import sha256_json, write_json
 
 FILE = "hopeless.json"
 VALID_SECONDS = 3600.0
@@ -31,45 +30,45 @@ KINDS = (SpecError, DataError, NonFiniteError, CollapsedError)
 
 
 @contextmanager
-def once(spec: RefreshSpec, folder: Path, *, retried: bool) -> Iterator[None]:
-    """Do work whose errors are remembered in a folder, where somebody retries it."""
+def once(run: Run, *, retried: bool) -> Iterator[None]:
+    """Do work whose errors are remembered in the run's folder, where somebody retries it."""
     if not retried:
         yield
         return
-    before = recall(spec, folder)
+    before = recall(run)
     if before is not None:
         raise before
     try:
         yield
     except GracefulError as e:
-        remember(spec, e, folder)
+        remember(run, e)
         raise
 
 
-def remember(spec: RefreshSpec, error: GracefulError, folder: Path) -> None:
+def remember(run: Run, error: GracefulError) -> None:
     """Write an error down, if another attempt would make it again; trouble with writing must not hide the error."""
     if not isinstance(error, KINDS) or error.facts.get(PASSING):
         return
-    document = {**_attempt(spec), "at": time.time(), "error": type(error).__name__, "message": error.message}
+    document = {**_attempt(run.spec), "at": time.time(), "error": type(error).__name__, "message": error.message}
     with suppress(StorageError):
-        path = write_json(folder / FILE, document)
-        Mirror.of(home_of(spec)).save(path.parent, only=(FILE,))
+        write_json(run.folder / FILE, document)
+        run.mirror.save(run.folder, only=(FILE,))
 
 
-def recall(spec: RefreshSpec, folder: Path) -> GracefulError | None:
+def recall(run: Run) -> GracefulError | None:
     """The error that ended an earlier attempt at the very same work, to be raised again.
 
     Raises:
         StorageError: The bucket is not reachable.
     """
-    path = folder / FILE
-    Mirror.of(home_of(spec)).restore_file(path)
+    path = run.folder / FILE
+    run.mirror.restore_file(path)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         known = json.loads(path.read_text(encoding="utf-8"))
         kind = getattr(errors, str(known["error"]), None)
-        same = {key: known[key] for key in _attempt(spec)} == _attempt(spec)
+        same = {key: known[key] for key in _attempt(run.spec)} == _attempt(run.spec)
         if kind in KINDS and same and time.time() - float(known["at"]) < VALID_SECONDS:
-            where = Mirror.of(home_of(spec)).shown(path)
+            where = run.mirror.shown(path)
             found: GracefulError = kind(f"{known['message']} (an earlier attempt said so: {where})")
             return found
     return None

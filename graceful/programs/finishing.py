@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 
+from graceful.chain.contract import Contract
 from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS
+from graceful.models.stored import StoredVersion
 from graceful.models.weights import difference
 from graceful.programs.weight_mixing import mix
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
+from graceful.training.driver import TrainingResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A new version on disk.
+
+    Attributes:
+        folder: Its bundle.
+        digest: SHA-256 of the bundle.
+        result: How training went.
+        data: Digest of the training samples.
+        notes: What a reader of the report must know of the data, and of the predecessors' outputs it was trained with.
+        contract: What it had promised its predecessors, where they have budgets.
+    """
+
+    folder: Path
+    digest: str
+    result: TrainingResult
+    data: str
+    notes: tuple[str, ...] = ()
+    contract: Contract | None = None
 
 
 def finish(
-    spec: RefreshSpec, task: Task, *, weights: Path, folder: Path, start: Path | None = None
+    spec: RefreshSpec, task: Task, *, weights: Path, folder: Path, start: StoredVersion | None = None
 ) -> tuple[str, tuple[str, ...]]:
     """Write the bundle of a version whose training has ended.
 
@@ -27,7 +52,7 @@ def finish(
         task: Its task.
         weights: What training wrote; stays.
         folder: Of the bundle.
-        start: Bundle of the version at whose weights training started; None: at random.
+        start: The version at whose weights training started; None: at random.
 
     Returns:
         Digest of the bundle, and what a reader of the report must know of its weights.

@@ -18,10 +18,11 @@ from typing import Any
 from graceful import redact
 from graceful.lineage import LineageRecord, Store
 from graceful.lineage.events import DONE, Event
-from graceful.programs import home_of, run_dir_of, webhook
+from graceful.programs import webhook
 from graceful.programs.outbox import FOLDER, Outbox
+from graceful.programs.run import Run
 from graceful.programs.webhook import Webhook
-from graceful.spec import NAME, RefreshSpec
+from graceful.spec import NAME
 from graceful.spec.addresses import webhook_problem
 from graceful.storage import Mirror, guarded, read_bytes, write_bytes
 
@@ -73,21 +74,22 @@ class Notices:
         return None if url is None else Webhook(url=url, say=say, secret=webhook.secret(), tries=tries)
 
 
-def of_refresh(spec: RefreshSpec) -> Notices:
+def of_refresh(run: Run) -> Notices:
     """Who is told by a refresh; call it before anything is trained, because a wrong address is refused.
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
         StorageError: The address of the spec cannot be kept or read.
     """
-    home, url = home_of(spec), spec.registry.webhook
-    notices = of_action(spec.model, home)
-    if url is not None and url != _address(home, spec.model):
-        write_bytes(home / ADDRESSES / spec.model, url.encode(), private=True)
+    model, url = run.spec.model, run.spec.registry.webhook
+    before, path = _address(run.home, model), run.home / ADDRESSES / model
+    notices = Notices(model=model, home=run.home, other=webhook.environment(), mirror=run.mirror)
+    if url is not None and url != before:
+        write_bytes(path, url.encode(), private=True)
     elif url is None:
-        with guarded(home / ADDRESSES / spec.model, "remove"):
-            (home / ADDRESSES / spec.model).unlink(missing_ok=True)
-    notices.adopt(run_dir_of(spec))
+        with guarded(path, "remove"):
+            path.unlink(missing_ok=True)
+    notices.adopt(run.folder)
     return notices
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from graceful import tasks
 from graceful.lineage import LineageRecord, Store
-from graceful.programs import home_of
+from graceful.programs.run import Run
 from graceful.spec import RefreshSpec
 from graceful.spec import Task as TaskSection
 
@@ -69,7 +69,7 @@ def nothing_new(spec: RefreshSpec, trained_from: Mapping[str, str], version: Lin
     return f"no new data since {version.model}@{version.version}{held} (sha256 {trained_from[DATA][:SHOWN]})"
 
 
-def skipped(spec: RefreshSpec) -> Skipped | None:
+def skipped(run: Run) -> Skipped | None:
     """Look at the data and the registry; None: there is something to learn. Changes nothing.
 
     A version that was held counts like the champion that it was to follow: the gate would hold it again.
@@ -78,7 +78,7 @@ def skipped(spec: RefreshSpec) -> Skipped | None:
         SpecError, DataError: The task cannot be built.
         RegistryError: Unreachable.
     """
-    store = Store(spec.registry.uri, home_of(spec))
+    spec, store = run.spec, run.store
     champion = next(iter(store.chain(spec.model)), None)
     known = [item for item in (champion, _attempt(store, spec.model, champion)) if item is not None and item.training]
     if not known:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from graceful import targets
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
+from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror
 from graceful.targets.blocks import Compute
@@ -88,13 +89,9 @@ class CachedOutputs:
     open: list[targets.Cache] = field(default_factory=list)
     """Held open, so that nobody deletes one before training has it."""
 
-    def of(self, version: Predecessor, folder: Path) -> Path:
-        """Folder of a version's outputs, built if need be and compared with the version run now.
-
-        Args:
-            version: Whose.
-            folder: Its bundle, from which workers open it.
-        """
+    def of(self, stored: StoredVersion) -> Path:
+        """Folder of a version's outputs, built if need be and compared with the version run now."""
+        version = stored.open()
         root, section = self.home / "targets", self.spec.compatibility.targets
         if section.limit_gb is not None:
             evict(root, limit=int(section.limit_gb * 1e9), keep=keys_of(root, predecessors=self.lost))
@@ -109,7 +106,7 @@ class CachedOutputs:
             batch_size=most if version.lost else portion(self.samples, version.learner.collate, most=most),
             top=section.top,
             progress=lambda done, total: self.progress(pace(done, total)),
-            compute=self._compute(version, folder),
+            compute=self._compute(version, stored),
         )
         self.open.append(cache)
         covered = cache.coverage(self.samples.ids)
@@ -122,15 +119,15 @@ class CachedOutputs:
             cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
         return cache.folder
 
-    def _compute(self, version: Predecessor, folder: Path) -> Compute | None:
+    def _compute(self, version: Predecessor, stored: StoredVersion) -> Compute | None:
         """Who runs the version: None, this process."""
         from graceful.training import ray_outputs
 
         if self.spec.train.num_workers < 2:
             return None
         views = 1 if self.views.keyed is None else len(self.views.keyed)
-        data, bundled = self.samples.digest, folder.resolve()
+        data = self.samples.digest
         return ray_outputs.parallel(
-            ray_outputs.Recipe(spec=self.spec, folder=bundled, data=data, mirror=self.mirror),
+            ray_outputs.Recipe(spec=self.spec, stored=stored, data=data, mirror=self.mirror),
             ray_outputs.Here(predecessor=version, samples=self.samples, views=views),
         )

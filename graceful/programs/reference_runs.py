@@ -8,18 +8,16 @@ exist stays unknown.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from graceful.chain import Predecessor
 from graceful.errors import GracefulError
 from graceful.models import bundle, bundle_files
-from graceful.programs.train import REFERENCE_SEED_STRIDE
-from graceful.spec import Task as TaskSection
-from graceful.storage import Mirror, read_bytes, sha256_json
+from graceful.programs.reference_training import REFERENCE_SEED_STRIDE
+from graceful.programs.run import Run
+from graceful.storage import read_bytes, sha256_json
 from graceful.training.job import SPEC
 
 MOST = 3
@@ -39,36 +37,20 @@ class ReferenceRuns:
     reason: str
 
 
-def unconstrained(
-    home: Path, versions: Sequence[Predecessor], *, like: TaskSection, trusted: Collection[str] = ()
-) -> dict[str, ReferenceRuns]:
+def unconstrained(run: Run, versions: Sequence[Predecessor]) -> dict[str, ReferenceRuns]:
     """The unconstrained runs of each version, looked up under its own model family.
 
     Args:
-        home: Folder of runs and references.
+        run: In whose home runs and references are.
         versions: Newest first.
-        like: Task section of the newest version, see `bundle.load`.
-        trusted: Digests of recorded code that may run.
     """
-    opened = partial(bundle.load, augment_like=like, trusted=trusted)
-    mirror = Mirror.of(home)
-    return {
-        version.name: _of(version, home, f"{version.model}-{version.name}", mirror=mirror, opened=opened, most=most)
-        for version, most in zip(versions, (MOST, *[1] * len(versions)), strict=False)
-    }
+    return {version.name: _of(run, version, most=MOST if version is versions[0] else 1) for version in versions}
 
 
-def _of(
-    version: Predecessor,
-    home: Path,
-    run_id: str,
-    *,
-    mirror: Mirror,
-    opened: Callable[[Path], Predecessor],
-    most: int,
-) -> ReferenceRuns:
-    run = home / "runs" / run_id
-    path, described = run / SPEC, run / "model" / bundle_files.DESCRIPTION
+def _of(run: Run, version: Predecessor, *, most: int) -> ReferenceRuns:
+    run_id, mirror = f"{version.model}-{version.name}", run.mirror
+    folder = run.home / "runs" / run_id
+    path, described = folder / SPEC, folder / "model" / bundle_files.DESCRIPTION
     try:
         if not all(one.exists() or mirror.restore_file(one) for one in (path, described)):
             return ReferenceRuns(reason=f"none known, run {run_id} is not in this home")
@@ -83,10 +65,10 @@ def _of(
             )
         found = []
         for index in range(1, most + 1):
-            folder = home / "references" / reference_name(job, index)
+            folder = run.home / "references" / reference_name(job, index)
             if not mirror.unseal(folder):
                 break
-            found.append(opened(folder / "model"))
+            found.append(run.version(folder / "model").whole())
     except (GracefulError, ValueError, KeyError, TypeError, RecursionError) as e:
         return ReferenceRuns(reason=f"cannot be read ({e})")
     if not found:

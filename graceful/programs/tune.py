@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from graceful import tasks
+from graceful.chain.ancestor import Ancestor
 from graceful.errors import IntegrityError, SpecError
-from graceful.models import bundle
-from graceful.programs import exclusive, home_of
+from graceful.programs import ancestry, exclusive, home_of
 from graceful.programs.readiness import require_ready
-from graceful.programs.refresh import ancestors_of
-from graceful.programs.train import Progress, silent
+from graceful.programs.run import Progress, Run, silent
 from graceful.programs.tuning import final, result, space, splits
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.pictures import write_pictures
@@ -53,13 +52,18 @@ def folder_of(spec: RefreshSpec) -> Path:
     return home_of(spec) / "tunes" / spec.run_id
 
 
+def run_of(spec: RefreshSpec) -> Run:
+    """Return the search of a spec as a run, with or without a `tune` section."""
+    return Run.of(spec.model_copy(update={"tune": spec.tune or Tune()}), folder=folder_of(spec))
+
+
 def tune(
-    spec: RefreshSpec, *, progress: Progress = silent, watch: Callable[[Sequence[Tried]], Watch] | None = None
+    run: Run, *, progress: Progress = silent, watch: Callable[[Sequence[Tried]], Watch] | None = None
 ) -> dict[str, Any]:
     """Search, choose, test. Each finished trial is kept: the same call continues, a finished search is repeated.
 
     Args:
-        spec: With or without a `tune` section.
+        run: Of the search, see `run_of`.
         progress: Called with rows of progress.
         watch: Called with what was tried before, once the search is open.
 
@@ -71,38 +75,35 @@ def tune(
         DataError: Too few ids, or an ancestor that cannot be run.
         TrainingError: The recipe does not even train without constraints.
     """
-    spec = spec.model_copy(update={"tune": spec.tune or Tune()})
-    assert spec.tune is not None
-    folder = folder_of(spec)
-    mirror = Mirror.of(home_of(spec))
+    spec, folder, mirror = run.spec, run.folder, run.mirror
     with exclusive(folder):
         _restore(mirror, folder)
-        ancestors = ancestors_of(spec, folder, begun=(folder / IDENTITY).exists())
+        links = ancestry.read(run.store, spec, folder, begun=(folder / IDENTITY).exists())
+        ancestors = ancestry.fetch(run, links)
         if not ancestors:
             raise SpecError(f"model: {spec.model} has no champion yet, nothing to flip; `graceful refresh` a first one")
         bench = None
         if not (folder / IDENTITY).exists():
-            require_runnable(spec, ancestors)
-            bench = _bench(spec, folder, ancestors)
+            require_runnable(ancestors)
+            bench = _bench(run, ancestors)
             _require_ready(bench)
-        _claim(spec, folder)
+        _claim(run)
         known = _finished(spec, folder)
         if known is not None:
             mirror.save(folder, but=(*OTHERS, RESULT))
             mirror.save(folder, only=(RESULT,))
             return known
-        bench = bench or _bench(spec, folder, ancestors)
-        return _searched(spec, bench, mirror, progress=progress, watch=watch)
+        return _searched(run, bench or _bench(run, ancestors), progress=progress, watch=watch)
 
 
-def require_runnable(spec: RefreshSpec, ancestors: Sequence[Path]) -> None:
+def require_runnable(ancestors: Sequence[Ancestor]) -> None:
     """Refuse a search over ancestors that cannot be run, before anything is trained or claimed.
 
     Raises:
         DataError, IntegrityError: Its weights are gone or damaged, or its code is not trusted.
     """
-    for folder in ancestors:
-        bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests)
+    for ancestor in ancestors:
+        ancestor.stored.whole()
 
 
 def _require_ready(bench: Bench) -> None:
@@ -113,20 +114,15 @@ def _require_ready(bench: Bench) -> None:
     """
     for name in ("search",) if bench.tune.objectives == "front" else get_args(splits.Part):
         splits.part(bench.task, bench.spec, name)
-    require_start(bench.spec, bench.ancestors[0], task=bench.task)
+    require_start(bench.spec, bench.ancestors[0].stored, task=bench.task)
     require_ready(bench.of_trials, bench.task, run_dir=bench.folder)
 
 
 def _searched(
-    spec: RefreshSpec,
-    bench: Bench,
-    mirror: Mirror,
-    *,
-    progress: Progress,
-    watch: Callable[[Sequence[Tried]], Watch] | None,
+    run: Run, bench: Bench, *, progress: Progress, watch: Callable[[Sequence[Tried]], Watch] | None
 ) -> dict[str, Any]:
     """Trials, final selection, test; the result is written last."""
-    folder, parameters = folder_of(spec), space.parameters(spec)
+    spec, folder, mirror, parameters = run.spec, run.folder, run.mirror, space.parameters(run.spec)
     journal = folder / JOURNAL.format(sha256_json(bench.tune.model_dump(mode="json", include=JUDGED))[:8])
     before = _tried_before(spec, journal)
     study = Study(journal, tune=bench.tune, space=parameters, seed=spec.train.seed)
@@ -190,27 +186,29 @@ def _told(bench: Bench) -> dict[str, str]:
     return {name: text.replace(" ", "_") for name, text in told.items()}
 
 
-def _bench(spec: RefreshSpec, folder: Path, ancestors: Sequence[Path]) -> Bench:
+def _bench(run: Run, ancestors: Sequence[Ancestor]) -> Bench:
+    spec = run.spec
     assert spec.tune is not None
     return Bench(
         spec=spec,
         task=tasks.build(spec.task),
-        folder=folder / "fits",
-        home=home_of(spec),
+        folder=run.folder / "fits",
+        home=run.home,
         ancestors=tuple(ancestors),
         tune=spec.tune,
         references=space.most_runs(space.parameters(spec)),
     )
 
 
-def _claim(spec: RefreshSpec, folder: Path) -> None:
+def _claim(run: Run) -> None:
     """Refuse to continue a search that was begun with something else."""
+    spec = run.spec
     assert spec.tune is not None
     document = {
         "spec": spec.digest(),
         "tune": sha256_json(spec.tune.model_dump(mode="json", exclude=GROWS)),
     }
-    path = folder / IDENTITY
+    path = run.folder / IDENTITY
     if not path.exists():
         write_json(path, document)
         return
@@ -220,7 +218,7 @@ def _claim(spec: RefreshSpec, folder: Path) -> None:
         ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
     ):
         if before.get(key) != document[key]:
-            where = Mirror.of(home_of(spec)).shown(folder)
+            where = run.mirror.shown(run.folder)
             raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {where}")
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from graceful.learners import Batch, learner_of, run
-from graceful.models import bundle
 from graceful.models.interpolation import mixed, recalibrate
+from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Task
@@ -22,12 +21,12 @@ MOST = 16_384
 """Training samples that the statistics of batch normalisation are measured on."""
 
 
-def mix(network: nn.Module, start: Path, share: float, *, spec: RefreshSpec, task: Task) -> tuple[str, ...]:
+def mix(network: nn.Module, start: StoredVersion, share: float, *, spec: RefreshSpec, task: Task) -> tuple[str, ...]:
     """Mix a predecessor's weights into a finished network, in place; random state is left as it was.
 
     Args:
         network: As it was trained, started at the predecessor's weights.
-        start: The predecessor's bundle.
+        start: The predecessor.
         share: Of the predecessor's weights, in [0, 1); 0 changes nothing.
         spec: What was trained.
         task: Its task.
@@ -37,12 +36,12 @@ def mix(network: nn.Module, start: Path, share: float, *, spec: RefreshSpec, tas
     """
     if not share:
         return ()
-    old = weights_of(start, network, spec=spec, task=task)
+    old = weights_of(start, network, task=task)
     network.load_state_dict(mixed(network.state_dict(), old, share))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.train.seed)
         recalibrate(network, _batches(spec, task), run=partial(run, learner_of(task)))
-    return note(share, bundle.describe(start).name)
+    return note(share, start.name)
 
 
 def note(share: float, name: str) -> tuple[str, ...]:

@@ -126,26 +126,13 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
             f" {str(job.data)[:12]}...); restore them, or give the version another name"
         )
     wanted = needs(compatibility)
-    folders = job.predecessors if compatibility.losses else ()
-    caches = job.caches or (None,) * len(folders)
-    chain = [
-        opened(
-            folder,
-            cached,
-            task=task,
-            train=train,
-            wanted=wanted,
-            like=job.spec.task,
-            trusted=job.spec.trust.code_digests,
-            device=device,
-            near_chance=job.near_chance,
-        )
-        for folder, cached in zip(folders, caches, strict=False)
-    ]
+    ancestors = job.predecessors if compatibility.losses else ()
+    chain = [opened(one, task=task, train=train, wanted=wanted, device=device) for one in ancestors]
     groups = grouped(compatibility, task.classes, chain)
     reads = asked(compatibility, groups, len(chain)) if wanted & {"logits", "embedding"} else ()
     references = [targets.Cache.open(folder).aligned(train.ids, device=device) for folder in job.references]
-    keyed = targets.plan_views(compatibility.targets, augments=task.augments) == "keyed" and any([*caches, *references])
+    cached = any(one.cache for one in ancestors) or bool(references)
+    keyed = cached and targets.plan_views(compatibility.targets, augments=task.augments) == "keyed"
     return Materials(
         task=task,
         learner=learner_of(task),

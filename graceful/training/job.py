@@ -17,8 +17,10 @@ from typing import Any
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from graceful.chain.ancestor import Ancestor
 from graceful.chain.contract import Contract
 from graceful.errors import DataError, IntegrityError, SpecError
+from graceful.models.stored import StoredVersion
 from graceful.spec import Compatibility, RefreshSpec
 from graceful.spec.compatibility import ROOM
 from graceful.spec.training import LIMITS
@@ -40,14 +42,12 @@ class TrainingJob:
     Attributes:
         spec: The refresh; its task, train and compatibility sections are read.
         run_dir: Folder of the run; the same folder resumes. With workers on other machines: shared with them.
-        predecessors: Bundle folders of the versions that the losses see, in order.
-        caches: Folder of each predecessor's outputs; None: it runs live in every step. Empty: all live.
+        predecessors: The ancestors that the losses see, in order.
         references: Folders of the reference runs' outputs.
-        start: Bundle folder of the version at whose weights training starts; None: at random.
+        start: The version at whose weights training starts; None: at random.
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
         contract: Budgets, where the spec's weighting is adaptive.
-        near_chance: Names of the predecessors that pull only where they are right, see `spec.Compatibility`.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
@@ -55,21 +55,15 @@ class TrainingJob:
 
     spec: RefreshSpec
     run_dir: Path
-    predecessors: tuple[Path, ...] = ()
-    caches: tuple[Path | None, ...] = ()
+    predecessors: tuple[Ancestor, ...] = ()
     references: tuple[Path, ...] = ()
-    start: Path | None = None
+    start: StoredVersion | None = None
     seed: int | None = None
     constrained: bool = True
     contract: Contract | None = None
-    near_chance: tuple[str, ...] = ()
     task: Task | None = None
     data: str | None = None
     mirror: Mirror = Mirror.NONE
-
-    def __post_init__(self) -> None:
-        if self.caches and len(self.caches) != len(self.predecessors):
-            raise ValueError(f"{len(self.predecessors)} predecessors, but {len(self.caches)} caches")
 
     @property
     def effective_seed(self) -> int:
@@ -84,19 +78,19 @@ class TrainingJob:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Folders that workers read, sealed ones all."""
-        known = (*self.predecessors, *self.caches, *self.references, self.start)
+        chain = self.predecessors
+        bundles, caches = [one.stored.folder for one in chain], [one.cache for one in chain]
+        known = (*bundles, *caches, *self.references, self.start.folder if self.start else None)
         return tuple(dict.fromkeys(path for path in known if path is not None))
 
     def portable(self) -> TrainingJob:
-        """What is sent to another process: absolute paths, no built task."""
+        """What is sent to another process: absolute paths, no built task; it opens versions itself."""
         return replace(
             self,
             task=None,
             run_dir=self.run_dir.resolve(),
-            predecessors=tuple(path.resolve() for path in self.predecessors),
-            caches=tuple(path and path.resolve() for path in self.caches),
+            predecessors=tuple(replace(one, cache=one.cache and one.cache.resolve()) for one in self.predecessors),
             references=tuple(path.resolve() for path in self.references),
-            start=self.start and self.start.resolve(),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -113,13 +107,13 @@ class TrainingJob:
         document["transform"] = transform_digest(self.spec.task)
         document["train"]["seed"] = self.effective_seed
         document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
-        document["predecessors"] = [bundle.recorded_digest(folder) for folder in self.predecessors]
+        document["predecessors"] = [bundle.recorded_digest(one.stored.folder) for one in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
         if self.start is not None:
-            document["start"] = bundle.recorded_digest(self.start)
+            document["start"] = bundle.recorded_digest(self.start.folder)
         if self.contract is not None:
             document["contract"] = self.contract.identity()
-        document["near_chance"] = sorted(self.near_chance)
+        document["near_chance"] = sorted(one.name for one in self.predecessors if one.near_chance)
         return document
 
 

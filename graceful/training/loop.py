@@ -100,7 +100,7 @@ class Loop:
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
         if job.start is not None:
-            self.network.load_state_dict(weights_of(job.start, self.network, spec=job.spec, task=task))
+            self.network.load_state_dict(weights_of(job.start, self.network, task=task))
         batches.try_out(task, self.network, self.materials.train)
         self.progress, self.clock = Progress(), Clock()
         self.resumed_from: int | None = None

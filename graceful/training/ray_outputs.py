@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from graceful import startup, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, InfrastructureError
-from graceful.models import bundle
 from graceful.models.base import Outputs
+from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror
 from graceful.targets.blocks import Block, Compute, run
@@ -41,13 +40,13 @@ class Recipe:
 
     Attributes:
         spec: Of the version in training; its task has the samples.
-        folder: Bundle of the predecessor.
+        stored: The predecessor, which the worker opens itself.
         data: Digest of the training samples as the driver saw them.
         mirror: Where the bundle has a copy.
     """
 
     spec: RefreshSpec
-    folder: Path
+    stored: StoredVersion
     data: str
     mirror: Mirror
 
@@ -80,8 +79,8 @@ class Runner:
     def _opened(self) -> tuple[Predecessor, Samples]:
         """Opened at the first block: what goes wrong then is an answer, and what goes wrong in __init__ is not."""
         recipe = self._recipe
-        recipe.mirror.unseal(recipe.folder)
-        predecessor = bundle.load(recipe.folder, augment_like=recipe.spec.task, trusted=recipe.spec.trust.code_digests)
+        recipe.mirror.unseal(recipe.stored.folder)
+        predecessor = recipe.stored.whole()
         predecessor.network.to("cuda" if self._use_gpu else "cpu")
         samples = tasks.build(recipe.spec.task).samples("train")
         if samples.digest != recipe.data:
@@ -110,7 +109,7 @@ def parallel(recipe: Recipe, here: Here) -> Compute:
         deadline = time.monotonic() + train.timeout
         private = ray_fit.connect()
         use_gpu = ray_fit.require(train, private=private, deadline=deadline)
-        recipe.mirror.seal(recipe.folder)
+        recipe.mirror.seal(recipe.stored.folder)
         workers = _started(recipe, count=train.num_workers, use_gpu=use_gpu)
         try:
             yield from _in_order(workers, itertools.chain([first], blocks), deadline=deadline)

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from graceful.errors import SpecError
 from graceful.models import assets, bundle, bundle_files
 from graceful.models.interpolation import State, inherited
+from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 
 
-def weights_of(start: Path, network: nn.Module, *, spec: RefreshSpec, task: Task) -> State:
+def weights_of(start: StoredVersion, network: nn.Module, *, task: Task) -> State:
     """A predecessor's weights in the shape of this version's network; torch's random state is left as it was.
 
     Args:
-        start: Its bundle.
+        start: The predecessor.
         network: Of this version; its weights stand in for what the predecessor has none for.
-        spec: Of this version.
-        task: Its task.
+        task: Of this version.
 
     Raises:
         DataError, IntegrityError: The bundle is not whole or damaged.
         SpecError: The networks differ in more than their classes, or what the learners keep beside weights differs.
     """
     _require_same_files(start, task)
-    old = bundle.load(start, augment_like=spec.task, trusted=spec.trust.code_digests)
+    old = start.whole()
     return inherited(
         network.state_dict(), old.network.state_dict(), classes=task.classes, old_classes=old.classes, name=old.name
     )
 
 
-def _require_same_files(start: Path, task: Task) -> None:
+def _require_same_files(start: StoredVersion, task: Task) -> None:
     """Refuse weights that belong to another vocabulary, say: rows of equal shape would mean other words."""
-    described, own = bundle.describe(start), assets.digests(bundle.files_of(task))
+    described, own = start.description, assets.digests(bundle.files_of(task))
     for name in sorted({*described.assets, *own}):
         if described.assets.get(name) != own.get(name):
             raise SpecError(
@@ -45,16 +43,16 @@ def _require_same_files(start: Path, task: Task) -> None:
             )
 
 
-def require_start(spec: RefreshSpec, start: Path | None, *, task: Task) -> Path | None:
+def require_start(spec: RefreshSpec, start: StoredVersion | None, *, task: Task) -> StoredVersion | None:
     """Refuse a start that cannot be had, before anything is trained.
 
     Args:
         spec: What is to be trained.
-        start: Bundle of the latest predecessor; None: there is none.
+        start: The latest predecessor; None: there is none.
         task: Its task.
 
     Returns:
-        The bundle at whose weights training starts; None: it starts at random.
+        The version at whose weights training starts; None: it starts at random.
 
     Raises:
         SpecError: No predecessor, its weights are gone, or its network is another one.
@@ -65,12 +63,12 @@ def require_start(spec: RefreshSpec, start: Path | None, *, task: Task) -> Path 
         raise SpecError(
             f"train.start: latest needs a predecessor, {spec.model} has none yet; write random for the first"
         )
-    if not (start / bundle_files.WEIGHTS).is_file():
+    if not (start.folder / bundle_files.WEIGHTS).is_file():
         raise SpecError(
-            f"train.start: latest needs the weights of {bundle.describe(start).name}, which are gone from {start};"
+            f"train.start: latest needs the weights of {start.name}, which are gone from {start.folder};"
             " restore them from a backup, or write random"
         )
     with torch.random.fork_rng(devices=[]):
         network = task.network(task.classes)
-    weights_of(start, network, spec=spec, task=task)
+    weights_of(start, network, task=task)
     return start

@@ -7,19 +7,17 @@ a worker no fifty networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from graceful import spec, targets
-from graceful.chain import Kept, OldOutputs, Predecessor, label_map
+from graceful.chain import Kept, OldOutputs, Predecessor, label_map, on_device
+from graceful.chain.ancestor import Ancestor
 from graceful.losses.ops.prototypes import prototypes
-from graceful.models import bundle
-from graceful.spec import Task as TaskSection
 from graceful.targets.mixture import Member, Mixture
 from graceful.tasks.base import Samples, Task
 from graceful.tasks.portions import portion
@@ -42,45 +40,29 @@ class Opened:
     source: targets.Cache | targets.Live
 
 
-def opened(
-    folder: Path,
-    cached: Path | None,
-    *,
-    task: Task,
-    train: Samples,
-    wanted: frozenset[str],
-    like: TaskSection,
-    trusted: Collection[str] = (),
-    device: torch.device,
-    near_chance: Collection[str] = (),
-) -> Opened:
+def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[str], device: torch.device) -> Opened:
     """Open one predecessor. Every rank asks about all samples, so that all know the same.
 
     Args:
-        folder: Its bundle; weights that nobody asks for may be missing, see `programs.availability`.
-        cached: Folder of its outputs; None: it runs live.
+        ancestor: The predecessor; weights that nobody asks for may be missing, see `programs.availability`.
         task: Of the new version.
         train: The training split.
         wanted: What `objective.needs` says.
-        like: Task section of the new version, see `bundle.load`.
-        trusted: Digests of recorded code that may run.
         device: Where outputs go.
-        near_chance: Names of the predecessors that pull only where they are right.
 
     Raises:
         DataError, IntegrityError, StorageError: Something is missing, does not fit or is damaged.
     """
     predecessor = None
-    if cached is None or wanted & {"head", "prototypes"}:
-        predecessor = bundle.load(folder, augment_like=like, trusted=trusted, at_least=Kept.NOTHING)
-        predecessor.network.to(device)
+    if ancestor.cache is None or wanted & {"head", "prototypes"}:
+        predecessor = on_device(ancestor.stored.open(), device)
     source: targets.Cache | targets.Live
-    if cached is not None:
-        source = targets.Cache.open(cached).aligned(train.ids, device=device)
+    if ancestor.cache is not None:
+        source = targets.Cache.open(ancestor.cache).aligned(train.ids, device=device)
     else:
         assert predecessor is not None
         source = targets.Live(predecessor=predecessor)
-    about = predecessor or bundle.describe(folder)
+    about = predecessor or ancestor.stored.description
     known = label_map(task.classes, about.classes)[torch.from_numpy(train.labels)]
     units = None
     headless = predecessor is not None and predecessor.kept is Kept.NOTHING
@@ -94,7 +76,7 @@ def opened(
         head=predecessor.network.classify if predecessor and reads_head else None,  # type: ignore[arg-type]
         correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
         known_share=float((known >= 0).double().mean()),
-        near_chance=about.name in near_chance,
+        near_chance=ancestor.near_chance,
         prototypes=units,
     )
     return Opened(version=version, source=source)

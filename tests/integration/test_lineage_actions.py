@@ -14,6 +14,7 @@ import pytest
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, schema
 from graceful.lineage.events import Event
+from graceful.programs.run import Run
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
 from tests.support.webhook_receiver import receiving
@@ -289,7 +290,9 @@ def test_verdict_and_promotion_of_a_refresh_are_told(
     held, v3, _, _ = filled[1]
     with receiving(200) as receiver:
         registry = {"uri": None, "webhook": receiver.url}
-        notices = notifications.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(tmp_path))))
+        notices = notifications.of_refresh(
+            Run.of(specs.parse(versions.spec("v3", registry=registry, home=str(tmp_path))))
+        )
         notifications.tell(notices, store, v3, champion=3)
         notifications.tell(notices, store, held, champion=3)
     verdict, promotion, second = receiver.documents()
@@ -317,7 +320,7 @@ def test_what_people_do_is_told_to_the_address_of_the_models_spec(
 
     with receiving(200) as receiver:
         registry = {"uri": None, "webhook": receiver.url}
-        notifications.of_refresh(specs.parse(versions.spec("v3", registry=registry, home=str(home))))
+        notifications.of_refresh(Run.of(specs.parse(versions.spec("v3", registry=registry, home=str(home)))))
         for action, reference in (
             ("promote", "glyphs:2"),
             ("rollback", "glyphs"),

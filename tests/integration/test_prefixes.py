@@ -10,7 +10,7 @@ import pytest
 from graceful import spec, tasks
 from graceful.models import bundle
 from graceful.programs.matrix import chosen, matrix
-from graceful.programs.train import train
+from tests.support.runs import train
 
 pytestmark = pytest.mark.integration
 LOSSES = [{"kind": "influence"}, {"kind": "embedding_regression", "weight": 5.0}]

@@ -267,12 +267,13 @@ def test_an_ancestor_whose_weights_were_deleted_is_trained_against_and_holds_wha
     from graceful.errors import DataError
     from graceful.lineage import Store
     from graceful.programs.refresh import matrix_of, refresh
+    from graceful.programs.run import Run
 
     def refreshed(name: str, metric: str, bound: float, against: str, **compatibility: Any) -> Any:
         asked = {"losses": [{"kind": "focal_distillation"}], **compatibility}
         gate = {"constraints": [{"metric": metric, "bound": bound, "against": against}]}
         path = write_spec(home, name, compatibility=asked, gate=gate, evaluate={"bootstrap": 100})
-        return refresh(spec.load(path, [f"home={home}"]))
+        return refresh(Run.of(spec.load(path, [f"home={home}"])))
 
     assert refreshed("v2", "negative_flip_rate", 0.0001, "all")[0].outcome == "held", "it leaves the cache of v1"
     (v1,) = Store(None, home).chain("digits")
@@ -292,7 +293,7 @@ def test_an_ancestor_whose_weights_were_deleted_is_trained_against_and_holds_wha
     passed, _ = refreshed("v5", "error_rate", 0.5, "self", losses=[{"kind": "influence", "prototypes": False}])
     assert (passed.outcome, passed.champion) == ("passed", passed.version)
     told: list[Any] = []
-    found = matrix_of(spec.load(home / "v5.yaml", [f"home={home}"]), progress=told.append)
+    found = matrix_of(Run.of(spec.load(home / "v5.yaml", [f"home={home}"])), progress=told.append)
     assert found["versions"] == ["v1", "v5"]
     assert found["recall_at_1"][1][0] is None
     assert found["lost"] == {"v1": "only its head is left"}

@@ -19,6 +19,7 @@ from graceful import spec, tasks
 from graceful.launch.timetable import Timetable
 from graceful.lineage import LineageRecord
 from graceful.programs import novelty
+from graceful.programs.run import Run
 from tests.support import mlflow_versions
 from tests.support.mlflow_versions import local_store
 
@@ -70,21 +71,21 @@ def test_what_the_gate_held_is_not_tried_again_until_something_changes(tmp_path:
         digest = tasks.build(section).samples("train").digest
         return store.register(mlflow_versions.changed(item, training=novelty.ingredients(section, data=digest)))
 
-    assert novelty.skipped(resolved("v1")) is None  # an empty registry
+    assert novelty.skipped(Run.of(resolved("v1"))) is None  # an empty registry
     first = register("v1", [], flips=0.0)
     assert first.verdict == "passed"
     store.promote("glyphs", first.version, expected=None, reason="test", actor="pytest")
-    found = novelty.skipped(resolved("v2"))
+    found = novelty.skipped(Run.of(resolved("v2")))
     assert found is not None
     assert found.reasons[0].startswith("no new data since glyphs@1 (sha256 ")
     other = {"task": {"kind": "digits", "share": 0.5}}
-    assert novelty.skipped(resolved("v2", **other)) is None
+    assert novelty.skipped(Run.of(resolved("v2", **other))) is None
     held = register("v2", [first], flips=0.5, **other)
     assert held.verdict == "held"
-    found = novelty.skipped(resolved("v3", **other))
+    found = novelty.skipped(Run.of(resolved("v3", **other)))
     assert found is not None
     assert (found.champion, found.reasons[0].partition(" (")[0]) == (1, "no new data since glyphs@2, which was held")
-    assert novelty.skipped(resolved("v3", **other, train={"seed": 1})) is None
+    assert novelty.skipped(Run.of(resolved("v3", **other, train={"seed": 1}))) is None
 
 
 def test_a_missed_firing_runs_at_the_start_and_a_stop_leaves_a_run_that_resumes(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from graceful.programs import ship
 from graceful.programs.refresh import refresh
+from graceful.programs.run import Run
 from graceful.spec import parse
 from graceful.storage.server import client
 from tests.support.s3_server import serving
@@ -56,7 +57,7 @@ def planted(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     (tmp_path / "planted" / "task.py").write_text(PLANTED)
     sent = ship.ship(tmp_path / "planted", bucket, dry_run=False)
     document = {"model": "digits", "name": "v1", "train": TRAIN, "gate": GATE}
-    first, _ = refresh(parse({**document, "task": {"kind": "python", "file": sent["uri"]}}))
+    first, _ = refresh(Run.of(parse({**document, "task": {"kind": "python", "file": sent["uri"]}})))
     assert first.outcome == "passed"
     return str(sent["uri"]).rpartition("/")[2].removesuffix(".zip")
 

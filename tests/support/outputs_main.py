@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import spec, tasks
-from graceful.models import bundle
+from graceful.models.stored import StoredVersion
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.storage import Mirror
 from graceful.training import ray_outputs
@@ -43,7 +43,7 @@ def main(document: str) -> None:
         spec=resolved,
         progress=tell,
     )
-    outputs.of(bundle.load(folder, augment_like=resolved.task), folder)
+    outputs.of(StoredVersion(folder=folder, augment_like=resolved.task))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Any
 
 from graceful import spec
 from graceful.errors import GracefulError
-from graceful.programs.train import train as train_version
 from graceful.training import checkpoint
 from graceful.training.driver import TrainingJob, TrainingResult, train
+from tests.support.runs import train as train_version
 
 
 def plain(job: Mapping[str, Any]) -> TrainingJob:

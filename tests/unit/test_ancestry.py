@@ -15,6 +15,7 @@ from graceful.lineage import LineageRecord
 from graceful.lineage.listing import Listed
 from graceful.programs import ancestry
 from graceful.programs import refresh as program
+from graceful.programs.run import Run
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_records import record
 
@@ -113,9 +114,9 @@ def test_the_matrix_of_a_run_that_has_not_started_does_not_settle_its_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = specs.parse(versions.spec("v4", home=str(tmp_path)))
-    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing({}))
+    monkeypatch.setattr("graceful.lineage.Store", lambda uri, home: Refusing({}))
     with pytest.raises(SpecError, match="run glyphs-v4: no version and no ancestor"):
-        program.matrix_of(asked)
+        program.matrix_of(Run.of(asked))
     assert not list(tmp_path.rglob(ancestry.FILE))
 
 
@@ -126,31 +127,31 @@ def test_a_run_that_has_not_trained_asks_for_the_champion_of_now(
     folder = tmp_path / "runs" / asked.run_id
     ancestry.read(Registry({"glyphs": [V2, V1]}), asked, folder)  # type: ignore[arg-type]
     stale = (folder / ancestry.FILE).read_text()
-    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing(CHAINS))
+    monkeypatch.setattr("graceful.lineage.Store", lambda uri, home: Refusing(CHAINS))
     with pytest.raises(AskedError, match=V3.model_id):
-        program.train_only(asked)
+        program.train_only(Run.of(asked))
     (folder / ancestry.FILE).write_text(stale)
     (folder / "spec.json").write_text("{}")
     with pytest.raises(AskedError, match=V2.model_id):
-        program.train_only(asked)
+        program.train_only(Run.of(asked))
 
 
 def test_the_matrix_of_another_version_s_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing(CHAINS))
+    monkeypatch.setattr("graceful.lineage.Store", lambda uri, home: Refusing(CHAINS))
     other = specs.parse(versions.spec("edge-e2", home=str(tmp_path)))
     held = tmp_path / "runs" / other.run_id / "model" / "arch.json"
     held.parent.mkdir(parents=True)
     held.write_text(json.dumps({"model": other.model, "name": other.name}))
     asked = specs.parse(versions.spec("e2", "glyphs-edge", home=str(tmp_path)))
     with pytest.raises(SpecError, match="run glyphs-edge-e2 holds glyphs edge-e2, not glyphs-edge e2: both have"):
-        program.matrix_of(asked)
+        program.matrix_of(Run.of(asked))
 
 
 @pytest.mark.parametrize("action", ["refresh", "train_only", "evaluate_only", "matrix_of"])
 def test_a_run_whose_id_reads_as_another_version_s_is_refused_before_the_registry_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    monkeypatch.setattr(program, "Store", lambda uri, home: Refusing(CHAINS))
+    monkeypatch.setattr("graceful.lineage.Store", lambda uri, home: Refusing(CHAINS))
     other = specs.parse(versions.spec("red-v1", "wine", home=str(tmp_path)))
     asked = specs.parse(versions.spec("v1", "wine-red", home=str(tmp_path)))
     folder = tmp_path / "runs" / other.run_id
@@ -159,7 +160,7 @@ def test_a_run_whose_id_reads_as_another_version_s_is_refused_before_the_registr
     (folder / "spec.json").write_text(json.dumps({"model": "wine", "name": "red-v1"}))
     (folder / "chain.json").write_text("[]")
     with pytest.raises(SpecError, match="run wine-red-v1 holds wine red-v1, not wine-red v1: both have this run id"):
-        getattr(program, action)(asked)
+        getattr(program, action)(Run.of(asked))
 
 
 def test_champion_is_the_first_parent_also_where_the_other_one_descends_from_it(tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS, Constraint, 
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle, bundle_files, weights
 from graceful.programs.evaluate import evaluate
-from graceful.programs.train import Trained, train
+from graceful.programs.finishing import Trained
 from graceful.report import Report
 from graceful.storage import sha256_file
 from graceful.tasks import code
 from tests.support import training_task
+from tests.support.runs import train
 
 RECIPE = {"epochs": 1, "batch_size": 24, "engine": {"kind": "torch"}, "num_workers": 0}
 FOCAL = [{"kind": "focal_distillation"}]

@@ -4,7 +4,8 @@ import pytest
 
 from graceful import errors
 from graceful.environment import RESUMES_VARIABLE
-from graceful.programs import failure_record, run_dir_of
+from graceful.programs import failure_record
+from graceful.programs.run import Run
 from graceful.spec import RefreshSpec
 
 
@@ -17,8 +18,8 @@ def spec(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", failure_record.KINDS)
 def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
-    failure_record.remember(spec, kind("step 3: loss is nan"), run_dir_of(spec))
-    again = failure_record.recall(spec, run_dir_of(spec))
+    failure_record.remember(Run.of(spec), kind("step 3: loss is nan"))
+    again = failure_record.recall(Run.of(spec))
     assert type(again) is kind
     assert again.message.startswith("step 3: loss is nan (an earlier attempt said so: ")
     assert again.message.endswith("hopeless.json)")
@@ -26,39 +27,39 @@ def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
 
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])
 def test_an_error_that_may_pass_is_tried_again(spec, kind):
-    failure_record.remember(spec, kind("the server is away"), run_dir_of(spec))
-    assert failure_record.recall(spec, run_dir_of(spec)) is None
+    failure_record.remember(Run.of(spec), kind("the server is away"))
+    assert failure_record.recall(Run.of(spec)) is None
 
 
 def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
-    failure_record.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
-    assert failure_record.recall(spec.model_copy(update={"description": "mended"}), run_dir_of(spec)) is not None
+    failure_record.remember(Run.of(spec), errors.DataError("no such file"))
+    assert failure_record.recall(Run.of(spec.model_copy(update={"description": "mended"}))) is not None
     changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
-    assert failure_record.recall(changed, run_dir_of(spec)) is None
+    assert failure_record.recall(Run.of(changed)) is None
     monkeypatch.setenv(RESUMES_VARIABLE, "1")
-    assert failure_record.recall(spec, run_dir_of(spec)) is None
+    assert failure_record.recall(Run.of(spec)) is None
 
 
 def test_what_may_pass_and_what_is_old_is_tried_again(spec, monkeypatch):
-    failure_record.remember(spec, errors.SpecError("already being worked on", {"passing": True}), run_dir_of(spec))
-    assert failure_record.recall(spec, run_dir_of(spec)) is None
-    failure_record.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
+    failure_record.remember(Run.of(spec), errors.SpecError("already being worked on", {"passing": True}))
+    assert failure_record.recall(Run.of(spec)) is None
+    failure_record.remember(Run.of(spec), errors.DataError("no such file"))
     now = failure_record.time.time()
     monkeypatch.setattr(failure_record.time, "time", lambda: now + failure_record.VALID_SECONDS)
-    assert failure_record.recall(spec, run_dir_of(spec)) is None
+    assert failure_record.recall(Run.of(spec)) is None
 
 
 def test_a_damaged_note_is_no_obstacle(spec):
-    failure_record.remember(spec, errors.DataError("no such file"), run_dir_of(spec))
-    (run_dir_of(spec) / failure_record.FILE).write_text("{")
-    assert failure_record.recall(spec, run_dir_of(spec)) is None
+    failure_record.remember(Run.of(spec), errors.DataError("no such file"))
+    (Run.of(spec).folder / failure_record.FILE).write_text("{")
+    assert failure_record.recall(Run.of(spec)) is None
 
 
 def test_work_is_done_once_where_somebody_retries_it(spec, tmp_path):
     came = []
 
     def attempt(*, retried):
-        with failure_record.once(spec, tmp_path / "search", retried=retried):
+        with failure_record.once(Run.of(spec, folder=tmp_path / "search"), retried=retried):
             came.append(retried)
             raise errors.DataError("too few ids")
 

@@ -19,8 +19,11 @@ from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import Headed
 from graceful.models.interpolation import inherited, mixed, recalibrate
-from graceful.programs.train import Trained, reference_run, train
+from graceful.programs.finishing import Trained
+from graceful.programs.reference_training import reference_run
+from graceful.programs.run import Run
 from graceful.programs.weight_mixing import mix
+from tests.support.runs import train
 
 State = dict[str, Tensor]
 
@@ -197,8 +200,9 @@ def test_classes_that_the_predecessor_does_not_know_keep_their_own_rows(home: Pa
 def test_reference_runs_start_where_the_run_does(home: Path, old: Path, random: Trained) -> None:
     latest, anew = spec_of(home, "v4", classes=8, train={"start": "latest"}), spec_of(home, "v4", classes=8)
     task = tasks.build(latest.task)
-    untreated = [reference_run(latest, 1, home=home, task=task, latest=one) for one in (old, random.folder)]
-    plain = [reference_run(anew, 1, home=home, task=task, latest=one) for one in (old, None)]
+    run, other = Run.of(latest, home=home), Run.of(anew, home=home)
+    untreated = [reference_run(run, 1, task=task, latest=run.version(one)).folder for one in (old, random.folder)]
+    plain = [reference_run(other, 1, task=task, latest=one).folder for one in (run.version(old), None)]
     assert len({*untreated, *plain}) == 3
     assert plain[0] == plain[1]
     assert first_loss(untreated[0].parent) < 0.5 * first_loss(plain[0].parent)

@@ -18,10 +18,11 @@ from graceful.models import bundle
 from graceful.programs import model_outputs
 from graceful.programs.constraint_checks import require_judgeable
 from graceful.programs.evaluate import evaluate
-from graceful.programs.train import Trained, train
+from graceful.programs.finishing import Trained
 from graceful.tasks.base import Task
 from graceful.training import batches, versions
 from tests.support import training_task
+from tests.support.runs import job_of, train
 
 RECIPE = {"epochs": 1, "batch_size": 24, "engine": {"kind": "torch"}, "num_workers": 0}
 FULL = {"against": "all", "losses": [{"kind": "focal_distillation"}], "targets": {"views": 2}}
@@ -48,8 +49,9 @@ def caches(home: Path) -> list[Path]:
 
 
 def materials(document: spec.RefreshSpec, old: Path, cache: Path | None) -> batches.Materials:
-    job = batches.TrainingJob(spec=document, run_dir=Path(), predecessors=(old,), caches=(cache,))
-    return batches.gather(job, tasks.build(document.task), device=torch.device("cpu"))
+    return batches.gather(
+        job_of(document, Path(), [old], [cache]), tasks.build(document.task), device=torch.device("cpu")
+    )
 
 
 def test_families_share_reference_runs_and_a_larger_timeout_keeps_them(tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ from graceful.errors import (
     SpecError,
     StorageError,
 )
-from graceful.programs import exclusive, run_dir_of
+from graceful.programs import exclusive
 from graceful.programs.outputs import Pace
 from graceful.programs.refresh import Refreshed, refresh
-from graceful.programs.train import train
+from graceful.programs.run import Run
 from graceful.targets.blocks import blocks_of
 from graceful.training import ray_outputs
+from tests.support.runs import train
 from tests.support.training_task import Blobs
 
 
@@ -39,7 +40,7 @@ def parse(home: Path, **train: Any) -> spec.RefreshSpec:
 
 def finish(resolved: spec.RefreshSpec, text: str | None = None) -> Path:
     """Leave the folder that a finished refresh leaves."""
-    folder = run_dir_of(resolved)
+    folder = Run.of(resolved).folder
     folder.mkdir(parents=True)
     result = Refreshed(
         run_id=resolved.run_id,
@@ -75,7 +76,7 @@ def test_a_result_that_cannot_be_read_names_its_file_and_the_remedy(tmp_path: Pa
     resolved = parse(tmp_path)
     folder = finish(resolved, text)
     with pytest.raises(IntegrityError) as raised:
-        refresh(resolved)
+        refresh(Run.of(resolved))
     assert str(folder / "result.json") in raised.value.message
     assert raised.value.message.endswith(f"delete {folder} to refresh again")
 
@@ -91,7 +92,7 @@ def test_a_finished_run_that_the_registry_does_not_know_is_not_called_passed(
 
     monkeypatch.setattr("graceful.programs.refresh.Store", lambda *_: SimpleNamespace(record=record))
     with pytest.raises(RegistryError) as raised:
-        refresh(resolved)
+        refresh(Run.of(resolved))
     assert raised.value.message == (
         f"run digits-v1 is finished, but registry here: holds no m-{'0' * 32}; restore it from a backup;"
         f" or delete {folder} to refresh again"
@@ -192,7 +193,7 @@ def test_a_training_that_failed_is_marked_in_the_registry_and_keeps_its_reason(
     monkeypatch.setattr("graceful.programs.refresh.Store", lambda *_: store)
     monkeypatch.setattr("graceful.programs.refresh.train", fail)
     with pytest.raises(CollapsedError, match="at chance"):
-        refresh(parse(tmp_path))
+        refresh(Run.of(parse(tmp_path)))
     assert marked == ["run"]
 
 

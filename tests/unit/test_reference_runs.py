@@ -10,8 +10,9 @@ import pytest
 from graceful.chain import Kept, Predecessor
 from graceful.models import bundle
 from graceful.programs.reference_runs import unconstrained
-from graceful.programs.train import train
+from graceful.programs.run import Run
 from tests.support import training_task
+from tests.support.runs import train
 from tests.unit.test_program_stages import constant, parse
 
 DISTILLED = {
@@ -35,48 +36,51 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def run(home: Path) -> Run:
+    return Run.of(parse("v3"), home=home)
+
+
 def versions(home: Path) -> list[Predecessor]:
     return [training_task.opened(home / "runs" / f"blobs-{name}" / "model") for name in ("v3", "v2", "v1")]
 
 
 def test_each_version_gets_the_runs_of_its_own_recipe(home: Path) -> None:
     chain = versions(home)
-    found = unconstrained(home, chain, like=parse("v3").task)
+    found = unconstrained(run(home), chain)
     assert found["v1"].runs == (chain[2],), "trained without predecessors"
     assert found["v3"].runs == ()
     assert found["v3"].reason == "none here; compatibility.reference or adaptive weighting trains one"
-    [run] = found["v2"].runs
-    assert run.digest in {bundle.digest(path) for path in home.glob("references/*/model")}
-    newest = unconstrained(home, chain[1:], like=parse("v3").task)["v2"]
+    [reference] = found["v2"].runs
+    assert reference.digest in {bundle.digest(path) for path in home.glob("references/*/model")}
+    newest = unconstrained(run(home), chain[1:])["v2"]
     assert (len(newest.runs), newest.reason) == (2, "2 of its recipe, other seed"), "of the newest, all are asked"
 
 
 def test_a_version_that_cannot_be_run_is_nobody_s_unconstrained_run(home: Path) -> None:
     lost = replace(versions(home)[2], kept=Kept.NOTHING)
-    found = unconstrained(home, [lost], like=parse("v3").task)["v1"]
+    found = unconstrained(run(home), [lost])["v1"]
     assert (found.runs, found.reason) == ((), "it is one, but its weights are gone")
 
 
 def test_a_run_that_is_not_here_or_is_damaged_says_so(home: Path, tmp_path: Path) -> None:
-    like = parse("v3").task
     alone = replace(constant("v1", 0), model="blobs")
-    absent = unconstrained(tmp_path, [alone], like=like)["v1"]
+    absent = unconstrained(run(tmp_path), [alone])["v1"]
     assert (absent.runs, absent.reason) == ((), "none known, run blobs-v1 is not in this home")
     broken = tmp_path / "runs" / "blobs-v1" / "spec.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{}")
     (broken.parent / "model").mkdir()
     (broken.parent / "model" / "arch.json").write_text("{}")
-    assert unconstrained(tmp_path, [alone], like=like)["v1"].reason.startswith("cannot be read")
+    assert unconstrained(run(tmp_path), [alone])["v1"].reason.startswith("cannot be read")
 
 
 def test_an_ancestor_of_a_branch_is_looked_up_under_its_own_model_and_by_its_digest(home: Path) -> None:
-    like, [_, v2, v1] = parse("e1", model="blobs-edge").task, versions(home)
+    [_, v2, v1] = versions(home)
     assert v1.model == "blobs"
     branch = replace(v2, name="e1", model="blobs-edge")
-    found = unconstrained(home, [branch, v2, v1], like=like)
+    found = unconstrained(run(home), [branch, v2, v1])
     assert found["v1"].runs == (v1,)
     assert len(found["v2"].runs) == 1
     assert found["e1"].reason == "none known, run blobs-edge-e1 is not in this home"
-    other = unconstrained(home, [replace(v1, digest="0" * 64)], like=like)["v1"]
+    other = unconstrained(run(home), [replace(v1, digest="0" * 64)])["v1"]
     assert (other.runs, other.reason) == ((), "none known, run blobs-v1 of this home trained another version")

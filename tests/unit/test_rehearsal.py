@@ -12,10 +12,11 @@ from graceful import spec, tasks
 from graceful.errors import DataError, GracefulError, SpecError, StorageError, TrainingError
 from graceful.models import bundle
 from graceful.models.base import Outputs
-from graceful.programs.train import Trained, train
+from graceful.programs.finishing import Trained
 from graceful.training import job
 from graceful.training.batches import require_outputs
 from tests.support import odd_networks
+from tests.support.runs import train
 
 
 def parse(options: dict[str, Any], **recipe: Any) -> spec.RefreshSpec:

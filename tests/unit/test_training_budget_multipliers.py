@@ -20,13 +20,13 @@ from graceful.errors import DataError, SpecError
 from graceful.models import bundle, bundle_files
 from graceful.models.base import Forward
 from graceful.programs.contract import Unconstrained, ask, contract, near_chance
-from graceful.programs.train import train as train_version
 from graceful.storage import sha256_file
 from graceful.training import batches, trace
 from graceful.training.budget_multipliers import BudgetMultipliers
 from graceful.training.driver import TrainingJob, train
 from graceful.training.job import claim
-from tests.support import training_task
+from tests.support import runs, training_task
+from tests.support.runs import train as train_version
 
 TASK = training_task.__file__
 WEIGHTING = {
@@ -87,8 +87,9 @@ def job(document: spec.RefreshSpec, run_dir: Path, chain: tuple[Path, ...], root
     return TrainingJob(
         spec=document,
         run_dir=run_dir,
-        predecessors=chain,
-        caches=tuple(targets.build(one, samples, views=views, root=root).folder for one in versions),
+        predecessors=runs.predecessors(
+            document, chain, [targets.build(one, samples, views=views, root=root).folder for one in versions]
+        ),
         contract=contract(weighting, ask(task, versions, batch_size=64), references=()),
     )
 
@@ -283,8 +284,8 @@ def test_predecessors_near_chance_are_told_apart_on_the_constraint_split(chain: 
     assert list(found) == ["v0"]
     assert "times that of v1" in sentence
     perfect = ask(tasks.build(document.task), versions, batch_size=64)
-    perfect.right[0] = True
-    perfect.right[1] = np.arange(60) != 0
+    perfect.chain[0].right[:] = True
+    perfect.chain[1].right[:] = np.arange(60) != 0
     assert near_chance(perfect, factor=2.0) == {}, "one error more than none is not twice as bad"
     assert near_chance(perfect, factor=0.5) == {
         "v0": "v0: its error 1.67 % is over 0.5 times that of v1, 0.00 %; it pulls only where it is right"

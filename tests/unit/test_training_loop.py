@@ -36,6 +36,7 @@ from graceful.training.sampler import Sampler
 from graceful.training.stops import require_finite
 from tests.support import training as support
 from tests.support import training_task
+from tests.support.runs import job_of
 
 TASK = training_task.__file__
 
@@ -279,7 +280,7 @@ def test_a_folder_with_other_predecessors_or_references_is_refused(tmp_path: Pat
     first = TrainingJob(spec=parse(), run_dir=tmp_path)
     claim(first)
     with pytest.raises(SpecError, match=r"predecessors: run .* was started with \[\], now it is"):
-        claim(replace(first, predecessors=(old,)))
+        claim(job_of(first.spec, tmp_path, [old]))
     with pytest.raises(SpecError, match=r"references: run .* was started with \[\], now it is"):
         claim(replace(first, references=(tmp_path / "cache",)))
 
@@ -302,7 +303,7 @@ def cached(document: spec.RefreshSpec, folder: Path, root: Path) -> Path:
 
 
 def constrained(document: spec.RefreshSpec, run_dir: Path, old: Path, cache: Path | None) -> TrainingResult:
-    return train(TrainingJob(spec=document, run_dir=run_dir, predecessors=(old,), caches=(cache,)))
+    return train(job_of(document, run_dir, (old,), (cache,)))
 
 
 def test_every_loss_trains_against_a_cached_predecessor(tmp_path: Path, old: Path) -> None:
@@ -326,7 +327,7 @@ def test_a_resumed_run_keeps_the_running_mean_of_a_focus_that_follows_it(tmp_pat
     focal = {"kind": "focal_distillation", "focus": "negative_flip", "weight": 3.0}
     document = parse(compatibility={"losses": [focal], "targets": {"mode": "live"}}, checkpoint_every=4)
     constrained(document, tmp_path / "whole", old, None)
-    job = TrainingJob(spec=document, run_dir=tmp_path / "parts", predecessors=(old,), caches=(None,))
+    job = job_of(document, tmp_path / "parts", (old,), (None,))
     with pytest.raises(StoppedError):
         train(job, progress=stop_at(14))
     assert train(job).resumed_from == 12
@@ -341,7 +342,7 @@ def test_cached_and_live_predecessors_give_the_same_run(tmp_path: Path, old: Pat
     constrained(live, tmp_path / "live", old, None)
     left, right = losses(tmp_path / "cached"), losses(tmp_path / "live")
     np.testing.assert_allclose([loss for _, loss in left], [loss for _, loss in right], rtol=2e-3)
-    free = train(TrainingJob(spec=document, run_dir=tmp_path / "free", predecessors=(old,), constrained=False))
+    free = train(job_of(document, tmp_path / "free", (old,), constrained=False))
     assert free.steps == 30
     assert losses(tmp_path / "free") != left
 
@@ -360,9 +361,9 @@ def test_cached_predecessors_merge_into_one_term_and_train_as_live_ones(tmp_path
     document = parse(compatibility=section)
     chain = (old, second(tmp_path, old))
     caches = tuple(cached(document, folder, tmp_path / "targets") for folder in chain)
-    train(TrainingJob(spec=document, run_dir=tmp_path / "cached", predecessors=chain, caches=caches))
+    train(job_of(document, tmp_path / "cached", chain, caches))
     live = parse(compatibility={**section, "targets": {"views": 2, "mode": "live"}})
-    train(TrainingJob(spec=live, run_dir=tmp_path / "live", predecessors=chain, caches=(None, None)))
+    train(job_of(live, tmp_path / "live", chain, (None, None)))
     rows = [
         [row for row in trace.read(tmp_path / name / trace.FILE) if row["event"] == "step"]
         for name in ("cached", "live")
@@ -379,11 +380,11 @@ def test_the_weights_of_a_cached_predecessor_may_be_gone(tmp_path: Path, old: Pa
     chain = (old, second(tmp_path, old))
     caches = tuple(cached(document, folder, tmp_path / "targets") for folder in chain)
     (chain[1] / "model.safetensors").unlink()
-    train(TrainingJob(spec=document, run_dir=tmp_path / "run", predecessors=chain, caches=caches))
+    train(job_of(document, tmp_path / "run", chain, caches))
     with_head = parse(compatibility={**section, "losses": [{"kind": "influence"}]}, epochs=1)
     (chain[1] / "head.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be run, its weights are gone"):
-        train(TrainingJob(spec=with_head, run_dir=tmp_path / "head", predecessors=chain, caches=caches))
+        train(job_of(with_head, tmp_path / "head", chain, caches))
 
 
 def test_reference_runs_join_the_loss(tmp_path: Path, old: Path) -> None:
@@ -400,7 +401,7 @@ def test_epochs_see_new_views_and_keyed_runs_cycle_through_them(tmp_path: Path, 
     task = tasks.build(document.task)
     positions = np.arange(5)
 
-    keyed_job = TrainingJob(spec=document, run_dir=tmp_path, predecessors=(old,), caches=(cache,))
+    keyed_job = job_of(document, tmp_path, (old,), (cache,))
     keyed = batches.gather(keyed_job, task, device=torch.device("cpu"))
     inputs = [keyed.slice(positions, epoch=epoch).batch for epoch in range(4)]
     assert torch.equal(inputs[0], inputs[2])

@@ -14,11 +14,12 @@ from graceful import tasks
 from graceful.errors import DataError, GracefulError, IntegrityError
 from graceful.models import bundle
 from graceful.programs import tune as tuning
-from graceful.programs.train import train
+from graceful.programs.run import Run
 from graceful.programs.tune import require_runnable
 from graceful.programs.tuning import fits, splits
 from graceful.programs.tuning.bench import Bench
 from tests.support import training_task
+from tests.support.runs import train
 
 
 def spec_of(**sections: Any) -> specs.RefreshSpec:
@@ -109,7 +110,12 @@ def test_a_fit_is_trained_once_and_asked_with_every_share(tmp_path: Path) -> Non
     first = specs.parse({**document, "name": "v1"})
     old = train(first, run_dir=tmp_path / "v1", home=tmp_path).folder
     spec = specs.parse({**document, "name": "v2", "train": {**recipe, "start": "latest", "optimizer": {"lr": 0.2}}})
-    bench = replace(made(tmp_path), spec=spec, task=tasks.build(spec.task), ancestors=(old,))
+    bench = replace(
+        made(tmp_path),
+        spec=spec,
+        task=tasks.build(spec.task),
+        ancestors=tuple(Run.of(spec, home=tmp_path).chain([old])),
+    )
     work = bench.work({**POINT, "interpolation": 0.0}, seed=0, on="search", shares=(0.999,))
     assert fits.fit(work.document())["failed"] is None
     assert not (work.place / "model").exists()
@@ -156,9 +162,9 @@ def test_a_search_over_an_ancestor_whose_code_is_not_trusted_is_refused_before_i
     bundle.save(folder, network=network, spec=recorded, classes=("a", "b"))
     asked = specs.RefreshSpec(model="m", name="v2", task=specs.DigitsTask())
     with pytest.raises(DataError, match=f"v1 cannot be run, .* --trust-code {training_task.DIGEST}"):
-        require_runnable(asked, [folder])
+        require_runnable(Run.of(asked, home=tmp_path).chain([folder]))
     trust = specs.Trust(code_digests=(training_task.DIGEST,))
-    require_runnable(asked.model_copy(update={"trust": trust}), [folder])
+    require_runnable(Run.of(asked.model_copy(update={"trust": trust}), home=tmp_path).chain([folder]))
 
 
 @pytest.mark.parametrize(
@@ -178,11 +184,12 @@ def test_what_cannot_be_searched_is_refused_before_the_search_has_a_folder_of_it
     old = specs.RefreshSpec(model="m", name="v1", task=specs.DigitsTask(network=specs.Network(embedding=32)))
     built = tasks.build(old.task)
     bundle.save(tmp_path / "v1", network=built.network(built.classes), spec=old, classes=built.classes)
-    monkeypatch.setattr("graceful.programs.tune.ancestors_of", lambda *_, **__: [tmp_path / "v1"])
+    monkeypatch.setattr("graceful.programs.ancestry.read", lambda *_, **__: [])
+    monkeypatch.setattr("graceful.programs.ancestry.fetch", lambda run, _: run.chain([tmp_path / "v1"]))
     if "share" in task:
         monkeypatch.setattr(splits, "LEAST", 999_999)
     with pytest.raises(GracefulError, match=said):
-        tuning.tune(spec)
+        tuning.tune(tuning.run_of(spec))
     assert not (tuning.folder_of(spec) / tuning.IDENTITY).exists()
 
 

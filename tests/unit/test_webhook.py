@@ -18,6 +18,7 @@ from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
 from graceful.programs import notifications, webhook
 from graceful.programs.outbox import Outbox
+from graceful.programs.run import Run
 from graceful.programs.webhook import Webhook, signature
 from tests.support.webhook_receiver import DRIBBLE, FLOOD, HANG, Receiver, receiving
 
@@ -239,13 +240,13 @@ def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     plain = spec.parse({"model": "glyphs", "name": "v1", "task": {"kind": "digits"}, "home": str(tmp_path)})
     with receiving(200) as own, receiving(200) as others:
         named = plain.model_copy(update={"registry": spec.Registry(webhook=own.url)})
-        notifications.of_refresh(named).tell(VERDICT)
+        notifications.of_refresh(Run.of(named)).tell(VERDICT)
         kept = tmp_path / "webhooks" / "glyphs"
         assert kept.stat().st_mode & 0o777 == 0o600
         monkeypatch.setenv(WEBHOOK_VARIABLE, f"{others.url}\n")
         notifications.of_action("glyphs", tmp_path).tell(PROMOTION)
         notifications.of_action("digits", tmp_path).tell({**PROMOTION, "model": "digits"})
-        notifications.of_refresh(plain).tell({**PROMOTION, "event": "r2"})
+        notifications.of_refresh(Run.of(plain)).tell({**PROMOTION, "event": "r2"})
     assert [document["kind"] for document in own.documents()] == ["verdict", "promotion"]
     assert [document["event"] for document in others.documents()] == ["r1", "r2"]
     ((headers, body), *_) = others.came

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from graceful import errors, redact
+from graceful.chain.ancestor import Ancestor
 from graceful.errors import GracefulError, InfrastructureError
 from graceful.losses.search import Point
-from graceful.models import bundle
-from graceful.programs.train import Progress
+from graceful.programs.run import Progress
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.fits import Work
 from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, score
@@ -36,7 +36,7 @@ class Bench:
         task: Built.
         folder: Of all fits of this search.
         home: Folder of the caches that runs share.
-        ancestors: Bundles of the chain, latest first.
+        ancestors: The chain, latest first.
         tune: The section, defaults where there is none.
         references: Unconstrained runs per seed.
     """
@@ -45,7 +45,7 @@ class Bench:
     task: Task
     folder: Path
     home: Path
-    ancestors: tuple[Path, ...]
+    ancestors: tuple[Ancestor, ...]
     tune: Tune
     references: int
     baselines: dict[tuple[Part, tuple[int, ...]], Baseline] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Bench:
             folder=str(self.folder),
             home=str(self.home),
             spec=spec.dump(),
-            ancestors=tuple(str(one) for one in self.ancestors),
+            ancestors=tuple(str(one.stored.folder) for one in self.ancestors),
             part=on,
             keep=on != "search" and reference is None,
             reference=reference,
@@ -105,8 +105,8 @@ class Bench:
         units, names = numbered(samples.groups), np.asarray(samples.classes)[samples.labels]
         pairs = genuine_pairs(names)[0] if self.tune.far is not None else None
         chain = []
-        for folder in self.ancestors:
-            version = bundle.load(folder, augment_like=self.spec.task, trusted=self.spec.trust.code_digests)
+        for ancestor in self.ancestors:
+            version = ancestor.stored.whole()
             right = fits.answered_right(version, samples, self.spec, self.task)
             known = np.isin(names, version.classes) if pairs is None else np.ones(len(right), dtype=np.bool_)
             chain.append(Old(name=version.name, right=right, known=known))

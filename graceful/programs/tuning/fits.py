@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from graceful import spec as specs
 from graceful import tasks
@@ -26,9 +27,12 @@ from graceful.chain import Predecessor
 from graceful.errors import IntegrityError, StorageError, TrainingError, one_line
 from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
+from graceful.models.stored import StoredVersion
 from graceful.programs import exclusive
 from graceful.programs.model_outputs import embeddings_of, run_on_split
-from graceful.programs.train import reference_run, train
+from graceful.programs.reference_training import reference_run
+from graceful.programs.run import Run
+from graceful.programs.train import train
 from graceful.programs.tuning.space import INTERPOLATION
 from graceful.programs.tuning.splits import Part, part
 from graceful.programs.tuning.verify import accepted
@@ -39,6 +43,7 @@ from graceful.tasks.base import Samples, Task
 from graceful.training.job import WEIGHTS
 
 NOTE, RIGHT = "fit.json", "right.npy"
+_SECTION: TypeAdapter[specs.Task] = TypeAdapter(specs.Task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +147,7 @@ def _fitted(work: Work) -> Fit:
     task = _task(spec.task.model_dump_json())
     failed, retrieval = None, None
     try:
-        retrieval = _trained_and_measured(work, spec, task)
+        retrieval = _trained_and_measured(work, _run_of(work, spec), task)
     except TrainingError as e:
         failed = f"{type(e).__name__}: {e.message}"
     except (MemoryError, torch.OutOfMemoryError) as e:
@@ -198,25 +203,36 @@ def right(work: Work) -> NDArray[np.bool_]:
         raise IntegrityError(f"{path}: damaged ({one_line(e)}); delete {work.place} to make that fit again") from e
 
 
-def _trained_and_measured(work: Work, spec: RefreshSpec, task: Task) -> float | None:
-    ancestors, folder = [Path(one) for one in work.ancestors], work.place / "model"
+def _run_of(work: Work, spec: RefreshSpec) -> Run:
+    """The run that trains a fit; ancestors that an earlier fit of this process has opened stay open."""
+    run = Run.of(spec, home=Path(work.home), folder=work.place)
+    return replace(run, versions=dict(_ancestors(work.ancestors, spec.task.model_dump_json(), spec.trust.code_digests)))
+
+
+@functools.lru_cache(maxsize=1)
+def _ancestors(folders: tuple[str, ...], section: str, trusted: tuple[str, ...]) -> Mapping[str, StoredVersion]:
+    like = _SECTION.validate_json(section)
+    return {folder: StoredVersion(folder=Path(folder), augment_like=like, trusted=trusted) for folder in folders}
+
+
+def _trained_and_measured(work: Work, run: Run, task: Task) -> float | None:
+    spec, ancestors, folder = run.spec, run.chain(map(Path, work.ancestors)), run.model
+    latest = ancestors[0].stored if ancestors else None
     if work.reference is not None:
-        latest = ancestors[0] if ancestors else None
-        folder = reference_run(spec, work.reference, home=Path(work.home), task=task, latest=latest)
+        folder = reference_run(run, work.reference, task=task, latest=latest).folder
     elif not (folder / "arch.json").exists():
         owed = spec.compatibility.model_copy(update={INTERPOLATION: 0.0})
-        unmixed = spec.model_copy(update={"compatibility": owed})
-        train(unmixed, run_dir=work.place, home=Path(work.home), ancestors=ancestors, task=task, checked=True)
+        unmixed = replace(run, spec=spec.model_copy(update={"compatibility": owed}))
+        train(unmixed, ancestors=ancestors, task=task, checked=True)
     for share in work.shares:
         other, started = work.at(share), time.monotonic()
-        retrieval = _measured(other, folder, spec, task)
+        retrieval = _measured(other, folder, latest, spec, task)
         _note(other, Fit(digest=work.digest, seconds=time.monotonic() - started, retrieval=retrieval))
-    return _measured(work, folder, spec, task)
+    return _measured(work, folder, latest, spec, task)
 
 
-def _measured(work: Work, folder: Path, spec: RefreshSpec, task: Task) -> float | None:
+def _measured(work: Work, folder: Path, latest: StoredVersion | None, spec: RefreshSpec, task: Task) -> float | None:
     """Ask a trained bundle, with the work's share of the predecessor's weights; returns its retrieval."""
-    latest = Path(work.ancestors[0]) if work.ancestors else None
     new = bundle.load(folder, augment_like=spec.task, trusted=spec.trust.code_digests)
     if work.share and latest is not None:
         mix(new.network, latest, work.share, spec=spec, task=task)
@@ -224,9 +240,7 @@ def _measured(work: Work, folder: Path, spec: RefreshSpec, task: Task) -> float 
     _write_right(work, answered_right(new, samples, spec, task))
     if spec.tune is None or spec.tune.objectives != "front" or latest is None:
         return None
-    return _cross_test(
-        new, bundle.load(latest, augment_like=spec.task, trusted=spec.trust.code_digests), samples, spec, task
-    )
+    return _cross_test(new, latest.whole(), samples, spec, task)
 
 
 def _write_right(work: Work, who: NDArray[np.bool_]) -> None:
@@ -262,9 +276,7 @@ def _cross_test(new: Predecessor, old: Predecessor, samples: Samples, spec: Refr
 @functools.lru_cache(maxsize=2)
 def _task(section: str) -> Task:
     """The data is opened once for all trials of a process."""
-    from pydantic import TypeAdapter
-
-    return tasks.build(TypeAdapter(specs.Task).validate_json(section))
+    return tasks.build(_SECTION.validate_json(section))
 
 
 def stacked(works: Sequence[Work]) -> NDArray[np.bool_]:

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from graceful.errors import EXIT_HELD, RegistryError
-from graceful.lineage import Store
-from graceful.programs import home_of
 from graceful.programs.present import Talk
+from graceful.programs.run import Run
 from graceful.programs.tune import SPEC, Watch, tune
 from graceful.programs.tuning import result
 from graceful.programs.tuning.study import Tried
@@ -23,18 +22,18 @@ SHOWN = 12
 """Rows of the live table: the best and the latest."""
 
 
-def run(spec: RefreshSpec, talk: Talk) -> tuple[dict[str, Any], int, Any]:
+def search_and_show(run: Run, talk: Talk) -> tuple[dict[str, Any], int, Any]:
     """Search and show it; returns the result, the exit code, and how to print it."""
     with talk.live() as show:
 
         def watch(before: Sequence[Tried]) -> Watch:
-            return watching(spec, before, talk=talk, show=show)
+            return watching(run, before, talk=talk, show=show)
 
-        document = tune(spec, progress=talk, watch=watch)
+        document = tune(run, progress=talk, watch=watch)
     code = EXIT_HELD if document["outcome"] == result.UNMET else 0
 
     def print_result(console: Console) -> None:
-        console.print(_table(document["candidates"], spec))
+        console.print(_table(document["candidates"], run.spec))
         for line in conclusion(document):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         folder = document["folder"]
@@ -46,10 +45,9 @@ def run(spec: RefreshSpec, talk: Talk) -> tuple[dict[str, Any], int, Any]:
     return document, code, print_result
 
 
-def watching(spec: RefreshSpec, before: Sequence[Tried], *, talk: Talk, show: Any = None) -> Watch:
+def watching(run: Run, before: Sequence[Tried], *, talk: Talk, show: Any = None) -> Watch:
     """Tell people and MLflow about every trial."""
-    store = Store(spec.registry.uri, home_of(spec))
-    log = store.search_log(spec.recorded(), run_id=spec.run_id)
+    log = run.store.search_log(run.spec.recorded(), run_id=run.spec.run_id)
     known = {one.number: one for one in before}
 
     def record(tried: Tried) -> None:

@@ -1,0 +1,50 @@
+"""One ancestor of a run as a row: its place in the registry, its bundle, its cached outputs. Driver and workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from graceful.models.stored import StoredVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One ancestor as this run found it in the registry when it first started.
+
+    Attributes:
+        name: Of the version; no two ancestors of a run have the same.
+        model_id: Its identity.
+        version: Number in the registry.
+        digest: Of its bundle.
+        role: What the run has to do with it; empty in files of before, where the first one is the champion.
+    """
+
+    name: str
+    model_id: str
+    version: int
+    digest: str
+    role: Literal["champion", "parent", "ancestor", ""] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestor:
+    """One ancestor of a run, and what the run has of it. Copies made by `dataclasses.replace` share the opened version.
+
+    Attributes:
+        stored: Its bundle, opened once in each process.
+        link: How the registry knows it; None: it was named by its bundle alone.
+        cache: Folder of its outputs on the training data; None: it runs in every step that needs them.
+        near_chance: It pulls only where it is right, see `spec.Compatibility`.
+    """
+
+    stored: StoredVersion
+    link: Link | None = None
+    cache: Path | None = None
+    near_chance: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the version."""
+        return self.stored.name

@@ -1,0 +1,113 @@
+"""Train reference runs: versions of the same recipe that owe their predecessors nothing. Runs in the driver.
+
+A reference run depends on task, training data, recipe and start alone, so it is kept under their digest and shared by
+all runs, whichever model family they belong to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graceful import tasks
+from graceful.models import bundle
+from graceful.models.stored import StoredVersion
+from graceful.programs import exclusive
+from graceful.programs.finishing import Trained, finish
+from graceful.programs.run import Progress, Run, silent
+from graceful.spec import Adaptive, Compatibility
+from graceful.spec.training import LIMITS
+from graceful.storage import Mirror, sha256_json
+from graceful.tasks.base import Task
+from graceful.training.driver import TrainingJob
+from graceful.training.driver import train as run_training
+from graceful.training.start import require_start
+
+REFERENCE_SEED_STRIDE = 1009
+"""Reference run r uses seed + r * stride, so that its seeds never meet those of neighbouring runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a reference run depends on, and where it is kept.
+
+    Attributes:
+        run: Whose task and training it has, and whose home it is kept in.
+        task: Built.
+        data: Digest of the training samples.
+        start: The version at whose weights it starts, like the run it is compared with; None: at random.
+    """
+
+    run: Run
+    task: Task
+    data: str
+    start: StoredVersion | None
+
+
+def train_references(recipe: Recipe, *, budgets: bool, progress: Progress) -> list[Trained]:
+    """Train the unconstrained runs: those to distil from, or one to measure budgets with."""
+    section = recipe.run.spec.compatibility
+    runs = section.reference.runs if section.reference else 0
+    if budgets and isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
+        runs = max(runs, 1)
+    return [_reference(recipe, index, progress=progress) for index in range(1, runs + 1)]
+
+
+def reference_run(
+    run: Run, index: int, *, task: Task, latest: StoredVersion | None = None, progress: Progress = silent
+) -> Trained:
+    """Return an unconstrained run of this recipe, trained unless some run has done so.
+
+    Args:
+        run: Its recipe; what its spec owes predecessors does not matter.
+        index: From 1; each has a seed of its own.
+        task: Built from the spec.
+        latest: The latest predecessor, for `train.start: latest`.
+        progress: Called with each row of the metrics trace.
+
+    Raises:
+        SpecError: It cannot start there.
+    """
+    start, data = require_start(run.spec, latest, task=task), task.samples("train").digest
+    return _reference(Recipe(run=run, task=task, data=data, start=start), index, progress=progress)
+
+
+def _reference(recipe: Recipe, index: int, *, progress: Progress) -> Trained:
+    spec, shelf = recipe.run.spec, recipe.run.home / "references"
+    train = spec.train.model_copy(update={"seed": spec.train.seed + index * REFERENCE_SEED_STRIDE})
+    document = {
+        "task": spec.task.model_dump(mode="json"),
+        "transform": tasks.transform_digest(spec.task),
+        "train": train.model_dump(mode="json", exclude=LIMITS),
+        "data": recipe.data,
+    }
+    if recipe.start is not None:
+        document["start"] = bundle.recorded_digest(recipe.start.folder)
+    name = f"reference-{sha256_json(document)[:16]}"
+    shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
+    job = TrainingJob(
+        spec=spec.model_copy(update=shared),
+        run_dir=shelf / f"{name}.{spec.run_id}",
+        start=recipe.start,
+        task=recipe.task,
+        data=recipe.data,
+        mirror=recipe.run.mirror,
+    )
+    return _shared(job, name, recipe, progress=progress)
+
+
+def _shared(job: TrainingJob, name: str, recipe: Recipe, *, progress: Progress) -> Trained:
+    """Train a run into a folder of its own and seal it under a name that all runs share; the first to finish wins."""
+    mirror, work, folder = job.mirror, job.run_dir, job.run_dir.with_name(name)
+    with exclusive(folder.parent.with_name("locks") / folder.name, wait=True):
+        if not mirror.unseal(folder):
+            weights = run_training(job, progress=progress).weights
+            finish(job.spec, recipe.task, weights=weights, folder=work / "model")
+            for checkpoints in ("ray", "checkpoints"):
+                mirror.forget_folder(work / checkpoints)
+            work.rename(folder)
+            mirror.seal(folder)
+            mirror.forget_folder(work)
+        here = replace(job, run_dir=folder, mirror=Mirror.NONE)
+        result = run_training(here, progress=progress)
+        digest = bundle.digest(folder / "model")
+    return Trained(folder=folder / "model", digest=digest, result=result, data=recipe.data)

@@ -90,7 +90,7 @@ def test_a_finished_run_that_the_registry_does_not_know_is_not_called_passed(
     def record(model_id: str) -> None:
         raise RegistryError(f"registry here: holds no {model_id}; restore it from a backup")
 
-    monkeypatch.setattr("graceful.programs.refresh.Store", lambda *_: SimpleNamespace(record=record))
+    monkeypatch.setattr("graceful.lineage.Store", lambda *_: SimpleNamespace(record=record))
     with pytest.raises(RegistryError) as raised:
         refresh(Run.of(resolved))
     assert raised.value.message == (
@@ -190,7 +190,7 @@ def test_a_training_that_failed_is_marked_in_the_registry_and_keeps_its_reason(
         raise CollapsedError("epoch 3: at chance")
 
     store = SimpleNamespace(begin=lambda *_, **__: "run", chain=lambda _: [], display_uri="", abandon=abandon)
-    monkeypatch.setattr("graceful.programs.refresh.Store", lambda *_: store)
+    monkeypatch.setattr("graceful.lineage.Store", lambda *_: store)
     monkeypatch.setattr("graceful.programs.refresh.train", fail)
     with pytest.raises(CollapsedError, match="at chance"):
         refresh(Run.of(parse(tmp_path)))

@@ -80,4 +80,5 @@ def reference_name(job: dict[str, Any], index: int) -> str:
     """Name of the index-th reference run, from 1, of what a run's `spec.json` says it trained."""
     train = {**job["train"], "seed": job["train"]["seed"] + index * REFERENCE_SEED_STRIDE}
     recipe = {"task": job["task"], "transform": job["transform"], "train": train, "data": job["data"]}
+    recipe |= {"start": job["start"]} if "start" in job else {}
     return f"reference-{sha256_json(recipe)[:16]}"

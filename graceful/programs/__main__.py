@@ -38,11 +38,6 @@ from graceful.programs.present import Talk
 from graceful.programs.run import Run
 from graceful.storage import server
 
-"""Columns of a table that is not shown on a terminal."""
-
-
-"""Names the file with the resolved spec, where a cluster started us."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""

@@ -18,6 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         startup.write_anything()
         from graceful.cli.app import graceful
         from graceful.cli.boundary import guarded
-    except KeyboardInterrupt:  # before there is anybody to say so
+    except KeyboardInterrupt:  # nothing can report an error yet
         return EXIT_INTERRUPTED
     return guarded(graceful, arguments)

@@ -73,7 +73,7 @@ def apply(
 def _apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[Difference, ...]:
     try:
         current = timetable.peek(entry.name)
-    except StorageError:  # a damaged file: applying mends it
+    except StorageError:  # applying replaces a damaged file
         current = None
     title = f"schedule {entry.name}"
     if current is None:
@@ -81,7 +81,7 @@ def _apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[D
     else:
         entry = replace(entry, paused=current.paused)
         lines = plan.diff(_content(current), _content(entry))
-        changed = _content(current) != _content(entry)  # the lines hide secrets, and with them that one changed
+        changed = _content(current) != _content(entry)  # the lines hide secrets, so they do not show that one changed
         changes = Difference(document=title, change=Change.UPDATE if changed else Change.NONE, lines=lines)
     if changes.change is not Change.NONE and not dry_run:
         timetable.put(entry)

@@ -104,7 +104,7 @@ def tracking_server() -> list[Check]:
     from graceful.launch.profile import Mlflow
 
     parts = urlsplit(uri)
-    public_uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials are not for the screen
+    public_uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials must not be printed
     return checks_services.mlflow(Mlflow(uri=public_uri))
 
 

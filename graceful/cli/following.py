@@ -167,7 +167,7 @@ def logs(run: str, location: RunLocation, *, follow: bool, since: str | None) ->
     except KeyboardInterrupt:
         return _detached(run, location)
     except NotFoundError:
-        status = location.runs.status(handle)  # or says that there is no such run
+        status = location.runs.status(handle)  # raises if there is no such run
         out.talk(f"{status.run_id} is {status.phase}: its pods and their log are gone")
     return 0
 

@@ -109,7 +109,7 @@ def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None,
     document, code = resolved.dump(), code_upload.code_of(resolved, target_profile)
     tune_section = (
         (resolved.tune or Tune()).model_dump(mode="json") if program != REFRESH else {}
-    )  # no digest of a spec has it
+    )  # the digest of a spec leaves it out
     run_id = f"{resolved.run_id}-{program}-{tune_section['trials']}" if tune_section else resolved.run_id
     search_text = json.dumps(tune_section, sort_keys=True) if tune_section else ""
     facts, env = _facts(resolved, code.content + search_text), {}

@@ -79,7 +79,7 @@ def environment(variables: Mapping[str, str], *, home: Path | None = None, verbo
     """
     require_usable(variables)
     env = {
-        "OMP_NUM_THREADS": "1",  # workers share the cores; torch's default of all cores each makes them fight
+        "OMP_NUM_THREADS": "1",  # workers share the cores; by default torch uses all cores in each of them
         **MLFLOW_SETTINGS,
     }
     if not GPU.exists():

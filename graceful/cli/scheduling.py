@@ -100,7 +100,7 @@ def _rows_here(timetable: Timetable) -> list[dict[str, Any]]:
     rows = []
     for entry in timetable.entries():
         events = [event for event in history if event.schedule == entry.name]
-        if timetable.is_firing(entry.name):  # whatever was skipped meanwhile
+        if timetable.is_firing(entry.name):  # skipped firings in between do not count
             events = [event for event in events if event.outcome == "running"]
             outcome = "running"
         else:

@@ -45,7 +45,7 @@ def run(job: JobSpec, *, deferred: bool = False, interrupt_wins: bool = False, i
         relay.child = _start(job, blocked=DEFERRED if deferred else frozenset(), inherited=inherited)
         if relay.interrupts:  # arrived while the child was starting
             relay.child.terminate()
-        with contextlib.suppress(BrokenPipeError):  # it ended before it read everything: its exit code tells why
+        with contextlib.suppress(BrokenPipeError):  # it ended before it read everything; its exit code says why
             if relay.child.stdin is not None:
                 with relay.child.stdin as stream:
                     stream.write(job.document or "")

@@ -111,7 +111,7 @@ class History:
                     os.fsync(file.fileno())
 
     def _read(self, file: BinaryIO) -> None:
-        if not self._head or file.read(len(self._head)) != self._head:  # another file took its place
+        if not self._head or file.read(len(self._head)) != self._head:  # the file was replaced
             self._forget()
         file.seek(self._offset)
         appended = file.read()

@@ -135,7 +135,7 @@ class Scheduler:
                 except KeyboardInterrupt:
                     ended = FiringResult(outcome="interrupted", exit_code=EXIT_INTERRUPTED)
                 self._note(entry, moment, ended.outcome, exit_code=ended.exit_code, reason=ended.reason)
-        except SpecError as e:  # `run-now` was faster
+        except SpecError as e:  # `run-now` started it first
             ended = FiringResult(outcome="skipped", exit_code=e.exit_code, reason=e.message)
             self._note(entry, moment, ended.outcome, reason=ended.reason)
         self.say(f"{firing}: {ended.outcome}{f', {ended.reason}' if ended.reason else ''}")

@@ -98,7 +98,7 @@ def unseen(entry: Entry, events: Iterable[Event], now: datetime) -> tuple[dateti
     """Return the firings up to now of which the history says nothing, oldest first; at most twice `MOST`."""
     last_due = max([entry.since, *(event.due for event in history.of(entry.name, events))])
     firings = entry.times().between(last_due, now, most=MOST)
-    if len(firings) == MOST:  # far behind: only the newest may still run
+    if len(firings) == MOST:  # after a long pause only the newest may still run
         firings += entry.times().between(max(firings[-1], now - LATE), now, most=MOST)
     return firings
 
@@ -123,7 +123,7 @@ class Timetable:
         for path in sorted(self.folder.glob("*.json")):
             try:
                 entries.append(self._read(path))
-            except StorageError as e:  # the others must fire
+            except StorageError as e:  # the other schedules must fire
                 _LOG.warning("%s", e.message)
         return tuple(entries)
 

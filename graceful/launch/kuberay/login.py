@@ -163,7 +163,9 @@ def _present(context: ssl.SSLContext, certificate: tuple[str, str | None], where
             path.write_text(part or "", encoding="utf-8")
         key = None if certificate[1] is None else paths[1]
         try:
-            context.load_cert_chain(paths[0], key, password=lambda: b"")  # else it asks on the terminal
+            context.load_cert_chain(
+                paths[0], key, password=lambda: b""
+            )  # without a password, OpenSSL asks on the terminal
         except (ssl.SSLError, ValueError) as e:
             reason = one_line(e)
             raise SpecError(f"{where}: its certificate cannot be used ({reason}); renew the kubeconfig") from e
@@ -294,7 +296,7 @@ def _provider_token(files: Sequence[Path], context: str, where: str) -> Token:
         )
     except Exception as e:  # providers fail in every way a program can
         raise SpecError(f"{where}: its login failed ({redact.message(one_line(e))[:300]}); log in again") from e
-    if not loaded.api_key:  # the client logs why a provider failed, and goes on as nobody
+    if not loaded.api_key:  # the client logs why a provider failed, and goes on without an identity
         raise SpecError(f"{where}: its login failed; log in again, then repeat the command")
 
     def token() -> str:

@@ -161,17 +161,15 @@ class _Reader:
                     if text is not None:
                         progressed = True
                         yield text
-            if (
-                ended and not progressed
-            ):  # a cut behind the server looks like an end: only a reading without news is one
+            if ended and not progressed:  # a cut behind the server looks like an end, so read until nothing is new
                 self.finished.add(uid)
                 yield from filter(None, [cursor.new(partial)] if partial else [])
-        except NotFoundError:  # deleted: what was read is what there is
+        except NotFoundError:  # the pod was deleted, so nothing more can be read
             self.finished.add(uid)
         except InvalidObjectError:  # the container has not started
             return
         except ApiError as e:
-            if not e.facts.get("silent"):  # a program that says nothing for a while is no failure: ask again
+            if not e.facts.get("silent"):  # a program that writes nothing for a while is no failure
                 self.tolerate(e)
 
     def tolerate(self, error: ApiError) -> None:

@@ -85,7 +85,7 @@ class Observer:
         label = names.label_value(run_id(job))
         pods = self.kube.list("Pod", selector=f"{names.RUN_ID}={label}").items
         live = {pod["metadata"]["uid"]: pod for pod in pods}
-        for uid in self.pods.keys() - live.keys():  # gone: it stays evidence, and is no machine any more
+        for uid in self.pods.keys() - live.keys():  # deleted pods stay as evidence, but do not count as machines
             deleted_pod = self.pods[uid]
             stamp = deleted_pod["metadata"].get("deletionTimestamp", "unknown")
             self.pods[uid] = {**deleted_pod, "metadata": {**deleted_pod["metadata"], "deletionTimestamp": stamp}}

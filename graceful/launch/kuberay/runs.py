@@ -144,7 +144,7 @@ def _send_again(kube: Kube, document: dict[str, Any]) -> Status:
     _set_resumes(document, annotations[RESUMES])
     try:
         job = kube.create(document)
-    except ConflictError:  # somebody else resumed it: one job, as it should be
+    except ConflictError:  # another client has resumed it already
         job = kube.get("RayJob", document["metadata"]["name"])
     _hand_over(kube, document, job)
     with contextlib.suppress(NotFoundError):

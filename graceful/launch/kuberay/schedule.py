@@ -105,7 +105,7 @@ def apply(kube: Kube, schedule: Schedule, profile: KubeRay) -> None:
         ApiError: As `compare`.
     """
     config, cronjob = render(schedule, profile)
-    with contextlib.suppress(ConflictError):  # named by its content: what is there is the same
+    with contextlib.suppress(ConflictError):  # the name is a digest of the content, so an existing one is the same
         kube.create(config)
     live = kube.apply(cronjob, force=True)
     owner = _owner(live)
@@ -145,7 +145,7 @@ def _schedule_status(kube: Kube, cronjob: Document, all_jobs: Sequence[Document]
     zone, paused = spec.get("timeZone") or "Etc/UTC", bool(spec.get("suspend"))
     fired = _oldest_first(job for job in all_jobs if owned_by(job, meta["uid"]))
     next_firing = None
-    with contextlib.suppress(SpecError):  # what Kubernetes takes beyond our reading, such as @every
+    with contextlib.suppress(SpecError):  # Kubernetes accepts more than we parse, such as @every
         next_firing = None if paused else cron.read(spec["schedule"], zone).after(now)
     labels = meta["labels"]
     return ScheduleStatus(
@@ -179,7 +179,7 @@ def _ended(kube: Kube, job: Document) -> tuple[str, str]:
         outcome = OUTCOMES.get(int(code[1]), "failed") if code else "failed"
         return outcome, "" if outcome == "held" else message
     run = _run_of(job)
-    with contextlib.suppress(GracefulError):  # gone, or not ours to see
+    with contextlib.suppress(GracefulError):  # the run is gone, or may not be read
         cause = runs.status(kube, names.job_name(run)).cause if run else ""
         return ("skipped", cause) if cause.startswith(SKIPPED) else ("passed", "")
     return "ended", ""
@@ -226,7 +226,7 @@ def run_now(kube: Kube, name: str, *, now: datetime) -> str:
     labels = template.get("metadata", {}).get("labels") or {}
     meta = {"name": firing, "namespace": live["metadata"]["namespace"], "labels": labels}
     meta |= {"annotations": {"cronjob.kubernetes.io/instantiate": "manual"}, "ownerReferences": [_owner(live)]}
-    with contextlib.suppress(ConflictError):  # the other press was faster
+    with contextlib.suppress(ConflictError):  # another run-now created it first
         kube.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": template["spec"]})
     return firing
 
@@ -289,7 +289,7 @@ def _tidy(kube: Kube, name: str, *, keep: str = "") -> None:
         if reader is None:
             with contextlib.suppress(NotFoundError, ConflictError):
                 kube.delete("ConfigMap", item["name"], uid=item["uid"])
-        else:  # goes with the Job that reads it, whoever deletes that
+        else:  # Kubernetes deletes it together with the Job that reads it
             kube.patch("ConfigMap", item["name"], {"metadata": {"ownerReferences": [_owner(reader, kind="Job")]}})
 
 

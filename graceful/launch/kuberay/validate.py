@@ -45,7 +45,7 @@ def validate(document: Document) -> tuple[Finding, ...]:
         return ()
     spec = document.get("spec") or {}
     problems = [("schema", *problem) for problem in violations(spec, schema()["properties"]["spec"])]
-    if not problems:  # the operator never sees what the schema refuses
+    if not problems:  # the API server refuses violations of the schema before the operator sees them
         problems = [("operator", *problem) for problem in _refused(spec, document.get("metadata") or {})]
     return tuple(
         Finding(

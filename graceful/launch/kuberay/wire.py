@@ -38,7 +38,7 @@ class Wire:
     def __post_init__(self) -> None:
         options: dict[str, Any] = {"maxsize": 4, "retries": False}
         if self.access.tls is not None:
-            if self.access.tls.verify_mode is ssl.CERT_NONE:  # the kubeconfig says so: no need to say it each time
+            if self.access.tls.verify_mode is ssl.CERT_NONE:  # as the kubeconfig asks for
                 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             options["ssl_context"] = self.access.tls
             if self.access.hostname:
@@ -124,7 +124,7 @@ class Wire:
         )
         if self.access.token is not None:
             headers["Authorization"] = f"Bearer {self.access.token()}"
-        for name, value in self.access.headers:  # a group each
+        for name, value in self.access.headers:  # one header for each group
             headers.add(name, value)
         return headers
 
@@ -137,8 +137,8 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
             yield b"".join([*pieces, line, b"\n"])
             pieces = []
         pieces.append(partial)
-    if last := b"".join(pieces):  # cut on the far side of the server, which ends its answer as if nothing were missing;
-        yield last  # or a last line
+    if last := b"".join(pieces):  # cut behind the server, which ends its answer as if it were complete,
+        yield last  # or the last line
 
 
 def _repeatable(method: str, error: ApiError) -> bool:

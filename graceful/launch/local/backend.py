@@ -259,7 +259,7 @@ def _supervise(folder: JobFolder, lock: int) -> None:
             startup.python("graceful.launch.local.supervisor", str(folder.path), str(lock)),
             stdin=subprocess.DEVNULL,
             pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C in our terminal is not meant for it
+            start_new_session=True,  # Ctrl-C in our terminal must not reach it
             check=False,
         )
     finally:

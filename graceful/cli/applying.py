@@ -15,12 +15,13 @@ from graceful.cli import code_upload, planning, programs
 from graceful.cli import output as out
 from graceful.cli.scheduling import ScheduleLocation
 from graceful.errors import SpecError, StorageError
-from graceful.launch import backend, plan, profile
+from graceful.launch import backend, plan
 from graceful.launch import cron as crontab
 from graceful.launch.backend import Change, Difference
 from graceful.launch.kuberay import backend as kuberay
 from graceful.launch.kuberay import cronjob
 from graceful.launch.kuberay import schedule as cluster
+from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.timetable import Entry, Timetable
 
 NAME = re.compile(spec.NAME)
@@ -133,7 +134,7 @@ def _apply_there(
     return changes
 
 
-def _account(target_profile: profile.KubeRay) -> str:
+def _account(target_profile: KubeRay) -> str:
     """Return the account that submits: charts name accounts PREFIX-ray, which may do nothing, and PREFIX-submitter."""
     ray = target_profile.service_account or ""
     if not ray.endswith("-ray"):

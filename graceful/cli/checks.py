@@ -1,51 +1,17 @@
-"""A line of `graceful doctor`, and the process in which checks with heavy imports run. Runs on the client."""
+"""The process in which checks of `graceful doctor` with heavy imports run. Runs on the client."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from graceful import redact, startup
+from graceful import startup
 from graceful.cli import programs
+from graceful.launch.checks import Check, fail, ok
 
 PROBE_SECONDS = 180
-State = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the result.
-
-    Attributes:
-        name: What was looked at.
-        state: ok; warn: works, with a drawback, or could not be looked at; fail: a refresh cannot work.
-        found: What is there.
-        remedy: What to do, empty if ok.
-    """
-
-    name: str
-    state: State
-    found: str
-    remedy: str = ""
-
-
-def ok(name: str, finding: str) -> Check:
-    """Return a check that passed."""
-    return Check(name=name, state="ok", found=redact.message(finding))
-
-
-def warn(name: str, finding: str, remedy: str) -> Check:
-    """Return a check of what works with a drawback, or could not be examined."""
-    return Check(name=name, state="warn", found=redact.message(finding), remedy=remedy)
-
-
-def fail(name: str, finding: str, remedy: str) -> Check:
-    """Return a check without which a refresh cannot work."""
-    return Check(name=name, state="fail", found=redact.message(finding), remedy=remedy)
 
 
 def probe(name: str, *arguments: str, home: Path, remedy: str) -> Check:

@@ -1,19 +1,19 @@
-"""`graceful doctor --on NAME`: what runs need besides Kubernetes: Ray's job server, storage, MLflow. Client.
+"""`graceful doctor --on NAME`: what runs need besides machines: a bucket, an MLflow server. Client.
 
 Services are asked from here; one whose name only pods can resolve is a warning.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import urllib3
 from packaging.version import InvalidVersion, Version
 
-from graceful.cli.checks import Check, fail, ok, probe, warn
+from graceful.cli.checks import probe
 from graceful.environment import (
     MLFLOW_SETTINGS,
     REGISTRY_PASSWORD_VARIABLE,
@@ -21,71 +21,36 @@ from graceful.environment import (
     REGISTRY_USER_VARIABLE,
     header_value,
 )
-from graceful.errors import GracefulError
-from graceful.launch.kuberay.backend import client_ray
-from graceful.launch.patience import Patience
-from graceful.launch.profile import Mlflow, RayJobs, Storage
-from graceful.launch.rayjobs.dashboard import TOKEN_REMEDY, Dashboard, token
-from graceful.launch.refusals import ForbiddenError
+from graceful.launch.checks import Check, fail, is_loopback, ok, warn
 
 OLDEST_MLFLOW = Version("3.17.2")
 """Before it a path of a trace could leave the artifact folder (CVE-2026-53995)."""
 SECONDS = 10.0
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 JOBS = "/ajax-api/3.0/jobs/search"
-ONE_TRY = Patience(tries=1)
 
 
-def ray(profile: RayJobs) -> list[Check]:
-    """Check the job server: reachable, of our version, with our token."""
-    dashboard = Dashboard(address=profile.address, patience=ONE_TRY)
-    try:
-        version = dashboard.version()
-        jobs = len(dashboard.jobs())
-    except ForbiddenError as e:
-        return [ok("dashboard", f"{profile.address} answers"), fail("token", e.message, TOKEN_REMEDY)]
-    except GracefulError as e:
-        return [fail("dashboard", e.message, "start the cluster with its dashboard (ray[default]), check `address`")]
-    return [ok("dashboard", f"{profile.address}, {jobs} jobs"), _skew(version), _token(profile)]
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Checks that backends are lent, see `graceful.launch.checks.Services`.
+
+    Attributes:
+        home: This machine's home, in which a bucket is tried.
+    """
+
+    home: Path
+
+    def bucket(self, uri: str) -> Check:
+        """Check a bucket by writing, reading and deleting an object."""
+        return probe("storage", uri, home=self.home, remedy="check the bucket, its rights and the AWS_ variables")
+
+    def mlflow(self, uri: str | None) -> list[Check]:
+        """Check the tracking server of a profile."""
+        return mlflow(uri)
 
 
-def _skew(version: str) -> Check:
-    local_version = client_ray()
-    if local_version is None or version.split(".")[:2] == local_version.split(".")[:2]:
-        return ok("ray", f"{version} there, {local_version or 'none'} here")
-    remedy = "jobs use the one there; install the same here, and let the cluster have what graceful needs"
-    return fail("ray", f"{version} there, {local_version} here", remedy)
-
-
-def _token(profile: RayJobs) -> Check:
-    host, scheme = urlsplit(profile.address).hostname or "", urlsplit(profile.address).scheme
-    if token() is None:
-        remedy = "start it with RAY_AUTH_MODE=token: whoever reaches the dashboard can run anything"
-        return warn("token", "the cluster wants none", remedy)
-    if scheme == "http" and not _loopback(host):
-        return warn("token", "accepted, and sent in plain text", "use https, or a tunnel to 127.0.0.1")
-    return ok("token", "sent, nothing was refused")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def storage(profile: Storage, home: Path) -> list[Check]:
-    """Check a bucket by writing, reading and deleting an object; a claim is checked with the namespace."""
-    if profile.uri is not None:
-        return [probe("storage", profile.uri, home=home, remedy="check the bucket, its rights and the AWS_ variables")]
-    if profile.claim is None:
-        return [warn("storage", "neither uri nor claim", "name one: runs and checkpoints are lost with their pods")]
-    return []
-
-
-def mlflow(profile: Mlflow) -> list[Check]:
+def mlflow(uri: str | None) -> list[Check]:
     """Check the tracking server: reachable, new enough, and not refusing the host name in our requests."""
-    uri = profile.uri
     if uri is None:
         return [warn("mlflow", "profile.mlflow.uri is not set", "name a server: a file serves one run at a time")]
     scheme = uri.partition(":")[0].lower()
@@ -123,7 +88,7 @@ def _credentials() -> dict[str, str]:
 def _access(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
     """Check whether somebody without credentials gets in; the job endpoints may let him in beside the login."""
     name, checks = "mlflow auth", []
-    if anonymous == 200 and not _loopback(urlsplit(uri).hostname or ""):
+    if anonymous == 200 and not is_loopback(urlsplit(uri).hostname or ""):
         remedy = "start it with --app-name basic-auth, or let a proxy ask: whoever reaches it can move the champion"
         checks.append(warn(name, "the server asks nobody for credentials", remedy))
     elif search == 200 and anonymous in (401, 403):

@@ -10,9 +10,8 @@ from graceful import addresses, documents
 from graceful.cli import bucket
 from graceful.cli import output as out
 from graceful.errors import SpecError
-from graceful.launch import profile
+from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec
-from graceful.launch.kuberay import manifests
 from graceful.spec import RefreshSpec
 
 FACT = "code"
@@ -38,12 +37,12 @@ class Code:
     address: str = ""
 
 
-def code_of(resolved: RefreshSpec, target_profile: profile.Profile | None) -> Code:
+def code_of(resolved: RefreshSpec, target_profile: Profile) -> Code:
     """Decide how the task's code travels; nothing is sent. What lies in a bucket already travels by its address.
 
     Args:
         resolved: What is to run.
-        target_profile: Where; None: any Kubernetes.
+        target_profile: Where.
 
     Raises:
         SpecError: It cannot be read or packed, or cannot travel to that backend.
@@ -55,18 +54,15 @@ def code_of(resolved: RefreshSpec, target_profile: profile.Profile | None) -> Co
     if not Path(file).is_dir():
         text = _text(file)
         size = len(text.encode()) + len(json.dumps(resolved.dump(), indent=1).encode()) + MARGIN
-        if isinstance(target_profile, (profile.Local, profile.RayJobs)) or size <= manifests.LARGEST:
+        largest = target_profile.largest_files
+        if largest is None or size <= largest:
             return Code(content=text, text=text)
-        problem = f"and spec hold {size} bytes, a ConfigMap at most {manifests.LARGEST}"
-    if isinstance(target_profile, profile.Local):
+        problem = f"and spec hold {size} bytes, {target_profile.carrier} at most {largest}"
+    if target_profile.is_here:
         return Code(content=bucket.ship(Path(file), None, dry_run=True).digest)
-    if isinstance(target_profile, profile.RayJobs):
-        raise SpecError(f"task.file {file}: {problem}, kind rayjobs carries one file; use a profile of kind kuberay")
-    storage = target_profile.storage.uri if isinstance(target_profile, profile.KubeRay) else None
-    if storage is None:
-        remedy = "set storage.uri: s3://bucket/prefix in the profile, through which it travels, or build an image"
-        raise SpecError(f"task.file {file}: {problem}; {remedy}")
-    bundle = bucket.ship(Path(file), storage, dry_run=True)
+    if target_profile.bucket is None:
+        raise SpecError(f"task.file {file}: {problem}{target_profile.bucket_remedy}")
+    bundle = bucket.ship(Path(file), target_profile.bucket, dry_run=True)
     return Code(content=bundle.digest, address=bundle.uri)
 
 

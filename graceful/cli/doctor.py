@@ -21,10 +21,11 @@ from packaging.requirements import Requirement
 
 from graceful import __version__, addresses, databases, homes
 from graceful.cli import output as out
-from graceful.cli.checks import Check, State, fail, probe
+from graceful.cli.checks import probe
 from graceful.cli.registry_address import registry_uri
 from graceful.environment import REGISTRY_VARIABLE, STORAGE_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE
+from graceful.launch.checks import Check, State, fail
 
 DISTRIBUTION = "graceful-ai"
 OLDEST_PYTHON = (3, 11)
@@ -57,26 +58,11 @@ def of_profile(on: str, home: Path) -> list[Check]:
     from graceful.launch import profile
 
     target_profile = profile.load(on)
-    if isinstance(target_profile, profile.Local):
+    if target_profile.is_here:
         return gather(home)
-    from graceful.cli import checks_services
+    from graceful.cli.checks_services import Services
 
-    if isinstance(target_profile, profile.RayJobs):
-        return [*checks_services.ray(target_profile), *checks_services.mlflow(target_profile.mlflow)]
-    from graceful.cli import checks_kuberay
-    from graceful.launch.kuberay.kube import Kube
-    from graceful.launch.patience import Patience
-
-    kube = Kube.connect(context=target_profile.context, namespace=target_profile.namespace)
-    kube = Kube(access=kube.access, namespace=kube.namespace, patience=Patience(tries=2))
-    checks = checks_kuberay.checks(kube, target_profile)
-    if checks[0].state == "fail":
-        return checks
-    return [
-        *checks,
-        *checks_services.storage(target_profile.storage, home),
-        *checks_services.mlflow(target_profile.mlflow),
-    ]
+    return list(target_profile.checks(Services(home=home)))
 
 
 def gather(home: Path) -> list[Check]:
@@ -101,11 +87,10 @@ def tracking_server() -> list[Check]:
     if not uri.lower().startswith(("http://", "https://")):
         return []
     from graceful.cli import checks_services
-    from graceful.launch.profile import Mlflow
 
     parts = urlsplit(uri)
     public_uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # credentials must not be printed
-    return checks_services.mlflow(Mlflow(uri=public_uri))
+    return checks_services.mlflow(public_uri)
 
 
 PROBES: Mapping[str, str] = {

@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from graceful import homes
 from graceful.cli import output as out
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, GracefulError, SpecError
-from graceful.launch import backend, follow, names
+from graceful.launch import follow, names
 from graceful.launch.backend import Handle, Phase, Runs, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
+    from graceful.launch.base import Profile
     from graceful.launch.kuberay.kube import Kube
-    from graceful.launch.profile import Profile
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = timedelta(days=36_500)
@@ -57,24 +56,24 @@ class RunLocation:
         """
         from graceful.launch.kuberay import backend as kuberay
 
-        profile = self._profile
-        if profile is None or profile.kind == "kuberay":
+        profile = self._beside_kubernetes
+        if profile is None:
             return kuberay.KubeRayRuns(connect=lambda: self.kube, warn=warn)
         self._require_no_kubernetes(profile.kind)
-        return backend.build(profile, home=homes.folder(None), warn=warn)
+        return profile.build(home=homes.folder(None), warn=warn)
 
     @property
     def is_home(self) -> bool:
-        """Return whether this machine's home is meant: no profile or cluster is named, or a profile of kind local.
+        """Return whether this machine's home is meant: nothing is named, or a profile whose jobs run here.
 
         Raises:
             SpecError: No such profile, or --context and --namespace where there is no Kubernetes.
         """
         if self.on is None:
             return not self.context and not self.namespace
-        if self._profile is None or self._profile.kind != "local":
+        if self._profile is None or not self._profile.is_here:
             return False
-        self._require_no_kubernetes("local")
+        self._require_no_kubernetes(self._profile.kind)
         return True
 
     def _require_no_kubernetes(self, kind: str) -> None:
@@ -93,9 +92,10 @@ class RunLocation:
         profile = self._profile
         if profile is None:
             return Kube.connect(context=self.context, namespace=self.namespace)
-        if profile.kind != "kuberay":
+        cluster = profile.kubernetes
+        if cluster is None:
             raise SpecError(f"--on {self.on}: kind {profile.kind} is no Kubernetes; name a profile of kind kuberay")
-        return Kube.connect(context=self.context or profile.context, namespace=self.namespace or profile.namespace)
+        return Kube.connect(context=self.context or cluster.context, namespace=self.namespace or cluster.namespace)
 
     @property
     def storage(self) -> str | None:
@@ -104,24 +104,32 @@ class RunLocation:
         Raises:
             SpecError: No such profile.
         """
-        profile = self._profile
-        return profile.storage.uri if profile is not None and profile.kind == "kuberay" else None
+        return None if self._profile is None else self._profile.bucket
 
     def handle(self, run: str) -> Handle:
         """Return the handle for what people type: a run id, a job's name, or a handle, which the backend checks."""
         if "://" in run:
             return Handle.parse(run)
-        name, profile = names.job_name(run), self._profile
-        if profile is None or profile.kind == "kuberay":
-            return Handle(scheme="kuberay", location=self.kube.namespace, name=name)
-        location = urlsplit(profile.address).netloc if profile.kind == "rayjobs" else ""
-        return Handle(scheme=profile.kind, location=location, name=name)
+        name = names.job_name(run)
+        if self._beside_kubernetes is None:
+            from graceful.launch.kuberay.backend import SCHEME
+
+            return Handle(scheme=SCHEME, location=self.kube.namespace, name=name)
+        return self._beside_kubernetes.handle(name)
 
     def title(self) -> str:
         """Return the location for people: `namespace team-a`, or the profile."""
-        if self._profile is None or self._profile.kind == "kuberay":
-            return f"namespace {self.kube.namespace}"
-        return f"--on {self.on}"
+        return f"namespace {self.kube.namespace}" if self._beside_kubernetes is None else f"--on {self.on}"
+
+    def context_note(self) -> str:
+        """Return the kube context for people; empty where there is no Kubernetes."""
+        return f" (context {self.kube.access.context})" if self._beside_kubernetes is None else ""
+
+    @property
+    def _beside_kubernetes(self) -> Profile | None:
+        """The profile, where its jobs are no objects of Kubernetes; None: they are, with a profile or without."""
+        profile = self._profile
+        return None if profile is None or profile.kubernetes is not None else profile
 
     @cached_property
     def _profile(self) -> Profile | None:
@@ -300,7 +308,7 @@ def _report(status: Status, output: str, advice: str) -> int:
 
 
 def _show(status: Status, location: RunLocation) -> None:
-    context = f" (context {location.kube.access.context})" if status.handle.scheme == "kuberay" else ""
+    context = location.context_note()
     rows = (
         ("run", status.run_id),
         ("phase", status.phase.value),

@@ -19,8 +19,8 @@ from graceful.cli import output as out
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_USAGE, SpecError
 from graceful.launch import backend, plan, profile
 from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Severity
-from graceful.launch.job import FILES, JobSpec, Resources
-from graceful.launch.rayjobs import request as rayrequest
+from graceful.launch.base import Profile
+from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import RefreshSpec, Tune, credentials
 
@@ -83,7 +83,7 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: st
     """
     resolved = programs.resolve(path, sets, None)
     target_profile = profile.load(on)
-    target = backend.build(target_profile, home=homes.folder(None), offline=offline)
+    target = target_profile.build(home=homes.folder(None), offline=offline)
     planned = target.plan(job_of(resolved, target_profile, program=program))
     address = planned.job.labels.get(code_upload.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
@@ -91,7 +91,7 @@ def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: st
     return target, replace(planned, findings=findings, notes=(*planned.notes, *code))
 
 
-def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None, *, program: str = REFRESH) -> JobSpec:
+def job_of(resolved: RefreshSpec, target_profile: Profile, *, program: str = REFRESH) -> JobSpec:
     """The job that refreshes a spec, or searches its weights: a run beside that of the version, with more trials a new
     one that continues the search.
 
@@ -100,7 +100,7 @@ def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None,
 
     Args:
         resolved: What to do.
-        target_profile: Where; None: any Kubernetes.
+        target_profile: Where.
         program: refresh or tune.
 
     Raises:
@@ -115,17 +115,16 @@ def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None,
     facts, env = _facts(resolved, code.content + search_text), {}
     command: tuple[str, ...] = (*COMMAND, program)
     files = {} if code.text is None else {TASK_FILE: code.text}
-    if isinstance(target_profile, profile.Local):
+    if target_profile.is_here:
         command, files = startup.python(*command[2:]), {}
-        env = programs.environment({**os.environ, **target_profile.env})
+        env = programs.environment({**os.environ, **target_profile.variables})
     else:
         document["home"] = None
         credentials.refuse_travelling(
-            resolved, to=f"{_readers(target_profile)} see it", variable=_variable(target_profile)
+            resolved, to=f"{target_profile.readers} see it", variable=target_profile.secret_source
         )
     if files:
-        folder = rayrequest.FILES if isinstance(target_profile, profile.RayJobs) else FILES
-        document["task"] = {**document["task"], "file": f"{folder}/{TASK_FILE}"}
+        document["task"] = {**document["task"], "file": f"{target_profile.files_folder}/{TASK_FILE}"}
     if code.address:
         document["task"] = {**document["task"], "file": code.address}
         facts[code_upload.FACT] = code.address
@@ -140,20 +139,6 @@ def job_of(resolved: RefreshSpec, target_profile: profile.Profile | None = None,
         resources=Resources(gpu=1 if resolved.train.use_gpu else None),
         labels=facts,
     )
-
-
-def _readers(target_profile: profile.Profile | None) -> str:
-    return (
-        "all who may open the dashboard"
-        if isinstance(target_profile, profile.RayJobs)
-        else "all who may read ConfigMaps"
-    )
-
-
-def _variable(target_profile: profile.Profile | None) -> str:
-    if isinstance(target_profile, profile.RayJobs):
-        return "as a variable of the cluster's nodes"
-    return "in a Secret that env_from_secrets of the profile names"
 
 
 def _facts(resolved: RefreshSpec, content: str) -> dict[str, str]:
@@ -188,16 +173,16 @@ def _commit() -> str:
     return process.stdout.strip() if process.returncode == 0 else ""
 
 
-def _warnings(resolved: RefreshSpec, target_profile: profile.Profile) -> tuple[Finding, ...]:
+def _warnings(resolved: RefreshSpec, target_profile: Profile) -> tuple[Finding, ...]:
     """Return warnings about what the spec names and a cluster may not have."""
-    if isinstance(target_profile, profile.Local):
+    if target_profile.is_here:
         return ()
     warnings: list[tuple[str, str, str, str]] = []
     root = getattr(resolved.task, "root", None)
     if root is not None and not addresses.is_remote(root):
         problem = f"{root} is a path of this machine; pods have it only if the image or a volume does"
         warnings.append(("local-path", "task.root", problem, "use s3://bucket/prefix, or a path under storage.path"))
-    if target_profile.mlflow.uri is None and resolved.registry.uri is None:
+    if target_profile.registry is None and resolved.registry.uri is None:
         risk = "not set: the registry is a sqlite file on the volume, for one run at a time on one node"
         warnings.append(("registry-on-volume", "profile.mlflow.uri", risk, "name an MLflow server"))
     return tuple(
@@ -243,8 +228,8 @@ def _people(planned: Plan, say: Any) -> None:
     """Print the plan as lines for people; `say` prints one."""
     say(f"{planned.job.name} -> {planned.handle}   ({planned.where})")
     say(f"command: {' '.join(planned.job.command)}")
-    if planned.handle.scheme == "kuberay":
-        say(f"image:   {plan.image(planned.documents[-1])}")
+    if planned.image:
+        say(f"image:   {planned.image}")
     say("")
     for row in _rows(planned):
         say("  ".join(row).rstrip())

@@ -14,6 +14,7 @@ from graceful.launch import profile
 from graceful.launch.history import Event
 from graceful.launch.kuberay import schedule as cluster
 from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.timetable import LATE, Timetable
 
 COLUMNS = ("schedule", "cron", "zone", "next", "last", "outcome", "state")
@@ -39,14 +40,14 @@ class ScheduleLocation:
     @property
     def here(self) -> bool:
         """Return whether this machine is meant."""
-        return self.on in (None, "local") and not (self.context or self.namespace)
+        return self.on in (None, profile.HERE) and not (self.context or self.namespace)
 
     @property
     def timetable(self) -> Timetable:
         """Return the schedules of this machine."""
         return Timetable(homes.folder(self.home) / "schedules")
 
-    def profile(self) -> profile.KubeRay | None:
+    def profile(self) -> KubeRay | None:
         """Return the cluster's profile; None: only a context or namespace was named.
 
         Raises:
@@ -55,13 +56,12 @@ class ScheduleLocation:
         if self.on is None:
             return None
         target_profile = profile.load(self.on)
-        if not isinstance(target_profile, profile.KubeRay):
+        kubernetes = target_profile.kubernetes
+        if kubernetes is None:
             remedy = "name one of kind kuberay, or leave --on out and run `graceful schedule run` on this machine"
             raise SpecError(f"--on {self.on}: kind {target_profile.kind} has no schedules; {remedy}")
-        namespace = self.namespace or target_profile.namespace
-        return target_profile.model_copy(
-            update={"context": self.context or target_profile.context, "namespace": namespace}
-        )
+        namespace = self.namespace or kubernetes.namespace
+        return kubernetes.model_copy(update={"context": self.context or kubernetes.context, "namespace": namespace})
 
     def kube(self) -> Kube:
         """Return the client of the API server; nothing is sent yet."""

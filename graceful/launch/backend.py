@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from graceful.errors import GracefulError, InfrastructureError, SpecError
 from graceful.launch.job import JobSpec
-
-if TYPE_CHECKING:
-    from graceful.launch.profile import Profile
 
 Document = Mapping[str, Any]
 """One Kubernetes object, or whatever the backend is sent, as JSON values."""
@@ -54,7 +50,7 @@ class Handle:
     """The lasting name of one job: `kuberay://namespace/name`, `local://run-id`, `rayjobs://host:port/submission-id`.
 
     Attributes:
-        scheme: kuberay, rayjobs or local.
+        scheme: Kind of the backend: kuberay, rayjobs, local, or another package's.
         location: Namespace or address; empty for local.
         name: Name of the job there.
     """
@@ -199,6 +195,7 @@ class Plan:
         differences: One per document, against what is there.
         currency: Of the prices.
         notes: One line each: queue, deadline, worst case of retries.
+        image: Container image that runs; empty: none.
     """
 
     job: JobSpec
@@ -210,6 +207,7 @@ class Plan:
     differences: tuple[Difference, ...] = ()
     currency: str = ""
     notes: tuple[str, ...] = field(default=())
+    image: str = ""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -265,6 +263,25 @@ class Runs(Protocol):
         ...
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """What backends may offer besides: they tell of changes, so that nobody has to ask again and again."""
+
+    def watch(self, handle: Handle, *, seconds: float | None, warn: Warn) -> Iterator[Status]:
+        """Yield statuses as they change, the last of them terminal.
+
+        Args:
+            handle: Which job.
+            seconds: Overall deadline; None: none.
+            warn: Called with each failure that may pass.
+
+        Raises:
+            SpecError: There is no such job.
+            InfrastructureError: The deadline has passed, or the place does not answer for minutes.
+        """
+        ...
+
+
 class Backend(Runs, Protocol):
     """A backend runs programs: this machine, a Ray cluster, Kubernetes."""
 
@@ -284,29 +301,6 @@ class Backend(Runs, Protocol):
 
 Warn = Callable[[GracefulError], None]
 """Called with each failure that may pass, for people."""
-
-
-def build(profile: Profile, *, home: Path, offline: bool = False, warn: Warn = lambda error: None) -> Backend:
-    """Return the backend that a profile describes; nothing is sent or made yet.
-
-    Args:
-        profile: As `profile.load` reads it.
-        home: Where this machine keeps runs; of interest to local alone.
-        offline: Plan without asking the backend.
-        warn: Called with each failure that may pass, while a log is followed.
-    """
-    if profile.kind == "local":
-        from graceful.launch.local.backend import LocalBackend
-
-        return LocalBackend(profile=profile, home=home)
-    if profile.kind == "rayjobs":
-        from graceful.launch.rayjobs.backend import RayJobsBackend
-
-        return RayJobsBackend(profile=profile, offline=offline, warn=warn)
-    from graceful.launch.kuberay import backend as kuberay
-
-    connect = None if offline else kuberay.connector(profile)
-    return kuberay.KubeRayBackend(profile=profile, connect=connect, warn=warn)
 
 
 INFRASTRUCTURE_RULES = {"forbidden", "absent", "unreachable"}

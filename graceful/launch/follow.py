@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graceful.errors import InfrastructureError
-from graceful.launch.backend import Handle, Runs, Status, Warn
-from graceful.launch.kuberay.backend import KubeRayRuns
+from graceful.launch.backend import Handle, Runs, Status, Warn, Watched
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, UnreachableError
 
@@ -25,7 +24,7 @@ def statuses(
     warn: Warn = lambda error: None,
     patience: Patience | None = None,
 ) -> Iterator[Status]:
-    """Yield statuses as they change, the last of them terminal. Kubernetes is watched, other backends are polled.
+    """Yield statuses as they change, the last of them terminal. Backends that can be watched are, others are polled.
 
     Args:
         runs: Where.
@@ -38,11 +37,8 @@ def statuses(
         SpecError: There is no such job.
         InfrastructureError: The deadline has passed, or the backend does not answer for minutes.
     """
-    if isinstance(runs, KubeRayRuns):
-        from graceful.launch.kuberay import observe
-
-        observer = observe.Observer(kube=runs.kube(), name=runs.name(handle))
-        yield from observe.follow(observer, seconds=seconds, warn=warn)
+    if isinstance(runs, Watched):
+        yield from runs.watch(handle, seconds=seconds, warn=warn)
         return
     yield from _polled(runs, handle, seconds=seconds, warn=warn, patience=patience or Patience())
 

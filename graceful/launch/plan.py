@@ -15,7 +15,7 @@ from graceful.launch.backend import Change, Difference, Document, Part
 from graceful.launch.resources import GIB, demand
 
 if TYPE_CHECKING:
-    from graceful.launch.profile import Prices
+    from graceful.launch.kuberay.profile import Prices
 
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _SERVERS_OWN = {"managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink"}

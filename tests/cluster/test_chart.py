@@ -16,7 +16,8 @@ import yaml
 from graceful.cli.app import graceful as command_line
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests
-from graceful.launch.profile import KubeRay, parse
+from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.profile import parse
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Cluster

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from graceful.cli import checks_kuberay
+from graceful.launch.kuberay import checks as checks_kuberay
 from graceful.launch.kuberay.kinds import KINDS, Kind
 from graceful.launch.kuberay.kube import Kube
 from tests.cluster.conftest import Cluster

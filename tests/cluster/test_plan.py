@@ -20,6 +20,7 @@ from graceful.launch.kuberay import backend as kuberay
 from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.backend import KubeRayBackend
 from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.refusals import ApiError
 from tests.cluster.conftest import Cluster
 from tests.support import launch
@@ -48,9 +49,9 @@ def backend(kube: Kube, **changes: Any) -> KubeRayBackend:
     return KubeRayBackend(profile=launch.cluster(namespace=kube.namespace, **changes), connect=lambda: kube)
 
 
-def shipped(name: str, namespace: str) -> profile.KubeRay:
+def shipped(name: str, namespace: str) -> KubeRay:
     found = profile.load(name, folder=ROOT / "cluster")
-    assert isinstance(found, profile.KubeRay)
+    assert isinstance(found, KubeRay)
     return found.model_copy(update={"namespace": namespace})
 
 

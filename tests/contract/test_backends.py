@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import backend as places
 from graceful.launch import profile
 from graceful.launch.backend import Backend, Change, Handle, Phase, Status
 from graceful.launch.job import JobSpec
@@ -113,7 +112,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         cluster: RayCluster = request.getfixturevalue("ray")
         monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token)
         described |= {"address": cluster.address, "home": str(tmp_path / "home")}
-    built = places.build(profile.parse(described), home=tmp_path / "home")
+    built = profile.parse(described).build(home=tmp_path / "home")
     return Place(backend=built, python=sys.executable, marks=tmp_path)
 
 
@@ -309,9 +308,7 @@ def _until_it_listens(place: Place, handle: Handle) -> None:
 
 def test_a_local_job_outlives_nothing_of_its_own(tmp_path: Path) -> None:
     """The supervisor ends with its program, and leaves no process behind."""
-    place = Place(
-        backend=places.build(profile.parse({"kind": "local"}), home=tmp_path), python=sys.executable, marks=tmp_path
-    )
+    place = Place(backend=profile.parse({"kind": "local"}).build(home=tmp_path), python=sys.executable, marks=tmp_path)
     handle = place.start("endless once")
     _until_it_listens(place, handle)
     place.backend.stop(handle)

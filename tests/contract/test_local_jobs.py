@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch import profile
 from graceful.launch.backend import Handle, Phase
 from graceful.launch.job import JobSpec
 from graceful.launch.local.backend import LocalBackend
 from graceful.launch.local.jobfolder import JobFolder
+from graceful.launch.local.profile import Local
 from graceful.launch.patience import Patience
 
-PLACE = profile.Local(kind="local")
+PLACE = Local(kind="local")
 WAITING = "import sys, time\nprint('ready', flush=True)\ntime.sleep(600)"
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(600)"
 
@@ -86,7 +86,7 @@ def test_a_program_that_does_not_listen_is_killed_after_a_while(tmp_path: Path) 
 
 
 def test_what_a_job_reads_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
-    secretive = profile.Local(kind="local", env={"GRACEFUL_WEBHOOK": "https://chat.example/mark3r"})
+    secretive = Local(kind="local", env={"GRACEFUL_WEBHOOK": "https://chat.example/mark3r"})
     here = LocalBackend(profile=secretive, home=tmp_path)
     planned = here.plan(job("pass", document='{"registry": {"uri": "http://bob:mark3r@host"}}', files={"task.py": ""}))
     handle = here.submit(planned)

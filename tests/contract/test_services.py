@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from graceful.cli import checks_services
-from graceful.cli.checks import Check
-from graceful.launch import profile
+from graceful.cli.checks_services import Services
+from graceful.launch.checks import Check
+from graceful.launch.kuberay import checks as kuberay_checks
 from graceful.launch.kuberay.backend import client_ray
+from graceful.launch.kuberay.profile import Storage
 from graceful.launch.patience import Patience
+from graceful.launch.rayjobs import checks as rayjobs_checks
 from graceful.launch.rayjobs.dashboard import Dashboard, token
+from graceful.launch.rayjobs.profile import RayJobs
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 from tests.support.http_answers import Answers, answering
 
@@ -84,7 +88,7 @@ def states(checks: list[Check]) -> dict[str, str]:
 
 
 def ray(answers: Answers) -> list[Check]:
-    return checks_services.ray(profile.RayJobs(kind="rayjobs", address=answers.address, home="/h"))
+    return rayjobs_checks.checks(RayJobs(kind="rayjobs", address=answers.address, home="/h"))
 
 
 def test_doctor_looks_at_a_ray_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_doctor_looks_at_mlflow(
     version: tuple[int, str], search: tuple[int, str], expected: dict[str, str], words: str
 ) -> None:
     with answering({"GET /version": [version], SEARCH: [search]}) as answers:
-        found = checks_services.mlflow(profile.Mlflow(uri=answers.address))
+        found = checks_services.mlflow(answers.address)
     assert states(found) == expected
     assert words in " ".join(f"{check.found} {check.remedy}" for check in found)
 
@@ -128,7 +132,7 @@ def test_doctor_looks_whether_mlflow_lets_strangers_in(monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
     given = {"GET /version": [(200, "3.17.2")], SEARCH: [(200, "{}"), (401, "who?")]}
     with answering({**given, "POST /ajax-api/3.0/jobs/search": [(200, "{}")]}) as answers:
-        found = checks_services.mlflow(profile.Mlflow(uri=answers.address))
+        found = checks_services.mlflow(answers.address)
     assert states(found) == {"mlflow": "ok", "mlflow api": "ok", "mlflow auth": "ok", "mlflow jobs": "warn"}
     sent = [authorization for request, authorization, _ in answers.asked if request == SEARCH]
     assert sent == ["Basic YW5uOnNlY3JldA==", ""]
@@ -138,26 +142,26 @@ def test_doctor_looks_whether_mlflow_lets_strangers_in(monkeypatch: pytest.Monke
 def test_doctor_names_settings_of_mlflow_that_let_pickles_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
     with answering({"GET /version": [(200, "3.17.2")], SEARCH: [(200, "{}")]}) as answers:
-        found = checks_services.mlflow(profile.Mlflow(uri=answers.address))
+        found = checks_services.mlflow(answers.address)
     assert states(found) == {"mlflow": "ok", "mlflow api": "ok", "mlflow client": "warn"}
 
 
 def test_mlflow_that_is_not_there_fails_and_a_name_of_pods_warns() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    assert states(checks_services.mlflow(profile.Mlflow(uri=f"http://127.0.0.1:{port}"))) == {"mlflow": "fail"}
-    assert states(checks_services.mlflow(profile.Mlflow(uri="http://mlflow.team.invalid:5000"))) == {"mlflow": "warn"}
-    assert states(checks_services.mlflow(profile.Mlflow())) == {"mlflow": "warn"}
+    assert states(checks_services.mlflow(f"http://127.0.0.1:{port}")) == {"mlflow": "fail"}
+    assert states(checks_services.mlflow("http://mlflow.team.invalid:5000")) == {"mlflow": "warn"}
+    assert states(checks_services.mlflow(None)) == {"mlflow": "warn"}
 
 
 def test_storage_is_tried_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    (tried,) = checks_services.storage(profile.Storage(uri="s3://bucket/runs"), tmp_path)
+    (tried,) = kuberay_checks._storage(Storage(uri="s3://bucket/runs"), Services(home=tmp_path))
     assert (tried.name, tried.state) == ("storage", "fail")
     assert "s3://bucket/runs/probe-" in tried.found
-    assert states(checks_services.storage(profile.Storage(), tmp_path)) == {"storage": "warn"}
-    assert checks_services.storage(profile.Storage(claim="runs"), tmp_path) == []
+    assert states(kuberay_checks._storage(Storage(), Services(home=tmp_path))) == {"storage": "warn"}
+    assert kuberay_checks._storage(Storage(claim="runs"), Services(home=tmp_path)) == []
 
 
 @pytest.mark.integration
@@ -168,8 +172,8 @@ def test_a_bucket_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
 
     with serving():
         client().create_bucket(Bucket="doctor")
-        (tried,) = checks_services.storage(profile.Storage(uri="s3://doctor/runs"), tmp_path)
+        (tried,) = kuberay_checks._storage(Storage(uri="s3://doctor/runs"), Services(home=tmp_path))
         assert (tried.state, tried.found) == ("ok", "s3://doctor/runs, probe written, read and deleted")
         assert objects.list_objects("s3://doctor") == []
-        (missing,) = checks_services.storage(profile.Storage(uri="s3://doctor-not-there/runs"), tmp_path)
+        (missing,) = kuberay_checks._storage(Storage(uri="s3://doctor-not-there/runs"), Services(home=tmp_path))
         assert (missing.state, "no such bucket" in missing.found) == ("fail", True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from graceful.launch import profile
 from graceful.launch.job import JobSpec
+from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, NotFoundError
 
@@ -21,9 +22,9 @@ CLUSTER: dict[str, Any] = {
 COMMAND = ("python", "-m", "graceful.programs", "refresh")
 
 
-def cluster(**changes: Any) -> profile.KubeRay:
+def cluster(**changes: Any) -> KubeRay:
     found = profile.parse({**CLUSTER, **changes})
-    assert isinstance(found, profile.KubeRay)
+    assert isinstance(found, KubeRay)
     return found
 
 

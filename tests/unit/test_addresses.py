@@ -11,6 +11,7 @@ import pytest
 from graceful import addresses, spec, storage
 from graceful.errors import SpecError
 from graceful.launch import profile
+from graceful.launch.kuberay.profile import Storage
 from tests.support.launch import CLUSTER
 
 GOOD = {
@@ -55,7 +56,7 @@ def test_an_address_is_read_alike_wherever_it_is_written(
     loaded = spec.load(path)
     assert getattr(loaded.task, "root", None) == meant
     assert loaded.dump() == spec.parse(task(meant)).dump()
-    assert profile.Storage(uri=written).uri == meant
+    assert Storage(uri=written).uri == meant
     monkeypatch.setenv("GRACEFUL_STORAGE", written)
     assert storage.Mirror.of(tmp_path).uri == meant.rstrip("/")
 

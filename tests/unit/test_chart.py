@@ -16,7 +16,7 @@ import yaml
 import graceful
 from graceful import spec
 from graceful.launch.kuberay import harden
-from graceful.launch.profile import KubeRay
+from graceful.launch.kuberay.profile import KubeRay
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm/graceful"

@@ -16,12 +16,13 @@ import yaml
 from graceful import cli, spec
 from graceful.cli import bucket, code_upload, following, planning
 from graceful.errors import SpecError
-from graceful.launch import profile
 from graceful.launch.kuberay import gc, manifests
+from graceful.launch.local.profile import Local
+from graceful.launch.rayjobs.profile import RayJobs
 from tests.support.launch import CLUSTER, Server, cluster
 
 STORAGE = {"uri": "s3://team/graceful/"}
-RAYJOBS = profile.RayJobs(kind="rayjobs", address="http://127.0.0.1:8265", home="/runs")
+RAYJOBS = RayJobs(kind="rayjobs", address="http://127.0.0.1:8265", home="/runs")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,6 @@ def test_one_file_travels_with_the_job_unless_it_is_too_large(folder: Path) -> N
     ("place", "said"),
     [
         (cluster(), r"my_task: is a folder; set storage\.uri: s3://bucket/prefix in the profile"),
-        (None, r"my_task: is a folder; set storage\.uri"),
         (RAYJOBS, r"my_task: is a folder, kind rayjobs carries one file; use a profile of kind kuberay"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_folder_without_a_task_is_refused_while_it_is_planned(folder: Path) ->
 
 
 def test_on_this_machine_a_folder_stays_where_it_is_and_an_edit_is_another_job(folder: Path) -> None:
-    here = profile.Local(kind="local")
+    here = Local(kind="local")
     job = planning.job_of(resolved(folder), here)
     assert json.loads(job.document or "")["task"]["file"] == str(folder)
     (folder / "shapes.py").write_text("one = 2\n")
@@ -112,7 +112,7 @@ def test_on_this_machine_a_folder_stays_where_it_is_and_an_edit_is_another_job(f
 
 def test_what_lies_in_a_bucket_already_travels_by_its_address() -> None:
     address = f"s3://team/code/{'0' * 64}.zip"
-    for place in (cluster(), RAYJOBS, profile.Local(kind="local")):
+    for place in (cluster(), RAYJOBS, Local(kind="local")):
         job = planning.job_of(resolved(address), place)
         assert json.loads(job.document or "")["task"]["file"] == address
         assert code_upload.FACT not in job.labels

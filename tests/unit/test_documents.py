@@ -16,6 +16,7 @@ from graceful import documents, spec
 from graceful.errors import SpecError
 from graceful.launch import profile
 from graceful.launch.kuberay import kubeconfig
+from graceful.launch.kuberay.profile import KubeRay
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_the_three_readers_are_one(tmp_path: Path) -> None:
     octal = tmp_path / "octal.yaml"
     octal.write_text("kind: kuberay\nnamespace: a\nimage: b\nuser: 01000\n", encoding="utf-8")
     read = profile.load(str(octal))
-    assert isinstance(read, profile.KubeRay)
+    assert isinstance(read, KubeRay)
     assert read.user == 1000
 
 

@@ -17,6 +17,7 @@ from graceful.errors import SpecError
 from graceful.launch import names, plan, profile
 from graceful.launch.job import Resources
 from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay.profile import KubeRay
 from tests.support.launch import cluster, job
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def variables(pod: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["kind", "gpu-spot", "queue"])
 def test_golden_manifests(name: str, golden: Golden) -> None:
     chosen = profile.load(name, folder=ROOT / "cluster")
-    assert isinstance(chosen, profile.KubeRay)
+    assert isinstance(chosen, KubeRay)
     golden(f"launch/{name}.yaml", plan.as_yaml(*manifests.render(job(), chosen)))
 
 

@@ -230,7 +230,7 @@ DIGITS = {"model": "digits", "name": "v1", "task": {"kind": "digits"}, "home": "
 
 
 def test_a_job_leaves_this_machines_folders_behind() -> None:
-    made = planning.job_of(spec.parse(DIGITS))
+    made = planning.job_of(spec.parse(DIGITS), cluster())
     document = json.loads(made.document or "")
     assert document["home"] is None
     assert spec.parse(document).digest() == spec.parse(DIGITS).digest() == made.labels["config-hash"]
@@ -241,17 +241,17 @@ def test_a_task_file_of_the_users_travels_with_the_job(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("one = 1\n", encoding="utf-8")
     resolved = spec.parse({**DIGITS, "task": {"kind": "python", "file": str(file)}})
-    before = planning.job_of(resolved)
+    before = planning.job_of(resolved, cluster())
     assert json.loads(before.document or "")["task"]["file"] == "/etc/graceful/task.py"
     assert before.files == {"task.py": "one = 1\n"}
     file.write_text("one = 2\n", encoding="utf-8")
-    assert planning.job_of(resolved).labels["config-hash"] != before.labels["config-hash"]
+    assert planning.job_of(resolved, cluster()).labels["config-hash"] != before.labels["config-hash"]
 
 
 def test_a_task_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     resolved = spec.parse({**DIGITS, "task": {"kind": "python", "file": str(tmp_path / "none.py")}})
     with pytest.raises(SpecError, match=r"none\.py: cannot be read"):
-        planning.job_of(resolved)
+        planning.job_of(resolved, cluster())
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_what_a_cluster_may_not_have_is_a_warning(tmp_path: Path, capsys: pytest
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that a pod finds its spec in."""
     path = tmp_path / "spec.json"
-    made = planning.job_of(spec.parse(DIGITS))
+    made = planning.job_of(spec.parse(DIGITS), cluster())
     path.write_text(made.document or "", encoding="utf-8")
     monkeypatch.setenv("GRACEFUL_RUN_SPEC", str(path))
     return path

@@ -10,6 +10,7 @@ import yaml
 
 from graceful.errors import SpecError
 from graceful.launch import profile
+from graceful.launch.local.profile import Local
 from tests.support.launch import CLUSTER, changed
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_a_profile_is_found_by_name_and_by_path(tmp_path: Path) -> None:
 
 
 def test_local_needs_no_file(tmp_path: Path) -> None:
-    assert profile.load("local", folder=tmp_path) == profile.Local(kind="local")
+    assert profile.load("local", folder=tmp_path) == Local(kind="local")
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,18 @@ import pytest
 from graceful import spec
 from graceful.cli import planning
 from graceful.errors import GracefulError, InfrastructureError, SpecError
-from graceful.launch import follow, profile
+from graceful.launch import follow
 from graceful.launch.backend import Change, Handle, Phase, Status
 from graceful.launch.job import JobSpec
+from graceful.launch.local.profile import Local
 from graceful.launch.patience import Patience
 from graceful.launch.rayjobs import backend as rayjobs
 from graceful.launch.rayjobs import request as rayrequest
 from graceful.launch.rayjobs.backend import RayJobsBackend
+from graceful.launch.rayjobs.profile import RayJobs
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 
-PLACE = profile.RayJobs(kind="rayjobs", address="http://ray.example:8265", home="/shared", env={"A": "b"})
+PLACE = RayJobs(kind="rayjobs", address="http://ray.example:8265", home="/shared", env={"A": "b"})
 NAME = Handle(scheme="rayjobs", location="ray.example:8265", name="m-v1")
 
 
@@ -124,7 +126,7 @@ def test_a_task_file_lies_in_the_working_directory_and_this_machine_keeps_its_ow
     there = planning.job_of(resolved, PLACE)
     assert '"file": "./task.py"' in (there.document or "")
     assert '"home": null' in (there.document or "")
-    here = planning.job_of(resolved, profile.Local(kind="local", env={"OMP_NUM_THREADS": "4"}))
+    here = planning.job_of(resolved, Local(kind="local", env={"OMP_NUM_THREADS": "4"}))
     assert spec.parse(json.loads(here.document or "")) == resolved
     assert (here.files, "OMP_NUM_THREADS" in here.env) == ({}, False)
     assert here.labels["config-hash"] == there.labels["config-hash"]

@@ -15,6 +15,7 @@ from graceful.errors import SpecError
 from graceful.launch import plan, profile
 from graceful.launch.kuberay import cronjob, manifests
 from graceful.launch.kuberay.cronjob import Schedule
+from graceful.launch.kuberay.profile import KubeRay
 from tests.support.launch import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def containers(cronjob: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", ["kind", "gpu-spot"])
 def test_golden_schedules(name: str, golden: Golden) -> None:
     chosen = profile.load(name, folder=ROOT / "cluster")
-    assert isinstance(chosen, profile.KubeRay)
+    assert isinstance(chosen, KubeRay)
     golden(f"launch/schedule-{name}.yaml", plan.as_yaml(*cronjob.render(SCHEDULE, chosen)))
 
 

@@ -14,6 +14,7 @@ from graceful.cli import planning
 from graceful.errors import SpecError
 from graceful.launch import profile
 from graceful.launch.rayjobs import request as rayrequest
+from graceful.launch.rayjobs.profile import RayJobs
 
 MARKER = "mark3r-Secret"
 URI = f"postgresql://bob:{MARKER}@db.example/graceful"
@@ -144,7 +145,7 @@ def test_a_spec_that_travels_holds_no_secret(kind: str, key: str, value: str, in
     document = {**yaml.safe_load(SPEC), "registry": {key: value}}
     place = {
         "kuberay": profile.load("kind"),
-        "rayjobs": profile.RayJobs(kind="rayjobs", address="http://h:8265", home="/data"),
+        "rayjobs": RayJobs(kind="rayjobs", address="http://h:8265", home="/data"),
     }[kind]
     where = {"kuberay": "ConfigMaps", "rayjobs": "dashboard"}[kind]
     with pytest.raises(SpecError, match=rf"^registry\.{key}: holds .* {where} see it; leave it out and set {instead} "):
@@ -152,7 +153,7 @@ def test_a_spec_that_travels_holds_no_secret(kind: str, key: str, value: str, in
     open_to_all = {**document, "registry": {"uri": "http://mlflow.team.svc:5000", "webhook": "http://notices.team.svc"}}
     job = planning.job_of(spec.parse(open_to_all), place)
     assert json.loads(job.document or "")["registry"] == open_to_all["registry"]
-    if isinstance(place, profile.RayJobs):
+    if isinstance(place, RayJobs):
         assert list(rayrequest.problems(rayrequest.render(job, place))) == []
 
 

@@ -10,10 +10,10 @@ from botocore.exceptions import EndpointConnectionError
 
 from graceful import files, storage
 from graceful.errors import InfrastructureError, IntegrityError, SpecError, StorageError
-from graceful.launch import profile
 from graceful.launch.job import JobSpec
 from graceful.launch.local.backend import LocalBackend
 from graceful.launch.local.jobfolder import JobFolder, State
+from graceful.launch.local.profile import Local
 from graceful.storage import server
 from tests.support.limits import largest_file
 
@@ -56,7 +56,7 @@ def test_a_full_disk_keeps_the_old_content_and_says_so_in_one_line(tmp_path, mon
 
 
 def _submit(home):
-    backend = LocalBackend(profile=profile.Local(kind="local"), home=home)
+    backend = LocalBackend(profile=Local(kind="local"), home=home)
     backend.submit(backend.plan(JobSpec(name="m", run_id="m", command=("x" * 5000,), labels={"config-hash": "1"})))
 
 

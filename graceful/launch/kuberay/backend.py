@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from graceful.errors import GracefulError, InfrastructureError, SpecError
@@ -30,10 +29,11 @@ from graceful.launch.backend import (
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import lint, manifests, validate
 from graceful.launch.refusals import ApiError, ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
+from graceful.launch.versions import client_ray
 
 if TYPE_CHECKING:
     from graceful.launch.kuberay.kube import Kube
-    from graceful.launch.profile import KubeRay
+    from graceful.launch.kuberay.profile import KubeRay
 
 SCHEME = "kuberay"
 TRIES = 5
@@ -82,6 +82,13 @@ class KubeRayRuns:
 
         return runs.listing(self.kube())
 
+    def watch(self, handle: Handle, *, seconds: float | None, warn: Warn) -> Iterator[Status]:
+        """Yield statuses as the API server tells of changes."""
+        from graceful.launch.kuberay import observe
+
+        observer = observe.Observer(kube=self.kube(), name=self.name(handle))
+        yield from observe.follow(observer, seconds=seconds, warn=warn)
+
     def kube(self) -> Kube:
         """Return the client of the API server."""
         if self.connect is None:
@@ -126,6 +133,7 @@ class KubeRayBackend(KubeRayRuns):
             where=self._where(),
             handle=Handle(scheme=SCHEME, location=self.profile.namespace, name=rayjob["metadata"]["name"]),
             documents=documents,
+            image=plan.image(rayjob),
             findings=tuple(sorted(findings, key=lambda finding: finding.severity is not Severity.ERROR)),
             parts=plan.parts(rayjob, prices),
             differences=differences,
@@ -193,14 +201,6 @@ def connector(profile: KubeRay) -> Callable[[], Kube]:
         return Kube.connect(context=profile.context, namespace=profile.namespace)
 
     return connect
-
-
-def client_ray() -> str | None:
-    """Return the version of Ray beside this command, read without importing it."""
-    try:
-        return metadata.version("ray")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def same_run(live: Document, rendered: Document) -> bool:

@@ -17,7 +17,7 @@ from graceful.errors import EXIT_CODES, EXIT_INFRASTRUCTURE, EXIT_PASSED, SpecEr
 from graceful.launch import names
 from graceful.launch.backend import Document
 from graceful.launch.kuberay import harden, manifests
-from graceful.launch.profile import KubeRay
+from graceful.launch.kuberay.profile import KubeRay
 
 SCHEDULE = f"{names.PREFIX}schedule"
 """Label of everything that belongs to a schedule: its name."""

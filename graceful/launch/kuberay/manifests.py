@@ -28,7 +28,7 @@ from graceful.launch.kuberay import harden
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:
-    from graceful.launch.profile import KubeRay, Machine
+    from graceful.launch.kuberay.profile import KubeRay, Machine
 
 SPEC_FILE = "spec.json"
 GRACE_SECONDS = 120

@@ -20,8 +20,8 @@ from graceful.launch.backend import Change, Difference, Document
 from graceful.launch.kuberay import runs
 from graceful.launch.kuberay.cronjob import SCHEDULE, Schedule, config_of, firing_name, render
 from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.outcome import SKIPPED
-from graceful.launch.profile import KubeRay
 from graceful.launch.refusals import ConflictError, NotFoundError
 
 _EXIT_CODE = re.compile(r"exit code (\d+)")

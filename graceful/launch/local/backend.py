@@ -29,7 +29,7 @@ from graceful.launch.local.jobfolder import PIECE, JobFolder
 from graceful.launch.patience import Patience
 
 if TYPE_CHECKING:
-    from graceful.launch.profile import Local
+    from graceful.launch.local.profile import Local
 
 _LOG = logging.getLogger(__name__)
 SCHEME = "local"

@@ -48,8 +48,8 @@ from graceful.launch.rayjobs.request import PACKAGE, problems, render
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.profile import RayJobs
     from graceful.launch.rayjobs.dashboard import Dashboard, Job
+    from graceful.launch.rayjobs.profile import RayJobs
 
 SCHEME = "rayjobs"
 STOP_SECONDS = 120.0

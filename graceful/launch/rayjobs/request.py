@@ -17,10 +17,8 @@ from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.job import JobSpec
 
 if TYPE_CHECKING:
-    from graceful.launch.profile import RayJobs
+    from graceful.launch.rayjobs.profile import RayJobs
 
-FILES = "."
-"""Where the files of a job lie: its working directory."""
 DOCUMENT = "spec.json"
 PACKAGE = f"{names.PREFIX}package"
 LARGEST = 60_000

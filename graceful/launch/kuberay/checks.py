@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from graceful.cli.checks import Check, fail, ok, warn
 from graceful.errors import GracefulError
 from graceful.launch.backend import Document
+from graceful.launch.checks import Check, Services, fail, ok, warn
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.kube import Kube
-from graceful.launch.profile import KubeRay
+from graceful.launch.kuberay.profile import KubeRay, Storage
+from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 
 CRD = "rayjobs.ray.io"
@@ -35,6 +36,25 @@ RIGHTS: dict[str, tuple[str, ...]] = {
 """What submitting, following, stopping, resuming and gc ask for."""
 QUEUE_RIGHTS = {"workloads.kueue.x-k8s.io": ("list",)}
 AT_ONCE = 8
+
+
+def of_profile(profile: KubeRay, services: Services) -> list[Check]:
+    """Return the checks of the cluster, its bucket and its registry; only the first if the server does not answer."""
+    kube = Kube.connect(context=profile.context, namespace=profile.namespace)
+    kube = Kube(access=kube.access, namespace=kube.namespace, patience=Patience(tries=2))
+    results = checks(kube, profile)
+    if results[0].state == "fail":
+        return results
+    return [*results, *_storage(profile.storage, services), *services.mlflow(profile.mlflow.uri)]
+
+
+def _storage(storage: Storage, services: Services) -> list[Check]:
+    """Check the bucket; a claim is checked with the namespace."""
+    if storage.uri is not None:
+        return [services.bucket(storage.uri)]
+    if storage.claim is None:
+        return [warn("storage", "neither uri nor claim", "name one: runs and checkpoints are lost with their pods")]
+    return []
 
 
 def checks(kube: Kube, profile: KubeRay) -> list[Check]:

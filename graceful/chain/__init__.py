@@ -17,7 +17,7 @@ from graceful.constraints import ALL, LATEST
 from graceful.errors import DataError, SpecError
 from graceful.learners.base import Learner, Role, run
 from graceful.learners.batch import to_device
-from graceful.models.base import CODE_FAULTS, Outputs
+from graceful.models.base import CODE_FAULTS, Outputs, answers
 
 
 class OldOutputs(NamedTuple):
@@ -108,7 +108,7 @@ class Predecessor:
 
     @torch.no_grad()
     def __call__(self, items: Any, views: NDArray[np.uint64] | None = None, *, role: Role = "query") -> Outputs:
-        """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device.
+        """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device, NaN where it has no answer.
 
         Args:
             items: What `Samples.read` returned.
@@ -131,7 +131,7 @@ class Predecessor:
                 raise
             reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
             raise DataError(f"{self.name}: its network or transform does not take these samples ({reason})") from e
-        return Outputs(outputs.embedding.float(), outputs.logits.float())
+        return answers(outputs)
 
 
 def on_device(version: Predecessor, device: torch.device) -> Predecessor:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.chain import Predecessor
+from graceful.metrics.predictions import NO_PREDICTION
 
 
 class Served:
@@ -34,11 +35,13 @@ class Served:
             params: Unused; part of mlflow's signature.
 
         Returns:
-            `label` [B] class names, `probability` [B, C] fp32 in the order of `classes` [C].
+            `label` [B] class names, empty where it has no answer; `probability` [B, C] fp32 in the order of `classes`
+            [C], NaN where it has none.
         """
-        probability = self.version(_as_model_input(items)).logits.softmax(dim=1).cpu().numpy()
-        classes = np.asarray(self.version.classes)
-        return {"label": classes[probability.argmax(axis=1)], "probability": probability, "classes": classes}
+        logits = self.version(_as_model_input(items)).logits.cpu()
+        probability, classes = logits.softmax(dim=1).numpy(), np.asarray(self.version.classes)
+        labels = np.where(logits.isnan().any(dim=1).numpy(), NO_PREDICTION, classes[probability.argmax(axis=1)])
+        return {"label": labels, "probability": probability, "classes": classes}
 
 
 def _as_model_input(items: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from graceful.errors import SpecError
@@ -43,6 +44,26 @@ class Outputs(NamedTuple):
     """[B, d]"""
     logits: Tensor
     """[B, C]"""
+    mask: Tensor | None = None
+    """[B] bool; None: True for all. False: the network has no answer for this sample, e.g. an empty text. In training
+    the sample has weight 0 in the task's loss and in every other one, while means still divide by B. A version that is
+    finished answers it with NaN: caches mark it as absent, and where versions are measured it counts as wrong and is
+    never found. Its embedding and logits are not read, but must be finite in training, since zero times NaN is NaN."""
+
+
+def filled(outputs: Outputs, value: float) -> Outputs:
+    """Return outputs whose rows without an answer hold a value; the same outputs where there is no mask."""
+    if outputs.mask is None:
+        return outputs
+    rows = outputs.mask.unsqueeze(1)
+    embedding, logits = (torch.where(rows, tensor, value) for tensor in (outputs.embedding, outputs.logits))
+    return Outputs(embedding, logits, outputs.mask)
+
+
+def answers(outputs: Outputs) -> Outputs:
+    """Return outputs as a finished version gives them: fp32, NaN where it has no answer, no mask."""
+    exact = Outputs(outputs.embedding.float(), outputs.logits.float(), outputs.mask)
+    return filled(exact, torch.nan)._replace(mask=None)
 
 
 class Forward(nn.Module):

@@ -22,7 +22,7 @@ from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, Role, learner_of, roles, run
 from graceful.learners.batch import described, size, take
 from graceful.models import bundle
-from graceful.models.base import CODE_FAULTS, Outputs
+from graceful.models.base import CODE_FAULTS, Outputs, answers, filled
 from graceful.models.weights import portable
 from graceful.programs.finishing import finish
 from graceful.spec import RefreshSpec, TorchEngine
@@ -99,7 +99,7 @@ def _step(
         outputs = run(learner, network, batch)
         require_outputs(outputs, rows=len(positions), classes=len(task.classes), given=described(batch))
         labels = torch.from_numpy(train.labels[positions])
-        exact = Outputs(outputs.embedding.float(), outputs.logits.float())
+        exact = filled(Outputs(outputs.embedding.float(), outputs.logits.float(), outputs.mask), 0.0)
         loss = learner.task_loss(exact, batch, labels).mean()
         if any(one.reads - {"logits", "correctness"} for one in spec.compatibility.losses):
             loss = loss + 0.0 * exact.embedding.sum()  # these losses reach the embedding, whatever the task's does
@@ -127,7 +127,7 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     with _translated(network, "the network, loaded and frozen,", batch):
         version = bundle.load(saved, augment_like=spec.task, task=task)
         again = {role: version(items, role=role) for role in said}
-    both = [(name, said[role], again[role]) for role in said for name in Outputs._fields]
+    both = [(name, said[role], again[role]) for role in said for name in ("embedding", "logits")]
     for name, before, after in ((name, getattr(one, name), getattr(two, name)) for name, one, two in both):
         if not _same(before, after):
             raise SpecError(
@@ -143,8 +143,7 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> 
     before = portable(network.eval().state_dict())
     with torch.no_grad(), _translated(network, f"the network in eval mode{_as(role)}", batch):
         first, second, alone = (
-            Outputs(*(one.float() for one in run(learner, network, some, role=role)))
-            for some in (batch, batch, take(batch, slice(1)))
+            answers(run(learner, network, some, role=role)) for some in (batch, batch, take(batch, slice(1)))
         )
     after = portable(network.state_dict())
     changed = [name for name in after if name not in before or not torch.equal(before[name], after[name])]
@@ -154,12 +153,12 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> 
             f"task: {changed[0]} of the network changes while it answers in eval mode; a version must stay what it was"
             " measured as: change it only where self.training is true"
         )
-    if not all(_same(*pair) for pair in zip(first, second, strict=True)):
+    if not all(_same(*pair) for pair in zip(first[:2], second[:2], strict=True)):
         raise SpecError(
             "task: in eval mode the network gives other outputs for the same samples each time; a version must be a"
             " function of its weights: draw at random only where self.training is true"
         )
-    if not all(_same(one[:1], other) for one, other in zip(first, alone, strict=True)):
+    if not all(_same(one[:1], other) for one, other in zip(first[:2], alone[:2], strict=True)):
         raise SpecError(
             "task: in eval mode the network gives other outputs for a sample alone than beside another; a version must"
             " answer each sample by itself: normalise with running statistics, not with those of the batch"

@@ -83,7 +83,8 @@ class Live:
         self, positions: NDArray[np.int64], items: Any, views: NDArray[np.uint64] | None, view_index: int
     ) -> OldOutputs:
         """As `Cache.fetch`, from the raw items; positions and view_index are not looked at."""
-        return _finite(*self.predecessor(items, views))
+        outputs = self.predecessor(items, views)
+        return _finite(outputs.embedding, outputs.logits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from graceful.errors import DataError, GracefulError, SpecError
 from graceful.learners import Batch, KeepsAssets, Learner
 from graceful.learners.base import KEEPING, MEMBERS
-from graceful.learners.batch import require_batch
+from graceful.learners.batch import require_batch, size
 from graceful.models.base import Network, Outputs
 from graceful.tasks.base import MESSAGE_PREFIX, Samples, Split, Task
 
@@ -140,7 +140,8 @@ class UserLearner:
         """As `Learner.forward`.
 
         Raises:
-            SpecError: No outputs. Errors of the network pass, since only the caller knows what it was asked.
+            SpecError: No outputs, or not one row for each sample. Errors of the network pass, since only the caller
+                knows what it was asked.
         """
         outputs = self.own.forward(network, batch, encoder=encoder)
         if not isinstance(outputs, Outputs):
@@ -148,6 +149,14 @@ class UserLearner:
                 f"{self.path}: forward() of the learner returned a {type(outputs).__name__}; return"
                 " graceful.models.base.Outputs(embedding, logits)"
             )
+        rows = size(batch)
+        for name, value in outputs._asdict().items():
+            axes, wanted = (1, f"[{rows}] bool") if name == "mask" else (2, f"[{rows}, ...], one row for each sample")
+            fits = isinstance(value, Tensor) and value.dim() == axes and len(value) == rows
+            if name == "mask":
+                fits = value is None or (fits and value.dtype == torch.bool)
+            if not fits:
+                raise SpecError(f"{self.path}: forward() of the learner made {name} {_shape(value)}; must be {wanted}")
         return outputs
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
@@ -161,9 +170,8 @@ class UserLearner:
         with user_file_errors(self.path, passing=of_the_device):
             losses = self.own.task_loss(outputs, batch, labels)
         if not isinstance(losses, Tensor) or losses.shape != labels.shape:
-            returned = list(losses.shape) if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise SpecError(
-                f"{self.path}: task_loss() of the learner returned {returned}; must be one value for each sample,"
+                f"{self.path}: task_loss() of the learner returned {_shape(losses)}; must be one value for each sample,"
                 f" {list(labels.shape)}"
             )
         return losses
@@ -200,6 +208,13 @@ class UserLearner:
                 " versions of a chain are open at the same time"
             )
         return UserLearner(own, self.path)
+
+
+def _shape(value: object) -> str:
+    """Say what a value is, for a message: shape and type of a tensor, the kind of anything else."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return str(list(value.shape)) + ("" if value.is_floating_point() else f" {str(value.dtype)[6:]}")
 
 
 def require_learner(path: Path, learner: object) -> None:

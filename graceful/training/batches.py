@@ -18,7 +18,7 @@ from graceful.chain.merging import Merged
 from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, learner_of, run
 from graceful.learners.batch import described, finite_rows, to_device
-from graceful.models.base import CODE_FAULTS, Outputs
+from graceful.models.base import CODE_FAULTS, Outputs, answers
 from graceful.targets.mixture import Mixture
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
@@ -178,10 +178,10 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
         given: The samples, for the message.
 
     Raises:
-        SpecError: They are not [rows, d] and [rows, classes].
+        SpecError: They are not [rows, d] and [rows, classes], or the mask is not [rows] bool.
     """
     for name, value in outputs._asdict().items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) and not (name == "mask" and value is None):
             raise SpecError(
                 f"task: the network makes a {type(value).__name__} as {name} of {given}; must be one tensor"
             )
@@ -190,6 +190,12 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
         raise SpecError(
             f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {found} of {given};"
             f" must be [{rows}, d] and {wanted}, one logit for each class"
+        )
+    mask = outputs.mask
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (rows,)):
+        raise SpecError(
+            f"task: the network makes a mask {list(mask.shape)} {str(mask.dtype).removeprefix('torch.')} of {given};"
+            f" must be [{rows}] bool, True where the sample counts"
         )
 
 
@@ -228,6 +234,6 @@ def answered(
     learner = learner_of(task)
     for positions in batches:
         asked = positions if len(positions) else np.zeros(1, dtype=np.int64)
-        logits = forward(to_device(learner.collate(samples.read(asked), None), device)).logits.float()
+        logits = answers(forward(to_device(learner.collate(samples.read(asked), None), device))).logits
         hits = (logits.argmax(1).cpu() == torch.from_numpy(samples.labels[asked])) & logits.isfinite().all(1).cpu()
         yield positions, hits[: len(positions)]

@@ -56,7 +56,7 @@ class Group:
         if columns is not None:
             outputs = outputs._replace(logits=outputs.logits.index_select(1, columns))
         distances = self.loss.compare_merged(outputs, merged.target)
-        return weighted_mean(distances, weights=merged.weight.to(distances))
+        return weighted_mean(distances, weights=merged.weight.to(distances), participates=outputs.mask)
 
 
 def loss_keys(losses: Sequence[Loss]) -> list[str]:

@@ -6,6 +6,7 @@ The strengths s_k are 1 / V by default, V the number of versions the losses see,
 with the chain. Terms of cached versions merge where they can (`merging`). A loss that adds no term changes the weights
 of CE. Everything is computed in fp32, whatever autocast or the engine use. Samples whose class a
 version does not know, or about which nothing is known (`present`), have weight 0; embedding regression needs no class.
+Samples that the new version's own outputs leave out (`Outputs.mask`) have weight 0 in every part.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from graceful.losses.ops import focus, label_space
 from graceful.losses.ops.pair import OldVersion, Pair
 from graceful.losses.ops.reduction import accurate, weighted_mean
 from graceful.losses.ops.reference import reference_divergence
-from graceful.models.base import Outputs
+from graceful.models.base import Outputs, filled
 from graceful.training.merging import Group, asked, loss_keys
 from graceful.training.terms import Term, blamed, value
 
@@ -47,7 +48,7 @@ class ObjectiveValue:
         parts: Detached scalars before their weights: `task`, `reference`, and `<kind>/<version>` for each term (a
             second loss of the same kind is `<kind>-2/<version>`), or `<kind>/chain` for a group of merged terms, whose
             strengths are inside and whose conflict is left out. `total` is their sum weighted by `Objective.weights`.
-        correct: int64 scalar, right predictions of the new version in the batch.
+        correct: int64 scalar, right predictions of the new version in the batch; a masked sample is none.
     """
 
     total: Tensor
@@ -153,7 +154,7 @@ class Objective:
         """Compute the loss of one batch; no value leaves the device.
 
         Args:
-            outputs: Of the new version, any float dtype: embedding [B, d], logits [B, C].
+            outputs: Of the new version, any float dtype: embedding [B, d], logits [B, C]; `mask` as in `Outputs`.
             labels: [B] int64 in [0, C).
             old: One per version, in the same order, None where `merging.asked` says that no term reads it; may be empty
                 where none is read.
@@ -165,18 +166,21 @@ class Objective:
             ValueError: `old`, `merged` or `reference` is missing or was not asked for.
         """
         self._check(old, reference)
-        outputs = Outputs(accurate(outputs.embedding), accurate(outputs.logits))
+        exact = Outputs(accurate(outputs.embedding), accurate(outputs.logits), outputs.mask)
+        outputs, mask = filled(exact, 0.0), outputs.mask
         losses = self._task_loss(outputs, batch, labels)
-        values = self._values(losses, self._pairs(outputs, labels, old))
+        values = self._values(losses, self._pairs(outputs, labels, old), mask=mask)
         for group, one, columns in zip(self._groups, merged, self._columns, strict=True):
             values[group.key] = group.value(outputs, one, columns=columns)
         if self._compatibility.reference is not None and reference is not None:
             temperature = self._compatibility.reference.temperature
             distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)
-            values["reference"] = weighted_mean(distances, participates=reference.present)
+            present = reference.present if mask is None else reference.present & mask
+            values["reference"] = weighted_mean(distances, participates=present)
         weights = self.weights
         total = torch.stack([weights[key] * one for key, one in values.items()]).sum()
-        correct = (outputs.logits.detach().argmax(-1) == labels).sum()
+        right = outputs.logits.detach().argmax(-1) == labels
+        correct = (right if mask is None else right & mask).sum()
         return ObjectiveValue(total=total, parts={key: one.detach() for key, one in values.items()}, correct=correct)
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,8 +240,8 @@ class Objective:
             for index in self._used
         }
 
-    def _values(self, losses: Tensor, pairs: Mapping[int, Pair]) -> dict[str, Tensor]:
-        values = {"task": weighted_mean(losses, weights=self._task_weights(pairs))}
+    def _values(self, losses: Tensor, pairs: Mapping[int, Pair], *, mask: Tensor | None) -> dict[str, Tensor]:
+        values = {"task": weighted_mean(losses, weights=self._task_weights(pairs), participates=mask)}
         means = self._focus_means(pairs)
         for term in self._terms:
             values[term.key] = value(term, pairs[term.index], mean=means.get(term.key))

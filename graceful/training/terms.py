@@ -70,6 +70,8 @@ def value(term: Term, pair: Pair, *, mean: Tensor | None) -> Tensor:
         if values.shape != pair.labels.shape or participates.shape != pair.labels.shape:
             shapes = f"{list(values.shape)} and {list(participates.shape)}"
             raise ValueError(f"values and participates are {shapes}, must be one number for each sample")
+    if pair.outputs.mask is not None:
+        participates = participates & pair.outputs.mask
     if weights is not None:
         version = pair.version
         divisor: float | Tensor | None = mean

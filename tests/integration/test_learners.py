@@ -79,7 +79,7 @@ def test_versions_with_vocabularies_of_their_own_are_trained_measured_and_served
         {"kind": "influence"},
         {"kind": "embedding_regression", "weight": 1.0},
     ]
-    train = {"num_workers": 2, "engine": {"kind": "deepspeed", "zero_stage": 2}}
+    train = {"num_workers": 2, "engine": {"kind": "deepspeed", "zero_stage": 3}}
     run = refreshed(tmp_path, "v2", options={"width": 12}, train=train, compatibility={"losses": losses})
     before, report = (json.loads((folder / "report.json").read_text()) for folder in (first, run))
     measured = {name: one["value"] for name, one in report["comparisons"][0]["measurements"].items()}

@@ -1,6 +1,7 @@
 """Texts of words, classified by which words prevail. Batches are mappings of integer tensors.
 
-Each version numbers the words that it met in its own training texts, so versions of a chain have other vocabularies.
+A few texts are empty, and masked. Each version numbers the words that it met in its own training texts, so versions of
+a chain have other vocabularies.
 Queries and galleries have encoders of their own, and training drops words as a function of the view.
 """
 
@@ -18,6 +19,7 @@ from graceful.tasks.base import Samples
 WORDS, LENGTH = 60, 12
 CLASSES = ("animals", "plants", "stones")
 UNKNOWN = 1
+EMPTY = 0.03
 
 
 class Network(nn.Module):
@@ -58,7 +60,7 @@ class TokenLearner:
         mask = ids > 0
         if views is not None:
             dropped = torch.stack([torch.from_numpy(np.random.default_rng(int(v)).random(LENGTH)) < 0.2 for v in views])
-            mask &= ~dropped | (torch.arange(LENGTH) == 0)
+            mask &= ~dropped | (torch.arange(LENGTH) == 0)  # an empty text stays empty
         return {"text": {"ids": ids, "mask": mask}}
 
     def forward(self, network, batch, *, encoder):
@@ -66,7 +68,7 @@ class TokenLearner:
         vectors = network.tokens(text["ids"]) * text["mask"].unsqueeze(-1)
         mean = vectors.sum(1) / text["mask"].sum(1, keepdim=True).clamp(min=1)
         embedding = mean + 0.1 * network.query(mean) if encoder == "query" else mean
-        return Outputs(embedding, network.head(embedding))
+        return Outputs(embedding, network.head(embedding), text["mask"].any(1))
 
     def task_loss(self, outputs, batch, labels):
         return F.cross_entropy(outputs.logits, labels, reduction="none", label_smoothing=0.05)
@@ -84,7 +86,7 @@ class Sequences:
         own = 1 + self.labels[:, None] * 19 + rng.integers(0, 19, (count, LENGTH))
         noise = rng.integers(1, WORDS, (count, LENGTH))
         words = np.where(rng.random((count, LENGTH)) < 0.45, own, noise)
-        lengths = rng.integers(4, LENGTH + 1, count)
+        lengths = np.where(rng.random(count) < EMPTY, 0, rng.integers(4, LENGTH + 1, count))
         texts = [" ".join(f"w{word}" for word in row[:length]) for row, length in zip(words, lengths, strict=True)]
         self.items = np.array(texts)
         self.ids = np.array([f"text-{row}" for row in range(count)])

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from graceful import spec, tasks
-from graceful.chain import Predecessor, freeze
+from graceful.chain import OldOutputs, Predecessor, freeze
+from graceful.chain.merging import Merged
 from graceful.errors import SpecError
 from graceful.learners import Classifier, Learner, batch, learner_of, run
 from graceful.lineage.serving import Served
@@ -20,8 +21,11 @@ from graceful.programs.model_outputs import Evaluated, run_on_split, run_version
 from graceful.programs.rehearsal import rehearse
 from graceful.programs.tuning import fits
 from graceful.spec import Compatibility, DigitsTask, PythonTask, RefreshSpec
+from graceful.targets import Live, build
 from graceful.tasks.base import Task
-from graceful.training.objective import Objective
+from graceful.training.batches import answered
+from graceful.training.merging import Group
+from graceful.training.objective import Objective, OldVersion
 
 SEQUENCES = Path(__file__).parents[1] / "support" / "sequences.py"
 
@@ -92,6 +96,8 @@ from graceful.models.base import Headed, Outputs
 from graceful.tasks.base import Samples
 import numpy as np
 
+def labels_of(batch): return batch.long().sum(1)
+
 class L:
     encoders = ("default",)
     def collate(self, items, views): return {COLLATE}
@@ -123,6 +129,14 @@ def losses_of(task: Task) -> torch.Tensor:
         ({"COLLATE": "items"}, "collate() of the learner returned a ndarray; return a torch.Tensor"),
         ({"COLLATE": "1 / 0"}, "ZeroDivisionError"),
         ({"FORWARD": "(1, 2)"}, "forward() of the learner returned a tuple; return graceful.models.base.Outputs"),
+        ({"FORWARD": "Outputs(network.embed(batch)[:3], network.embed(batch))"}, "made embedding [3, 3]; must be [4, "),
+        (
+            {"FORWARD": "Outputs(network.embed(batch), labels_of(batch))"},
+            "made logits [4] int64; must be [4, ...], one",
+        ),
+        ({"FORWARD": "Outputs(network.embed(batch), None)"}, "forward() of the learner made logits a NoneType; must"),
+        ({"FORWARD": "Outputs(*[batch] * 2, labels_of(batch))"}, "made mask [4] int64; must be [4] bool"),
+        ({"FORWARD": "Outputs(*[batch] * 2, batch > 0)"}, "made mask [4, 2] bool; must be [4] bool"),
         ({"LOSS": "outputs.logits.sum()"}, "task_loss() of the learner returned []; must be one value for each sample"),
         ({"LOSS": "None"}, "task_loss() of the learner returned a NoneType"),
     ],
@@ -222,6 +236,86 @@ def test_the_tasks_own_loss_of_a_learner_is_what_is_trained() -> None:
     assert (value.total.item(), value.parts["task"].item(), seen) == (2.0, 2.0, ["the batch"])
 
 
+MASK = torch.tensor([True, False, True, False, False])
+OLD = OldVersion(
+    name="v1", classes=("b", "a"), embedding_size=3, head=lambda embedding: embedding[:, :2], correct_share=0.5
+)
+LOSSES = [
+    {"kind": "focal_distillation"},
+    {"kind": "focal_distillation", "focus": "negative_flip"},
+    {"kind": "logit_displacement"},
+    {"kind": "influence", "prototypes": False},
+    {"kind": "embedding_regression"},
+    {"kind": "reweighting"},
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: "-".join(map(str, loss.values())))
+def test_a_masked_sample_weighs_nothing_in_any_loss_and_means_divide_by_the_batch(loss: dict[str, object]) -> None:
+    """Equal to the loss of the other samples alone, times their share; nothing flows to the masked rows."""
+    generator = torch.Generator().manual_seed(0)
+    document = {"losses": [loss], "reference": {"weight": 2.0}}
+    compatibility = Compatibility.model_validate(document)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    tensors = [torch.randn(5, size, generator=generator) for size in (3, 2, 3, 2, 2)]
+    embedding, logits = (tensor.requires_grad_() for tensor in tensors[:2])
+
+    def value(rows: torch.Tensor, mask: torch.Tensor | None):
+        outputs = Outputs(embedding[rows], logits[rows], mask)
+        present = torch.ones(len(rows), dtype=torch.bool)
+        old = OldOutputs(tensors[3][rows], tensors[2][rows], present)
+        reference = OldOutputs(tensors[4][rows], torch.zeros(len(rows), 0), present)
+        return Objective(compatibility, ("a", "b"), [OLD])(outputs, labels[rows], [old], reference)
+
+    masked, alone = value(torch.arange(5), MASK), value(MASK.nonzero().flatten(), None)
+    share = MASK.float().mean()
+    assert masked.parts.keys() == alone.parts.keys()
+    for name, part in masked.parts.items():
+        assert torch.allclose(part, alone.parts[name] * share), name
+    assert masked.correct == alone.correct
+    masked.total.backward()
+    gradients = [tensor.grad[~MASK] for tensor in (embedding, logits) if tensor.grad is not None]
+    assert gradients
+    assert not any(bool(gradient.any()) for gradient in gradients)
+
+
+def test_a_masked_sample_weighs_nothing_in_merged_terms() -> None:
+    loss = Compatibility.model_validate({"losses": [{"kind": "embedding_regression"}]}).losses[0]
+    group = Group(key="chain", loss=loss, loss_index=0, versions=(0, 1), columns=None)
+    rows, target = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)), torch.eye(5, 3)
+    outputs = Outputs(rows, torch.zeros(5, 2), MASK)
+    value = group.value(outputs, Merged(target=target, weight=torch.ones(5)), columns=None)
+    alone = group.value(Outputs(rows[MASK], torch.zeros(2, 2)), Merged(target[MASK], torch.ones(2)), columns=None)
+    assert torch.allclose(value, alone * MASK.float().mean())
+
+
+def test_a_masked_sample_has_no_answer_in_caches_evaluation_and_serving(tmp_path: Path) -> None:
+    task = sequences()
+    test, version = task.samples("test"), frozen(task)
+    empty = np.array([not text for text in test.read(np.arange(len(test)))])
+    assert 0 < empty.sum() < len(test)
+    cache = build(version, test, views=None, root=tmp_path)
+    assert np.array_equal(~cache.present[0], empty)
+    live = Live(predecessor=version).fetch(np.arange(8), test.read(np.arange(8)), None, 0)
+    assert live.present.tolist() == (~empty[:8]).tolist()
+    (measured,) = run_versions([version], Evaluated(test=test, query=test, gallery=test), batch_size=64)
+    assert np.array_equal(measured.predictions.has_prediction(), ~empty)
+    assert measured.queries is not None
+    assert np.array_equal(np.isnan(measured.queries.vectors).all(1), empty)
+    labels = Served(version).predict(["w1 w2", ""])["label"].tolist()
+    assert labels[0] in task.classes
+    assert labels[1] == ""
+    right = torch.cat(
+        [hits for _, hits in answered(task, test, [np.arange(len(test))], forward=forward(task), device="cpu")]
+    )
+    assert not right.numpy()[empty].any()
+
+
+def forward(task: Task):
+    network = task.network(task.classes)
+    return lambda inputs: run(learner_of(task), network, inputs)
+
+
 def frozen(task: Task) -> Predecessor:
     return Predecessor(
         name="v1",
@@ -239,12 +333,12 @@ def test_galleries_are_embedded_by_the_gallery_encoder_in_evaluation_and_search(
     task = sequences()
     version, test = frozen(task), task.samples("test")
     queries, gallery = (run_on_split(version, test, 64, role=role).embeddings for role in ("query", "gallery"))
-    assert not np.array_equal(queries, gallery)
+    assert not np.array_equal(queries, gallery, equal_nan=True)
     (measured,) = run_versions([version], Evaluated(test=test, query=test, gallery=test), batch_size=64)
     assert measured.queries is not None
     assert measured.gallery is not None
-    assert np.array_equal(measured.queries.vectors, queries)
-    assert np.array_equal(measured.gallery.vectors, gallery)
+    assert np.array_equal(measured.queries.vectors, queries, equal_nan=True)
+    assert np.array_equal(measured.gallery.vectors, gallery, equal_nan=True)
     asked: list[tuple[str, str]] = []
     document = spec.parse({"model": "m", "name": "v2", "task": {"kind": "digits"}})
 

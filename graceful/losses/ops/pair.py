@@ -51,7 +51,7 @@ class Pair:
     Args:
         version: The old version.
         space: Classes that both know.
-        outputs: Of the new version, fp32 at least.
+        outputs: Of the new version, fp32 at least; samples that its mask leaves out count as not present.
         labels: [B] new labels.
         old: None where no loss reads old outputs; then everything counts as present.
     """
@@ -60,7 +60,8 @@ class Pair:
         self, version: OldVersion, *, space: LabelSpace, outputs: Outputs, labels: Tensor, old: OldOutputs | None
     ) -> None:
         self.version, self.space, self.outputs, self.labels = version, space, outputs, labels
-        self.present = torch.ones_like(labels, dtype=torch.bool) if old is None else old.present
+        present = torch.ones_like(labels, dtype=torch.bool) if old is None else old.present
+        self.present = present if outputs.mask is None else present & outputs.mask
         self._old = old
 
     def _known(self, name: str) -> Tensor:
@@ -106,5 +107,6 @@ class Pair:
 
     @functools.cached_property
     def new_correct(self) -> Tensor:
-        """[B] bool over all classes of the new version."""
-        return self.outputs.logits.detach().argmax(-1) == self.labels
+        """[B] bool over all classes of the new version; False where it has no answer."""
+        right = self.outputs.logits.detach().argmax(-1) == self.labels
+        return right if self.outputs.mask is None else right & self.outputs.mask

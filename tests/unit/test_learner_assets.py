@@ -13,6 +13,7 @@ from graceful import spec, tasks
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.learners import learner_of
 from graceful.models import assets, bundle
+from graceful.models.stored import StoredVersion
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.targets import build
 from graceful.training.start import weights_of
@@ -164,9 +165,9 @@ def test_training_does_not_start_at_weights_that_belong_to_another_vocabulary(tm
     (tmp_path / "task.py").write_text(SEQUENCES.read_text().replace("dict.fromkeys(known)", "sorted(set(known))"))
     for document in (first, spec_of("v2", file=tmp_path / "task.py")):
         task = tasks.build(document.task)
-        network = task.network(task.classes)
+        network, start = task.network(task.classes), StoredVersion(folder=tmp_path / "v1", augment_like=document.task)
         if document is first:
-            assert weights_of(tmp_path / "v1", network, spec=document, task=task).keys() == network.state_dict().keys()
+            assert weights_of(start, network, task=task).keys() == network.state_dict().keys()
             continue
         with pytest.raises(SpecError, match=r"the weights of v1 belong to the vocabulary\.json that its learner had"):
-            weights_of(tmp_path / "v1", network, spec=document, task=task)
+            weights_of(start, network, task=task)

@@ -1,4 +1,4 @@
-"""What a new version may break against each predecessor, and whether that can be asked: before training, pure floats.
+"""Budgets of negative flips against each predecessor, and whether training can meet them. Pure floats, before training.
 
 With error rates on the constraint split, ER_ref that of a run without constraints and ER_k the predecessor's:
 
@@ -34,7 +34,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One predecessor on the constraint split.
+    """Error rates of one predecessor on the constraint split.
 
     Attributes:
         name: Version name.
@@ -51,7 +51,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What may flip against one predecessor.
+    """The budget of negative flips against one predecessor.
 
     Attributes:
         name: Version name.
@@ -70,7 +70,7 @@ class Budget:
     implied_by: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the budget as JSON values."""
         return asdict(self)
 
 
@@ -96,18 +96,20 @@ def plan(
         SpecError: A bound names no predecessor.
     """
     bounds, upper = bounds or {}, upper or {}
-    unknown = sorted(set(bounds) - {one.name for one in chain})
+    unknown = sorted(set(bounds) - {standing.name for standing in chain})
     if unknown:
-        names = ", ".join(one.name for one in chain) or "none"
+        names = ", ".join(standing.name for standing in chain) or "none"
         raise SpecError(
             f"compatibility.weighting.bounds: {unknown[0]!r} is no predecessor in training, which are {names}"
         )
-    found: list[Budget] = []
-    for distance, one in enumerate(chain):
+    budgets: list[Budget] = []
+    for distance, standing in enumerate(chain):
         rho = relative * (1.0 + growth * distance)
-        bound = bounds.get(one.name, rho * (1.0 - one.error) * one.reference_error)
-        found.append(_judged(one, bound, [item for item in found if item.status is Status.ACTIVE], upper))
-    return tuple(found)
+        bound = bounds.get(standing.name, rho * (1.0 - standing.error) * standing.reference_error)
+        budgets.append(
+            _budget(standing, bound, [budget for budget in budgets if budget.status is Status.ACTIVE], upper)
+        )
+    return tuple(budgets)
 
 
 def require_feasible(budgets: Sequence[Budget]) -> None:
@@ -116,8 +118,8 @@ def require_feasible(budgets: Sequence[Budget]) -> None:
     Raises:
         SpecError: The reason of the first, how many more there are, and all of them in its facts.
     """
-    refused = {one.name: one.reason for one in budgets if one.status is Status.INFEASIBLE}
-    _refuse(refused)
+    reasons = {budget.name: budget.reason for budget in budgets if budget.status is Status.INFEASIBLE}
+    _refuse(reasons)
 
 
 def require_evidence(
@@ -131,65 +133,71 @@ def require_evidence(
     Raises:
         SpecError: As `require_feasible`; or a bound names no predecessor.
     """
-    refused = {}
-    free = [replace(one, reference_error=1.0) for one in chain]
-    for budget in plan(free, relative=relative, growth=growth, bounds=bounds):
-        if not _shown(budget.bound, budget.standing.n):
-            refused[budget.name] = _unshown(budget.bound, budget.standing.n)
-    _refuse(refused)
+    reasons = {}
+    largest = [replace(standing, reference_error=1.0) for standing in chain]
+    for budget in plan(largest, relative=relative, growth=growth, bounds=bounds):
+        if not _can_be_shown(budget.bound, budget.standing.n):
+            reasons[budget.name] = _reason_not_shown(budget.bound, budget.standing.n)
+    _refuse(reasons)
 
 
 def _refuse(reasons: Mapping[str, str]) -> None:
     if reasons:
-        (name, reason), *others = reasons.items()
-        more = f" (and {len(others)} more)" if others else ""
+        (name, reason), *other_reasons = reasons.items()
+        suffix = f" (and {len(other_reasons)} more)" if other_reasons else ""
         raise SpecError(
-            f"compatibility.weighting: {name}: {reason}{more}; raise the budget (relative, or bounds), leave the"
+            f"compatibility.weighting: {name}: {reason}{suffix}; raise the budget (relative, or bounds), leave the"
             " predecessor out of compatibility.against, or write infeasible: skip",
             {"infeasible": dict(reasons)},
         )
 
 
-def _shown(bound: float, n: int) -> bool:
-    needed = minimum_n(bound)
-    return needed is not None and needed <= n
+def _can_be_shown(bound: float, n: int) -> bool:
+    required = minimum_n(bound)
+    return required is not None and required <= n
 
 
-def _unshown(bound: float, n: int) -> str:
-    needed = minimum_n(bound)
-    wanted = "infinitely many" if needed is None else str(needed)
-    return f"a budget of {_percent(bound)} cannot be shown on {n} ids of the constraint split, it needs {wanted}"
+def _reason_not_shown(bound: float, n: int) -> str:
+    required = minimum_n(bound)
+    required_text = "infinitely many" if required is None else str(required)
+    return f"a budget of {_percent(bound)} cannot be shown on {n} ids of the constraint split, it needs {required_text}"
 
 
-def _judged(one: Standing, bound: float, active: Sequence[Budget], upper: Mapping[tuple[str, str], float]) -> Budget:
-    status, reason = Status.ACTIVE, f"at most {_percent(bound)} of {one.n} ids may flip"
-    floor = max(0.0, one.reference_error - one.error)
-    implying = next((near for near in active if _implies(near, one, bound, upper)), None)
+def _budget(
+    standing: Standing, bound: float, active: Sequence[Budget], upper: Mapping[tuple[str, str], float]
+) -> Budget:
+    status, reason = Status.ACTIVE, f"at most {_percent(bound)} of {standing.n} ids may flip"
+    floor = max(0.0, standing.reference_error - standing.error)
+    implying = next((nearer for nearer in active if _implies(nearer, standing, bound, upper)), None)
     if bound < floor:
         status = Status.INFEASIBLE
         reason = (
             f"a budget of {_percent(bound)} is below {_percent(floor)}, by which the unconstrained error"
-            f" {_percent(one.reference_error)} exceeds its error {_percent(one.error)}"
+            f" {_percent(standing.reference_error)} exceeds its error {_percent(standing.error)}"
         )
-    elif not _shown(bound, one.n):
-        status, reason = Status.INFEASIBLE, _unshown(bound, one.n)
-    elif bound >= min(one.reference_error, 1.0 - one.error):
+    elif not _can_be_shown(bound, standing.n):
+        status, reason = Status.INFEASIBLE, _reason_not_shown(bound, standing.n)
+    elif bound >= min(standing.reference_error, 1.0 - standing.error):
         status = Status.VACUOUS
-        reason = f"a budget of {_percent(bound)} asks for nothing: at most {_percent(one.reference_error)} can flip"
+        reason = (
+            f"a budget of {_percent(bound)} asks for nothing: at most {_percent(standing.reference_error)} can flip"
+        )
     elif implying is not None:
         status = Status.IMPLIED
-        between = upper[implying.name, one.name]
+        between = upper[implying.name, standing.name]
         reason = (
             f"follows from {implying.name}: {_percent(implying.bound)} and at most {_percent(between)} between the two"
             f" stay within {_percent(bound)}"
         )
     implied_by = implying.name if implying and status is Status.IMPLIED else None
-    return Budget(name=one.name, bound=bound, status=status, reason=reason, standing=one, implied_by=implied_by)
+    return Budget(
+        name=standing.name, bound=bound, status=status, reason=reason, standing=standing, implied_by=implied_by
+    )
 
 
-def _implies(near: Budget, far: Standing, bound: float, upper: Mapping[tuple[str, str], float]) -> bool:
-    between = upper.get((near.name, far.name))
-    return between is not None and near.bound * near.standing.n / max(far.n, 1) + between <= bound
+def _implies(nearer: Budget, farther: Standing, bound: float, upper: Mapping[tuple[str, str], float]) -> bool:
+    between = upper.get((nearer.name, farther.name))
+    return between is not None and nearer.bound * nearer.standing.n / max(farther.n, 1) + between <= bound
 
 
 def _percent(rate: float) -> str:

@@ -1,4 +1,4 @@
-"""What a run has promised its predecessors, and how it sees whether it keeps that. Made by the driver."""
+"""The budgets of a run and the predecessors' correctness on the constraint split. Made by the driver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graceful.proportions import wilson
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contract:
-    """Budgets, and what the predecessors say about the constraint split.
+    """Budgets, and the predecessors' correctness on the constraint split.
 
     Attributes:
         budgets: One for each predecessor in training, in its order.
@@ -33,11 +33,11 @@ class Contract:
     data: str = ""
 
     def pace_of(self, epoch: int) -> float:
-        """Of an epoch, counted from 0; the last one's for later epochs."""
+        """Return the pace of an epoch, counted from 0; the last one's for later epochs."""
         return self.pace[min(epoch, len(self.pace) - 1)] if self.pace else 1.0
 
     def document(self) -> dict[str, Any]:
-        """As JSON values, without the masks."""
+        """Return the contract as JSON values, without the masks."""
         return {
             "reference_error": self.reference_error,
             "pace": list(self.pace),
@@ -47,7 +47,7 @@ class Contract:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What it was made from, as JSON values: a run that resumes must be held to the same.
+        """Return what it was made from, as JSON values; a resumed run must have the same.
 
         Bounds and pace follow from this, from the spec and from the predecessors. They are measured, so that another
         machine may find one id more or less: no reason to refuse to resume there.
@@ -56,7 +56,7 @@ class Contract:
 
 
 def flips_between(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> dict[tuple[int, int], float]:
-    """Upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
+    """Return the upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
 
     Args:
         right: [k, N] bool, nearest first.
@@ -65,11 +65,11 @@ def flips_between(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> dict[tu
     Returns:
         (k, j) -> upper end of the 95 % interval; pairs where k does not know every id of j are missing.
     """
-    found = {}
-    for near in range(len(right)):
-        for far in range(near + 1, len(right)):
-            ids = known[far]
-            if ids.any() and known[near][ids].all():
-                flipped = int((right[far] & ~right[near] & ids).sum())
-                found[near, far] = wilson(flipped, int(ids.sum()))[1]
-    return found
+    upper_ends = {}
+    for nearer in range(len(right)):
+        for farther in range(nearer + 1, len(right)):
+            ids = known[farther]
+            if ids.any() and known[nearer][ids].all():
+                flipped = int((right[farther] & ~right[nearer] & ids).sum())
+                upper_ends[nearer, farther] = wilson(flipped, int(ids.sum()))[1]
+    return upper_ends

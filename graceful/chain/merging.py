@@ -56,23 +56,23 @@ class Mixer:
             weight: [B], not negative.
         """
         weight = weight.double()
-        known = (weight > 0.0).unsqueeze(-1)
-        outputs = torch.where(known, outputs.double(), 0.0)
+        weighted = (weight > 0.0).unsqueeze(-1)
+        outputs = torch.where(weighted, outputs.double(), 0.0)
         if self._form == "kl":
             value = torch.log_softmax(outputs / self._temperature, -1)
-            own = (value.exp() * value).sum(-1)
+            self_term = (value.exp() * value).sum(-1)
             shares = weight.clamp(min=torch.finfo(torch.float64).tiny).log()[:, None]
-            term = torch.where(known, value + shares, -torch.inf)
+            term = torch.where(weighted, value + shares, -torch.inf)
         else:
             value = normalise(outputs) if self._form == "embedding" else outputs - outputs.mean(-1, keepdim=True)
-            own = value.square().sum(-1)
+            self_term = value.square().sum(-1)
             term = weight[:, None] * value
         if self._empty:
-            self._weight, self._sum, self._own, self._empty = weight.clone(), term, weight * own, False
+            self._weight, self._sum, self._own, self._empty = weight.clone(), term, weight * self_term, False
             return
         self._weight = self._weight + weight
         self._sum = torch.logaddexp(self._sum, term) if self._form == "kl" else self._sum + term
-        self._own = self._own + weight * own
+        self._own = self._own + weight * self_term
 
     def merged(self) -> tuple[Merged, Tensor]:
         """Finish.
@@ -81,19 +81,19 @@ class Mixer:
             The target in float64, and the conflict index [B]: mean distance of the predecessors to it in units of the
             loss, 0 where they agree or there is none.
         """
-        some = self._weight > 0.0
-        total = torch.where(some, self._weight, 1.0)
+        has_weight = self._weight > 0.0
+        total = torch.where(has_weight, self._weight, 1.0)
         if self._form == "kl":
-            log_mean = torch.where(some[:, None], self._sum - total.log()[:, None], 0.0)
-            own = (log_mean.exp() * log_mean).sum(-1)
-            conflict = self._temperature**2 * (self._own / total - own)
+            log_mean = torch.where(has_weight[:, None], self._sum - total.log()[:, None], 0.0)
+            self_term = (log_mean.exp() * log_mean).sum(-1)
+            conflict = self._temperature**2 * (self._own / total - self_term)
             target = self._temperature * (log_mean - log_mean.mean(-1, keepdim=True))
         else:
             target = self._sum / total[:, None]
             spread = self._own / total - target.square().sum(-1)
             conflict = spread if self._form == "embedding" else spread / (2.0 * max(target.shape[-1], 1))
-        silent = ~some
+        without_weight = ~has_weight
         return (
-            Merged(target.masked_fill(silent[:, None], 0.0), self._weight),
-            conflict.clamp(min=0.0).masked_fill(silent, 0.0),
+            Merged(target.masked_fill(without_weight[:, None], 0.0), self._weight),
+            conflict.clamp(min=0.0).masked_fill(without_weight, 0.0),
         )

@@ -1,4 +1,4 @@
-"""How strongly each predecessor pulls: fixed shares, or multipliers that follow its budget. Pure, on every rank.
+"""Strengths of the predecessors' losses: fixed shares, or multipliers that follow budgets. Pure, on every rank.
 
 Dual ascent, once per epoch, from counts on the constraint split that all ranks share:
 
@@ -25,7 +25,7 @@ SHRINK = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A model on the constraint split.
+    """Negative flip rates and error rate of a model on the constraint split.
 
     Attributes:
         flips: NFR against each predecessor, in their order.
@@ -37,16 +37,16 @@ class Measured:
 
 
 def strengths(weighting: spec.Weighting, count: int) -> tuple[float, ...]:
-    """Factors of the predecessors' losses where no budget moves them; they add up to 1."""
+    """Return the factors of the predecessors' losses where no budget moves them; they add up to 1."""
     if isinstance(weighting, spec.Decay):
-        raw = [weighting.factor**index for index in range(count)]
-        return tuple(one / math.fsum(raw) for one in raw)
+        powers = [weighting.factor**index for index in range(count)]
+        return tuple(power / math.fsum(powers) for power in powers)
     return (1.0 / max(count, 1),) * count
 
 
-def first(budgets: Sequence[Budget], *, start: float) -> tuple[float, ...]:
-    """Begin with the nearest active predecessor alone."""
-    active = [index for index, one in enumerate(budgets) if one.status is Status.ACTIVE]
+def initial(budgets: Sequence[Budget], *, start: float) -> tuple[float, ...]:
+    """Return the multipliers at the start: those of the nearest active predecessor alone are above 0."""
+    active = [index for index, budget in enumerate(budgets) if budget.status is Status.ACTIVE]
     return tuple(start if active[:1] == [index] else 0.0 for index in range(len(budgets)))
 
 
@@ -59,7 +59,7 @@ def advance(
     pace: float,
     weighting: spec.Adaptive,
 ) -> tuple[float, ...]:
-    """One step of the dual ascent.
+    """Return the multipliers after one step of the dual ascent.
 
     Args:
         multipliers: One per budget.
@@ -69,20 +69,20 @@ def advance(
         pace: ER of the unconstrained run at this epoch over its final one, at least 1.
         weighting: Step, margin, largest total.
     """
-    found = []
+    updated = []
     for mu, budget, rate in zip(multipliers, budgets, measured.flips, strict=True):
         if budget.status is not Status.ACTIVE:
-            found.append(0.0)
+            updated.append(0.0)
             continue
         allowed = budget.bound * pace
         excess = max(-1.0, min(1.0, (rate - allowed) / allowed))
-        found.append(max(0.0, mu + weighting.step * excess))
+        updated.append(max(0.0, mu + weighting.step * excess))
     if measured.error > (1.0 + weighting.error_margin) * reference_error * pace:
-        found = [SHRINK * mu for mu in found]
-    total = math.fsum(found)
+        updated = [SHRINK * mu for mu in updated]
+    total = math.fsum(updated)
     if total > weighting.largest_total:
-        found = [mu * weighting.largest_total / total for mu in found]
-    return tuple(found)
+        updated = [mu * weighting.largest_total / total for mu in updated]
+    return tuple(updated)
 
 
 def rank(measured: Measured, budgets: Sequence[Budget], *, error: float) -> tuple[float, float, float]:

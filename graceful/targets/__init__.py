@@ -152,7 +152,7 @@ def build(
         "transform": predecessor.transform_digest,
         "views": "clean" if views is None else files.array_digest(views),
     }
-    top = layouts.kept(top, len(predecessor.classes))
+    top = layouts.logits_kept(top, len(predecessor.classes))
     if top is not None:
         identity["top"] = top
     work = writing.Work(

@@ -1,4 +1,4 @@
-"""Blocks: what one forward pass of a predecessor is given, and what it must answer. The driver, or workers it asks."""
+"""Blocks of samples for a forward pass of a predecessor, and a check of its outputs. Driver, or workers for it."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ Compute = Callable[[Iterable[Block]], Iterator[Outputs]]
 """Blocks in, outputs out in the same order; it may look ahead."""
 
 
-def blocks_of(rows: int, *, views: NDArray[np.uint64] | None, size: int, done: int) -> Iterator[Block]:
-    """What remains after `done` rows, view by view; a block never spans two views.
+def blocks_of(rows: int, *, views: NDArray[np.uint64] | None, size: int, rows_done: int) -> Iterator[Block]:
+    """Yield the blocks that remain after `rows_done` rows, view by view; a block never spans two views.
 
     Args:
         rows: Samples N.
         views: [V, N] view numbers; None: one clean view.
         size: Samples per block.
-        done: Rows of the V x N that are there.
+        rows_done: Rows of the V x N that are there.
     """
-    while done < rows * (1 if views is None else len(views)):
-        view, start = divmod(done, rows)
+    while rows_done < rows * (1 if views is None else len(views)):
+        view, start = divmod(rows_done, rows)
         stop = min(start + size, rows)
         yield Block(view, start, stop, None if views is None else views[view, start:stop])
-        done += stop - start
+        rows_done += stop - start
 
 
 def run(predecessor: Predecessor, samples: Samples, block: Block) -> Outputs:
-    """One forward pass.
+    """Run one forward pass of a predecessor.
 
     Raises:
         DataError: The samples cannot be read.
@@ -66,10 +66,10 @@ def check_shape(predecessor: Predecessor, outputs: Outputs, *, rows: int) -> Non
     Raises:
         DataError: They differ.
     """
-    wanted = (len(predecessor.classes), predecessor.embedding_size)
-    found = (outputs.logits.shape[1], outputs.embedding.shape[1])
-    if found != wanted or len(outputs.logits) != rows:
+    expected = (len(predecessor.classes), predecessor.embedding_size)
+    shape = (outputs.logits.shape[1], outputs.embedding.shape[1])
+    if shape != expected or len(outputs.logits) != rows:
         raise DataError(
-            f"targets of {predecessor.name}: {rows} samples must give (classes, embedding) {wanted}, got"
-            f" {len(outputs.logits)} of {found}; the version's bundle and its task do not fit"
+            f"targets of {predecessor.name}: {rows} samples must give (classes, embedding) {expected}, got"
+            f" {len(outputs.logits)} of {shape}; the version's bundle and its task do not fit"
         )

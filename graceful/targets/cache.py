@@ -124,22 +124,22 @@ class Cache:
         return len(self.ids) if self.order is None else len(self.order)
 
     def align(self, ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.int64]:
-        """Row of each id, -1 where the cache has none. [N'] -> [N'] int64."""
-        wanted = files.encode_ids(ids)
-        if np.array_equal(wanted, self.ids):
-            return np.arange(len(wanted), dtype=np.int64)
-        known = np.asarray(self.ids)
-        sorter = np.argsort(known, kind="stable")
-        place = np.searchsorted(known, wanted, sorter=sorter)
-        row = sorter[np.minimum(place, len(known) - 1)]
-        return np.where(known[row] == wanted, row, -1).astype(np.int64)
+        """Return the row of each id, -1 where the cache has none. [N'] -> [N'] int64."""
+        requested_ids = files.encode_ids(ids)
+        if np.array_equal(requested_ids, self.ids):
+            return np.arange(len(requested_ids), dtype=np.int64)
+        cached_ids = np.asarray(self.ids)
+        sorter = np.argsort(cached_ids, kind="stable")
+        index = np.searchsorted(cached_ids, requested_ids, sorter=sorter)
+        row = sorter[np.minimum(index, len(cached_ids) - 1)]
+        return np.where(cached_ids[row] == requested_ids, row, -1).astype(np.int64)
 
     def coverage(self, ids: NDArray[np.str_] | Sequence[str]) -> float:
-        """Share of ids about which something is known in every view; 1.0 for no ids."""
+        """Return the share of ids that have outputs in every view; 1.0 for no ids."""
         return self._covered(self.align(ids))
 
     def aligned(self, ids: NDArray[np.str_] | Sequence[str], *, device: torch.device | str | None = None) -> Cache:
-        """The same cache, addressed by positions in `ids` and answering on `device`; nothing is copied.
+        """Return the same cache, addressed by positions in `ids`, with outputs on `device`; nothing is copied.
 
         Raises:
             DataError: Less than half of the ids are covered.
@@ -159,7 +159,7 @@ class Cache:
         view: int | NDArray[np.int64] = 0,
         device: torch.device | str | None = None,
     ) -> OldOutputs:
-        """Cached outputs as fp32.
+        """Return cached outputs as fp32.
 
         Args:
             positions: [B]; negative: nothing is known, `present` is False.
@@ -167,19 +167,21 @@ class Cache:
             device: None: the cache's own.
         """
         rows = positions if self.order is None else np.where(positions < 0, -1, self.order[positions])
-        known = rows >= 0
-        taken = np.where(known, rows, 0)
-        logits = self.logits[view, taken].astype(np.float32) + self.offsets[view, taken][:, None]
-        embedding = self.embeddings[view, taken].astype(np.float32)
-        present = self.present[view, taken] & known
-        logits[~known], embedding[~known] = 0.0, 0.0
-        where = self.device if device is None else torch.device(device)
-        return OldOutputs(_tensor(logits, where), _tensor(embedding, where), _tensor(present, where))
+        cached = rows >= 0
+        row_index = np.where(cached, rows, 0)
+        logits = self.logits[view, row_index].astype(np.float32) + self.offsets[view, row_index][:, None]
+        embedding = self.embeddings[view, row_index].astype(np.float32)
+        present = self.present[view, row_index] & cached
+        logits[~cached], embedding[~cached] = 0.0, 0.0
+        target_device = self.device if device is None else torch.device(device)
+        return OldOutputs(
+            _tensor(logits, target_device), _tensor(embedding, target_device), _tensor(present, target_device)
+        )
 
     def fetch(
         self, positions: NDArray[np.int64], items: Any, views: NDArray[np.uint64] | None, view_index: int
     ) -> OldOutputs:
-        """What a training step asks of any source; `items` are not looked at.
+        """Return the outputs that a training step needs, as from any source; `items` are not read.
 
         Args:
             positions: [B] positions of the batch.
@@ -193,24 +195,24 @@ class Cache:
         return self.rows(positions, self.view_of(positions, views, view_index))
 
     def view_of(self, positions: NDArray[np.int64], views: NDArray[np.uint64] | None, view_index: int) -> int:
-        """The cached view a batch belongs to; arguments and errors as of `fetch`."""
+        """Return the cached view a batch belongs to; arguments and errors as of `fetch`."""
         if self.views is None:
             return 0
         rows = positions if self.order is None else self.order[positions]
-        known = rows >= 0
+        cached = rows >= 0
         if view_index >= len(self.views) or views is None:
             raise DataError(
                 f"{self.folder}: holds {len(self.views)} views, asked for view {view_index} of {_kind(views)}"
             )
-        if not np.array_equal(self.views[view_index, rows[known]], views[known]):
+        if not np.array_equal(self.views[view_index, rows[cached]], views[cached]):
             raise DataError(
                 f"{self.folder}: the batch's views are not the cached view {view_index}; derive both from key_views"
                 " with one seed, or use live targets"
             )
         return view_index
 
-    def correct(self, labels: NDArray[np.int64]) -> float:
-        """Share of rows (samples in all views) that the predecessor gets right, of those with a class it knows.
+    def correct_share(self, labels: NDArray[np.int64]) -> float:
+        """Return the share of rows (samples in all views) that the predecessor gets right, where it knows the class.
 
         Args:
             labels: [N] in the predecessor's label space by position, -1: a class it does not know.
@@ -223,10 +225,10 @@ class Cache:
         for view, start in itertools.product(range(views), range(0, len(self), _CHUNK)):
             stop = min(start + _CHUNK, len(self))
             outputs = self.rows(np.arange(start, stop), view, "cpu")
-            wanted = torch.from_numpy(np.array(labels[start:stop], dtype=np.int64))
-            judged = outputs.present & (wanted >= 0)
-            hits += int((judged & (outputs.logits.argmax(1) == wanted)).sum())
-            total += int(judged.sum())
+            batch_labels = torch.from_numpy(np.array(labels[start:stop], dtype=np.int64))
+            eligible = outputs.present & (batch_labels >= 0)
+            hits += int((eligible & (outputs.logits.argmax(1) == batch_labels)).sum())
+            total += int(eligible.sum())
         return hits / total if total else math.nan
 
     def check(
@@ -243,32 +245,36 @@ class Cache:
         Raises:
             DataError: No sample in common.
         """
-        chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
-        turn = np.arange(len(chosen)) % (1 if views is None else len(views))
-        numbers = None if views is None else views[turn, chosen]
+        sampled = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.int64))
+        view_indices = np.arange(len(sampled)) % (1 if views is None else len(views))
+        numbers = None if views is None else views[view_indices, sampled]
         size = portion(samples, predecessor.learner.collate, most=count)
-        parts = [slice(start, start + size) for start in range(0, len(chosen), size)]
-        said = [predecessor(samples.read(chosen[part]), None if numbers is None else numbers[part]) for part in parts]
-        logits = torch.cat([outputs.logits for outputs in said])
-        cached = replace(self, order=None).rows(self.align(samples.ids[chosen]), turn, "cpu")
-        known = cached.present
-        if not bool(known.any()):
+        slices = [slice(start, start + size) for start in range(0, len(sampled), size)]
+        live_outputs = [
+            predecessor(samples.read(sampled[rows]), None if numbers is None else numbers[rows]) for rows in slices
+        ]
+        logits = torch.cat([outputs.logits for outputs in live_outputs])
+        cached = replace(self, order=None).rows(self.align(samples.ids[sampled]), view_indices, "cpu")
+        present = cached.present
+        if not bool(present.any()):
             raise DataError(
-                f"{self.folder}: none of {len(chosen)} samples is cached; check the ids of the training data"
+                f"{self.folder}: none of {len(sampled)} samples is cached; check the ids of the training data"
             )
-        right, left = logits.cpu()[known].double(), cached.logits[known].double()
-        kl = torch.nn.functional.kl_div(left.log_softmax(1), right.log_softmax(1), log_target=True, reduction="none")
+        live_logits, cached_logits = logits.cpu()[present].double(), cached.logits[present].double()
+        kl = torch.nn.functional.kl_div(
+            cached_logits.log_softmax(1), live_logits.log_softmax(1), log_target=True, reduction="none"
+        )
         return Agreement(
-            argmax=float((right.argmax(1) == left.argmax(1)).double().mean()),
+            argmax=float((live_logits.argmax(1) == cached_logits.argmax(1)).double().mean()),
             mean_kl=float(kl.sum(1).mean()),
-            count=int(known.sum()),
+            count=int(present.sum()),
         )
 
     def _covered(self, rows: NDArray[np.int64]) -> float:
         if len(rows) == 0:
             return 1.0
-        known: NDArray[np.bool_] = np.logical_and.reduce(self.present, axis=0)
-        return float((known[rows] & (rows >= 0)).mean())
+        present: NDArray[np.bool_] = np.logical_and.reduce(self.present, axis=0)
+        return float((present[rows] & (rows >= 0)).mean())
 
 
 def _logits(arrays: dict[str, NDArray[Any]], *, classes: int) -> NDArray[np.float16] | TopLogits:
@@ -294,8 +300,10 @@ def _meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads(storage.read_bytes(path))
         key = storage.sha256_json(meta["identity"])
-        whole = isinstance(meta["files"], dict) and isinstance(meta["name"], str) and isinstance(meta["classes"], list)
-        if not whole:
+        well_formed = (
+            isinstance(meta["files"], dict) and isinstance(meta["name"], str) and isinstance(meta["classes"], list)
+        )
+        if not well_formed:
             raise ValueError("not what a cache says of itself")
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise IntegrityError(f"{path}: damaged; delete the folder and run again, it is rebuilt") from e

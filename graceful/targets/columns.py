@@ -42,15 +42,15 @@ def mapped(folder: Path, *, names: Collection[str], classes: int) -> dict[str, N
     top = {layouts.LABELS, layouts.VALUES, layouts.REST}
     logits = {"logits.npy"} if "logits.npy" in names else top
     if set(names) - {"views.npy"} != _ALWAYS | logits:
-        raise _wrong(folder, f"lists the files {', '.join(sorted(names))}, not those of a cache")
+        raise _damaged(folder, f"lists the files {', '.join(sorted(names))}, not those of a cache")
     sizes, arrays = {"C": classes}, {}
     for name in sorted(names):
         kinds, axes = _COLUMNS[name]
         array = _mapped(folder, name)
         kind, shape = f"{array.dtype.kind}{array.dtype.itemsize}", array.shape
-        wanted = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False)]
-        if not (kind in kinds.split() or kind[0] == kinds) or list(shape) != wanted or len(axes) != len(shape):
-            raise _wrong(folder, f"{name} is {kind} of shape {shape}, which does not fit the others")
+        expected_shape = [sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False)]
+        if not (kind in kinds.split() or kind[0] == kinds) or list(shape) != expected_shape or len(axes) != len(shape):
+            raise _damaged(folder, f"{name} is {kind} of shape {shape}, which does not fit the others")
         arrays[name] = array
     return arrays
 
@@ -61,8 +61,8 @@ def _mapped(folder: Path, name: str) -> NDArray[Any]:
             read_header(file, name=name)
         return npy.open_memmap(folder / name, mode="r")
     except (ValueError, OSError) as e:
-        raise _wrong(folder, f"{name} cannot be read ({one_line(e):.200})") from e
+        raise _damaged(folder, f"{name} cannot be read ({one_line(e):.200})") from e
 
 
-def _wrong(folder: Path, problem: str) -> IntegrityError:
+def _damaged(folder: Path, problem: str) -> IntegrityError:
     return IntegrityError(f"{folder}: {problem}; delete the folder and run again, it is rebuilt")

@@ -18,9 +18,9 @@ from graceful.targets import files
 
 
 def keys_of(root: str | Path, *, predecessors: Collection[str]) -> list[str]:
-    """Keys of the caches of some versions, by their digests: of those that cannot be run again, to be kept."""
-    found = finished(Path(root)) if predecessors else []
-    return [folder.name for folder in found if predecessor_of(folder) in predecessors]
+    """Return the keys of the caches of some versions, by their digests: of those that cannot be run again."""
+    folders = finished(Path(root)) if predecessors else []
+    return [folder.name for folder in folders if predecessor_of(folder) in predecessors]
 
 
 def predecessor_of(folder: Path) -> str | None:
@@ -45,16 +45,16 @@ def evict(root: str | Path, *, limit: int, keep: Iterable[str] = ()) -> list[str
     Raises:
         StorageError: Something cannot be deleted.
     """
-    root, spared = Path(root), set(keep)
+    root, protected = Path(root), set(keep)
     sizes = {folder: _bytes(folder) for folder in finished(root)}
-    left, gone = sum(sizes.values()), []
-    for folder in sorted(sizes, key=lambda one: (one / files.META).stat().st_mtime_ns):
-        if left <= limit:
+    remaining, deleted = sum(sizes.values()), []
+    for folder in sorted(sizes, key=lambda path: (path / files.META).stat().st_mtime_ns):
+        if remaining <= limit:
             break
-        if folder.name not in spared and delete(folder):
-            left -= sizes[folder]
-            gone.append(folder.name)
-    return gone
+        if folder.name not in protected and delete(folder):
+            remaining -= sizes[folder]
+            deleted.append(folder.name)
+    return deleted
 
 
 def finished(root: Path) -> list[Path]:
@@ -75,9 +75,9 @@ def delete(folder: Path) -> bool:
     with guarded(folder, "delete"):
         try:
             with locks.exclusive(folder.with_name(f"{folder.name}{files.IN_USE}")):
-                doomed = folder.with_name(f"{folder.name}.deleted-{os.getpid()}")
-                folder.rename(doomed)
-                shutil.rmtree(doomed)
+                renamed = folder.with_name(f"{folder.name}.deleted-{os.getpid()}")
+                folder.rename(renamed)
+                shutil.rmtree(renamed)
         except BlockingIOError:
             return False
     return True

@@ -28,22 +28,22 @@ def verify(folder: Path, recorded: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         IntegrityError: A file is missing or differs.
     """
-    for name, wanted in recorded.items():
+    for name, expected in recorded.items():
         path = folder / name
-        found = fingerprint(path, whole=False) if path.is_file() else {}
-        for fact, value in found.items():
-            if value != wanted.get(fact):
+        actual = fingerprint(path, whole=False) if path.is_file() else {}
+        for fact, value in actual.items():
+            if value != expected.get(fact):
                 raise IntegrityError(
-                    f"{path}: {fact} must be {_short(wanted.get(fact))}, got {_short(value)}; delete {folder} and run"
-                    " again, it is rebuilt",
-                    {"path": str(path), "expected": wanted.get(fact), "found": value},
+                    f"{path}: {fact} must be {_shortened(expected.get(fact))}, got {_shortened(value)}; delete {folder}"
+                    " and run again, it is rebuilt",
+                    {"path": str(path), "expected": expected.get(fact), "found": value},
                 )
-        if not found:
+        if not actual:
             raise IntegrityError(f"{path}: missing; delete {folder} and run again, it is rebuilt")
 
 
 def fingerprint(path: Path, *, whole: bool) -> dict[str, Any]:
-    """Size and digests of a file.
+    """Return size and digests of a file.
 
     Args:
         path: The file.
@@ -67,18 +67,18 @@ def fingerprint(path: Path, *, whole: bool) -> dict[str, Any]:
 
 
 def encode_ids(ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.bytes_]:
-    """Ids as fixed-width UTF-8, which a .npy file holds without pickle."""
+    """Return ids as fixed-width UTF-8, which a .npy file holds without pickle."""
     text = np.asarray(ids, dtype=np.str_)
     return np.asarray(np.char.encode(text, "utf-8"), dtype=np.bytes_)
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """SHA-256 of an array's type, shape and bytes."""
+    """Return the SHA-256 of an array's type, shape and bytes."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data if array.size else b"")
     return digest.hexdigest()
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     text = str(value)
     return text if len(text) < 20 else f"{text[:12]}..."

@@ -39,25 +39,25 @@ class TopLogits:
     rest: NDArray[np.float16]
     classes: int
 
-    def __getitem__(self, place: tuple[int | NDArray[np.int64], NDArray[np.int64]]) -> NDArray[np.float16]:
-        rest = np.asarray(self.rest[place])
+    def __getitem__(self, index: tuple[int | NDArray[np.int64], NDArray[np.int64]]) -> NDArray[np.float16]:
+        rest = np.asarray(self.rest[index])
         logits = np.repeat(rest[:, None], self.classes, axis=1)
-        np.put_along_axis(logits, np.asarray(self.labels[place]).astype(np.int64), self.values[place], axis=1)
+        np.put_along_axis(logits, np.asarray(self.labels[index]).astype(np.int64), self.values[index], axis=1)
         return logits
 
 
-def kept(top: int | None, classes: int) -> int | None:
-    """How many logits a cache keeps of each row; None: all, also where the top would not be smaller."""
+def logits_kept(top: int | None, classes: int) -> int | None:
+    """Return how many logits a cache keeps of each row; None: all, also where the top would not be smaller."""
     return None if top is None or top >= classes else top
 
 
 def label_type(classes: int) -> np.dtype[Any]:
-    """The smallest of uint16 and uint32 that counts the classes."""
+    """Return the smallest of uint16 and uint32 that counts the classes."""
     return np.dtype("<u2" if classes <= 2**16 else "<u4")
 
 
 def encode_top(shifted: NDArray[np.float32], *, top: int) -> dict[str, NDArray[Any]]:
-    """Blocks of the three files.
+    """Return blocks of the three files.
 
     Args:
         shifted: [B, C] logits below the row maximum, at least -65504.
@@ -75,7 +75,7 @@ def encode_top(shifted: NDArray[np.float32], *, top: int) -> dict[str, NDArray[A
 
 
 def bytes_per_sample(*, classes: int, size: int, top: int | None = None) -> int:
-    """Bytes of one sample in one view, ids and view numbers not counted; see above."""
-    k = kept(top, classes)
+    """Return the bytes of one sample in one view, ids and view numbers not counted; see above."""
+    k = logits_kept(top, classes)
     logits = 2 * classes if k is None else (2 + label_type(classes).itemsize) * k + 2
     return logits + 4 + 1 + 2 * size

@@ -70,7 +70,7 @@ class Mixture:
         device: torch.device | str = "cpu",
         scratch: Path | None = None,
     ) -> None:
-        shapes = {(_views(one.cache), len(one.cache), _size(one)) for one in members}
+        shapes = {(_views(member.cache), len(member.cache), _size(member)) for member in members}
         if len(shapes) != 1:
             raise ValueError(f"members of a mixture must have one shape of (views, samples, size), got {shapes}")
         ((views, samples, size),) = shapes
@@ -78,7 +78,7 @@ class Mixture:
             raise ValueError(f"{loss.kind} does not merge")
         self._merge: Merge = loss.merge
         self._loss, self._members, self._device = loss, tuple(members), torch.device(device)
-        self._target = _room((views, samples, size), scratch)
+        self._target = _allocate((views, samples, size), scratch)
         self._weight = np.zeros((views, samples), dtype=np.float32)
         self.conflict = 0.0
         """Mean conflict index over the samples somebody has something to say about, in units of the loss."""
@@ -90,7 +90,7 @@ class Mixture:
         for view in range(views):
             for start in range(0, samples, _CHUNK):
                 rows = np.arange(start, min(start + _CHUNK, samples), dtype=np.int64)
-                merged, conflict = self._mixed(rows, view, strengths)
+                merged, conflict = self._merged_rows(rows, view, strengths)
                 self._target[view, rows] = merged.target.numpy()
                 self._weight[view, rows] = merged.weight.numpy()
                 total += float(conflict.sum())
@@ -98,7 +98,7 @@ class Mixture:
         self.conflict = total / count if count else 0.0
 
     def fetch(self, positions: NDArray[np.int64], views: NDArray[np.uint64] | None, view_index: int) -> Merged:
-        """Target and weight of a batch, fp32; arguments and errors as of `Cache.fetch`."""
+        """Return target and weight of a batch, fp32; arguments and errors as of `Cache.fetch`."""
         view = self._members[0].cache.view_of(positions, views, view_index)
         target, weight = (
             torch.from_numpy(self._target[view, positions]),
@@ -106,7 +106,7 @@ class Mixture:
         )
         return Merged(target.to(self._device), weight.to(self._device))
 
-    def _mixed(self, rows: NDArray[np.int64], view: int, strengths: Sequence[float]) -> tuple[Merged, Tensor]:
+    def _merged_rows(self, rows: NDArray[np.int64], view: int, strengths: Sequence[float]) -> tuple[Merged, Tensor]:
         mixer = Mixer(self._merge.form, temperature=self._merge.temperature)
         for member, strength in zip(self._members, strengths, strict=True):
             if strength > 0.0 or member is self._members[0]:
@@ -115,18 +115,18 @@ class Mixture:
         return mixer.merged()
 
     def _weights(self, member: Member, outputs: OldOutputs, rows: NDArray[np.int64]) -> Tensor:
-        """[B] as the loss of this predecessor alone would weigh its samples, mean 1 over those it knows."""
+        """Return [B] as the loss of this predecessor alone would weigh its samples, mean 1 over those it knows."""
         if not self._merge.of_logits:
             return outputs.present.double()
         labels = torch.from_numpy(member.labels[rows])
-        knows = outputs.present & (labels >= 0)
-        right = knows & (outputs.logits.argmax(1) == labels)
+        class_known = outputs.present & (labels >= 0)
+        correct = class_known & (outputs.logits.argmax(1) == labels)
         loss, share = self._loss, member.correct_share or 0.0
-        weights = loss.sample_weights(_Correctness(right, right, member.near_chance))
+        weights = loss.sample_weights(_Correctness(correct, correct, member.near_chance))
         if weights is None:
-            return knows.double()
+            return class_known.double()
         mean = loss.mean_weight(correct_share=share, near_chance=member.near_chance)
-        return focus.normalise(weights.double(), mean=mean) * knows
+        return focus.normalise(weights.double(), mean=mean) * class_known
 
 
 class _Correctness(NamedTuple):
@@ -151,7 +151,7 @@ def _size(member: Member) -> int:
     return int(member.cache.embeddings.shape[2]) if member.columns is None else len(member.columns)
 
 
-def _room(shape: tuple[int, ...], scratch: Path | None) -> NDArray[Any]:
+def _allocate(shape: tuple[int, ...], scratch: Path | None) -> NDArray[Any]:
     if 4 * int(np.prod(shape, dtype=np.int64)) <= _IN_MEMORY:
         return np.zeros(shape, dtype=np.float32)
     size = 4 * int(np.prod(shape, dtype=np.int64))

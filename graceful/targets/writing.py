@@ -1,4 +1,4 @@
-"""How a cache of predecessor outputs gets onto disk: appended, resumable, sealed with digests. The driver runs it.
+"""Write a cache of predecessor outputs: appended, resumable, sealed with digests. The driver runs it.
 
 Rows are appended in order (view by view), flushed, and only then counted in `progress.json`, so that an interrupted
 build keeps what it counted; where home has a twin in a bucket, each quarter of the work is copied there, for a build
@@ -53,7 +53,7 @@ class Work:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Views V and samples N."""
+        """Return the number of views V and of samples N."""
         return (1 if self.views is None else len(self.views)), len(self.samples)
 
 
@@ -68,8 +68,8 @@ class _Column:
     @property
     def header(self) -> bytes:
         text = io.BytesIO()
-        described = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(text, described)
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(text, fields)
         return text.getvalue()
 
     @property
@@ -123,7 +123,7 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
 def _columns(work: Work, embeddings: str) -> tuple[_Column, ...]:
     views, rows = work.shape
     classes, size = len(work.predecessor.classes), work.predecessor.embedding_size
-    top = layouts.kept(work.top, classes)
+    top = layouts.logits_kept(work.top, classes)
     logits = (
         [_Column(name="logits.npy", dtype=np.dtype("<f2"), shape=(views, rows, classes))]
         if top is None
@@ -144,17 +144,17 @@ def _columns(work: Work, embeddings: str) -> tuple[_Column, ...]:
 def _fill(partial: Path, work: Work, mirror: storage.Mirror) -> str:
     """Append all missing rows; returns the type of the embeddings."""
     partial.mkdir(parents=True, exist_ok=True)
-    done, embeddings = _resumed(partial)
+    rows_done, embeddings = _resumed(partial)
     try:
-        _append(partial, work, mirror, done=done, embeddings=embeddings)
+        _append(partial, work, mirror, rows_done=rows_done, embeddings=embeddings)
     except _EmbeddingOverflowError:
         embeddings = "<f4"
-        _append(partial, work, mirror, done=0, embeddings=embeddings)
+        _append(partial, work, mirror, rows_done=0, embeddings=embeddings)
     return embeddings
 
 
 def _resumed(partial: Path) -> tuple[int, str]:
-    """Rows that an interrupted build counted, and its type of embeddings."""
+    """Return the rows that an interrupted build counted, and its type of embeddings."""
     path = partial / _PROGRESS
     if not path.is_file():
         return 0, "<f2"
@@ -162,63 +162,63 @@ def _resumed(partial: Path) -> tuple[int, str]:
     return int(document["rows"]), str(document["embeddings"])
 
 
-def _append(partial: Path, work: Work, mirror: storage.Mirror, *, done: int, embeddings: str) -> None:
+def _append(partial: Path, work: Work, mirror: storage.Mirror, *, rows_done: int, embeddings: str) -> None:
     columns = _columns(work, embeddings)
     _check_space(partial, columns)
     views, rows = work.shape
     with ExitStack() as stack:
-        done = _agreed(partial, columns, done)
-        outputs = [stack.enter_context(_opened(partial, column, done)) for column in columns]
-        copied = _COPIES * done // (views * rows)
-        for number, (block, found) in enumerate(_computed(work, done), start=1):
-            columned = _encode(found, embeddings, top=work.top)
-            for file, column in zip(outputs, columns, strict=True):
-                file.write(np.ascontiguousarray(columned[column.name], dtype=column.dtype).data)
-            done = block.view * rows + block.stop
-            if number % _FLUSH_EVERY == 0 or done == views * rows:
-                _count(partial, outputs, rows=done, embeddings=embeddings)
-                if copied < _COPIES * done // (views * rows) < _COPIES:
+        rows_done = _complete_rows(partial, columns, rows_done)
+        open_files = [stack.enter_context(_opened(partial, column, rows_done)) for column in columns]
+        copies = _COPIES * rows_done // (views * rows)
+        for number, (block, outputs) in enumerate(_computed(work, rows_done), start=1):
+            encoded = _encode(outputs, embeddings, top=work.top)
+            for file, column in zip(open_files, columns, strict=True):
+                file.write(np.ascontiguousarray(encoded[column.name], dtype=column.dtype).data)
+            rows_done = block.view * rows + block.stop
+            if number % _FLUSH_EVERY == 0 or rows_done == views * rows:
+                _record_progress(partial, open_files, rows=rows_done, embeddings=embeddings)
+                if copies < _COPIES * rows_done // (views * rows) < _COPIES:
                     mirror.save(partial, but=(_PROGRESS,))
                     mirror.save(partial, only=(_PROGRESS,))
-                    copied = _COPIES * done // (views * rows)
+                    copies = _COPIES * rows_done // (views * rows)
             if work.progress is not None:
-                work.progress(done, views * rows)
+                work.progress(rows_done, views * rows)
 
 
-def _agreed(partial: Path, columns: Sequence[_Column], counted: int) -> int:
-    """Rows that are certainly whole: what was counted, if every file has them under the right header."""
+def _complete_rows(partial: Path, columns: Sequence[_Column], rows_counted: int) -> int:
+    """Return the rows that are certainly whole: those counted, if every file has them under the right header."""
     for column in columns:
         path, header = partial / column.name, column.header
-        if not path.is_file() or path.stat().st_size < len(header) + counted * column.row_bytes:
+        if not path.is_file() or path.stat().st_size < len(header) + rows_counted * column.row_bytes:
             return 0
         with path.open("rb") as file:
             if file.read(len(header)) != header:
                 return 0
-    return counted
+    return rows_counted
 
 
 @contextmanager
-def _opened(partial: Path, column: _Column, done: int) -> Iterator[BinaryIO]:
-    """The file, cut after the rows that are done."""
-    with (partial / column.name).open("r+b" if done else "wb") as file:
-        if not done:
+def _opened(partial: Path, column: _Column, rows_done: int) -> Iterator[BinaryIO]:
+    """Open the file, truncated after the rows that are done."""
+    with (partial / column.name).open("r+b" if rows_done else "wb") as file:
+        if not rows_done:
             file.write(column.header)
-        file.truncate(len(column.header) + done * column.row_bytes)
+        file.truncate(len(column.header) + rows_done * column.row_bytes)
         file.seek(0, os.SEEK_END)
         yield file
 
 
-def _computed(work: Work, done: int) -> Iterator[tuple[Block, Outputs]]:
-    remaining = blocks_of(len(work.samples), views=work.views, size=work.batch_size, done=done)
-    blocks, given = itertools.tee(remaining)
-    compute = work.compute or (lambda wanted: (run(work.predecessor, work.samples, one) for one in wanted))
-    for block, outputs in zip(blocks, compute(given), strict=True):
+def _computed(work: Work, rows_done: int) -> Iterator[tuple[Block, Outputs]]:
+    remaining = blocks_of(len(work.samples), views=work.views, size=work.batch_size, rows_done=rows_done)
+    blocks, input_blocks = itertools.tee(remaining)
+    compute = work.compute or (lambda block_list: (run(work.predecessor, work.samples, block) for block in block_list))
+    for block, outputs in zip(blocks, compute(input_blocks), strict=True):
         check_shape(work.predecessor, outputs, rows=block.stop - block.start)
         yield block, outputs
 
 
 def _encode(outputs: Outputs, embeddings: str, *, top: int | None) -> dict[str, NDArray[Any]]:
-    """fp32 outputs -> blocks of the files. Logits more than 65504 below the maximum are held at that distance."""
+    """Convert fp32 outputs to blocks of the files. Logits are stored at most 65504 below the row maximum."""
     logits, embedding = outputs.logits.cpu().numpy(), outputs.embedding.cpu().numpy()
     present = np.isfinite(logits).all(1) & np.isfinite(embedding).all(1)
     logits = np.where(present[:, None], logits, np.float32(0))
@@ -227,7 +227,7 @@ def _encode(outputs: Outputs, embeddings: str, *, top: int | None) -> dict[str, 
         raise _EmbeddingOverflowError
     offsets = logits.max(axis=1)
     shifted = np.maximum(logits - offsets[:, None], np.float32(-_FP16_MAX))
-    top = layouts.kept(top, logits.shape[1])
+    top = layouts.logits_kept(top, logits.shape[1])
     return {
         **({"logits.npy": shifted.astype(np.float16)} if top is None else layouts.encode_top(shifted, top=top)),
         "offsets.npy": offsets,
@@ -236,7 +236,7 @@ def _encode(outputs: Outputs, embeddings: str, *, top: int | None) -> dict[str, 
     }
 
 
-def _count(partial: Path, outputs: Sequence[BinaryIO], *, rows: int, embeddings: str) -> None:
+def _record_progress(partial: Path, outputs: Sequence[BinaryIO], *, rows: int, embeddings: str) -> None:
     for file in outputs:
         file.flush()
         os.fsync(file.fileno())
@@ -268,14 +268,14 @@ def _seal(partial: Path, work: Work, *, identity: dict[str, Any], columns: Seque
 
 
 def _check_space(partial: Path, columns: Sequence[_Column]) -> None:
-    here = sum(path.stat().st_size for path in partial.iterdir())
-    needed = sum(column.size for column in columns) - here
-    free = shutil.disk_usage(partial).free
-    if needed > free:
+    existing = sum(path.stat().st_size for path in partial.iterdir())
+    needed = sum(column.size for column in columns) - existing
+    free_bytes = shutil.disk_usage(partial).free
+    if needed > free_bytes:
         raise StorageError(
-            f"{partial}: needs {needed:,} more bytes for predecessor outputs, {free:,} are free; free some, set home to"
-            " another disk, lower compatibility.targets.views, or write mode: live",
-            {"path": str(partial), "needed": needed, "free": free},
+            f"{partial}: needs {needed:,} more bytes for predecessor outputs, {free_bytes:,} are free; free some, set"
+            " home to another disk, lower compatibility.targets.views, or write mode: live",
+            {"path": str(partial), "needed": needed, "free": free_bytes},
         )
 
 

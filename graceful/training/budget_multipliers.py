@@ -46,7 +46,7 @@ class BudgetMultipliers:
                 " data, or give the version another name"
             )
         self._contract, self._weighting, self.samples = contract, weighting, samples
-        self.strengths = multipliers.first(contract.budgets, start=weighting.start)
+        self.strengths = multipliers.initial(contract.budgets, start=weighting.start)
         self._best: tuple[float, ...] | None = None
         self.best_epoch: int | None = None
         self.best_error = 1.0

@@ -129,7 +129,7 @@ def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: 
     meet them, or of a live one on the clean view. 0 where it knows none.
     """
     if isinstance(source, targets.Cache):
-        share = source.correct(known.numpy())
+        share = source.correct_share(known.numpy())
         return 0.0 if math.isnan(share) else share
     hits = judged = 0
     for chunk, outputs in _clean(source, train):

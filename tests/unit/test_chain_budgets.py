@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from graceful import spec
 from graceful.chain.budgets import Budget, Standing, Status, plan, require_evidence, require_feasible
 from graceful.chain.contract import Contract, flips_between
-from graceful.chain.multipliers import Measured, advance, first, rank, strengths
+from graceful.chain.multipliers import Measured, advance, initial, rank, strengths
 from graceful.errors import SpecError
 from graceful.losses.focal_distillation import FocalDistillation
 from graceful.losses.influence import Influence
@@ -173,9 +173,9 @@ def moved(
 
 def test_training_starts_with_the_nearest_active_predecessor_alone() -> None:
     implied = (active("v3", 0.01, Status.VACUOUS), *BUDGETS[1:])
-    assert first(BUDGETS, start=1.5) == (1.5, 0.0, 0.0)
-    assert first(implied, start=1.5) == (0.0, 1.5, 0.0)
-    assert first([active("v1", 0.1, Status.IMPLIED)], start=1.0) == (0.0,)
+    assert initial(BUDGETS, start=1.5) == (1.5, 0.0, 0.0)
+    assert initial(implied, start=1.5) == (0.0, 1.5, 0.0)
+    assert initial([active("v1", 0.1, Status.IMPLIED)], start=1.0) == (0.0,)
 
 
 def test_broken_budgets_pull_more_and_kept_ones_less() -> None:

@@ -230,7 +230,7 @@ def test_workers_are_asked_once_the_rest_would_take_more_than_a_minute(
     task = Blobs(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
     samples = task.samples("train")
     monkeypatch.setattr(ray_outputs, "run", lambda *arguments: arguments[-1])
-    blocks = blocks_of(240, views=None, size=24, done=0)
+    blocks = blocks_of(240, views=None, size=24, rows_done=0)
     opened: Any = ray_outputs.Here(predecessor=cast(Any, None), samples=samples, views=1, clock=lambda: next(times))
     assert len(list(ray_outputs._until_worth_it(opened, blocks))) == here
     assert len(list(blocks)) == 10 - here

@@ -197,7 +197,7 @@ def test_outputs_that_are_not_finite_are_not_present(samples: Samples, old: Pred
         assert not outputs.present.any()
         assert outputs.logits.isfinite().all()
     assert cache.coverage(samples.ids) == 0.0
-    assert math.isnan(cache.correct(samples.labels))
+    assert math.isnan(cache.correct_share(samples.labels))
     with pytest.raises(DataError, match="covers 0 of"):
         cache.aligned(samples.ids)
 
@@ -231,12 +231,12 @@ def test_coverage_below_half_is_refused(samples: Samples, old: Predecessor, tmp_
 def test_correct_counts_only_classes_the_old_version_knows(samples: Samples, old: Predecessor, tmp_path: Path) -> None:
     cache = targets.build(old, samples, views=None, root=tmp_path)
     labels = old(samples.read(np.arange(len(samples)))).logits.argmax(1).numpy()
-    assert cache.correct(labels) == 1.0
+    assert cache.correct_share(labels) == 1.0
     labels[: len(labels) // 2] = (labels[: len(labels) // 2] + 1) % 10
     labels[-50:] = -1
     judged = len(labels) - 50
-    assert cache.correct(labels) == pytest.approx((judged - len(labels) // 2) / judged)
-    assert math.isnan(cache.correct(np.full(len(labels), -1)))
+    assert cache.correct_share(labels) == pytest.approx((judged - len(labels) // 2) / judged)
+    assert math.isnan(cache.correct_share(np.full(len(labels), -1)))
 
 
 def test_check_tells_the_version_apart_from_another(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from graceful.errors import InfrastructureError
 from graceful.launch.backend import Handle, Runs, Status, Warn, Watched
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, UnreachableError
+from graceful.patience import Patience
 
 POLL = 1.0
 """Seconds between two looks, where there is nothing to watch."""

@@ -15,7 +15,6 @@ A writer that was stopped for longer than a lease finds out at `check` before it
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 import time
 import uuid
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from graceful.errors import RegistryError, SpecError
 from graceful.lineage import connection, races, schema
 from graceful.lineage.registry import Registry
+from graceful.patience import Patience
 from graceful.sections import LOCKS, unreserved
 
 PREFIX = LOCKS
@@ -34,12 +34,11 @@ TAG_BEAT = "graceful_beat"
 LEASE_SECONDS = 120.0
 WAIT_SECONDS = 600.0
 """For a lease that goes from writer to writer; one that stays with a writer is taken over long before."""
-FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 4.0, 1.5
-"""Seconds between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
-
-
+PATIENCE = Patience(first=0.2, growth=1.5, longest=4.0)
+"""Between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
 LOOKS = 5
 """How often an entry must look like a model of somebody's before it is taken for one."""
+LOOK_PAUSE = 0.2
 
 
 class LeaseLostError(RegistryError):
@@ -154,7 +153,7 @@ def leftovers(registry: Registry, model: str) -> list[str]:
 
 def _take(registry: Registry, model: str, token: str, seconds: float) -> None:
     started = time.monotonic()
-    last_holder, last_change, pause = ("", ""), started, FIRST_PAUSE
+    last_holder, last_change, looks = ("", ""), started, 0
     available = True
     while not (available and _created(registry, model, token)):
         holder, now = _holder_and_beat(registry, model), time.monotonic()
@@ -169,8 +168,8 @@ def _take(registry: Registry, model: str, token: str, seconds: float) -> None:
                 f"{model}: other writers have been promoting for {WAIT_SECONDS:g} s; wait for them or stop them"
             )
         elif not available:
-            time.sleep(random.uniform(pause / 2, pause))
-            pause = min(pause * GROWTH, LONGEST_PAUSE)
+            looks += 1
+            PATIENCE.pause(looks)
 
 
 def _created(registry: Registry, model: str, token: str) -> bool:
@@ -208,7 +207,7 @@ def _holder_and_beat(registry: Registry, model: str) -> tuple[str, str]:
             return "", ""
         if not entry.latest_versions and {schema.TAG_KIND, TAG_TOKEN} & {*entry.tags}:
             return entry.tags.get(TAG_TOKEN, "unknown"), entry.tags.get(TAG_BEAT, "")
-        time.sleep(FIRST_PAUSE)
+        time.sleep(LOOK_PAUSE)
     raise RegistryError(
         f"registered model {PREFIX}{model}: is no lock of graceful, but has the name of the one that {model} needs;"
         " rename it in MLflow, or delete it if nobody needs it"

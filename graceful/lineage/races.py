@@ -9,15 +9,13 @@ database ended because of a deadlock, and for a version number that others took 
 from __future__ import annotations
 
 import functools
-import random
 import re
-import time
 from typing import Any
 
-TRIES = 8
+from graceful.patience import Patience
+
+PATIENCE = Patience(tries=8, first=0.05, longest=0.4)
 """Of one write; each loss means that another writer of the same row got through."""
-PAUSE = 0.05
-"""Seconds, at most, before the first repetition; grows with each."""
 _RACE_ERRORS = {
     "BAD_REQUEST": re.compile(
         r"statement on table '\w+' expected to (update|delete) \d+ row\(s\); \d+ (was|were) matched"
@@ -53,13 +51,7 @@ class Client:
 
         @functools.wraps(attribute)
         def call(*arguments: Any, **keywords: Any) -> Any:
-            for attempt in range(1, TRIES):
-                try:
-                    return attribute(*arguments, **keywords)
-                except MlflowException as e:
-                    if not lost_race(e):
-                        raise
-                time.sleep(random.uniform(0, PAUSE * attempt))
-            return attribute(*arguments, **keywords)
+            write = functools.partial(attribute, *arguments, **keywords)
+            return PATIENCE.repeat(write, failure=MlflowException, may_pass=lost_race)
 
         return call

@@ -18,6 +18,7 @@ from typing import Any
 from graceful import redact
 from graceful.lineage import LineageRecord, Store
 from graceful.lineage.events import DONE, Event
+from graceful.patience import ONE_TRY, Patience
 from graceful.programs import webhook
 from graceful.programs.outbox import FOLDER, Outbox
 from graceful.programs.run import Run
@@ -49,29 +50,29 @@ class Notices:
 
     def tell(self, *documents: Mapping[str, Any]) -> None:
         """Send messages about the model, if somebody is to be told, after all that wait."""
-        told = self._receiver(self.model, tries=1) is not None
-        self._outbox(tries=webhook.TRIES).post(*(documents if told else ()))
+        told = self._receiver(self.model, webhook.PATIENCE) is not None
+        self._outbox(webhook.PATIENCE).post(*(documents if told else ()))
 
     def again(self) -> None:
         """Send what earlier commands could not, with one try each."""
-        outbox = self._outbox(tries=1)
+        outbox = self._outbox(ONE_TRY)
         outbox.restore()
         outbox.flush()
 
     def adopt(self, run_dir: Path) -> None:
         """Take over what a run of before kept in its own folder."""
-        self._outbox(tries=1).adopt(run_dir / FOLDER)
+        self._outbox(ONE_TRY).adopt(run_dir / FOLDER)
 
-    def _outbox(self, *, tries: int) -> Outbox:
+    def _outbox(self, patience: Patience) -> Outbox:
         def receiver(model: str) -> Webhook | None:
-            return self._receiver(model, tries=tries if model == self.model else 1)
+            return self._receiver(model, patience if model == self.model else ONE_TRY)
 
         folder, key = self.home / FOLDER, webhook.secret()
         return Outbox(folder=folder, receiver=receiver, say=say, mirror=self.mirror, secret=key)
 
-    def _receiver(self, model: str, *, tries: int) -> Webhook | None:
+    def _receiver(self, model: str, patience: Patience) -> Webhook | None:
         url = _address(self.home, model) or self.other
-        return None if url is None else Webhook(url=url, say=say, secret=webhook.secret(), tries=tries)
+        return None if url is None else Webhook(url=url, say=say, secret=webhook.secret(), patience=patience)
 
 
 def of_refresh(run: Run) -> Notices:

@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import os
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -25,14 +24,12 @@ import urllib3
 from graceful import redact
 from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
+from graceful.patience import Patience
 from graceful.spec.addresses import webhook_problem
 
-TRIES = 4
 SECONDS = 10.0
 """For one answer, from the look-up of the host to the end of its headers; its body is not read."""
-TOTAL_SECONDS = 30.0
-"""After these no further try is made."""
-FIRST_PAUSE = 0.5
+PATIENCE = Patience(tries=4, seconds=30.0, first=0.75)
 Say = Callable[[str], None]
 
 
@@ -44,20 +41,16 @@ class Webhook:
         url: http or https; may hold a secret, so it is never shown whole.
         secret: Key of the signature; empty: unsigned.
         say: Takes one line where something was not delivered.
-        tries: Requests until a message counts as not delivered.
+        patience: Requests until a message counts as not delivered.
         seconds: For one answer.
-        sleep: Waits.
-        jitter: A number in [0, 1).
         clock: Seconds since 1970.
     """
 
     url: str = field(repr=False)
     say: Say
     secret: str = field(default="", repr=False)
-    tries: int = TRIES
+    patience: Patience = PATIENCE
     seconds: float = SECONDS
-    sleep: Callable[[float], None] = time.sleep
-    jitter: Callable[[], float] = random.random
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -76,19 +69,17 @@ class Webhook:
             data: JSON.
             left: Where it waits for the next command, in words.
         """
-        reason, end = "", time.monotonic() + TOTAL_SECONDS
-        for attempt in range(self.tries):
-            if attempt:
-                self.sleep(FIRST_PAUSE * 2 ** (attempt - 1) * (0.5 + self.jitter()))
-            if time.monotonic() > end:
-                break
-            status, reason = self._send(key, data)
-            if 200 <= status < 300:
-                return True
-            if 400 <= status < 500 and status not in (408, 425, 429):
-                break  # the same request gets the same answer; the message stays for a receiver that was corrected
-        self.say(f"webhook {self.shown}: not delivered ({reason}); {left}")
-        return False
+        try:
+            self.patience.repeat(lambda: self._deliver(key, data), failure=_NotTakenError, may_pass=_may_pass)
+        except _NotTakenError as e:
+            self.say(f"webhook {self.shown}: not delivered ({e.reason}); {left}")
+            return False
+        return True
+
+    def _deliver(self, key: str, data: bytes) -> None:
+        status, reason = self._send(key, data)
+        if not 200 <= status < 300:
+            raise _NotTakenError(status, reason)
 
     def _send(self, key: str, data: bytes) -> tuple[int, str]:
         """In a thread of its own, because no timeout of a socket ends an answer that comes byte by byte."""
@@ -128,6 +119,17 @@ class Webhook:
         if user:
             headers["Authorization"] = urllib3.make_headers(basic_auth=unquote(user))["authorization"]
         return headers
+
+
+class _NotTakenError(Exception):
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def _may_pass(error: _NotTakenError) -> bool:
+    """Return False where the same request gets the same answer; the message stays for a receiver that was corrected."""
+    return not 400 <= error.status < 500 or error.status in (408, 425, 429)
 
 
 def signature(secret: str, data: bytes) -> str:

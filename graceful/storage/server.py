@@ -4,31 +4,29 @@ The usual AWS variables lead to it; AWS_ENDPOINT_URL names a server that is not 
 `refusals`, on first use.
 
 Trouble is met on two levels. botocore repeats a request five times, exponentially with jitter. A server that has
-answered this process before and then fails is waited for up to PATIENCE seconds, because a run of hours must survive an
+answered this process before and then fails is waited for (PATIENCE), because a run of hours must survive an
 outage of a minute; one that never answered is reported at once, because its address is wrong.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-import time
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from graceful import redact
-from graceful.errors import StorageError
+from graceful.errors import GracefulError, StorageError
+from graceful.patience import Patience
 from graceful.storage import refusals, surroundings
 
 ATTEMPTS = 5
 """Of one request, by botocore."""
 FIRST_ATTEMPTS = 3
 """As long as the server has never answered: its address may be wrong, which is to be said within seconds."""
-PATIENCE = 180.0
-"""Seconds for which a server that answered before may fail."""
-LONGEST_PAUSE = 10.0
-"""Seconds between two tries while waiting for it."""
+PATIENCE = Patience(tries=math.inf, seconds=180.0, first=0.5)
+"""With a server that answered before and then fails; a hundred workers must not come back at once."""
 MEBIBYTE = 2**20
 PART = 16 * MEBIBYTE
 """Larger files travel in parts of this size, several at a time; a part that fails is sent again alone."""
@@ -97,29 +95,44 @@ waiting: Callable[[str], None] = logging.getLogger(__name__).info
 """Told why this process waits for the server, and with "" when it answers again; a program may put its own here."""
 
 
+class _FailedError(Exception):
+    """A request failed; says in our words why, and whether that may pass."""
+
+    def __init__(self, error: GracefulError, *, passing: bool) -> None:
+        super().__init__(error.message)
+        self.error, self.passing = error, passing
+
+
 def asked(uri: str, ask: Callable[[], T]) -> T:
     """Send a request, again while a server that has answered before is away.
 
     Raises:
         StorageError: With the server's code as the fact `code`, if it has one.
     """
-    global _answered  # noqa: PLW0603  a fact about this process
-    until, pause, waits = time.monotonic() + PATIENCE, 0.5, False
-    while True:
+    waits = False
+
+    def attempt() -> T:
+        global _answered  # noqa: PLW0603  a fact about this process
         try:
-            found = ask()
+            result = ask()
         except refusals.foreign() as e:
             error, passing = refusals.explained(uri, e)
             _answered = _answered or not passing
-            if not passing or not _answered or time.monotonic() > until:
-                raise error from e
-            if not waits:
-                waits = True
-                waiting(f"{error.message}; waiting up to {PATIENCE:.0f} s")
-            time.sleep(random.uniform(pause / 2, pause))  # a hundred workers must not come back at once
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            _answered = True
-            if waits:
-                waiting("")
-            return found
+            raise _FailedError(error, passing=passing) from e
+        _answered = True
+        return result
+
+    def may_pass(failed: _FailedError) -> bool:
+        nonlocal waits
+        if failed.passing and _answered and not waits:
+            waits = True
+            waiting(f"{failed.error.message}; waiting up to {PATIENCE.seconds:.0f} s")
+        return failed.passing and _answered
+
+    try:
+        result = PATIENCE.repeat(attempt, failure=_FailedError, may_pass=may_pass)
+    except _FailedError as e:
+        raise e.error from e.__cause__
+    if waits:
+        waiting("")
+    return result

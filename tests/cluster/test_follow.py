@@ -17,8 +17,8 @@ from graceful.launch.backend import Phase, Status
 from graceful.launch.kuberay import gc, kubeconfig, logs, runs
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer, follow
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
+from graceful.patience import Patience
 from tests.cluster.conftest import Cluster
 from tests.support.apiserver_proxy import Fault, Weather, proxied
 from tests.support.kubelet import log_server

@@ -21,7 +21,7 @@ from graceful.launch.job import JobSpec
 from graceful.launch.local.backend import LocalBackend
 from graceful.launch.local.jobfolder import JobFolder
 from graceful.launch.local.profile import Local
-from graceful.launch.patience import Patience
+from graceful.patience import Patience
 
 PLACE = Local(kind="local")
 WAITING = "import sys, time\nprint('ready', flush=True)\ntime.sleep(600)"

@@ -14,11 +14,11 @@ from graceful.launch.checks import Check
 from graceful.launch.kuberay import checks as kuberay_checks
 from graceful.launch.kuberay.backend import client_ray
 from graceful.launch.kuberay.profile import Storage
-from graceful.launch.patience import Patience
 from graceful.launch.rayjobs import checks as rayjobs_checks
 from graceful.launch.rayjobs.dashboard import Dashboard, token
 from graceful.launch.rayjobs.profile import RayJobs
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
+from graceful.patience import Patience
 from tests.support.http_answers import Answers, answering
 
 VERSION = json.dumps({"version": "4", "ray_version": client_ray()})

@@ -154,7 +154,7 @@ def test_a_lease_whose_writer_died_goes_from_one_waiting_writer_to_the_next(regi
 
 def test_a_lease_that_is_read_while_it_is_renamed_is_nobodys_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow reads an entry and its tags one after the other; the moment between them is injected here."""
-    monkeypatch.setattr(lease, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(lease, "LOOK_PAUSE", 0.0)
     bare = SimpleNamespace(tags={}, latest_versions=[])
     held = SimpleNamespace(tags={lease.TAG_TOKEN: "t1", lease.TAG_BEAT: "7"}, latest_versions=[])
 

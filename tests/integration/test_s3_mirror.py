@@ -23,6 +23,7 @@ from graceful import spec, targets, tasks
 from graceful.chain import Kept
 from graceful.errors import IntegrityError, StorageError
 from graceful.models import bundle
+from graceful.patience import ONE_TRY
 from graceful.programs import outbox
 from graceful.programs.outbox import Outbox
 from graceful.programs.webhook import Webhook
@@ -66,12 +67,12 @@ def folder(home: Path, *, seed: int = 0) -> Path:
 def test_a_message_that_was_not_delivered_outlives_its_machine(mirror: Mirror, tmp_path: Path) -> None:
     there = elsewhere(mirror, tmp_path)
     with receiving(500) as dead:
-        hook = Webhook(url=dead.url, say=print, tries=1)
+        hook = Webhook(url=dead.url, say=print, patience=ONE_TRY)
         Outbox(folder=mirror.home / "outbox", receiver=lambda _: hook, say=print, mirror=mirror).post(MESSAGE)
     (stored,) = objects.list_objects(mirror.twin(mirror.home / "outbox"))
     assert b"path-secret" not in objects.read_object(stored.uri)
     with receiving(200) as alive:
-        hook = Webhook(url=alive.url, say=print, tries=1)
+        hook = Webhook(url=alive.url, say=print, patience=ONE_TRY)
         there_box = Outbox(folder=there.home / "outbox", receiver=lambda _: hook, say=print, mirror=there)
         there_box.restore()
         there_box.flush()
@@ -84,7 +85,7 @@ MESSAGE = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": Non
 
 def box(mirror: Mirror, receiver: Receiver, lines: list[str], *, secret: str = "key-of-mine") -> Outbox:
     """The outbox of a command on a machine."""
-    hook = Webhook(url=receiver.url, say=lines.append, tries=1, secret=secret)
+    hook = Webhook(url=receiver.url, say=lines.append, patience=ONE_TRY, secret=secret)
     folder = mirror.home / "outbox"
     return Outbox(folder=folder, receiver=lambda _: hook, say=lines.append, mirror=mirror, secret=secret)
 

@@ -10,8 +10,8 @@ from typing import Any
 from graceful.launch import profile
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay.profile import KubeRay
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, NotFoundError
+from graceful.patience import Patience
 
 CLUSTER: dict[str, Any] = {
     "kind": "kuberay",

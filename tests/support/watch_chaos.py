@@ -12,7 +12,7 @@ from graceful.launch.backend import Document, Status
 from graceful.launch.kuberay import status
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer, follow
-from graceful.launch.patience import Patience
+from graceful.patience import Patience
 from tests.support.apiserver_proxy import Weather, proxied
 from tests.support.kuberay_sequences import LifeCycle, life_cycles
 from tests.support.replay import create, write_status

@@ -15,9 +15,9 @@ from graceful.cli import checks_services
 from graceful.errors import GracefulError, SpecError
 from graceful.launch.kuberay import kubeconfig, proxies
 from graceful.launch.kuberay.kube import Kube
-from graceful.launch.patience import Patience
 from graceful.launch.rayjobs.dashboard import Dashboard, token
 from graceful.lineage import connection
+from graceful.patience import Patience
 from graceful.storage import surroundings
 
 MARKER = "mark3r-Secret"

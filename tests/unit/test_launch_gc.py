@@ -19,8 +19,8 @@ from graceful.launch.kuberay import gc, runs
 from graceful.launch.kuberay.backend import KubeRayRuns
 from graceful.launch.kuberay.kube import Kube, Listing
 from graceful.launch.kuberay.kubeconfig import Access
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, NotFoundError
+from graceful.patience import Patience
 from tests.support.kuberay_sequences import rayjob
 
 Json = dict[str, Any]

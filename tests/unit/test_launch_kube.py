@@ -20,7 +20,6 @@ from graceful.launch import refusals
 from graceful.launch.kuberay import kubeconfig
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.kubeconfig import Access
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import (
     ApiError,
     ConflictError,
@@ -33,6 +32,7 @@ from graceful.launch.refusals import (
     UnreachableError,
     refused,
 )
+from graceful.patience import Patience
 
 LOST = urllib3.exceptions.ProtocolError("connection reset")
 REFUSED = urllib3.exceptions.NewConnectionError(urllib3.connection.HTTPConnection("k"), "refused")

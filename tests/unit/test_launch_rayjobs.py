@@ -20,12 +20,12 @@ from graceful.launch import follow
 from graceful.launch.backend import Change, Handle, Phase, Status
 from graceful.launch.job import JobSpec
 from graceful.launch.local.profile import Local
-from graceful.launch.patience import Patience
 from graceful.launch.rayjobs import backend as rayjobs
 from graceful.launch.rayjobs import request as rayrequest
 from graceful.launch.rayjobs.backend import RayJobsBackend
 from graceful.launch.rayjobs.profile import RayJobs
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
+from graceful.patience import Patience
 
 PLACE = RayJobs(kind="rayjobs", address="http://ray.example:8265", home="/shared", env={"A": "b"})
 NAME = Handle(scheme="rayjobs", location="ray.example:8265", name="m-v1")

@@ -13,7 +13,7 @@ from graceful.launch.kuberay import status
 from graceful.launch.kuberay.kube import Listing
 from graceful.launch.kuberay.observe import Observer
 from graceful.launch.outcome import Outcome
-from graceful.launch.patience import Patience
+from graceful.patience import Patience
 from tests.support.kuberay_sequences import LifeCycle, life_cycles, rayjob
 
 P = Phase

@@ -14,8 +14,8 @@ from graceful.errors import InfrastructureError
 from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Listing, WatchEvent
 from graceful.launch.kuberay.wait import Change, ChangeKind
-from graceful.launch.patience import LONGEST_ASKED, Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, GoneError, ThrottledError, UnreachableError
+from graceful.patience import LONGEST_ASKED, Patience
 
 
 @dataclass

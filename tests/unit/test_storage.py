@@ -1,5 +1,6 @@
 """Files: whole or not at all. Digests: of content alone. Objects: what can be said without a server."""
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -186,7 +187,7 @@ def test_a_server_that_never_answered_is_reported_at_once_and_one_that_did_is_wa
             raise answer
         return answer
 
-    monkeypatch.setattr(server.time, "sleep", waits.append)
+    monkeypatch.setattr(server, "PATIENCE", dataclasses.replace(server.PATIENCE, sleep=waits.append))
     server.reset()
     with pytest.raises(StorageError, match="s3://b/k: not reachable"):
         server.asked("s3://b/k", ask)

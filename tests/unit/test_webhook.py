@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 from graceful import spec
 from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
-from graceful.programs import notifications, webhook
+from graceful.patience import ONE_TRY
+from graceful.programs import notifications
 from graceful.programs.outbox import Outbox
 from graceful.programs.run import Run
-from graceful.programs.webhook import Webhook, signature
+from graceful.programs.webhook import PATIENCE, Webhook, signature
 from tests.support.webhook_receiver import DRIBBLE, FLOOD, HANG, Receiver, receiving
 
 VERDICT = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None, "version": 3}
@@ -35,7 +37,8 @@ class Said:
 
     def hook(self, receiver: Receiver | str, **changes: Any) -> Webhook:
         url = receiver if isinstance(receiver, str) else receiver.url
-        fields = {"sleep": self.slept.append, "jitter": lambda: 0.5, "secret": "key-of-mine", **changes}
+        patience = replace(PATIENCE, sleep=self.slept.append, random=lambda: 0.5)
+        fields = {"patience": patience, "secret": "key-of-mine", **changes}
         return Webhook(url=url, say=self.lines.append, **fields)
 
     def box(self, receiver: Receiver | str, folder: Path, **changes: Any) -> Outbox:
@@ -76,7 +79,7 @@ def test_errors_of_the_receiver_are_waited_out_with_growing_pauses(tmp_path: Pat
     with receiving(500, 503, 429, 200) as receiver:
         said.box(receiver, tmp_path).post(VERDICT)
     assert [document["id"] for document in receiver.documents()] == [receiver.documents()[0]["id"]] * 4
-    assert said.slept == [0.5, 1.0, 2.0]
+    assert said.slept == [0.5625, 1.125, 2.25]
     assert (said.lines, waiting(tmp_path)) == ([], [])
 
 
@@ -122,7 +125,7 @@ def test_crash_between_writing_and_sending_loses_nothing(tmp_path: Path, said: S
 
     with receiving(500, 200) as receiver:
         with pytest.raises(KeyboardInterrupt):
-            said.box(receiver, tmp_path, sleep=die).post(VERDICT)
+            said.box(receiver, tmp_path, patience=replace(PATIENCE, sleep=die)).post(VERDICT)
         said.box(receiver, tmp_path).flush()
     first, second = receiver.documents()
     assert first == second
@@ -131,7 +134,7 @@ def test_crash_between_writing_and_sending_loses_nothing(tmp_path: Path, said: S
 
 def test_the_same_message_again_has_the_same_id_and_waits_once(tmp_path: Path, said: Said) -> None:
     with receiving(500) as receiver:
-        outbox = said.box(receiver, tmp_path, tries=1)
+        outbox = said.box(receiver, tmp_path, patience=ONE_TRY)
         outbox.post(VERDICT)
         outbox.post(VERDICT)
         outbox.post(PROMOTION)
@@ -167,10 +170,10 @@ def test_an_answer_without_an_end_is_not_read(said: Said) -> None:
         assert receiver.sent < 32 * 2**20
 
 
-def test_tries_end_when_they_took_too_long(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "TOTAL_SECONDS", 0.3)
+def test_tries_end_when_they_took_too_long(said: Said) -> None:
     with receiving(HANG) as receiver:
-        assert not said.hook(receiver, seconds=0.2).deliver("a1", b"{}", left="")
+        patience = replace(PATIENCE, seconds=0.3, sleep=said.slept.append)
+        assert not said.hook(receiver, seconds=0.2, patience=patience).deliver("a1", b"{}", left="")
         assert len(receiver.came) == 2
 
 
@@ -191,7 +194,7 @@ def test_what_was_taken_is_not_sent_again(tmp_path: Path, said: Said) -> None:
 
 def test_each_model_has_its_receiver_and_a_dead_one_blocks_no_other(tmp_path: Path, said: Said) -> None:
     with receiving(500) as dead, receiving(200) as alive:
-        hooks = {"glyphs": said.hook(dead, tries=1), "digits": said.hook(alive)}
+        hooks = {"glyphs": said.hook(dead, patience=ONE_TRY), "digits": said.hook(alive)}
         outbox = Outbox(folder=tmp_path, receiver=hooks.get, say=said.lines.append)
         outbox.post(VERDICT, PROMOTION, {**VERDICT, "model": "digits"}, {**VERDICT, "model": "nobody"})
         assert len(dead.came) == 1

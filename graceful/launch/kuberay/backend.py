@@ -7,7 +7,7 @@ one makes the job and both get its handle; a job of the same name that computes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -223,18 +223,17 @@ def name_taken(rendered: Document, live: Document) -> SpecError:
 
 def _create(kube: Kube, document: Document) -> Document | None:
     """Create; None if something of that name is there. A create that may have arrived is sent again: names are ours."""
-    for failures in range(1, TRIES + 1):
+
+    def create() -> Document | None:
         try:
             return kube.create(document)
         except ConflictError:
             return None
-        except (ForbiddenError, InvalidObjectError, NotFoundError):
-            raise
-        except ApiError as e:
-            if failures == TRIES:
-                raise
-            kube.patience.pause(failures, e)
-    raise AssertionError("unreachable: the loop returns or raises")
+
+    def may_pass(error: ApiError) -> bool:
+        return not isinstance(error, ForbiddenError | InvalidObjectError | NotFoundError)
+
+    return replace(kube.patience, tries=TRIES).repeat(create, failure=ApiError, may_pass=may_pass)
 
 
 def _own(kube: Kube, document: Document, live: Document) -> None:

@@ -18,8 +18,8 @@ from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay, Storage
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
+from graceful.patience import Patience
 
 CRD = "rayjobs.ray.io"
 ENFORCE = "pod-security.kubernetes.io/enforce"

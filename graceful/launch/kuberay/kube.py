@@ -12,6 +12,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -19,8 +20,8 @@ from graceful.launch.backend import Document
 from graceful.launch.kuberay.kinds import KINDS
 from graceful.launch.kuberay.kubeconfig import Access, load
 from graceful.launch.kuberay.wire import READ_SECONDS, Wire
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import GoneError, InvalidObjectError, Request, UnreachableError, refused
+from graceful.patience import Patience
 
 MANAGER = "graceful"
 PAGE = 500
@@ -93,14 +94,8 @@ class Kube:
             fields: Fields: `involvedObject.uid=...`.
             namespace: None: ours.
         """
-        for failures in range(1, self.patience.tries + 1):
-            try:
-                return self._pages(kind, {"labelSelector": selector, "fieldSelector": fields}, namespace)
-            except GoneError as e:
-                if failures == self.patience.tries:
-                    raise
-                self.patience.pause(failures, e)
-        raise AssertionError("unreachable: the loop returns or raises")
+        pages = partial(self._pages, kind, {"labelSelector": selector, "fieldSelector": fields}, namespace)
+        return self.patience.repeat(pages, failure=GoneError, may_pass=lambda _: True)
 
     def create(self, document: Document, *, dry_run: bool = False) -> Document:
         """Create; the server refuses unknown fields.

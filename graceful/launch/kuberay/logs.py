@@ -18,8 +18,8 @@ from graceful.launch.causes import role
 from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.status import read, run_id
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError
+from graceful.patience import Patience
 
 POLL = 2.0
 """Seconds between looks for a pod that has not started or a job that has not ended."""

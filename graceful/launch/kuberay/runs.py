@@ -21,8 +21,8 @@ from graceful.launch.backend import Document, Handle, Phase, Status
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer
 from graceful.launch.kuberay.status import RESUMES, handle, read
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ConflictError, ForbiddenError, NotFoundError
+from graceful.patience import Patience
 
 STATE = f"{names.PREFIX}state"
 STOPPED = "stopped"

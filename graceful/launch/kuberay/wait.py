@@ -18,8 +18,8 @@ from graceful.errors import InfrastructureError
 from graceful.launch.backend import Document
 from graceful.launch.kuberay.kube import Listing, WatchEvent
 from graceful.launch.kuberay.wire import PASSING
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, GoneError, ThrottledError, UnreachableError
+from graceful.patience import Patience
 
 WINDOW = 30.0
 """Seconds that one watch asks for; the longest that a silently dead connection can go unnoticed, plus `wire`'s rest."""

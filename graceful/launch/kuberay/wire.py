@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import urllib3
@@ -14,8 +15,8 @@ from graceful import __version__
 from graceful.launch.backend import Document
 from graceful.launch.kuberay import proxies
 from graceful.launch.kuberay.kubeconfig import Access
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, Request, ThrottledError, UnreachableError, refused, unreachable
+from graceful.patience import Patience
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
@@ -61,15 +62,8 @@ class Wire:
         Raises:
             ApiError: As `refusals` draws them.
         """
-        failures = 0
-        while True:
-            try:
-                return self._once(method, url, request, body, form)
-            except ApiError as e:
-                failures += 1
-                if failures >= self.patience.tries or not _repeatable(method, e):
-                    raise
-                self.patience.pause(failures, e)
+        once = partial(self._once, method, url, request, body, form)
+        return self.patience.repeat(once, failure=ApiError, may_pass=partial(_repeatable, method))
 
     def _once(self, method: str, url: str, request: Request, body: Document | None, form: str) -> Document:
         data = None if body is None else json.dumps(body).encode()

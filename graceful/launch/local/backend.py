@@ -26,7 +26,7 @@ from graceful.launch import ended, names
 from graceful.launch.backend import Change, Difference, Finding, Handle, Part, Phase, Plan, Severity, Status, refuse
 from graceful.launch.job import JobSpec
 from graceful.launch.local.jobfolder import PIECE, JobFolder
-from graceful.launch.patience import Patience
+from graceful.patience import Patience
 
 if TYPE_CHECKING:
     from graceful.launch.local.profile import Local

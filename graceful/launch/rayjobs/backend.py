@@ -43,9 +43,9 @@ from graceful.launch.backend import (
     refuse,
 )
 from graceful.launch.job import JobSpec
-from graceful.launch.patience import Patience
 from graceful.launch.rayjobs.request import PACKAGE, problems, render
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
+from graceful.patience import Patience
 
 if TYPE_CHECKING:
     from graceful.launch.rayjobs.dashboard import Dashboard, Job
@@ -212,19 +212,17 @@ class RayJobsBackend:
     def _send(self, body: Document) -> None:
         """Upload and submit; of two who submit at once one makes the job, and a lost answer is no failure."""
         self.dashboard.put_package(body["runtime_env"]["working_dir"], base64.b64decode(body["metadata"][PACKAGE]))
-        failures = 0
-        while True:
+
+        def submit() -> None:
             try:
-                return self.dashboard.submit(body)
-            except ApiError as e:
-                failures += 1
-                if isinstance(e, ForbiddenError):
+                self.dashboard.submit(body)
+            except ForbiddenError:
+                raise
+            except ApiError:
+                if not self._has_job(body):
                     raise
-                if self._has_job(body):
-                    return None
-                if failures >= self.patience.tries:
-                    raise
-                self.patience.pause(failures, e)
+
+        self.patience.repeat(submit, failure=ApiError, may_pass=lambda e: not isinstance(e, ForbiddenError))
 
     def _attempts(self, handle: Handle) -> Sequence[Job]:
         """Return all attempts at a job, the first one first; at least one."""

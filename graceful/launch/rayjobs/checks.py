@@ -7,15 +7,13 @@ from urllib.parse import urlsplit
 
 from graceful.errors import GracefulError
 from graceful.launch.checks import Check, fail, is_loopback, ok, warn
-from graceful.launch.patience import Patience
 from graceful.launch.rayjobs.dashboard import TOKEN_REMEDY, Dashboard, token
 from graceful.launch.refusals import ForbiddenError
 from graceful.launch.versions import client_ray
+from graceful.patience import ONE_TRY
 
 if TYPE_CHECKING:
     from graceful.launch.rayjobs.profile import RayJobs
-
-ONE_TRY = Patience(tries=1)
 
 
 def checks(profile: RayJobs) -> list[Check]:

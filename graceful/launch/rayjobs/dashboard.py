@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,8 +20,8 @@ import urllib3
 
 from graceful import __version__
 from graceful.environment import RAY_TOKEN_FILE_VARIABLE, RAY_TOKEN_VARIABLE, header_value, require_readable
-from graceful.launch.patience import Patience
 from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError, UnreachableError
+from graceful.patience import Patience
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
@@ -121,15 +122,7 @@ class Dashboard:
 
     def _patiently(self, method: str, path: str, data: bytes | None = None) -> bytes:
         """Send a read, or a write that may be repeated, and repeat it after failures that may pass."""
-        failures = 0
-        while True:
-            try:
-                return self._ask(method, path, data)
-            except ApiError as e:
-                failures += 1
-                if failures >= self.patience.tries or not may_pass(e):
-                    raise
-                self.patience.pause(failures, e)
+        return self.patience.repeat(partial(self._ask, method, path, data), failure=ApiError, may_pass=may_pass)
 
     def _ask(self, method: str, path: str, data: bytes | None = None) -> bytes:
         headers = {"Accept": "application/json", "User-Agent": f"graceful/{__version__}"}

@@ -1,0 +1,82 @@
+"""How often and after which pauses something is asked again: doubling, jittered, bounded. Every process.
+
+Clock, sleep and chance are fields, so that tests run hours in no time and see every pause.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Limits of repetition, and pauses between tries.
+
+    Attributes:
+        tries: At most so many.
+        seconds: After these no further try is begun.
+        first: Seconds before the second try; they grow each time.
+        growth: By this factor.
+        longest: Seconds; no pause of ours is longer. A server's Retry-After may be, up to `LONGEST_ASKED`.
+        now: Monotonic seconds.
+        sleep: Waits for seconds.
+        random: Uniform in [0, 1): a pause is between half and all of its length, so that clients do not march in step.
+    """
+
+    tries: float = 5
+    seconds: float = math.inf
+    first: float = 0.2
+    growth: float = 2.0
+    longest: float = 10.0
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    random: Callable[[], float] = random.random
+
+    def repeat(self, ask: Callable[[], T], *, failure: type[E], may_pass: Callable[[E], bool]) -> T:
+        """Return what an action returns, repeated after failures that may pass, within the limits.
+
+        Args:
+            ask: The action.
+            failure: The kind of error that it ends with where it fails.
+            may_pass: Whether the action may do better later; not asked where the limits forbid another try.
+
+        Raises:
+            failure: The last one.
+        """
+        start = self.now()
+        for failures in itertools.count(1):
+            try:
+                return ask()
+            except failure as e:
+                if failures >= self.tries or self.now() - start > self.seconds or not may_pass(e):
+                    raise
+                self.pause(failures, e)
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def pause(self, failures: int, error: Exception | None = None) -> float:
+        """Wait after so many failures in a row (1 for the first); return the seconds waited.
+
+        Args:
+            failures: At least 1.
+            error: Its `facts["retry_after"]`, if any, is waited at least.
+        """
+        seconds = min(self.longest, self.first * self.growth ** min(failures - 1, 30)) * (0.5 + 0.5 * self.random())
+        asked = getattr(error, "facts", {}).get("retry_after")
+        if isinstance(asked, int | float):
+            seconds = max(seconds, min(float(asked), LONGEST_ASKED))
+        self.sleep(seconds)
+        return seconds
+
+
+ONE_TRY = Patience(tries=1)
+LONGEST_ASKED = 60.0
+"""Seconds; a server that asks for more is asked again all the same."""

@@ -38,16 +38,14 @@ NOTHING = SweepResult()
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Packed code.
+    """Packed code in a bucket.
 
     Attributes:
-        digest: SHA-256 of its bytes.
         size: Bytes.
-        uri: Where it lies, or would; empty: nowhere.
+        uri: Its address.
         uploaded: Whether that was necessary, and done.
     """
 
-    digest: str
     size: int
     uri: str
     uploaded: bool
@@ -67,24 +65,18 @@ def sweep(uri: str, *, older: timedelta, dry_run: bool) -> SweepResult:
     return SweepResult(removals=removals, problem="" if process.returncode == 0 else _last(process))
 
 
-def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> Bundle:
-    """Put a folder of code, or a file, into a bucket under its digest; a dry run only says where it would go.
-
-    Args:
-        path: Of the code.
-        storage_uri: s3://bucket/prefix; None: only pack it, for its digest.
-        dry_run: Do not ask the bucket.
+def ship(path: Path, storage_uri: str) -> Bundle:
+    """Put a folder of code, or a file, into s3://bucket/prefix under its digest.
 
     Raises:
         SpecError: It cannot be packed.
         InfrastructureError: The bucket cannot be reached or refused.
     """
-    target = [] if storage_uri is None else [storage_uri]
-    process = _run("ship", str(path), *target, *(["--dry-run"] if dry_run else []))
+    process = _run("ship", str(path), storage_uri)
     if process.returncode != 0:
         raise (SpecError if process.returncode == EXIT_USAGE else InfrastructureError)(_last(process))
     facts = json.loads(process.stdout)
-    return Bundle(digest=facts["sha256"], size=facts["bytes"], uri=facts["uri"] or "", uploaded=bool(facts["uploaded"]))
+    return Bundle(size=facts["bytes"], uri=facts["uri"], uploaded=bool(facts["uploaded"]))
 
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

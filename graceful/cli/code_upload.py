@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from graceful import addresses, documents
+from graceful import addresses, documents, packing
 from graceful.cli import bucket
 from graceful.cli import output as out
 from graceful.errors import SpecError
@@ -59,11 +60,11 @@ def code_of(resolved: RefreshSpec, target_profile: Profile) -> Code:
             return Code(content=text, text=text)
         problem = f"and spec hold {size} bytes, {target_profile.carrier} at most {largest}"
     if target_profile.is_here:
-        return Code(content=bucket.ship(Path(file), None, dry_run=True).digest)
+        return Code(content=_digest(Path(file)))
     if target_profile.bucket is None:
         raise SpecError(f"task.file {file}: {problem}{target_profile.bucket_remedy}")
-    bundle = bucket.ship(Path(file), target_profile.bucket, dry_run=True)
-    return Code(content=bundle.digest, address=bundle.uri)
+    digest = _digest(Path(file))
+    return Code(content=digest, address=packing.address(target_profile.bucket, digest))
 
 
 def send(resolved: RefreshSpec, job: JobSpec) -> None:
@@ -80,10 +81,20 @@ def send(resolved: RefreshSpec, job: JobSpec) -> None:
     address = job.labels.get(FACT)
     if address is None:
         return
-    bundle = bucket.ship(Path(getattr(resolved.task, "file", "")), address.rpartition("/code/")[0], dry_run=False)
-    if bundle.uri != address:
-        raise SpecError(f"task.file: its code changed while it was planned, {address} is out of date; submit again")
+    path, storage = Path(getattr(resolved.task, "file", "")), address.rpartition(f"/{packing.FOLDER}/")[0]
+    _require_planned(packing.address(storage, _digest(path)), address)
+    bundle = bucket.ship(path, storage)
+    _require_planned(bundle.uri, address)
     out.talk(f"code: {address}, {bundle.size} bytes {'uploaded' if bundle.uploaded else 'were there already'}")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(packing.pack(path)).hexdigest()
+
+
+def _require_planned(actual: str, planned: str) -> None:
+    if actual != planned:
+        raise SpecError(f"task.file: its code changed while it was planned, {planned} is out of date; submit again")
 
 
 def _text(file: str) -> str:

@@ -36,7 +36,7 @@ def show(path: Path, sets: Sequence[str], *, on: str, offline: bool, output: str
     Returns:
         0; 2 if the job or the profile is wrong; 4 if the backend refused or did not answer.
     """
-    _, planned = make(path, sets, on=on, offline=offline, program=program)
+    _, planned = make(programs.resolve(path, sets, None), on=on, offline=offline, program=program)
     present(planned, output)
     if not planned.errors:
         return 0
@@ -54,14 +54,15 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
         SpecError: The plan has errors, nobody can be asked, or the run id belongs to another spec.
         InfrastructureError: Unreachable or forbidden.
     """
-    target, planned = make(path, sets, on=on, offline=False, program=program)
+    resolved = programs.resolve(path, sets, None)
+    target, planned = make(resolved, on=on, offline=False, program=program)
     if output == "table":
         _people(planned, out.talk)
     backend.refuse(planned)
     if not (yes or _agreed(planned)):
         out.talk("not sent")
         return 0
-    code_upload.send(programs.resolve(path, sets, None), planned.job)
+    code_upload.send(resolved, planned.job)
     handle = target.submit(planned)
     if output == "table":
         out.line(str(handle))
@@ -75,13 +76,12 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
     return 0
 
 
-def make(path: Path, sets: Sequence[str], *, on: str, offline: bool, program: str = REFRESH) -> tuple[Backend, Plan]:
-    """Load spec and profile and plan.
+def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRESH) -> tuple[Backend, Plan]:
+    """Load the profile and plan.
 
     Raises:
-        SpecError: One of them is wrong.
+        SpecError: It is wrong, or the spec's code cannot travel there.
     """
-    resolved = programs.resolve(path, sets, None)
     target_profile = profile.load(on)
     target = target_profile.build(home=homes.folder(None), offline=offline)
     planned = target.plan(job_of(resolved, target_profile, program=program))

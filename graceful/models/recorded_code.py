@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from graceful import packing
 from graceful.chain import Unrunnable
 from graceful.environment import TRUST_CODE_VARIABLE
 from graceful.errors import GracefulError, one_line
@@ -47,7 +48,7 @@ def _digest(file: str) -> str | None:
     """None: it is not there, or nothing that a task could have been: the path may be anything."""
     try:
         path = Path(file)
-        small = path.is_dir() or (path.is_file() and path.stat().st_size <= code.LARGEST)
+        small = path.is_dir() or (path.is_file() and path.stat().st_size <= packing.LARGEST)
         return code.digest(file) if small or code.is_address(file) else None
     except (GracefulError, OSError):
         return None

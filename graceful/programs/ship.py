@@ -11,50 +11,43 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from graceful import environment
+from graceful import environment, packing
 from graceful.errors import GracefulError
 from graceful.storage import objects
-from graceful.tasks import code
 
 
-def ship(path: Path, storage_uri: str | None, *, dry_run: bool) -> dict[str, Any]:
+def ship(path: Path, storage_uri: str) -> dict[str, Any]:
     """Upload a folder or file unless its content is there already.
 
     Args:
         path: Of the code.
-        storage_uri: s3://bucket/prefix; None: only pack.
-        dry_run: Only say where it would go; the bucket is not asked.
+        storage_uri: s3://bucket/prefix.
 
     Returns:
-        `sha256`, `bytes` and `uri` (None without storage) of the bundle, and whether it was `uploaded` now.
+        `bytes` and `uri` of the bundle, and whether it was `uploaded` now.
 
     Raises:
         SpecError: The code cannot be packed.
         StorageError: Unreachable or refused.
     """
-    bundle = code.pack(path)
-    digest = hashlib.sha256(bundle).hexdigest()
-    uri = None if storage_uri is None else code.address(storage_uri, digest)
-    facts = {"sha256": digest, "bytes": len(bundle), "uri": uri, "uploaded": False}
-    if uri is None or dry_run:
-        return facts
+    bundle = packing.pack(path)
+    uri = packing.address(storage_uri, hashlib.sha256(bundle).hexdigest())
     there = {stored.uri: stored.size for stored in objects.list_objects(uri.rpartition("/")[0])}
-    if there.get(uri) == len(bundle):
-        return facts
-    objects.write_object(uri, bundle)
-    return {**facts, "uploaded": True}
+    missing = there.get(uri) != len(bundle)
+    if missing:
+        objects.write_object(uri, bundle)
+    return {"bytes": len(bundle), "uri": uri, "uploaded": missing}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Ship; the facts go to stdout as one JSON object, an error of ours to stderr as one line."""
     parser = argparse.ArgumentParser(prog="python -m graceful.programs.ship")
     parser.add_argument("path", type=Path, help="a folder with task.py, or one file")
-    parser.add_argument("storage", nargs="?", help="s3://bucket/prefix; without it the code is only packed")
-    parser.add_argument("--dry-run", action="store_true", help="only say where it would go; the bucket is not asked")
+    parser.add_argument("storage", help="s3://bucket/prefix")
     options = parser.parse_args(arguments)
     try:
         environment.clean()
-        facts = ship(options.path, options.storage, dry_run=options.dry_run)
+        facts = ship(options.path, options.storage)
     except GracefulError as e:
         sys.stderr.write(f"{e.message}\n")
         return e.exit_code

@@ -1,37 +1,26 @@
 """The code of a user's task as files: one module, a folder, or a zip in a bucket that is named by its SHA-256.
 
-A folder holds `task.py` and what it imports; `__pycache__` and names that start with a dot do not count. `pack` gives
-the same bytes for the same files on every machine, so that the digest names the content: a bundle is sent once, never
-changes, and is run only if it has the digest in its name. Driver, workers and the program that ships it use this.
+A zip is made by `graceful.packing` and its digest names the content: it is sent once, never changes, and is run only if
+it has the digest in its name. Driver and workers use this.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from graceful import addresses, homes, storage
+from graceful import addresses, homes, packing, storage
 from graceful.errors import IntegrityError, SpecError, StorageError
 from graceful.files import mark_used
 from graceful.spec.tasks import BUNDLE
 
-ENTRY = "task.py"
-"""The module of a folder that defines `task`."""
-LARGEST = 64 * 2**20
-"""Bytes of a folder's files together: code travels, data is read from where it lies."""
-MOST = 10_000
-"""Files of a folder."""
-FOLDER = "code"
-"""Below the storage's address and below GRACEFUL_HOME."""
 _OVERHEAD = 4096
 """Bytes that an archive may take for each file besides its content: two copies of the name and two headers."""
 
@@ -39,11 +28,6 @@ _OVERHEAD = 4096
 def is_address(file: str) -> bool:
     """Return whether `task.file` names a bundle in a bucket."""
     return addresses.is_remote(file)
-
-
-def address(storage_uri: str, digest: str) -> str:
-    """Return the address of the bundle with a digest."""
-    return f"{storage_uri.rstrip('/')}/{FOLDER}/{digest}.zip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +68,26 @@ def source(file: str, *, trusted: Collection[str] | None = None) -> Source:
         _require_trusted(file, _digest_of_address(file), trusted)
         folder, files = fetch(file)
         return Source(
-            path=folder / ENTRY, entry=files[ENTRY], digest=_digest_of_address(file), folder=folder, files=files
+            path=folder / packing.ENTRY,
+            entry=files[packing.ENTRY],
+            digest=_digest_of_address(file),
+            folder=folder,
+            files=files,
         )
     if not path.is_dir():
-        entry = read(path)
+        entry = packing.read(path)
         candidate = Source(path=path, entry=entry, digest=hashlib.sha256(entry).hexdigest())
     elif trusted is None:
-        candidate = Source(path=path / ENTRY, entry=read(path / ENTRY), digest=digest(file), folder=path)
+        candidate = Source(
+            path=path / packing.ENTRY, entry=packing.read(path / packing.ENTRY), digest=digest(file), folder=path
+        )
     else:
-        packed = pack(path)
+        packed = packing.pack(path)
         files = contents(packed, where=file)
         packed_digest = hashlib.sha256(packed).hexdigest()
-        candidate = Source(path=path / ENTRY, entry=files[ENTRY], digest=packed_digest, folder=path, files=files)
+        candidate = Source(
+            path=path / packing.ENTRY, entry=files[packing.ENTRY], digest=packed_digest, folder=path, files=files
+        )
     _require_trusted(file, candidate.digest, trusted)
     return candidate
 
@@ -114,79 +106,7 @@ def digest(file: str) -> str:
     if is_address(file):
         return _digest_of_address(file)
     path = Path(file)
-    return hashlib.sha256(pack(path) if path.is_dir() else read(path)).hexdigest()
-
-
-def read(path: Path) -> bytes:
-    """A file of the code.
-
-    Raises:
-        SpecError: It cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        _unreadable(e)
-
-
-# --- packing ----------------------------------------------------------------------------------------------------------
-
-
-def pack(path: Path) -> bytes:
-    """A zip of a folder, or of one file as `task.py`. Not compressed: another zlib would give other bytes.
-
-    Raises:
-        SpecError: No `task.py`, more than `LARGEST` bytes or `MOST` files, a link that leaves the folder or leads to a
-            folder, something that is no file, or a name that is not UTF-8.
-    """
-    files = dict(_relative_files(path)) if path.is_dir() else {ENTRY: path}
-    if ENTRY not in files:
-        raise SpecError(f"task.file: {path} is a folder without {ENTRY}; name the module that defines task() so")
-    size = sum(_size(file) for file in files.values())
-    if size > LARGEST:
-        bound = f"at most {LARGEST // 2**20} MiB travel; leave data out and read it from where it lies"
-        raise SpecError(f"task.file: {path} holds {size / 2**20:.1f} MiB, {bound}")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name)  # dated 1980, whatever the file's time
-            entry.create_system = 3
-            entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            archive.writestr(entry, read(files[name]))
-    return buffer.getvalue()
-
-
-def _relative_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield relative name and path of the files to pack; a link to a file counts as that file."""
-    root, count = folder.resolve(), 0
-    for where, folders, names in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
-        for name in [*folders, *sorted(names)]:
-            path = Path(where, name)
-            relative = path.relative_to(folder).as_posix()
-            if name.startswith(".") or (name in folders and not path.is_symlink()):
-                continue
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise SpecError(f"task.file: {path} leads out of its folder, to {path.resolve()}; copy it into it")
-            if name in folders or not path.is_file():
-                raise SpecError(f"task.file: {path} is no file; code travels as plain files, copy or remove it")
-            if not relative.isprintable() or "\\" in relative:
-                raise SpecError(f"task.file: {relative!r} in {folder} is no plain UTF-8 name; rename it")
-            count += 1
-            if count > MOST:
-                raise SpecError(f"task.file: {folder} holds more than {MOST} files; name a folder with the code alone")
-            yield relative, path
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as e:
-        _unreadable(e)
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise SpecError(f"task.file: {error.filename} cannot be read ({error.strerror}); check the path") from error
+    return hashlib.sha256(packing.pack(path) if path.is_dir() else packing.read(path)).hexdigest()
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------------
@@ -202,7 +122,7 @@ def fetch(uri: str) -> tuple[Path, dict[str, bytes]]:
         SpecError, IntegrityError, StorageError: As `source`.
     """
     expected = _digest_of_address(uri)
-    home = homes.folder().resolve() / FOLDER
+    home = homes.folder().resolve() / packing.FOLDER
     target = home / expected
     packed = _repack(target) if target.is_dir() else None
     if packed is not None and hashlib.sha256(packed).hexdigest() == expected:
@@ -240,7 +160,7 @@ def _download_and_unpack(uri: str, target: Path) -> dict[str, bytes]:
 def _repack(folder: Path) -> bytes | None:
     """Pack a folder again, for its digest; None where it holds files that no bundle may have."""
     try:
-        return pack(folder)
+        return packing.pack(folder)
     except SpecError:
         return None
 
@@ -285,11 +205,11 @@ def _require_safe_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
         plain = entry.filename.isprintable() and "\\" not in entry.filename and not {"", ".", ".."} & set(parts)
         if not plain or kind not in (0, stat.S_IFREG) or entry.compress_type != zipfile.ZIP_STORED:
             raise IntegrityError(f"{where}: holds {entry.filename!r}, which is no plain file inside it; not unpacked")
-    if len(set(names)) < len(names) or ENTRY not in names:
-        raise IntegrityError(f"{where}: names occur twice, or there is no {ENTRY}; not unpacked")
+    if len(set(names)) < len(names) or packing.ENTRY not in names:
+        raise IntegrityError(f"{where}: names occur twice, or there is no {packing.ENTRY}; not unpacked")
     size = sum(entry.file_size for entry in entries)
-    if size > LARGEST or len(entries) > MOST:
-        bound = f"at most {LARGEST} and {MOST} are unpacked"
+    if size > packing.LARGEST or len(entries) > packing.MOST:
+        bound = f"at most {packing.LARGEST} and {packing.MOST} are unpacked"
         raise IntegrityError(f"{where}: {size} bytes in {len(entries)} files, {bound}")
 
 
@@ -299,7 +219,7 @@ def _download(uri: str, expected: str) -> bytes:
     stored_object = next((stored for stored in storage.list_objects(folder) if stored.uri == uri), None)
     if stored_object is None:
         raise SpecError(f"task.file: {uri} is not there; submit the folder again, or check AWS_ENDPOINT_URL")
-    if stored_object.size > LARGEST + MOST * _OVERHEAD:
+    if stored_object.size > packing.LARGEST + packing.MOST * _OVERHEAD:
         raise StorageError(
             f"{uri}: {stored_object.size} bytes, more than a bundle can have; delete it and submit again"
         )

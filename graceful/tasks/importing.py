@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from graceful import packing
 from graceful.errors import IntegrityError, SpecError
 from graceful.tasks import code
 from graceful.tasks.user_task import user_file_errors
@@ -75,7 +76,7 @@ def _import_from(folder: Path, files: Mapping[str, bytes] | None) -> None:
     _folders.add(str(folder))
     for path in _modules_in(folder, files):
         name = path.stem
-        if path.name == code.ENTRY or name.startswith("__"):
+        if path.name == packing.ENTRY or name.startswith("__"):
             continue
         standard = name in sys.stdlib_module_names
         if standard or (name in sys.modules and not _is_task_module(sys.modules[name])):

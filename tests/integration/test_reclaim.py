@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graceful import cli
+from graceful import cli, packing
 from graceful.files import mark_used
 from graceful.lineage import LineageRecord, Store
 from graceful.programs import reclaim
@@ -315,9 +315,9 @@ def test_code_goes_only_while_a_bucket_has_its_bundle(bucket: str, tmp_path: Pat
     for name in (digest, "0" * 64):
         shutil.copytree(task, home / "code" / name)
     aged(home / "code")
-    address = code.address(bucket, digest)
+    address = packing.address(bucket, digest)
     written(home / "runs" / "a-v1" / "spec.json", 1).write_text(json.dumps({"task": {"file": address}}))
     assert names(gc(home)) == []
-    objects.write_object(address, code.pack(task))
+    objects.write_object(address, packing.pack(task))
     assert names(gc(home)) == [f"code code/{digest}"]
     assert (home / "code" / ("0" * 64)).is_dir()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graceful import cli, tasks
+from graceful import cli, packing, tasks
 from graceful.cli import bucket, following
 from graceful.errors import InfrastructureError, IntegrityError, SpecError
 from graceful.launch.kuberay import gc
@@ -138,7 +138,7 @@ def test_trouble_with_the_bucket_is_one_line_with_a_remedy(uri: str, tmp_path: P
     with environment({"AWS_SECRET_ACCESS_KEY": "wrong"}):
         assert "check" in bucket.sweep(uri, older=LATER, dry_run=True).problem
     with pytest.raises(InfrastructureError, match="no such bucket; check the name"):
-        bucket.ship(task_folder(tmp_path), "s3://no-such-bucket/x", dry_run=False)
+        bucket.ship(task_folder(tmp_path), "s3://no-such-bucket/x")
 
 
 def task_folder(root: Path) -> Path:
@@ -151,12 +151,10 @@ def task_folder(root: Path) -> Path:
 
 def test_a_folder_is_uploaded_once_and_built_from_the_bucket_elsewhere(uri: str, tmp_path: Path) -> None:
     folder = task_folder(tmp_path)
-    planned = bucket.ship(folder, uri, dry_run=True)
-    assert keys(uri) == set()
-    sent = bucket.ship(folder, uri, dry_run=False)
-    assert (sent.uri, sent.uploaded) == (planned.uri, True)
+    sent = bucket.ship(folder, uri)
+    assert sent.uploaded
     assert sent.uri == f"{uri}/code/{code.digest(str(folder))}.zip"
-    assert not bucket.ship(folder, uri, dry_run=False).uploaded
+    assert not bucket.ship(folder, uri).uploaded
     assert keys(uri) == {f"code/{code.digest(str(folder))}.zip"}
     section = PythonTask(file=sent.uri)
     assert tasks.transform_digest(section) == tasks.transform_digest(PythonTask(file=str(folder)))
@@ -174,20 +172,20 @@ def test_a_folder_is_uploaded_once_and_built_from_the_bucket_elsewhere(uri: str,
 
 def test_a_bundle_cut_short_is_uploaded_again(uri: str, tmp_path: Path) -> None:
     folder = task_folder(tmp_path)
-    sent = bucket.ship(folder, uri, dry_run=False)
+    sent = bucket.ship(folder, uri)
     objects.write_object(sent.uri, b"cut")
-    assert bucket.ship(folder, uri, dry_run=False).uploaded
-    assert objects.read_object(sent.uri) == code.pack(folder)
+    assert bucket.ship(folder, uri).uploaded
+    assert objects.read_object(sent.uri) == packing.pack(folder)
 
 
 def test_a_bundle_that_is_not_its_name_is_refused_before_it_is_unpacked(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
-    address = code.address(uri, "0" * 64)
+    address = packing.address(uri, "0" * 64)
     with pytest.raises(SpecError, match="is not there; submit the folder again"):
         tasks.build(PythonTask(file=address))
-    objects.write_object(address, code.pack(task_folder(tmp_path)))
+    objects.write_object(address, packing.pack(task_folder(tmp_path)))
     with pytest.raises(IntegrityError, match=r"has SHA-256 .*, not the one in its name"):
         tasks.build(PythonTask(file=address))
     assert list((tmp_path / "home" / "code").iterdir()) == []

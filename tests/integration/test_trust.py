@@ -55,7 +55,7 @@ def planted(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "planted").mkdir()
     (tmp_path / "planted" / "task.py").write_text(PLANTED)
-    sent = ship.ship(tmp_path / "planted", bucket, dry_run=False)
+    sent = ship.ship(tmp_path / "planted", bucket)
     document = {"model": "digits", "name": "v1", "train": TRAIN, "gate": GATE}
     first, _ = refresh(Run.of(parse({**document, "task": {"kind": "python", "file": sent["uri"]}})))
     assert first.outcome == "passed"

@@ -124,6 +124,7 @@ def test_a_plan_says_where_the_code_would_go(
     monkeypatch.chdir(folder.parent)
     Path("v1.yaml").write_text("{model: mine, name: v1, task: {kind: python, file: my_task}}")
     Path("place.yaml").write_text(yaml.safe_dump({**CLUSTER, "storage": STORAGE, "mlflow": {"uri": "http://m:5000"}}))
+    monkeypatch.setattr(bucket, "_run", None)  # no process is started to learn the digest
     assert cli.main(["plan", "v1.yaml", "--on", "place.yaml", "--offline"]) == 0
     assert "code: a submission uploads it to s3://team/graceful/code/" in capsys.readouterr().out
 
@@ -143,11 +144,9 @@ def test_nothing_is_submitted_whose_code_cannot_be_sent(
     assert server.objects == {}
 
 
-def test_code_that_changes_after_the_plan_is_not_submitted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_changes_after_the_plan_is_not_submitted(folder: Path) -> None:
     job = planning.job_of(resolved(folder), cluster(storage=STORAGE))
     (folder / "shapes.py").write_text("one = 2\n")
-    ship = bucket.ship
-    monkeypatch.setattr(bucket, "ship", lambda path, uri, *, dry_run: ship(path, uri, dry_run=True))
     with pytest.raises(SpecError, match="its code changed while it was planned"):
         code_upload.send(resolved(folder), job)
 

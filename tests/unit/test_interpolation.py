@@ -19,6 +19,7 @@ from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import Headed
 from graceful.models.interpolation import inherited, mixed, recalibrate
+from graceful.models.stored import StoredVersion
 from graceful.programs.finishing import Trained
 from graceful.programs.reference_training import reference_run
 from graceful.programs.run import Run
@@ -210,11 +211,11 @@ def test_reference_runs_start_where_the_run_does(home: Path, old: Path, random: 
 
 def test_a_share_is_mixed_into_a_frozen_network_too(home: Path, old: Path, random: Trained) -> None:
     spec = spec_of(home, "v2", classes=8)
-    network = bundle.load(random.folder).network
+    network, latest = bundle.load(random.folder).network, StoredVersion(folder=old)
     before = {key: one.clone() for key, one in network.state_dict().items()}
-    assert mix(network, old, 0.0, spec=spec, task=tasks.build(spec.task)) == ()
+    assert mix(network, latest, 0.0, spec=spec, task=tasks.build(spec.task)) == ()
     assert all(torch.equal(one, before[key]) for key, one in network.state_dict().items())
-    mix(network, old, 0.5, spec=spec, task=tasks.build(spec.task))
+    mix(network, latest, 0.5, spec=spec, task=tasks.build(spec.task))
     assert not torch.equal(network.state_dict()["head.bias"], before["head.bias"])
     assert not network.training
     assert not any(one.requires_grad for one in network.parameters())

@@ -376,11 +376,12 @@ def test_a_pods_program_reads_the_mounted_spec_and_ends_with_its_outcome(
     code: int, ended: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from graceful.programs import __main__ as entry
+    from graceful.programs.run import Run
 
     seen: list[spec.RefreshSpec] = []
 
-    def program(resolved: spec.RefreshSpec, progress: Any) -> Any:
-        seen.append(resolved)
+    def program(run: Run, progress: Any) -> Any:
+        seen.append(run.spec)
         return {}, code, lambda console: None
 
     monkeypatch.setitem(entry.PROGRAMS, "refresh", program)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from graceful import spec, tasks
+from graceful import packing, spec, tasks
 from graceful.errors import IntegrityError, SpecError
 from graceful.spec import PythonTask
 from graceful.tasks import code, python_task
@@ -71,9 +71,9 @@ def test_the_same_files_give_the_same_bytes_whatever_their_order_times_and_right
     other = folder(tmp_path / "other", dict(shuffled))
     os.utime(other / "task.py", (1, 1))
     (other / "shapes.py").chmod(0o700)
-    assert code.pack(one) == code.pack(other)
-    assert names_in(code.pack(one)) == ["late.py", "shapes.py", "table/names.csv", "task.py"]
-    assert code.digest(str(one)) == hashlib.sha256(code.pack(one)).hexdigest()
+    assert packing.pack(one) == packing.pack(other)
+    assert names_in(packing.pack(one)) == ["late.py", "shapes.py", "table/names.csv", "task.py"]
+    assert code.digest(str(one)) == hashlib.sha256(packing.pack(one)).hexdigest()
 
 
 def test_the_bytes_of_a_bundle_do_not_change_with_releases(tmp_path: Path) -> None:
@@ -93,14 +93,14 @@ def test_bytecode_and_hidden_files_do_not_count_and_every_other_does(tmp_path: P
 def test_one_file_travels_as_task_and_is_named_by_its_own_bytes(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("x = 1\n")
-    assert names_in(code.pack(path)) == ["task.py"]
+    assert names_in(packing.pack(path)) == ["task.py"]
     assert code.digest(str(path)) == hashlib.sha256(b"x = 1\n").hexdigest()
 
 
 def test_a_link_to_a_file_inside_is_that_file(tmp_path: Path) -> None:
     root = folder(tmp_path / "t")
     (root / "again.py").symlink_to("shapes.py")
-    with zipfile.ZipFile(io.BytesIO(code.pack(root))) as archive:
+    with zipfile.ZipFile(io.BytesIO(packing.pack(root))) as archive:
         assert archive.read("again.py") == archive.read("shapes.py")
 
 
@@ -126,7 +126,7 @@ def test_what_cannot_travel_is_refused_in_one_line(tmp_path: Path, spoil: object
     root = folder(tmp_path / "t")
     spoil(root)  # type: ignore[operator]
     with pytest.raises(SpecError, match=said) as caught:
-        code.pack(root)
+        packing.pack(root)
     assert "\n" not in caught.value.message
 
 
@@ -135,11 +135,11 @@ def test_too_much_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pyte
     with (root / "data.bin").open("wb") as file:
         file.truncate(10 * 2**40)  # no disk is that large: reading it would fail otherwise
     with pytest.raises(SpecError, match=r"at most 64 MiB travel; leave data out"):
-        code.pack(root)
+        packing.pack(root)
     (root / "data.bin").unlink()
-    monkeypatch.setattr(code, "MOST", 3)
+    monkeypatch.setattr(packing, "MOST", 3)
     with pytest.raises(SpecError, match="more than 3 files"):
-        code.pack(root)
+        packing.pack(root)
 
 
 # Unpacking.
@@ -158,8 +158,8 @@ def archive_of(*entries: tuple[str, bytes], kind: int = stat.S_IFREG, method: in
 
 def test_what_was_packed_unpacks(tmp_path: Path) -> None:
     root = folder(tmp_path / "t")
-    code.unpack(code.pack(root), tmp_path / "u", where="x.zip")
-    assert code.pack(tmp_path / "u") == code.pack(root)
+    code.unpack(packing.pack(root), tmp_path / "u", where="x.zip")
+    assert packing.pack(tmp_path / "u") == packing.pack(root)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_name_twice_or_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: p
         twice = archive_of(("task.py", b"1"), ("task.py", b"2"))
     with pytest.raises(IntegrityError, match="occur twice"):
         code.unpack(twice, tmp_path / "u", where="x.zip")
-    monkeypatch.setattr(code, "LARGEST", 99)
+    monkeypatch.setattr(packing, "LARGEST", 99)
     with pytest.raises(IntegrityError, match=r"100 bytes in 1 files, at most 99"):
         code.unpack(archive_of(("task.py", b"x" * 100)), tmp_path / "u", where="x.zip")
 
@@ -205,7 +205,7 @@ def test_an_address_that_names_no_bundle_is_refused_by_the_spec(file: str) -> No
 
 
 def test_the_digest_of_a_bundle_is_its_name_without_a_look_at_it() -> None:
-    uri = code.address("s3://b/team/", "ab" * 32)
+    uri = packing.address("s3://b/team/", "ab" * 32)
     assert uri == f"s3://b/team/code/{'ab' * 32}.zip"
     assert python_task.source_digest(PythonTask(file=uri)) == "ab" * 32
 
@@ -223,12 +223,12 @@ def planted(marker: Path) -> str:
 def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PythonTask, Path]:
     """A bundle that was fetched before, and its folder; nothing answers where it came from."""
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
-    packed = code.pack(folder(tmp_path / "t"))
+    packed = packing.pack(folder(tmp_path / "t"))
     digest = hashlib.sha256(packed).hexdigest()
     target = tmp_path / "home" / "code" / digest
     code.unpack(packed, target, where="x.zip")
     monkeypatch.setattr(code.storage, "list_objects", lambda uri: iter(()))
-    return PythonTask(file=code.address("s3://b", digest)), target
+    return PythonTask(file=packing.address("s3://b", digest)), target
 
 
 def test_an_unpacked_bundle_is_run_without_a_look_at_the_bucket(unpacked: tuple[PythonTask, Path]) -> None:
@@ -245,7 +245,7 @@ def test_a_bundle_that_was_changed_after_it_was_unpacked_is_not_run(
 ) -> None:
     section, target = unpacked
     before = (target / "shapes.py").read_text()
-    packed = code.pack(target)
+    packed = packing.pack(target)
     monkeypatch.setattr(code, "_download", lambda uri, wanted: packed)
     for name, text in (
         ("shapes.py", planted(tmp_path / "ran")),
@@ -304,9 +304,9 @@ def test_packages_and_folders_of_verified_code_are_imported_as_from_disk(
         "numpy/linalg.py": "",
     }
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
-    packed = code.pack(folder(tmp_path / "t", files))
+    packed = packing.pack(folder(tmp_path / "t", files))
     monkeypatch.setattr(code, "_download", lambda uri, wanted: packed)
-    section = PythonTask(file=code.address("s3://b", hashlib.sha256(packed).hexdigest()))
+    section = PythonTask(file=packing.address("s3://b", hashlib.sha256(packed).hexdigest()))
     assert tasks.build(section).classes == ("a", "b")
     import json
 

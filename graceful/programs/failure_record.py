@@ -1,4 +1,4 @@
-"""Errors that another attempt would only make again, remembered so that it ends at once. Driver, on a cluster.
+"""Record of an error that another attempt would only make again, so that it ends at once. Driver, on a cluster.
 
 KubeRay starts a failed job again on new machines, whatever it failed of, and its retries cannot be called off from
 inside. So an error that needs a person is written into the run's folder: the next attempt repeats it in seconds instead
@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from graceful import errors
 from graceful.environment import RESUMES_VARIABLE
@@ -20,7 +21,9 @@ from graceful.programs.run import Run
 from graceful.spec import RefreshSpec
 from graceful.storage import sha256_json, write_json
 
-FILE = "hopeless.json"
+FILE = "failure.json"
+OLD_FILE = "hopeless.json"
+"""Name of the file in runs of before, which is read where there is no other."""
 VALID_SECONDS = 3600.0
 """Retries of a cluster come within minutes; who submits the same spec again later has mended something."""
 PASSING = "passing"
@@ -31,13 +34,13 @@ KINDS = (SpecError, DataError, NonFiniteError, CollapsedError)
 
 @contextmanager
 def once(run: Run, *, retried: bool) -> Iterator[None]:
-    """Do work whose errors are remembered in the run's folder, where somebody retries it."""
+    """Do work whose errors are recorded in the run's folder, if the cluster retries it."""
     if not retried:
         yield
         return
-    before = recall(run)
-    if before is not None:
-        raise before
+    error = recall(run)
+    if error is not None:
+        raise error
     try:
         yield
     except GracefulError as e:
@@ -46,7 +49,7 @@ def once(run: Run, *, retried: bool) -> Iterator[None]:
 
 
 def remember(run: Run, error: GracefulError) -> None:
-    """Write an error down, if another attempt would make it again; trouble with writing must not hide the error."""
+    """Record an error that another attempt would make again; a failure to write must not hide the error."""
     if not isinstance(error, KINDS) or error.facts.get(PASSING):
         return
     document = {**_attempt(run.spec), "at": time.time(), "error": type(error).__name__, "message": error.message}
@@ -56,21 +59,27 @@ def remember(run: Run, error: GracefulError) -> None:
 
 
 def recall(run: Run) -> GracefulError | None:
-    """The error that ended an earlier attempt at the very same work, to be raised again.
+    """Return the error that ended an earlier attempt at the very same work, to be raised again; None: there is none.
 
     Raises:
         StorageError: The bucket is not reachable.
     """
-    path = run.folder / FILE
-    run.mirror.restore_file(path)
+    for path in (run.folder / FILE, run.folder / OLD_FILE):
+        run.mirror.restore_file(path)
+        if path.exists():
+            return _read(run, path)
+    return None
+
+
+def _read(run: Run, path: Path) -> GracefulError | None:
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        kind = getattr(errors, str(known["error"]), None)
-        same = {key: known[key] for key in _attempt(run.spec)} == _attempt(run.spec)
-        if kind in KINDS and same and time.time() - float(known["at"]) < VALID_SECONDS:
+        failure = json.loads(path.read_text(encoding="utf-8"))
+        kind = getattr(errors, str(failure["error"]), None)
+        same = {key: failure[key] for key in _attempt(run.spec)} == _attempt(run.spec)
+        if kind in KINDS and same and time.time() - float(failure["at"]) < VALID_SECONDS:
             where = run.mirror.shown(path)
-            found: GracefulError = kind(f"{known['message']} (an earlier attempt said so: {where})")
-            return found
+            error: GracefulError = kind(f"{failure['message']} (an earlier attempt said so: {where})")
+            return error
     return None
 
 

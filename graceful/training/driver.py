@@ -20,7 +20,7 @@ from graceful.training import checkpoint, trace
 from graceful.training.engine import require_precision
 from graceful.training.job import NOT_MIRRORED, TrainingJob, TrainingResult, claim, finished, record, require_own
 from graceful.training.loop import run
-from graceful.training.place import Place
+from graceful.training.rank_context import RankContext
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]
 
@@ -85,8 +85,8 @@ def _on_ray(job: TrainingJob) -> Run:
     """Return the run on Ray, once Ray is there and has room."""
     from graceful.training import ray_fit
 
-    place = ray_fit.ready(job)
-    return lambda digest, progress: ray_fit.fit(job, place, digest=digest, progress=progress)
+    ready = ray_fit.ready(job)
+    return lambda digest, progress: ray_fit.fit(job, ready, digest=digest, progress=progress)
 
 
 def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress | None) -> dict[str, Any]:
@@ -112,15 +112,15 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
         job.mirror.save(job.run_dir, only=(trace.FILE,))
         job.mirror.save(root)
 
-    place = Place(
+    context = RankContext(
         device=torch.device("cuda", 0) if gpu else torch.device("cpu"),
         scratch=root,
         restore=restore,
         publish=publish,
-        tell=progress,
+        report=progress,
         deadline=time.monotonic() + job.spec.train.timeout,
     )
-    return run(job, place, digest=digest)
+    return run(job, context, digest=digest)
 
 
 def _group_of_one() -> None:

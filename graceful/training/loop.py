@@ -31,7 +31,7 @@ from graceful.training.budget_multipliers import BEST, budget_multipliers_of
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
-from graceful.training.place import Clock, Place, out_of_time, peak_memory_mb, together, unanimous
+from graceful.training.rank_context import Clock, RankContext, out_of_time, peak_memory_mb, together, unanimous
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
 from graceful.training.start import weights_of
@@ -41,12 +41,12 @@ from graceful.training.trace import FILE, Trace
 _EVALUATION_BATCH = 512
 
 
-def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
+def run(job: TrainingJob, context: RankContext, *, digest: str) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint if there is one.
 
     Args:
         job: What to train.
-        place: Where.
+        context: The rank, its device and where checkpoints go.
         digest: Of the job's identity; a checkpoint of another one is refused.
 
     Returns:
@@ -56,10 +56,10 @@ def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
         NonFiniteError, CollapsedError, TrainingError, DataError, SpecError, IntegrityError: On all ranks alike where
             the fact `unanimous` is set.
     """
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
-    torch.set_num_threads(1 if place.world_size > 1 else torch.get_num_threads())
-    loop = together(place, lambda: Loop(job, place, digest=digest))
+    if context.device.type == "cuda":
+        torch.cuda.set_device(context.device)
+    torch.set_num_threads(1 if context.world_size > 1 else torch.get_num_threads())
+    loop = together(context, lambda: Loop(job, context, digest=digest))
     loop.start()
     try:
         while loop.progress.step < loop.steps:
@@ -72,16 +72,16 @@ def run(job: TrainingJob, place: Place, *, digest: str) -> dict[str, Any]:
 class Loop:
     """One rank's run. Making it opens data and predecessors and talks to no other rank."""
 
-    def __init__(self, job: TrainingJob, place: Place, *, digest: str) -> None:
-        self.job, self.place, self.digest = job, place, digest
+    def __init__(self, job: TrainingJob, context: RankContext, *, digest: str) -> None:
+        self.job, self.context, self.digest = job, context, digest
         self.train = job.spec.train
         task = job.task or tasks.build(job.spec.task)
-        self.materials = batches.gather(job, task, device=place.device)
+        self.materials = batches.gather(job, task, device=context.device)
         self.sampler = Sampler(
             samples=len(self.materials.train),
             batch_size=self.train.batch_size,
             accumulation=self.train.accumulation,
-            world_size=place.world_size,
+            world_size=context.world_size,
             seed=job.effective_seed,
         )
         self.steps = self.train.epochs * self.sampler.steps_per_epoch
@@ -89,7 +89,7 @@ class Loop:
             job.compatibility,
             task.classes,
             self.materials.versions,
-            place.device,
+            context.device,
             groups=self.materials.groups,
             task_loss=self.materials.learner.task_loss,
         )
@@ -109,13 +109,13 @@ class Loop:
     def start(self) -> None:
         """Build the engine, take up the newest checkpoint, open the trace."""
         forward = partial(learners.run, self.materials.learner)
-        self.engine = engine.build(self.train, self.network, device=self.place.device, run=forward)
-        with self.place.restore() as folder:
+        self.engine = engine.build(self.train, self.network, device=self.context.device, run=forward)
+        with self.context.restore() as folder:
             if folder is not None:
                 self._resume(folder)
         self.materials.remix(self.objective.strengths)
-        pids = self.place.pids()
-        if self.place.rank == 0:
+        pids = self.context.pids()
+        if self.context.rank == 0:
             self.trace = Trace(self.job.run_dir / FILE, step=self.progress.step)
         self._write(
             event="start",
@@ -123,14 +123,14 @@ class Loop:
             steps=self.steps,
             epochs=self.train.epochs,
             pids=pids,
-            world_size=self.place.world_size,
-            batch=f"{self.place.world_size} ranks x {self.train.accumulation} slices x {self.sampler.slice_size}"
+            world_size=self.context.world_size,
+            batch=f"{self.context.world_size} ranks x {self.train.accumulation} slices x {self.sampler.slice_size}"
             f" = {self.train.batch_size}",
             samples=len(self.materials.train),
             seed=self.job.effective_seed,
             engine=self.train.engine.kind,
             precision=self.train.precision,
-            device=str(self.place.device),
+            device=str(self.context.device),
         )
 
     def epoch(self) -> None:
@@ -138,7 +138,7 @@ class Loop:
         epoch, done = divmod(self.progress.step, self.sampler.steps_per_epoch)
         if done == 0:
             self.progress.loss_sum, self.progress.right = 0.0, 0
-        order = self.sampler.epoch(epoch)[done:, :, self.place.rank]
+        order = self.sampler.epoch(epoch)[done:, :, self.context.rank]
         begun = time.monotonic()
         for slices in self.materials.slices(order, epoch=epoch):
             self._step(slices, epoch=epoch)
@@ -176,7 +176,7 @@ class Loop:
 
     def _step(self, slices: list[batches.Slice], *, epoch: int) -> None:
         step = self.progress.step
-        torch.manual_seed(_seed(self.job.effective_seed, step, self.place.rank))
+        torch.manual_seed(_seed(self.job.effective_seed, step, self.context.rank))
         sums: dict[str, float] = {}
         for one in slices:
             outputs = self._forward(one)
@@ -199,7 +199,7 @@ class Loop:
         self.clock.tick()
         self.progress.step += 1
         self.progress.loss_sum += sums["total"]
-        self.progress.right += round(sums["correct"] * self.place.world_size * len(slices))
+        self.progress.right += round(sums["correct"] * self.context.world_size * len(slices))
         self._report(sums, rate=rate, norm=norm, epoch=epoch)
 
     def _forward(self, one: batches.Slice) -> Outputs:
@@ -208,7 +208,7 @@ class Loop:
         try:
             return self.engine.forward(one.batch)
         except CODE_FAULTS as e:
-            if self.place.world_size > 1 or self.place.device.type != "cpu":
+            if self.context.world_size > 1 or self.context.device.type != "cpu":
                 raise
             first, last = (str(self.materials.train.ids[position]) for position in one.positions[[0, -1]])
             raise TrainingError(
@@ -227,21 +227,21 @@ class Loop:
     def _mean(self, numbers: Tensor) -> list[float]:
         """Means over ranks."""
         numbers = numbers.double()
-        if self.place.world_size > 1:
+        if self.context.world_size > 1:
             distributed.all_reduce(numbers)
-        found: list[float] = (numbers / self.place.world_size).tolist()
+        found: list[float] = (numbers / self.context.world_size).tolist()
         return found
 
     def _check(self, means: Mapping[str, float], one: batches.Slice, *, step: int, epoch: int) -> None:
         """Before the gradients are touched: end the run if a number is not finite, or time is up."""
         stops.require_finite(means, step=step, epoch=epoch, culprit=lambda: self._culprit(one))
-        if self.place.deadline is not None and time.monotonic() > self.place.deadline:
+        if self.context.deadline is not None and time.monotonic() > self.context.deadline:
             raise out_of_time(self.train.timeout)
 
     def _culprit(self, one: batches.Slice) -> str | None:
         """Id of a sample whose input is not finite, on whichever rank; all ranks ask."""
-        position = torch.tensor(batches.first_not_finite(one), device=self.place.device)
-        if self.place.world_size > 1:
+        position = torch.tensor(batches.first_not_finite(one), device=self.context.device)
+        if self.context.world_size > 1:
             distributed.all_reduce(position, distributed.ReduceOp.MAX)
         return str(self.materials.train.ids[int(position)]) if int(position) >= 0 else None
 
@@ -257,7 +257,7 @@ class Loop:
             lr=rate,
             grad_norm=norm,
             samples_per_second=round(self.train.batch_size / pace, 1) if pace else None,
-            memory_mb=peak_memory_mb(self.place.device),
+            memory_mb=peak_memory_mb(self.context.device),
             eta=round(left * pace, 1) if pace else None,
         )
 
@@ -270,11 +270,11 @@ class Loop:
                 self.materials.validation,
                 self._mine(self.materials.validation),
                 forward=partial(self.engine.forward, train=False),
-                device=self.place.device,
+                device=self.context.device,
             ),
-            device=self.place.device,
+            device=self.context.device,
         )
-        if self.place.world_size > 1:
+        if self.context.world_size > 1:
             distributed.all_reduce(counts)
         right, total = counts.tolist()
         found = HeldOut(wrong=total - right, n=total, classes=len(self.materials.task.classes))
@@ -294,16 +294,16 @@ class Loop:
 
     def _mine(self, samples: Samples) -> list[NDArray[np.int64]]:
         size = portion(samples, self.materials.learner.collate, most=_EVALUATION_BATCH)
-        return shard(len(samples), rank=self.place.rank, world_size=self.place.world_size, size=size)
+        return shard(len(samples), rank=self.context.rank, world_size=self.context.world_size, size=size)
 
     def _move(self, epoch: int) -> dict[str, Any]:
         """Measure the constraint split, move the multipliers, keep the weights if they are the best so far."""
         if self.budgets is None:
             return {}
-        place = self.place
+        context = self.context
         mine, forward = self._mine(self.budgets.samples), partial(self.engine.forward, train=False)
-        counts = self.budgets.count(self.materials.task, mine, forward=forward, device=place.device)
-        if place.world_size > 1:
+        counts = self.budgets.count(self.materials.task, mine, forward=forward, device=context.device)
+        if context.world_size > 1:
             distributed.all_reduce(counts)
         facts, better = self.budgets.advance(counts, epoch=epoch, validation_error=self.progress.validation_error)
         if better:
@@ -324,8 +324,8 @@ class Loop:
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        with checkpoint.writing(self.place.scratch or Path(tempfile.gettempdir())):
-            part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.place.scratch))
+        with checkpoint.writing(self.context.scratch or Path(tempfile.gettempdir())):
+            part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.context.scratch))
         with checkpoint.writing(part):
             self.engine.save(part)
             if self.best is not None:
@@ -337,20 +337,20 @@ class Loop:
             "objective": self.objective.state_dict(),
             "duals": self.budgets and self.budgets.state_dict(),
         }
-        checkpoint.seal(part, state=state, rank=self.place.rank, world_size=self.place.world_size)
+        checkpoint.seal(part, state=state, rank=self.context.rank, world_size=self.context.world_size)
         if self.trace is not None:
             self.trace.sync()
         metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
-        self.place.publish(part, self.progress.step, metrics)
+        self.context.publish(part, self.progress.step, metrics)
 
     def _resume(self, folder: Path) -> None:
-        state = together(self.place, lambda: self._verified(folder))
+        state = together(self.context, lambda: self._verified(folder))
         self.engine.load(folder)
         self.objective.load_state_dict(state["objective"])
         if self.budgets is not None and state.get("duals"):
             self.budgets.load_state_dict(state["duals"])
             self.objective.strengths = self.budgets.strengths
-            if self.place.rank == 0 and (folder / BEST).exists():
+            if self.context.rank == 0 and (folder / BEST).exists():
                 self.best = load_file(folder / BEST)
         self.progress = Progress(**state["progress"])
         self.resumed_from = self.progress.step
@@ -368,8 +368,8 @@ class Loop:
             self.trace.write(row)
             if row["event"] == "epoch":
                 self.trace.sync()
-        if self.place.tell is not None and self.place.rank == 0:
-            self.place.tell(row)
+        if self.context.report is not None and self.context.rank == 0:
+            self.context.report(row)
 
 
 def _seed(*parts: int) -> int:

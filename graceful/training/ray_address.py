@@ -41,7 +41,7 @@ def require_answer(address: str, *, seconds: float = SECONDS) -> None:
     Raises:
         InfrastructureError: It is none, nothing listens there, or something else than Ray does.
     """
-    host, port = _place(_found() if address == "auto" else address)
+    host, port = _host_and_port(_found() if address == "auto" else address)
     try:
         with socket.create_connection((host, port), timeout=seconds) as connection:
             answered = os.environ.get("RAY_USE_TLS", "0") == "1" or _greeted(connection)
@@ -82,7 +82,7 @@ def _found() -> str:
         ) from e
 
 
-def _place(address: str) -> tuple[str, int]:
+def _host_and_port(address: str) -> tuple[str, int]:
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.scheme in ("", "ray") and parts.hostname and parts.port and not parts.path.strip("/"):

@@ -31,7 +31,7 @@ from graceful.storage import write_text
 from graceful.training import checkpoint, ray_address, trace
 from graceful.training.engine import require_precision
 from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
-from graceful.training.place import out_of_time
+from graceful.training.rank_context import out_of_time
 from graceful.training.ray_worker import worker
 
 POLL_SECONDS = 0.2
@@ -81,7 +81,7 @@ def ready(job: TrainingJob) -> Ready:
 
 
 def fit(
-    job: TrainingJob, place: Ready, *, digest: str, progress: Callable[[Mapping[str, object]], None] | None
+    job: TrainingJob, ready: Ready, *, digest: str, progress: Callable[[Mapping[str, object]], None] | None
 ) -> dict[str, Any]:
     """Train a job on Ray workers.
 
@@ -98,7 +98,7 @@ def fit(
         job.mirror.seal(folder)
     fetcher = trace.Fetcher(job.run_dir / trace.FILE, mirror=job.mirror)
     follower = trace.Follower(fetcher.path)
-    trainer = _trainer(job, digest=digest, use_gpu=place.use_gpu, private=place.private)
+    trainer = _trainer(job, digest=digest, use_gpu=ready.use_gpu, private=ready.private)
     fitting = _Fitting(trainer.fit)
     fitting.start()
     try:
@@ -108,7 +108,7 @@ def fit(
             for row in follower.rows():
                 if progress is not None:
                     progress(row)
-            if time.monotonic() > place.deadline:
+            if time.monotonic() > ready.deadline:
                 raise out_of_time(job.spec.train.timeout)
     except BaseException:
         _disconnect(fitting)
@@ -179,10 +179,10 @@ def _init(address: str | None) -> None:
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-    place = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
+    target = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
     try:
         with startup.outside_working_directory():
-            ray.init(**place, **quiet)
+            ray.init(**target, **quiet)
     except (ConnectionError, OSError, RuntimeError) as e:
         where = "a Ray on this machine" if address is None else f"Ray at {ray_address.VARIABLE} {address}"
         raise InfrastructureError(f"{where} does not start: {first_line(e)}; look into /tmp/ray, then try again") from e
@@ -248,8 +248,8 @@ def require(train: Train, *, private: bool, deadline: float) -> bool:
             break
         time.sleep(1.0)
     kind, have = ("CPUs", cpus) if cpus < workers else ("GPUs", gpus)
-    place = "this machine" if private else "the cluster"
-    message = f"train.num_workers: {workers} workers need {workers} {kind}, {place} has {have}"
+    location = "this machine" if private else "the cluster"
+    message = f"train.num_workers: {workers} workers need {workers} {kind}, {location} has {have}"
     if private:
         remedy = f"write {have}" if have else "write use_gpu: false"
         raise SpecError(f"{message}; {remedy}, or num_workers: 0 to train without Ray")

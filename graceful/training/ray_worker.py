@@ -18,7 +18,7 @@ from graceful.errors import GracefulError, StorageError
 from graceful.storage import write_json, write_text
 from graceful.training import checkpoint, trace
 from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
-from graceful.training.place import Place
+from graceful.training.rank_context import RankContext
 
 _DETERMINISTIC = (
     TypeError,
@@ -44,17 +44,17 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     failure = job.run_dir / FAILURE
     if job.mirror.restore_file(failure) or failure.exists():
         return {}
-    context = ray.train.get_context()
-    place = Place(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
+    ray_context = ray.train.get_context()
+    context = RankContext(
+        rank=ray_context.get_world_rank(),
+        world_size=ray_context.get_world_size(),
         device=ray.train.torch.get_device(),
         restore=_restore,
         publish=partial(_publish, job),
     )
     try:
-        with _mirrored(job, rank=place.rank):
-            return run(job, place, digest=config["digest"])
+        with _mirrored(job, rank=context.rank):
+            return run(job, context, digest=config["digest"])
     except Exception as e:
         facts = e.facts if isinstance(e, GracefulError) else {}
         again = _would_come_again(e)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from graceful.errors import NonFiniteError
-from graceful.training.place import unanimous
+from graceful.training.rank_context import unanimous
 
 
 @dataclass

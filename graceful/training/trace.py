@@ -41,7 +41,7 @@ class Trace:
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
-        kept = [row for row in read(path) if _place(row) <= step] if step else []
+        kept = [row for row in read(path) if _step_of(row) <= step] if step else []
         write_text(path, "".join(_line(row) for row in kept))
         self._path = path
         with guarded(path, "write"):
@@ -187,7 +187,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-def _place(row: Mapping[str, Any]) -> int:
+def _step_of(row: Mapping[str, Any]) -> int:
     """The step at which a row was written; a start row belongs to the step after which it starts."""
     return int(row["step"]) + (1 if row["event"] == "start" and row["step"] else 0)
 

@@ -18,7 +18,7 @@ from graceful.errors import DataError, GracefulError, StorageError
 from graceful.training import ray_worker
 from graceful.training.bucket import PatientS3
 from graceful.training.job import FAILURE, TrainingJob
-from graceful.training.place import unanimous
+from graceful.training.rank_context import unanimous
 
 SPEC = spec.parse({"model": "m", "name": "v1", "task": {"kind": "digits"}}, where="test")
 

@@ -17,12 +17,14 @@ def spec(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", failure_record.KINDS)
-def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind):
+@pytest.mark.parametrize("name", [failure_record.FILE, failure_record.OLD_FILE])
+def test_an_error_that_needs_a_person_comes_back_at_once(spec, kind, name):
     failure_record.remember(Run.of(spec), kind("step 3: loss is nan"))
+    (Run.of(spec).folder / failure_record.FILE).rename(Run.of(spec).folder / name)
     again = failure_record.recall(Run.of(spec))
     assert type(again) is kind
     assert again.message.startswith("step 3: loss is nan (an earlier attempt said so: ")
-    assert again.message.endswith("hopeless.json)")
+    assert again.message.endswith(f"{name})")
 
 
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.RegistryError, errors.TrainingError])

@@ -1,4 +1,4 @@
-"""Where a training loop runs, how fast, and how its ranks end together. Runs in workers."""
+"""The rank that a training loop runs on, its speed, and how all ranks end together. Runs in workers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a loop runs: who it is, and what becomes of its checkpoints.
+class RankContext:
+    """One rank of a training loop, its device, and where its checkpoints go.
 
     Attributes:
         rank: This rank.
@@ -33,7 +33,7 @@ class Place:
         scratch: Folder for checkpoints in the making; None: the system's.
         restore: Opens the newest checkpoint for reading, or None.
         publish: Takes (folder, step, metrics) of a sealed checkpoint part and consumes the folder.
-        tell: Called with each trace row on rank 0.
+        report: Called with each trace row on rank 0.
         deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
     """
 
@@ -43,7 +43,7 @@ class Place:
     scratch: Path | None = None
     restore: Callable[[], AbstractContextManager[Path | None]]
     publish: Callable[[Path, int, Mapping[str, float]], None]
-    tell: Callable[[Mapping[str, object]], None] | None = None
+    report: Callable[[Mapping[str, object]], None] | None = None
     deadline: float | None = None
 
     def pids(self) -> list[int]:
@@ -52,8 +52,8 @@ class Place:
         numbers[self.rank] = os.getpid()
         if self.world_size > 1:
             distributed.all_reduce(numbers)
-        found: list[int] = numbers.tolist()
-        return found
+        pids: list[int] = numbers.tolist()
+        return pids
 
 
 @dataclass
@@ -72,8 +72,8 @@ class Clock:
     @property
     def seconds_per_step(self) -> float | None:
         """None while warming up."""
-        counted = self.steps - WARM_UP
-        return (time.monotonic() - self.started) / counted if counted > 0 else None
+        counted_steps = self.steps - WARM_UP
+        return (time.monotonic() - self.started) / counted_steps if counted_steps > 0 else None
 
 
 def peak_memory_mb(device: torch.device) -> int:
@@ -96,7 +96,7 @@ def out_of_time(seconds: float) -> TrainingError:
     )
 
 
-def together(place: Place, prepare: Callable[[], T]) -> T:
+def together(context: RankContext, prepare: Callable[[], T]) -> T:
     """Do something that may fail on one rank alone; if it does, no rank goes on.
 
     Raises:
@@ -108,8 +108,8 @@ def together(place: Place, prepare: Callable[[], T]) -> T:
         result = prepare()
     except Exception as e:  # noqa: BLE001  raised again below, once the other ranks know
         error = e
-    failed = torch.tensor(int(error is not None), device=place.device)
-    if place.world_size > 1:
+    failed = torch.tensor(int(error is not None), device=context.device)
+    if context.world_size > 1:
         distributed.all_reduce(failed)
     if error is not None:
         raise unanimous(error) if isinstance(error, GracefulError) else error

@@ -45,7 +45,6 @@ from graceful.models.bundle_files import (
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
-from graceful.tasks.user_task import UserTask
 
 _AUGMENTATION = ("shift", "flip")
 
@@ -289,7 +288,8 @@ def _unrunnable(found: Found, refused: Unrunnable, *, folder: Path, model_id: st
 
 def _restored(task: Task, values: Mapping[str, Any]) -> Task:
     """The task with the learner that has these assets; the same one where the version was saved without any."""
-    return task.restored(values) if values and isinstance(task, UserTask) else task
+    restored = getattr(task, "restored", None)
+    return restored(values) if values and restored is not None else task
 
 
 def _network(task: Task, folder: Path, found: Found) -> nn.Module:

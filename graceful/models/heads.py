@@ -41,3 +41,10 @@ class CosineHead(nn.Module):
     def extra_repr(self) -> str:
         """What a printed network shows of this layer."""
         return f"classes={self.weight.shape[0]}, scale={self.scale:g}"
+
+
+def head_of(kind: str, embedding_size: int, classes: int, *, scale: float) -> nn.Module:
+    """Build an untrained head: `linear`, or `cosine` with a scale."""
+    if kind == "cosine":
+        return CosineHead(embedding_size, classes, scale=scale)
+    return LinearHead(embedding_size, classes)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Group
@@ -16,7 +17,7 @@ from rich.text import Text
 from graceful import catalogue, tasks
 from graceful.errors import GracefulError
 from graceful.programs.diff import SHOWN, Difference, Flip
-from graceful.programs.flipped import thumbnails
+from graceful.programs.flipped import excerpts, thumbnails
 from graceful.report import Measurement
 from graceful.spec import parse
 from graceful.storage import write_text
@@ -86,30 +87,33 @@ def write(found: Difference, path: Path, spec: Mapping[str, Any] | None = None) 
     Returns:
         The difference, with a note where there are no pictures.
     """
-    drawn, why = _pictures(found, spec or found.task)
+    drawn, texts, why = _shown(found, spec or found.task)
     if why:
         found = replace(found, notes=(*found.notes, f"no pictures: {why}"))
-    write_text(path, page(found, drawn))
+    write_text(path, page(found, drawn, texts))
     return found
 
 
-def _pictures(found: Difference, document: Mapping[str, Any] | None) -> tuple[dict[str, bytes], str | None]:
-    """Sample id -> PNG, else why there are none."""
+def _shown(
+    found: Difference, document: Mapping[str, Any] | None
+) -> tuple[dict[str, bytes], dict[str, str], str | None]:
+    """Return pictures and texts of samples by id, and why there are none of either."""
     ids = [flip.id for flip in (*found.broken[:PICTURED], *found.mended[:PICTURED])]
     if not ids:
-        return {}, None
+        return {}, {}, None
     if document is None:
-        return {}, "the task is code of your own; give --spec with the spec of the new version"
+        return {}, {}, "the task is code of your own; give --spec with the spec of the new version"
     try:
         task = parse({**document, "gate": {}}).task  # a gate of before may be one that is refused now
         samples = tasks.build(task).samples("test")
-        drawn = thumbnails(ids, samples)
+        drawn, texts = thumbnails(ids, samples), excerpts(ids, samples)
     except GracefulError as e:
-        return {}, e.message
-    return drawn, None if drawn else "the samples that flipped are no images, or not in the test data of that spec"
+        return {}, {}, e.message
+    none = "the samples that flipped are neither images nor texts, or not in the test data of that spec"
+    return drawn, texts, None if drawn or texts else none
 
 
-def page(found: Difference, drawn: Mapping[str, bytes]) -> str:
+def page(found: Difference, drawn: Mapping[str, bytes], texts: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return one self-contained HTML page: no scripts, no network."""
     old_title, new_title = titles(found)
     return render(
@@ -123,6 +127,7 @@ def page(found: Difference, drawn: Mapping[str, bytes]) -> str:
         mended=found.mended,
         pictured=PICTURED,
         pictures={id: f"data:image/png;base64,{base64.b64encode(png).decode()}" for id, png in drawn.items()},
+        texts=texts,
         metrics=metric_rows(found),
         spec=spec_rows(found),
         notes=found.notes,

@@ -14,6 +14,7 @@ from torch import Tensor
 from graceful.metrics.predictions import Predictions, join
 from graceful.tasks.base import Samples
 from graceful.tasks.photos import Photo
+from graceful.tasks.table.rows import Rows
 
 MOST = 1000
 """Flips kept for each ancestor; the report counts all of them."""
@@ -21,6 +22,8 @@ THUMBNAIL = 56
 """Longer side of a picture, in pixels."""
 AT_ONCE = 32
 """Samples that are read together."""
+EXCERPT = 400
+"""Characters of a sample's text that are shown."""
 ROOM = 300_000
 """Bytes that all pictures of a page may take together, so that it can be mailed."""
 
@@ -103,6 +106,23 @@ def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
             return {}
         drawn |= {name: _picture(item) for name, item in zip(names, items, strict=True)}
     return {name: png for name, png in drawn.items() if png is not None}
+
+
+def excerpts(ids: Sequence[str], samples: Samples) -> dict[str, str]:
+    """Sample id -> the beginning of its text, for samples that are texts, pairs of texts, or rows of a table."""
+    position = {name: row for row, name in enumerate(samples.ids.tolist())}
+    wanted = [name for name in dict.fromkeys(ids) if name in position]
+    if not wanted:
+        return {}
+    items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
+    texts = items.texts() if isinstance(items, Rows) else list(map(_text, items)) if isinstance(items, list) else []
+    return {name: text[:EXCERPT] for name, text in zip(wanted, texts, strict=False) if text}
+
+
+def _text(item: Any) -> str:
+    """Return a text, or texts that belong together; empty for anything else."""
+    parts = item if isinstance(item, tuple | list) else (item,)
+    return " | ".join(parts) if parts and all(isinstance(part, str) for part in parts) else ""
 
 
 def _picture(item: Any) -> bytes | None:

@@ -11,7 +11,7 @@ from graceful.gate import Verdict
 from graceful.programs import recorded_predictions
 from graceful.programs.constraint_report import FILE, build
 from graceful.programs.evaluate import Evaluation
-from graceful.programs.flipped import pictures
+from graceful.programs.flipped import excerpts, pictures
 from graceful.storage import write_json, write_text
 from graceful.views.heat import matrix_page
 from graceful.views.report import render_report
@@ -31,7 +31,12 @@ def write(run_dir: Path, found: Evaluation, verdict: Verdict) -> None:
     nearest = next((item.against for item in found.report.comparisons), None)
     latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
     page = render_report(
-        found.report, verdict, flips=latest, pictures=pictures(latest, found.test), constraints=constraints
+        found.report,
+        verdict,
+        flips=latest,
+        pictures=pictures(latest, found.test),
+        texts=excerpts([flip.id for flip in latest], found.test),
+        constraints=constraints,
     )
     write_text(run_dir / "report.html", page)
 

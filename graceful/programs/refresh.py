@@ -13,13 +13,14 @@ from graceful import gate, tasks
 from graceful.chain.ancestor import Ancestor, Link
 from graceful.errors import DataError, RegistryError, SpecError, StorageError, TrainingError
 from graceful.lineage import LineageRecord, Registration, Store
+from graceful.lineage.flips_table import MOST as LISTED
 from graceful.models import bundle_files
 from graceful.programs import ancestry, exclusive, notifications, pages, recorded_predictions
 from graceful.programs.constraint_checks import require_judgeable
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.finishing import Trained
-from graceful.programs.flipped import thumbnails
+from graceful.programs.flipped import excerpts, thumbnails
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.reference_runs import unconstrained
@@ -277,6 +278,7 @@ def _registration(
     run: Run, trained: Trained, links: Sequence[Link], found: Evaluation, verdict: gate.Verdict, *, tracking: str
 ) -> Registration:
     spec, attached = run.spec, ("report.html", "flips.json", recorded_predictions.FILE, CONSTRAINTS)
+    texts = excerpts([flip.id for flip in found.flips[:LISTED]], found.test)
     return Registration(
         spec=spec.recorded(),
         model=spec.model,
@@ -289,7 +291,7 @@ def _registration(
         report=found.report,
         verdict=verdict,
         attachments=tuple(run.folder / name for name in attached),
-        flips=tuple(asdict(flip) for flip in found.flips),
+        flips=tuple({**({"text": texts.get(flip.id, "")} if texts else {}), **asdict(flip)} for flip in found.flips),
         thumbnails=thumbnails([flip.id for flip in found.flips[: pages.SHOWN]], found.test),
         training=ingredients(spec.task, data=trained.data),
     )

@@ -24,6 +24,7 @@ from graceful.spec.compatibility import (
 )
 from graceful.spec.loading import load, parse
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
+from graceful.spec.table import TableTask
 from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, Network, PythonTask, Task
 from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
 from graceful.spec.tune import Final, Space, Tune
@@ -56,6 +57,7 @@ __all__ = [
     "Section",
     "Sgd",
     "Space",
+    "TableTask",
     "Targets",
     "Task",
     "TorchEngine",

@@ -119,14 +119,26 @@ def _anchored(document: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Links are kept: the folder of a ConfigMap is one, and where it leads differs between pods.
     """
-    resolved = dict(document)
-    task = resolved.get("task")
-    if isinstance(task, Mapping):
-        task = dict(task)
-        for key in ("file", "root"):
-            value = task.get(key)
-            if isinstance(value, str) and not addresses.is_remote(value) and not addresses.has_other_scheme(value):
-                path = homes.expanded(value, what=f"task.{key} in {where}:")
-                task[key] = os.path.abspath(Path(where).parent / path)
-        resolved["task"] = task
-    return resolved
+    task = document.get("task")
+    if not isinstance(task, Mapping):
+        return dict(document)
+    task = dict(task)
+    for key in ("file", "root", "files"):
+        if key in task:
+            task[key] = _absolute(task[key], f"task.{key}", where)
+    network = task.get("network")
+    if isinstance(network, Mapping) and "checkpoint" in network and network.get("revision") is None:
+        checkpoint = _absolute(network["checkpoint"], "task.network.checkpoint", where)
+        task["network"] = {**network, "checkpoint": checkpoint}
+    return {**document, "task": task}
+
+
+def _absolute(value: Any, key: str, where: str) -> Any:
+    """Return a path, or the paths of a list or mapping, relative to the spec's folder; addresses stay as they are."""
+    if isinstance(value, Mapping):
+        return {name: _absolute(part, f"{key}.{name}", where) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_absolute(part, key, where) for part in value]
+    if not isinstance(value, str) or addresses.is_remote(value) or addresses.has_other_scheme(value):
+        return value
+    return os.path.abspath(Path(where).parent / homes.expanded(value, what=f"{key} in {where}:"))

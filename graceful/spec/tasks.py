@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from graceful import addresses
 from graceful.sections import Positive, Section
+from graceful.spec.table import TableTask
 
 
 class Network(Section):
@@ -123,4 +124,4 @@ class PythonTask(Section):
         return clean
 
 
-Task = Annotated[GlyphsTask | DigitsTask | ImageFolderTask | PythonTask, Field(discriminator="kind")]
+Task = Annotated[GlyphsTask | DigitsTask | ImageFolderTask | TableTask | PythonTask, Field(discriminator="kind")]

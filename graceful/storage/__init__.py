@@ -13,6 +13,7 @@ from graceful.storage.local import (
 from graceful.storage.mirror import Mirror
 from graceful.storage.objects import (
     StoredObject,
+    cached_file,
     list_objects,
     object_cache,
     read_cached,
@@ -23,6 +24,7 @@ from graceful.storage.objects import (
 __all__ = [
     "Mirror",
     "StoredObject",
+    "cached_file",
     "guarded",
     "is_remote",
     "list_objects",

@@ -294,7 +294,7 @@ def read_cached(stored: StoredObject, cache: Path) -> bytes:
         IntegrityError: It was overwritten since it was listed, or the server sent another number of bytes.
         StorageError: Unreachable, refused, vanished, or the disk is full.
     """
-    name = sha256_json([stored.uri, stored.etag, stored.size])
+    name = _cache_name(stored)
     path, record = cache / name[:2] / name, cache / name[:2] / f"{name}.sha256"
     with suppress(FileNotFoundError):
         data = path.read_bytes()
@@ -309,6 +309,21 @@ def read_cached(stored: StoredObject, cache: Path) -> bytes:
     write_bytes(path, data)
     write_text(record, hashlib.sha256(data).hexdigest())
     return data
+
+
+def cached_file(stored: StoredObject, cache: Path) -> Path:
+    """Return the local file of one object, which `read_cached` brings here where it is missing or damaged.
+
+    Raises:
+        IntegrityError, StorageError: As `read_cached`.
+    """
+    read_cached(stored, cache)
+    name = _cache_name(stored)
+    return cache / name[:2] / name
+
+
+def _cache_name(stored: StoredObject) -> str:
+    return sha256_json([stored.uri, stored.etag, stored.size])
 
 
 def object_cache() -> Path:

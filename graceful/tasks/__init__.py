@@ -21,9 +21,13 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "glyphs": ("shift",),
     "digits": ("shift",),
     "image_folder": ("size", "channels", "shift", "flip", "decode"),
+    "table": ("columns",),
     "python": ("options",),
 }
 """What of each section its transform depends on; which data is selected and which network learns it are left out."""
+
+_TOKENS = ("kind", "checkpoint", "revision", "max_length")
+"""What of the network of a table its transform depends on: how texts become tokens."""
 
 _TRANSFORM_VERSION = 1
 """Raised whenever a shipped transform changes its output, so that outputs cached before are not joined to it."""
@@ -57,6 +61,10 @@ def build(section: spec.Task, *, trusted: Collection[str] | None = None) -> Task
         from graceful.tasks.image_folder import ImageFolder
 
         return ImageFolder(section)
+    if isinstance(section, spec.TableTask):
+        from graceful.tasks.table.task import TableOfRows
+
+        return TableOfRows(section)
     from graceful.tasks.python_task import load_task
 
     return load_task(section, trusted=trusted)
@@ -77,6 +85,8 @@ def transform_digest(section: spec.Task) -> str:
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
     values = section.model_dump(mode="json")
     parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind] if key in values})
+    if isinstance(section, spec.TableTask):
+        parts["network"] = {key: values["network"].get(key) for key in _TOKENS}
     if isinstance(section, spec.PythonTask):
         from graceful.tasks.python_task import source_digest
 

@@ -50,6 +50,7 @@ def render_report(
     *,
     flips: Sequence[Flip] = (),
     pictures: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
     constraints: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page of a report and its verdict.
@@ -59,6 +60,7 @@ def render_report(
         verdict: What the gate made of it.
         flips: Negative flips to show, worst first.
         pictures: Sample id -> image as a data URI.
+        texts: Sample id -> what a sample that is no image says.
         constraints: The constraint report, where there is one.
     """
     return render(
@@ -72,6 +74,7 @@ def render_report(
         constraints=constraint_report.sections(constraints) if constraints and report.comparisons else None,
         flips=flips,
         pictures=pictures or {},
+        texts=texts or {},
         headline=HEADLINE,
         measurements=_measurement_rows(report),
     )

@@ -11,10 +11,12 @@ from PIL import Image
 
 from graceful import storage, tasks
 from graceful.errors import DataError, IntegrityError, StorageError
-from graceful.spec import ImageFolderTask
+from graceful.spec import ImageFolderTask, TableTask
+from graceful.spec.table import Columns
 from graceful.storage import Mirror, objects
 from graceful.storage.server import client
 from tests.support.s3_server import environment, serving
+from tests.unit.test_tasks_table import parquet, rows
 
 pytestmark = pytest.mark.integration
 
@@ -184,3 +186,22 @@ def test_a_disk_that_fills_up_is_told_from_a_network_that_breaks_and_leaves_no_p
         with pytest.raises(StorageError, match="the disk is full; free some space"):
             objects.fetch(f"s3://{bucket}/{name}", tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_in_a_bucket_is_the_table_on_disk(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    table = rows()
+    for number in range(2):
+        path = parquet(tmp_path / f"{number}.parquet", table[120 * number : 120 * (number + 1)])
+        put(bucket, f"rows/{number}.parquet", path.read_bytes())
+    columns = Columns(features=("weight", "height"), id="id")
+    there = tasks.build(TableTask(files=(f"s3://{bucket}/rows/*.parquet",), columns=columns)).samples("test")
+    here = tasks.build(TableTask(files=(str(tmp_path / "*.parquet"),), columns=columns)).samples("test")
+    assert there.digest == here.digest
+    with pytest.raises(DataError, match=rf"s3://{bucket}/rows/none\*.parquet names no object"):
+        tasks.build(TableTask(files=(f"s3://{bucket}/rows/none*.parquet",), columns=columns)).samples("test")
+    table[130]["label"] = None
+    path = parquet(tmp_path / "bad.parquet", table)
+    put(bucket, "rows/2.parquet", path.read_bytes())
+    with pytest.raises(DataError, match=rf"s3://{bucket}/rows/2.parquet, row 130: no value in one of weight"):
+        tasks.build(TableTask(files=(f"s3://{bucket}/rows/*",), columns=columns)).samples("test")

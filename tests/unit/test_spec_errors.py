@@ -15,7 +15,10 @@ from graceful.errors import SpecError
 
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
-"""Values of the keys that have no default."""
+REQUIRED |= {"files": ["rows.csv"], "checkpoint": "bert", "features": ["height"]}
+"""Values of the keys that have no default, or whose default needs another key."""
+CHOICES = (0, 1, 2, 3, 4, 8)
+"""Every member of every union is one of these modulo the number of members."""
 
 
 def refusal(document: dict[str, Any]) -> str:
@@ -35,8 +38,10 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
         elif found:
             document[name] = filled(found[choice % len(found)], choice)
         else:
-            value = REQUIRED[name] if field.is_required() else field.default
+            value = REQUIRED.get(name, field.default)
             document[name] = list(value) if isinstance(value, tuple) else value
+    if document.get("network", {}).get("kind") == "transformers":
+        document["columns"] |= {"text": "text", "features": []}
     return document
 
 
@@ -62,13 +67,13 @@ def misspelt(document: Any, path: tuple[str | int, ...]) -> Any:
 
 CASES = {
     (choice, path): filled(spec.RefreshSpec, choice)
-    for choice in range(4)
+    for choice in CHOICES
     for path in places(filled(spec.RefreshSpec, choice))
 }
 
 
 def test_the_filled_documents_are_valid_and_cover_every_key() -> None:
-    documents = [filled(spec.RefreshSpec, choice) for choice in range(4)]
+    documents = [filled(spec.RefreshSpec, choice) for choice in CHOICES]
     for document in documents:
         spec.parse(document)
     covered = {".".join(str(part) for part in path if isinstance(part, str)) for _, path in CASES}

@@ -1,0 +1,162 @@
+"""Tables: rows of Parquet, Arrow, JSON lines or CSV files, and the networks that learn from them. Every process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from graceful import addresses
+from graceful.sections import Count, Positive, Section
+
+Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
+_REVISION = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class TransformersNetwork(Section):
+    """A model of Hugging Face transformers for text, with a pooled embedding and a head on top."""
+
+    kind: Literal["transformers"] = "transformers"
+    checkpoint: str
+    """A folder with config.json, tokenizer.json and model.safetensors, relative to the spec; or a hub id."""
+    revision: str | None = None
+    """Commit of the hub's repository, 40 hexadecimal digits, where `checkpoint` is a hub id; None: it is a folder."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """What the body starts from: the weights of the checkpoint, or random ones of the same shape."""
+    layers: Count | None = None
+    """Keep the first so many layers; None: all."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """How tokens become one embedding. mean: of all but padding; cls: the first; last: the last that is no padding."""
+    max_length: Annotated[int, Field(ge=2, le=65_536)] = 128
+    """Tokens of a text; longer ones are cut."""
+    projection: Annotated[int, Field(ge=2, le=65_536)] | None = None
+    """Length of a linear projection after pooling; None: the embedding is what was pooled."""
+    normalise: bool = False
+    """Bring embeddings to length 1."""
+    head: Literal["linear", "cosine"] = "linear"
+    """linear: weights and bias; cosine: normalised weights times `scale`, for retrieval."""
+    scale: Positive = 16.0
+    """Scale of the cosine head; unused by the linear one."""
+    freeze: Literal["nothing", "embeddings", "body"] = "nothing"
+    """Parameters that are not trained: none, the token embeddings, or everything below the projection and the head."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> TransformersNetwork:
+        if self.revision is None:
+            return self
+        if not _HUB_ID.fullmatch(self.checkpoint):
+            raise ValueError(f"checkpoint must be a hub id such as owner/name with a revision, got {self.checkpoint!r}")
+        if not _REVISION.fullmatch(self.revision):
+            raise ValueError(
+                f"revision must be a commit of 40 hexadecimal digits, because branches move; got {self.revision!r}"
+            )
+        return self
+
+
+class Perceptron(Section):
+    """Fully connected layers for numbers, which are standardised with mean and deviation of the training rows."""
+
+    kind: Literal["perceptron"] = "perceptron"
+    widths: tuple[Count, ...] = (64,)
+    """Units of the hidden layers."""
+    embedding: Annotated[int, Field(ge=2, le=4096)] = 32
+    """Length of the embedding that galleries store."""
+    head: Literal["linear", "cosine"] = "linear"
+    """linear: weights and bias; cosine: normalised weights times `scale`, for retrieval."""
+    scale: Positive = 16.0
+    """Scale of the cosine head; unused by the linear one."""
+
+
+class Columns(Section):
+    """Which column of a table holds what."""
+
+    text: str | None = None
+    """Text to embed."""
+    pair: str | None = None
+    """A second text that is read with the first; None: there is none."""
+    features: tuple[str, ...] = ()
+    """Numbers to embed."""
+    label: str = "label"
+    """Name or number of the class."""
+    id: str | None = None
+    """A name that never changes for a row; None: a hash of what is embedded."""
+    group: str | None = None
+    """What belongs together: groups are never split, and intervals are drawn over them; None: each row alone."""
+    split: str | None = None
+    """Which split a row is in: train, validation, constraint, test, query or gallery; None: by file, or by hash."""
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Columns:
+        if (self.text is None) == (not self.features):
+            raise ValueError("must name either text or features; write columns: {text: COLUMN}")
+        if self.pair is not None and self.text is None:
+            raise ValueError("pair needs text; name the first text as well")
+        return self
+
+
+class TableTask(Section):
+    """Rows of Parquet, Arrow, JSON lines or CSV files, read with Hugging Face datasets."""
+
+    kind: Literal["table"] = "table"
+    files: tuple[str, ...] | dict[Split, tuple[str, ...]]
+    """Files, patterns such as `data/*.parquet`, or folders of `save_to_disk`, relative to the spec, or s3:// addresses;
+    or these for each split."""
+    columns: Columns
+    """Which column holds what."""
+    classes: tuple[str, ...] | None = None
+    """Classes to learn, in this order; None: all labels of the training rows, sorted."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training rows (of their groups) this version may learn from, in a fixed order: growing data."""
+    split: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split by hash."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """refuse: a row without text, label or id ends the run with its file and number; skip: such rows are left out, and
+    the report says how many."""
+    network: Annotated[TransformersNetwork | Perceptron, Field(discriminator="kind")] = Perceptron()
+    """The network that embeds and classifies."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _listed(cls, files: Any) -> Any:
+        if isinstance(files, Mapping):
+            return {split: _tuple(names) for split, names in files.items()}
+        return _tuple(files)
+
+    @field_validator("files", mode="after")
+    @classmethod
+    def _addresses(cls, files: Any) -> Any:
+        if isinstance(files, dict):
+            return {split: tuple(map(_address, names)) for split, names in files.items()}
+        return tuple(map(_address, files))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TableTask:
+        if isinstance(self.files, dict):
+            if self.columns.split is not None:
+                raise ValueError("files names splits, and columns.split as well; keep one of them")
+            if "train" not in self.files:
+                raise ValueError("files has no train split; add files: {train: ...}")
+        elif not self.files:
+            raise ValueError("files must name at least one file")
+        if self.columns.text is not None and self.network.kind != "transformers":
+            raise ValueError(
+                "columns.text needs a network for text; write network: {kind: transformers, checkpoint: FOLDER}"
+            )
+        if self.columns.features and self.network.kind != "perceptron":
+            raise ValueError("columns.features needs network: {kind: perceptron}")
+        return self
+
+
+def _tuple(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
+
+
+def _address(name: str) -> str:
+    if addresses.has_other_scheme(name):
+        raise ValueError(f"must be a local path or s3://bucket/key, got {name}")
+    return addresses.in_document(name) if addresses.is_remote(name) else name

@@ -1,0 +1,1 @@
+"""Tables of texts or numbers: files, rows, and the task. Driver and workers; the readers load on first use."""

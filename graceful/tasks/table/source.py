@@ -1,0 +1,172 @@
+"""Files of a table as one Hugging Face dataset, memory-mapped, with the place of each row. Driver and workers.
+
+Every file is converted to Arrow once, below graceful's folder, and opened by memory-mapping afterwards; a file that
+is added later costs its own conversion alone. The library loads when a table is opened.
+"""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from graceful import homes, storage
+from graceful.errors import DataError, SpecError
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+}
+_PATTERN = "*?["
+ENDINGS = ", ".join(_FORMATS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of several files in the order of their names.
+
+    Attributes:
+        rows: The `datasets.Dataset`.
+        files: What each part was read from, for messages.
+        starts: Position of the first row of each part.
+    """
+
+    rows: Any
+    files: tuple[str, ...]
+    starts: tuple[int, ...]
+
+    def place(self, row: int) -> str:
+        """Return file and number (from 0) of a row, for a message."""
+        part = bisect.bisect_right(self.starts, row) - 1
+        return f"{self.files[part]}, row {row - self.starts[part]}"
+
+
+Part = tuple[str, Any]
+"""What a dataset was read from, and the dataset."""
+
+
+def read_files(files: Sequence[str], *, texts: Sequence[str]) -> list[Part]:
+    """Open the files that a task names, each as a dataset.
+
+    Args:
+        files: Paths, patterns, folders of `save_to_disk`, or s3:// addresses.
+        texts: Columns of CSV files to read as text whatever they look like, so that a class named 01 or NA stays what
+            it is.
+
+    Raises:
+        SpecError: The package datasets is not installed.
+        DataError: No such file, an ending of no known format, or a damaged file.
+        StorageError: A bucket cannot be reached.
+    """
+    datasets = _library()
+    paths = [path for name in files for path in _paths(name)]
+    return [(where, _read(datasets, path, where, texts)) for path, where in paths]
+
+
+def joined(parts: Sequence[Part]) -> Table:
+    """Return one table of several files, which must have the same columns.
+
+    Raises:
+        DataError: Their columns differ in name or type.
+    """
+    datasets = _library()
+    first, names = parts[0][0], set(parts[0][1].column_names)
+    starts, total = [], 0
+    for where, part in parts:
+        differing = sorted(names ^ set(part.column_names))
+        if differing:
+            raise DataError(f"task.files: {where} and {first} differ in column {differing[0]!r}; give all the same")
+        starts.append(total)
+        total += len(part)
+    try:
+        rows = datasets.concatenate_datasets([part for _, part in parts])
+    except (ValueError, TypeError) as e:
+        raise DataError(f"task.files: columns of the files have different types ({_line(e)}); give all the same") from e
+    return Table(rows=rows, files=tuple(where for where, _ in parts), starts=tuple(starts))
+
+
+def _library() -> Any:
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError as e:
+        raise SpecError(
+            f"task.kind table: the package datasets cannot be imported ({_line(e)}); pip install 'graceful-ai[table]'"
+        ) from e
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _paths(name: str) -> list[tuple[Path, str]]:
+    """Return local files, sorted, with what to call them in messages."""
+    if storage.is_remote(name):
+        return _remote(name)
+    names = sorted(glob.glob(name, recursive=True)) if any(sign in name for sign in _PATTERN) else [name]
+    existing = [Path(path) for path in names if Path(path).exists()]
+    if not existing:
+        raise DataError(f"task.files: {name} names no file; check the path")
+    return [(path, str(path)) for path in existing]
+
+
+def _remote(name: str) -> list[tuple[Path, str]]:
+    """Bring objects here, each once."""
+    folder = name.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0].rpartition("/")[0]
+    _, pattern = storage.split_uri(name)
+    found = [item for item in storage.list_objects(folder) if item.key == pattern or fnmatch(item.key, pattern)]
+    if not found:
+        raise DataError(f"task.files: {name} names no object; check the address")
+    return [(storage.cached_file(item, storage.object_cache()), item.uri) for item in found]
+
+
+def _read(datasets: Any, path: Path, where: str, texts: Sequence[str]) -> Any:
+    """Return one file, or one folder of `save_to_disk`, as a dataset."""
+    if path.is_dir():
+        return _saved(datasets, path, where)
+    kind = _FORMATS.get(PurePosixPath(where).suffix.lower())
+    if kind is None:
+        raise DataError(f"task.files: {where} has an ending of no known format; write one of {ENDINGS}")
+    if path.stat().st_size == 0:
+        raise DataError(f"task.files: {where} is empty; leave it out or write it again")
+    options: dict[str, Any] = {}
+    if kind == "csv":
+        separator = "\t" if where.lower().endswith(".tsv") else ","
+        options = {
+            "converters": dict.fromkeys(texts, str),
+            "keep_default_na": False,
+            "na_values": [""],
+            "sep": separator,
+        }
+    cache = str(homes.folder() / "cache" / "datasets")
+    try:
+        rows = datasets.load_dataset(kind, data_files=[str(path)], split="train", cache_dir=cache, **options)
+    except OSError as e:
+        raise DataError(f"task.files: {where} cannot be read ({_line(e)}); check the file and the space on disk") from e
+    except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as e:
+        raise DataError(f"task.files: {where} is damaged ({_line(e.__cause__ or e)}); write it again") from e
+    if "__index_level_0__" in rows.column_names:
+        raise DataError(f"task.files: {where} is damaged (rows with more values than columns); write it again")
+    return rows
+
+
+def _saved(datasets: Any, path: Path, where: str) -> Any:
+    try:
+        rows = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as e:
+        raise DataError(f"task.files: {where} is no folder of save_to_disk ({_line(e)}); name its files") from e
+    if not isinstance(rows, datasets.Dataset):
+        split = next(iter(rows), "train")
+        raise DataError(f"task.files: {where} holds several splits; write files: {{{split}: {where}/{split}, ...}}")
+    return rows
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

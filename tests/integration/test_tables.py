@@ -1,0 +1,89 @@
+"""Tables on the whole path: texts with tokenizers of their own, numbers, and rows in a bucket."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.test_refresh import graceful
+from tests.support import text_checkpoint
+from tests.unit.test_tasks_table import parquet, rows
+
+pytestmark = pytest.mark.integration
+
+
+def refreshed(home: Path, name: str, *, task: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    """Refresh and return the report."""
+    document = {
+        "model": "rows",
+        "name": name,
+        "task": {"kind": "table", "files": "rows.parquet", **task},
+        "train": {
+            "epochs": 6,
+            "batch_size": 32,
+            "num_workers": 0,
+            "engine": {"kind": "torch"},
+            "optimizer": {"kind": "adamw", "lr": 0.003},
+        },
+        "gate": {"constraints": [{"metric": "error_rate", "bound": 0.6, "against": "self"}]},
+        **sections,
+    }
+    path = home / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(document))
+    done = graceful("refresh", path, "-o", "json", home=home)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads((home / "runs" / f"rows-{name}" / "report.json").read_text()))
+
+
+SERVE = """
+import json, sys
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+sys.stdout.write(json.dumps(model.predict(json.loads(sys.argv[3]))["label"].tolist()))
+"""
+
+
+def served(home: Path, number: int, items: list[Any]) -> list[str]:
+    arguments = [f"sqlite:///{home / 'mlflow.db'}", f"models:/rows/{number}", json.dumps(items)]
+    done = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
+
+
+def test_texts_of_two_tokenizers_in_one_chain(tmp_path: Path) -> None:
+    """The checkpoint of v1 is deleted before v2 is trained: its version has all that is needed to run it."""
+    parquet(tmp_path / "rows.parquet", rows(600))
+    text_checkpoint.save(tmp_path / "small")
+    text_checkpoint.save(tmp_path / "large", words=text_checkpoint.WORDS[::-1], hidden=32, layers=3)
+    columns = {"text": "text", "label": "label", "id": "id", "group": "owner"}
+    network = {"kind": "transformers", "checkpoint": "small", "max_length": 16}
+    first = refreshed(tmp_path, "v1", task={"columns": columns, "share": 0.5, "network": network})
+    shutil.rmtree(tmp_path / "small")
+    second = refreshed(
+        tmp_path,
+        "v2",
+        task={"columns": columns, "network": {**network, "checkpoint": "large", "layers": 2}},
+        compatibility={"losses": [{"kind": "focal_distillation"}, {"kind": "influence"}]},
+    )
+    measured = {name: one["value"] for name, one in second["comparisons"][0]["measurements"].items()}
+    assert measured["old_error_rate"] == first["measurements"]["error_rate"]["value"]
+    assert measured["new_error_rate"] < 0.1
+    shutil.rmtree(tmp_path / "large")
+    texts = ["small red ball", "an old blue cup", "new green box"]
+    assert served(tmp_path, 2, texts) == ["red", "blue", "green"]
+
+
+def test_numbers_are_served_as_they_were_standardised(tmp_path: Path) -> None:
+    parquet(tmp_path / "rows.parquet", rows(600))
+    columns = {"features": ["weight", "height"], "label": "label", "id": "id"}
+    report = refreshed(tmp_path, "v1", task={"columns": columns})
+    assert report["measurements"]["error_rate"]["value"] < 0.5
+    (tmp_path / "rows.parquet").unlink()
+    assert served(tmp_path, 1, [[-2.0, 0.0], [4.0, 0.0]]) == ["red", "blue"]

@@ -6,14 +6,11 @@ from collections.abc import Iterator
 
 from graceful.errors import InfrastructureError
 from graceful.launch.backend import Handle, Runs, Status, Warn, Watched
-from graceful.launch.refusals import ApiError, UnreachableError
+from graceful.launch.refusals import ApiError, tolerate
 from graceful.patience import Patience
 
 POLL = 1.0
 """Seconds between two looks, where there is nothing to watch."""
-PASSING = (429, 500, 502, 503, 504)
-LONGEST_ROW = 60
-"""Failures in a row before giving up: with pauses of 10 s about ten minutes."""
 
 
 def statuses(
@@ -53,11 +50,7 @@ def _polled(runs: Runs, handle: Handle, *, seconds: float | None, warn: Warn, pa
         try:
             status = runs.status(handle)
         except ApiError as e:
-            failures += 1
-            if not (isinstance(e, UnreachableError) or e.facts.get("code") in PASSING) or failures > LONGEST_ROW:
-                raise
-            warn(e)
-            patience.pause(failures, e)
+            failures = tolerate(e, failures, patience=patience, warn=warn)
         else:
             failures = 0
             if status != latest:

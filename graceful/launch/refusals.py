@@ -13,11 +13,12 @@ ApiError            exit 4   anything below; raised itself for 5xx that outlast 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graceful.errors import EXIT_USAGE, InfrastructureError
+from graceful.patience import Patience
 
 LONGEST = 400
 """Characters of a server's own words that are shown."""
@@ -55,6 +56,33 @@ class ThrottledError(ApiError):
 
 class UnreachableError(ApiError):
     """The server did not answer."""
+
+
+PASSING = (429, 500, 502, 503, 504)
+"""HTTP statuses of servers that may do better later."""
+LONGEST_ROW = 60
+"""Failures in a row before giving up: with pauses of 10 s about ten minutes."""
+
+
+def may_pass(error: ApiError) -> bool:
+    """Return whether the same request may do better later."""
+    return isinstance(error, ThrottledError | UnreachableError) or error.facts.get("code") in PASSING
+
+
+def tolerate(error: ApiError, failures: int, *, patience: Patience, warn: Callable[[ApiError], None]) -> int:
+    """Pause after a failure of something that goes on for long, and return how many there are in a row now.
+
+    Args:
+        error: The failure; raised again where it does not pass, or where `LONGEST_ROW` preceded it.
+        failures: How many preceded it in a row.
+        patience: Pauses.
+        warn: Called with the failure.
+    """
+    if not may_pass(error) or failures >= LONGEST_ROW:
+        raise error
+    warn(error)
+    patience.pause(failures + 1, error)
+    return failures + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,9 @@ from datetime import datetime
 from graceful.launch import names
 from graceful.launch.backend import Document
 from graceful.launch.causes import role
-from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.status import read, run_id
-from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError
+from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError, tolerate
 from graceful.patience import Patience
 
 POLL = 2.0
@@ -174,15 +173,8 @@ class _Reader:
 
     def tolerate(self, error: ApiError) -> None:
         """Pause after what passes; raise what does not, or what has lasted too long."""
-        if not wait.may_pass(error) or self.failures >= LONGEST_ROW:
-            raise error
-        self.failures, self.healthy = self.failures + 1, False
-        self.warn(error)
-        self.patience.pause(self.failures, error)
-
-
-LONGEST_ROW = 60
-"""Failures in a row before giving up: with pauses of 10 s about ten minutes."""
+        self.failures = tolerate(error, self.failures, patience=self.patience, warn=self.warn)
+        self.healthy = False
 
 
 def _moment(stamp: str) -> datetime | None:

@@ -19,7 +19,7 @@ from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.status import read, run_id
 from graceful.launch.outcome import Outcome, last, waiting_reason
-from graceful.launch.refusals import ApiError, NotFoundError
+from graceful.launch.refusals import ApiError, NotFoundError, may_pass
 
 SECOND_LOOKS = 2
 """At the log of a program that ended without an outcome line."""
@@ -175,7 +175,7 @@ def _next(observer: Observer, change: wait.Change, previous: Status) -> Status:
     except NotFoundError:
         return _deleted(previous)
     except ApiError as e:
-        if not wait.may_pass(e):
+        if not may_pass(e):
             raise
         return previous
 

@@ -17,8 +17,7 @@ from typing import Protocol
 from graceful.errors import InfrastructureError
 from graceful.launch.backend import Document
 from graceful.launch.kuberay.kube import Listing, WatchEvent
-from graceful.launch.kuberay.wire import PASSING
-from graceful.launch.refusals import ApiError, GoneError, ThrottledError, UnreachableError
+from graceful.launch.refusals import ApiError, GoneError, may_pass
 from graceful.patience import Patience
 
 WINDOW = 30.0
@@ -181,8 +180,3 @@ class _Follower:
             raise error
         self.failures += 1
         self.patience.pause(self.failures, error)
-
-
-def may_pass(error: ApiError) -> bool:
-    """Return whether the same request may do better later."""
-    return isinstance(error, ThrottledError | UnreachableError) or error.facts.get("code") in PASSING

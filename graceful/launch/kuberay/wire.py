@@ -15,12 +15,11 @@ from graceful import __version__
 from graceful.launch.backend import Document
 from graceful.launch.kuberay import proxies
 from graceful.launch.kuberay.kubeconfig import Access
-from graceful.launch.refusals import ApiError, Request, ThrottledError, UnreachableError, refused, unreachable
+from graceful.launch.refusals import ApiError, Request, ThrottledError, may_pass, refused, unreachable
 from graceful.patience import Patience
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-PASSING = (500, 502, 503, 504)
 """Server errors that may pass."""
 
 
@@ -142,4 +141,4 @@ def _repeatable(method: str, error: ApiError) -> bool:
         return isinstance(
             error.__cause__, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
         )
-    return isinstance(error, UnreachableError) or error.facts.get("code") in PASSING
+    return may_pass(error)

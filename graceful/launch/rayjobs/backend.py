@@ -44,7 +44,7 @@ from graceful.launch.backend import (
 )
 from graceful.launch.job import JobSpec
 from graceful.launch.rayjobs.request import PACKAGE, problems, render
-from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
+from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, tolerate
 from graceful.patience import Patience
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ STOP_SECONDS = 120.0
 POLL = 2.0
 SLOWLY = 1_000_000
 """Characters of a log for each second between two looks at it: it comes whole every time."""
-LONGEST_ROW = 60
 PHASES = {"PENDING": Phase.PROVISIONING, "RUNNING": Phase.RUNNING}
 
 
@@ -280,7 +279,7 @@ class RayJobsBackend:
                 text = self.dashboard.log(attempts[-1])
                 failures = 0
             except ApiError as e:
-                failures = self._tolerate(e, failures)
+                failures = tolerate(e, failures, patience=self.patience, warn=self.warn)
                 continue
             end = len(text) if finished else text.rfind("\n") + 1
             yield from text[printed:end].removesuffix("\n").split("\n") if end > printed else ()
@@ -288,15 +287,6 @@ class RayJobsBackend:
             if finished:
                 return
             self.patience.sleep(max(POLL, len(text) / SLOWLY))
-
-    def _tolerate(self, error: ApiError, failures: int) -> int:
-        from graceful.launch.rayjobs.dashboard import may_pass
-
-        if not may_pass(error) or failures >= LONGEST_ROW:
-            raise error
-        self.warn(error)
-        self.patience.pause(failures + 1, error)
-        return failures + 1
 
 
 def _attempt(name: str, number: int) -> str:

@@ -20,13 +20,19 @@ import urllib3
 
 from graceful import __version__
 from graceful.environment import RAY_TOKEN_FILE_VARIABLE, RAY_TOKEN_VARIABLE, header_value, require_readable
-from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError, UnreachableError
+from graceful.launch.refusals import (
+    ApiError,
+    ForbiddenError,
+    InvalidObjectError,
+    NotFoundError,
+    UnreachableError,
+    may_pass,
+)
 from graceful.patience import Patience
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 """The server waits for its agent for half a minute before it gives up."""
-PASSING = (500, 502, 503, 504)
 LONGEST = 400
 TOKEN_FILE = Path("~/.ray/auth_token")
 TOKEN_REMEDY = (
@@ -156,8 +162,3 @@ class Dashboard:
         if code == 400:
             return InvalidObjectError(f"{request}: {message}; correct the job", facts)
         return ApiError(f"{request}: {self.address} answers {code} ({message}); its logs say more, try again", facts)
-
-
-def may_pass(error: ApiError) -> bool:
-    """Return whether the same request may do better later."""
-    return isinstance(error, UnreachableError) or error.facts.get("code") in PASSING

@@ -63,8 +63,8 @@ def normalised(text: str) -> str:
     bucket, key = split(text.strip())
     parts = key.rstrip("/").split("/") if key.strip("/") else []
     if "" in parts:
-        kept = "/".join(part for part in parts if part)
-        raise ValueError(f"{SHAPE} (write {SCHEME}{bucket}/{kept} with single slashes)")
+        prefix = "/".join(part for part in parts if part)
+        raise ValueError(f"{SHAPE} (write {SCHEME}{bucket}/{prefix} with single slashes)")
     if {".", ".."} & set(parts):
         raise ValueError(f"{SHAPE} (keys of a bucket know neither . nor ..; write the whole prefix)")
     if not key.isprintable():

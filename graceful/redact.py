@@ -188,16 +188,16 @@ def remember_password(url: str) -> None:
 
 def command(arguments: list[str]) -> list[str]:
     """A command line without the values of `--set`, which are hidden from now on."""
-    kept, sets = [], False
+    redacted, sets = [], False
     for argument in arguments:
         key, equals, value = argument.removeprefix("--set=").partition("=")
         if (sets or argument.startswith("--set=")) and equals:
             remember(value, value.strip("\"' "))
-            kept.append(f"{'' if sets else '--set='}{key}={HIDDEN}")
+            redacted.append(f"{'' if sets else '--set='}{key}={HIDDEN}")
         else:
-            kept.append(argument)
+            redacted.append(argument)
         sets = argument == "--set"
-    return kept
+    return redacted
 
 
 def _is_secret(name: str) -> bool:

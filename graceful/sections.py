@@ -74,11 +74,11 @@ class Section(BaseModel):
     def _default_kinds(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         defaults: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
-            given = values.get(name)
+            value = values.get(name)
             if field.discriminator != "kind" or not hasattr(field.default, "kind"):
                 continue
-            if isinstance(given, Mapping) and "kind" not in given:
-                defaults[name] = {"kind": field.default.kind, **given}
-            elif isinstance(given, str):
-                defaults[name] = {"kind": given}
+            if isinstance(value, Mapping) and "kind" not in value:
+                defaults[name] = {"kind": field.default.kind, **value}
+            elif isinstance(value, str):
+                defaults[name] = {"kind": value}
         return defaults

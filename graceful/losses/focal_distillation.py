@@ -55,7 +55,7 @@ class FocalDistillation(Loss):
     compares_outputs: ClassVar[bool] = True
 
     @model_validator(mode="after")
-    def _stable(self) -> FocalDistillation:
+    def _require_stable(self) -> FocalDistillation:
         if self.alpha <= 0.0:
             raise ValueError("alpha must be above 0: with focus alone, training from scratch collapses; write 1")
         if self.beta > 10.0 * self.alpha:
@@ -147,7 +147,11 @@ class FocalDistillation(Loss):
         given = getattr(space, "temperature", None) or ((2.0, 20.0, 100.0, LM) if low else (20.0, 100.0, LM))
         return {
             "focus_share": Span.of(share, (0.0, 0.0) if flat else (0.0, LARGEST_SHARE), log=False),
-            "temperature": Choice(values=tuple(one if isinstance(one, str) else f"{one:g}" for one in given)),
+            "temperature": Choice(
+                values=tuple(
+                    temperature if isinstance(temperature, str) else f"{temperature:g}" for temperature in given
+                )
+            ),
         }
 
     @classmethod
@@ -155,7 +159,9 @@ class FocalDistillation(Loss):
         """Plain distillation at the lowest temperature, and logit matching with a strong focus."""
         temperatures = options["temperature"]
         assert isinstance(temperatures, Choice)
-        lowest = min((str(one) for one in temperatures.values if one != LM), key=float, default=LM)
+        lowest = min(
+            (str(temperature) for temperature in temperatures.values if temperature != LM), key=float, default=LM
+        )
         even: Point = {"distillation": 5.0, "focus_share": 0.0, "temperature": lowest, "reference": 25.0}
         focused: Point = {"distillation": 4.0, "focus_share": 0.8, "temperature": LM, "reference": 30.0}
         return even, focused

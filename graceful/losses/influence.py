@@ -120,23 +120,23 @@ def old_classifier(version: OldVersion, *, known: Tensor, use_prototypes: bool) 
     import torch
     from torch import nn
 
-    if isinstance(version.head, nn.Module) and any(one.requires_grad for one in version.head.parameters()):
+    if isinstance(version.head, nn.Module) and any(parameter.requires_grad for parameter in version.head.parameters()):
         raise ValueError(f"the head of {version.name} must be frozen; call chain.freeze on its network first")
     slots = known.clone() if version.head is not None else torch.full_like(known, -1)
-    unseen = int((slots < 0).sum())
+    unknown_classes = int((slots < 0).sum())
     if version.head is None and not use_prototypes:
         raise ValueError(f"{version.name} has no head; influence needs the head or prototypes")
-    if not use_prototypes or (version.prototypes is None and not unseen):
+    if not use_prototypes or (version.prototypes is None and not unknown_classes):
         return slots, None
     if version.prototypes is None:
         raise ValueError(
-            f"{version.name} does not know {unseen} classes and has no prototypes for them; "
+            f"{version.name} does not know {unknown_classes} classes and has no prototypes for them; "
             "give OldVersion.prototypes or set influence.prototypes to false"
         )
     expected = (len(slots), version.embedding_size)
     if version.prototypes.shape != expected:
-        found = tuple(version.prototypes.shape)
-        raise ValueError(f"prototypes of {version.name} must have shape {expected}, got {found}")
+        actual = tuple(version.prototypes.shape)
+        raise ValueError(f"prototypes of {version.name} must have shape {expected}, got {actual}")
     rows = version.prototypes.detach().cpu().float()
     chosen = (slots < 0) & rows.isfinite().all(1)
     first = len(version.classes) if version.head is not None else 0

@@ -122,14 +122,14 @@ def logit_displacement(
     new, old = accurate(new), accurate(old).detach()
     if new.shape[-1] == 0:
         return new.sum(-1)
-    chosen = _chosen(old, top_k=top_k, exclude_labels=exclude_labels)
+    chosen = _chosen_classes(old, top_k=top_k, exclude_labels=exclude_labels)
     excess = ((new - old).abs() - margin).clamp(min=0.0).pow(power)
     if chosen is None:
         return excess.mean(-1)
     return torch.where(chosen, excess, 0.0).sum(-1) / chosen.sum(-1).clamp(min=1)
 
 
-def _chosen(old: Tensor, *, top_k: int | None, exclude_labels: Tensor | None) -> Tensor | None:
+def _chosen_classes(old: Tensor, *, top_k: int | None, exclude_labels: Tensor | None) -> Tensor | None:
     """[B, C] bool, which classes are in S; None: all of them."""
     import torch
 

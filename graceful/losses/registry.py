@@ -112,10 +112,10 @@ def _faults(loss: type[Loss], kind: str, names: Mapping[str, str]) -> Iterator[s
         yield "which merges but has no compare_merged; define it"
     if loss.compares_outputs and loss.search_range is None:
         yield "which compares outputs, so a search must vary its weight; give it a search_range"
-    taken = sorted(set(_search_names(loss)) & (set(names) | _RESERVED))
-    if taken:
-        whose = names.get(taken[0], "every search")
-        yield f"whose search has a parameter {taken[0]!r}, as {whose} has; give it another name"
+    clashes = sorted(set(_search_names(loss)) & (set(names) | _RESERVED))
+    if clashes:
+        whose = names.get(clashes[0], "every search")
+        yield f"whose search has a parameter {clashes[0]!r}, as {whose} has; give it another name"
 
 
 _RESERVED = {"compare", "reference", "runs", "decay", "step", "against", "interpolation"}

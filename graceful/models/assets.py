@@ -33,62 +33,62 @@ LARGEST = 256 * 2**20
 _PICKLED = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt")
 
 
-def encode(named: object, *, who: str) -> dict[str, bytes]:
+def encode(files: object, *, owner: str) -> dict[str, bytes]:
     """Return the bytes of each file.
 
     Args:
-        named: What a learner's `assets` returned: file name -> content.
-        who: That learner, for messages.
+        files: What a learner's `assets` returned: file name -> content.
+        owner: That learner, for messages.
 
     Raises:
         SpecError: No mapping, a name that is no plain file name, content that does not fit its name, or too much of it.
     """
-    if not isinstance(named, Mapping):
-        raise SpecError(f"{who} returned a {type(named).__name__}; return a mapping of file names to contents")
-    _require_names(named, who)
-    contents = {name: _encoded(name, value, who) for name, value in named.items()}
+    if not isinstance(files, Mapping):
+        raise SpecError(f"{owner} returned a {type(files).__name__}; return a mapping of file names to contents")
+    _require_names(files, owner)
+    contents = {name: _encoded(name, value, owner) for name, value in files.items()}
     size = sum(map(len, contents.values()))
     if len(contents) > MOST or size > LARGEST:
         raise SpecError(
-            f"{who} returned {size} bytes in {len(contents)} files; a version keeps at most {LARGEST} in {MOST}:"
+            f"{owner} returned {size} bytes in {len(contents)} files; a version keeps at most {LARGEST} in {MOST}:"
             " put what is learnt into the network"
         )
     return contents
 
 
-def _require_names(named: Mapping[Any, object], who: str) -> None:
+def _require_names(files: Mapping[Any, object], owner: str) -> None:
     folded: dict[str, str] = {}
-    for name in named:
+    for name in files:
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise SpecError(
-                f"{who} names a file {name!a:.60}; a name has at most 100 letters, digits, '.', '-' and '_', and begins"
-                " with none of '.' and '-'"
+                f"{owner} names a file {name!a:.60}; a name has at most 100 letters, digits, '.', '-' and '_', and"
+                " begins with none of '.' and '-'"
             )
         if name.lower().endswith(_PICKLED):
             raise SpecError(
-                f"{who} names a file {name}, an ending of pickled files, which graceful never reads; keep numbers in a"
-                " .json or .safetensors file"
+                f"{owner} names a file {name}, an ending of pickled files, which graceful never reads; keep numbers in"
+                " a .json or .safetensors file"
             )
         other = folded.setdefault(name.lower(), name)
         if other != name:
-            raise SpecError(f"{who} names the files {other} and {name}, which some file systems mix up; rename one")
+            raise SpecError(f"{owner} names the files {other} and {name}, which some file systems mix up; rename one")
 
 
-def _encoded(name: str, value: object, who: str) -> bytes:
+def _encoded(name: str, value: object, owner: str) -> bytes:
     if name.endswith(".json"):
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as e:
-            raise SpecError(f"{who}: {name} is no JSON value ({one_line(e)}); give lists, texts and numbers") from e
+            raise SpecError(f"{owner}: {name} is no JSON value ({one_line(e)}); give lists, texts and numbers") from e
     if name.endswith(".safetensors"):
         if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-            raise SpecError(f"{who}: {name} must be a mapping of names to tensors, got a {type(value).__name__}")
+            raise SpecError(f"{owner}: {name} must be a mapping of names to tensors, got a {type(value).__name__}")
         tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in value.items()}
         written: bytes = serialise_tensors(tensors)
         return written
     if not isinstance(value, bytes):
         raise SpecError(
-            f"{who}: {name} must be bytes, got a {type(value).__name__}; for a JSON value let its name end in .json"
+            f"{owner}: {name} must be bytes, got a {type(value).__name__}; for a JSON value let its name end in .json"
         )
     return value
 
@@ -120,20 +120,20 @@ def read(bundle: Path, recorded: Mapping[str, str]) -> dict[str, Any]:
         IntegrityError: A file has another digest than was recorded.
         DataError: A file is missing, too large, or does not hold what its name says.
     """
-    values, left = {}, LARGEST
+    values, remaining_bytes = {}, LARGEST
     for name, expected in recorded.items():
         path = bundle / FOLDER / name
         if not path.is_file():
             raise DataError(f"{path}: missing; fetch the version again")
-        left -= path.stat().st_size
-        if left < 0:
+        remaining_bytes -= path.stat().st_size
+        if remaining_bytes < 0:
             raise DataError(f"{path}: the files of {path.parent} hold more than {LARGEST} bytes; fetch it again")
         content = storage.read_bytes(path)
-        found = hashlib.sha256(content).hexdigest()
-        if found != expected:
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != expected:
             raise IntegrityError(
-                f"{path}: SHA-256 must be {expected[:12]}..., got {found[:12]}...; fetch the version again",
-                {"path": str(path), "expected": expected, "found": found},
+                f"{path}: SHA-256 must be {expected[:12]}..., got {actual[:12]}...; fetch the version again",
+                {"path": str(path), "expected": expected, "found": actual},
             )
         values[name] = _decoded(path, content)
     return values

@@ -108,10 +108,10 @@ def _require_tensor(value: object, network: nn.Module, method: str, shape: str) 
     where = f"{type(network).__name__}.{method}()"
     if isinstance(network, Headed):
         where += f", which is {type(part).__name__}.forward(),"
-    raise SpecError(f"task: {where} returned {_described(value)}; must return one tensor {shape}, correct network()")
+    raise SpecError(f"task: {where} returned {_type_text(value)}; must return one tensor {shape}, correct network()")
 
 
-def _described(value: object) -> str:
+def _type_text(value: object) -> str:
     """Say what a value is, with what it holds where it is a container."""
     kind = type(value).__name__
     if isinstance(value, dict):

@@ -36,11 +36,11 @@ from graceful.models.bundle_files import (
     DESCRIPTION,
     HEAD,
     WEIGHTS,
+    BundleContents,
     Description,
-    Found,
     digest_of,
     parse_description,
-    verified,
+    read_verified,
 )
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
@@ -78,10 +78,10 @@ def save(
     from graceful import tasks
 
     folder, task = Path(folder), task or tasks.build(spec.task)
-    weights = serialise_weights(parts.state_of(network))
+    weight_bytes = serialise_weights(parts.state_of(network))
     size, kept_files = embedding_size or _embedding_size(network, task), files_of(task)
     head = parts.head_of(network, embedding_size=size)
-    kept = None if head is None else serialise_weights(head)
+    head_bytes = None if head is None else serialise_weights(head)
     document = {
         "schema": 1,
         "name": spec.name,
@@ -90,15 +90,15 @@ def save(
         "classes": list(classes),
         "embedding_size": size,
         "transform_digest": tasks.transform_digest(spec.task),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "head_sha256": None if kept is None else hashlib.sha256(kept).hexdigest(),
+        "weights_sha256": hashlib.sha256(weight_bytes).hexdigest(),
+        "head_sha256": None if head_bytes is None else hashlib.sha256(head_bytes).hexdigest(),
         **({"assets": assets.digests(kept_files)} if kept_files else {}),
     }
-    storage.write_bytes(folder / WEIGHTS, weights)
-    if kept is None:
+    storage.write_bytes(folder / WEIGHTS, weight_bytes)
+    if head_bytes is None:
         (folder / HEAD).unlink(missing_ok=True)
     else:
-        storage.write_bytes(folder / HEAD, kept)
+        storage.write_bytes(folder / HEAD, head_bytes)
     assets.write(folder, kept_files)
     storage.write_json(folder / DESCRIPTION, document)
     return digest(folder)
@@ -114,7 +114,7 @@ def files_of(task: Task) -> dict[str, bytes]:
     if not isinstance(learner, KeepsAssets):
         return {}
     path = getattr(learner, "path", "task")
-    return assets.encode(learner.assets(), who=f"{path}: assets() of the learner")
+    return assets.encode(learner.assets(), owner=f"{path}: assets() of the learner")
 
 
 def digest(folder: str | Path) -> str:
@@ -139,7 +139,7 @@ def describe(folder: str | Path) -> Description:
 
 
 def recorded_digest(folder: str | Path) -> str:
-    """Digest of a bundle as its description records it; the weights are not looked at and may be missing."""
+    """Digest of a bundle as its description records it; the weights are not read and may be missing."""
     description = storage.read_bytes(Path(folder) / DESCRIPTION)
     return digest_of(description, describe(folder).weights_sha256)
 
@@ -180,32 +180,32 @@ def load(
     from graceful import tasks
 
     folder = Path(folder)
-    found = verified(folder, expected_digest, at_least)
-    described, model_id = found.described, model_id or f"{found.described.model}-{found.described.name}"
+    contents = read_verified(folder, expected_digest, at_least)
+    described, model_id = contents.described, model_id or f"{contents.described.model}-{contents.described.name}"
     code = _chosen_code(described, folder, augment_like=augment_like, trusted=trusted, built=task is not None)
     if isinstance(code, Unrunnable):
-        return _unrunnable(found, code, folder=folder, model_id=model_id, at_least=at_least)
+        return _unrunnable(contents, code, folder=folder, model_id=model_id, at_least=at_least)
     section, allowed = code
     current = tasks.transform_digest(section)
     if allowed is not None and current != described.transform_digest:
         changed = f"{described.task['file']} is not the file {described.name} was saved with"
         raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
     values = assets.read(folder, described.assets)
-    task = _restored(task or tasks.build(section, trusted=allowed), values)
-    network = nn.Module() if found.kept is Kept.NOTHING else _network(task, folder, found)
-    viewed = _augmented(section, augment_like)
+    task = _with_assets(task or tasks.build(section, trusted=allowed), values)
+    network = nn.Module() if contents.kept is Kept.NOTHING else _load_network(task, folder, contents)
+    viewed = _augmenting_section(section, augment_like)
     return Predecessor(
         name=described.name,
         model_id=model_id,
-        digest=found.digest,
+        digest=contents.digest,
         classes=described.classes,
         embedding_size=described.embedding_size,
         network=freeze(network),
-        learner=learner_of(task if viewed is section else _restored(tasks.build(viewed), values)),
+        learner=learner_of(task if viewed is section else _with_assets(tasks.build(viewed), values)),
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
         training_ids=lambda: task.samples("train").ids,
-        kept=found.kept,
+        kept=contents.kept,
         model=described.model,
     )
 
@@ -262,9 +262,11 @@ def _chosen_code(
     return (section, trusted) if refused is None else refused
 
 
-def _unrunnable(found: Found, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Kept) -> Predecessor:
-    """The version as far as its description tells, for what its cached outputs answer."""
-    described = found.described
+def _unrunnable(
+    contents: BundleContents, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Kept
+) -> Predecessor:
+    """Return a predecessor made from the description alone; only its cached outputs can be used."""
+    described = contents.described
     if at_least is not Kept.NOTHING:
         raise DataError(f"{folder}: {described.name} cannot be run, {refused.reason}; {refused.remedy}")
 
@@ -274,7 +276,7 @@ def _unrunnable(found: Found, refused: Unrunnable, *, folder: Path, model_id: st
     return Predecessor(
         name=described.name,
         model_id=model_id,
-        digest=found.digest,
+        digest=contents.digest,
         classes=described.classes,
         embedding_size=described.embedding_size,
         network=nn.Module(),
@@ -286,20 +288,22 @@ def _unrunnable(found: Found, refused: Unrunnable, *, folder: Path, model_id: st
     )
 
 
-def _restored(task: Task, values: Mapping[str, Any]) -> Task:
-    """The task with the learner that has these assets; the same one where the version was saved without any."""
+def _with_assets(task: Task, values: Mapping[str, Any]) -> Task:
+    """Return the task with the learner that has these assets; the same one where the version was saved without any."""
     restored = getattr(task, "restored", None)
     return restored(values) if values and restored is not None else task
 
 
-def _network(task: Task, folder: Path, found: Found) -> nn.Module:
-    """Build with a throw-away random state, so that loading predecessors changes no later initialisation."""
-    described = found.described
+def _load_network(task: Task, folder: Path, contents: BundleContents) -> nn.Module:
+    """Build the network and load its weights under a forked random state, which changes no later initialisation."""
+    described = contents.described
     with torch.random.fork_rng(devices=[]):
         network = task.network(described.classes)
-    path = folder / (WEIGHTS if found.kept is Kept.WHOLE else HEAD)
+    path = folder / (WEIGHTS if contents.kept is Kept.WHOLE else HEAD)
     kind = str(described.task.get("kind"))
-    parts.fill(network, found.weights, path=path, name=described.name, kind=kind, head_only=found.kept is Kept.HEAD)
+    parts.fill(
+        network, contents.weights, path=path, name=described.name, kind=kind, head_only=contents.kept is Kept.HEAD
+    )
     declared = getattr(network, "embedding_size", described.embedding_size)
     if declared != described.embedding_size:
         raise DataError(
@@ -309,7 +313,7 @@ def _network(task: Task, folder: Path, found: Found) -> nn.Module:
     return network
 
 
-def _augmented(section: TaskSection, like: TaskSection | None) -> TaskSection:
+def _augmenting_section(section: TaskSection, like: TaskSection | None) -> TaskSection:
     if like is None or like.kind != section.kind:
         return section
     changes = {

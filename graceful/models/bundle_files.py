@@ -1,6 +1,6 @@
 """The files of a version bundle: their names, their digests, and what `arch.json` says. Drivers and workers.
 
-No tensor is parsed here and no code is built: a file is believed only after its SHA-256 was compared.
+No tensor is parsed here and no code is run: the content of a file is used only after its SHA-256 was compared.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Description(BaseModel):
 
     @field_validator("classes")
     @classmethod
-    def _composed(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        """Class folders were once named as they were spelled on disk; they are compared by name."""
+    def _compose_letters(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Compose the letters of class folders, which older versions recorded as they were spelled on disk."""
         if info.data.get("task", {}).get("kind") != "image_folder":
             return names
         return tuple(unicodedata.normalize("NFC", name) for name in names)
@@ -57,8 +57,8 @@ def digest_of(description: bytes, weights_sha256: str) -> str:
     return storage.sha256_json({DESCRIPTION: hashlib.sha256(description).hexdigest(), WEIGHTS: weights_sha256})
 
 
-class Found(NamedTuple):
-    """What is left of a bundle, verified; `weights` are the bytes of its largest remaining file."""
+class BundleContents(NamedTuple):
+    """The verified contents of a bundle; `weights` are the bytes of its largest remaining file."""
 
     described: Description
     digest: str
@@ -66,37 +66,37 @@ class Found(NamedTuple):
     weights: bytes
 
 
-def verified(folder: Path, expected: str | None, at_least: Kept) -> Found:
-    """Return what is left of a bundle; each file is read once.
+def read_verified(folder: Path, expected: str | None, at_least: Kept) -> BundleContents:
+    """Return the verified contents of a bundle; each file is read once.
 
     Args:
         folder: Of the bundle.
         expected: Its digest, from the registry; None: only the weights are compared.
-        at_least: What must be left.
+        at_least: What the bundle must still contain.
 
     Raises:
         IntegrityError: A file has another digest.
         DataError: Too little is left, or the description does not fit this graceful.
     """
     path = folder / DESCRIPTION
-    there = [part for part in (WEIGHTS, HEAD) if (folder / part).is_file()]
-    kept = {WEIGHTS: Kept.WHOLE, HEAD: Kept.HEAD}[there[0]] if there else Kept.NOTHING
+    present = [part for part in (WEIGHTS, HEAD) if (folder / part).is_file()]
+    kept = {WEIGHTS: Kept.WHOLE, HEAD: Kept.HEAD}[present[0]] if present else Kept.NOTHING
     missing = [DESCRIPTION] if not path.is_file() else []
     missing += [WEIGHTS] if kept is not Kept.WHOLE and at_least is Kept.WHOLE else []
     missing += [HEAD] if kept is Kept.NOTHING and at_least is Kept.HEAD else []
     if missing:
         raise DataError(f"{folder}: no version bundle, {' and '.join(missing)} missing; fetch the version again")
     description = storage.read_bytes(path)
-    weights = storage.read_bytes(folder / there[0]) if there else b""
-    found = hashlib.sha256(weights).hexdigest()
+    weights = storage.read_bytes(folder / present[0]) if present else b""
+    actual = hashlib.sha256(weights).hexdigest()
     if kept is Kept.WHOLE:
-        require_same(digest_of(description, found), expected, folder)
+        require_same_digest(digest_of(description, actual), expected, folder)
     described = parse_description(folder, description)
     identity = digest_of(description, described.weights_sha256)
-    require_same(identity, expected, folder)
-    recorded = {Kept.WHOLE: described.weights_sha256, Kept.HEAD: described.head_sha256 or "none", Kept.NOTHING: found}
-    require_same(found, recorded[kept], folder / there[0] if there else folder)
-    return Found(described, identity, kept, weights)
+    require_same_digest(identity, expected, folder)
+    recorded = {Kept.WHOLE: described.weights_sha256, Kept.HEAD: described.head_sha256 or "none", Kept.NOTHING: actual}
+    require_same_digest(actual, recorded[kept], folder / present[0] if present else folder)
+    return BundleContents(described, identity, kept, weights)
 
 
 def parse_description(folder: Path, description: bytes) -> Description:
@@ -114,14 +114,14 @@ def parse_description(folder: Path, description: bytes) -> Description:
         ) from e
 
 
-def require_same(found: str, expected: str | None, path: Path) -> None:
+def require_same_digest(actual: str, expected: str | None, path: Path) -> None:
     """Refuse a SHA-256 that is not the expected one.
 
     Raises:
         IntegrityError: With the path.
     """
-    if expected is not None and found != expected:
+    if expected is not None and actual != expected:
         raise IntegrityError(
-            f"{path}: SHA-256 must be {expected[:12]}..., got {found[:12]}...; fetch the version again",
-            {"path": str(path), "expected": expected, "found": found},
+            f"{path}: SHA-256 must be {expected[:12]}..., got {actual[:12]}...; fetch the version again",
+            {"path": str(path), "expected": expected, "found": actual},
         )

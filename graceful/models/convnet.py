@@ -44,10 +44,10 @@ class ConvNet(nn.Module):
         first, second = widths
         layers: list[nn.Module] = [nn.Conv2d(channels, first, 5, stride=2, padding=2), nn.ReLU()]
         layers += [nn.Conv2d(first, second, 3, stride=2, padding=1), nn.ReLU()]
-        height, width = _halved(_halved(height)), _halved(_halved(width))
+        height, width = _stride_two_size(_stride_two_size(height)), _stride_two_size(_stride_two_size(width))
         while max(height, width) > GRID:
             layers += [nn.Conv2d(second, second, 3, stride=2, padding=1), nn.ReLU()]
-            height, width = _halved(height), _halved(width)
+            height, width = _stride_two_size(height), _stride_two_size(width)
         self.embedding_size = embedding_size
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.projection = nn.Linear(second * height * width, embedding_size)
@@ -69,5 +69,5 @@ class ConvNet(nn.Module):
         return self.classify(self.embed(x))
 
 
-def _halved(side: int) -> int:
+def _stride_two_size(side: int) -> int:
     return (side + 1) // 2

@@ -20,8 +20,8 @@ State = Mapping[str, Tensor]
 _HEAD = "head."
 
 
-def inherited(new: State, old: State, *, classes: Sequence[str], old_classes: Sequence[str], name: str) -> State:
-    """The old version's weights in the shape of the new one's.
+def inherited_state(new: State, old: State, *, classes: Sequence[str], old_classes: Sequence[str], name: str) -> State:
+    """Return the old version's weights in the shape of the new one's.
 
     Args:
         new: State of a network for `classes`; what the old version has no weights for is taken from it.
@@ -37,27 +37,29 @@ def inherited(new: State, old: State, *, classes: Sequence[str], old_classes: Se
         SpecError: The networks differ in more than their classes, or classes differ and no tensor of a submodule `head`
             has a row for each.
     """
-    same = tuple(classes) == tuple(old_classes)
-    by_class = set() if same else _by_class_keys(new, old, len(classes), len(old_classes), name=name)
-    found = {}
+    same_classes = tuple(classes) == tuple(old_classes)
+    by_class = set() if same_classes else _by_class_keys(new, old, len(classes), len(old_classes), name=name)
+    state = {}
     for key in dict.fromkeys([*new, *old]):
         if key not in new or key not in old:
-            raise _differs(name, f"tensor {key} is only in {name if key in old else 'this version'}")
-        mine, theirs = new[key], old[key]
+            raise _mismatch(name, f"tensor {key} is only in {name if key in old else 'this version'}")
+        new_tensor, old_tensor = new[key], old[key]
         if key in by_class:
-            theirs = _by_class(mine, theirs, classes, old_classes, key=key, name=name)
-        if theirs.shape != mine.shape:
-            raise _differs(name, f"tensor {key} has shape {list(theirs.shape)} in {name}, here {list(mine.shape)}")
-        found[key] = theirs
-    return found
+            old_tensor = _by_class(new_tensor, old_tensor, classes, old_classes, key=key, name=name)
+        if old_tensor.shape != new_tensor.shape:
+            raise _mismatch(
+                name, f"tensor {key} has shape {list(old_tensor.shape)} in {name}, here {list(new_tensor.shape)}"
+            )
+        state[key] = old_tensor
+    return state
 
 
-def mixed(new: State, old: State, share: float) -> State:
+def interpolated(new: State, old: State, share: float) -> State:
     """`share` x old + (1 - share) x new, tensor by tensor; what cannot be mixed (counters) is the new version's.
 
     Args:
         new: State of the finished network.
-        old: What `inherited` made of the old one's.
+        old: What `inherited_state` made of the old one's.
         share: In [0, 1]; 0 gives `new` bit for bit.
     """
     if not share:
@@ -69,14 +71,14 @@ def mixed(new: State, old: State, share: float) -> State:
 
 
 def _lerp(new: Tensor, old: Tensor, share: float) -> Tensor:
-    """Mix; what is equal stays, so that an infinity of a mask does not become NaN."""
+    """Interpolate; equal values stay, so that an infinity of a mask does not become NaN."""
     return torch.where(new == old, new, torch.lerp(new, old, share))
 
 
 def recalibrate(
     network: nn.Module, batches: Iterable[Batch], *, run: Callable[[nn.Module, Batch], Outputs] | None = None
 ) -> None:
-    """Measure the running statistics of batch normalisation anew: those of two networks say nothing of their mixture.
+    """Measure the running statistics of batch normalisation again, because they cannot be interpolated.
 
     Without such layers (graceful's own networks have none) nothing is read.
 
@@ -89,36 +91,36 @@ def recalibrate(
 
 
 def _by_class_keys(new: State, old: State, count: int, old_count: int, *, name: str) -> set[str]:
-    """Tensors of the head with a row for each class: one matrix, and its bias if any; all else is a guess."""
+    """Return the tensors of the head with a row for each class: one matrix and its bias; refuse any other layout."""
     head = [key for key in new if key.startswith(_HEAD) and key in old and new[key].ndim]
-    found = [key for key in head if new[key].shape[0] == count and old[key].shape[0] == old_count]
-    wide = [key for key in found if new[key].ndim > 1]
-    unclear = [key for key in head if key not in found and count in new[key].shape]
-    if not wide:
-        raise _differs(name, f"{name} has other classes and no head.* tensor has a row for each")
-    if len(wide) > 1 or len(found) > 2 or unclear:
-        several = ", ".join(sorted({*found, *unclear}))
-        raise _differs(name, f"{name} has other classes, and which of {several} has a row for each cannot be told")
-    return set(found)
+    keys = [key for key in head if new[key].shape[0] == count and old[key].shape[0] == old_count]
+    matrices = [key for key in keys if new[key].ndim > 1]
+    unclear = [key for key in head if key not in keys and count in new[key].shape]
+    if not matrices:
+        raise _mismatch(name, f"{name} has other classes and no head.* tensor has a row for each")
+    if len(matrices) > 1 or len(keys) > 2 or unclear:
+        several = ", ".join(sorted({*keys, *unclear}))
+        raise _mismatch(name, f"{name} has other classes, and which of {several} has a row for each cannot be told")
+    return set(keys)
 
 
 def _by_class(
-    mine: Tensor, theirs: Tensor, classes: Sequence[str], old_classes: Sequence[str], *, key: str, name: str
+    new_rows: Tensor, old_rows: Tensor, classes: Sequence[str], old_classes: Sequence[str], *, key: str, name: str
 ) -> Tensor:
-    if mine.shape[1:] != theirs.shape[1:]:
-        raise _differs(
-            name, f"rows of {key} have shape {list(theirs.shape[1:])} in {name}, here {list(mine.shape[1:])}"
+    if new_rows.shape[1:] != old_rows.shape[1:]:
+        raise _mismatch(
+            name, f"rows of {key} have shape {list(old_rows.shape[1:])} in {name}, here {list(new_rows.shape[1:])}"
         )
-    position = {one: index for index, one in enumerate(old_classes)}
-    rows = mine.clone()
-    for index, one in enumerate(classes):
-        if one in position:
-            rows[index] = theirs[position[one]]
+    position = {class_name: index for index, class_name in enumerate(old_classes)}
+    rows = new_rows.clone()
+    for index, class_name in enumerate(classes):
+        if class_name in position:
+            rows[index] = old_rows[position[class_name]]
     return rows
 
 
-def _differs(name: str, what: str) -> SpecError:
+def _mismatch(name: str, difference: str) -> SpecError:
     return SpecError(
-        f"train.start: latest needs the network of {name}, but {what}; give task.network the same shape, or write"
+        f"train.start: latest needs the network of {name}, but {difference}; give task.network the same shape, or write"
         " train.start: random"
     )

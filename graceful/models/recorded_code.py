@@ -33,19 +33,19 @@ def refusal(section: PythonTask, *, recorded: str, trusted: Collection[str]) -> 
         recorded: Digest of the version's transform, which covers its code.
         trusted: Digests of code that the user named.
     """
-    digest = _digest(section.file)
+    digest = _digest_or_none(section.file)
     if digest in trusted:
         return None
     file = one_line(section.file)
-    if digest is None or not (code.is_address(section.file) or _same(section, recorded)):
+    if digest is None or not (code.is_address(section.file) or _has_recorded_digest(section, recorded)):
         reason = f"its recorded code {file} is not here as it was saved"
         return Unrunnable(reason, "restore that code and trust its digest with --trust-code")
     remedy = f"read that code, then trust it with --trust-code {digest} (served: {TRUST_CODE_VARIABLE}={digest})"
     return Unrunnable(f"its recorded code {file} is not trusted", remedy)
 
 
-def _digest(file: str) -> str | None:
-    """None: it is not there, or nothing that a task could have been: the path may be anything."""
+def _digest_or_none(file: str) -> str | None:
+    """Return the digest of a task's code; None where the path is missing or cannot be code, whatever it names."""
     try:
         path = Path(file)
         small = path.is_dir() or (path.is_file() and path.stat().st_size <= packing.LARGEST)
@@ -54,7 +54,7 @@ def _digest(file: str) -> str | None:
         return None
 
 
-def _same(section: PythonTask, recorded: str) -> bool:
+def _has_recorded_digest(section: PythonTask, recorded: str) -> bool:
     try:
         return transform_digest(section) == recorded
     except GracefulError:

@@ -39,20 +39,20 @@ def portable(state: Mapping[str, object]) -> dict[str, Tensor]:
     Raises:
         SpecError: Something in the state is no dense tensor, or of a type that safetensors files do not have.
     """
-    found = {}
+    tensors = {}
     for name, value in state.items():
         if not isinstance(value, Tensor) or is_lazy(value):
             kind = "a tensor without a shape yet" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise _unsaved(name, kind, "keep it as a buffer, or build it anew in network()")
+            raise _cannot_be_saved(name, kind, "keep it as a buffer, or build it anew in network()")
         if value.layout is not torch.strided or value.is_quantized or value.is_complex():
             kind = str(value.layout if value.layout is not torch.strided else value.dtype).removeprefix("torch.")
-            raise _unsaved(name, f"a tensor of type {kind}", "keep a dense, real one")
+            raise _cannot_be_saved(name, f"a tensor of type {kind}", "keep a dense, real one")
         dtype = torch.float32 if value.is_floating_point() else value.dtype
-        found[name] = value.detach().to("cpu", dtype, copy=True).contiguous()
-    return found
+        tensors[name] = value.detach().to("cpu", dtype, copy=True).contiguous()
+    return tensors
 
 
-def _unsaved(name: str, kind: str, remedy: str) -> SpecError:
+def _cannot_be_saved(name: str, kind: str, remedy: str) -> SpecError:
     return SpecError(f"task: {name} in the state of the network is {kind}, which no version can hold; {remedy}")
 
 
@@ -71,7 +71,7 @@ def head_of(network: nn.Module, *, embedding_size: int) -> dict[str, Tensor] | N
     try:
         with torch.no_grad():
             ones = torch.ones(1, embedding_size, device=device, dtype=dtype)
-            logits: Tensor = forget_body(network).eval().classify(ones)  # type: ignore[operator]
+            logits: Tensor = erase_body(network).eval().classify(ones)  # type: ignore[operator]
     except CODE_FAULTS:  # it does not classify the embedding, so the head alone is of no use
         return None
     finally:
@@ -82,8 +82,8 @@ def head_of(network: nn.Module, *, embedding_size: int) -> dict[str, Tensor] | N
     return {name: tensor for name, tensor in state_of(network).items() if name.startswith(_HEAD)}
 
 
-def forget_body(network: nn.Module) -> nn.Module:
-    """Make every floating-point tensor outside the head NaN, so that nobody takes its answers for answers."""
+def erase_body(network: nn.Module) -> nn.Module:
+    """Make every floating-point tensor outside the head NaN, so that outputs which depend on it are NaN too."""
     for name, tensor in network.state_dict().items():
         if not name.startswith(_HEAD) and tensor.is_floating_point():
             tensor.fill_(torch.nan)
@@ -116,15 +116,15 @@ def fill(network: nn.Module, weights: bytes, *, path: Path, name: str, kind: str
         raise DataError(f"{path}: {problem}; {cause}, restore what version {name} was trained with")
     network.load_state_dict(state, strict=not head_only)
     if head_only:
-        forget_body(network)
+        erase_body(network)
 
 
-def difference(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+def difference(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str | None:
     """Return the first difference between two states by name and shape, as a phrase; None where there is none."""
-    for name, tensor in wanted.items():
-        if name not in given:
+    for name, tensor in expected.items():
+        if name not in actual:
             return f"tensor {name} is missing"
-        if given[name].shape != tensor.shape:
-            return f"tensor {name} must have shape {list(tensor.shape)}, got {list(given[name].shape)}"
-    extra = [name for name in given if name not in wanted]
+        if actual[name].shape != tensor.shape:
+            return f"tensor {name} must have shape {list(tensor.shape)}, got {list(actual[name].shape)}"
+    extra = [name for name in actual if name not in expected]
     return f"tensor {extra[0]} is not part of the network" if extra else None

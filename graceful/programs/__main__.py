@@ -73,7 +73,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     lines = logging.StreamHandler()
     lines.setFormatter(_Redacted("%(message)s"))
     logging.basicConfig(handlers=[lines])
-    server.waiting = _waits
+    server.report_waiting = _waits
     environment.clean()  # for MLflow and child processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:

@@ -77,7 +77,7 @@ def _read(run: Run, path: Path) -> GracefulError | None:
         kind = getattr(errors, str(failure["error"]), None)
         same = {key: failure[key] for key in _attempt(run.spec)} == _attempt(run.spec)
         if kind in KINDS and same and time.time() - float(failure["at"]) < VALID_SECONDS:
-            where = run.mirror.shown(path)
+            where = run.mirror.display_path(path)
             error: GracefulError = kind(f"{failure['message']} (an earlier attempt said so: {where})")
             return error
     return None

@@ -91,11 +91,11 @@ class Outbox:
         if self.mirror.uri is None:
             return
         try:
-            stored = list_objects(self.mirror.twin(self.folder))
+            stored = list_objects(self.mirror.copy_uri(self.folder))
         except StorageError as e:
             self.say(f"outbox: {e.message}")
             return
-        names = [item.uri.removeprefix(f"{self.mirror.twin(self.folder)}/") for item in stored]
+        names = [item.uri.removeprefix(f"{self.mirror.copy_uri(self.folder)}/") for item in stored]
         for path in (self.folder / name for name in names if _NAME.fullmatch(name)):
             try:
                 if not path.exists():
@@ -115,7 +115,7 @@ class Outbox:
                     write_bytes(_mark(self.folder / name), b"")
                 write_bytes(self.folder / name, read_bytes(path))
                 self.mirror.save(self.folder, only=(name,))
-                self.mirror.forget(path)
+                self.mirror.delete(path)
             except (StorageError, OSError) as e:
                 self.say(f"outbox: {e}")
 
@@ -141,7 +141,7 @@ class Outbox:
             _mark(path).unlink(missing_ok=True)
 
     def _forget(self, path: Path) -> None:
-        self.mirror.forget(path)
+        self.mirror.delete(path)
         _mark(path).unlink(missing_ok=True)
 
     def _hmac(self, moment: str, key: str, data: bytes) -> str:
@@ -178,7 +178,7 @@ class Outbox:
             self.say(
                 f"outbox: {len(foreign)} messages came from the bucket without an HMAC that fits"
                 f" {WEBHOOK_SECRET_VARIABLE} and are not sent: {names}; delete them in {self.folder} and"
-                f" {self.mirror.shown(self.folder)}"
+                f" {self.mirror.display_path(self.folder)}"
             )
 
     def _send(self, path: Path, silent: set[str]) -> None:

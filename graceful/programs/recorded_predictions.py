@@ -47,7 +47,7 @@ def load(path: Path) -> Predictions:
     Raises:
         DataError: Not such a file, or one that would take more than `arrays.LARGEST` bytes.
     """
-    held = arrays.read_npz(path, kinds=_KINDS, what="predictions", largest=arrays.LARGEST)
+    held = arrays.read_npz(path, kinds=_KINDS, description="predictions", largest=arrays.LARGEST)
     try:
         return Predictions(
             ids=held["ids"],

@@ -103,10 +103,10 @@ def _shared(job: TrainingJob, name: str, recipe: Recipe, *, progress: Progress) 
             weights = run_training(job, progress=progress).weights
             finish(job.spec, recipe.task, weights=weights, folder=work / "model")
             for checkpoints in ("ray", "checkpoints"):
-                mirror.forget_folder(work / checkpoints)
+                mirror.delete_folder(work / checkpoints)
             work.rename(folder)
             mirror.seal(folder)
-            mirror.forget_folder(work)
+            mirror.delete_folder(work)
         here = replace(job, run_dir=folder, mirror=Mirror.NONE)
         result = run_training(here, progress=progress)
         digest = bundle.digest(folder / "model")

@@ -92,7 +92,7 @@ def refresh(run: Run, *, progress: Progress = silent) -> tuple[Refreshed, Report
         progress({"stage": "evaluate"})
         found, verdict = measure(run, ancestors, notes=trained.notes)
         pages.write(run_dir, found, verdict)
-        mirror.save(run_dir, but=NOT_MIRRORED)
+        mirror.save(run_dir, exclude=NOT_MIRRORED)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
         record = store.register(_registration(run, trained, links, found, verdict, tracking=tracking))
@@ -100,7 +100,7 @@ def refresh(run: Run, *, progress: Progress = silent) -> tuple[Refreshed, Report
         result = _result(run, record, verdict, champion=champion, seconds=trained.result.seconds)
         notifications.tell(notices, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
-    mirror.forget_folder(run_dir / "ray")
+    mirror.delete_folder(run_dir / "ray")
     return result, found.report
 
 
@@ -115,7 +115,7 @@ def _result(
         model_id=record.model_id,
         champion=champion,
         spec_digest=run.spec.digest(),
-        report=run.mirror.shown(run.folder / "report.json"),
+        report=run.mirror.display_path(run.folder / "report.json"),
         seconds=seconds,
     )
 
@@ -185,15 +185,15 @@ def _own(run: Run) -> Iterator[None]:
         SpecError: Another process works on it, or it holds another version.
     """
     with exclusive(run.folder):
-        run.mirror.restore(run.folder, but=NOT_MIRRORED)
+        run.mirror.restore(run.folder, exclude=NOT_MIRRORED)
         try:
             _require_own(run.spec, run.folder)
             yield
         except BaseException:
             with suppress(StorageError):  # why the run ended is what people must read
-                run.mirror.save(run.folder, but=(*NOT_MIRRORED, trace.FILE))
+                run.mirror.save(run.folder, exclude=(*NOT_MIRRORED, trace.FILE))
             raise
-        run.mirror.save(run.folder, but=NOT_MIRRORED)
+        run.mirror.save(run.folder, exclude=NOT_MIRRORED)
 
 
 def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silent) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def tune(
         _claim(run)
         known = _finished(spec, folder)
         if known is not None:
-            mirror.save(folder, but=(*OTHERS, RESULT))
+            mirror.save(folder, exclude=(*OTHERS, RESULT))
             mirror.save(folder, only=(RESULT,))
             return known
         return _searched(run, bench or _bench(run, ancestors), progress=progress, watch=watch)
@@ -128,7 +128,7 @@ def _searched(
     study = Study(journal, tune=bench.tune, space=parameters, seed=spec.train.seed)
     progress({"stage": "search", "trials": bench.tune.trials, "known": study.ended(), **_told(bench)})
     watching = watch(_tried(study)) if watch else None
-    mirror.save(folder, but=OTHERS)
+    mirror.save(folder, exclude=OTHERS)
 
     def listener(tried: Tried) -> None:
         mirror.save(folder, only=(journal.name,))
@@ -137,11 +137,11 @@ def _searched(
 
     first = space.known_points(spec, parameters) if bench.tune.sampler != "random" else ()
     search(bench, study, listener=listener, progress=progress, before=before, first=first)
-    document = {**_concluded(bench, study, progress), "folder": mirror.shown(folder)}
+    document = {**_concluded(bench, study, progress), "folder": mirror.display_path(folder)}
     files = _write(folder, spec, document, _tried(study))
     if watching:
         watching.result(document, files)
-    mirror.save(folder, but=OTHERS)
+    mirror.save(folder, exclude=OTHERS)
     write_json(folder / RESULT, {**document, ENDED: _wanted(spec)})  # last, here and there: it says that all is there
     mirror.save(folder, only=(RESULT,))
     return document
@@ -153,7 +153,7 @@ def _restore(mirror: Mirror, folder: Path) -> None:
     Raises:
         SpecError: Two machines went on from the same journal, each its own way.
     """
-    mirror.restore(folder, but=OTHERS)
+    mirror.restore(folder, exclude=OTHERS)
     for journal in folder.glob(JOURNAL.format("*")):
         there = mirror.read_if_changed(journal, None)
         here, copy = journal.read_bytes(), b"" if there is None else there[0]
@@ -162,7 +162,7 @@ def _restore(mirror: Mirror, folder: Path) -> None:
             write_bytes(journal, copy)
         elif not whole.startswith(copy):
             raise SpecError(
-                f"{journal}: this machine and {mirror.shown(journal)} went on from the same search differently; delete"
+                f"{journal}: this machine and {mirror.display_path(journal)} went on from the same search differently; delete"
                 " the one that is not to count"
             )
 
@@ -218,7 +218,7 @@ def _claim(run: Run) -> None:
         ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
     ):
         if before.get(key) != document[key]:
-            where = run.mirror.shown(run.folder)
+            where = run.mirror.display_path(run.folder)
             raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {where}")
 
 

@@ -70,7 +70,7 @@ class Twins:
         here: the outputs of such a version count as the only copy unless the bucket has them. A cache whose description
         is damaged belongs to no version.
         """
-        if self._mirror.sealed(folder):
+        if self._mirror.is_sealed(folder):
             return True
         record = self._records.get(eviction.predecessor_of(folder) or "")
         if record is None or not record["files"].keys() <= self._held(record["model_id"]).keys():
@@ -131,7 +131,7 @@ class Twins:
             for match in BUNDLE.finditer(path.read_text(encoding="utf-8", errors="replace")):
                 found.setdefault(match[1], set()).add(match[0])
         for folder in (self._home / "code").glob("[!.]*") if self._mirror.uri else ():
-            found.setdefault(folder.name, set()).add(f"{self._mirror.twin(folder)}.zip")
+            found.setdefault(folder.name, set()).add(f"{self._mirror.copy_uri(folder)}.zip")
         return found
 
 

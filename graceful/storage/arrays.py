@@ -52,13 +52,15 @@ _UNREADABLE = (
 """What zipfile and numpy raise for bytes that are no archive of arrays."""
 
 
-def read_npz(path: Path, *, kinds: Mapping[str, str], what: str, largest: int = LARGEST) -> dict[str, NDArray[Any]]:
+def read_npz(
+    path: Path, *, kinds: Mapping[str, str], description: str, largest: int = LARGEST
+) -> dict[str, NDArray[Any]]:
     """Return the arrays of an `.npz` file by name, each with one axis.
 
     Args:
         path: Of the file.
         kinds: The type that each array must have, as a kind (`U`) or a kind with its bytes (`f4`); others are left out.
-        what: The file should hold, for messages.
+        description: The file should hold, for messages.
         largest: Bytes that they may take together.
 
     Raises:
@@ -67,19 +69,19 @@ def read_npz(path: Path, *, kinds: Mapping[str, str], what: str, largest: int = 
     """
     try:
         with zipfile.ZipFile(io.BytesIO(_content(path, largest))) as archive:
-            wanted = [entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in kinds]
-            if sum(entry.file_size for entry in wanted) > largest:
+            entries = [entry for entry in archive.infolist() if entry.filename.removesuffix(".npy") in kinds]
+            if sum(entry.file_size for entry in entries) > largest:
                 raise ValueError(f"unpacked more than {largest} bytes, the most that is read")
-            found = {}
-            for entry in wanted:
+            arrays = {}
+            for entry in entries:
                 name = entry.filename.removesuffix(".npy")
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{name} is compressed in another way than numpy does")
                 with archive.open(entry) as stream:
-                    found[name] = _array(stream, size=entry.file_size, kind=kinds[name], name=name)
-            return found
+                    arrays[name] = _array(stream, size=entry.file_size, kind=kinds[name], name=name)
+            return arrays
     except _UNREADABLE as e:
-        raise DataError(f"{path}: no {what} ({one_line(e):.200}); restore it from a backup") from e
+        raise DataError(f"{path}: no {description} ({one_line(e):.200}); restore it from a backup") from e
 
 
 def read_npy(path: Path, *, kind: str, largest: int = LARGEST) -> NDArray[Any]:

@@ -28,7 +28,7 @@ ABSENT = frozenset({"NoSuchKey", "404"})
 _UNCHANGED = frozenset({"304", "NotModified"})
 _CHANGED = frozenset({"412", "PreconditionFailed"})
 _LISTING = frozenset({"Name", "Prefix", "KeyCount", "IsTruncated"})
-"""What the answer to a listing has, whether or not anything is listed."""
+"""Keys of a listing's response, whether or not objects are listed."""
 _AT_ONCE = 1000
 """Objects that one request may delete."""
 
@@ -73,7 +73,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def list_objects(uri: str) -> list[StoredObject]:
-    """Everything below a prefix, sorted by key; folder markers are left out. The prefix ends at a slash.
+    """Return the objects below a prefix, sorted by key; folder markers are left out. The prefix ends at a slash.
 
     Raises:
         StorageError: Unreachable, refused, or no such bucket.
@@ -81,15 +81,15 @@ def list_objects(uri: str) -> list[StoredObject]:
     bucket, prefix = split_uri(uri)
     prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
 
-    def ask() -> list[StoredObject]:
-        found = []
+    def request() -> list[StoredObject]:
+        objects = []
         for page in server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             if not _LISTING & set(page):  # any page of XML can be read as a listing of nothing
                 raise StorageError(f"s3://{bucket}/{prefix}: {refusals.NO_S3}")
-            found += [_stored(bucket, item) for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
-        return found
+            objects += [_stored(bucket, item) for item in page.get("Contents", ()) if not item["Key"].endswith("/")]
+        return objects
 
-    return sorted(server.asked(f"s3://{bucket}/{prefix}", ask), key=lambda stored: stored.key)
+    return sorted(server.send(f"s3://{bucket}/{prefix}", request), key=lambda stored: stored.key)
 
 
 def _stored(bucket: str, item: Mapping[str, Any]) -> StoredObject:
@@ -103,24 +103,24 @@ def _stored(bucket: str, item: Mapping[str, Any]) -> StoredObject:
 
 
 def remove(stored: Sequence[StoredObject]) -> None:
-    """Delete objects of one bucket; those that are gone already do not matter.
+    """Delete objects of one bucket; objects that do not exist are ignored.
 
     Raises:
         StorageError: Unreachable or refused.
     """
     for first in range(0, len(stored), _AT_ONCE):
-        some = stored[first : first + _AT_ONCE]
-        wanted = {"Objects": [{"Key": one.key} for one in some], "Quiet": True}
-        answer = server.asked(some[0].uri, partial(_delete, some[0].bucket, wanted))
-        for left in answer.get("Errors", ()):
-            code = str(left.get("Code", "unknown"))
-            address = f"s3://{some[0].bucket}/{left.get('Key', '')}"
+        batch = stored[first : first + _AT_ONCE]
+        request = {"Objects": [{"Key": item.key} for item in batch], "Quiet": True}
+        response = server.send(batch[0].uri, partial(_delete, batch[0].bucket, request))
+        for error in response.get("Errors", ()):
+            code = str(error.get("Code", "unknown"))
+            address = f"s3://{batch[0].bucket}/{error.get('Key', '')}"
             raise StorageError(f"{address}: not deleted ({code}); check the bucket's policy", {"code": code})
 
 
-def _delete(bucket: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    answer: dict[str, Any] = server.client().delete_objects(Bucket=bucket, Delete=wanted)
-    return answer
+def _delete(bucket: str, request: dict[str, Any]) -> dict[str, Any]:
+    response: dict[str, Any] = server.client().delete_objects(Bucket=bucket, Delete=request)
+    return response
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -157,19 +157,19 @@ def read_listed(stored: StoredObject) -> bytes:
 
 
 def _read(uri: str, bucket: str, key: str, **conditions: str) -> tuple[bytes, str]:
-    """Bytes and tag of an object."""
+    """Return bytes and tag of an object."""
 
-    def ask() -> tuple[bytes, str, str | None]:
-        answer = server.client().get_object(Bucket=bucket, Key=key, **conditions)
-        return answer["Body"].read(), answer["ETag"], answer.get("Metadata", {}).get(_DIGEST)
+    def request() -> tuple[bytes, str, str | None]:
+        response = server.client().get_object(Bucket=bucket, Key=key, **conditions)
+        return response["Body"].read(), response["ETag"], response.get("Metadata", {}).get(_DIGEST)
 
-    data, tag, expected = server.asked(uri, ask)
-    _compare(uri, expected, hashlib.sha256(data).hexdigest())
+    data, tag, expected = server.send(uri, request)
+    _require_same_digest(uri, expected, hashlib.sha256(data).hexdigest())
     return data, tag
 
 
-def read_if_changed(uri: str, known: str | None) -> tuple[bytes, str] | None:
-    """An object's bytes and its tag, unless it still has the tag that is known.
+def read_if_changed(uri: str, known_tag: str | None) -> tuple[bytes, str] | None:
+    """Return an object's bytes and tag, unless it still has the known tag.
 
     Returns:
         None: unchanged, or there is no such object.
@@ -180,7 +180,7 @@ def read_if_changed(uri: str, known: str | None) -> tuple[bytes, str] | None:
     """
     bucket, key = split_uri(uri)
     try:
-        return _read(uri, bucket, key, **({"IfNoneMatch": known} if known else {}))
+        return _read(uri, bucket, key, **({"IfNoneMatch": known_tag} if known_tag else {}))
     except StorageError as e:
         if e.facts.get("code") not in (*ABSENT, *_UNCHANGED):
             raise
@@ -199,13 +199,13 @@ def upload(path: Path, uri: str) -> None:
     bucket, key = split_uri(uri)
     extra = {"Metadata": {_DIGEST: sha256_file(path)}}
 
-    def ask() -> None:
+    def request() -> None:
         with guarded(path, "read"):
             opened = path.open("rb")
         with opened as file:
             server.client().upload_fileobj(file, bucket, key, ExtraArgs=extra, Config=server.parts())
 
-    server.asked(uri, ask)
+    server.send(uri, request)
 
 
 def write_object(uri: str, data: bytes) -> None:
@@ -217,11 +217,11 @@ def write_object(uri: str, data: bytes) -> None:
     bucket, key = split_uri(uri)
     digest = hashlib.sha256(data).hexdigest()
 
-    def ask() -> None:
+    def request() -> None:
         extra = {"Metadata": {_DIGEST: digest}}
         server.client().upload_fileobj(io.BytesIO(data), bucket, key, ExtraArgs=extra, Config=server.parts())
 
-    server.asked(uri, ask)
+    server.send(uri, request)
 
 
 def fetch(uri: str, path: Path) -> bool:
@@ -234,44 +234,44 @@ def fetch(uri: str, path: Path) -> bool:
         IntegrityError: The bytes that arrived are not those that were written.
         StorageError: Unreachable or refused, or the disk is full.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with guarded(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        expected = _download(uri, part)
-        if expected not in (None, sha256_file(part)):
-            expected = _download(uri, part)  # it may have been replaced between two of its parts
-        _compare(uri, expected, sha256_file(part))
+        expected = _download(uri, temporary)
+        if expected not in (None, sha256_file(temporary)):
+            expected = _download(uri, temporary)  # it may have been replaced between two of its parts
+        _require_same_digest(uri, expected, sha256_file(temporary))
         with guarded(path, "write"):
-            os.replace(part, path)
+            os.replace(temporary, path)
     except StorageError as e:
         if e.facts.get("code") not in ABSENT:
             raise
         return False
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return True
 
 
-def _download(uri: str, part: Path) -> str | None:
+def _download(uri: str, target: Path) -> str | None:
     """Write an object's bytes to a file; returns the digest that was written with it, if any."""
     bucket, key = split_uri(uri)
 
-    def ask() -> str | None:
-        answer = server.client().get_object(Bucket=bucket, Key=key)
-        with _opened(part) as file, closing(answer["Body"]) as body:
-            if answer["ContentLength"] <= server.PART:
+    def request() -> str | None:
+        response = server.client().get_object(Bucket=bucket, Key=key)
+        with _open_part(target) as file, closing(response["Body"]) as body:
+            if response["ContentLength"] <= server.PART:
                 file.write(body.read())
             else:
                 server.client().download_fileobj(bucket, key, file, Config=server.parts())
-        digest: str | None = answer.get("Metadata", {}).get(_DIGEST)
+        digest: str | None = response.get("Metadata", {}).get(_DIGEST)
         return digest
 
-    return server.asked(uri, ask)
+    return server.send(uri, request)
 
 
 class _Part(io.BufferedWriter):
-    """A file that is written by others, who would take a full disk for an error of the network."""
+    """A file that boto3 writes; without it a full disk would be reported as an error of the network."""
 
     def write(self, data: Any) -> int:
         with guarded(self.name, "write"):
@@ -282,13 +282,13 @@ class _Part(io.BufferedWriter):
             super().close()
 
 
-def _opened(part: Path) -> _Part:
-    with guarded(part, "write"):
-        return _Part(io.FileIO(part, "wb"))
+def _open_part(path: Path) -> _Part:
+    with guarded(path, "write"):
+        return _Part(io.FileIO(path, "wb"))
 
 
 def read_cached(stored: StoredObject, cache: Path) -> bytes:
-    """One object's bytes through a local folder; a damaged local copy is fetched again.
+    """Return one object's bytes through a local cache; a damaged local copy is fetched again.
 
     Raises:
         IntegrityError: It was overwritten since it was listed, or the server sent another number of bytes.
@@ -327,12 +327,12 @@ def _cache_name(stored: StoredObject) -> str:
 
 
 def object_cache() -> Path:
-    """Where this machine keeps copies of objects: below $GRACEFUL_HOME, else below .graceful here."""
+    """Return where this machine caches objects: below $GRACEFUL_HOME, else below .graceful here."""
     return homes.folder() / "cache" / "objects"
 
 
-def _compare(uri: str, expected: str | None, found: str) -> None:
-    if expected is not None and found != expected:
+def _require_same_digest(uri: str, expected: str | None, actual: str) -> None:
+    if expected is not None and actual != expected:
         raise IntegrityError(
-            f"{uri}: SHA-256 {found[:12]}... where {expected[:12]}... was written; restore or delete it"
+            f"{uri}: SHA-256 {actual[:12]}... where {expected[:12]}... was written; restore or delete it"
         )

@@ -1,4 +1,4 @@
-"""What boto3 and what stands below it raise, in our words: one line, and whether it may pass. Every process.
+"""Turn what boto3 and its libraries raise into one line, and say whether it may be temporary. Every process.
 
 No line repeats a header, a variable's value or a proxy's address: credentials stand in them.
 """
@@ -14,7 +14,7 @@ from graceful.errors import StorageError
 
 PASSING_CODES = frozenset({"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"})
 LASTING_STATUS = frozenset({501, 505, 507})
-"""Of the errors that a server blames on itself: waiting does not teach it what it cannot do, nor enlarge its disk."""
+"""Server errors that waiting does not cure: not implemented, disk full, version not supported."""
 _ADDRESS = "check AWS_ENDPOINT_URL and AWS_REGION"
 _UNREACHABLE = "not reachable ({reason}); check AWS_ENDPOINT_URL and AWS_REGION"
 _LOGIN = "the login has expired; log in again, or give it a new AWS_SESSION_TOKEN"
@@ -48,9 +48,8 @@ _ELSEWHERE = frozenset(
 
 
 @lru_cache(maxsize=1)
-def foreign() -> tuple[type[Exception], ...]:
-    """Base classes of all that the libraries raise: botocore, boto3, s3transfer, and of files and programs with
-    credentials, which botocore lets pass as they are."""
+def library_errors() -> tuple[type[Exception], ...]:
+    """Return base classes of all errors of botocore, boto3, s3transfer, and of files and programs with credentials."""
     from boto3.exceptions import Boto3Error
     from botocore import eventstream, exceptions, model, parsers, utils
     from s3transfer import exceptions as transfers
@@ -81,25 +80,25 @@ def foreign() -> tuple[type[Exception], ...]:
     )
 
 
-def explained(uri: str, error: Exception) -> tuple[StorageError, bool]:
-    """Our error for one of `foreign`, with the server's code as the fact `code`, if any, and whether it may pass."""
+def storage_error(uri: str, error: Exception) -> tuple[StorageError, bool]:
+    """Return a StorageError for one of `library_errors`, with the server's code as a fact, and whether it may pass."""
     from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):
-        return _refused(uri, error)
-    text, passing = _words(error)
+        return _refusal(uri, error)
+    text, passing = _explanation(error)
     return StorageError(f"{uri}: {text}", {"uri": uri}), passing
 
 
-def _refused(uri: str, error: Any) -> tuple[StorageError, bool]:
-    """For an answer of the server."""
-    said = error.response.get("Error", {})
-    code = str(said.get("Code", "unknown"))
+def _refusal(uri: str, error: Any) -> tuple[StorageError, bool]:
+    """Return the error for an error response of the server, and whether it may pass."""
+    details = error.response.get("Error", {})
+    code = str(details.get("Code", "unknown"))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
     passing = code in PASSING_CODES or status == 429 or (status >= 500 and status not in LASTING_STATUS)
     head = error.operation_name.startswith("Head")  # answered without a body, hence with the status for a code
     if code in _ELSEWHERE:
-        region = said.get("Region") or error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get(
+        region = details.get("Region") or error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get(
             "x-amz-bucket-region"
         )
         text = f"the bucket lies in another region; set AWS_REGION{f'={region}' if region else ''}"
@@ -113,8 +112,8 @@ def _refused(uri: str, error: Any) -> tuple[StorageError, bool]:
     return StorageError(f"{uri}: {text}", {"uri": uri, "code": code}), passing
 
 
-def _words(error: Exception) -> tuple[str, bool]:
-    """What to say, without the address, and whether it may pass."""
+def _explanation(error: Exception) -> tuple[str, bool]:
+    """Return the message of an error without the address, and whether the error may pass."""
     reason = redact.message(" ".join(str(getattr(error, "last_exception", None) or error).split()))
     facts = getattr(error, "kwargs", {})
     for kinds, text, passing in _table():
@@ -123,13 +122,13 @@ def _words(error: Exception) -> tuple[str, bool]:
                 return _unreachable(facts.get("error"), reason)
             return text.format(reason=reason, profile=facts.get("profile"), path=facts.get("path")), passing
     if isinstance(error, OSError):  # last: many of botocore's are of its kind, too
-        return _of_system(error, reason)
+        return _system_error(error, reason)
     return f"the AWS settings of this machine cannot be used ({reason}); check the AWS_ variables and ~/.aws", False
 
 
 @lru_cache(maxsize=1)
 def _table() -> tuple[tuple[tuple[type[Exception], ...], str, bool], ...]:
-    """Classes, what to say of the first that fits, and whether it may pass; what fits none is a matter of settings."""
+    """Return rows of classes, message and whether the error may pass; an error in no row is one of settings."""
     from boto3.exceptions import Boto3Error
     from botocore import exceptions as core
     from botocore import parsers
@@ -137,8 +136,8 @@ def _table() -> tuple[tuple[tuple[type[Exception], ...], str, bool], ...]:
 
     login = (core.SSOError, core.LoginError, core.TokenRetrievalError, core.NoAuthTokenError)
     broken = (core.IncompleteReadError, core.ChecksumError, core.FlexibleChecksumError, core.AwsChunkedWrapperError)
-    lost = (transfers.RetriesExceededError, transfers.S3DownloadFailedError, transfers.S3UploadFailedError)
-    torn = (*broken, *lost, transfers.S3ValidationError, transfers.CancelledError, Boto3Error)
+    retried = (transfers.RetriesExceededError, transfers.S3DownloadFailedError, transfers.S3UploadFailedError)
+    torn = (*broken, *retried, transfers.S3ValidationError, transfers.CancelledError, Boto3Error)
     return (
         ((core.NoCredentialsError,), "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", False),
         ((core.PartialCredentialsError,), "half of the credentials ({reason}); set what is missing", False),
@@ -177,7 +176,7 @@ def _table() -> tuple[tuple[tuple[type[Exception], ...], str, bool], ...]:
 
 
 def _unreachable(cause: object, reason: str) -> tuple[str, bool]:
-    """For a request that did not get through. What http.client refuses is a header, which holds credentials."""
+    """Return the message for a request that was not sent; http.client refuses headers, which hold credentials."""
     if type(cause).__name__ == "LocationParseError":
         return "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is no address; write one such as http://proxy:3128", False
     if isinstance(cause, ValueError):
@@ -189,9 +188,9 @@ def _unreachable(cause: object, reason: str) -> tuple[str, bool]:
     return _UNREACHABLE.format(reason=reason), True
 
 
-def _of_system(error: OSError, reason: str) -> tuple[str, bool]:
-    """For a file or a program with credentials that cannot be read or started, or a socket that broke."""
+def _system_error(error: OSError, reason: str) -> tuple[str, bool]:
+    """Return the message for a file or program with credentials that cannot be used, or for a broken socket."""
     if error.filename is None:
         return _UNREACHABLE.format(reason=reason), True
-    where = "AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CA_BUNDLE and credential_process in ~/.aws/config"
-    return f"no credentials ({error.filename}: {error.strerror}); check {where}", False
+    settings = "AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CA_BUNDLE and credential_process in ~/.aws/config"
+    return f"no credentials ({error.filename}: {error.strerror}); check {settings}", False

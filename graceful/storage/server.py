@@ -3,9 +3,9 @@
 The usual AWS variables lead to it; AWS_ENDPOINT_URL names a server that is not AWS's. boto3 is imported here and in
 `refusals`, on first use.
 
-Trouble is met on two levels. botocore repeats a request five times, exponentially with jitter. A server that has
-answered this process before and then fails is waited for (PATIENCE), because a run of hours must survive an
-outage of a minute; one that never answered is reported at once, because its address is wrong.
+Failures are handled on two levels. botocore repeats a request five times, exponentially with jitter. If a server
+has answered this process before, a failing request is repeated (PATIENCE), because a run of hours must survive an
+outage of a minute; otherwise the failure is reported at once, because the address is probably wrong.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 from graceful import redact
 from graceful.errors import GracefulError, StorageError
 from graceful.patience import Patience
-from graceful.storage import refusals, surroundings
+from graceful.storage import aws_environment, refusals
 
 ATTEMPTS = 5
 """Of one request, by botocore."""
 FIRST_ATTEMPTS = 3
-"""As long as the server has never answered: its address may be wrong, which is to be said within seconds."""
+"""Until the server has answered once: a wrong address must be reported within seconds."""
 PATIENCE = Patience(tries=math.inf, seconds=180.0, first=0.5)
 """With a server that answered before and then fails; a hundred workers must not come back at once."""
 MEBIBYTE = 2**20
@@ -48,9 +48,9 @@ def _client(*, patient: bool) -> Any:
     import boto3
     from botocore.config import Config
 
-    surroundings.check()
-    own_server = surroundings.endpoint() is not None
-    session = boto3.Session(region_name=surroundings.region())
+    aws_environment.check()
+    own_server = aws_environment.endpoint() is not None
+    session = boto3.Session(region_name=aws_environment.region())
     _load_credentials(session)
     return session.client(
         "s3",
@@ -91,20 +91,20 @@ def reset() -> None:
 
 
 _answered = False
-waiting: Callable[[str], None] = logging.getLogger(__name__).info
-"""Told why this process waits for the server, and with "" when it answers again; a program may put its own here."""
+report_waiting: Callable[[str], None] = logging.getLogger(__name__).info
+"""Called with the reason of a wait for the server, and with "" when it answers again; programs may replace it."""
 
 
 class _FailedError(Exception):
-    """A request failed; says in our words why, and whether that may pass."""
+    """A request failed; has the error to raise, and whether it may be temporary."""
 
     def __init__(self, error: GracefulError, *, passing: bool) -> None:
         super().__init__(error.message)
         self.error, self.passing = error, passing
 
 
-def asked(uri: str, ask: Callable[[], T]) -> T:
-    """Send a request, again while a server that has answered before is away.
+def send(uri: str, request: Callable[[], T]) -> T:
+    """Send a request; repeat it while a server that has answered before is unreachable.
 
     Raises:
         StorageError: With the server's code as the fact `code`, if it has one.
@@ -114,9 +114,9 @@ def asked(uri: str, ask: Callable[[], T]) -> T:
     def attempt() -> T:
         global _answered  # noqa: PLW0603  a fact about this process
         try:
-            result = ask()
-        except refusals.foreign() as e:
-            error, passing = refusals.explained(uri, e)
+            result = request()
+        except refusals.library_errors() as e:
+            error, passing = refusals.storage_error(uri, e)
             _answered = _answered or not passing
             raise _FailedError(error, passing=passing) from e
         _answered = True
@@ -126,7 +126,7 @@ def asked(uri: str, ask: Callable[[], T]) -> T:
         nonlocal waits
         if failed.passing and _answered and not waits:
             waits = True
-            waiting(f"{failed.error.message}; waiting up to {PATIENCE.seconds:.0f} s")
+            report_waiting(f"{failed.error.message}; waiting up to {PATIENCE.seconds:.0f} s")
         return failed.passing and _answered
 
     try:
@@ -134,5 +134,5 @@ def asked(uri: str, ask: Callable[[], T]) -> T:
     except _FailedError as e:
         raise e.error from e.__cause__
     if waits:
-        waiting("")
+        report_waiting("")
     return result

@@ -113,7 +113,7 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
             _seal(partial, work, identity=identity, columns=_columns(work, embeddings))
             partial.rename(folder)
     mirror.seal(folder)
-    mirror.forget_folder(partial)
+    mirror.delete_folder(partial)
     return folder
 
 
@@ -178,7 +178,7 @@ def _append(partial: Path, work: Work, mirror: storage.Mirror, *, rows_done: int
             if number % _FLUSH_EVERY == 0 or rows_done == views * rows:
                 _record_progress(partial, open_files, rows=rows_done, embeddings=embeddings)
                 if copies < _COPIES * rows_done // (views * rows) < _COPIES:
-                    mirror.save(partial, but=(_PROGRESS,))
+                    mirror.save(partial, exclude=(_PROGRESS,))
                     mirror.save(partial, only=(_PROGRESS,))
                     copies = _COPIES * rows_done // (views * rows)
             if work.progress is not None:

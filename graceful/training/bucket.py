@@ -9,7 +9,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from graceful.storage import surroundings
+from graceful.storage import aws_environment
 
 ATTEMPTS = 12
 """Of one request, with pauses that double up to 20 seconds: an outage of a minute costs no worker."""
@@ -21,8 +21,8 @@ class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
     @classmethod
     def open(cls) -> PatientS3:
         """As the environment of this process says; pyarrow alone would look at credentials only."""
-        surroundings.check()
-        endpoint, region = surroundings.endpoint(), surroundings.region()
+        aws_environment.check()
+        endpoint, region = aws_environment.endpoint(), aws_environment.region()
         address = {"endpoint_override": endpoint.rstrip("/")} if endpoint else {}
         return cls(region=region, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS), **address)
 

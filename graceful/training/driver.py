@@ -44,7 +44,7 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
         TrainingError: Training failed, collapsed or ran out of time; checkpoints stay.
         KeyboardInterrupt: Passed on after the workers are gone; checkpoints stay.
     """
-    job.mirror.restore(job.run_dir, but=NOT_MIRRORED)
+    job.mirror.restore(job.run_dir, exclude=NOT_MIRRORED)
     require_own(job)
     known = finished(job)
     if known is not None:
@@ -54,10 +54,10 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
     digest = claim(job)
     if job.spec.train.num_workers:  # the copy is rank 0's, which may be elsewhere and further
         job.mirror.restore_file(job.run_dir / trace.FILE)
-    job.mirror.save(job.run_dir, but=NOT_MIRRORED)
+    job.mirror.save(job.run_dir, exclude=NOT_MIRRORED)
     outcome = run_it(digest, progress)
     result = record(job, outcome, seconds=time.monotonic() - started)
-    job.mirror.save(job.run_dir, but=NOT_MIRRORED)
+    job.mirror.save(job.run_dir, exclude=NOT_MIRRORED)
     return result
 
 
@@ -108,7 +108,7 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
         before = set(root.glob("step-*"))
         checkpoint.publish(part, root=root, step=step)
         for gone in before.difference(root.glob("step-*")):
-            job.mirror.forget_folder(gone)
+            job.mirror.delete_folder(gone)
         job.mirror.save(job.run_dir, only=(trace.FILE,))
         job.mirror.save(root)
 

@@ -93,7 +93,7 @@ def fit(
         TrainingError: Out of time, or the workers failed too often; `error.log` has the traceback.
     """
     failure = job.run_dir / FAILURE
-    job.mirror.forget(failure)
+    job.mirror.delete(failure)
     for folder in job.inputs:
         job.mirror.seal(folder)
     fetcher = trace.Fetcher(job.run_dir / trace.FILE, mirror=job.mirror)
@@ -292,7 +292,7 @@ def _storage(job: TrainingJob) -> dict[str, Any]:
         return {"storage_path": str(folder.resolve())}
     from graceful.training.bucket import PatientS3
 
-    return {"storage_path": job.mirror.twin(folder).removeprefix("s3://"), "storage_filesystem": PatientS3.open()}
+    return {"storage_path": job.mirror.copy_uri(folder).removeprefix("s3://"), "storage_filesystem": PatientS3.open()}
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from torch import nn
 
 from graceful.errors import SpecError
 from graceful.models import assets, bundle, bundle_files
-from graceful.models.interpolation import State, inherited
+from graceful.models.interpolation import State, inherited_state
 from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
@@ -27,7 +27,7 @@ def weights_of(start: StoredVersion, network: nn.Module, *, task: Task) -> State
     """
     _require_same_files(start, task)
     old = start.whole()
-    return inherited(
+    return inherited_state(
         network.state_dict(), old.network.state_dict(), classes=task.classes, old_classes=old.classes, name=old.name
     )
 

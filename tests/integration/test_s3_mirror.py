@@ -69,7 +69,7 @@ def test_a_message_that_was_not_delivered_outlives_its_machine(mirror: Mirror, t
     with receiving(500) as dead:
         hook = Webhook(url=dead.url, say=print, patience=ONE_TRY)
         Outbox(folder=mirror.home / "outbox", receiver=lambda _: hook, say=print, mirror=mirror).post(MESSAGE)
-    (stored,) = objects.list_objects(mirror.twin(mirror.home / "outbox"))
+    (stored,) = objects.list_objects(mirror.copy_uri(mirror.home / "outbox"))
     assert b"path-secret" not in objects.read_object(stored.uri)
     with receiving(200) as alive:
         hook = Webhook(url=alive.url, say=print, patience=ONE_TRY)
@@ -77,7 +77,7 @@ def test_a_message_that_was_not_delivered_outlives_its_machine(mirror: Mirror, t
         there_box.restore()
         there_box.flush()
     assert [document["model_id"] for document in alive.documents()] == ["m-1"]
-    assert objects.list_objects(mirror.twin(mirror.home / "outbox")) == []
+    assert objects.list_objects(mirror.copy_uri(mirror.home / "outbox")) == []
 
 
 MESSAGE = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None}
@@ -95,7 +95,7 @@ def planted(mirror: Mirror) -> list[str]:
     """The names of three messages that somebody else wrote to a bucket, beside one of this home."""
     with receiving(500) as dead:
         box(mirror, dead, []).post(MESSAGE)
-    root = mirror.twin(mirror.home / "outbox")
+    root = mirror.copy_uri(mirror.home / "outbox")
     (own,) = objects.list_objects(root)
     forged = json.dumps({"id": "ab", **MESSAGE, "model_id": "m-forged"}).encode()
     name = own.uri.rpartition("/")[2]
@@ -129,14 +129,14 @@ def test_messages_that_others_wrote_to_the_bucket_are_not_signed(
 def test_a_planted_message_does_not_stand_for_one_of_the_same_id(mirror: Mirror) -> None:
     with receiving(200) as alive:
         key = sha256_json(outbox.identity(MESSAGE))[:32]
-        objects.write_object(f"{mirror.twin(mirror.home / 'outbox')}/{1:020d}-{key}.json", b"{}")
+        objects.write_object(f"{mirror.copy_uri(mirror.home / 'outbox')}/{1:020d}-{key}.json", b"{}")
         box(mirror, alive, []).restore()
         box(mirror, alive, []).post(MESSAGE)
         assert [document["model_id"] for document in alive.documents()] == ["m-1"]
 
 
 def test_a_damaged_message_in_the_bucket_ends_no_command(mirror: Mirror) -> None:
-    bucket, key = objects.split_uri(f"{mirror.twin(mirror.home / 'outbox')}/{1:020d}-ab.json")
+    bucket, key = objects.split_uri(f"{mirror.copy_uri(mirror.home / 'outbox')}/{1:020d}-ab.json")
     client().put_object(Bucket=bucket, Key=key, Body=b"x", Metadata={"sha256": "0" * 64})
     lines: list[str] = []
     with receiving(200) as alive:
@@ -154,7 +154,7 @@ def test_a_message_of_a_run_of_before_is_in_the_bucket_before_its_old_copy_goes(
         box(replace(mirror, uri="s3://no-such-bucket/home"), alive, []).adopt(old.parent)
         assert old.exists()
         box(mirror, alive, []).adopt(old.parent)
-        assert (old.exists(), objects.list_objects(mirror.twin(old.parent))) == (False, [])
+        assert (old.exists(), objects.list_objects(mirror.copy_uri(old.parent))) == (False, [])
         command = box(there, alive, [], secret="")
         command.restore()
         command.flush()
@@ -233,11 +233,11 @@ def test_a_half_copied_folder_does_not_count(mirror: Mirror, tmp_path: Path) -> 
 def test_an_altered_copy_is_refused_and_named(mirror: Mirror, tmp_path: Path) -> None:
     sent = folder(mirror.home)
     mirror.seal(sent)
-    objects.write_object(f"{mirror.twin(sent)}/weights.bin", b"altered, with a digest of its own")
+    objects.write_object(f"{mirror.copy_uri(sent)}/weights.bin", b"altered, with a digest of its own")
     there = elsewhere(mirror, tmp_path)
     with pytest.raises(IntegrityError, match=r"weights\.bin: not the file that was sealed"):
         there.unseal(there.home / "versions" / "m-1")
-    bucket, key = objects.split_uri(f"{mirror.twin(sent)}/arch.json")
+    bucket, key = objects.split_uri(f"{mirror.copy_uri(sent)}/arch.json")
     client().put_object(Bucket=bucket, Key=key, Body=b"x", Metadata={"sha256": "0" * 64})
     with pytest.raises(IntegrityError, match=r"arch\.json: SHA-256 .* where 000000000000"):
         there.restore_file(there.home / "versions" / "m-1" / "arch.json")
@@ -246,10 +246,10 @@ def test_an_altered_copy_is_refused_and_named(mirror: Mirror, tmp_path: Path) ->
 
 def test_only_what_changed_is_sent_again(server: str, mirror: Mirror) -> None:
     sent = folder(mirror.home)
-    mirror.save(sent, but=("deep",))
+    mirror.save(sent, exclude=("deep",))
     (sent / "arch.json").write_text("{}")
     with BadRoad(server) as proxy, environment({"AWS_ENDPOINT_URL": proxy.uri}):
-        mirror.save(sent, but=("deep",))
+        mirror.save(sent, exclude=("deep",))
         assert [one.rpartition("/")[2].partition("?")[0] for one in proxy.seen] == ["arch.json"]
 
 

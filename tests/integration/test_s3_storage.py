@@ -181,7 +181,7 @@ def test_a_disk_that_fills_up_is_told_from_a_network_that_breaks_and_leaves_no_p
     def full(path):
         return objects._Part(io.FileIO("/dev/full", "wb"))
 
-    monkeypatch.setattr(objects, "_opened", full)
+    monkeypatch.setattr(objects, "_open_part", full)
     for name in ("small", "large"):
         with pytest.raises(StorageError, match="the disk is full; free some space"):
             objects.fetch(f"s3://{bucket}/{name}", tmp_path / name)

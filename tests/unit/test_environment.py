@@ -18,7 +18,7 @@ from graceful.launch.kuberay.kube import Kube
 from graceful.launch.rayjobs.dashboard import Dashboard, token
 from graceful.lineage import connection
 from graceful.patience import Patience
-from graceful.storage import surroundings
+from graceful.storage import aws_environment
 
 MARKER = "mark3r-Secret"
 
@@ -124,4 +124,4 @@ def test_an_address_without_a_scheme_is_not_shown_whole(
     )
     assert MARKER not in refused(lambda: kubeconfig.load(files=[tmp_path / "config"]))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
-    assert MARKER not in refused(surroundings.endpoint)
+    assert MARKER not in refused(aws_environment.endpoint)

@@ -18,7 +18,7 @@ from graceful import tasks
 from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import Headed
-from graceful.models.interpolation import inherited, mixed, recalibrate
+from graceful.models.interpolation import inherited_state, interpolated, recalibrate
 from graceful.models.stored import StoredVersion
 from graceful.programs.finishing import Trained
 from graceful.programs.reference_training import reference_run
@@ -44,7 +44,7 @@ def names(count: int) -> tuple[str, ...]:
 
 
 def taken(new: State, old: State, *, classes: tuple[str, ...], old_classes: tuple[str, ...]) -> State:
-    return dict(inherited(new, old, classes=classes, old_classes=old_classes, name="v1"))
+    return dict(inherited_state(new, old, classes=classes, old_classes=old_classes, name="v1"))
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def taken(new: State, old: State, *, classes: tuple[str, ...], old_classes: tupl
 
 def test_no_share_is_the_new_version_bit_for_bit_and_a_whole_one_the_old() -> None:
     new, old = state(1, 3), state(2, 3)
-    assert all(torch.equal(found, new[key]) for key, found in mixed(new, old, 0.0).items())
-    nearly = mixed(new, old, 0.999999)
+    assert all(torch.equal(found, new[key]) for key, found in interpolated(new, old, 0.0).items())
+    nearly = interpolated(new, old, 0.999999)
     assert all(torch.allclose(nearly[key], old[key], atol=1e-4) for key in old if key != "body.seen")
     assert int(nearly["body.seen"]) == 1  # counters are not mixed
 
@@ -65,7 +65,7 @@ def test_every_class_keeps_its_own_row(seed: int, share: float, order: list[str]
     new, old = state(seed, count), state(seed + 1, old_count)
     if not set(classes) & set(old_classes) or classes == old_classes:
         return
-    found = mixed(new, taken(new, old, classes=classes, old_classes=old_classes), share)
+    found = interpolated(new, taken(new, old, classes=classes, old_classes=old_classes), share)
     assert {key: one.shape for key, one in found.items()} == {key: one.shape for key, one in new.items()}
     for index, name in enumerate(classes):
         for key in ("head.weight", "head.bias"):
@@ -248,4 +248,4 @@ def test_a_start_that_cannot_be_had_is_refused_before_training(home: Path, old: 
 def test_a_head_whose_class_rows_cannot_be_told_is_refused(more: dict[str, torch.Tensor]) -> None:
     state = {"head.weight": torch.zeros(3, 7), "head.bias": torch.zeros(3), **more}
     with pytest.raises(SpecError, match="cannot be told"):
-        inherited(state, state, classes=("a", "b", "c"), old_classes=("b", "a", "c"), name="v1")
+        inherited_state(state, state, classes=("a", "b", "c"), old_classes=("b", "a", "c"), name="v1")

@@ -96,7 +96,7 @@ def test_every_kind_of_file_comes_back_as_it_was(tmp_path: Path) -> None:
         "mean.safetensors": {"mean": torch.arange(6.0).reshape(2, 3).T},
         "model.spm": b"\x00\xff",
     }
-    contents = assets.encode(named, who="t.py: assets()")
+    contents = assets.encode(named, owner="t.py: assets()")
     assets.write(tmp_path, {"old.txt": b"of an older bundle"})
     assets.write(tmp_path, contents)
     values = assets.read(tmp_path, assets.digests(contents))
@@ -129,7 +129,7 @@ def test_every_kind_of_file_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_what_no_version_can_keep_is_refused_by_name(named: object, message: str) -> None:
     with pytest.raises(SpecError, match=f"t.py: assets.. of the learner.*{message}") as caught:
-        assets.encode(named, who="t.py: assets() of the learner")
+        assets.encode(named, owner="t.py: assets() of the learner")
     assert "\n" not in caught.value.message
 
 

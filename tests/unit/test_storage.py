@@ -164,8 +164,8 @@ def test_without_a_bucket_a_mirror_does_nothing_and_asks_nobody(tmp_path, monkey
     mirror.restore(path.parent)
     assert mirror.unseal(path.parent)
     assert not mirror.unseal(tmp_path / "targets" / "key")
-    assert mirror.shown(path) == str(path)
-    mirror.forget(path)
+    assert mirror.display_path(path) == str(path)
+    mirror.delete(path)
     assert not path.exists()
 
 
@@ -190,10 +190,10 @@ def test_a_server_that_never_answered_is_reported_at_once_and_one_that_did_is_wa
     monkeypatch.setattr(server, "PATIENCE", dataclasses.replace(server.PATIENCE, sleep=waits.append))
     server.reset()
     with pytest.raises(StorageError, match="s3://b/k: not reachable"):
-        server.asked("s3://b/k", ask)
+        server.send("s3://b/k", ask)
     assert waits == []
-    assert server.asked("s3://b/k", ask) == "first"
-    assert server.asked("s3://b/k", ask) == "second"
+    assert server.send("s3://b/k", ask) == "first"
+    assert server.send("s3://b/k", ask) == "second"
     assert len(waits) == 2
     server.reset()
 

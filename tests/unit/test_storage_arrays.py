@@ -44,7 +44,7 @@ def test_a_damaged_header_is_one_line_of_every_reader(header: str, tmp_path: Pat
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.write(path, "ids.npy")
     with pytest.raises(DataError, match=r"a\.npz: no predictions \([^\n]+$"):
-        arrays.read_npz(tmp_path / "a.npz", kinds={"ids": "f4"}, what="predictions")
+        arrays.read_npz(tmp_path / "a.npz", kinds={"ids": "f4"}, description="predictions")
     for name in ("offsets.npy", "present.npy", "embeddings.npy", "logits.npy"):
         np.save(tmp_path / name, np.zeros(4, np.float32))
     names = ["ids.npy", "offsets.npy", "present.npy", "embeddings.npy", "logits.npy"]

@@ -66,8 +66,8 @@ def made(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize("kind", list(classes()), ids=lambda kind: kind.__name__)
 def test_every_error_of_the_libraries_is_one_line(kind: type[Exception]) -> None:
     error = made(kind)
-    assert isinstance(error, refusals.foreign())
-    ours, _ = refusals.explained(URI, error)
+    assert isinstance(error, refusals.library_errors())
+    ours, _ = refusals.storage_error(URI, error)
     assert isinstance(ours, StorageError)
     assert ours.message.startswith(f"{URI}: ")
     assert "; " in ours.message, "it says what to do"
@@ -101,14 +101,14 @@ SERVER = [
 def test_what_a_server_refuses_says_what_to_do_and_only_what_may_pass_is_waited_for(
     error: core.ClientError, text: str, passing: bool
 ) -> None:
-    ours, may_pass = refusals.explained(URI, error)
+    ours, may_pass = refusals.storage_error(URI, error)
     assert re.search(text, ours.message)
     assert may_pass is passing
 
 
 def test_a_header_that_cannot_be_sent_is_never_repeated() -> None:
     cause = ValueError("Invalid header value b'AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE\\n/20260101'")
-    ours, passing = refusals.explained(URI, core.HTTPClientError(error=cause))
+    ours, passing = refusals.storage_error(URI, core.HTTPClientError(error=cause))
     assert "AKIA" not in ours.message
     assert "AWS_ variables" in ours.message
     assert not passing
@@ -123,6 +123,6 @@ def test_what_is_wrong_with_an_address_or_a_setting_is_not_waited_for() -> None:
         json.JSONDecodeError("Expecting value", "secret", 0),
         FileNotFoundError(2, "No such file or directory", "/token"),
     ):
-        ours, passing = refusals.explained(URI, error)
+        ours, passing = refusals.storage_error(URI, error)
         assert not passing, ours.message
         assert "secret" not in ours.message

@@ -80,9 +80,9 @@ def build(label_map: Tensor, *, old_size: int, device: torch.device | str = "cpu
         raise ValueError(f"label_map must hold old labels in [-1, {old_size}), got {label_map.tolist()}")
     label_map = label_map.cpu().long()
     shared = torch.unique(label_map[label_map >= 0])
-    place = torch.full((old_size + 1,), -1, dtype=torch.int64)
-    place[shared] = torch.arange(len(shared))
-    slot_of = place[label_map]  # an unknown class is -1 and reads the extra last entry, which is -1
+    position = torch.full((old_size + 1,), -1, dtype=torch.int64)
+    position[shared] = torch.arange(len(shared))
+    slot_of = position[label_map]  # an unknown class is -1 and reads the extra last entry, which is -1
     known = (slot_of >= 0).nonzero().squeeze(1)
     columns = known[torch.argsort(slot_of[known], stable=True)]
     return LabelSpace(

@@ -64,8 +64,8 @@ class Pair:
         self.present = present if outputs.mask is None else present & outputs.mask
         self._old = old
 
-    def _known(self, name: str) -> Tensor:
-        """Old values [B, n], zeros where nothing is known about the sample, so that garbage reaches no gradient."""
+    def _old_values(self, name: str) -> Tensor:
+        """Return old values [B, n], zeros where the sample has none, so that garbage reaches no gradient."""
         if self._old is None:
             raise ValueError(f"the losses read {name} of {self.version.name}, but no old outputs were given")
         values: Tensor = getattr(self._old, name)
@@ -83,12 +83,12 @@ class Pair:
 
     @functools.cached_property
     def _all_old_logits(self) -> Tensor:
-        return self._known("logits")
+        return self._old_values("logits")
 
     @functools.cached_property
     def old_embedding(self) -> Tensor:
         """[B, d_old]"""
-        return self._known("embedding")
+        return self._old_values("embedding")
 
     @functools.cached_property
     def old_logits(self) -> Tensor:

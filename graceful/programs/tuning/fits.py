@@ -165,9 +165,9 @@ def _settle(work: Work) -> None:
     rest = ("checkpoints", "ray", *(() if work.keep else ("model",)))
     for name in rest:
         if mirror.uri is not None or (work.place / name).exists():
-            mirror.forget_folder(work.place / name)
+            mirror.delete_folder(work.place / name)
     if not work.keep:
-        mirror.forget(work.place / WEIGHTS)
+        mirror.delete(work.place / WEIGHTS)
 
 
 def _note(work: Work, done: Fit) -> None:

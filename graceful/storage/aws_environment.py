@@ -20,7 +20,7 @@ _HOST = re.compile(
 
 
 def check() -> None:
-    """Strip the variables, and look whether they can be sent.
+    """Strip the AWS variables and check that they can be sent.
 
     Raises:
         StorageError: One holds a line break or another character that no header may hold.
@@ -32,7 +32,7 @@ def check() -> None:
 
 
 def endpoint() -> str | None:
-    """The server that is not AWS's; None: AWS.
+    """Return the address of a server that is not AWS's; None: AWS.
 
     Raises:
         StorageError: The variable that names it holds no address of a server.
@@ -48,12 +48,12 @@ def endpoint() -> str | None:
 
 
 def region() -> str | None:
-    """The region, by the variables of the AWS command line and of other AWS libraries; None: the profile's."""
+    """Return the region, by the variables of the AWS command line and of other AWS libraries; None: the profile's."""
     return os.environ.get("AWS_REGION", "").strip() or os.environ.get("AWS_DEFAULT_REGION", "").strip() or None
 
 
 def _problem(value: str) -> str:
-    """What is wrong with a server's address, as the end of a sentence that begins with the variable; empty: nothing."""
+    """Return what is wrong with a server's address, to be appended to the variable's name; empty: nothing."""
     if "@" in value:
         return ": holds credentials, which belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     try:

@@ -162,8 +162,8 @@ def _restore(mirror: Mirror, folder: Path) -> None:
             write_bytes(journal, copy)
         elif not whole.startswith(copy):
             raise SpecError(
-                f"{journal}: this machine and {mirror.display_path(journal)} went on from the same search differently; delete"
-                " the one that is not to count"
+                f"{journal}: this machine and {mirror.display_path(journal)} went on from the same search differently;"
+                " delete the one that is not to count"
             )
 
 

@@ -36,7 +36,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the version."""
+        """Return the name of the version."""
 
 
 V = TypeVar("V", bound=Named)
@@ -95,7 +95,7 @@ class Predecessor:
 
     @property
     def lost(self) -> str | None:
-        """Why it cannot be run, as the rest of a sentence about it; None where it can."""
+        """Return why it cannot be run, as the rest of a sentence about it; None where it can."""
         if self.unrunnable is not None:
             return self.unrunnable.reason
         reasons = {Kept.HEAD: "only its head is left", Kept.NOTHING: "its weights are gone"}
@@ -103,7 +103,7 @@ class Predecessor:
 
     @property
     def remedy(self) -> str:
-        """What makes a version that cannot be run runnable again."""
+        """Return what makes a version that cannot be run runnable again."""
         return f"restore {self.model_id} from a backup" if self.unrunnable is None else self.unrunnable.remedy
 
     @torch.no_grad()
@@ -171,9 +171,9 @@ def select(chain: Sequence[V], against: str | Sequence[str]) -> tuple[V, ...]:
         return tuple(chain)
     if against == LATEST:
         return tuple(chain[:1])
-    known = {version.name: version for version in chain}
+    by_name = {version.name: version for version in chain}
     for name in against:
-        if name not in known:
-            ancestors = ", ".join(known) or "no versions yet"
+        if name not in by_name:
+            ancestors = ", ".join(by_name) or "no versions yet"
             raise SpecError(f"compatibility.against: {name!r} is not an ancestor; the chain has {ancestors}")
     return tuple(version for version in chain if version.name in against)

@@ -127,7 +127,7 @@ class RunLocation:
 
     @property
     def _beside_kubernetes(self) -> Profile | None:
-        """The profile, where its jobs are no objects of Kubernetes; None: they are, with a profile or without."""
+        """Return the profile if its jobs are no objects of Kubernetes; None: they are, with a profile or without."""
         profile = self._profile
         return None if profile is None or profile.kubernetes is not None else profile
 

@@ -92,8 +92,9 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
 
 
 def job_of(resolved: RefreshSpec, target_profile: Profile, *, program: str = REFRESH) -> JobSpec:
-    """The job that refreshes a spec, or searches its weights: a run beside that of the version, with more trials a new
-    one that continues the search.
+    """Return the job that refreshes a spec, or that searches its weights.
+
+    A search is a run beside that of the version; with more trials it is a new run that continues the search.
 
     This machine has its own folders, interpreter and task files. Elsewhere a task file travels with the job, a folder
     through the bucket (`code_upload.send`), and where runs are kept is up to the backend, so `home` is left out.

@@ -108,25 +108,25 @@ class Profile(Section):
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """Variables that a job gets in addition to this machine's; read where `is_here`."""
+        """Return variables that a job gets in addition to this machine's; read where `is_here`."""
         return {}
 
     @property
     def largest_files(self) -> int | None:
-        """Bytes that a job's document and files may have together; None: `build().plan` judges it."""
+        """Return the bytes that a job's document and files may have together; None: `build().plan` checks it."""
         return None
 
     @property
     def bucket(self) -> str | None:
-        """s3://bucket/prefix in which runs are kept and through which folders of code travel; None: there is none."""
+        """Return s3://bucket/prefix in which runs are kept and through which folders of code travel; None: there is none."""
         return None
 
     @property
     def registry(self) -> str | None:
-        """MLflow server that jobs write to; None: a database in their home."""
+        """Return the MLflow server that jobs write to; None: a database in their home."""
         return None
 
     @property
     def kubernetes(self) -> KubeRay | None:
-        """The profile, where its jobs are objects of Kubernetes that --context, --namespace and schedules are about."""
+        """Return the profile if its jobs are objects of Kubernetes, for --context, --namespace and schedules."""
         return None

@@ -55,8 +55,8 @@ def parse(document: object, *, where: str = "profile") -> Profile:
     try:
         return profile_class.model_validate(document)
     except ValidationError as e:
-        known = section_errors.Document(root=profile_class, name="profile", patterns=PATTERNS)
-        raise SpecError(section_errors.explain(e, known, where)) from e
+        document_format = section_errors.Document(root=profile_class, name="profile", patterns=PATTERNS)
+        raise SpecError(section_errors.explain(e, document_format, where)) from e
 
 
 def _no_kind(kind: object) -> str:

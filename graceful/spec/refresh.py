@@ -100,7 +100,7 @@ class GateConstraint(Section):
 
     @property
     def _is_own(self) -> bool:
-        """Whether it is about the version itself, or all ancestors together: not about one of them."""
+        """Return whether the metric is about the version itself, or all ancestors together: not about one of them."""
         return self._row.about is not About.ANCESTOR
 
     def constraint(self) -> Constraint:
@@ -114,9 +114,9 @@ def _instead(metric: str) -> str:
     """Return why no metric of that name can be used, or which one may have been meant."""
     if metric in catalogue.unavailable():
         return catalogue.unavailable()[metric]
-    known = {*OWN_METRICS, *COMPARISON_METRICS, *catalogue.others()} - {*UNMEASURED}
-    near = difflib.get_close_matches(metric, sorted(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"write one of {', '.join(COMPARISON_METRICS)}"
+    metrics = {*OWN_METRICS, *COMPARISON_METRICS, *catalogue.others()} - {*UNMEASURED}
+    matches = difflib.get_close_matches(metric, sorted(metrics), n=1)
+    return f"did you mean {matches[0]}?" if matches else f"write one of {', '.join(COMPARISON_METRICS)}"
 
 
 class Gate(Section):

@@ -43,7 +43,7 @@ Mode = Literal["clean", "keyed", "live"]
 
 
 def plan_views(targets: spec.Targets, *, augments: bool) -> Mode:
-    """Decide how predecessors' outputs are had.
+    """Decide how predecessors' outputs are obtained.
 
     Args:
         targets: The spec's wish.
@@ -69,7 +69,7 @@ def plan_views(targets: spec.Targets, *, augments: bool) -> Mode:
 
 
 def key_views(ids: NDArray[np.str_] | Sequence[str], *, seed: int, count: int) -> NDArray[np.uint64]:
-    """View numbers [count, N] of a keyed cache; epoch e trains on row e modulo count."""
+    """Return the view numbers [count, N] of a keyed cache; epoch e trains on row e modulo count."""
     return np.stack([view_numbers(ids, seed, view) for view in range(count)])
 
 
@@ -82,7 +82,7 @@ class Live:
     def fetch(
         self, positions: NDArray[np.int64], items: Any, views: NDArray[np.uint64] | None, view_index: int
     ) -> OldOutputs:
-        """As `Cache.fetch`, from the raw items; positions and view_index are not looked at."""
+        """Return outputs as `Cache.fetch` does, from the raw items; positions and view_index are not read."""
         outputs = self.predecessor(items, views)
         return _finite(outputs.embedding, outputs.logits)
 
@@ -99,10 +99,10 @@ class Mean:
     def fetch(
         self, positions: NDArray[np.int64], items: Any, views: NDArray[np.uint64] | None, view_index: int
     ) -> OldOutputs:
-        """As `Cache.fetch`; present where every source is."""
-        every = [source.fetch(positions, items, views, view_index) for source in self.sources]
-        logits = torch.stack([outputs.logits for outputs in every]).mean(0)
-        present = torch.stack([outputs.present for outputs in every]).all(0)
+        """Return outputs as `Cache.fetch` does; present where every source is."""
+        all_outputs = [source.fetch(positions, items, views, view_index) for source in self.sources]
+        logits = torch.stack([outputs.logits for outputs in all_outputs]).mean(0)
+        present = torch.stack([outputs.present for outputs in all_outputs]).all(0)
         return OldOutputs(logits, logits.new_zeros(len(logits), 0), present)
 
 
@@ -169,5 +169,5 @@ def build(
 
 def _finite(embedding: Tensor, logits: Tensor) -> OldOutputs:
     present = logits.isfinite().all(1) & embedding.isfinite().all(1)
-    known = present[:, None]
-    return OldOutputs(logits.where(known, 0.0), embedding.where(known, 0.0), present)
+    mask = present[:, None]
+    return OldOutputs(logits.where(mask, 0.0), embedding.where(mask, 0.0), present)

@@ -182,22 +182,22 @@ class KubeRay(Profile):
 
     @property
     def largest_files(self) -> int:
-        """Bytes of a ConfigMap."""
+        """Return the bytes of a ConfigMap."""
         from graceful.launch.kuberay.manifests import LARGEST
 
         return LARGEST
 
     @property
     def bucket(self) -> str | None:
-        """The bucket of `storage`."""
+        """Return the bucket of `storage`."""
         return self.storage.uri
 
     @property
     def registry(self) -> str | None:
-        """MLflow server that jobs write to."""
+        """Return the MLflow server that jobs write to."""
         return self.mlflow.uri
 
     @property
     def kubernetes(self) -> KubeRay:
-        """This profile."""
+        """Return this profile."""
         return self

@@ -100,9 +100,9 @@ def _validator() -> Any:
     from jsonschema import Draft4Validator, ValidationError
     from jsonschema.validators import extend
 
-    def check_type(validator: Any, wanted: str, value: Any, rules: Mapping[str, Any]) -> Iterator[Any]:
+    def check_type(validator: Any, expected: str, value: Any, rules: Mapping[str, Any]) -> Iterator[Any]:
         if not (value is None and rules.get("nullable")):
-            yield from Draft4Validator.VALIDATORS["type"](validator, wanted, value, rules) or ()
+            yield from Draft4Validator.VALIDATORS["type"](validator, expected, value, rules) or ()
 
     def check_required(validator: Any, keys: Sequence[str], value: Any, rules: Mapping[str, Any]) -> Iterator[Any]:
         for key in keys if validator.is_type(value, "object") else ():
@@ -110,13 +110,13 @@ def _validator() -> Any:
                 yield ValidationError("required and missing", path=[key])
 
     def check_properties(
-        validator: Any, known: Mapping[str, Any], value: Any, rules: Mapping[str, Any]
+        validator: Any, properties: Mapping[str, Any], value: Any, rules: Mapping[str, Any]
     ) -> Iterator[Any]:
-        yield from Draft4Validator.VALIDATORS["properties"](validator, known, value, rules) or ()
+        yield from Draft4Validator.VALIDATORS["properties"](validator, properties, value, rules) or ()
         open_ended = "additionalProperties" in rules or rules.get("x-kubernetes-preserve-unknown-fields")
         for key in value if validator.is_type(value, "object") and not open_ended else ():
-            if key not in known:
-                yield ValidationError(f"unknown field{_nearest(key, known)}", path=[key])
+            if key not in properties:
+                yield ValidationError(f"unknown field{_nearest(key, properties)}", path=[key])
 
     checks = {"type": check_type, "required": check_required, "properties": check_properties}
     types = Draft4Validator.TYPE_CHECKER.redefine_many(
@@ -129,7 +129,7 @@ def _validator() -> Any:
 
 
 def _message(error: Any) -> str:
-    """What is wrong with one value, on one line."""
+    """Return what is wrong with a value, on one line."""
     if error.validator in _TYPE_KEYWORDS and error.instance is None:
         return "must not be empty; leave the key out"
     template = _MESSAGES.get(error.validator)
@@ -144,11 +144,11 @@ def _message(error: Any) -> str:
     )
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
+def _nearest(key: str, properties: Mapping[str, Any]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {near[0]}?" if near else ""
+    matches = difflib.get_close_matches(key, properties, n=1)
+    return f", did you mean {matches[0]}?" if matches else ""
 
 
 def _refused(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Violations:

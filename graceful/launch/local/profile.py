@@ -31,5 +31,5 @@ class Local(Profile):
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """Variables that a job gets in addition to ours."""
+        """Return variables that a job gets in addition to ours."""
         return self.env

@@ -54,5 +54,5 @@ class RayJobs(Profile):
 
     @property
     def registry(self) -> str | None:
-        """MLflow server that jobs write to."""
+        """Return the MLflow server that jobs write to."""
         return self.mlflow.uri

@@ -118,7 +118,7 @@ class Profile(Section):
 
     @property
     def bucket(self) -> str | None:
-        """Return s3://bucket/prefix in which runs are kept and through which folders of code travel; None: there is none."""
+        """Return s3://bucket/prefix for runs, through which folders of code travel, too; None: there is none."""
         return None
 
     @property

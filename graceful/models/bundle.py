@@ -28,7 +28,7 @@ from torch import nn
 from graceful import section_errors, storage
 from graceful.chain import Kept, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
-from graceful.learners import Classifier, KeepsAssets, learner_of, run
+from graceful.learners import Classifier, KeepsAssets, learner_of, registry, run
 from graceful.learners.batch import to_device
 from graceful.models import assets, recorded_code
 from graceful.models import weights as parts
@@ -252,6 +252,10 @@ def _chosen_code(
     """Return the section to build the task from, with the digests that its code must have (None: the user's own code),
     or why recorded code is not run. Arguments as of `load`; `built`: the caller has the task already."""
     section = _section(described, folder)
+    learner = getattr(section, "learner", None)
+    missing = None if learner is None else registry.unavailable(learner.kind)
+    if missing is not None:
+        return Unrunnable(missing, "install the package that offers it")
     if not isinstance(section, PythonTask):
         return section, None
     if isinstance(augment_like, PythonTask):

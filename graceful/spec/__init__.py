@@ -25,7 +25,7 @@ from graceful.spec.compatibility import (
 from graceful.spec.loading import load, parse
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
 from graceful.spec.table import TableTask
-from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, Network, PythonTask, Task
+from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, NamedLearner, Network, PythonTask, Task
 from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
 from graceful.spec.tune import Final, Space, Tune
 
@@ -47,6 +47,7 @@ __all__ = [
     "GateConstraint",
     "GlyphsTask",
     "ImageFolderTask",
+    "NamedLearner",
     "Network",
     "Optimizer",
     "Positive",

@@ -61,6 +61,19 @@ class DigitsTask(Section):
     """The network that embeds and classifies."""
 
 
+class NamedLearner(Section):
+    """A learner of another package, found by its entry point in the group `graceful.learners`; only the driver and
+    workers need that package."""
+
+    kind: str
+    """Name of the entry point."""
+    options: dict[str, Any] = Field(default={})
+    """Keyword arguments of what the entry point names; a name it does not take is refused."""
+
+
+Learner = Annotated[NamedLearner | None, Field(exclude_if=lambda learner: learner is None)]
+
+
 class ImageFolderTask(Section):
     """Ordinary images in one folder per class: `root/<class>/<image>`, or `root/<split>/<class>/<image>`."""
 
@@ -84,6 +97,8 @@ class ImageFolderTask(Section):
     """Class folders to use; None: all, sorted by name."""
     network: Network = Network(size="s2")
     """The network that embeds and classifies."""
+    learner: Learner = None
+    """Makes network, batches and loss in place of `network`, `shift` and `flip`; None: a classifier."""
 
     @field_validator("root")
     @classmethod
@@ -97,6 +112,14 @@ class ImageFolderTask(Section):
         if self.shift >= self.size:
             raise ValueError(
                 f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _augmented_by_one(self) -> ImageFolderTask:
+        if self.learner is not None and (self.shift or self.flip):
+            raise ValueError(
+                "shift and flip belong to the task's own transform, which learner replaces; leave them out"
             )
         return self
 
@@ -114,6 +137,8 @@ class PythonTask(Section):
     options: dict[str, Any] = Field(default={})
     """Keyword arguments of `task`; a name it does not take is refused. Relative paths among them are the working
     directory's, not the spec's: graceful cannot know which texts are paths."""
+    learner: Learner = None
+    """Makes network, batches and loss of the file's data; None: the file does."""
 
     @field_validator("file")
     @classmethod

@@ -34,7 +34,7 @@ _TRANSFORM_VERSION = 1
 
 
 def build(section: spec.Task, *, trusted: Collection[str] | None = None) -> Task:
-    """Build the task a section describes. Opens no data yet beyond what names the classes.
+    """Build the task a section describes, with its learner. Opens no data yet beyond what names the classes.
 
     Args:
         section: Of a spec.
@@ -47,6 +47,17 @@ def build(section: spec.Task, *, trusted: Collection[str] | None = None) -> Task
         IntegrityError: Its code is not trusted, or was changed.
         StorageError: A bucket cannot be reached.
     """
+    from graceful import spec
+
+    task = _data_of(section, trusted=trusted)
+    if not isinstance(section, spec.ImageFolderTask | spec.PythonTask) or section.learner is None:
+        return task
+    from graceful.tasks.learned_task import with_learner
+
+    return with_learner(task, section.learner)
+
+
+def _data_of(section: spec.Task, *, trusted: Collection[str] | None) -> Task:
     from graceful import spec
 
     if isinstance(section, spec.GlyphsTask):
@@ -91,4 +102,8 @@ def transform_digest(section: spec.Task) -> str:
         from graceful.tasks.python_task import source_digest
 
         parts["source"] = source_digest(section)
+    if isinstance(section, spec.ImageFolderTask | spec.PythonTask) and section.learner is not None:
+        from graceful.learners import registry
+
+        parts["learner"] = {**section.learner.model_dump(mode="json"), **registry.identity(section.learner.kind)}
     return sha256_json(parts)

@@ -26,7 +26,7 @@ from typing import Any
 from graceful import packing
 from graceful.errors import IntegrityError, SpecError
 from graceful.tasks import code
-from graceful.tasks.user_task import user_file_errors
+from graceful.tasks.user_errors import user_file_errors
 
 _folders: set[str] = set()
 """Task folders whose modules this process has imported, or could have."""

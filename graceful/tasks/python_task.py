@@ -5,17 +5,17 @@ The file runs with the rights of whoever runs graceful, as any program of theirs
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from graceful.errors import SpecError
 from graceful.spec import PythonTask
 from graceful.tasks import code
 from graceful.tasks.importing import load_module
-from graceful.tasks.user_task import UserTask, require_learner, user_file_errors
+from graceful.tasks.options import require_options
+from graceful.tasks.user_errors import user_file_errors
+from graceful.tasks.user_learner import require_learner
+from graceful.tasks.user_task import UserTask
 
 _METHODS = ("network", "samples")
 _ATTRIBUTES = ("classes", "augments")
@@ -39,10 +39,10 @@ def load_task(section: PythonTask, *, trusted: Collection[str] | None = None) ->
     factory = getattr(load_module(source), "task", None)
     if not callable(factory):
         raise SpecError(f"{path}: defines no function task(**options); add one that returns the task")
-    _require_options(path, factory, section.options)
+    require_options(factory, section.options, key="task.options", what=f"task() in {path}")
     with user_file_errors(path):
         built = factory(**section.options)
-    _require_members(path, built)
+    _require_members(path, built, named_learner=section.learner is not None)
     return UserTask(built, path)
 
 
@@ -55,27 +55,17 @@ def source_digest(section: PythonTask) -> str:
     return code.digest(section.file)
 
 
-def _require_options(path: Path, factory: Callable[..., Any], options: dict[str, Any]) -> None:
-    parameters = inspect.signature(factory).parameters.values()
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    for option in options:
-        if option not in named and not takes_any:
-            close = difflib.get_close_matches(option, named, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(named) or 'no options'}"
-            raise SpecError(f"task.options.{option}: task() in {path} takes no such option; {hint}")
-    for name, parameter in named.items():
-        if name not in options and parameter.default is parameter.empty:
-            raise SpecError(f"task.options.{name}: required by task() in {path} and missing; add it")
-
-
-def _require_members(path: Path, built: object) -> None:
+def _require_members(path: Path, built: object, *, named_learner: bool) -> None:
+    """Refuse what is no task; of one whose learner the spec names, the data are enough."""
     kind = type(built).__name__
     learner = getattr(built, "learner", None)
-    for name in (*_METHODS, *(() if learner is not None else ("transform",))):
+    if learner is not None and named_learner:
+        raise SpecError(f"task.learner: {path} has a learner of its own, a {type(learner).__name__}; leave one out")
+    needed = (*_METHODS, *(() if learner is not None else ("transform",)))
+    for name in ("samples",) if named_learner else needed:
         if not callable(getattr(built, name, None)):
             raise SpecError(f"{path}: task() returned a {kind} without the method {name}; see graceful.tasks.base")
-    for name in _ATTRIBUTES:
+    for name in ("classes",) if named_learner else _ATTRIBUTES:
         if not hasattr(built, name):
             raise SpecError(f"{path}: task() returned a {kind} without the attribute {name}; see graceful.tasks.base")
     if learner is not None:

@@ -66,10 +66,10 @@ def _registered() -> tuple[dict[str, type[Loss]], dict[str, str]]:
     def owner(kind: str) -> str | None:
         return available[kind].__module__ if kind in available else None
 
-    def fault(loss: object, kind: str) -> str | None:
-        return _fault(loss, kind, names)
+    def unfit(loss: object, kind: str) -> str | None:
+        return fault(loss, kind, names)
 
-    for kind, loss, reason in plugins.offered(GROUP, "loss", owner=owner, fault=fault):
+    for kind, loss, reason in plugins.offered(GROUP, "loss", owner=owner, fault=unfit):
         if reason is not None:
             reasons[kind] = reason
         else:
@@ -88,7 +88,7 @@ def _own() -> Iterator[type[Loss]]:
                 yield value
 
 
-def _fault(loss: object, kind: str, names: Mapping[str, str]) -> str | None:
+def fault(loss: object, kind: str, names: Mapping[str, str]) -> str | None:
     """Return what is wrong with what another package offers; None: nothing.
 
     Args:
@@ -102,7 +102,7 @@ def _fault(loss: object, kind: str, names: Mapping[str, str]) -> str | None:
 
 
 def _faults(loss: type[Loss], kind: str, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield what is wrong with the class of another package; arguments as of `_fault`."""
+    """Yield what is wrong with the class of another package; arguments as of `fault`."""
     if get_args(loss.model_fields["kind"].annotation) != (kind,) or kind_of(loss) != kind:
         written = f'kind: Literal["{kind}"] = "{kind}"'
         yield f"whose kind is {kind_of(loss)!r}; write {written}, the name of the entry point"

@@ -11,19 +11,8 @@ import pytest
 from graceful.launch.backend import Handle
 from graceful.launch.kuberay.backend import KubeRayBackend
 from graceful.launch.kuberay.kube import Kube
+from graceful.testing.backend import LINES, OUTCOME, BackendContract, BackendUnderTest
 from tests.cluster.conftest import Cluster
-from tests.contract.test_backends import (  # noqa: F401  # collected here once more
-    LINES,
-    OUTCOME,
-    Place,
-    test_a_followed_log_has_every_line_once_and_ends,
-    test_a_job_ends_with_its_phase_its_exit_code_and_its_last_words,
-    test_a_plan_changes_nothing_and_says_what_sending_it_would,
-    test_a_stopped_job_stays_stopped_and_resumes_under_its_name,
-    test_jobs_are_listed_newest_first,
-    test_submitting_twice_makes_one_job_and_another_content_is_refused,
-    test_what_is_not_there_is_told_by_every_command,
-)
 from tests.support import launch
 from tests.support.kubelet import log_server
 from tests.support.replay import write_status
@@ -47,28 +36,38 @@ LOGS = {
 }
 
 
-@pytest.fixture
-def place(cluster: Cluster, kube: Kube, tmp_path: Path) -> Iterator[Place]:
-    pki = Path(cluster.env["KUBECONFIG"]).parent / "pki"
-    if not (pki / "kubelet.crt").is_file():
-        pytest.skip("no certificate for a node of ours: this is not the test bed")
-    node = f"node-{kube.namespace}"
-    served: dict[str, list[str]] = {}
-    cuts: list[int] = []
+class TestKubeRay(BackendContract):
+    test_a_program_reads_its_document_its_files_and_its_variables = None  # type: ignore[assignment]  # no program runs
 
-    def unfold(handle: Handle, program: str) -> None:
-        """What operator, scheduler and kubelet would do, at once."""
-        pod = f"{handle.name}-{uuid.uuid4().hex[:5]}"
-        cuts.extend([2] if program == "passed" else [])  # whoever reads its log first is cut off
-        served[pod] = [f"2026-11-22T13:00:0{number}Z {line}" for number, line in enumerate(LOGS.get(program, []))]
-        labels = {"graceful.dev/run-id": handle.name, "graceful.dev/role": "submitter"}
-        meta = {"name": pod, "namespace": kube.namespace, "labels": labels}
-        spec = {"nodeName": node, "containers": [{"name": "c", "image": "localhost/nowhere:1"}]}
-        kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
-        phase = "Running" if STATUSES[program] is RUNNING else "Succeeded"
-        kube.patch("Pod", pod, {"status": {"phase": phase}}, part="status")
-        write_status(kube, handle.name, STATUSES[program])
+    @pytest.fixture
+    def target(self, cluster: Cluster, kube: Kube, tmp_path: Path) -> Iterator[BackendUnderTest]:
+        pki = Path(cluster.env["KUBECONFIG"]).parent / "pki"
+        if not (pki / "kubelet.crt").is_file():
+            pytest.skip("no certificate for a node of ours: this is not the test bed")
+        node = f"node-{kube.namespace}"
+        served: dict[str, list[str]] = {}
+        cuts: list[int] = []
 
-    with log_server(kube, pki, node=node, logs=served, cuts=cuts):
-        backend = KubeRayBackend(profile=launch.cluster(namespace=kube.namespace), connect=lambda: kube)
-        yield Place(backend=backend, python="python", marks=tmp_path, unfold=unfold)
+        def unfold(handle: Handle, program: str) -> None:
+            """What operator, scheduler and kubelet would do, at once."""
+            pod = f"{handle.name}-{uuid.uuid4().hex[:5]}"
+            cuts.extend([2] if program == "passed" else [])  # whoever reads its log first is cut off
+            served[pod] = [f"2026-11-22T13:00:0{number}Z {line}" for number, line in enumerate(LOGS.get(program, []))]
+            labels = {"graceful.dev/run-id": handle.name, "graceful.dev/role": "submitter"}
+            meta = {"name": pod, "namespace": kube.namespace, "labels": labels}
+            spec = {"nodeName": node, "containers": [{"name": "c", "image": "localhost/nowhere:1"}]}
+            kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+            phase = "Running" if STATUSES[program] is RUNNING else "Succeeded"
+            kube.patch("Pod", pod, {"status": {"phase": phase}}, part="status")
+            write_status(kube, handle.name, STATUSES[program])
+
+        with log_server(kube, pki, node=node, logs=served, cuts=cuts):
+            backend = KubeRayBackend(profile=launch.cluster(namespace=kube.namespace), connect=lambda: kube)
+            yield BackendUnderTest(
+                backend=backend,
+                python="python",
+                folder=tmp_path,
+                unfold=unfold,
+                runs_programs=False,
+                resolution=1.1,  # the server's times have whole seconds
+            )

@@ -14,6 +14,7 @@ import pytest
 import graceful
 from graceful.losses import registry
 from graceful.losses.base import Loss
+from tests.support.other_package import install, search_path
 
 OTHER_PACKAGE = '''
 from typing import ClassVar, Literal
@@ -129,20 +130,13 @@ bare = other_package.losses:Bare
 @pytest.fixture
 def other_package(tmp_path: Path) -> Path:
     """A folder that holds an installed package with entry points, one good and four bad ones."""
-    package = tmp_path / "site" / "other_package"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "losses.py").write_text(OTHER_PACKAGE)
-    (package / "raises.py").write_text("raise RuntimeError('needs another driver')")
-    (package / "unannotated.py").write_text(
-        "from typing import Literal\nfrom graceful.losses.base import Loss\n"
-        "class Unannotated(Loss):\n    kind: Literal['unannotated'] = 'unannotated'\n    slack = 0.25\n"
-    )
-    info = tmp_path / "site" / "other_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    return tmp_path / "site"
+    modules = {
+        "losses": OTHER_PACKAGE,
+        "raises": "raise RuntimeError('needs another driver')",
+        "unannotated": "from typing import Literal\nfrom graceful.losses.base import Loss\n"
+        "class Unannotated(Loss):\n    kind: Literal['unannotated'] = 'unannotated'\n    slack = 0.25\n",
+    }
+    return install(tmp_path / "site", "other_package", modules, ENTRY_POINTS)
 
 
 def run(site: Path, program: str) -> subprocess.CompletedProcess[str]:
@@ -290,7 +284,7 @@ def test_a_loss_of_another_package_that_fails_is_named(other_package: Path) -> N
 
 def test_every_command_that_reads_specs_lives_with_packages_that_fail(other_package: Path) -> None:
     command = [sys.executable, "-m", "graceful.cli", "schema", "compatibility.losses"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(other_package), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": search_path(other_package)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     assert "sign_agreement" in done.stdout

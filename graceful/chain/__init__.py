@@ -42,8 +42,8 @@ class Named(Protocol):
 V = TypeVar("V", bound=Named)
 
 
-class Kept(StrEnum):
-    """What is left of a version's weights; its description always is."""
+class Completeness(StrEnum):
+    """How much of a version's weights is left; its description always is."""
 
     WHOLE = "whole"
     HEAD = "head"
@@ -74,7 +74,8 @@ class Predecessor:
         transform_digest: SHA-256 of what determines the transform, as it runs now.
         notes: What a reader of the report must know about this version, e.g. that its transform may have changed.
         training_ids: Opens the ids it was trained on, [N]; raises DataError where they are gone. None: unknown.
-        kept: What is left of it. Only a whole one runs; of others the head may classify, or cached outputs be known.
+        completeness: How much of its weights is left. Only a whole version runs; the head of another may classify,
+            and its cached outputs may be known.
         model: The family it was trained in; an ancestor of a branch may be of another one than the branch.
         unrunnable: Why its code is not run; nothing of it is loaded then, as if all weights were gone. None: it may be.
     """
@@ -89,17 +90,17 @@ class Predecessor:
     transform_digest: str
     notes: tuple[str, ...] = ()
     training_ids: Callable[[], NDArray[np.str_]] | None = None
-    kept: Kept = Kept.WHOLE
+    completeness: Completeness = Completeness.WHOLE
     model: str = ""
     unrunnable: Unrunnable | None = None
 
     @property
-    def lost(self) -> str | None:
+    def unrunnable_reason(self) -> str | None:
         """Return why it cannot be run, as the rest of a sentence about it; None where it can."""
         if self.unrunnable is not None:
             return self.unrunnable.reason
-        reasons = {Kept.HEAD: "only its head is left", Kept.NOTHING: "its weights are gone"}
-        return reasons.get(self.kept)
+        reasons = {Completeness.HEAD: "only its head is left", Completeness.NOTHING: "its weights are gone"}
+        return reasons.get(self.completeness)
 
     @property
     def remedy(self) -> str:
@@ -119,8 +120,8 @@ class Predecessor:
             DataError: It is not whole, or its code does not take these items (told on the CPU alone: on a GPU the same
                 exceptions may be those of the device, and pass).
         """
-        if self.lost:
-            raise DataError(f"{self.name}: cannot be run, {self.lost}; {self.remedy}")
+        if self.unrunnable_reason:
+            raise DataError(f"{self.name}: cannot be run, {self.unrunnable_reason}; {self.remedy}")
         device = next(self.network.parameters()).device
         try:
             batch = to_device(self.learner.collate(items, views), device)

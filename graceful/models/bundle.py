@@ -26,7 +26,7 @@ from safetensors.torch import save as serialise_weights
 from torch import nn
 
 from graceful import section_errors, storage
-from graceful.chain import Kept, Predecessor, Unrunnable, freeze
+from graceful.chain import Completeness, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
 from graceful.learners import Classifier, KeepsAssets, learner_of, registry, run
 from graceful.learners.batch import to_device
@@ -151,7 +151,7 @@ def load(
     model_id: str | None = None,
     augment_like: TaskSection | None = None,
     trusted: Collection[str] = (),
-    at_least: Kept = Kept.WHOLE,
+    at_least: Completeness = Completeness.WHOLE,
     task: Task | None = None,
 ) -> Predecessor:
     """Rebuild a version as a frozen predecessor. torch's random state is left as it was.
@@ -169,8 +169,8 @@ def load(
         task: Its task, where the caller has just built it from the recorded section.
 
     Returns:
-        The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its `kept`
-        what is left of it. Where its code is not run, nothing is, and its `unrunnable` says why.
+        The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its
+        `completeness` what is left of it. Where its code is not run, nothing is, and its `unrunnable` says why.
 
     Raises:
         IntegrityError: Bytes that do not have the recorded digest: truncated, corrupt or exchanged files.
@@ -192,7 +192,7 @@ def load(
         raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
     values = assets.read(folder, described.assets)
     task = _with_assets(task or tasks.build(section, trusted=allowed), values)
-    network = nn.Module() if contents.kept is Kept.NOTHING else _load_network(task, folder, contents)
+    network = nn.Module() if contents.completeness is Completeness.NOTHING else _load_network(task, folder, contents)
     viewed = _augmenting_section(section, augment_like)
     return Predecessor(
         name=described.name,
@@ -205,7 +205,7 @@ def load(
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
         training_ids=lambda: task.samples("train").ids,
-        kept=contents.kept,
+        completeness=contents.completeness,
         model=described.model,
     )
 
@@ -267,11 +267,11 @@ def _chosen_code(
 
 
 def _unrunnable(
-    contents: BundleContents, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Kept
+    contents: BundleContents, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Completeness
 ) -> Predecessor:
     """Return a predecessor made from the description alone; only its cached outputs can be used."""
     described = contents.described
-    if at_least is not Kept.NOTHING:
+    if at_least is not Completeness.NOTHING:
         raise DataError(f"{folder}: {described.name} cannot be run, {refused.reason}; {refused.remedy}")
 
     def transform(items: Any, views: Any) -> torch.Tensor:
@@ -286,7 +286,7 @@ def _unrunnable(
         network=nn.Module(),
         learner=Classifier(transform),
         transform_digest=described.transform_digest,
-        kept=Kept.NOTHING,
+        completeness=Completeness.NOTHING,
         model=described.model,
         unrunnable=refused,
     )
@@ -303,10 +303,15 @@ def _load_network(task: Task, folder: Path, contents: BundleContents) -> nn.Modu
     described = contents.described
     with torch.random.fork_rng(devices=[]):
         network = task.network(described.classes)
-    path = folder / (WEIGHTS if contents.kept is Kept.WHOLE else HEAD)
+    path = folder / (WEIGHTS if contents.completeness is Completeness.WHOLE else HEAD)
     kind = str(described.task.get("kind"))
     parts.fill(
-        network, contents.weights, path=path, name=described.name, kind=kind, head_only=contents.kept is Kept.HEAD
+        network,
+        contents.weights,
+        path=path,
+        name=described.name,
+        kind=kind,
+        head_only=contents.completeness is Completeness.HEAD,
     )
     declared = getattr(network, "embedding_size", described.embedding_size)
     if declared != described.embedding_size:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from graceful import section_errors, storage
-from graceful.chain import Kept
+from graceful.chain import Completeness
 from graceful.errors import DataError, IntegrityError
 from graceful.models.assets import MOST, NAME
 
@@ -62,11 +62,11 @@ class BundleContents(NamedTuple):
 
     described: Description
     digest: str
-    kept: Kept
+    completeness: Completeness
     weights: bytes
 
 
-def read_verified(folder: Path, expected: str | None, at_least: Kept) -> BundleContents:
+def read_verified(folder: Path, expected: str | None, at_least: Completeness) -> BundleContents:
     """Return the verified contents of a bundle; each file is read once.
 
     Args:
@@ -80,23 +80,29 @@ def read_verified(folder: Path, expected: str | None, at_least: Kept) -> BundleC
     """
     path = folder / DESCRIPTION
     present = [part for part in (WEIGHTS, HEAD) if (folder / part).is_file()]
-    kept = {WEIGHTS: Kept.WHOLE, HEAD: Kept.HEAD}[present[0]] if present else Kept.NOTHING
+    completeness = (
+        {WEIGHTS: Completeness.WHOLE, HEAD: Completeness.HEAD}[present[0]] if present else Completeness.NOTHING
+    )
     missing = [DESCRIPTION] if not path.is_file() else []
-    missing += [WEIGHTS] if kept is not Kept.WHOLE and at_least is Kept.WHOLE else []
-    missing += [HEAD] if kept is Kept.NOTHING and at_least is Kept.HEAD else []
+    missing += [WEIGHTS] if completeness is not Completeness.WHOLE and at_least is Completeness.WHOLE else []
+    missing += [HEAD] if completeness is Completeness.NOTHING and at_least is Completeness.HEAD else []
     if missing:
         raise DataError(f"{folder}: no version bundle, {' and '.join(missing)} missing; fetch the version again")
     description = storage.read_bytes(path)
     weights = storage.read_bytes(folder / present[0]) if present else b""
     actual = hashlib.sha256(weights).hexdigest()
-    if kept is Kept.WHOLE:
+    if completeness is Completeness.WHOLE:
         require_same_digest(digest_of(description, actual), expected, folder)
     described = parse_description(folder, description)
     identity = digest_of(description, described.weights_sha256)
     require_same_digest(identity, expected, folder)
-    recorded = {Kept.WHOLE: described.weights_sha256, Kept.HEAD: described.head_sha256 or "none", Kept.NOTHING: actual}
-    require_same_digest(actual, recorded[kept], folder / present[0] if present else folder)
-    return BundleContents(described, identity, kept, weights)
+    recorded = {
+        Completeness.WHOLE: described.weights_sha256,
+        Completeness.HEAD: described.head_sha256 or "none",
+        Completeness.NOTHING: actual,
+    }
+    require_same_digest(actual, recorded[completeness], folder / present[0] if present else folder)
+    return BundleContents(described, identity, completeness, weights)
 
 
 def parse_description(folder: Path, description: bytes) -> Description:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from graceful.chain import Kept, Predecessor
+from graceful.chain import Completeness, Predecessor
 from graceful.models import bundle
 from graceful.models.bundle_files import Description
 from graceful.spec import Task as TaskSection
@@ -56,7 +56,7 @@ class StoredVersion:
         """Name of the version."""
         return self.description.name
 
-    def open(self, *, at_least: Kept = Kept.NOTHING) -> Predecessor:
+    def open(self, *, at_least: Completeness = Completeness.NOTHING) -> Predecessor:
         """Return the version, opened by the first call.
 
         Args:
@@ -66,7 +66,7 @@ class StoredVersion:
             IntegrityError, DataError: As `bundle.load`.
         """
         version: Predecessor | None = self._known.get("version")
-        if version is None or (at_least is Kept.WHOLE and version.lost):
+        if version is None or (at_least is Completeness.WHOLE and version.unrunnable_reason):
             version = bundle.load(
                 self.folder,
                 expected_digest=self.digest,
@@ -80,4 +80,4 @@ class StoredVersion:
 
     def whole(self) -> Predecessor:
         """Return the version, which must be whole; raises as `open`."""
-        return self.open(at_least=Kept.WHOLE)
+        return self.open(at_least=Completeness.WHOLE)

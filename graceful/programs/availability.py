@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graceful.chain import Kept, Predecessor
+from graceful.chain import Completeness, Predecessor
 from graceful.errors import SpecError
 from graceful.spec import Adaptive, Compatibility
 from graceful.training.objective import needs
@@ -21,7 +21,7 @@ from graceful.training.objective import needs
 def reads_outputs(version: Predecessor, compatibility: Compatibility, classes: Sequence[str]) -> bool:
     """Whether training needs a version's outputs, cached or live."""
     asks = needs(compatibility) - {"head"}
-    if version.kept is Kept.HEAD and set(classes) <= set(version.classes):
+    if version.completeness is Completeness.HEAD and set(classes) <= set(version.classes):
         asks -= {"prototypes"}
     return bool(asks)
 
@@ -41,12 +41,12 @@ def require_usable(
     Raises:
         SpecError: For the first predecessor that cannot do its part, with the reason.
     """
-    for version in (one for one in chain if one.lost):
+    for version in (one for one in chain if one.unrunnable_reason):
         problem = _problem(version, compatibility, classes, clean=clean, live=live)
         if problem:
             raise SpecError(
-                f"compatibility: {version.name}: {version.lost}, {problem}; or leave it out of compatibility.against,"
-                f" or {version.remedy}"
+                f"compatibility: {version.name}: {version.unrunnable_reason}, {problem}; or leave it out of"
+                f" compatibility.against, or {version.remedy}"
             )
 
 
@@ -58,7 +58,7 @@ def _problem(
         return "and a budget needs its answers on the constraint split; write weighting: equal"
     if live and reads_outputs(version, compatibility, classes):
         return "and targets.mode: live runs it in every step; write keyed, if its outputs are cached"
-    if "head" in asks and version.kept is Kept.NOTHING and "prototypes" not in asks:
+    if "head" in asks and version.completeness is Completeness.NOTHING and "prototypes" not in asks:
         reader = next(loss.kind for loss in compatibility.losses if "head" in loss.reads)
         return f"and {reader} reads its head; write prototypes: true, if its outputs are cached"
     if "prototypes" in asks and not clean and reads_outputs(version, compatibility, classes):

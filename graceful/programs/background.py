@@ -59,7 +59,11 @@ def background(
     matrix = pairs(shown[::-1], names=names[::-1], free=heard)
     matrix["left_out"] = len(chain) - len(names)
     matrix["unconstrained"] = reasons(names, free)
-    matrix["lost"] = {version.name: version.lost for version in chain if version.lost and version.name in names}
+    matrix["lost"] = {
+        version.name: version.unrunnable_reason
+        for version in chain
+        if version.unrunnable_reason and version.name in names
+    }
     found = [
         most_flipped(mine.predictions, old.predictions, against=old.name, draws=draws, seed=seed) for old in others
     ]

@@ -70,8 +70,8 @@ def evaluate(
         DataError: The test split is empty or ids do not join.
     """
     samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval)
-    lost = [one for one in ancestors if one.lost]
-    versions = [new, *(one for one in ancestors if not one.lost)]
+    lost = [one for one in ancestors if one.unrunnable_reason]
+    versions = [new, *(one for one in ancestors if not one.unrunnable_reason)]
     mine, *others = outputs = run_versions(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     alone = _alone(mine, others, lost, draws=draws, seed=seed)
@@ -126,12 +126,14 @@ def _all(about: About) -> tuple[str, ...]:
 
 
 def _caveats(versions: Sequence[Predecessor], lost: Sequence[Predecessor]) -> list[str]:
-    missed = [f"{old.name}: {old.lost}, so nothing was measured against it{_advice(old)}" for old in lost]
+    missed = [f"{old.name}: {old.unrunnable_reason}, so nothing was measured against it{_advice(old)}" for old in lost]
     return missed + [note for version in versions for note in version.notes]
 
 
 def _unmeasured(version: Predecessor) -> Measurement:
-    return Measurement(value=None, reason=f"{version.name} cannot be run, {version.lost}{_advice(version)}")
+    return Measurement(
+        value=None, reason=f"{version.name} cannot be run, {version.unrunnable_reason}{_advice(version)}"
+    )
 
 
 def _advice(version: Predecessor) -> str:

@@ -68,7 +68,7 @@ def require_answers(versions: Sequence[Predecessor], samples: Samples, *, split:
         DataError: One cannot answer it; which, and why.
     """
     for version in versions:
-        if version.lost or not len(samples):
+        if version.unrunnable_reason or not len(samples):
             continue
         try:
             for role in roles(version.learner):

@@ -39,7 +39,10 @@ def matrix(
         independent cell comes from, or why it has none, and `lost`, by version why it cannot be run.
     """
     samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
-    outputs, runs = run_versions([one for one in versions if not one.lost], samples, batch_size=size), free or {}
+    outputs, runs = (
+        run_versions([one for one in versions if not one.unrunnable_reason], samples, batch_size=size),
+        free or {},
+    )
     known = {version.name: version for version in outputs}
     heard = {
         name: [
@@ -49,7 +52,7 @@ def matrix(
         for name, one in runs.items()
     }
     names = [version.name for version in versions]
-    lost = {version.name: version.lost for version in versions if version.lost}
+    lost = {version.name: version.unrunnable_reason for version in versions if version.unrunnable_reason}
     return pairs(outputs, names=names, free=heard) | {
         "data": samples.digests,
         "unconstrained": reasons(names, runs),

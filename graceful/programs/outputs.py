@@ -103,7 +103,7 @@ class CachedOutputs:
             views=self.views.keyed,
             root=root,
             mirror=self.mirror,
-            batch_size=most if version.lost else portion(self.samples, version.learner.collate, most=most),
+            batch_size=most if version.unrunnable_reason else portion(self.samples, version.learner.collate, most=most),
             top=section.top,
             progress=lambda done, total: self.progress(pace(done, total)),
             compute=self._compute(version, stored),
@@ -113,8 +113,10 @@ class CachedOutputs:
         if covered < 1.0:
             partial = f"its outputs are finite on {covered:.1%} of the training samples"
             self.notes.append(f"{version.name}: {partial}")
-        if version.lost:
-            self.notes.append(f"{version.name}: {version.lost}, so its cached outputs were not compared with it")
+        if version.unrunnable_reason:
+            self.notes.append(
+                f"{version.name}: {version.unrunnable_reason}, so its cached outputs were not compared with it"
+            )
         else:
             cache.check(version, self.samples, self.views.keyed).require(f"{cache.folder}: {version.name}")
         return cache.folder

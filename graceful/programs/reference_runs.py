@@ -59,8 +59,8 @@ def _of(run: Run, version: Predecessor, *, most: int) -> ReferenceRuns:
         job = json.loads(read_bytes(path))["job"]
         if not job["predecessors"] and not job["references"]:
             return (
-                ReferenceRuns(reason=f"it is one, but {version.lost}")
-                if version.lost
+                ReferenceRuns(reason=f"it is one, but {version.unrunnable_reason}")
+                if version.unrunnable_reason
                 else ReferenceRuns(runs=(version,), reason="it is one")
             )
         found = []

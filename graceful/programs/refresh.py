@@ -218,7 +218,7 @@ def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silen
         if not stored:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
         versions = chosen([one.open() for one in reversed(stored)], names)
-        lost = [f"{version.name}: {version.lost}" for version in versions if version.lost]
+        lost = [f"{version.name}: {version.unrunnable_reason}" for version in versions if version.unrunnable_reason]
         progress({"stage": "matrix", "versions": len(versions), **({"lost": lost} if lost else {})})
         free = unconstrained(run, versions[::-1])
         found = matrix(spec, tasks.build(spec.task), versions, free=free)

@@ -95,7 +95,7 @@ def _prepared(
         mirror=run.mirror,
         spec=spec,
         progress=progress,
-        lost=frozenset(one.stored.open().digest for one in ancestors if one.stored.open().lost),
+        lost=frozenset(one.stored.open().digest for one in ancestors if one.stored.open().unrunnable_reason),
     )
     asked = _asked(spec, task, versions)
     weak, judged = _near_chance(run, asked, versions)
@@ -140,7 +140,7 @@ def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Const
         found = ask(task, chain, batch_size=spec.evaluate.batch_size)
         require_possible(section.weighting, found)
         return found
-    able = [version for version in chain if not version.lost]
+    able = [version for version in chain if not version.unrunnable_reason]
     if not _focused(spec) or section.near_chance is None or len(able) < 2 or able[0] is not chain[0]:
         return None
     if not len(task.samples("constraint")):
@@ -165,7 +165,7 @@ def _near_chance(
         return tuple(recorded), tuple(found.get(name, f"{name}: {kept}") for name in recorded)
     notes = []
     for version in chain[1:]:
-        lost = next((one for one in (version, chain[0]) if one.lost), None)
+        lost = next((one for one in (version, chain[0]) if one.unrunnable_reason), None)
         if lost is not None:
             who = "" if lost is version else f" of {lost.name}"
             notes.append(f"{version.name}: not known whether it is near chance, the weights{who} are gone")

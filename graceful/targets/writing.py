@@ -99,10 +99,11 @@ def write(root: Path, *, work: Work, identity: dict[str, Any], mirror: storage.M
     folder, partial = root / key, root / f"{key}.partial"
     if mirror.unseal(folder):
         return folder
-    if work.predecessor.lost:
+    if work.predecessor.unrunnable_reason:
         raise DataError(
-            f"{work.predecessor.name}: {work.predecessor.lost}, and {root} has no outputs of it on these samples and"
-            f" views (cache {key[:12]}...); leave it out of compatibility.against, or {work.predecessor.remedy}",
+            f"{work.predecessor.name}: {work.predecessor.unrunnable_reason}, and {root} has no outputs of it on these"
+            f" samples and views (cache {key[:12]}...); leave it out of compatibility.against, or"
+            f" {work.predecessor.remedy}",
             {"cache": key},
         )
     with _storage(root), locks.exclusive(root / f"{key}.lock", seconds=None):

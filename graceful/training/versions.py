@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graceful import spec, targets
-from graceful.chain import Kept, OldOutputs, Predecessor, label_map, on_device
+from graceful.chain import Completeness, OldOutputs, Predecessor, label_map, on_device
 from graceful.chain.ancestor import Ancestor
 from graceful.losses.ops.prototypes import prototypes
 from graceful.targets.mixture import Member, Mixture
@@ -65,7 +65,7 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
     about = predecessor or ancestor.stored.description
     known = label_map(task.classes, about.classes)[torch.from_numpy(train.labels)]
     units = None
-    headless = predecessor is not None and predecessor.kept is Kept.NOTHING
+    headless = predecessor is not None and predecessor.completeness is Completeness.NOTHING
     if predecessor is not None and "prototypes" in wanted and (headless or bool((known < 0).any())):
         units = _prototypes(predecessor, source, train, classes=len(task.classes))
     reads_head = "head" in wanted and not headless

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from graceful import spec, targets, tasks
-from graceful.chain import Kept
+from graceful.chain import Completeness
 from graceful.errors import IntegrityError, StorageError
 from graceful.models import bundle
 from graceful.patience import ONE_TRY
@@ -381,7 +381,7 @@ def test_a_cache_begun_on_a_lost_machine_is_finished_on_another(
     assert left == {cache.key}, "nothing is left of the unfinished one"
 
     third = Mirror(home=tmp_path / "third", uri=mirror.uri)
-    gone = replace(old, kept=Kept.NOTHING)
+    gone = replace(old, completeness=Completeness.NOTHING)
     again = targets.build(gone, samples, views=None, root=third.home / "targets", mirror=third)
     assert (again.key, again.folder.parent) == (cache.key, third.home / "targets"), "it is all there is of that version"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from graceful import gate, spec, tasks
-from graceful.chain import Kept
+from graceful.chain import Completeness
 from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS, Constraint, Direction
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle, bundle_files, weights
@@ -73,13 +73,13 @@ def bare(old: Path, tmp_path: Path) -> Path:
 def test_what_is_left_keeps_its_identity_and_a_head_classifies_as_before(old: Path, headed: Path, bare: Path) -> None:
     whole = training_task.opened(old)
     embedding = torch.randn(5, 8)
-    for folder, kept in ((headed, Kept.HEAD), (bare, Kept.NOTHING)):
-        version = training_task.opened(folder, expected_digest=whole.digest, at_least=Kept.NOTHING)
-        assert (version.kept, version.digest, version.classes) == (kept, whole.digest, whole.classes)
+    for folder, kept in ((headed, Completeness.HEAD), (bare, Completeness.NOTHING)):
+        version = training_task.opened(folder, expected_digest=whole.digest, at_least=Completeness.NOTHING)
+        assert (version.completeness, version.digest, version.classes) == (kept, whole.digest, whole.classes)
         assert version.transform_digest == whole.transform_digest
         with pytest.raises(DataError, match=r"v1: cannot be run, (only its head is left|its weights are gone); rest"):
             version(np.zeros((1, 6), dtype=np.float32))
-    head: Any = training_task.opened(headed, at_least=Kept.HEAD).network
+    head: Any = training_task.opened(headed, at_least=Completeness.HEAD).network
     assert torch.equal(head.classify(embedding), whole.network.classify(embedding))  # type: ignore[operator]
     assert bool(head.embed(torch.zeros(1, 6)).isnan().all())
 
@@ -89,7 +89,7 @@ def test_less_than_asked_for_is_refused_with_the_files_that_are_missing(headed: 
         with pytest.raises(DataError, match=r"no version bundle, model\.safetensors missing"):
             training_task.opened(folder)
     with pytest.raises(DataError, match=r"no version bundle, head\.safetensors missing"):
-        training_task.opened(bare, at_least=Kept.HEAD)
+        training_task.opened(bare, at_least=Completeness.HEAD)
 
 
 def test_what_is_left_is_verified(headed: Path, bare: Path) -> None:
@@ -97,12 +97,12 @@ def test_what_is_left_is_verified(headed: Path, bare: Path) -> None:
     data[-1] ^= 1
     (headed / bundle_files.HEAD).write_bytes(bytes(data))
     with pytest.raises(IntegrityError, match=r"head\.safetensors: SHA-256 must be"):
-        training_task.opened(headed, at_least=Kept.HEAD)
+        training_task.opened(headed, at_least=Completeness.HEAD)
     digest = bundle.recorded_digest(bare)
     path = bare / bundle_files.DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "name": "v7"}))
     with pytest.raises(IntegrityError, match="SHA-256 must be"):
-        training_task.opened(bare, expected_digest=digest, at_least=Kept.NOTHING)
+        training_task.opened(bare, expected_digest=digest, at_least=Completeness.NOTHING)
 
 
 class Scaled(training_task.BlobNet):
@@ -228,7 +228,7 @@ def bound(metric: str, **changes: Any) -> Constraint:
 
 def test_an_ancestor_that_cannot_be_run_is_said_not_to_be_measured_and_holds_the_version(old: Path, bare: Path) -> None:
     new = replace(training_task.opened(old), name="v3")
-    chain = [replace(training_task.opened(old), name="v2"), training_task.opened(bare, at_least=Kept.NOTHING)]
+    chain = [replace(training_task.opened(old), name="v2"), training_task.opened(bare, at_least=Completeness.NOTHING)]
     document = parse("v3", classes=2)
     report = evaluate(document, new, chain, task=tasks.build(document.task)).report
     nearest, lost = report.comparisons
@@ -261,5 +261,5 @@ def test_no_constraint_passes_on_an_ancestor_that_was_not_measured(metric: str, 
 @pytest.fixture(scope="module")
 def alone_with_the_lost(old: Path) -> Report:
     """The report of a version whose only ancestor cannot be run."""
-    lost = replace(training_task.opened(old), kept=Kept.NOTHING)
+    lost = replace(training_task.opened(old), completeness=Completeness.NOTHING)
     return evaluate(parse("v2", classes=2), replace(training_task.opened(old), name="v2"), [lost]).report

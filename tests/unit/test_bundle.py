@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from graceful import spec, storage, tasks
-from graceful.chain import Kept, Predecessor
+from graceful.chain import Completeness, Predecessor
 from graceful.errors import DataError, GracefulError, IntegrityError, NonFiniteError
 from graceful.lineage.serving import _load_pyfunc
 from graceful.models import bundle, bundle_files, weights
@@ -301,8 +301,11 @@ def test_recorded_code_runs_only_where_its_digest_is_trusted(
             message = _refusal(tmp_path / "v1", DataError, augment_like=like, trusted=trusted)
             assert f"v1 cannot be run, its recorded code {source} is not trusted; read that code, then" in message
             assert f"--trust-code {digest} " in message
-            version = bundle.load(tmp_path / "v1", augment_like=like, trusted=trusted, at_least=Kept.NOTHING)
-            assert (version.kept, version.lost) == (Kept.NOTHING, f"its recorded code {source} is not trusted")
+            version = bundle.load(tmp_path / "v1", augment_like=like, trusted=trusted, at_least=Completeness.NOTHING)
+            assert (version.completeness, version.unrunnable_reason) == (
+                Completeness.NOTHING,
+                f"its recorded code {source} is not trusted",
+            )
             with pytest.raises(DataError, match="cannot be run"):
                 version.learner.collate([[1.0, 1.0, 1.0]], None)
     with monkeypatch.context() as served:

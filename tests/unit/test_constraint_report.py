@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from graceful import spec, tasks
-from graceful.chain import Kept, Predecessor, freeze
+from graceful.chain import Completeness, Predecessor, freeze
 from graceful.chain.budgets import Standing, plan
 from graceful.chain.contract import Contract
 from graceful.errors import SpecError
@@ -214,7 +214,7 @@ def test_versions_of_a_matrix_are_chosen_by_name_or_refused() -> None:
 
 def test_a_version_that_cannot_be_run_leaves_cells_empty_never_zero() -> None:
     names = ("blob-0", "blob-1", "blob-2")
-    versions = [version(1, names), replace(version(2, names), kept=Kept.HEAD), version(3, names)]
+    versions = [version(1, names), replace(version(2, names), completeness=Completeness.HEAD), version(3, names)]
     found = matrix(document(), tasks.build(document().task), versions)
     assert found["versions"] == ["v1", "v2", "v3"]
     assert found["lost"] == {"v2": "only its head is left"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graceful.chain import Kept, Predecessor
+from graceful.chain import Completeness, Predecessor
 from graceful.models import bundle
 from graceful.programs.reference_runs import unconstrained
 from graceful.programs.run import Run
@@ -57,7 +57,7 @@ def test_each_version_gets_the_runs_of_its_own_recipe(home: Path) -> None:
 
 
 def test_a_version_that_cannot_be_run_is_nobody_s_unconstrained_run(home: Path) -> None:
-    lost = replace(versions(home)[2], kept=Kept.NOTHING)
+    lost = replace(versions(home)[2], completeness=Completeness.NOTHING)
     found = unconstrained(run(home), [lost])["v1"]
     assert (found.runs, found.reason) == ((), "it is one, but its weights are gone")
 

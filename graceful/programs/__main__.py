@@ -142,10 +142,10 @@ Outcome = tuple[Any, int, Show]
 def _refresh(run: Run, progress: Talk) -> Outcome:
     from graceful.programs import failure_record, notifications
     from graceful.programs.constraint_report import FILE as CONSTRAINTS
-    from graceful.programs.constraint_report import constraint_table, remarks
     from graceful.programs.novelty import skipped
-    from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import refresh
+    from graceful.views.chain import Judged, chain_table
+    from graceful.views.constraints import constraint_table, remarks
 
     skip = skipped(run) if run.spec.if_new_data else None
     if skip is not None:
@@ -192,8 +192,8 @@ def _train(run: Run, progress: Talk) -> Outcome:
 
 
 def _evaluate(run: Run, progress: Talk) -> Outcome:
-    from graceful.programs.present import Judged, chain_table
     from graceful.programs.refresh import evaluate_only
+    from graceful.views.chain import Judged, chain_table
 
     report, verdict = evaluate_only(run, progress=progress)
     path = run.folder / "report.json"
@@ -207,8 +207,8 @@ def _evaluate(run: Run, progress: Talk) -> Outcome:
 
 
 def _matrix(run: Run, progress: Talk, *, names: Sequence[str]) -> Outcome:
-    from graceful.programs.matrix import matrix_tables
     from graceful.programs.refresh import matrix_of
+    from graceful.views.heat import matrix_tables
 
     found = matrix_of(run, names=names, progress=progress)
 
@@ -242,7 +242,7 @@ def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
     from graceful.lineage.family import tree
     from graceful.programs.lineage import NEWEST, draw, strangers, versions
-    from graceful.programs.present import chain_table
+    from graceful.views.chain import chain_table
 
     model = options.model
     if not model:
@@ -269,22 +269,24 @@ def _lineage(options: argparse.Namespace) -> Outcome:
 def _diff(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import diff, diff_page
+    from graceful.views.difference import screen
 
     found = diff.difference(Store(None, default_home()), document["old"], document["new"])
     if document.get("html"):
         found = diff_page.write(found, Path(document["html"]), document.get("spec"))
-    return found.document(), 0, lambda console: console.print(diff_page.screen(found))
+    return found.document(), 0, lambda console: console.print(screen(found))
 
 
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
-    from graceful.programs import act, notifications, present
+    from graceful.programs import act, notifications
+    from graceful.views.chain import history_table
 
     action, home = act.Action(**document), default_home()
     if action.action == "history":
         past = act.history(action, home)
         told = [act.told(event) for event in past]
-        table = present.history_table(told, title=f"history of {action.reference}")
+        table = history_table(told, title=f"history of {action.reference}")
         return told, 0, lambda console: console.print(table)
     if action.action == "repair":
         store = Store(None, home)

@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from graceful.chain.contract import Contract
 from graceful.report import Comparison, Measurement, Report
 from graceful.storage import write_json
 from graceful.training.driver import TrainingResult
-from graceful.views.constraints import constraint_rows, rate_text
 
 PROMISED, FILE = "contract.json", "constraints.json"
 CHAIN = ("chain_max_nfr", "chain_mean_nfr", "union_nfr", "unanimous_nfr")
@@ -172,42 +169,3 @@ def _advice(predecessors: Sequence[Mapping[str, Any]], retirement: Sequence[Mapp
 
 def _value(found: Measurement | None) -> float | None:
     return None if found is None else found.value
-
-
-def constraint_table(document: Mapping[str, Any]) -> Table:
-    """The rows as a table for the terminal, with what the constraints cost."""
-    acted = any(row["multiplier"] for row in document["predecessors"])
-    cost = document["cost"] if acted else None
-    caption = "rates in percent, costs in points of error" + (
-        "" if cost is None else f"; cost of all constraints {100 * cost:+.2f} points of error"
-    )
-    table = Table(title="constraints", title_justify="left", caption=caption, caption_justify="left")
-    head, *rows = constraint_rows(document)
-    for column in head:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def remarks(document: Mapping[str, Any]) -> list[str]:
-    """The rest of the report in a few lines for the terminal; what was not measured has none."""
-    found = list(document["advice"])
-    free = document.get("unconstrained", {})
-    if free.get("runs"):
-        floor = free["seed_floor"]
-        noise = "" if floor is None else f", {rate_text(floor)} % flips between two seeds"
-        found.append(f"without constraints: error {rate_text(free['error'])} %{noise}")
-    nearest = next((one["name"] for one in document["predecessors"]), None)
-    worst = [item for item in document.get("slices", ()) if item["against"] == nearest][:3]
-    if worst:
-        named = [f"{item['kind']} {item['name']} {rate_text(item['nfr'])} % of {item['n']}" for item in worst]
-        found.append(f"most flipped against {nearest}: {', '.join(named)}")
-    summary = document.get("matrix", {}).get("summary_recall_at_1")
-    if summary and document["predecessors"]:
-        own, other = summary["average_compatibility"], summary["average_compatibility_independent"]
-        bars = [f"{one['value']:.2f}" if one["value"] is not None else f"- ({one['reason']})" for one in (own, other)]
-        found.append(
-            f"average compatibility, R@1: {bars[0]} against old versions, {bars[1]} against unconstrained ones"
-        )
-    return found

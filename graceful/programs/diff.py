@@ -23,8 +23,6 @@ from graceful.programs import recorded_predictions
 from graceful.programs.ancestry import find
 from graceful.report import Measurement
 
-SHOWN = 20
-"""Flips that the terminal lists."""
 FLIPS = ("negative_flip_rate", "positive_flip_rate", "error_rate_change", "relative_nfr", "negative_flip_impact")
 
 

@@ -10,9 +10,9 @@ from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Store
 from graceful.lineage.drawing import family_png, family_svg
 from graceful.lineage.family import Family, tree
-from graceful.programs.present import COLUMNS, Judged, chain_rows
 from graceful.report import Measurement
 from graceful.storage import write_bytes, write_text
+from graceful.views.chain import COLUMNS, Judged, chain_rows
 from graceful.views.rendering import render
 
 NEWEST = 25

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
 from graceful.programs.background import reasons
@@ -15,12 +13,6 @@ from graceful.programs.pairs import pairs
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
-from graceful.views.heat import summary_rows
-
-SHOWN = {
-    "recall_at_1": "R@1, query (row) on gallery (column)",
-    "negative_flip_rate": "NFR, row against column",
-}
 
 
 def matrix(
@@ -76,23 +68,3 @@ def chosen(versions: Sequence[Predecessor], names: Sequence[str]) -> list[Predec
     if len(found) < 2:
         raise SpecError(f"--versions: a matrix needs at least two of {', '.join(known)}, got {', '.join(names)}")
     return found
-
-
-def matrix_tables(document: Mapping[str, Any]) -> list[Table]:
-    """The matrices as tables for the terminal, in percent."""
-    tables = []
-    for metric, title in SHOWN.items():
-        if metric not in document:
-            continue
-        table = Table(title=title, title_justify="left", caption="percent", caption_justify="left")
-        for column in ("", *document["versions"]):
-            table.add_column(column, justify="right" if column else "left")
-        for name, row in zip(document["versions"], document[metric], strict=True):
-            table.add_row(name, *("-" if cell is None else f"{100 * cell:.2f}" for cell in row))
-        tables.append(table)
-    if "summary_recall_at_1" in document:
-        summary = Table(title="R@1 in a few numbers", title_justify="left", show_header=False)
-        for row in summary_rows(document, "recall_at_1"):
-            summary.add_row(*row)
-        tables.append(summary)
-    return tables

@@ -1,9 +1,9 @@
-"""Results for people: the table of versions against ancestors, progress while a program runs. In the driver."""
+"""Progress for people while a program runs: a bar on a terminal, lines elsewhere. In the driver."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,89 +12,9 @@ from typing import Any, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
-
-from graceful.report import Measurement, Report
-from graceful.views.rendering import percent
 
 LINE_EVERY = 5.0
 """Seconds between progress lines where stderr is no terminal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """One version's numbers with what the gate said of it.
-
-    Attributes:
-        name: Name of the version.
-        outcome: passed or held.
-        alone: Its own measurements.
-        against: Ancestor -> measurements, nearest first; empty for a first link.
-    """
-
-    name: str
-    outcome: str
-    alone: Mapping[str, Measurement]
-    against: Mapping[str, Mapping[str, Measurement]]
-
-    @classmethod
-    def of(cls, report: Report, outcome: str) -> Self:
-        """From a report."""
-        against = {comparison.against: comparison.measurements for comparison in report.comparisons}
-        return cls(name=report.version, outcome=outcome, alone=report.measurements, against=against)
-
-
-ALONE = {"error": "error_rate", "self-test R@1": "self_test_recall_at_1"}
-AGAINST = {
-    "NFR [95 %]": "negative_flip_rate",
-    "relative NFR": "relative_nfr",
-    "positive flips": "positive_flip_rate",
-    "cross-test R@1": "cross_test_recall_at_1",
-    "old/old R@1": "old_old_recall_at_1",
-}
-COLUMNS = ("version", "against", *ALONE, *AGAINST, "verdict")
-COLOURS = {"passed": "green", "held": "yellow"}
-
-
-def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
-    """One row for each version and each of its ancestors, in words and percent; a first link has one row."""
-    rows: list[dict[str, str]] = []
-    for version in versions:
-        alone = {column: percent(version.alone.get(key), interval=False) for column, key in ALONE.items()}
-        for ancestor, found in (version.against or {"(first link)": {}}).items():
-            measured = {column: percent(found.get(key), interval="[" in column) for column, key in AGAINST.items()}
-            rows.append({"version": version.name, "against": ancestor, **alone, **measured, "verdict": version.outcome})
-    return rows
-
-
-def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
-    """The rows as a table for the terminal."""
-    table = Table(title=title, title_justify="left", caption="rates in percent", caption_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("version", "against", "verdict") else "right")
-    for row in chain_rows(versions):
-        colour = COLOURS.get(row["verdict"], "red")
-        cells = [row[column] for column in COLUMNS]
-        table.add_row(*cells[:-1], f"[{colour}]{cells[-1]}[/{colour}]")
-    return table
-
-
-def history_table(events: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """One row for each event, oldest first."""
-    table = Table(title=title, title_justify="left")
-    for column in ("time", "what", "version", "champion before", "by", "reason"):
-        table.add_column(column, overflow="fold")
-    for event in events:
-        marks = [mark for mark in ("waived", "forced") if event[mark]]
-        marks += [] if event["status"] == "FINISHED" else ["unfinished" if event["status"] == "RUNNING" else "failed"]
-        what = f"{event['kind']} ({', '.join(marks)})" if marks else event["kind"]
-        version = f"{event['version'] or '?'} {event['name']}".strip()
-        before = "" if event["before"] is None else str(event["before"])
-        reason = "; ".join([event["reason"], *(f"altered: {words}" for words in event["altered"])])
-        cells = (event["time"].partition(".")[0], what, version, before, event["actor"], reason)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
 
 
 @dataclass(kw_only=True)

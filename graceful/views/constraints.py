@@ -1,9 +1,11 @@
-"""The constraint report as parts of the report's page: promised, kept, paid, and where it broke. Runs in the driver."""
+"""The constraint report, for terminal and page: promised, kept, paid, and where it broke. Runs in the driver."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from rich.table import Table
 
 from graceful.views.curves import curves
 from graceful.views.heat import matrices
@@ -133,3 +135,42 @@ def _slice_row(item: Mapping[str, Any]) -> Row:
         str(item["n"]),
         "fewer than 100 ids" if item["small"] else "",
     )
+
+
+def constraint_table(document: Mapping[str, Any]) -> Table:
+    """The rows as a table for the terminal, with what the constraints cost."""
+    acted = any(row["multiplier"] for row in document["predecessors"])
+    cost = document["cost"] if acted else None
+    caption = "rates in percent, costs in points of error" + (
+        "" if cost is None else f"; cost of all constraints {100 * cost:+.2f} points of error"
+    )
+    table = Table(title="constraints", title_justify="left", caption=caption, caption_justify="left")
+    head, *rows = constraint_rows(document)
+    for column in head:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def remarks(document: Mapping[str, Any]) -> list[str]:
+    """The rest of the report in a few lines for the terminal; what was not measured has none."""
+    found = list(document["advice"])
+    free = document.get("unconstrained", {})
+    if free.get("runs"):
+        floor = free["seed_floor"]
+        noise = "" if floor is None else f", {rate_text(floor)} % flips between two seeds"
+        found.append(f"without constraints: error {rate_text(free['error'])} %{noise}")
+    nearest = next((one["name"] for one in document["predecessors"]), None)
+    worst = [item for item in document.get("slices", ()) if item["against"] == nearest][:3]
+    if worst:
+        named = [f"{item['kind']} {item['name']} {rate_text(item['nfr'])} % of {item['n']}" for item in worst]
+        found.append(f"most flipped against {nearest}: {', '.join(named)}")
+    summary = document.get("matrix", {}).get("summary_recall_at_1")
+    if summary and document["predecessors"]:
+        own, other = summary["average_compatibility"], summary["average_compatibility_independent"]
+        bars = [f"{one['value']:.2f}" if one["value"] is not None else f"- ({one['reason']})" for one in (own, other)]
+        found.append(
+            f"average compatibility, R@1: {bars[0]} against old versions, {bars[1]} against unconstrained ones"
+        )
+    return found

@@ -10,11 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+
 from graceful.views.rendering import render
 
 Cells = Sequence[Sequence[float | None]]
 RAMP = ((247, 251, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
 TITLES = {"recall_at_1": "R@1", "map": "mAP", "negative_flip_rate": "NFR"}
+TABLES = {
+    "recall_at_1": "R@1, query (row) on gallery (column)",
+    "negative_flip_rate": "NFR, row against column",
+}
 SUMMARIES = {
     "average_compatibility": "average compatibility, bar: the gallery's own version",
     "average_compatibility_independent": "average compatibility, bar: its unconstrained run",
@@ -178,3 +184,23 @@ def matrix_page(document: Mapping[str, Any], *, title: str) -> str:
     )
     data = ", ".join(f"{split} {digest[:12]}" for split, digest in sorted(document.get("data", {}).items()))
     return render("matrix_page.html.j2", title=title, errors=errors, matrices=matrices(document), data=data)
+
+
+def matrix_tables(document: Mapping[str, Any]) -> list[Table]:
+    """The matrices as tables for the terminal, in percent."""
+    tables = []
+    for metric, title in TABLES.items():
+        if metric not in document:
+            continue
+        table = Table(title=title, title_justify="left", caption="percent", caption_justify="left")
+        for column in ("", *document["versions"]):
+            table.add_column(column, justify="right" if column else "left")
+        for name, row in zip(document["versions"], document[metric], strict=True):
+            table.add_row(name, *("-" if cell is None else f"{100 * cell:.2f}" for cell in row))
+        tables.append(table)
+    if "summary_recall_at_1" in document:
+        summary = Table(title="R@1 in a few numbers", title_justify="left", show_header=False)
+        for row in summary_rows(document, "recall_at_1"):
+            summary.add_row(*row)
+        tables.append(summary)
+    return tables

@@ -11,7 +11,8 @@ from PIL import Image
 from graceful import cli
 from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord, Store
-from graceful.programs import diff, diff_page
+from graceful.programs import diff
+from graceful.views import difference
 from tests.support import mlflow_story
 from tests.support import mlflow_versions as versions
 
@@ -47,11 +48,11 @@ def test_flips_between_any_two_versions(store: Store) -> None:
 def test_branches_compare_like_versions_of_one_model(store: Store) -> None:
     found = diff.difference(store, "glyphs:v4", "glyphs-edge")
     assert found.flips["negative_flip_rate"].count == len(found.broken) == 25
-    assert diff_page.titles(found) == ("glyphs v4", "glyphs-edge edge-v1")
+    assert difference.titles(found) == ("glyphs v4", "glyphs-edge edge-v1")
     assert found.spec == {"model": ("glyphs", "glyphs-edge")}
     document = json.loads(json.dumps(found.document()))
     assert document["broken"][0].keys() == {"id", "label", "old", "new", "confidence", "group"}
-    text = diff_page.page(found, {"test-0005": mlflow_story.thumbnail(5)})
+    text = difference.page(found, {"test-0005": mlflow_story.thumbnail(5)})
     assert "25 broken: right before, wrong now" in text
     assert text.count('<img src="data:image/png;base64,') == 1
 

@@ -21,7 +21,7 @@ from graceful.gate import Outcome, Verdict
 from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.programs import background, flipped
-from graceful.programs.constraint_report import PROMISED, build, remarks
+from graceful.programs.constraint_report import PROMISED, build
 from graceful.programs.evaluate import evaluate
 from graceful.programs.flipped import negative_flips, pictures
 from graceful.programs.model_outputs import Evaluated
@@ -31,7 +31,7 @@ from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples
 from graceful.views import curves, heat
-from graceful.views.constraints import reference_sentence
+from graceful.views.constraints import reference_sentence, remarks
 from graceful.views.rendering import render
 from graceful.views.report import render_report
 from tests.unit.test_program_stages import constant, parse

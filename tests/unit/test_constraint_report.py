@@ -20,11 +20,12 @@ from graceful.chain.contract import Contract
 from graceful.errors import SpecError
 from graceful.gate import Outcome, Verdict
 from graceful.learners import Classifier
-from graceful.programs.constraint_report import PROMISED, build, constraint_rows, constraint_table, record
-from graceful.programs.matrix import chosen, matrix, matrix_tables
+from graceful.programs.constraint_report import PROMISED, build, record
+from graceful.programs.matrix import chosen, matrix
 from graceful.report import Comparison, Measurement, Report
 from graceful.training.driver import TrainingResult
-from graceful.views.heat import matrix_page
+from graceful.views.constraints import constraint_rows, constraint_table
+from graceful.views.heat import matrix_page, matrix_tables
 from graceful.views.report import render_report
 from tests.support import training_task
 

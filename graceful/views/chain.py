@@ -1,0 +1,88 @@
+"""Versions against their ancestors, and what happened to them, as tables for the terminal and as rows. Driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rich.table import Table
+from rich.text import Text
+
+from graceful.report import Measurement, Report
+from graceful.views.rendering import percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One version's numbers with what the gate said of it.
+
+    Attributes:
+        name: Name of the version.
+        outcome: passed or held.
+        alone: Its own measurements.
+        against: Ancestor -> measurements, nearest first; empty for a first link.
+    """
+
+    name: str
+    outcome: str
+    alone: Mapping[str, Measurement]
+    against: Mapping[str, Mapping[str, Measurement]]
+
+    @classmethod
+    def of(cls, report: Report, outcome: str) -> Self:
+        """From a report."""
+        against = {comparison.against: comparison.measurements for comparison in report.comparisons}
+        return cls(name=report.version, outcome=outcome, alone=report.measurements, against=against)
+
+
+ALONE = {"error": "error_rate", "self-test R@1": "self_test_recall_at_1"}
+AGAINST = {
+    "NFR [95 %]": "negative_flip_rate",
+    "relative NFR": "relative_nfr",
+    "positive flips": "positive_flip_rate",
+    "cross-test R@1": "cross_test_recall_at_1",
+    "old/old R@1": "old_old_recall_at_1",
+}
+COLUMNS = ("version", "against", *ALONE, *AGAINST, "verdict")
+COLOURS = {"passed": "green", "held": "yellow"}
+
+
+def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
+    """One row for each version and each of its ancestors, in words and percent; a first link has one row."""
+    rows: list[dict[str, str]] = []
+    for version in versions:
+        alone = {column: percent(version.alone.get(key), interval=False) for column, key in ALONE.items()}
+        for ancestor, found in (version.against or {"(first link)": {}}).items():
+            measured = {column: percent(found.get(key), interval="[" in column) for column, key in AGAINST.items()}
+            rows.append({"version": version.name, "against": ancestor, **alone, **measured, "verdict": version.outcome})
+    return rows
+
+
+def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
+    """The rows as a table for the terminal."""
+    table = Table(title=title, title_justify="left", caption="rates in percent", caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("version", "against", "verdict") else "right")
+    for row in chain_rows(versions):
+        colour = COLOURS.get(row["verdict"], "red")
+        cells = [row[column] for column in COLUMNS]
+        table.add_row(*cells[:-1], f"[{colour}]{cells[-1]}[/{colour}]")
+    return table
+
+
+def history_table(events: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """One row for each event, oldest first."""
+    table = Table(title=title, title_justify="left")
+    for column in ("time", "what", "version", "champion before", "by", "reason"):
+        table.add_column(column, overflow="fold")
+    for event in events:
+        marks = [mark for mark in ("waived", "forced") if event[mark]]
+        marks += [] if event["status"] == "FINISHED" else ["unfinished" if event["status"] == "RUNNING" else "failed"]
+        what = f"{event['kind']} ({', '.join(marks)})" if marks else event["kind"]
+        version = f"{event['version'] or '?'} {event['name']}".strip()
+        before = "" if event["before"] is None else str(event["before"])
+        reason = "; ".join([event["reason"], *(f"altered: {words}" for words in event["altered"])])
+        cells = (event["time"].partition(".")[0], what, version, before, event["actor"], reason)
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

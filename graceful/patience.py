@@ -1,6 +1,6 @@
-"""How often and after which pauses something is asked again: doubling, jittered, bounded. Every process.
+"""How often and after which pauses an action is repeated: doubling, jittered, bounded. Every process.
 
-Clock, sleep and chance are fields, so that tests run hours in no time and see every pause.
+Clock, sleep and random numbers are fields, so that tests need no time and see every pause.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Patience:
     """Limits of repetition, and pauses between tries.
 
     Attributes:
-        tries: At most so many.
-        seconds: After these no further try is begun.
-        first: Seconds before the second try; they grow each time.
-        growth: By this factor.
-        longest: Seconds; no pause of ours is longer. A server's Retry-After may be, up to `LONGEST_ASKED`.
+        tries: Most attempts.
+        seconds: Time after which no further attempt begins.
+        first: Seconds before the second attempt.
+        growth: Factor by which each pause is longer than the one before.
+        longest: Longest pause in seconds. A server's Retry-After may be, up to `LONGEST_RETRY_AFTER`.
         now: Monotonic seconds.
         sleep: Waits for seconds.
-        random: Uniform in [0, 1): a pause is between half and all of its length, so that clients do not march in step.
+        random: Uniform in [0, 1): a pause is between half and all of its length, so that clients spread.
     """
 
     tries: float = 5
@@ -41,13 +41,13 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
 
-    def repeat(self, ask: Callable[[], T], *, failure: type[E], may_pass: Callable[[E], bool]) -> T:
+    def repeat(self, action: Callable[[], T], *, failure: type[E], may_pass: Callable[[E], bool]) -> T:
         """Return what an action returns, repeated after failures that may pass, within the limits.
 
         Args:
-            ask: The action.
+            action: The action.
             failure: The kind of error that it ends with where it fails.
-            may_pass: Whether the action may do better later; not asked where the limits forbid another try.
+            may_pass: Whether the failure may be temporary; not called where the limits forbid another attempt.
 
         Raises:
             failure: The last one.
@@ -55,7 +55,7 @@ class Patience:
         start = self.now()
         for failures in itertools.count(1):
             try:
-                return ask()
+                return action()
             except failure as e:
                 if failures >= self.tries or self.now() - start > self.seconds or not may_pass(e):
                     raise
@@ -70,13 +70,13 @@ class Patience:
             error: Its `facts["retry_after"]`, if any, is waited at least.
         """
         seconds = min(self.longest, self.first * self.growth ** min(failures - 1, 30)) * (0.5 + 0.5 * self.random())
-        asked = getattr(error, "facts", {}).get("retry_after")
-        if isinstance(asked, int | float):
-            seconds = max(seconds, min(float(asked), LONGEST_ASKED))
+        retry_after = getattr(error, "facts", {}).get("retry_after")
+        if isinstance(retry_after, int | float):
+            seconds = max(seconds, min(float(retry_after), LONGEST_RETRY_AFTER))
         self.sleep(seconds)
         return seconds
 
 
 ONE_TRY = Patience(tries=1)
-LONGEST_ASKED = 60.0
-"""Seconds; a server that asks for more is asked again all the same."""
+LONGEST_RETRY_AFTER = 60.0
+"""Longest pause in seconds that a server may ask for."""

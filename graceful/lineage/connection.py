@@ -114,30 +114,30 @@ def resolve(uri: str | None, home: Path) -> RegistryAddress:
     """
     environment.clean()
     home = homes.folder(home)
-    given = (uri or "").strip() or os.environ.get(REGISTRY_VARIABLE) or databases.default(home)
-    database = databases.file(given)
-    scheme = given.partition("://")[0].split("+")[0]
-    problem = databases.problem(given) if scheme in _DATABASES else None
+    explicit = (uri or "").strip() or os.environ.get(REGISTRY_VARIABLE) or databases.default(home)
+    database = databases.file(explicit)
+    scheme = explicit.partition("://")[0].split("+")[0]
+    problem = databases.problem(explicit) if scheme in _DATABASES else None
     if problem is not None:
-        raise SpecError(f"registry {redact.address(given)}: {problem}; correct it")
+        raise SpecError(f"registry {redact.address(explicit)}: {problem}; correct it")
     if scheme in _DATABASES:
-        redact.remember_password(given)
+        redact.remember_password(explicit)
     else:
-        environment.require_readable(given, what="registry")
+        environment.require_readable(explicit, what="registry")
     if scheme not in (*_SERVERS, *_DATABASES):
         raise SpecError(
-            f"registry {redact.address(given)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
+            f"registry {redact.address(explicit)}: must be http(s)://, sqlite:///, postgresql:// or mysql://; set"
             " registry.uri or $MLFLOW_TRACKING_URI to one of them"
         )
     if database is not None:
         if database == Path.cwd() or database.name == ":memory:":
-            raise SpecError(f"registry {given}: must name a file, e.g. sqlite:////srv/mlflow.db")
-        clean = given if "?" in given else databases.sqlite(database)  # what follows ? is for the driver
+            raise SpecError(f"registry {explicit}: must name a file, e.g. sqlite:////srv/mlflow.db")
+        clean = explicit if "?" in explicit else databases.sqlite(database)  # what follows ? is for the driver
         display = f"sqlite:///{database}"
     else:
-        clean = _without_credentials(given) if scheme in _SERVERS else databases.quoted(given)
+        clean = _without_credentials(explicit) if scheme in _SERVERS else databases.quoted(explicit)
         display = redact.message(clean)
-    name = hashlib.sha256(_CREDENTIALS.sub("://", given).encode()).hexdigest()[:16]
+    name = hashlib.sha256(_CREDENTIALS.sub("://", explicit).encode()).hexdigest()[:16]
     return RegistryAddress(
         uri=clean,
         display=display,
@@ -220,9 +220,9 @@ def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     Raises:
         RegistryError: Another process held it all the time.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(locks.exclusive(path, seconds=seconds))
+            stack.enter_context(locks.exclusive(path, seconds=seconds))
         except BlockingIOError as e:
             raise RegistryError(
                 f"{path}: another process is promoting since {seconds:g} s; wait for it or stop it"

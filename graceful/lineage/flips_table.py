@@ -30,8 +30,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], thumbnails: Mapping[s
             cell an error, in a box for each.
     """
     listed = sorted(rows[:MOST], key=lambda row: row["id"] not in thumbnails)
-    shown = {row["id"]: thumbnails[row["id"]] for row in listed if row["id"] in thumbnails}
-    cells = {name: _picture(folder, f"{index:04d}", png) for index, (name, png) in enumerate(shown.items())}
+    pictures = {row["id"]: thumbnails[row["id"]] for row in listed if row["id"] in thumbnails}
+    cells = {name: _picture(folder, f"{index:04d}", png) for index, (name, png) in enumerate(pictures.items())}
     blank = _picture(folder, "none", _blank()) if 0 < len(cells) < len(listed) else None
     columns = [*(("picture",) if cells else ()), *listed[0]]
     data = [

@@ -86,10 +86,10 @@ def parents(tags: Mapping[str, str]) -> list[Key]:
 def markdown(family: Family, run: str, svg: str) -> str:
     """Return the description of the registered model, at most `DESCRIPTION_LIMIT` characters."""
     digest = hashlib.sha256(svg.encode()).hexdigest()[:8]  # a new address, or a browser shows the old picture
-    shown = [member for member in family.members if member.key.model == family.model]
-    champion = next((member for member in shown if "champion" in member.aliases), None)
+    members = [member for member in family.members if member.key.model == family.model]
+    champion = next((member for member in members if "champion" in member.aliases), None)
     serving = f"champion is {_link(champion, family)}" if champion else "there is no champion yet"
-    counted = f"the newest {len(shown)} versions" if family.older else _count(len(shown), "version")
+    counted = f"the newest {len(members)} versions" if family.older else _count(len(members), "version")
     head = [
         f"{family.model}: {serving}, {counted}",
         "",
@@ -98,7 +98,7 @@ def markdown(family: Family, run: str, svg: str) -> str:
         "| version | verdict | from | to |",
         "|---|---|---|---|",
     ]
-    rows = [_row(member, family) for member in shown]
+    rows = [_row(member, family) for member in members]
     room = DESCRIPTION_LIMIT - len("\n".join(head)) - 80
     table: list[str] = []
     for row in rows:

@@ -32,7 +32,7 @@ def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
     """
     rows: list[dict[str, object]] = []
     for record in records:
-        alone: dict[str, object] = {
+        version_columns: dict[str, object] = {
             "model": record.model,
             "name": record.name,
             "version": record.version,
@@ -43,10 +43,10 @@ def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
         }
         for edge in record.edges:
             interval = None if edge.lower is None or edge.upper is None else [edge.lower, edge.upper]
-            measured = {"nfr": edge.value, "interval": interval, "bound": edge.bound, "met": edge.verdict}
-            rows.append({**alone, "against": edge.name, **measured})
+            edge_columns = {"nfr": edge.value, "interval": interval, "bound": edge.bound, "met": edge.verdict}
+            rows.append({**version_columns, "against": edge.name, **edge_columns})
         if not record.edges:
-            rows.append({**alone, "against": None, "nfr": None, "interval": None, "bound": None, "met": None})
+            rows.append({**version_columns, "against": None, "nfr": None, "interval": None, "bound": None, "met": None})
     return rows
 
 
@@ -75,13 +75,13 @@ def description(record: LineageRecord, listings: Mapping[str, tuple[str, int]] =
         listings: Identity -> model and number of the ancestors that are listed; they become links.
     """
     artifact = f"get-artifact?run_uuid={record.run_id}&path=lineage/"
-    shown = (name for name in ("report.html", "negative_flips.json") if name in record.evidence)
-    files = (*shown, "README.md", "report.json", "verdict.json", "lineage.json")
+    evidence_files = (name for name in ("report.html", "negative_flips.json") if name in record.evidence)
+    files = (*evidence_files, "README.md", "report.json", "verdict.json", "lineage.json")
     links = ", ".join(f"[{name}]({artifact}{name})" for name in files)
     head = [summary(record), "", f"![ancestors of {escape_markdown(record.name)}]({artifact}lineage.svg)", ""]
     foot = ["", f"Evidence: {links}. Digest `{record.manifest[:12]}`."]
-    every = edge_rows(record, listings)
-    table, rows = every[:2], every[2:]
+    edge_table = edge_rows(record, listings)
+    table, rows = edge_table[:2], edge_table[2:]
     reasons = [f"- {escape_markdown(reason)}" for reason in record.reasons] if record.verdict == "held" else []
     room = DESCRIPTION_LIMIT - len("\n".join([*head, *table, *foot])) - 120
     body = _lines_that_fit([*rows, *(["", *reasons] if reasons else [])], room)

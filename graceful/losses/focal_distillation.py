@@ -144,12 +144,12 @@ class FocalDistillation(Loss):
         flat = written is not None and written.focus == "all"
         low = written is not None and written.allow_low_temperature
         share = getattr(space, "focus_share", None)
-        given = getattr(space, "temperature", None) or ((2.0, 20.0, 100.0, LM) if low else (20.0, 100.0, LM))
+        temperatures = getattr(space, "temperature", None) or ((2.0, 20.0, 100.0, LM) if low else (20.0, 100.0, LM))
         return {
             "focus_share": Span.of(share, (0.0, 0.0) if flat else (0.0, LARGEST_SHARE), log=False),
             "temperature": Choice(
                 values=tuple(
-                    temperature if isinstance(temperature, str) else f"{temperature:g}" for temperature in given
+                    temperature if isinstance(temperature, str) else f"{temperature:g}" for temperature in temperatures
                 )
             ),
         }

@@ -37,7 +37,7 @@ class StoredVersion:
         object.__setattr__(self, "folder", Path(os.path.abspath(self.folder)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {one.name: getattr(self, one.name) for one in fields(self)} | {"_known": {}}
+        return {attribute.name: getattr(self, attribute.name) for attribute in fields(self)} | {"_known": {}}
 
     @property
     def description(self) -> Description:

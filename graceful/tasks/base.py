@@ -185,8 +185,8 @@ def _require_distinct(ids: NDArray[np.str_]) -> None:
 
 
 def _first_repeated(names: list[str]) -> str:
-    seen: set[str] = set()
-    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    known_names: set[str] = set()
+    return next(name for name in names if name in known_names or known_names.add(name))  # type: ignore[func-returns-value]
 
 
 def _require_utf8(column: str, name: str) -> None:

@@ -144,16 +144,17 @@ def _require_classes(
 
 
 def _require_apart(root: str, names: Iterable[str]) -> None:
-    seen: dict[str, str] = {}
+    names_by_label: dict[str, str] = {}
     for name in sorted(names):
         key = label_of(name).strip()
         if not key:
             raise DataError(f"task.root: {root}: a class folder has the blank name {name!a}; rename it")
-        if key in seen:
+        if key in names_by_label:
             raise DataError(
-                f"task.root: {root}: class folders {seen[key]!a} and {name!a} look the same; merge or rename them"
+                f"task.root: {root}: class folders {names_by_label[key]!a} and {name!a} look the same;"
+                " merge or rename them"
             )
-        seen[key] = name
+        names_by_label[key] = name
 
 
 def _quoted_list(names: Iterable[str]) -> str:

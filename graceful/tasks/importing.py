@@ -80,8 +80,8 @@ def _import_from(folder: Path, files: Mapping[str, bytes] | None) -> None:
             continue
         standard = name in sys.stdlib_module_names
         if standard or (name in sys.modules and not _is_task_module(sys.modules[name])):
-            whose = "is Python's own" if standard else "is loaded already from elsewhere"
-            raise SpecError(f"task.file: {path}: a module {name!r} {whose}; give it another name here")
+            conflict = "is Python's own" if standard else "is loaded already from elsewhere"
+            raise SpecError(f"task.file: {path}: a module {name!r} {conflict}; give it another name here")
     names = {path.stem for task_folder in _folders for path in Path(task_folder).glob("*")}
     names |= {Path(name).parts[0].partition(".")[0] for name in files or ()}
     for name, module in list(sys.modules.items()):

@@ -15,7 +15,7 @@ from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Listing, WatchEvent
 from graceful.launch.kuberay.wait import Change, ChangeKind
 from graceful.launch.refusals import ApiError, ForbiddenError, GoneError, ThrottledError, UnreachableError
-from graceful.patience import LONGEST_ASKED, Patience
+from graceful.patience import LONGEST_RETRY_AFTER, Patience
 
 
 @dataclass
@@ -179,7 +179,7 @@ def test_pauses_double_stay_bounded_and_respect_what_the_server_asks() -> None:
     patience = clock.patience(first=1.0, longest=5.0)
     assert [patience.pause(failures) for failures in (1, 2, 3, 4, 9999)] == [1.0, 2.0, 4.0, 5.0, 5.0]
     assert patience.pause(1, ThrottledError("busy", {"retry_after": 20.0})) == 20.0
-    assert patience.pause(1, ThrottledError("busy", {"retry_after": 9999.0})) == LONGEST_ASKED
+    assert patience.pause(1, ThrottledError("busy", {"retry_after": 9999.0})) == LONGEST_RETRY_AFTER
     lazy = Patience(first=1.0, sleep=clock.sleep, random=lambda: 0.0)
     assert lazy.pause(1) == 0.5
 

@@ -57,8 +57,8 @@ class _Divergence(torch.autograd.Function):
         q = log_q.exp()
         d = (new - old) / temperature
         u = d - (q * d).sum(-1, keepdim=True)
-        near = torch.log1p((q * _excess(u)).sum(-1))
-        divergence = torch.where(u.amax(-1) > _LOGSUMEXP_ABOVE, torch.logsumexp(log_q + u, -1), near)
+        small_divergence = torch.log1p((q * _excess(u)).sum(-1))
+        divergence = torch.where(u.amax(-1) > _LOGSUMEXP_ABOVE, torch.logsumexp(log_q + u, -1), small_divergence)
         ctx.save_for_backward(log_q, q, u - divergence.unsqueeze(-1))
         ctx.temperature = temperature
         return temperature**2 * divergence

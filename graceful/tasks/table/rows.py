@@ -56,11 +56,11 @@ class Rows(Sequence[dict[str, Any]]):
 
     def texts(self) -> list[str]:
         """Return what is embedded of each row, for people to read."""
-        shown = [
+        columns = [
             [value if isinstance(value, str) else f"{name} = {value}" for value in self.column(name)]
             for name in self._inputs
         ]
-        return [" | ".join(row) for row in zip(*shown, strict=True)]
+        return [" | ".join(row) for row in zip(*columns, strict=True)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))

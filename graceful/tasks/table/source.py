@@ -121,10 +121,10 @@ def _remote(name: str) -> list[tuple[Path, str]]:
     """Bring objects here, each once."""
     folder = name.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0].rpartition("/")[0]
     _, pattern = storage.split_uri(name)
-    found = [item for item in storage.list_objects(folder) if item.key == pattern or fnmatch(item.key, pattern)]
-    if not found:
+    objects = [item for item in storage.list_objects(folder) if item.key == pattern or fnmatch(item.key, pattern)]
+    if not objects:
         raise DataError(f"task.files: {name} names no object; check the address")
-    return [(storage.cached_file(item, storage.object_cache()), item.uri) for item in found]
+    return [(storage.cached_file(item, storage.object_cache()), item.uri) for item in objects]
 
 
 def _read(datasets: Any, path: Path, where: str, texts: Sequence[str]) -> Any:

@@ -100,7 +100,7 @@ class TableOfRows:
                     raise DataError(f"{table.source.place(row)}: no training row has the class {name!r}; add some")
         chosen = chosen[[name in position for name in names.tolist()]]
         labels = np.asarray([position[name] for name in table.labels[chosen].tolist()], dtype=np.int64)
-        self._check(split, labels, classes)
+        self._require_rows(split, labels, classes)
         ids = table.ids[chosen]
         content = hashlib.sha256(table.digests[chosen].tobytes()).hexdigest()
         return Samples(
@@ -119,40 +119,40 @@ class TableOfRows:
     def _members(self, split: str, *, share: float) -> NDArray[np.bool_]:
         """Return which rows belong to a split, [N]; of the training rows, a share."""
         table, section = self._table, self._section
-        given = {name for name in table.splits.tolist() if name is not None} - {ALL}
-        if not given:
+        split_names = {name for name in table.splits.tolist() if name is not None} - {ALL}
+        if not split_names:
             if split in ("query", "gallery"):
                 raise KeyError(split)
             members = in_split(table.groups, split, seed=section.split)
-        elif split in given and split != "train":
+        elif split in split_names and split != "train":
             members = table.splits == split
         elif split in ("query", "gallery"):
             raise KeyError(split)
         elif split == "test":
             raise DataError("task.files: there are splits but no test split; add one")
         else:
-            low, high = self._carved(split, given)
-            place = fractions(table.groups, salt=2 * section.split)
-            members = (table.splits == "train") & (place >= low) & (place < high)
+            low, high = self._train_share(split, split_names)
+            row_fractions = fractions(table.groups, salt=2 * section.split)
+            members = (table.splits == "train") & (row_fractions >= low) & (row_fractions < high)
         if split == "train" and share < 1.0:
             members = members & (fractions(table.groups, salt=2 * section.split + 1) < share)
         return np.asarray(members & table.usable)
 
     @staticmethod
-    def _carved(split: str, given: set[str]) -> tuple[float, float]:
+    def _train_share(split: str, split_names: set[str]) -> tuple[float, float]:
         """The part of the training rows that a split takes: a tenth for validation and constraint each, if missing."""
-        missing = [name for name in ("validation", "constraint") if name not in given]
+        missing = [name for name in ("validation", "constraint") if name not in split_names]
         if split == "train":
             return (0.0, 1.0 - 0.1 * len(missing))
-        first = 1.0 - 0.1 * (len(missing) - missing.index(split))
-        return (first, first + 0.1)
+        start = 1.0 - 0.1 * (len(missing) - missing.index(split))
+        return (start, start + 0.1)
 
-    def _check(self, split: Split, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    def _require_rows(self, split: Split, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
         counts = np.bincount(labels, minlength=len(classes))
         if len(labels) == 0 or (split == "train" and not counts.all()):
-            missing = [name for name, count in zip(classes, counts, strict=True) if count == 0]
-            what = f"no {split} row" + (f" of class {missing[0]!r}" if missing else "")
-            raise DataError(f"task.files: {what} ({len(missing)} such classes); add rows, or raise task.share")
+            empty_classes = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+            problem = f"no {split} row" + (f" of class {empty_classes[0]!r}" if empty_classes else "")
+            raise DataError(f"task.files: {problem} ({len(empty_classes)} such classes); add rows, or raise task.share")
 
 
 class _Columns:
@@ -171,15 +171,15 @@ class _Columns:
         columns = section.columns
         self.inputs = inputs = [name for name in (columns.text, columns.pair, *columns.features) if name is not None]
         exact = [name for name in (columns.text, columns.pair, columns.label, columns.id, columns.group) if name]
-        given = section.files if isinstance(section.files, dict) else {ALL: section.files}
-        parts = {split: read_files(files, texts=exact) for split, files in given.items()}
-        self.source = joined([part for several in parts.values() for part in several])
+        files_by_split = section.files if isinstance(section.files, dict) else {ALL: section.files}
+        parts = {split: read_files(files, texts=exact) for split, files in files_by_split.items()}
+        self.source = joined([table for tables in parts.values() for table in tables])
         for name in inputs:
             rows.require_column(self.source, name, key="columns")
         self.digests, self.usable = rows.row_digests(self.source, inputs)
         self.labels = rows.names(self.source, columns.label, key="columns.label")
         self.usable &= self.labels != None  # noqa: E711  # elementwise
-        counts = {split: sum(len(part) for _, part in several) for split, several in parts.items()}
+        counts = {split: sum(len(table) for _, table in tables) for split, tables in parts.items()}
         self.splits = self._split_names(section, counts)
         self.ids = self._ids(columns.id)
         self.groups = self.ids if columns.group is None else self._texts(columns.group, "columns.group")

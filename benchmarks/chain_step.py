@@ -86,7 +86,7 @@ def stepper(
     start = time.process_time()
     cpu = torch.device("cpu")
     materials = batches.gather(job, task, device=cpu)
-    materials.remix([1.0 / max(count, 1)] * count)
+    materials.remix({version.name: 1.0 / count for version in materials.versions})
     opening = time.process_time() - start
     learner = materials.learner
     objective = Objective(

@@ -13,7 +13,7 @@ of that run's error then to its final one, because an untrained model breaks eve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graceful import spec
@@ -28,61 +28,60 @@ class Measured:
     """Negative flip rates and error rate of a model on the constraint split.
 
     Attributes:
-        flips: NFR against each predecessor, in their order.
+        flips: NFR against each predecessor, by its name.
         error: Error rate over all ids.
     """
 
-    flips: tuple[float, ...]
+    flips: Mapping[str, float]
     error: float
 
 
-def strengths(weighting: spec.Weighting, count: int) -> tuple[float, ...]:
+def strengths(weighting: spec.Weighting, names: Sequence[str]) -> dict[str, float]:
     """Return the factors of the predecessors' losses where no budget moves them; they add up to 1."""
     if isinstance(weighting, spec.Decay):
-        powers = [weighting.factor**index for index in range(count)]
-        return tuple(power / math.fsum(powers) for power in powers)
-    return (1.0 / max(count, 1),) * count
+        powers = {name: weighting.factor**index for index, name in enumerate(names)}
+        return {name: power / math.fsum(powers.values()) for name, power in powers.items()}
+    return {name: 1.0 / len(names) for name in names}
 
 
-def initial(budgets: Sequence[Budget], *, start: float) -> tuple[float, ...]:
+def initial(budgets: Sequence[Budget], *, start: float) -> dict[str, float]:
     """Return the multipliers at the start: those of the nearest active predecessor alone are above 0."""
-    active = [index for index, budget in enumerate(budgets) if budget.status is Status.ACTIVE]
-    return tuple(start if active[:1] == [index] else 0.0 for index in range(len(budgets)))
+    active = [budget.name for budget in budgets if budget.status is Status.ACTIVE]
+    return {budget.name: start if active[:1] == [budget.name] else 0.0 for budget in budgets}
 
 
 def advance(
-    multipliers: Sequence[float],
+    multipliers: Mapping[str, float],
     *,
     budgets: Sequence[Budget],
     measured: Measured,
     reference_error: float,
     pace: float,
     weighting: spec.Adaptive,
-) -> tuple[float, ...]:
+) -> dict[str, float]:
     """Return the multipliers after one step of the dual ascent.
 
     Args:
-        multipliers: One per budget.
+        multipliers: By the name of the predecessor.
         budgets: As planned before training.
         measured: The model now.
         reference_error: ER_ref over all ids of the constraint split.
         pace: ER of the unconstrained run at this epoch over its final one, at least 1.
         weighting: Step, margin, largest total.
     """
-    updated = []
-    for mu, budget, rate in zip(multipliers, budgets, measured.flips, strict=True):
-        if budget.status is not Status.ACTIVE:
-            updated.append(0.0)
-            continue
-        allowed = budget.bound * pace
-        excess = max(-1.0, min(1.0, (rate - allowed) / allowed))
-        updated.append(max(0.0, mu + weighting.step * excess))
+    updated = {}
+    for budget in budgets:
+        updated[budget.name] = 0.0
+        if budget.status is Status.ACTIVE:
+            allowed = budget.bound * pace
+            excess = max(-1.0, min(1.0, (measured.flips[budget.name] - allowed) / allowed))
+            updated[budget.name] = max(0.0, multipliers[budget.name] + weighting.step * excess)
     if measured.error > (1.0 + weighting.error_margin) * reference_error * pace:
-        updated = [SHRINK * mu for mu in updated]
-    total = math.fsum(updated)
+        updated = {name: SHRINK * mu for name, mu in updated.items()}
+    total = math.fsum(updated.values())
     if total > weighting.largest_total:
-        updated = [mu * weighting.largest_total / total for mu in updated]
-    return tuple(updated)
+        updated = {name: mu * weighting.largest_total / total for name, mu in updated.items()}
+    return updated
 
 
 def rank(measured: Measured, budgets: Sequence[Budget], *, error: float) -> tuple[float, float, float]:
@@ -96,8 +95,8 @@ def rank(measured: Measured, budgets: Sequence[Budget], *, error: float) -> tupl
         error: Its error on the validation split.
     """
     excesses = [
-        (rate - budget.bound) / budget.bound
-        for rate, budget in zip(measured.flips, budgets, strict=True)
+        (measured.flips[budget.name] - budget.bound) / budget.bound
+        for budget in budgets
         if budget.status is Status.ACTIVE
     ]
     worst = max(0.0, max(excesses, default=0.0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ class Member:
     """One predecessor in a mixture.
 
     Attributes:
+        name: Of the version.
         cache: Its outputs, aligned with the training ids.
         columns: [S] its label for each class of the mixture, by name; None: the mixture is of embeddings.
         labels: [N] its label of each training sample, -1: a class it does not know.
@@ -42,6 +43,7 @@ class Member:
         near_chance: As `OldVersion.near_chance`.
     """
 
+    name: str
     cache: Cache
     columns: NDArray[np.int64] | None
     labels: NDArray[np.int64]
@@ -83,8 +85,8 @@ class Mixture:
         self.conflict = 0.0
         """Mean conflict index over the samples somebody has something to say about, in units of the loss."""
 
-    def remix(self, strengths: Sequence[float]) -> None:
-        """Add the members up, each with its strength; those with strength 0 are not read."""
+    def remix(self, strengths: Mapping[str, float]) -> None:
+        """Add the members up, each with the strength of its name; those with strength 0 are not read."""
         views, samples = self._weight.shape
         total, count = 0.0, 0
         for view in range(views):
@@ -106,9 +108,10 @@ class Mixture:
         )
         return Merged(target.to(self._device), weight.to(self._device))
 
-    def _merged_rows(self, rows: NDArray[np.int64], view: int, strengths: Sequence[float]) -> tuple[Merged, Tensor]:
+    def _merged_rows(self, rows: NDArray[np.int64], view: int, strengths: Mapping[str, float]) -> tuple[Merged, Tensor]:
         mixer = Mixer(self._merge.form, temperature=self._merge.temperature)
-        for member, strength in zip(self._members, strengths, strict=True):
+        for member in self._members:
+            strength = strengths[member.name]
             if strength > 0.0 or member is self._members[0]:
                 outputs = member.cache.rows(rows, view, "cpu")
                 mixer.add(_values(member, outputs), strength * self._weights(member, outputs, rows))

@@ -169,15 +169,15 @@ def _append(partial: Path, work: Work, mirror: storage.Mirror, *, rows_done: int
     views, rows = work.shape
     with ExitStack() as stack:
         rows_done = _complete_rows(partial, columns, rows_done)
-        open_files = [stack.enter_context(_opened(partial, column, rows_done)) for column in columns]
+        files = [(column, stack.enter_context(_opened(partial, column, rows_done))) for column in columns]
         copies = _COPIES * rows_done // (views * rows)
         for number, (block, outputs) in enumerate(_computed(work, rows_done), start=1):
             encoded = _encode(outputs, embeddings, top=work.top)
-            for file, column in zip(open_files, columns, strict=True):
+            for column, file in files:
                 file.write(np.ascontiguousarray(encoded[column.name], dtype=column.dtype).data)
             rows_done = block.view * rows + block.stop
             if number % _FLUSH_EVERY == 0 or rows_done == views * rows:
-                _record_progress(partial, open_files, rows=rows_done, embeddings=embeddings)
+                _record_progress(partial, [file for _, file in files], rows=rows_done, embeddings=embeddings)
                 if copies < _COPIES * rows_done // (views * rows) < _COPIES:
                     mirror.save(partial, exclude=(_PROGRESS,))
                     mirror.save(partial, only=(_PROGRESS,))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +19,12 @@ from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, learner_of, run
 from graceful.learners.batch import described, finite_rows, to_device
 from graceful.models.base import CODE_FAULTS, Outputs, answers
-from graceful.targets.mixture import Mixture
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
 from graceful.training.job import TrainingJob
-from graceful.training.merging import Group, asked
+from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
-from graceful.training.versions import grouped, mixture, opened
+from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, opened
 
 
 class Slice(NamedTuple):
@@ -36,7 +35,7 @@ class Slice(NamedTuple):
     labels: Tensor
     old: tuple[OldOutputs | None, ...]
     reference: OldOutputs | None
-    merged: tuple[Merged, ...]
+    merged: Mapping[str, Merged]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +47,8 @@ class Materials:
         learner: Makes batches and outputs.
         train: The training split.
         validation: The split that tells how training goes.
-        versions: What the objective must know of each predecessor.
-        sources: Where each predecessor's outputs come from; None where no step reads them.
-        groups: Terms that are merged.
-        mixtures: Their targets, one per group; `remix` before the first slice.
+        chain: The predecessors: what the objective must know of each, and where its outputs come from.
+        merged: Terms that are merged, and their targets; `remix` before the first slice.
         reference: Mean of the reference runs.
         views: Epochs cycle through so many views; None: every epoch has its own.
         seed: Of the views.
@@ -62,14 +59,22 @@ class Materials:
     learner: Learner
     train: Samples
     validation: Samples
-    versions: tuple[OldVersion, ...]
-    sources: tuple[targets.Source | None, ...]
-    groups: tuple[Group, ...]
-    mixtures: tuple[Mixture, ...]
+    chain: tuple[Opened, ...]
+    merged: tuple[MergedTerm, ...]
     reference: targets.Source | None
     views: int | None
     seed: int
     device: torch.device
+
+    @property
+    def versions(self) -> tuple[OldVersion, ...]:
+        """What the objective must know of each predecessor."""
+        return tuple(one.version for one in self.chain)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Which terms are merged."""
+        return tuple(one.group for one in self.merged)
 
     def slice(self, positions: NDArray[np.int64], *, epoch: int) -> Slice:
         """Read and transform some training samples as they look in an epoch."""
@@ -81,21 +86,19 @@ class Materials:
             positions=positions,
             batch=to_device(self.learner.collate(items, views), self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
-            old=tuple(
-                None if source is None else source.fetch(positions, items, views, index) for source in self.sources
-            ),
+            old=tuple(one.source.fetch(positions, items, views, index) if one.read else None for one in self.chain),
             reference=reference,
-            merged=tuple(mixture.fetch(positions, views, index) for mixture in self.mixtures),
+            merged={one.group.key: one.mixture.fetch(positions, views, index) for one in self.merged},
         )
 
-    def remix(self, strengths: Sequence[float]) -> None:
+    def remix(self, strengths: Mapping[str, float]) -> None:
         """Mix the targets of all groups with the strengths of the versions; between epochs, not within one."""
-        for group, mixed in zip(self.groups, self.mixtures, strict=True):
-            mixed.remix([strengths[index] for index in group.versions])
+        for one in self.merged:
+            one.mixture.remix(strengths)
 
     def conflicts(self) -> dict[str, float]:
         """How much the predecessors of each group disagree on average, in units of its loss."""
-        return {group.key: mixed.conflict for group, mixed in zip(self.groups, self.mixtures, strict=True)}
+        return {one.group.key: one.mixture.conflict for one in self.merged}
 
     def slices(self, order: NDArray[np.int64], *, epoch: int) -> Iterator[list[Slice]]:
         """Slices of each step of [steps, accumulation, n] positions; the next one is prepared in a thread meanwhile."""
@@ -129,7 +132,7 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     ancestors = job.predecessors if compatibility.losses else ()
     chain = [opened(one, task=task, train=train, wanted=wanted, device=device) for one in ancestors]
     groups = grouped(compatibility, task.classes, chain)
-    reads = asked(compatibility, groups, len(chain)) if wanted & {"logits", "embedding"} else ()
+    read = unmerged(compatibility, groups, len(chain)) if wanted & {"logits", "embedding"} else frozenset()
     references = [targets.Cache.open(folder).aligned(train.ids, device=device) for folder in job.references]
     cached = any(one.cache for one in ancestors) or bool(references)
     keyed = cached and targets.plan_views(compatibility.targets, augments=task.augments) == "keyed"
@@ -138,10 +141,8 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         learner=learner_of(task),
         train=train,
         validation=task.samples("validation"),
-        versions=tuple(one.version for one in chain),
-        sources=tuple(one.source if read else None for one, read in zip(chain, reads, strict=bool(reads))),
-        groups=groups,
-        mixtures=tuple(mixture(group, chain, classes=task.classes, train=train, device=device) for group in groups),
+        chain=tuple(replace(one, read=index in read) for index, one in enumerate(chain)),
+        merged=tuple(merged_term(group, chain, classes=task.classes, train=train, device=device) for group in groups),
         reference=targets.Mean(sources=tuple(references)) if references and compatibility.reference else None,
         views=compatibility.targets.views if keyed else None,
         seed=job.effective_seed,

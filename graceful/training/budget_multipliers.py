@@ -80,10 +80,10 @@ class BudgetMultipliers:
             Facts for the trace, and whether this is the best checkpoint so far.
         """
         *flips, errors = counts.tolist()
-        known = self._contract.known.sum(1).tolist()
-        rates = tuple(flipped / max(n, 1) for flipped, n in zip(flips, known, strict=True))
-        measured = Measured(flips=rates, error=errors / len(self.samples))
         budgets, pace = self._contract.budgets, self._contract.pace_of(epoch)
+        known = self._contract.known.sum(1).tolist()
+        rates = {budget.name: flips[index] / max(known[index], 1) for index, budget in enumerate(budgets)}
+        measured = Measured(flips=rates, error=errors / len(self.samples))
         used = self.strengths
         self.strengths = multipliers.advance(
             used,
@@ -97,14 +97,13 @@ class BudgetMultipliers:
         better = self._best is None or rank < self._best
         if better:
             self._best, self.best_epoch, self.best_error = rank, epoch + 1, validation_error
-        names = [budget.name for budget in budgets]
         facts = {
             "constraint_error": measured.error,
             "pace": pace,
             "feasible": rank[0] == 0.0,
-            "nfr": dict(zip(names, rates, strict=True)),
-            "multipliers": dict(zip(names, used, strict=True)),
-            "next_multipliers": dict(zip(names, self.strengths, strict=True)),
+            "nfr": rates,
+            "multipliers": used,
+            "next_multipliers": self.strengths,
         }
         return facts, better
 
@@ -116,7 +115,7 @@ class BudgetMultipliers:
     def state_dict(self) -> dict[str, Any]:
         """JSON values; the same on all ranks."""
         return {
-            "multipliers": {budget.name: mu for budget, mu in zip(self._contract.budgets, self.strengths, strict=True)},
+            "multipliers": self.strengths,
             "best": None if self._best is None else [*self._best, self.best_epoch, self.best_error],
         }
 
@@ -132,7 +131,7 @@ class BudgetMultipliers:
                 f"compatibility.weighting: the checkpoint has multipliers of {sorted(state['multipliers'])}, this run"
                 f" needs {sorted(wanted)}; resume with the spec of that run"
             )
-        self.strengths = tuple(state["multipliers"][name] for name in wanted)
+        self.strengths = {name: float(state["multipliers"][name]) for name in wanted}
         if state["best"] is not None:
             *rank, epoch, error = state["best"]
             self._best, self.best_epoch, self.best_error = tuple(rank), int(epoch), float(error)

@@ -31,12 +31,12 @@ from graceful.training.budget_multipliers import BEST, budget_multipliers_of
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
-from graceful.training.rank_context import Clock, RankContext, out_of_time, peak_memory_mb, together, unanimous
+from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
+from graceful.training.reporting import Reporter
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
 from graceful.training.start import weights_of
 from graceful.training.stops import Progress
-from graceful.training.trace import FILE, Trace
 
 _EVALUATION_BATCH = 512
 
@@ -94,7 +94,7 @@ class Loop:
             task_loss=self.materials.learner.task_loss,
         )
         self.budgets = budget_multipliers_of(job, task)
-        fixed = strengths(job.compatibility.weighting, len(self.materials.versions))
+        fixed = strengths(job.compatibility.weighting, [version.name for version in self.materials.versions])
         self.objective.strengths = self.budgets.strengths if self.budgets else fixed
         self.best: dict[str, Tensor] | None = None
         torch.manual_seed(job.effective_seed)
@@ -102,9 +102,8 @@ class Loop:
         if job.start is not None:
             self.network.load_state_dict(weights_of(job.start, self.network, task=task))
         batches.try_out(task, self.network, self.materials.train)
-        self.progress, self.clock = Progress(), Clock()
+        self.progress, self.reporter = Progress(), Reporter(job, context, steps=self.steps)
         self.resumed_from: int | None = None
-        self.trace: Trace | None = None
 
     def start(self) -> None:
         """Build the engine, take up the newest checkpoint, open the trace."""
@@ -114,24 +113,7 @@ class Loop:
             if folder is not None:
                 self._resume(folder)
         self.materials.remix(self.objective.strengths)
-        pids = self.context.pids()
-        if self.context.rank == 0:
-            self.trace = Trace(self.job.run_dir / FILE, step=self.progress.step)
-        self._write(
-            event="start",
-            step=self.progress.step,
-            steps=self.steps,
-            epochs=self.train.epochs,
-            pids=pids,
-            world_size=self.context.world_size,
-            batch=f"{self.context.world_size} ranks x {self.train.accumulation} slices x {self.sampler.slice_size}"
-            f" = {self.train.batch_size}",
-            samples=len(self.materials.train),
-            seed=self.job.effective_seed,
-            engine=self.train.engine.kind,
-            precision=self.train.precision,
-            device=str(self.context.device),
-        )
+        self.reporter.open(step=self.progress.step, samples=len(self.materials.train), sampler=self.sampler)
 
     def epoch(self) -> None:
         """Train to the end of the current epoch, evaluate, save."""
@@ -169,8 +151,7 @@ class Loop:
 
     def close(self) -> None:
         """Close the trace."""
-        if self.trace is not None:
-            self.trace.close()
+        self.reporter.close()
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -196,11 +177,10 @@ class Loop:
             schedule=self.train.schedule,
         )
         norm = self._update(rate, step=step, epoch=epoch)
-        self.clock.tick()
         self.progress.step += 1
         self.progress.loss_sum += sums["total"]
         self.progress.right += round(sums["correct"] * self.context.world_size * len(slices))
-        self._report(sums, rate=rate, norm=norm, epoch=epoch)
+        self.reporter.step(sums, step=self.progress.step, epoch=epoch, rate=rate, norm=norm)
 
     def _forward(self, one: batches.Slice) -> Outputs:
         """Run the network on a slice. Alone and on the CPU what its code raises is its own; elsewhere it may be the
@@ -245,22 +225,6 @@ class Loop:
             distributed.all_reduce(position, distributed.ReduceOp.MAX)
         return str(self.materials.train.ids[int(position)]) if int(position) >= 0 else None
 
-    def _report(self, means: Mapping[str, float], *, rate: float, norm: float | None, epoch: int) -> None:
-        pace = self.clock.seconds_per_step
-        left = self.steps - self.progress.step
-        self._write(
-            event="step",
-            step=self.progress.step,
-            epoch=epoch + 1,
-            loss=means["total"],
-            parts={name: number for name, number in means.items() if name not in ("total", "correct")},
-            lr=rate,
-            grad_norm=norm,
-            samples_per_second=round(self.train.batch_size / pace, 1) if pace else None,
-            memory_mb=peak_memory_mb(self.context.device),
-            eta=round(left * pace, 1) if pace else None,
-        )
-
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, epoch: int, *, seconds: float) -> None:
@@ -280,7 +244,7 @@ class Loop:
         found = HeldOut(wrong=total - right, n=total, classes=len(self.materials.task.classes))
         self.progress.validation_error = found.error
         seen = self.sampler.steps_per_epoch * self.train.batch_size
-        self._write(
+        self.reporter.write(
             event="epoch",
             step=self.progress.step,
             epoch=epoch + 1,
@@ -338,8 +302,7 @@ class Loop:
             "duals": self.budgets and self.budgets.state_dict(),
         }
         checkpoint.seal(part, state=state, rank=self.context.rank, world_size=self.context.world_size)
-        if self.trace is not None:
-            self.trace.sync()
+        self.reporter.sync()
         metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
         self.context.publish(part, self.progress.step, metrics)
 
@@ -360,16 +323,6 @@ class Loop:
         if state["digest"] != self.digest:
             raise SpecError(f"{folder}: checkpoint of another spec; choose another name, or delete {self.job.run_dir}")
         return state
-
-    # --- trace --------------------------------------------------------------------------------------------------------
-
-    def _write(self, **row: object) -> None:
-        if self.trace is not None:
-            self.trace.write(row)
-            if row["event"] == "epoch":
-                self.trace.sync()
-        if self.context.report is not None and self.context.rank == 0:
-            self.context.report(row)
 
 
 def _seed(*parts: int) -> int:

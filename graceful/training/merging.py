@@ -59,13 +59,13 @@ class Group:
         return weighted_mean(distances, weights=merged.weight.to(distances), participates=outputs.mask)
 
 
-def loss_keys(losses: Sequence[Loss]) -> list[str]:
-    """Names of losses in logs: the kind, numbered from the second of a kind on."""
+def named_losses(losses: Sequence[Loss]) -> list[tuple[str, Loss]]:
+    """Losses with their names in logs: the kind, numbered from the second of a kind on."""
     seen: dict[str, int] = defaultdict(int)
     found = []
     for loss in losses:
         seen[loss.kind] += 1
-        found.append(loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}")
+        found.append((loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}", loss))
     return found
 
 
@@ -85,7 +85,7 @@ def plan(
         cached: For each version whether its outputs are cached.
     """
     groups = []
-    for index, (loss, name) in enumerate(zip(compatibility.losses, loss_keys(compatibility.losses), strict=True)):
+    for index, (name, loss) in enumerate(named_losses(compatibility.losses)):
         if loss.merge is None:
             continue
         alike: dict[tuple[int, ...] | int, list[int]] = defaultdict(list)
@@ -106,8 +106,8 @@ def plan(
     return tuple(groups)
 
 
-def asked(compatibility: spec.Compatibility, groups: Sequence[Group], count: int) -> tuple[bool, ...]:
-    """For each of `count` versions whether a step still needs its own outputs, because a term did not merge."""
+def unmerged(compatibility: spec.Compatibility, groups: Sequence[Group], count: int) -> frozenset[int]:
+    """Positions of those of `count` versions whose own outputs a step still needs, because a term did not merge."""
     merged = {(group.loss_index, version) for group in groups for version in group.versions}
     reading = [index for index, loss in enumerate(compatibility.losses) if loss.reads & OUTPUTS]
-    return tuple(any((index, version) not in merged for index in reading) for version in range(count))
+    return frozenset(version for version in range(count) if any((index, version) not in merged for index in reading))

@@ -12,9 +12,9 @@ Samples that the new version's own outputs leave out (`Outputs.mask`) have weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,13 +30,14 @@ from graceful.losses.ops.pair import OldVersion, Pair
 from graceful.losses.ops.reduction import accurate, weighted_mean
 from graceful.losses.ops.reference import reference_divergence
 from graceful.models.base import Outputs, filled
-from graceful.training.merging import Group, asked, loss_keys
+from graceful.training.merging import Group, named_losses, unmerged
 from graceful.training.terms import Term, blamed, value
 
 __all__ = ["Objective", "ObjectiveValue", "OldVersion", "needs"]
 
 
 TaskLoss = Callable[[Outputs, Any, Tensor], Tensor]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,21 @@ def needs(compatibility: spec.Compatibility) -> frozenset[Reading]:
     return frozenset(reading for loss in compatibility.losses for reading in loss.reads)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """One version and how its classes are those of the new one.
+
+    Attributes:
+        version: The version.
+        labels: What `label_map` gave.
+        space: What `label_space.build` made of it.
+    """
+
+    version: OldVersion
+    labels: Tensor
+    space: label_space.LabelSpace
+
+
 class Objective:
     """The loss of a refresh. Call it on training batches only: dynamic focus updates its running means.
 
@@ -77,7 +93,7 @@ class Objective:
         sum_over_workers: Adds a tensor up over workers; called once a batch if a focus is dynamic, and not otherwise.
             None: the default process group of torch where there is one.
         groups: Which terms are merged, see `merging.plan`; their strengths are in the merged weights.
-        strengths: Factor of each version's own terms; None: equal, adding up to 1.
+        strengths: Factor of each version's own terms, by name; None: equal, adding up to 1.
         task_loss: Outputs, batch and labels -> the task's own loss [B]: a learner's; None: cross-entropy.
 
     Raises:
@@ -93,53 +109,52 @@ class Objective:
         *,
         sum_over_workers: Callable[[Tensor], Tensor] | None = None,
         groups: Sequence[Group] = (),
-        strengths: Sequence[float] | None = None,
+        strengths: Mapping[str, float] | None = None,
         task_loss: TaskLoss | None = None,
     ) -> None:
         self._compatibility = compatibility
         self._device = torch.device(device)
-        self._versions = tuple(versions)
+        self._versions = tuple(self._known(version, classes) for version in versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
-        self._groups = tuple(groups)
+        self._groups = tuple((group, group.some_columns(len(classes), self._device)) for group in groups)
         self._task_loss = task_loss or cross_entropy
-        self._columns = [group.some_columns(len(classes), self._device) for group in self._groups]
         count = len(self._versions)
-        self.strengths = tuple(strengths) if strengths is not None else (1.0 / max(count, 1),) * count
-        self._asked = asked(compatibility, self._groups, count)
-        for version in self._versions if "correctness" in needs(compatibility) else ():
-            share = version.correct_share
-            if share is None or not 0.0 <= share <= 1.0:
-                raise ValueError(f"correct_share of {version.name} must be in [0, 1], got {share}")
-        self._maps = [label_map(classes, version.classes) for version in self._versions]
-        self._spaces = [
-            label_space.build(known, old_size=len(version.classes), device=self._device)
-            for known, version in zip(self._maps, self._versions, strict=True)
-        ]
+        equal = {version.name: 1.0 / count for version in versions}
+        self.strengths = equal if strengths is None else dict(strengths)
+        self._reads_old = bool(unmerged(compatibility, tuple(groups), count))
         self._terms = tuple(self._bind())
         self._used = sorted({term.index for term in self._terms} | (set(range(count)) if self._reweights else set()))
         self._dynamic = tuple(term for term in self._terms if term.loss.follows_new_model)
         self._moments = torch.zeros(len(self._dynamic), 2, device=self._device)
+
+    def _known(self, version: OldVersion, classes: tuple[str, ...]) -> _Known:
+        share = version.correct_share
+        if "correctness" in needs(self._compatibility) and (share is None or not 0.0 <= share <= 1.0):
+            raise ValueError(f"correct_share of {version.name} must be in [0, 1], got {share}")
+        labels = label_map(classes, version.classes)
+        space = label_space.build(labels, old_size=len(version.classes), device=self._device)
+        return _Known(version=version, labels=labels, space=space)
 
     @property
     def weights(self) -> dict[str, float]:
         """Factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
         reference = self._compatibility.reference
         extra = {} if reference is None else {"reference": reference.weight}
-        own = {term.key: term.loss.weight * self.strengths[term.index] for term in self._terms}
-        return {"task": 1.0, **own, **{group.key: group.loss.weight for group in self._groups}, **extra}
+        names = [known.version.name for known in self._versions]
+        own = {term.key: term.loss.weight * self.strengths[names[term.index]] for term in self._terms}
+        return {"task": 1.0, **own, **{group.key: group.loss.weight for group, _ in self._groups}, **extra}
 
     @property
     def silent(self) -> list[str]:
         """`<loss>/<version>` of the constraints that never weighed a sample; of dynamic focuses as far as was seen."""
-        losses = self._compatibility.losses
         found = [
-            f"{kind}/{version.name}"
-            for loss, kind in zip(losses, loss_keys(losses), strict=True)
-            for version in self._versions
-            if loss.never_counts(version)
+            f"{key}/{known.version.name}"
+            for key, loss in named_losses(self._compatibility.losses)
+            for known in self._versions
+            if loss.never_counts(known.version)
         ]
-        fired = (self._moments[:, 0] > 0.0).tolist()
-        return sorted({*found, *(term.key for term, yes in zip(self._dynamic, fired, strict=True) if not yes)})
+        weighed = self._by_term((self._moments[:, 0] > 0.0).tolist())
+        return sorted({*found, *(key for key, some in weighed.items() if not some)})
 
     def __call__(
         self,
@@ -147,7 +162,7 @@ class Objective:
         labels: Tensor,
         old: Sequence[OldOutputs | None] = (),
         reference: OldOutputs | None = None,
-        merged: Sequence[Merged] = (),
+        merged: Mapping[str, Merged] | None = None,
         *,
         batch: Any = None,
     ) -> ObjectiveValue:
@@ -156,22 +171,23 @@ class Objective:
         Args:
             outputs: Of the new version, any float dtype: embedding [B, d], logits [B, C]; `mask` as in `Outputs`.
             labels: [B] int64 in [0, C).
-            old: One per version, in the same order, None where `merging.asked` says that no term reads it; may be empty
-                where none is read.
+            old: One per version, in the same order, None where `merging.unmerged` says that no term reads it; may be
+                empty where none is read.
             reference: Mean logits of the reference runs, [B, C] in the new version's class order.
-            merged: One per group.
+            merged: One per group, by its key.
             batch: What the outputs were made of, for the task's loss.
 
         Raises:
             ValueError: `old`, `merged` or `reference` is missing or was not asked for.
         """
-        self._check(old, reference)
+        merged = merged or {}
+        self._check(old, reference, merged)
         exact = Outputs(accurate(outputs.embedding), accurate(outputs.logits), outputs.mask)
         outputs, mask = filled(exact, 0.0), outputs.mask
         losses = self._task_loss(outputs, batch, labels)
         values = self._values(losses, self._pairs(outputs, labels, old), mask=mask)
-        for group, one, columns in zip(self._groups, merged, self._columns, strict=True):
-            values[group.key] = group.value(outputs, one, columns=columns)
+        for group, columns in self._groups:
+            values[group.key] = group.value(outputs, merged[group.key], columns=columns)
         if self._compatibility.reference is not None and reference is not None:
             temperature = self._compatibility.reference.temperature
             distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)
@@ -186,7 +202,7 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         """Running focus means, JSON-serialisable; the same on all workers."""
         rows = self._moments.tolist()
-        return {"schema": 1, "focus": {term.key: row for term, row in zip(self._dynamic, rows, strict=True)}}
+        return {"schema": 1, "focus": self._by_term(rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume the running focus means.
@@ -205,27 +221,32 @@ class Objective:
 
     def _bind(self) -> list[Term]:
         terms = []
-        merged = {(group.loss_index, index) for group in self._groups for index in group.versions}
-        losses = self._compatibility.losses
-        for position, (loss, kind) in enumerate(zip(losses, loss_keys(losses), strict=True)):
+        merged = {(group.loss_index, index) for group, _ in self._groups for index in group.versions}
+        for position, (key, loss) in enumerate(named_losses(self._compatibility.losses)):
             if not loss.adds_term:
                 continue
-            for index, version in enumerate(self._versions):
+            for index, known in enumerate(self._versions):
                 if (position, index) in merged:
                     continue
+                version = known.version
                 with blamed(loss, version.name):
-                    constants = tuple(one.to(self._device) for one in loss.constants(version, self._maps[index]))
-                terms.append(Term(key=f"{kind}/{version.name}", loss=loss, index=index, constants=constants))
+                    constants = tuple(one.to(self._device) for one in loss.constants(version, known.labels))
+                terms.append(Term(key=f"{key}/{version.name}", loss=loss, index=index, constants=constants))
         return terms
 
     @property
     def _reweights(self) -> bool:
         return any(not loss.adds_term for loss in self._compatibility.losses)
 
-    def _check(self, old: Sequence[OldOutputs | None], reference: OldOutputs | None) -> None:
-        allowed = {len(self._versions)} if any(self._asked) else {len(self._versions), 0}
+    def _check(
+        self, old: Sequence[OldOutputs | None], reference: OldOutputs | None, merged: Mapping[str, Merged]
+    ) -> None:
+        allowed = {len(self._versions)} if self._reads_old else {len(self._versions), 0}
         if len(old) not in allowed:
             raise ValueError(f"old must have one entry for each of {len(self._versions)} versions, got {len(old)}")
+        keys = {group.key for group, _ in self._groups}
+        if set(merged) != keys:
+            raise ValueError(f"merged must have one entry for each of {sorted(keys)}, got {sorted(merged)}")
         if reference is None and self._compatibility.reference is not None:
             raise ValueError("compatibility.reference is set, but the batch has no reference logits")
         if reference is not None and self._compatibility.reference is None:
@@ -234,10 +255,9 @@ class Objective:
     def _pairs(self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs | None]) -> dict[int, Pair]:
         each = old or [None] * len(self._versions)
         return {
-            index: Pair(
-                self._versions[index], space=self._spaces[index], outputs=outputs, labels=labels, old=each[index]
-            )
-            for index in self._used
+            index: Pair(known.version, space=known.space, outputs=outputs, labels=labels, old=each[index])
+            for index, known in enumerate(self._versions)
+            if index in self._used
         }
 
     def _values(self, losses: Tensor, pairs: Mapping[int, Pair], *, mask: Tensor | None) -> dict[str, Tensor]:
@@ -266,7 +286,11 @@ class Objective:
         if not moments:
             return {}
         self._moments = focus.advance(self._moments, batch=self._sum_over_workers(torch.stack(moments)))
-        return {term.key: mean for term, mean in zip(self._dynamic, focus.mean_of(self._moments), strict=True)}
+        return self._by_term(focus.mean_of(self._moments))
+
+    def _by_term(self, rows: Iterable[V]) -> dict[str, V]:
+        """Rows of the terms whose focus follows the new model, by the key of the term."""
+        return dict(zip((term.key for term in self._dynamic), rows, strict=True))
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:

@@ -34,10 +34,25 @@ class Opened:
     Attributes:
         version: What the objective must know.
         source: Its outputs.
+        read: Whether a step reads them; else they are part of merged targets, or no loss needs them.
     """
 
     version: OldVersion
     source: targets.Cache | targets.Live
+    read: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedTerm:
+    """Terms of several predecessors that are one.
+
+    Attributes:
+        group: Which.
+        mixture: Their target; `remix` it before the first batch.
+    """
+
+    group: Group
+    mixture: Mixture
 
 
 def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[str], device: torch.device) -> Opened:
@@ -92,10 +107,10 @@ def grouped(compatibility: spec.Compatibility, classes: Sequence[str], chain: Se
     )
 
 
-def mixture(
+def merged_term(
     group: Group, chain: Sequence[Opened], *, classes: Sequence[str], train: Samples, device: torch.device
-) -> Mixture:
-    """The merged target of a group, not mixed yet."""
+) -> MergedTerm:
+    """A group with its merged target, not mixed yet."""
     members = []
     for one in (chain[index] for index in group.versions):
         assert isinstance(one.source, targets.Cache)
@@ -103,6 +118,7 @@ def mixture(
         columns = None if group.columns is None else known[np.asarray(group.columns)]
         members.append(
             Member(
+                name=one.version.name,
                 cache=one.source,
                 columns=columns,
                 labels=known[train.labels],
@@ -110,7 +126,8 @@ def mixture(
                 near_chance=one.version.near_chance,
             )
         )
-    return Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)
+    mixture = Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)
+    return MergedTerm(group=group, mixture=mixture)
 
 
 def _prototypes(

@@ -167,15 +167,19 @@ RULE = spec.Adaptive(step=0.3, largest_total=10.0, error_margin=0.03)
 def moved(
     mu: Any, rates: Any, *, budgets: Any = BUDGETS, error: float = 0.1, pace: float = 1.0, rule: Any = RULE
 ) -> Any:
-    measured = Measured(flips=tuple(rates), error=error)
-    return advance(mu, budgets=budgets, measured=measured, reference_error=0.1, pace=pace, weighting=rule)
+    names = [budget.name for budget in budgets]
+    measured = Measured(flips=dict(zip(names, rates, strict=True)), error=error)
+    before = dict(zip(names, mu, strict=True))
+    after = advance(before, budgets=budgets, measured=measured, reference_error=0.1, pace=pace, weighting=rule)
+    assert list(after) == names
+    return tuple(after.values())
 
 
 def test_training_starts_with_the_nearest_active_predecessor_alone() -> None:
     implied = (active("v3", 0.01, Status.VACUOUS), *BUDGETS[1:])
-    assert initial(BUDGETS, start=1.5) == (1.5, 0.0, 0.0)
-    assert initial(implied, start=1.5) == (0.0, 1.5, 0.0)
-    assert initial([active("v1", 0.1, Status.IMPLIED)], start=1.0) == (0.0,)
+    assert initial(BUDGETS, start=1.5) == {"v3": 1.5, "v2": 0.0, "v1": 0.0}
+    assert initial(implied, start=1.5) == {"v3": 0.0, "v2": 1.5, "v1": 0.0}
+    assert initial([active("v1", 0.1, Status.IMPLIED)], start=1.0) == {"v1": 0.0}
 
 
 def test_broken_budgets_pull_more_and_kept_ones_less() -> None:
@@ -220,21 +224,24 @@ def test_the_order_of_predecessors_changes_nothing(rows: Any, random: Any) -> No
 
 
 def test_the_lowest_error_among_feasible_checkpoints_is_chosen_else_the_least_violation() -> None:
-    kept, broken, worse = (Measured(flips=rates, error=0.1) for rates in ((0.01,) * 3, (0.02,) * 3, (0.05,) * 3))
+    kept, broken, worse = (
+        Measured(flips=dict.fromkeys(("v3", "v2", "v1"), rate), error=0.1) for rate in (0.01, 0.02, 0.05)
+    )
     ranked = [rank(kept, BUDGETS, error=0.12), rank(kept, BUDGETS, error=0.13), rank(broken, BUDGETS, error=0.01)]
     ranked += [rank(worse, BUDGETS, error=0.01)]
     assert ranked == sorted(ranked)
     implied = [active("v3", 0.01, Status.IMPLIED)]
-    assert rank(Measured(flips=(0.5,), error=0.1), implied, error=0.1)[0] == 0.0
+    assert rank(Measured(flips={"v3": 0.5}, error=0.1), implied, error=0.1)[0] == 0.0
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.floats(0.1, 1.0))
 def test_fixed_strengths_add_up_to_one_however_long_the_chain(count: int, factor: float) -> None:
-    assert math.fsum(strengths(spec.Equal(), count)) == pytest.approx(1.0)
-    decayed = strengths(spec.Decay(factor=factor), count)
+    names = [f"v{index}" for index in range(count)]
+    assert math.fsum(strengths(spec.Equal(), names).values()) == pytest.approx(1.0)
+    decayed = list(strengths(spec.Decay(factor=factor), names).values())
     assert math.fsum(decayed) == pytest.approx(1.0)
-    assert list(decayed) == sorted(decayed, reverse=True)
+    assert decayed == sorted(decayed, reverse=True)
 
 
 @pytest.mark.parametrize("loss", [FocalDistillation(), FocalDistillation(form="lm"), LogitDisplacement(top_k=40)])

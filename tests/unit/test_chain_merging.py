@@ -25,7 +25,7 @@ from graceful.losses.ops import focus
 from graceful.losses.ops.divergence import kl_divergence, logit_matching
 from graceful.models.base import Outputs
 from graceful.targets.mixture import Member, Mixture
-from graceful.training.merging import asked, plan
+from graceful.training.merging import plan, unmerged
 from graceful.training.objective import Objective, OldVersion
 
 BATCH, CLASSES = 7, 6
@@ -169,10 +169,10 @@ def test_what_follows_the_new_model_runs_live_or_shares_no_class_does_not_merge(
 def test_outputs_of_a_version_are_asked_for_only_where_a_term_did_not_merge() -> None:
     merging = spec.Compatibility(losses=(FocalDistillation(), Influence(), EmbeddingRegression()))
     groups = plan(merging, known=[[0], [0], [-1]], sizes=[8, 8, 8], cached=[True] * 3)
-    assert asked(merging, groups, 3) == (False, False, True)
+    assert unmerged(merging, groups, 3) == {2}
     mixed_losses = spec.Compatibility(losses=(FocalDistillation(), LogitDisplacement()))
     groups = plan(mixed_losses, known=[[0], [0]], sizes=[8, 8], cached=[True] * 2)
-    assert asked(mixed_losses, groups, 2) == (True, True)
+    assert unmerged(mixed_losses, groups, 2) == {0, 1}
 
 
 # --- caches, mixed ----------------------------------------------------------------------------------------------------
@@ -238,14 +238,15 @@ LOSSES = (
 
 def mixtures_of(
     groups: Any, versions: Any, outputs: Any, labels: Any, strengths: Any, *, folder: Any = None
-) -> list[Any]:
-    found = []
+) -> dict[str, Any]:
+    found = {}
     for group in groups:
         members = []
         for index in group.versions:
             known = label_map(NEW, versions[index].classes).numpy()
             columns = None if group.columns is None else known[list(group.columns)]
             member = Member(
+                name=versions[index].name,
                 cache=FakeCache(outputs[index]),  # type: ignore[arg-type]
                 columns=columns,
                 labels=known[labels],
@@ -254,8 +255,8 @@ def mixtures_of(
             )
             members.append(member)
         mixture = Mixture(group.loss, members, scratch=folder)
-        mixture.remix([strengths[index] for index in group.versions])
-        found.append(mixture)
+        mixture.remix(strengths)
+        found[group.key] = mixture
     return found
 
 
@@ -267,7 +268,8 @@ def test_merged_objective_has_the_gradient_of_the_unmerged_one(count: int) -> No
     section = spec.Compatibility(losses=LOSSES)
     known = [label_map(NEW, one.classes).tolist() for one in versions]
     groups = plan(section, known=known, sizes=[5] * count, cached=[True] * count)
-    strengths = (random.random(count) / count).tolist()
+    shares = (random.random(count) / count).tolist()
+    strengths = {one.name: shares[index] for index, one in enumerate(versions)}
     new = Outputs(
         torch.from_numpy(random.normal(size=(SAMPLES, 8))).requires_grad_(),
         torch.from_numpy(random.normal(0, 3, (SAMPLES, 4))).requires_grad_(),
@@ -276,7 +278,8 @@ def test_merged_objective_has_the_gradient_of_the_unmerged_one(count: int) -> No
     wanted = torch.autograd.grad(apart(new, torch.from_numpy(labels), outputs).total, new[:2])
     together = Objective(section, NEW, versions, groups=groups, strengths=strengths)
     positions = np.arange(SAMPLES)
-    merged = [one.fetch(positions, None, 0) for one in mixtures_of(groups, versions, outputs, labels, strengths)]
+    mixtures = mixtures_of(groups, versions, outputs, labels, strengths)
+    merged = {key: one.fetch(positions, None, 0) for key, one in mixtures.items()}
     value = together(new, torch.from_numpy(labels), outputs, merged=merged)
     found = torch.autograd.grad(value.total, new[:2])
     for left, right in zip(found, wanted, strict=True):
@@ -291,7 +294,8 @@ def test_the_order_of_versions_and_of_their_classes_changes_neither_loss_nor_gra
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(NEW), SAMPLES)
     versions, outputs = chain_with_heads(count, seed, labels)
-    strengths = (random.random(count) / count).tolist()
+    shares = (random.random(count) / count).tolist()
+    strengths = {one.name: shares[index] for index, one in enumerate(versions)}
     values = (random.normal(size=(SAMPLES, 8)), random.normal(0, 3, (SAMPLES, 4)))
 
     def loss(order: Any, heads: Any) -> tuple[float, dict[str, float], list[Tensor]]:
@@ -300,13 +304,13 @@ def test_the_order_of_versions_and_of_their_classes_changes_neither_loss_nor_gra
             old, shuffled = versions[index], heads[index]
             chain.append(replace(old, classes=tuple(old.classes[place] for place in shuffled)))
             said.append(outputs[index]._replace(logits=outputs[index].logits[:, shuffled]))
-        pulls = [strengths[index] for index in order]
         known = [label_map(NEW, one.classes).tolist() for one in chain]
         section = spec.Compatibility(losses=LOSSES)
         groups = plan(section, known=known, sizes=[5] * count, cached=[True] * count)
-        merged = [one.fetch(np.arange(SAMPLES), None, 0) for one in mixtures_of(groups, chain, said, labels, pulls)]
+        mixtures = mixtures_of(groups, chain, said, labels, strengths)
+        merged = {key: one.fetch(np.arange(SAMPLES), None, 0) for key, one in mixtures.items()}
         new = Outputs(*(torch.from_numpy(value).requires_grad_() for value in values))
-        objective = Objective(section, NEW, chain, groups=groups, strengths=pulls)
+        objective = Objective(section, NEW, chain, groups=groups, strengths=strengths)
         found = objective(new, torch.from_numpy(labels), said, merged=merged)
         own = {key: float(value) for key, value in found.parts.items() if "/v" in key}
         return float(found.total.detach()), own, list(torch.autograd.grad(found.total, new[:2]))
@@ -330,8 +334,8 @@ def test_a_predecessor_near_chance_pulls_only_where_it_is_right_and_never_above_
     groups = plan(section, known=known, sizes=[5] * 12, cached=[True] * 12)
     for group in groups:
         for index in group.versions:
-            alone = [float(other == index) for other in range(12)]
-            (mixture,) = mixtures_of([group], versions, outputs, labels, alone)
+            alone = {version.name: float(other == index) for other, version in enumerate(versions)}
+            (mixture,) = mixtures_of([group], versions, outputs, labels, alone).values()
             weight = mixture.fetch(np.arange(SAMPLES), None, 0).weight
             said, old = outputs[index], versions[index]
             wanted = label_map(NEW, old.classes)[torch.from_numpy(labels)]
@@ -349,9 +353,10 @@ def test_a_mixture_too_large_for_memory_lies_in_an_unnamed_file(tmp_path: Path, 
     section = spec.Compatibility(losses=(EmbeddingRegression(),))
     groups = plan(section, known=[[0, 1, 2, 3]] * 4, sizes=[5] * 4, cached=[True] * 4)
     positions = np.arange(SAMPLES)
-    (small,) = mixtures_of(groups, versions, outputs, labels, [0.25] * 4)
+    quarters = {version.name: 0.25 for version in versions}
+    (small,) = mixtures_of(groups, versions, outputs, labels, quarters).values()
     monkeypatch.setattr("graceful.targets.mixture._IN_MEMORY", 10)
-    (large,) = mixtures_of(groups, versions, outputs, labels, [0.25] * 4, folder=tmp_path)
+    (large,) = mixtures_of(groups, versions, outputs, labels, quarters, folder=tmp_path).values()
     torch.testing.assert_close(large.fetch(positions, None, 0), small.fetch(positions, None, 0))
     assert list(tmp_path.iterdir()) == []
 
@@ -363,4 +368,4 @@ def test_members_of_different_shapes_are_refused() -> None:
     section = spec.Compatibility(losses=(EmbeddingRegression(),))
     groups = plan(section, known=[[0], [0]], sizes=[5, 5], cached=[True, True])
     with pytest.raises(ValueError, match="one shape"):
-        mixtures_of(groups, versions, outputs, labels, [0.5, 0.5])
+        mixtures_of(groups, versions, outputs, labels, {version.name: 0.5 for version in versions})

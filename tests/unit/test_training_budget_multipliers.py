@@ -119,7 +119,7 @@ def test_the_conflict_of_an_epoch_is_that_of_the_multipliers_it_was_trained_with
     rows = epochs(tmp_path / "run")
     materials = batches.gather(wanted, tasks.build(wanted.spec.task), device=torch.device("cpu"))
     for row in rows:
-        materials.remix([row["multipliers"][name] for name in ("v1", "v0")])
+        materials.remix(row["multipliers"])
         assert row["conflict"] == pytest.approx(materials.conflicts())
     assert [row["epoch"] for row in rows if row["conflict"]["focal_distillation/chain"] > 0.01] == [2]
 

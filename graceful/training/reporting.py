@@ -1,0 +1,93 @@
+"""What a training loop says of itself: rows of the trace, and the same rows for whoever follows. Runs in workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graceful.training.job import TrainingJob
+from graceful.training.rank_context import Clock, RankContext, peak_memory_mb
+from graceful.training.sampler import Sampler
+from graceful.training.trace import FILE, Trace
+
+
+class Reporter:
+    """Writes rows on rank 0; on other ranks it says nothing.
+
+    Args:
+        job: What is trained.
+        context: Which rank this is, and where.
+        steps: Of the whole run.
+    """
+
+    def __init__(self, job: TrainingJob, context: RankContext, *, steps: int) -> None:
+        self._job, self._context, self._steps = job, context, steps
+        self._clock = Clock()
+        self._trace: Trace | None = None
+
+    def open(self, *, step: int, samples: int, sampler: Sampler) -> None:
+        """Open the trace at a step and say what begins; every rank must call it.
+
+        Raises:
+            StorageError: The disk is full or refuses.
+        """
+        context, train, pids = self._context, self._job.spec.train, self._context.pids()
+        if context.rank == 0:
+            self._trace = Trace(self._job.run_dir / FILE, step=step)
+        self.write(
+            event="start",
+            step=step,
+            steps=self._steps,
+            epochs=train.epochs,
+            pids=pids,
+            world_size=context.world_size,
+            batch=f"{context.world_size} ranks x {train.accumulation} slices x {sampler.slice_size} = {train.batch_size}",
+            samples=samples,
+            seed=self._job.effective_seed,
+            engine=train.engine.kind,
+            precision=train.precision,
+            device=str(context.device),
+        )
+
+    def step(self, means: Mapping[str, float], *, step: int, epoch: int, rate: float, norm: float | None) -> None:
+        """Say how a step went.
+
+        Args:
+            means: `total`, each part of the loss, and `correct`, over ranks and slices.
+            step: From 1.
+            epoch: From 0.
+            rate: Learning rate.
+            norm: Of the gradient; None: not known.
+        """
+        self._clock.tick()
+        pace = self._clock.seconds_per_step
+        self.write(
+            event="step",
+            step=step,
+            epoch=epoch + 1,
+            loss=means["total"],
+            parts={name: number for name, number in means.items() if name not in ("total", "correct")},
+            lr=rate,
+            grad_norm=norm,
+            samples_per_second=round(self._job.spec.train.batch_size / pace, 1) if pace else None,
+            memory_mb=peak_memory_mb(self._context.device),
+            eta=round((self._steps - step) * pace, 1) if pace else None,
+        )
+
+    def write(self, **row: object) -> None:
+        """Write a row; rows of epochs survive the death of the machine."""
+        if self._trace is not None:
+            self._trace.write(row)
+            if row["event"] == "epoch":
+                self._trace.sync()
+        if self._context.report is not None and self._context.rank == 0:
+            self._context.report(row)
+
+    def sync(self) -> None:
+        """Make everything written survive the death of the machine."""
+        if self._trace is not None:
+            self._trace.sync()
+
+    def close(self) -> None:
+        """Close the trace."""
+        if self._trace is not None:
+            self._trace.close()

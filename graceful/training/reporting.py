@@ -31,6 +31,7 @@ class Reporter:
             StorageError: The disk is full or refuses.
         """
         context, train, pids = self._context, self._job.spec.train, self._context.pids()
+        slices = f"{train.accumulation} slices x {sampler.slice_size}"
         if context.rank == 0:
             self._trace = Trace(self._job.run_dir / FILE, step=step)
         self.write(
@@ -40,7 +41,7 @@ class Reporter:
             epochs=train.epochs,
             pids=pids,
             world_size=context.world_size,
-            batch=f"{context.world_size} ranks x {train.accumulation} slices x {sampler.slice_size} = {train.batch_size}",
+            batch=f"{context.world_size} ranks x {slices} = {train.batch_size}",
             samples=samples,
             seed=self._job.effective_seed,
             engine=train.engine.kind,

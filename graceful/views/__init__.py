@@ -1,1 +1,1 @@
-"""What people look at: values in, HTML and SVG out. Templates lie in `templates`; nothing here measures or decides."""
+"""What people look at: values in; tables, HTML and SVG out. Templates lie in `templates`; nothing here measures."""

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, Role, learner_of, roles, run
-from graceful.learners.batch import described, size, take
+from graceful.learners.batch import described, finite_rows, size, take
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS, Outputs, answers, filled
 from graceful.models.weights import portable
@@ -100,7 +100,9 @@ def _step(
         require_outputs(outputs, rows=len(positions), classes=len(task.classes), given=described(batch))
         labels = torch.from_numpy(train.labels[positions])
         exact = filled(Outputs(outputs.embedding.float(), outputs.logits.float(), outputs.mask), 0.0)
-        loss = learner.task_loss(exact, batch, labels).mean()
+        losses = learner.task_loss(exact, batch, labels)
+        _require_numbers(exact, losses, batch, ids=train.ids[positions])
+        loss = losses.mean()
         if any(one.reads - {"logits", "correctness"} for one in spec.compatibility.losses):
             loss = loss + 0.0 * exact.embedding.sum()  # these losses reach the embedding, whatever the task's does
         loss.backward()  # type: ignore[no-untyped-call]
@@ -111,6 +113,18 @@ def _step(
             if parameter.grad is not None and bool(parameter.grad.isfinite().all()):
                 parameter.sub_(parameter.grad, alpha=_STEP)
     network.zero_grad(set_to_none=True)
+
+
+def _require_numbers(outputs: Outputs, losses: Tensor, batch: Batch, *, ids: np.typing.NDArray[np.str_]) -> None:
+    """Refuse NaN that an untrained network or its loss makes of a sample without NaN or infinity."""
+    sound = finite_rows(batch)
+    for name, values in (("embedding", outputs.embedding), ("logits", outputs.logits), ("loss", losses)):
+        bad = sound & values.detach().reshape(len(values), -1).isnan().any(1)
+        if bool(bad.any()):
+            raise SpecError(
+                f"task: the {name} of the untrained network is NaN for sample {str(ids[int(bad.nonzero()[0])])!r} of"
+                " train, which holds finite numbers; correct network(), or forward() and task_loss() of the learner"
+            )
 
 
 def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, folder: Path) -> Predecessor:

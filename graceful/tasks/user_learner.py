@@ -138,12 +138,18 @@ def require_learner(path: Path, learner: object) -> None:
         SpecError: A member is missing or of another type; which.
     """
     kind = type(learner).__name__
-    for name in MEMBERS:
-        if not callable(getattr(learner, name, None)):
+    for name in (*MEMBERS, *KEEPING):
+        member = getattr(learner, name, None)
+        if member is None and name in MEMBERS:
             raise SpecError(
                 f"{path}: the learner, a {kind}, lacks the method {name}; see graceful.learners.base.Learner"
             )
-    given = [name for name in KEEPING if callable(getattr(learner, name, None))]
+        if member is not None and not callable(member):
+            raise SpecError(
+                f"{path}: {name} of the learner, a {kind}, is a {type(member).__name__} and must be a method; see"
+                " graceful.learners.base"
+            )
+    given = [name for name in KEEPING if getattr(learner, name, None) is not None]
     if len(given) == 1:
         other = next(name for name in KEEPING if name not in given)
         raise SpecError(f"{path}: the learner, a {kind}, has {given[0]} without the method {other}; add it")

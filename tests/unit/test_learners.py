@@ -162,6 +162,37 @@ def test_a_learner_without_a_member_is_refused_by_name(tmp_path: Path) -> None:
         tasks.build(PythonTask(file=str(tmp_path / "task.py")))
 
 
+@pytest.mark.parametrize("member", ["collate", "task_loss", "assets"])
+def test_a_member_of_another_type_is_refused_by_name(tmp_path: Path, member: str) -> None:
+    text = LEARNER.replace(f"    def {member}", "    def unused") + f"\nL.{member} = {{3: 4}}\n"
+    for name, code in GOOD.items():
+        text = text.replace(f"{{{name}}}", code)
+    (tmp_path / "task.py").write_text(text)
+    with pytest.raises(SpecError, match=f"{member} of the learner, a L, is a dict and must be a method") as caught:
+        tasks.build(PythonTask(file=str(tmp_path / "task.py")))
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "name"),
+    [
+        ("network.head(embedding), text", "network.head(embedding) / 0 * 0, text", "logits"),
+        ("        return Outputs(embedding,", "        return Outputs(embedding * torch.nan,", "embedding"),
+        ("label_smoothing=0.05)", "label_smoothing=0.05) * torch.nan", "loss"),
+    ],
+)
+def test_nan_of_a_learner_is_told_before_training_with_the_sample(
+    tmp_path: Path, right: str, wrong: str, name: str
+) -> None:
+    text = SEQUENCES.read_text()
+    assert right in text
+    (tmp_path / "task.py").write_text(text.replace(right, wrong))
+    document = spec_of(tmp_path / "task.py")
+    task = tasks.build(document.task)
+    with pytest.raises(SpecError, match=rf"the {name} of the untrained network is NaN for sample 'text-\d+' of train"):
+        rehearse(document, task, task.samples("train"))
+
+
 @pytest.mark.parametrize("encoders", ["()", "'default'", "('query', 3)"])
 def test_encoders_must_be_names(tmp_path: Path, encoders: str) -> None:
     text = LEARNER.replace('("default",)', encoders)

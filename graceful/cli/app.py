@@ -47,6 +47,32 @@ def graceful(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+@click.command(short_help="Write the first spec for a folder or a file of data.")
+@click.argument("data", type=File(path_type=Path))
+@click.option("--out", type=File(path_type=Path, dir_okay=False), default=Path("v1.yaml"), show_default=True)
+@click.option("--model", metavar="NAME", help="Name of the model family.  [default: asked, else that of the data]")
+@click.option("--label", metavar="COLUMN", help="Column of the class.  [default: asked, else guessed]")
+@click.option("--text", metavar="COLUMN", help="Column to embed.  [default: the longest texts, else all numbers]")
+@click.option("--checkpoint", type=File(path_type=Path), metavar="FOLDER", help="transformers checkpoint, for texts.")
+@click.option("--force", is_flag=True, help="Replace a spec that is there.")
+@OUTPUT
+def init(data: Path, out: Path, force: bool, output: str, **answers: Any) -> int:
+    """Look at DATA and write the first spec of a model family.
+
+    DATA is a folder with one folder of images for each class, or rows: a Parquet, CSV or JSON lines file, or
+    a folder of them. On a terminal, what cannot be known is asked, three questions at most; elsewhere the
+    guesses are taken. The spec is valid: `graceful refresh` and `graceful plan` take it as it is.
+
+    \b
+    Example:
+      graceful init photos
+      graceful init reviews.csv --label stars --checkpoint minilm --out jobs/reviews/v1.yaml
+    """
+    from graceful.cli import first_spec
+
+    return first_spec.write(data, out, answers=first_spec.Answers(**answers), force=force, output=output)
+
+
 @click.command(short_help="Train, evaluate, gate, register and promote a version.")
 @options(SPEC, SET, TRUST, HOME)
 @click.option("--if-new-data", is_flag=True, help="Skip it if data and recipe are those of the champion.")
@@ -260,6 +286,7 @@ def doctor(on: str | None, home: Path | None, output: str) -> int:
 
 
 for _command in (
+    init,
     refresh,
     cluster.plan,
     cluster.submit,

@@ -1,0 +1,190 @@
+"""What lies in a folder or a file that somebody wants to learn from: images by class, or rows with columns. Client.
+
+Only names and the first rows are looked at. CSV and JSON lines are read with the standard library; Parquet needs
+pyarrow, which loads on first use.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graceful.errors import DataError, SpecError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+TABLES = {".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson"}
+SAMPLE = 1000
+"""Rows that are looked at."""
+LOOKED_AT = 10_000
+"""Files of a folder that are looked at."""
+LABELS = ("label", "class", "category", "target", "topic", "species", "y")
+"""Usual names of the column that holds the class, the likeliest first."""
+IDS = ("id", "uuid", "guid", "key")
+TEXT_LENGTH = 20
+"""Characters that a text to embed has on average, at least."""
+MOST_CLASSES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What the first rows show of a column.
+
+    Attributes:
+        name: Its name.
+        numbers: Whether every value is a number.
+        length: Characters of a value on average.
+        distinct: Different values.
+        rows: Rows that were looked at.
+    """
+
+    name: str
+    numbers: bool
+    length: float
+    distinct: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a path holds.
+
+    Attributes:
+        kind: `image_folder` or `table`.
+        files: For a table, its files as a spec names them.
+        columns: For a table, its columns in their order.
+    """
+
+    kind: str
+    files: str = ""
+    columns: tuple[Column, ...] = ()
+
+
+def look(path: Path) -> Found:
+    """Return what a folder or a file holds.
+
+    Raises:
+        DataError: Nothing that graceful reads without code, files of several formats, or rows that cannot be read.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in TABLES:
+            raise DataError(f"{path}: an ending of no known format; give one of {', '.join(sorted(TABLES))}")
+        return Found(kind="table", files=str(path), columns=columns_of(path))
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder or file; check the path")
+    files = [file for file in itertools.islice(path.rglob("*"), LOOKED_AT) if file.is_file()]
+    tables = sorted(file for file in files if file.parent == path and file.suffix.lower() in TABLES)
+    if tables:
+        endings = sorted({file.suffix for file in tables})
+        if len(endings) > 1:
+            raise DataError(
+                f"{path}: files of several formats ({', '.join(endings)}); name one file or move the others"
+            )
+        return Found(kind="table", files=str(path / f"*{endings[0]}"), columns=columns_of(tables[0]))
+    if any(file.suffix.lower() in IMAGES and file.parent != path for file in files):
+        return Found(kind="image_folder")
+    raise DataError(
+        f"{path}: neither class folders of images nor rows ({', '.join(sorted(TABLES))}); for other data write a Python"
+        " task, see docs/extending/task.md"
+    )
+
+
+def columns_of(path: Path) -> tuple[Column, ...]:
+    """Return the columns of a file by its first rows.
+
+    Raises:
+        DataError: It cannot be read, or holds no rows.
+    """
+    try:
+        rows = list(itertools.islice(_rows(path), SAMPLE))
+    except (OSError, ValueError, csv.Error) as e:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(e).split())[:200]}); check the file") from e
+    if not rows:
+        raise DataError(f"{path}: holds no rows; name a file with data")
+    return tuple(_column(str(name), [row.get(name) for row in rows]) for name in rows[0])
+
+
+def label_of(columns: tuple[Column, ...]) -> str | None:
+    """Return the column that most likely holds the class; None: there is no likely one."""
+    likely = [column for column in columns if 2 <= column.distinct <= min(MOST_CLASSES, max(2, column.rows // 2))]
+    for name in LABELS:
+        for column in likely:
+            if column.name.casefold() == name:
+                return column.name
+    few = [column for column in likely if column.length < TEXT_LENGTH and (not column.numbers or column.distinct <= 20)]
+    return min(few, key=lambda column: column.distinct).name if few else None
+
+
+def id_of(columns: tuple[Column, ...]) -> str | None:
+    """Return the column that names each row; None: no usual name of one, or values that repeat."""
+    names = (column.name for column in columns if column.name.casefold() in IDS and column.distinct == column.rows)
+    return next(names, None)
+
+
+def text_of(columns: tuple[Column, ...], *, but: set[str]) -> str | None:
+    """Return the column with the longest texts; None: there are only short ones."""
+    texts = [
+        column
+        for column in columns
+        if column.name not in but and not column.numbers and column.length >= TEXT_LENGTH and column.distinct > 1
+    ]
+    return max(texts, key=lambda column: column.length).name if texts else None
+
+
+def numbers_of(columns: tuple[Column, ...], *, but: set[str]) -> tuple[str, ...]:
+    """Return the columns of numbers that vary."""
+    return tuple(column.name for column in columns if column.name not in but and column.numbers and column.distinct > 1)
+
+
+def _column(name: str, values: list[Any]) -> Column:
+    texts = ["" if value is None else str(value) for value in values]
+    return Column(
+        name=name,
+        numbers=all(map(_is_number, values)),
+        length=sum(map(len, texts)) / len(texts),
+        distinct=len(set(texts)),
+        rows=len(values),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, int | float)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from _parquet(path)
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if kind in (".csv", ".tsv"):
+            yield from csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
+            return
+        for line in file:
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("a line is no JSON object; write one object in each line")
+                yield row
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as e:
+        raise SpecError(f"{path}: Parquet needs pyarrow; pip install 'graceful-ai[table]'") from e
+    batch = next(parquet.ParquetFile(path).iter_batches(batch_size=SAMPLE), None)
+    yield from [] if batch is None else batch.to_pylist()

@@ -1,0 +1,146 @@
+"""`graceful init`: look at data, ask what cannot be guessed, write a valid spec. Client."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graceful import documents, spec
+from graceful.cli import data_guess
+from graceful.cli import output as out
+from graceful.errors import SpecError
+from graceful.files import replacing
+
+HEADER = """\
+# Written by `graceful init {path}`. Every key: `graceful schema`.
+# The gate's bound is a start: write what your users need. From the second version on, add what must not get worse, e.g.
+#   - {{metric: negative_flip_rate, bound: 0.02, against: latest}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What options said; None: guess, or ask.
+
+    Attributes:
+        model: Name of the model family.
+        label: Column of the class.
+        text: Column to embed.
+        checkpoint: Folder of a transformers checkpoint, for text.
+    """
+
+    model: str | None = None
+    label: str | None = None
+    text: str | None = None
+    checkpoint: Path | None = None
+
+
+def write(path: Path, target: Path, *, answers: Answers, force: bool, output: str) -> int:
+    """Write the first spec of a model family and say what comes next.
+
+    Args:
+        path: The data.
+        target: Of the spec.
+        answers: What is not to be guessed.
+        force: Replace a spec that is there.
+        output: Form of the result.
+
+    Raises:
+        SpecError: The target exists, or something can neither be guessed nor asked.
+        DataError: The data cannot be read without code.
+    """
+    if target.exists() and not force:
+        raise SpecError(f"{target} exists; add --force to replace it, or --out for another file")
+    seen = data_guess.look(path)
+    task = _images(path, target) if seen.kind == "image_folder" else _table(seen, target, answers)
+    model = answers.model or _asked("Name of the model family", _name(path))
+    document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
+    if "text" in task.get("columns", {}):
+        document["train"] = {"epochs": 3, "batch_size": 32, "optimizer": {"kind": "adamw", "lr": 1e-4}}
+    document["gate"] = {"constraints": [{"metric": "error_rate", "bound": 0.5}]}
+    spec.parse(document, where=str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as file:
+        file.write((HEADER.format(path=path) + documents.dump(document)).encode())
+    following = [f"graceful refresh {target} --dry-run", f"graceful refresh {target}"]
+    if output != "table":
+        out.document({"spec": str(target), "task": task["kind"], "next": following}, output)
+    else:
+        out.line(f"{target}: {_said(task)}\nnext:  {'   then   '.join(following)}")
+    return 0
+
+
+def _images(path: Path, target: Path) -> dict[str, Any]:
+    return {"kind": "image_folder", "root": _relative(path, target), "size": 64}
+
+
+def _table(seen: data_guess.Found, target: Path, answers: Answers) -> dict[str, Any]:
+    names = [column.name for column in seen.columns]
+    label = _one_of("--label", answers.label, names) or _asked(
+        f"Column of the class ({', '.join(names)})", data_guess.label_of(seen.columns), option="--label", among=names
+    )
+    identity = data_guess.id_of(seen.columns)
+    but = {label, *([identity] if identity else [])}
+    text = _one_of("--text", answers.text, names) or data_guess.text_of(seen.columns, but=but)
+    columns: dict[str, Any] = {"text": text} if text else {"features": list(_numbers(seen, but))}
+    columns |= {"label": label, **({"id": identity} if identity else {})}
+    task = {"kind": "table", "files": _relative(Path(seen.files), target), "columns": columns}
+    if text:
+        checkpoint = str(answers.checkpoint or "") or _asked(
+            f"Folder of a transformers checkpoint to embed {text!r}", None, option="--checkpoint"
+        )
+        task["network"] = {"kind": "transformers", "checkpoint": _relative(Path(checkpoint), target)}
+    return task
+
+
+def _numbers(seen: data_guess.Found, but: set[str]) -> tuple[str, ...]:
+    numbers = data_guess.numbers_of(seen.columns, but=but)
+    if not numbers:
+        raise SpecError(
+            f"{seen.files}: neither a column of texts nor of numbers beside the class; name one with --text"
+        )
+    return numbers
+
+
+def _one_of(option: str, name: str | None, names: list[str]) -> str | None:
+    if name is not None and name not in names:
+        raise SpecError(f"{option} {name}: no such column; the data has {', '.join(names)}")
+    return name
+
+
+def _asked(question: str, default: str | None, *, option: str = "--model", among: list[str] | None = None) -> str:
+    """Ask on a terminal; elsewhere take the guess.
+
+    Raises:
+        SpecError: No terminal and no guess.
+    """
+    if not sys.stdin.isatty():
+        if default is None:
+            raise SpecError(f"{question}: cannot be guessed; give {option}")
+        return default
+    kind = click.Choice(among) if among else None
+    return str(click.prompt(question, default=default, type=kind, show_choices=False, err=True))
+
+
+def _name(path: Path) -> str:
+    """Return the name of a file or folder as the name of a model family."""
+    letters = re.sub(r"[^a-z0-9]+", "-", path.resolve().stem.lower()).strip("-")[:63].strip("-")
+    return letters or "model"
+
+
+def _relative(path: Path, target: Path) -> str:
+    return os.path.relpath(path.resolve(), target.resolve().parent)
+
+
+def _said(task: dict[str, Any]) -> str:
+    if task["kind"] == "image_folder":
+        return f"class folders of images in {task['root']}"
+    columns = task["columns"]
+    inputs = columns.get("text") or ", ".join(columns["features"])
+    return f"rows of {task['files']}, {columns['label']} from {inputs}"

@@ -1,0 +1,92 @@
+"""`graceful init` writes a valid spec, from guesses or answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from graceful import spec
+from tests.unit.test_tasks_table import csv, json_lines, parquet, rows
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def table() -> list[dict[str, Any]]:
+    """Rows with texts that are long enough to be recognised as such."""
+    return [{**row, "text": f"{row['text']} on the table"} for row in rows()]
+
+
+@pytest.mark.parametrize(("name", "write"), [("t.csv", csv), ("t.jsonl", json_lines), ("t.parquet", parquet)])
+def test_texts_label_and_id_are_recognised(
+    name: str, write: Callable[..., Path], command_line: Run, tmp_path: Path
+) -> None:
+    write(tmp_path / name, table())
+    done = command_line("init", name, "--checkpoint", "minilm", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["next"] == ["graceful refresh v1.yaml --dry-run", "graceful refresh v1.yaml"]
+    written = spec.load(tmp_path / "v1.yaml")
+    assert (written.model, written.task.kind) == ("t", "table")
+    columns = written.task.columns
+    assert (columns.text, columns.label, columns.id, columns.features) == ("text", "label", "id", ())
+    assert written.task.network.checkpoint == str(tmp_path / "minilm")
+    assert command_line("refresh", "v1.yaml", "--dry-run").returncode == 0
+
+
+def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path: Path) -> None:
+    kept = [{key: row[key] for key in ("id", "label", "weight", "height")} for row in rows()]
+    (tmp_path / "parts").mkdir()
+    csv(tmp_path / "parts" / "a.csv", kept)
+    done = command_line("init", "parts", "--out", "jobs/first.yaml", "--model", "boxes")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "jobs/first.yaml: rows of ../parts/*.csv, label from weight, height",
+        "next:  graceful refresh jobs/first.yaml --dry-run   then   graceful refresh jobs/first.yaml",
+    ]
+    written = spec.load(tmp_path / "jobs" / "first.yaml")
+    assert written.task.columns.features == ("weight", "height")
+
+
+def test_class_folders_of_images_are_recognised(command_line: Run, tmp_path: Path) -> None:
+    for label in ("ant", "bee"):
+        (tmp_path / "insects" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "insects" / label / "1.png")
+    assert command_line("init", "insects").returncode == 0
+    written = spec.load(tmp_path / "v1.yaml")
+    assert (written.task.kind, written.task.root) == ("image_folder", str(tmp_path / "insects"))
+    again = command_line("init", "insects")
+    assert again.returncode == 2
+    assert "v1.yaml exists; add --force to replace it, or --out for another file" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        ({}, ["none"], "none: no such folder or file"),
+        ({"d/x.txt": "x"}, ["d"], "d: neither class folders of images nor rows"),
+        ({"t.txt": "x"}, ["t.txt"], "t.txt: an ending of no known format"),
+        ({"t.csv": "a,b\n"}, ["t.csv"], "t.csv: holds no rows"),
+        ({"t.jsonl": "[1]\n"}, ["t.jsonl"], "t.jsonl: cannot be read (a line is no JSON object"),
+        ({"t.jsonl": "{\n"}, ["t.jsonl"], "t.jsonl: cannot be read"),
+        ({"t.parquet": "PAR1"}, ["t.parquet"], "t.parquet: cannot be read"),
+        ({"d/a.csv": "a\n1\n", "d/b.jsonl": "{}"}, ["d"], "d: files of several formats (.csv, .jsonl)"),
+        ({"t.csv": "a,b\n1,2\n"}, ["t.csv", "--label", "c"], "--label c: no such column; the data has a, b"),
+        ({"t.csv": "a,b\n1,2\n"}, ["t.csv"], "Column of the class (a, b): cannot be guessed; give --label"),
+    ],
+)
+def test_data_that_cannot_be_guessed_ends_in_one_line(
+    files: dict[str, str], arguments: list[str], message: str, command_line: Run, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    done = command_line("init", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "v1.yaml").exists()

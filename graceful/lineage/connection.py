@@ -97,7 +97,7 @@ class RegistryAddress:
 
     @property
     def server(self) -> bool:
-        """Whether a tracking server is asked, not a database."""
+        """Whether it is a tracking server, not a database."""
         return self.uri.partition("://")[0].lower() in _SERVERS
 
     @property
@@ -107,7 +107,7 @@ class RegistryAddress:
 
 
 def resolve(uri: str | None, home: Path) -> RegistryAddress:
-    """Explicit URI, else $MLFLOW_TRACKING_URI, else sqlite and files under `home`.
+    """Return the address of the explicit URI, else of $MLFLOW_TRACKING_URI, else of sqlite and files under `home`.
 
     Raises:
         SpecError: A kind of URI that graceful does not use.
@@ -232,7 +232,7 @@ def exclusive(path: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
 
 @contextmanager
 def as_global(address: RegistryAddress) -> Iterator[None]:
-    """Let mlflow's process-wide URI be ours for one call.
+    """Set MLflow's process-wide URI to this address for one call.
 
     Registering from `models:/m-...` in a database asks a client that takes no URI. The setting also lands in the
     environment, where another store would read it: hence only for a moment, and one thread at a time. Servers do not
@@ -265,7 +265,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _foreign_errors() -> tuple[type[BaseException], ...]:
-    """Asked only once something was raised, so that it costs no import."""
+    """Return the errors to translate; called only after an error, because the imports are slow."""
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -274,7 +274,7 @@ def _foreign_errors() -> tuple[type[BaseException], ...]:
 
 
 def _reason(text: str) -> str:
-    """A few words for the usual network troubles, else the first line; never a password."""
+    """Return the reason of an error: a phrase for usual network failures, else its first line; never a password."""
     for sign, words in _TROUBLES.items():
         if sign in text:
             return words

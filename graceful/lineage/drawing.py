@@ -60,7 +60,7 @@ def family_svg(family: Family) -> str:
 
 
 def family_png(family: Family) -> bytes:
-    """The same as PNG, twice as many pixels wide and high."""
+    """Return the drawing as PNG, twice as many pixels wide and high."""
     from PIL import Image, ImageDraw
 
     marks, height = _marks(family)
@@ -74,7 +74,7 @@ def family_png(family: Family) -> bytes:
 
 
 def cut(text: str, length: int) -> str:
-    """At most `length` characters."""
+    """Return a text shortened to at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -85,7 +85,7 @@ def begin(registry: Registry, event: Event) -> Event:
 
 
 def close(registry: Registry, event: Event, *, status: str = DONE) -> None:
-    """Say that an event was carried out, or that it was not."""
+    """Record whether an event was carried out."""
     registry.client.set_terminated(event.run_id, status=status)
 
 
@@ -168,7 +168,7 @@ def _event(model: str, run: Any) -> Event:
 
 
 def _number(tags: Mapping[str, str], key: str, altered: list[str]) -> int | None:
-    """The number of a version that a tag names; None where somebody edited it, and then `altered` says what it is."""
+    """Return the version number in a tag; None where it was edited, and then its description is added to `altered`."""
     text = tags.get(key)
     if text is not None and schema.VERSION_NUMBER.fullmatch(text):
         return int(text)
@@ -196,7 +196,7 @@ def carried_out(event: Event, history: Iterable[Event], champion: int | None) ->
 
 
 def replay(events: Iterable[Event]) -> tuple[int | None, int | None]:
-    """Champion and previous after these events, oldest first; only what was carried out, and can be read, counts.
+    """Return champion and previous after these events, oldest first; unfinished and unreadable events do not count.
 
     A rollback takes back every promotion since its version was champion, so `previous` is then what was champion before
     that: the version that was rolled away from is no target of the next rollback.
@@ -237,5 +237,5 @@ def standing(verdict: str, events: Iterable[Event]) -> Standing:
 
 
 def renumbered(events: Sequence[Event], numbers: Mapping[str, int]) -> list[Event]:
-    """The same events with the numbers that their versions have now: a version listed anew has another one."""
+    """Return the same events with the numbers that their versions have now: a version listed anew has another one."""
     return [replace(event, version=numbers.get(event.node, event.version)) for event in events]

@@ -87,7 +87,7 @@ class Family:
     older: bool
 
     def serves(self, member: Member) -> bool:
-        """Whether it is this model's champion."""
+        """Return whether it is this model's champion."""
         return member.key.model == self.model and "champion" in member.aliases
 
     def children(self, key: Key) -> list[Member]:
@@ -153,7 +153,7 @@ def _free_lane(waiting: list[Key | None], *, first_reserved: bool) -> int:
 
 
 def ordered(members: Sequence[Member]) -> tuple[Member, ...]:
-    """Newest first, but every version before its parents, whatever clocks say."""
+    """Return the members newest first, with every version before its parents even where clocks disagree."""
     known = {member.key: member for member in members}
     unborn = dict.fromkeys(known, 0)
     for member in members:
@@ -176,7 +176,7 @@ def ordered(members: Sequence[Member]) -> tuple[Member, ...]:
 
 
 def tree(family: Family) -> list[str]:
-    """The drawing as lines of text: a filled dot passed, a hollow one is held; one line for a version."""
+    """Return the drawing as lines of text: a filled dot passed, a hollow one is held; one line for a version."""
     lines: list[str] = []
     for member, row in zip(family.members, lanes(family), strict=True):
         if row.joined:
@@ -210,7 +210,7 @@ def _connector(lane: int, ends: tuple[int, ...], open_: tuple[int, ...], *, end:
 
 
 def sentence(family: Family, member: Member) -> str:
-    """What a line of the drawing says: name, number, verdict, aliases, what it cost."""
+    """Return the text of a line of the drawing: name, number, verdict, aliases and costs."""
     aliases = "".join(f" @{alias}" for alias in member.aliases)
     text = f"{member.label(family.model)} ({member.key.version}) {member.verdict or 'unknown'}{aliases}"
     return "; ".join([text, *costs(family, member), *(["first version"] if member.first else [])])
@@ -227,7 +227,7 @@ def _relative_name(family: Family, key: Key) -> str:
 
 
 def document(family: Family) -> list[dict[str, object]]:
-    """As JSON values, newest first."""
+    """Return the family as JSON values, newest first."""
     return [
         {
             "model": member.key.model,

@@ -41,7 +41,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], thumbnails: Mapping[s
 
 
 def _picture(folder: Path, name: str, png: bytes) -> dict[str, str]:
-    """Both sizes that the page asks for; no sample id in the name, since one may be anything."""
+    """Write a picture in the two sizes that MLflow's page needs; its name has no sample id, which may hold any text."""
     from PIL import Image
 
     (folder / IMAGES).mkdir(exist_ok=True)

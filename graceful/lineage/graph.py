@@ -9,7 +9,7 @@ from graceful.lineage.schema import LineageRecord, Node
 
 
 def trace(root: str, read: Callable[[str], LineageRecord]) -> list[LineageRecord]:
-    """A version and all its ancestors, each once, every version before its own parents.
+    """Return a version and all its ancestors, each once, every version before its own parents.
 
     Args:
         root: Identity of the version to start from.

@@ -61,7 +61,7 @@ def refresh(registry: Registry, model: str, *, force: bool = False) -> None:
 
 
 def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
-    """The newest versions of a model, those with an alias, and their relatives in other models.
+    """Return the newest versions of a model, those with an alias, and their relatives in other models.
 
     Costs a few questions and one for each relative, however many versions there are. Relatives are shown without their
     aliases: nobody writes this model's page anew when those move.
@@ -185,7 +185,7 @@ def _listing(registry: Registry, model: str, most: int) -> _Listing:
 
 
 def _family(registry: Registry, listing: _Listing) -> Family:
-    """The listed versions, those with an alias and parents of other models; what their edges cost from their nodes."""
+    """Return the listed versions, those with an alias and parents of other models, with costs of edges from nodes."""
     model, listed = listing.model, dict(listing.items)
     wanted = {Key(model, number) for number in listing.aliases.values()}
     wanted |= {key for item in listed.values() for key in parents(item.tags) if key.model != model}

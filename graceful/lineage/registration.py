@@ -94,7 +94,7 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
 
 
 def _node(registry: Registry, item: Registration) -> Any:
-    """The LoggedModel of a refresh, made if missing."""
+    """Return the LoggedModel of a refresh, made if missing."""
     experiment = registry.experiment(item.model)
     nodes = _nodes(registry, experiment, item.run_id)
     if not nodes:
@@ -296,7 +296,7 @@ def _family(registry: Registry, model: str) -> None:
 
 
 def version_tags(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """At most five: the versions table shows every one of them in every row."""
+    """Return the tags of a version, at most five, because MLflow's table shows all of them in every row."""
     parents = [listings[parent.model_id] for parent in record.parents if parent.model_id in listings]
     tags = {
         schema.TAG_REFRESH: record.refresh_id,

@@ -41,13 +41,13 @@ class Registry:
 
     @contextmanager
     def door(self, action: str) -> Iterator[Any]:
-        """The client, with whatever is raised around it turned into one RegistryError line."""
+        """Yield the client; errors within the block become one RegistryError line."""
         client = self.client
         with connection.translated_errors(self.address, action):
             yield client
 
     def experiment(self, model: str) -> str:
-        """Id of the family's experiment, made if missing."""
+        """Return the id of the family's experiment, made if missing."""
         from mlflow.exceptions import MlflowException
 
         experiment_id = self.known_experiment(model)
@@ -89,7 +89,7 @@ class Registry:
         return {} if registered is None else {name: int(version) for name, version in registered.aliases.items()}
 
     def node(self, model_id: str) -> Any | None:
-        """The LoggedModel; None where there is none."""
+        """Return the LoggedModel; None where there is none."""
         return self.point(self.client.get_logged_model, model_id)
 
     def point(self, call: Callable[..., Any], *key: str) -> Any | None:
@@ -104,7 +104,7 @@ class Registry:
             raise
 
     def unrecorded(self, node: Any) -> RegistryError:
-        """What to raise where a version has no record: another program made it, or its registration was interrupted."""
+        """Return the error for a version without a record: foreign, or its registration was interrupted."""
         if schema.TAG_REFRESH in node.tags:
             return RegistryError(f"{node.name} ({node.model_id}): not completely registered; run its refresh again")
         return RegistryError(
@@ -113,7 +113,7 @@ class Registry:
         )
 
     def node_id(self, listed: Any) -> str:
-        """Identity of a registered version."""
+        """Return the identity of a registered version."""
         model_id = str(listed.source).removeprefix("models:/")
         if not re.match(schema.NODE_ID, model_id):
             raise RegistryError(
@@ -123,12 +123,12 @@ class Registry:
         return model_id
 
     def listed(self, model: str, model_id: str) -> list[Any]:
-        """Registered versions of a node, lowest number first; more than one only after a lost answer."""
+        """Return the registered versions of a node, lowest number first; a repeated request may have left several."""
         query = f"name = {quoted(model)} and source_path = {quoted(f'models:/{model_id}')}"
         return sorted(self.client.search_model_versions(query), key=lambda item: int(item.version))
 
     def record_text(self, node: Any, *, sealed: bool = True) -> str | None:
-        """`lineage.json` of a node as it was written; None where its registration was never finished.
+        """Return `lineage.json` of a node as it was written; None where its registration was never finished.
 
         Args:
             node: The LoggedModel.
@@ -148,7 +148,7 @@ class Registry:
             return path.read_text(encoding="utf-8")
 
     def recorded(self, node: Any, *, sealed: bool = True) -> LineageRecord | None:
-        """What `record_text` says; None where the registration was never finished.
+        """Return the record in `record_text`; None where the registration was never finished.
 
         Raises:
             IntegrityError: It was altered, or belongs to another node.
@@ -240,7 +240,7 @@ class Registry:
 
 
 def quoted(text: str) -> str:
-    """A literal of MLflow's filter language, which has no escapes.
+    """Return a literal of MLflow's filter language, which has no escapes.
 
     Raises:
         SpecError: The text holds a quote.

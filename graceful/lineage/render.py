@@ -26,7 +26,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 
 
 def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
-    """One row for each version and each ancestor it was measured against; a first link has one row.
+    """Return one row for each version and each ancestor it was measured against; a first link has one row.
 
     Rates are fractions; what was not measured is None.
     """
@@ -51,7 +51,7 @@ def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
 
 
 def summary(record: LineageRecord) -> str:
-    """One plain line: verdict, worst NFR, accuracy."""
+    """Return one plain line: verdict, worst NFR, accuracy."""
     count = len(record.edges)
     against = f"vs {count} predecessor{'s' if count > 1 else ''}"
     if not count:
@@ -66,7 +66,7 @@ def summary(record: LineageRecord) -> str:
 
 
 def description(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = EMPTY) -> str:
-    """Markdown of a version: the summary, the picture, a table of ancestors, reasons where it is held, links.
+    """Return Markdown of a version: the summary, the picture, a table of ancestors, reasons where it is held, links.
 
     At most `DESCRIPTION_LIMIT` characters; rows that do not fit are counted.
 
@@ -89,7 +89,7 @@ def description(record: LineageRecord, listings: Mapping[str, tuple[str, int]] =
 
 
 def edge_rows(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = EMPTY) -> list[str]:
-    """The ancestors as a Markdown table: two lines of head, then one for each."""
+    """Return the ancestors as a Markdown table: two lines of head, then one for each."""
     lines = ["| predecessor | NFR [95 %] | budget | verdict |", "|---|---|---|---|"]
     for edge in record.edges:
         name = escape_markdown(edge.name)
@@ -100,7 +100,7 @@ def edge_rows(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = E
 
 
 def version_link(model: str, number: int) -> str:
-    """Where MLflow shows a version, relative to any of its pages."""
+    """Return where MLflow shows a version, relative to any of its pages."""
     return f"#/models/{model}/versions/{number}?workflowType=machine_learning"
 
 
@@ -162,7 +162,7 @@ def _evidence(edge: Edge) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent."""
+    """Return a fraction in percent."""
     return "none" if value is None else f"{100 * value:.2f}%"
 
 

@@ -165,7 +165,7 @@ class LineageRecord:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Name of the version in messages."""
         return f"{self.model} {self.name} ({self.model_id})"
 
     @property
@@ -202,17 +202,17 @@ class LineageRecord:
 
 @functools.cache
 def _reader() -> TypeAdapter[LineageRecord]:
-    """Made once: that takes longer than reading a record."""
+    """Return the reader of records, made once because that takes longer than reading one."""
     return TypeAdapter(LineageRecord)
 
 
 def parent_tag(model_id: str) -> str:
-    """Key of the tag by which children of a version can be searched."""
+    """Return the key of the tag by which children of a version can be searched."""
     return _PARENT + model_id.replace("-", "_")
 
 
 def spec_digest(spec: Mapping[str, Any]) -> str:
-    """SHA-256 of what determines the result, as the spec itself computes it.
+    """Return the SHA-256 of the spec's keys that determine the result, as the spec itself computes it.
 
     Raises:
         SpecError: Not a spec of a refresh.
@@ -221,17 +221,17 @@ def spec_digest(spec: Mapping[str, Any]) -> str:
 
 
 def manifest_text(files: Mapping[str, str]) -> str:
-    """`manifest.sha256` as `sha256sum --check` reads it."""
+    """Return `manifest.sha256` as `sha256sum --check` reads it."""
     return "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
 
 
 def manifest_digest(files: Mapping[str, str]) -> str:
-    """One digest for all registered files."""
+    """Return one digest for all registered files."""
     return hashlib.sha256(manifest_text(files).encode()).hexdigest()
 
 
 def edges(report: Report, verdict: Verdict) -> tuple[Edge, ...]:
-    """What the report and the gate say of each ancestor, nearest first."""
+    """Return what the report and the gate say of each ancestor, nearest first."""
     return tuple(
         _edge(report, verdict, index)
         for index in sorted(range(len(report.comparisons)), key=lambda index: report.comparisons[index].distance)

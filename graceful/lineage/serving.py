@@ -45,7 +45,7 @@ class Served:
 
 
 def _as_model_input(items: Any) -> Any:
-    """Numbers as an array; texts, pairs and mappings as they came, since the task's own code takes them apart."""
+    """Return numbers as an array; texts, pairs and mappings unchanged, for the task's own code."""
     if isinstance(items, Mapping):
         return items
     try:

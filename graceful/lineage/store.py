@@ -216,7 +216,7 @@ class Store:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def chain(self, model: str, alias: str = schema.CHAMPION) -> list[LineageRecord]:
-        """The version an alias points to and its ancestors, by recorded parents; [] where there is no such alias.
+        """Return the version an alias points to and its ancestors, by recorded parents; [] without such an alias.
 
         Raises:
             RegistryError: Unreachable, an ancestor is missing, the lineage has a cycle, or the champion was deleted.
@@ -232,7 +232,7 @@ class Store:
         return self.trace(model, root)
 
     def trace(self, model: str, model_id: str) -> list[LineageRecord]:
-        """A version and its ancestors, whichever models they belong to; raises what `chain` does."""
+        """Return a version and its ancestors, whichever models they belong to; raises what `chain` does."""
         with self.registry.door(f"read the ancestors of {model_id}"):
             records_by_id = records.ancestors(self.registry, model, model_id)
             return graph.trace(model_id, lambda key: records.require(records_by_id, self.registry, key))
@@ -247,7 +247,7 @@ class Store:
             )
 
     def history(self, model: str) -> list[Event]:
-        """Every event of a family, oldest first; [] where the family is unknown."""
+        """Return every event of a family, oldest first; [] where the family is unknown."""
         with self.registry.door(f"read the history of {model}"):
             return events.read(self.registry, model)
 
@@ -270,12 +270,12 @@ class Store:
             return frozenset(str(item.source).removeprefix("models:/") for item in client.search_model_versions(query))
 
     def address(self, path: str) -> str | None:
-        """Where a server shows a page or an artifact; None for a database."""
+        """Return where a server shows a page or an artifact; None for a database."""
         registry = self.registry.address
         return f"{registry.uri.rstrip('/')}/{path}" if registry.server else None
 
     def record(self, model_id: str) -> LineageRecord:
-        """What was recorded about one version.
+        """Return the record of one version.
 
         Raises:
             RegistryError: Unknown, or its registration was never finished.
@@ -292,14 +292,14 @@ class Store:
         return replace(record, version=min(numbers, default=0))
 
     def versions(self, model: str) -> list[Listed]:
-        """Every version of a family, newest first; [] where the family is unknown."""
+        """Return every version of a family, newest first; [] where the family is unknown."""
         with self.registry.door(f"list the versions of {model}") as client:
             aliases = self.registry.aliases(model)
             versions = client.search_model_versions(f"name = {quoted(model)}")
             return sorted((from_mlflow(model, item, aliases) for item in versions), key=lambda item: -item.version)
 
     def fetch(self, record: LineageRecord, into: Path | None = None, *, removable: Collection[str] = ()) -> Path:
-        """The version's files in a local folder; what is there and has the recorded digests is not copied again.
+        """Return the version's files in a local folder; what is there and has the recorded digests is not copied again.
 
         Args:
             record: Which version.
@@ -323,12 +323,12 @@ class Store:
         return folder
 
     def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
-        """The newest versions of a model with their relatives, read from tags: quick, however many there are."""
+        """Return the newest versions of a model with their relatives, read from tags, which is quick."""
         with self.registry.door(f"read the family of {model}"):
             return pages.read(self.registry, model, most=most)
 
     def evidence(self, record: LineageRecord, name: str, into: Path) -> Path:
-        """One file recorded beside a version, e.g. its predictions, copied to a folder and verified.
+        """Return one file recorded beside a version, e.g. its predictions, copied to a folder and verified.
 
         Raises:
             RegistryError: It was not recorded, or is gone.

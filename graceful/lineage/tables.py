@@ -50,7 +50,7 @@ def write(
 
 
 def headline(record: LineageRecord) -> dict[str, float]:
-    """The metrics of a version's page; rates that charts must not round away are in percent."""
+    """Return the metrics of a version's page; rates that charts must not round away are in percent."""
     numbers = dict(record.metrics)
     if "error_rate" in numbers:
         numbers["error_rate_pct"] = 100 * numbers["error_rate"]

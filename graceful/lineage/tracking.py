@@ -113,5 +113,5 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _key(text: str) -> str:
-    """A name that mlflow accepts for a metric or a parameter."""
+    """Return a name that mlflow accepts for a metric or a parameter."""
     return re.sub(r"[^\w.\-/: ]", "_", text)[:250]

@@ -42,7 +42,7 @@ class EmbeddingRegression(Loss):
         return frozenset({"embedding"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
-        """Distance of the embeddings; every sample with an old embedding participates."""
+        """Return the distance of the embeddings; every sample with an old embedding participates."""
         new, old = pair.outputs.embedding, pair.old_embedding
         return PerSample(embedding_regression(new, old, distance=self.distance), pair.present)
 
@@ -52,7 +52,7 @@ class EmbeddingRegression(Loss):
         return Merge(form="embedding")
 
     def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:
-        """Distance from the mean direction."""
+        """Return the distance from the mean direction."""
         from graceful.losses.ops.alignment import align, normalise
 
         direction = normalise(align(outputs.embedding, size=target.shape[-1]))
@@ -60,7 +60,7 @@ class EmbeddingRegression(Loss):
 
 
 def embedding_regression(new: Tensor, old: Tensor, *, distance: Literal["cosine", "l2"] = "cosine") -> Tensor:
-    """Distance of the aligned, normalised embeddings.
+    """Return the distance of the aligned, normalised embeddings.
 
     Args:
         new: [B, d_new] embeddings, not normalised.
@@ -82,7 +82,7 @@ def embedding_regression(new: Tensor, old: Tensor, *, distance: Literal["cosine"
 
 
 def regression_to_mean(direction: Tensor, target: Tensor) -> Tensor:
-    """`1 - f . fbar`, the merged embedding regression.
+    """Return `1 - f . fbar`, the merged embedding regression.
 
     Args:
         direction: [B, d] new embeddings of unit length (or zeros).

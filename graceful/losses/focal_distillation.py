@@ -73,7 +73,7 @@ class FocalDistillation(Loss):
         return frozenset({"logits", "correctness"} if self.focus == "old_correct" else {"logits"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
-        """Distance of the logits in the shared label space; samples of unknown classes do not participate."""
+        """Return the distance of the logits in the shared label space, without samples of unknown classes."""
         return PerSample(self._distances(pair.new_logits, pair.old_logits), pair.participates)
 
     def _distances(self, new: Tensor, old: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class FocalDistillation(Loss):
         return kl_divergence(new, old, temperature=self.temperature) if self.form == "kl" else logit_matching(new, old)
 
     def never_counts(self, version: OldVersion) -> bool:
-        """No class is known, or a focus without a base never fires."""
+        """Return whether no class is known, or alpha is 0 and no sample is in focus."""
         if version.known_share == 0.0 or self.follows_new_model:
             return version.known_share == 0.0
         return self.mean_weight(correct_share=version.correct_share or 0.0, near_chance=version.near_chance) == 0.0
@@ -98,34 +98,34 @@ class FocalDistillation(Loss):
         return focus.is_dynamic(self.focus)
 
     def sample_weights(self, batch: Correctness) -> Tensor:
-        """`alpha + beta * focus_i`; near chance and with a focus, 0 where the predecessor is wrong."""
+        """Return `alpha + beta * focus_i`; near chance and with a focus, 0 where the predecessor is wrong."""
         alpha = focus.base_weight(self.focus, alpha=self.alpha, near_chance=batch.near_chance)
         old, new = batch.old_correct, batch.new_correct if self.follows_new_model else batch.old_correct
         weights = focus.raw_weights(self.focus, alpha=alpha, beta=self.beta, old_correct=old, new_correct=new)
         return weights * old if batch.near_chance and self.prefers_samples else weights
 
     def mean_weight(self, *, correct_share: float, near_chance: bool) -> float:
-        """Mean of these weights over the training ids that the predecessor knows."""
+        """Return the mean of these weights over the training ids that the predecessor knows."""
         alpha = focus.base_weight(self.focus, alpha=self.alpha, near_chance=near_chance)
         return focus.static_mean(self.focus, alpha=alpha, beta=self.beta, old_correct_share=correct_share)
 
     @property
     def merge(self) -> Merge | None:
-        """Both forms merge exactly, unless the focus follows the new model."""
+        """Return how terms merge; both forms merge exactly unless the focus follows the new model."""
         return None if self.follows_new_model else Merge(form=self.form, temperature=self.temperature)
 
     def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:
-        """Distance of the logits from the merged ones."""
+        """Return the distance of the logits from the merged ones."""
         return self._distances(outputs.logits, target)
 
     def too_few_logits(self, top: int) -> str | None:
-        """Logit matching and high temperatures read all logits alike."""
+        """Return what to write instead, because logit matching and high temperatures read all logits."""
         flat = self.form == "lm" or self.temperature > FLAT_TEMPERATURE
         return f"temperature at most {FLAT_TEMPERATURE:g}" if flat else None
 
     @classmethod
     def search_keys(cls) -> dict[str, SearchKey]:
-        """Where the focus lies, and the temperature."""
+        """Return the keys of the share of the focus and of the temperature."""
         share = "beta / (alpha + beta) of focal_distillation, at most 0.9; None: [0, 0.9], 0 where its focus is all."
         degrees = (
             "Of focal_distillation, to choose from; lm: logit matching; None: [20, 100, lm], and 2 if it allows low"
@@ -139,7 +139,7 @@ class FocalDistillation(Loss):
 
     @classmethod
     def search_options(cls, written: Loss | None, space: Section) -> dict[str, Domain]:
-        """Share of the focus in the weights, and temperatures, `lm` among them."""
+        """Return the ranges of the share of the focus and of the temperature, with `lm` as one of its values."""
         assert written is None or isinstance(written, FocalDistillation)
         flat = written is not None and written.focus == "all"
         low = written is not None and written.allow_low_temperature
@@ -156,7 +156,7 @@ class FocalDistillation(Loss):
 
     @classmethod
     def known_points(cls, options: Mapping[str, Domain]) -> tuple[Point, ...]:
-        """Plain distillation at the lowest temperature, and logit matching with a strong focus."""
+        """Return plain distillation at the lowest temperature, and logit matching with a strong focus."""
         temperatures = options["temperature"]
         assert isinstance(temperatures, Choice)
         lowest = min(
@@ -167,13 +167,13 @@ class FocalDistillation(Loss):
         return even, focused
 
     def search_values(self) -> dict[str, Value]:
-        """The point of this section."""
+        """Return the search point of this section."""
         share = 0.0 if self.focus == "all" else self.beta / (self.alpha + self.beta)
         return {"focus_share": share, "temperature": LM if self.form == LM else f"{self.temperature:g}"}
 
     @classmethod
     def at(cls, point: Point, options: dict[str, Any]) -> Loss:
-        """With alpha 1 and beta from the share; `lm` is the other form."""
+        """Build the loss with alpha 1 and beta from the share; `lm` stands for logit matching."""
         share, temperature = float(point["focus_share"]), str(point["temperature"])
         options = {**options, "alpha": 1.0, "beta": share / (1.0 - share)}
         if temperature == LM:

@@ -53,7 +53,7 @@ class Influence(Loss):
         return (slots,) if rows is None else (slots, rows)
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
-        """Cross-entropy of the old classifier; samples of classes that it lacks do not participate."""
+        """Return the cross-entropy of the old classifier; samples of classes that it lacks do not participate."""
         from graceful.losses.ops.alignment import align
 
         slots, *rows = constants
@@ -72,7 +72,7 @@ def influence(
     prototypes: Tensor | None = None,
     scale: float = 16.0,
 ) -> Tensor:
-    """Cross-entropy of the old classifier on aligned new embeddings.
+    """Return the cross-entropy of the old classifier on aligned new embeddings.
 
     Args:
         embedding: [B, d_old] aligned new embeddings, not normalised.

@@ -51,7 +51,7 @@ class LogitDisplacement(Loss):
         return frozenset({"logits"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
-        """Displacement in the shared label space; samples of unknown classes do not participate."""
+        """Return the displacement in the shared label space; samples of unknown classes do not participate."""
         excluded = pair.space.shared_labels(pair.labels) if self.exclude_label else None
         options = {"margin": self.margin, "power": self.power}
         values = logit_displacement(
@@ -60,36 +60,36 @@ class LogitDisplacement(Loss):
         return PerSample(values, pair.participates)
 
     def never_counts(self, version: OldVersion) -> bool:
-        """No class is known."""
+        """Return whether no class is known."""
         return version.known_share == 0.0
 
     def too_few_logits(self, top: int) -> str | None:
-        """It may read no more logits than caches keep."""
+        """Return what to write instead where it reads more logits than caches keep."""
         return f"top_k at most {top}" if self.top_k is None or self.top_k > top else None
 
     @classmethod
     def search_keys(cls) -> dict[str, SearchKey]:
-        """The margin."""
+        """Return the key of the margin."""
         doc = "Of logit_displacement; None: [0, 1]."
         return {"margin": SearchKey(annotation=tuple[float, float], doc=doc, largest=100.0)}
 
     @classmethod
     def search_options(cls, written: Loss | None, space: Section) -> dict[str, Domain]:
-        """The margin."""
+        """Return the range of the margin."""
         return {"margin": Span.of(getattr(space, "margin", None), (0.0, 1.0), log=False)}
 
     @classmethod
     def known_points(cls, options: Mapping[str, Domain]) -> tuple[Point, ...]:
-        """A weight that has worked beside strong reference runs."""
+        """Return a weight that has worked beside strong reference runs."""
         return ({"displacement": 3.0, "margin": 0.5, "reference": 30.0},)
 
     def search_values(self) -> dict[str, Value]:
-        """The point of this section."""
+        """Return the search point of this section."""
         return {"margin": self.margin}
 
     @classmethod
     def at(cls, point: Point, options: dict[str, Any]) -> Loss:
-        """With the margin of the point."""
+        """Build the loss with the margin of the point."""
         return cls(**{**options, "margin": float(point["margin"])})
 
 
@@ -102,7 +102,7 @@ def logit_displacement(
     top_k: int | None = None,
     exclude_labels: Tensor | None = None,
 ) -> Tensor:
-    """Mean displacement beyond the margin.
+    """Return the mean displacement beyond the margin.
 
     Args:
         new: [B, C] logits.
@@ -130,7 +130,7 @@ def logit_displacement(
 
 
 def _chosen_classes(old: Tensor, *, top_k: int | None, exclude_labels: Tensor | None) -> Tensor | None:
-    """[B, C] bool, which classes are in S; None: all of them."""
+    """Return [B, C] bool, which classes are in S; None: all of them."""
     import torch
 
     classes = old.shape[-1]

@@ -38,11 +38,14 @@ class Reweighting(Loss):
 
     @property
     def adds_term(self) -> bool:
-        """It weighs the task's samples."""
+        """False: the loss weighs the task's samples and adds no term."""
         return False
 
     def emphasis(self, pairs: Sequence[Pair]) -> tuple[Tensor, float]:
-        """`weight * right_i`, the share of the predecessors that got a sample right; unknown samples count as wrong."""
+        """Return `weight * right_i`, where `right_i` is the share of predecessors right on a sample, and its mean.
+
+        Samples that a predecessor does not know count as wrong.
+        """
         import math
 
         import torch

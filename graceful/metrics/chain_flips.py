@@ -64,7 +64,7 @@ def chain_flips(
 
 
 def _masks(new: Predictions, joined: Sequence[Joined]) -> tuple[NDArray[np.bool_], ...]:
-    """[N] new is wrong; [N, k] ancestor is right; [N, k] new and ancestor can answer."""
+    """Return [N] new is wrong, [N, k] the ancestor is right, [N, k] both know the class."""
     wrong = np.ones(len(new), dtype=np.bool_)
     right = np.zeros((len(new), len(joined)), dtype=np.bool_)
     known = np.zeros_like(right)

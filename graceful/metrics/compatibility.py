@@ -40,7 +40,7 @@ def compatibility_matrix(cells: Mapping[tuple[str, str], float | None], versions
 
 
 def average_compatibility(matrix: Matrix, *, independent: Sequence[float | None] | None = None) -> Measurement:
-    """Share of pairs of versions that meet the empirical criterion: C[i][j] > C[j][j], strictly, for j < i.
+    """Return the share of pairs of versions that meet the empirical criterion: C[i][j] > C[j][j], strictly, for j < i.
 
     Args:
         matrix: T x T.
@@ -74,18 +74,18 @@ def _below_diagonal(matrix: Matrix, independent: Sequence[float | None] | None) 
 
 
 def average_multimodel_accuracy(matrix: Matrix) -> Measurement:
-    """Mean of the lower triangle with the diagonal, true zeros included; None where a cell is missing."""
+    """Return the mean of the lower triangle with the diagonal, true zeros included; None where a cell is missing."""
     return _mean([matrix[i][j] for i in range(len(matrix)) for j in range(i + 1)], empty="no versions")
 
 
 def backward_compatibility(matrix: Matrix) -> Measurement:
-    """What the newest version gains on older galleries, on average: mean over k < T of C[T][k] - C[k][k]."""
+    """Return what the newest version gains on older galleries, on average: mean over k < T of C[T][k] - C[k][k]."""
     last = len(matrix) - 1
     return _mean([_minus(matrix[last][k], matrix[k][k]) for k in range(last)], empty=FIRST_LINK)
 
 
 def forward_compatibility(matrix: Matrix) -> Measurement:
-    """What is lost, on average, by not backfilling at each step: mean over t of C[t][t-1] - C[t][t]."""
+    """Return what is lost, on average, by not backfilling at each step: mean over t of C[t][t-1] - C[t][t]."""
     return _mean([_minus(matrix[t][t - 1], matrix[t][t]) for t in range(1, len(matrix))], empty=FIRST_LINK)
 
 
@@ -104,7 +104,7 @@ def _mean(values: Sequence[float | None], *, empty: str) -> Measurement:
 
 
 def update_gain(*, cross: float, old: float, paragon: float) -> Measurement:
-    """Share of the possible gain that needs no backfill: (M(new, old) - M(old, old)) / (M(phi*, phi*) - M(old, old)).
+    """Return the gain reached without backfill: (M(new, old) - M(old, old)) / (M(phi*, phi*) - M(old, old)).
 
     Always print `self_discount` next to it: a new version that gave up its own accuracy can have a large gain.
     """
@@ -112,7 +112,7 @@ def update_gain(*, cross: float, old: float, paragon: float) -> Measurement:
 
 
 def self_discount(*, self_test: float, paragon: float) -> float:
-    """What compatibility costs the new version on its own gallery: M(phi*, phi*) - M(new, new)."""
+    """Return what compatibility costs the new version on its own gallery: M(phi*, phi*) - M(new, new)."""
     return paragon - self_test
 
 
@@ -216,7 +216,7 @@ def compare_retrieval(
 
 
 def same_samples(new: Embeddings, old: Embeddings, kind: str) -> tuple[Embeddings, Embeddings]:
-    """Both versions' embeddings of the same ids, each id once, in the order of the ids.
+    """Return both versions' embeddings of the same ids, each id once, in the order of the ids.
 
     Raises:
         DataError: Ids do not join, labels differ, or duplicates conflict.

@@ -26,7 +26,7 @@ NOT_A_CLASS = "predictions are no class and count as wrong"
 
 
 def error_rate(ok: Mask, evidence: Evidence = INDEPENDENT, *, reason: str | None = None) -> Measurement:
-    """Share of ids that are wrong; None without ids."""
+    """Return the share of ids that are wrong; None without ids."""
     return proportion(~ok, evidence, reason=reason)
 
 
@@ -38,12 +38,12 @@ def negative_flip_rate(
 
 
 def positive_flip_rate(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Old wrong and new right, among all ids."""
+    """Return the share of ids that old has wrong and new right, among all ids."""
     return proportion(ok_new & ~ok_old, evidence)
 
 
 def error_rate_change(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Error rate of new minus that of old on the same ids, paired; negative is better."""
+    """Return the error rate of new minus that of old on the same ids, paired; negative is better."""
     return paired_difference(~ok_new, ~ok_old, evidence)
 
 
@@ -73,19 +73,19 @@ def _relative(sums: Floats) -> Floats:
 
 
 def negative_flip_impact(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Share of the new errors that are negative flips, NFR / ER_new; 0 where new makes no error."""
+    """Return the share of the new errors that are negative flips, NFR / ER_new; 0 where new makes no error."""
     if len(ok_new) and ok_new.all():
         return Measurement(value=0.0, lower=0.0, upper=0.0, n=0, reason="the new version makes no error")
     return proportion(ok_old, evidence, among=~ok_new)
 
 
 def backward_trust(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Share of what old had right that new still has right; None where old is never right."""
+    """Return the share of what old had right that new still has right; None where old is never right."""
     return proportion(ok_new, evidence, among=ok_old, empty="the old version is never right")
 
 
 def backward_error(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Share of the new errors that old made too; None where new makes no error."""
+    """Return the share of the new errors that old made too; None where new makes no error."""
     return proportion(~ok_old, evidence, among=~ok_new, empty="the new version makes no error")
 
 
@@ -101,7 +101,7 @@ def inconsistency(ok_new: Mask, agree: Mask, evidence: Evidence = INDEPENDENT) -
 
 
 def macro_nfr(ok_new: Mask, ok_old: Mask, classes: NDArray[np.int64], evidence: Evidence = INDEPENDENT) -> Measurement:
-    """Mean over the classes with support of each class's NFR.
+    """Return the mean over the classes with support of each class's NFR.
 
     Returns:
         With a linearised (cluster) interval, at least as wide as Wilson's at the effective number of ids; the reason

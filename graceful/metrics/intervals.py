@@ -94,7 +94,7 @@ def _group_sums(columns: NDArray[Any], units: NDArray[np.int64] | None) -> Float
 
 
 def _distinct_rows(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Distinct rows and how often each occurs; small whole numbers are packed into one key, which sorts fast."""
+    """Return distinct rows and how often each occurs; small whole numbers are packed into one key, which sorts fast."""
     radix = rows.max(axis=0) + 1.0
     packable = rows.min() >= 0.0 and math.prod(radix.tolist()) < 2.0**53 and bool((rows == np.floor(rows)).all())
     if not packable:
@@ -105,7 +105,7 @@ def _distinct_rows(rows: Floats) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def percentiles(draws: Floats, value: float) -> Interval | None:
-    """The middle 95 % of the finite draws, always around the value; None if under half of them are finite."""
+    """Return the middle 95 % of the finite draws, always around the value; None if under half of them are finite."""
     finite = draws[np.isfinite(draws)]
     if len(finite) * 2 < len(draws):
         return None
@@ -202,7 +202,7 @@ def statistic(
 def paired_difference(
     first: NDArray[Any], second: NDArray[Any], evidence: Evidence, *, reason: str | None = None
 ) -> Measurement:
-    """Mean of `first` minus mean of `second` over the same ids: first above second is positive.
+    """Return the mean of `first` minus mean of `second` over the same ids: first above second is positive.
 
     Args:
         first: [N] booleans (right or wrong) or numbers (average precision).

@@ -114,7 +114,7 @@ class Predictions:
         return type(self)(ids=self.ids[positions], classes=self.classes, **columns)  # type: ignore[arg-type]
 
     def has_prediction(self) -> NDArray[np.bool_]:
-        """[N] False where the prediction is no class."""
+        """Return [N] False where the prediction is no class."""
         kind = self.predicted.dtype.kind
         if kind == "f":
             return np.asarray(~np.isnan(self.predicted), dtype=np.bool_)
@@ -123,7 +123,7 @@ class Predictions:
         return np.array([name not in (NO_PREDICTION, None) for name in self.predicted.tolist()], np.bool_)
 
     def knows(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """[N] whether these labels are classes of this version."""
+        """Return [N] whether these labels are classes of this version."""
         if self.classes is None:
             return np.ones(len(labels), dtype=np.bool_)
         known = set(self.classes)

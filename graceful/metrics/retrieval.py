@@ -71,7 +71,7 @@ class Embeddings:
         return type(self)(ids=self.ids[rows], labels=self.labels[rows], vectors=self.vectors[rows], groups=groups)
 
     def aligned(self, size: int) -> Self:
-        """The first `size` components, or padded with zeros to `size`: comparable with vectors of that length."""
+        """Return the vectors cut, or padded with zeros, to `size` components."""
         vectors = self.vectors[:, :size]
         if self.size < size:
             vectors = np.pad(vectors, ((0, 0), (0, size - self.size)))
@@ -213,13 +213,13 @@ def _averaged(
 
 
 def _distances(scores: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """1 - cosine in whole steps of 2^-24; what is not finite is farther than anything."""
+    """1 - cosine in whole steps of 2^-24; a value that is not finite is farther than any other."""
     steps = np.rint((1.0 - scores) * _GRID)
     return np.where(np.isnan(steps), _UNREACHABLE, steps).astype(np.uint64)
 
 
 def recall_at_k(ranking: Ranking, k: int = 1, *, draws: int = 1000, seed: int = 0) -> Measurement:
-    """Share of queries with a positive among the first k results; queries without positives are left out."""
+    """Return the share of queries with a positive among the first k results; queries without positives are left out."""
     hit = ranking.first_hit[ranking.judged] <= k
     evidence = ranking.evidence(draws=draws, seed=seed)
     return proportion(hit, evidence, empty="no query has a positive in the gallery", reason=ranking.caveat)

@@ -34,7 +34,7 @@ class Scores:
 
 
 def threshold_at(scores: NDArray[np.floating], *, total: int, rate: float) -> float | None:
-    """Smallest score t such that at most `rate` of `total` scores lie above t.
+    """Return the smallest score t such that at most `rate` of `total` scores lie above t.
 
     Args:
         scores: The largest of the `total` scores, at least rate x total + 1 of them.

@@ -118,7 +118,7 @@ def files_of(task: Task) -> dict[str, bytes]:
 
 
 def digest(folder: str | Path) -> str:
-    """Digest of the bundle in a folder: SHA-256 over those of description and weights.
+    """Return the digest of the bundle in a folder: SHA-256 over those of description and weights.
 
     Raises:
         StorageError: A file is missing or cannot be read.
@@ -128,7 +128,7 @@ def digest(folder: str | Path) -> str:
 
 
 def describe(folder: str | Path) -> Description:
-    """What a bundle says about its version, without its weights, which may be missing.
+    """Return the description of a bundle's version; the weights are not read and may be missing.
 
     Raises:
         DataError: The description does not fit this graceful.
@@ -139,7 +139,7 @@ def describe(folder: str | Path) -> Description:
 
 
 def recorded_digest(folder: str | Path) -> str:
-    """Digest of a bundle as its description records it; the weights are not read and may be missing."""
+    """Return the digest of a bundle as its description records it; the weights are not read and may be missing."""
     description = storage.read_bytes(Path(folder) / DESCRIPTION)
     return digest_of(description, describe(folder).weights_sha256)
 

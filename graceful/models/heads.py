@@ -39,7 +39,7 @@ class CosineHead(nn.Module):
         return self.scale * F.linear(F.normalize(embedding, dim=1), F.normalize(self.weight, dim=1))
 
     def extra_repr(self) -> str:
-        """What a printed network shows of this layer."""
+        """Return what a printed network shows of this layer."""
         return f"classes={self.weight.shape[0]}, scale={self.scale:g}"
 
 

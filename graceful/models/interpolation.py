@@ -55,7 +55,7 @@ def inherited_state(new: State, old: State, *, classes: Sequence[str], old_class
 
 
 def interpolated(new: State, old: State, share: float) -> State:
-    """`share` x old + (1 - share) x new, tensor by tensor; what cannot be mixed (counters) is the new version's.
+    """Return `share` x old + (1 - share) x new, tensor by tensor; what cannot be mixed (counters) is the new version's.
 
     Args:
         new: State of the finished network.

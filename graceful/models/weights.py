@@ -57,7 +57,7 @@ def _cannot_be_saved(name: str, kind: str, remedy: str) -> SpecError:
 
 
 def head_of(network: nn.Module, *, embedding_size: int) -> dict[str, Tensor] | None:
-    """What `classify` reads, if that is the submodule `head` and nothing else; None where it is not.
+    """Return the weights that `classify` reads if they are those of the submodule `head` alone, else None.
 
     Tried out with NaN in place of the other weights, which are put back. Not on a copy: networks with hooks, locks or
     the weight normalisation of old cannot be copied.

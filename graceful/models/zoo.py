@@ -57,7 +57,7 @@ class ZooNetwork(nn.Module):
 def timm_network(
     name: str, *, classes: int, pretrained: bool = False, cosine_scale: float | None = None, **options: Any
 ) -> ZooNetwork:
-    """A timm model without its classifier.
+    """Return a timm model without its classifier.
 
     Args:
         name: As `timm.create_model` takes it.
@@ -81,7 +81,7 @@ def timm_network(
 def torchvision_network(
     name: str, *, classes: int, weights: str | None = None, cosine_scale: float | None = None, **options: Any
 ) -> ZooNetwork:
-    """A torchvision classification model whose last linear layer is taken off.
+    """Return a torchvision classification model whose last linear layer is taken off.
 
     Args:
         name: As `torchvision.models.get_model` takes it.

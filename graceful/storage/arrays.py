@@ -131,7 +131,7 @@ def _content(path: Path, largest: int) -> bytes:
 
 
 def _array(stream: IO[bytes], *, size: int, kind: str, name: str) -> NDArray[Any]:
-    """One array, if its header announces what follows it."""
+    """Return one array, if its header announces what follows it."""
     shape, dtype = read_header(stream, name=name)
     if len(shape) != 1 or kind not in (dtype.kind, dtype.kind + str(dtype.itemsize)) or not dtype.itemsize:
         raise ValueError(f"{name} is {dtype} of shape {shape}, must be {kind} with one axis")

@@ -16,7 +16,7 @@ from graceful.files import guarded, replacing
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal, read in constant memory.
+    """Return the SHA-256 of a file's bytes, hexadecimal, read in constant memory.
 
     Raises:
         StorageError: The file cannot be read.
@@ -26,7 +26,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_json(document: Any) -> str:
-    """SHA-256 of a JSON value in canonical form: sorted keys, no spaces, ASCII, no NaN.
+    """Return the SHA-256 of a JSON value in canonical form: sorted keys, no spaces, ASCII, no NaN.
 
     Raises:
         ValueError: NaN or an infinity, which JSON has not.
@@ -62,7 +62,7 @@ def write_bytes(path: str | Path, data: bytes, *, private: bool = False) -> Path
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """As `write_bytes`, UTF-8."""
+    """Write a text as UTF-8, like `write_bytes`."""
     return write_bytes(path, text.encode())
 
 

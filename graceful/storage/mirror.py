@@ -126,7 +126,7 @@ class Mirror:
         return True
 
     def read_if_changed(self, path: Path, known_tag: str | None) -> tuple[bytes, str] | None:
-        """A copy's bytes and tag, unless it has the tag that is known; None also if there is no copy."""
+        """Return a copy's bytes and tag, unless it has the tag that is known; None also if there is no copy."""
         return None if self.uri is None else objects.read_if_changed(self.copy_uri(path), known_tag)
 
     def delete(self, path: Path) -> None:

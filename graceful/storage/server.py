@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def client() -> Any:
-    """The client of this process, of a session of its own; safe to share between threads.
+    """Return the client of this process, of a session of its own; safe to share between threads.
 
     Raises:
         StorageError: A variable of the environment that leads to the server is wrong; it is named.
@@ -44,7 +44,7 @@ def client() -> Any:
 
 @lru_cache(maxsize=2)
 def _client(*, patient: bool) -> Any:
-    """Args: patient: The server has answered before; one that may not be there is not waited for so long."""
+    """Return a client; `patient`: with long timeouts, for a server that has answered before."""
     import boto3
     from botocore.config import Config
 
@@ -77,14 +77,14 @@ def _load_credentials(session: Any) -> None:
 
 @lru_cache(maxsize=1)
 def parts() -> Any:
-    """How large files are cut for the way."""
+    """Return how large files are split into parts."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=8)
 
 
 def reset() -> None:
-    """Forget client and server, after the variables that name them have changed."""
+    """Forget the client, after variables that configure it have changed."""
     global _answered  # noqa: PLW0603  a fact about this process
     _client.cache_clear()
     _answered = False

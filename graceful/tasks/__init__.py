@@ -82,7 +82,7 @@ def _data_of(section: spec.Task, *, trusted: Collection[str] | None) -> Task:
 
 
 def transform_digest(section: spec.Task) -> str:
-    """SHA-256 of what determines the transform: equal digests mean equal network inputs for an item and a view.
+    """Return the SHA-256 of what determines the transform: equal digests mean equal inputs for an item and a view.
 
     Selecting other data (fonts, classes, root, split) or another network leaves it unchanged. A Python task's file
     counts with its content, because its transform may be anything in it.

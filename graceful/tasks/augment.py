@@ -18,7 +18,7 @@ _ROWS, _COLUMNS, _FLIP = 1, 2, 3
 
 
 def draw(views: NDArray[np.uint64], *, stream: int, below: int) -> NDArray[np.int64]:
-    """[B] integers in [0, below), uniform, determined by the view numbers and the stream.
+    """Return [B] integers in [0, below), uniform, determined by the view numbers and the stream.
 
     Args:
         views: [B] view numbers.

@@ -98,7 +98,7 @@ def _require_trusted(file: str, digest: str, trusted: Collection[str] | None) ->
 
 
 def digest(file: str) -> str:
-    """SHA-256 of the code: of the file's bytes, of the packed folder; that of a bundle is its name.
+    """Return the SHA-256 of the code: of the file's bytes, of the packed folder; that of a bundle is its name.
 
     Raises:
         SpecError: It cannot be read, or not be packed.

@@ -49,7 +49,7 @@ def hash_ids(ids: NDArray[np.str_] | Sequence[str], *, salt: int = 0) -> NDArray
 
 
 def view_numbers(ids: NDArray[np.str_] | Sequence[str], seed: int, epoch: int) -> NDArray[np.uint64]:
-    """One number per sample that determines its augmentation in this epoch: a hash of (seed, epoch, id).
+    """Return one number per sample that determines its augmentation in this epoch: a hash of (seed, epoch, id).
 
     Args:
         ids: [N] strings.
@@ -65,7 +65,7 @@ def view_numbers(ids: NDArray[np.str_] | Sequence[str], seed: int, epoch: int) -
 
 
 def fractions(ids: NDArray[np.str_] | Sequence[str], *, salt: int) -> NDArray[np.float64]:
-    """[N] numbers in [0, 1), uniform over ids: what hash splits and growth orders compare with their bounds."""
+    """Return [N] numbers in [0, 1), uniform over ids: what hash splits and growth orders compare with their bounds."""
     return (hash_ids(ids, salt=salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -74,7 +74,7 @@ SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "constraint": (0.6, 0.7
 
 
 def in_split(ids: NDArray[np.str_] | Sequence[str], split: str, *, seed: int = 0) -> NDArray[np.bool_]:
-    """[N] bool: which ids belong to a split, by their hash; an id stays where it is when others come or go.
+    """Return [N] bool: which ids belong to a split, by their hash; an id stays where it is when others come or go.
 
     Raises:
         KeyError: No such split; query and gallery need data of their own.
@@ -87,7 +87,7 @@ def in_split(ids: NDArray[np.str_] | Sequence[str], split: str, *, seed: int = 0
 def split_digest(
     ids: NDArray[np.str_], labels: NDArray[np.int64], classes: Sequence[str], content: str | Sequence[str]
 ) -> str:
-    """SHA-256 of a split: who is in it, what each is called, and what the bytes were.
+    """Return the SHA-256 of a split: who is in it, what each is called, and what the bytes were.
 
     Args:
         ids: [N] strings.

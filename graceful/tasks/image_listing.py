@@ -63,7 +63,7 @@ class Listing:
     passed_over: Counter[str]
 
     def splits(self) -> set[str]:
-        """The splits that have folders; empty in the layout without."""
+        """Return the splits that have folders; empty in the layout without."""
         return {split for split, _ in self.folders if split}
 
     def labels(self, split: str) -> list[str]:

@@ -178,5 +178,5 @@ class _VerifiedLoader(SourceFileLoader):
         raise OSError(f"{path}: bytecode is not used")
 
     def get_data(self, path: Any) -> bytes:
-        """The verified content of the module, or any other file as it lies there."""
+        """Return the verified content of the module, or any other file as it lies there."""
         return self._content if path == self.path else super().get_data(path)

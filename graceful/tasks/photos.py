@@ -76,7 +76,7 @@ class Photo:
         return self.pixels.nbytes
 
     def square(self, size: int, decode: Decode) -> NDArray[np.uint8]:
-        """As a version with another transform sees it: the file is decoded again where that differs.
+        """Return the pixels for another size or way to decode; the file is decoded again where these differ.
 
         Raises:
             DataError: It has become unreadable.
@@ -84,7 +84,7 @@ class Photo:
         return self.pixels if (size, decode) == (self.size, self.decode) else _square(self.image, size, decode)
 
     def thumbnail(self, longest: int) -> Picture:
-        """The whole image, for people: its longer side has at most so many pixels.
+        """Return the whole image, for people: its longer side has at most so many pixels.
 
         Raises:
             DataError: It has become unreadable.
@@ -104,7 +104,7 @@ def read_photo(image: Image, *, size: int, decode: Decode) -> Photo:
 
 
 def cut(picture: Picture, size: int) -> NDArray[np.uint8]:
-    """[size, size, 3]: scaled until both sides cover the square, the middle kept."""
+    """Return [size, size, 3]: scaled until both sides cover the square, the middle kept."""
     from PIL import Image as Pillow
     from PIL import ImageOps
 
@@ -167,7 +167,7 @@ def _decoding_errors(image: str, problem: str, remedy: str) -> Iterator[None]:
 
 
 def _upright(picture: Picture) -> Picture:
-    """Turned as its EXIF orientation says. The metadata are read and not written again, which fails where odd ones do.
+    """Return the picture turned by its EXIF orientation; metadata are only read, since writing odd ones back fails.
 
     The methods are those of `PIL.ImageOps.exif_transpose`.
     """
@@ -187,7 +187,7 @@ def _upright(picture: Picture) -> Picture:
 
 
 def _as_rgb(picture: Picture, *, is_netpbm: bool) -> Picture:
-    """RGB; grey of 16 bits, which Pillow would clip to white, is scaled to 8.
+    """Return the picture as RGB; grey of 16 bits, which Pillow would clip to white, is scaled to 8.
 
     Raises:
         ValueError: 32 bits, whose range nobody knows.

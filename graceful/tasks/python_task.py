@@ -47,7 +47,7 @@ def load_task(section: PythonTask, *, trusted: Collection[str] | None = None) ->
 
 
 def source_digest(section: PythonTask) -> str:
-    """SHA-256 of the code: of the file's bytes, of everything in the folder, of a bundle as its name says.
+    """Return the SHA-256 of the code: of the file's bytes, of everything in the folder, of a bundle as its name says.
 
     Raises:
         SpecError: No such file, or a folder that cannot be packed.

@@ -19,7 +19,7 @@ ZERO_NORM = 1e-12
 
 
 def align(embedding: Tensor, *, size: int) -> Tensor:
-    """New embeddings [B, d_new] -> [B, size]: the first `size` components, or zeros appended."""
+    """Map new embeddings [B, d_new] -> [B, size]: the first `size` components, or zeros appended."""
     width = embedding.shape[-1]
     if width == size:
         return embedding
@@ -36,6 +36,6 @@ def normalise(vectors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def has_direction(vectors: Tensor) -> Tensor:
-    """Which vectors [..., d] are long enough to have a direction: [...] bool."""
+    """Return [...] bool: which vectors [..., d] are long enough to have a direction."""
     lengths: Tensor = torch.linalg.vector_norm(accurate(vectors), dim=-1)
     return lengths > ZERO_NORM

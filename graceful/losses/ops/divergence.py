@@ -26,7 +26,7 @@ _COEFFICIENTS = tuple(1.0 / math.factorial(power) for power in range(9, 1, -1))
 
 
 def kl_divergence(new: Tensor, old: Tensor, *, temperature: float) -> Tensor:
-    """Tempered divergence from the old outputs, times temperature squared.
+    """Return the tempered divergence from the old outputs, times temperature squared.
 
     At high temperature both distributions are nearly uniform and the textbook difference of log-softmaxes cancels:
     single samples are wrong by percents to multiples in fp32 and negative in bf16. With `u = d - sum_c q_c d_c` for
@@ -73,7 +73,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _excess(u: Tensor) -> Tensor:
-    """`exp(u) - 1 - u` elementwise, without cancellation, up to the bound above which it is not used."""
+    """Return `exp(u) - 1 - u` elementwise, without cancellation, up to the bound above which it is not used."""
     series = torch.full_like(u, _COEFFICIENTS[0])
     for coefficient in _COEFFICIENTS[1:]:
         series.mul_(u).add_(coefficient)
@@ -82,7 +82,7 @@ def _excess(u: Tensor) -> Tensor:
 
 
 def logit_matching(new: Tensor, old: Tensor) -> Tensor:
-    """Half the mean squared distance of centred logits.
+    """Return half the mean squared distance of centred logits.
 
     Args:
         new: [B, C] logits.

@@ -29,12 +29,12 @@ LARGEST = 20.0
 
 
 def base_weight(focus: Focus, *, alpha: float, near_chance: bool) -> float:
-    """The alpha that counts: 0 for a predecessor near chance, unless there is no focus to fall back on."""
+    """Return the effective alpha: 0 for a predecessor near chance, unless there is no focus."""
     return 0.0 if near_chance and focus != "all" else alpha
 
 
 def is_dynamic(focus: Focus) -> bool:
-    """Whether the focus follows the new model, so that its mean changes while training."""
+    """Return whether the focus follows the new model, so that its mean changes while training."""
     return focus in {"new_incorrect", "negative_flip"}
 
 
@@ -64,7 +64,7 @@ def raw_weights(focus: Focus, *, alpha: float, beta: float, old_correct: Tensor,
 
 
 def static_mean(focus: Focus, *, alpha: float, beta: float, old_correct_share: float) -> float:
-    """Mean of the raw weights over the training ids that the old version knows.
+    """Return the mean of the raw weights over the training ids that the old version knows.
 
     Args:
         focus: `all` or `old_correct`.
@@ -85,7 +85,7 @@ def static_mean(focus: Focus, *, alpha: float, beta: float, old_correct_share: f
 
 
 def batch_moments(weights: Tensor, *, participates: Tensor) -> Tensor:
-    """Sum and count of the raw weights of a batch, to be added up over workers.
+    """Return the sum and count of the raw weights of a batch, to be added up over workers.
 
     Args:
         weights: [B] raw weights.
@@ -123,7 +123,7 @@ def normalise(weights: Tensor, *, mean: float | Tensor) -> Tensor:
 
 
 def mean_of(state: Tensor) -> Tensor:
-    """Running mean [...] of moments [..., 2]; 0 where nothing was counted yet."""
+    """Return the running mean [...] of moments [..., 2]; 0 where nothing was counted yet."""
     import torch
 
     return state[..., 0] / state[..., 1].clamp(min=torch.finfo(state.dtype).tiny)

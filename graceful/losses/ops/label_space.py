@@ -38,7 +38,7 @@ class LabelSpace:
         return len(self.shared)
 
     def new(self, logits: Tensor) -> Tensor:
-        """New logits [B, C_new] -> [B, S]. S = 0 gives [B, 0], still in the graph."""
+        """Map new logits [B, C_new] -> [B, S]. S = 0 gives [B, 0], still in the graph."""
         chosen = logits.index_select(1, self.columns)
         if len(self.columns) == self.size:
             return chosen
@@ -51,15 +51,15 @@ class LabelSpace:
         return top + joined.log()
 
     def old(self, logits: Tensor) -> Tensor:
-        """Old logits [B, C_old] -> [B, S]."""
+        """Map old logits [B, C_old] -> [B, S]."""
         return logits.index_select(1, self.shared)
 
     def old_labels(self, labels: Tensor) -> Tensor:
-        """New labels [B] -> old labels [B], -1 where the old version does not know the class."""
+        """Map new labels [B] -> old labels [B], -1 where the old version does not know the class."""
         return self.label_map[labels]
 
     def shared_labels(self, labels: Tensor) -> Tensor:
-        """New labels [B] -> places in the shared space [B], -1 where the old version does not know the class."""
+        """Map new labels [B] -> places in the shared space [B], -1 where the old version does not know the class."""
         return self.slot_of[labels]
 
 

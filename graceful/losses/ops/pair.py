@@ -78,7 +78,7 @@ class Pair:
 
     @functools.cached_property
     def participates(self) -> Tensor:
-        """[B] bool: something is known about the sample, and the old version knows its class."""
+        """Return [B] bool: something is known about the sample, and the old version knows its class."""
         return self.present & (self.space.old_labels(self.labels) >= 0)
 
     @functools.cached_property
@@ -87,26 +87,26 @@ class Pair:
 
     @functools.cached_property
     def old_embedding(self) -> Tensor:
-        """[B, d_old]"""
+        """Return [B, d_old]"""
         return self._old_values("embedding")
 
     @functools.cached_property
     def old_logits(self) -> Tensor:
-        """[B, S] in the shared space."""
+        """Return [B, S] in the shared space."""
         return self.space.old(self._all_old_logits)
 
     @functools.cached_property
     def new_logits(self) -> Tensor:
-        """[B, S] in the shared space."""
+        """Return [B, S] in the shared space."""
         return self.space.new(self.outputs.logits)
 
     @functools.cached_property
     def old_correct(self) -> Tensor:
-        """[B] bool over all classes of the old version; False where it does not know the sample or its class."""
+        """Return [B] bool over all classes of the old version; False where it does not know the sample or its class."""
         return self.participates & (self._all_old_logits.argmax(-1) == self.space.old_labels(self.labels))
 
     @functools.cached_property
     def new_correct(self) -> Tensor:
-        """[B] bool over all classes of the new version; False where it has no answer."""
+        """Return [B] bool over all classes of the new version; False where it has no answer."""
         right = self.outputs.logits.detach().argmax(-1) == self.labels
         return right if self.outputs.mask is None else right & self.outputs.mask

@@ -13,7 +13,7 @@ from graceful.losses.ops.alignment import normalise
 
 @torch.no_grad()
 def prototypes(embeddings: Tensor, labels: Tensor, number_of_classes: int, minimum: int = 5) -> tuple[Tensor, Tensor]:
-    """Mean directions of classes in the old embedding space.
+    """Return the mean directions of classes in the old embedding space.
 
     Args:
         embeddings: [N, d_old] old embeddings of training images, clean view, not normalised.

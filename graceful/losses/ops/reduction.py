@@ -21,7 +21,7 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
 
 
 def weighted_mean(values: Tensor, *, weights: Tensor | None = None, participates: Tensor | None = None) -> Tensor:
-    """Mean of weighted values over the whole batch: `sum(F_i D_i over participants) / B`.
+    """Return the mean of weighted values over the whole batch: `sum(F_i D_i over participants) / B`.
 
     Dividing by B and not by the number of participants keeps the strength of a constraint proportional to its share of
     the batch. Nobody participates, or B = 0: zero, still connected to the graph of `values`.

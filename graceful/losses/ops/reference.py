@@ -19,7 +19,7 @@ from graceful.losses.ops.reduction import accurate
 
 
 def mean_logits(runs: Sequence[Tensor], *, weights: Sequence[float] | None = None) -> Tensor:
-    """Weighted mean of the logits of several runs; every run counts in numerator and denominator.
+    """Return the weighted mean of the logits of several runs; every run counts in numerator and denominator.
 
     Args:
         runs: At least one tensor [N, C].
@@ -43,7 +43,7 @@ def mean_logits(runs: Sequence[Tensor], *, weights: Sequence[float] | None = Non
 
 
 def reference_divergence(new: Tensor, reference: Tensor, *, temperature: float) -> Tensor:
-    """Divergence from the reference, one value per sample.
+    """Return the divergence from the reference, one value per sample.
 
     Args:
         new: [B, C] logits.

@@ -42,7 +42,7 @@ class Archive:
     content: NpzFile
 
     def alphanumeric(self) -> NDArray[np.uint8]:
-        """[F, 62, 28, 28]: letters and digits, which every face has."""
+        """Return [F, 62, 28, 28]: letters and digits, which every face has."""
         return _unpacked(self, "alphanumeric")
 
     def others(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:

@@ -129,7 +129,7 @@ def pack(faces: Sequence[Face], keys: Sequence[str]) -> bytes:
 
 
 def unique_names(faces: Sequence[Face]) -> list[str]:
-    """Unique names: the file's stem, with its package where two files share one; no slash, no space."""
+    """Return unique names: the file's stem, with its package where two files share one; no slash, no space."""
     stems = Counter(face.name for face in faces)
     unique = [face.name if stems[face.name] == 1 else f"{face.package}-{face.name}" for face in faces]
     plain = [re.sub(r"[^A-Za-z0-9._-]+", "-", name) for name in unique]
@@ -140,7 +140,7 @@ def unique_names(faces: Sequence[Face]) -> list[str]:
 def describe(
     faces: Sequence[Face], keys: Sequence[str], *, harvest: Harvest, joined: list[str], digest: str
 ) -> dict[str, Any]:
-    """The record beside the archive: digest, counts, and where each face comes from."""
+    """Return the record beside the archive: digest, counts, and where each face comes from."""
     entries = [
         {
             "name": name,

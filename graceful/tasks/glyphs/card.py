@@ -12,7 +12,7 @@ from graceful.tasks.glyphs.render import BASELINE, CAP_HEIGHT, DISTINCT, LEVELS,
 
 
 def card(record: Mapping[str, Any]) -> str:
-    """Markdown: what the data is, how it is split, what leaks, every face with its licence."""
+    """Return Markdown: what the data is, how it is split, what leaks, every face with its licence."""
     sections = (_summary(record), _splits(), _leaks(record), _licences(record), _faces(record["faces"]))
     return "\n\n".join(sections) + "\n"
 

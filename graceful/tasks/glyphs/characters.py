@@ -31,12 +31,12 @@ UNSEEN = 45
 
 
 def class_of(character: str) -> str:
-    """The class a character belongs to: itself, or the capital of the same shape."""
+    """Return the class a character belongs to: itself, or the capital of the same shape."""
     return character.upper() if character in SAME_SHAPE else character
 
 
 def _by_hash(characters: str) -> str:
-    """A fixed shuffle that depends on nothing but the characters themselves."""
+    """Return a fixed shuffle that depends on nothing but the characters themselves."""
     return "".join(sorted(characters, key=lambda c: hashlib.sha256(f"glyphs {c}".encode()).hexdigest()))
 
 

@@ -62,7 +62,7 @@ ALIASES = {
 
 
 def design_key(family: str) -> str:
-    """The design a family belongs to, before pixels are compared: a lower-case word, sometimes with its kind."""
+    """Return the design a family belongs to, before pixels are compared: a lower-case word, sometimes with its kind."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", family.replace("DejaVu", "Dejavu"))
     words = re.findall(r"[a-z]+|[0-9]+", spaced.lower()) or [family.lower()]
     named = [word for word in words if word not in FOUNDRIES] or words
@@ -74,7 +74,7 @@ def design_key(family: str) -> str:
 
 
 def keys_of(faces: Sequence[Face]) -> tuple[list[str], list[str]]:
-    """Design keys of faces, near copies joined.
+    """Return the design keys of faces, near copies joined.
 
     Returns:
         One key per face, and one line per pair of keys that pixels joined.
@@ -123,7 +123,7 @@ def without_copies(faces: Sequence[Face]) -> tuple[list[Face], list[Face]]:
 
 
 def representatives(faces: Sequence[Face], keys: Sequence[str], per_key: int = FACES_PER_KEY) -> list[int]:
-    """At most so many faces of each design: its plainest one, then each time the one most unlike those chosen.
+    """Return at most so many faces of each design: its plainest one, then each time the one most unlike those chosen.
 
     Returns:
         Positions in `faces`, in the order of (key, choice).

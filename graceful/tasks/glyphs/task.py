@@ -108,7 +108,7 @@ def split_designs(keys: NDArray[np.str_], seed: int) -> dict[str, NDArray[np.str
 
 
 def _halves(designs: NDArray[np.str_], seed: int) -> dict[str, NDArray[np.str_]]:
-    """Two disjoint halves of the test designs."""
+    """Return two disjoint halves of the test designs."""
     shuffled = designs[np.argsort(fractions(designs, salt=2 * seed + 1), kind="stable")]
     return {"query": shuffled[0::2], "gallery": shuffled[1::2]}
 
@@ -116,7 +116,7 @@ def _halves(designs: NDArray[np.str_], seed: int) -> dict[str, NDArray[np.str_]]
 def _select(
     archive: Archive, designs: NDArray[np.str_], label_of: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Samples:
-    """The samples of some designs whose character has a label; [170] labels, -1 where there is none.
+    """Return the samples of some designs whose character has a label; [170] labels, -1 where there is none.
 
     Letters and digits come first, then the others, each by face and character. Images stay in the archive's arrays.
     """

@@ -140,7 +140,7 @@ class TableOfRows:
 
     @staticmethod
     def _train_share(split: str, split_names: set[str]) -> tuple[float, float]:
-        """The part of the training rows that a split takes: a tenth for validation and constraint each, if missing."""
+        """Return the range of the training rows of a split; a missing validation or constraint split gets a tenth."""
         missing = [name for name in ("validation", "constraint") if name not in split_names]
         if split == "train":
             return (0.0, 1.0 - 0.1 * len(missing))

@@ -8,6 +8,7 @@ it lets go, also for a child process that inherited the lock and shall keep it.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def exclusive(path: Path, *, seconds: float | None = 0.0) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # the command line starts without it
 
+    logging.getLogger("filelock").setLevel(logging.INFO)  # at DEBUG it tells of every look
     lock = FileLock(path, timeout=-1 if seconds is None else seconds, poll_interval=PAUSE, preserve_lock_file=True)
     try:
         lock.acquire()

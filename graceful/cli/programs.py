@@ -21,13 +21,12 @@ from graceful.environment import (
     LOG_LEVEL_VARIABLE,
     MLFLOW_SETTINGS,
     REGISTRY_VARIABLE,
-    WEBHOOK_VARIABLE,
 )
 from graceful.errors import SpecError
 from graceful.launch import foreground
 from graceful.launch.job import JobSpec
 from graceful.spec import RefreshSpec, load
-from graceful.spec.addresses import webhook_problem
+from graceful.spec.addresses import webhook_of
 
 GPU = Path("/dev/nvidia0")
 REFERENCE = re.compile(sections.REFERENCE)
@@ -103,10 +102,7 @@ def require_usable(environment: Mapping[str, str]) -> None:
     problem = addresses.registry_problem(environment.get(REGISTRY_VARIABLE, ""))
     if problem is not None:
         raise SpecError(f"{REGISTRY_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
-    if environment.get(WEBHOOK_VARIABLE):
-        problem = webhook_problem(environment[WEBHOOK_VARIABLE])
-        if problem is not None:
-            raise SpecError(f"{WEBHOOK_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
+    webhook_of(environment)
 
 
 def require_reference(text: str) -> None:

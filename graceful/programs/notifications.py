@@ -7,6 +7,7 @@ release, retire.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from graceful.programs.outbox import FOLDER, Outbox
 from graceful.programs.run import Run
 from graceful.programs.webhook import Webhook
 from graceful.spec import NAME
-from graceful.spec.addresses import webhook_problem
+from graceful.spec.addresses import webhook_of, webhook_problem
 from graceful.storage import Mirror, guarded, read_bytes, write_bytes
 
 ADDRESSES = "webhooks"
@@ -84,7 +85,7 @@ def of_refresh(run: Run) -> Notices:
     """
     model, url = run.spec.model, run.spec.registry.webhook
     before, path = _address(run.home, model), run.home / ADDRESSES / model
-    notices = Notices(model=model, home=run.home, other=webhook.environment(), mirror=run.mirror)
+    notices = Notices(model=model, home=run.home, other=webhook_of(os.environ), mirror=run.mirror)
     if url is not None and url != before:
         write_bytes(path, url.encode(), private=True)
     elif url is None:
@@ -102,7 +103,7 @@ def of_action(model: str, home: Path) -> Notices:
         StorageError: The address of the model cannot be read.
     """
     _address(home, model)
-    return Notices(model=model, home=home, other=webhook.environment(), mirror=Mirror.of(home))
+    return Notices(model=model, home=home, other=webhook_of(os.environ), mirror=Mirror.of(home))
 
 
 def tell(notices: Notices, store: Store, record: LineageRecord, *, champion: int | None) -> None:

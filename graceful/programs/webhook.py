@@ -22,10 +22,8 @@ from urllib.parse import unquote
 import urllib3
 
 from graceful import redact
-from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
-from graceful.errors import SpecError
+from graceful.environment import WEBHOOK_SECRET_VARIABLE
 from graceful.patience import Patience
-from graceful.spec.addresses import webhook_problem
 
 SECONDS = 10.0
 """For one answer, from the look-up of the host to the end of its headers; its body is not read."""
@@ -135,19 +133,6 @@ def _may_pass(error: _NotTakenError) -> bool:
 def signature(secret: str, data: bytes) -> str:
     """What a receiver compares with the header, in constant time."""
     return "sha256=" + hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
-
-
-def environment() -> str | None:
-    """The address that the environment names; None: it names none.
-
-    Raises:
-        SpecError: It cannot be posted to.
-    """
-    chosen = os.environ.get(WEBHOOK_VARIABLE, "").strip()
-    problem = webhook_problem(chosen) if chosen else None
-    if problem is not None:
-        raise SpecError(f"{WEBHOOK_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
-    return chosen or None
 
 
 def secret() -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from graceful import redact
+from graceful.environment import WEBHOOK_VARIABLE
+from graceful.errors import SpecError
 
 FORM = "must be http(s)://HOST/PATH"
 
@@ -40,3 +43,16 @@ def checked_webhook(url: str) -> str:
     if problem is not None:
         raise ValueError(f"{problem}; what it holds is not shown, it may be secret")
     return url
+
+
+def webhook_of(environment: Mapping[str, str]) -> str | None:
+    """Return the address that the environment names; None where it names none.
+
+    Raises:
+        SpecError: It cannot be posted to.
+    """
+    url = environment.get(WEBHOOK_VARIABLE, "").strip()
+    problem = webhook_problem(url) if url else None
+    if problem is not None:
+        raise SpecError(f"{WEBHOOK_VARIABLE}: {problem}; what it holds is not shown, it may be secret")
+    return url or None

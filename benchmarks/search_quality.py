@@ -116,7 +116,7 @@ def measured(method: str, repetition: int, home: Path, old: Path, *, quick: bool
             study.enqueue(space.known_points(spec, parameters))
         search(bench, study, listener=told, progress=silent)
         count = spec.tune.final.candidates
-        _, chosen = final.select(study.trials(), count, lambda few: final.again(bench, few, silent))
+        _, chosen = final.select(study.trials(), count, lambda few: final.retrain(bench, few, silent))
         kept = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
         point = chosen.point if chosen is not None and kept else None
         promised = chosen.promised["nfr"] if chosen is not None else None
@@ -129,7 +129,7 @@ def on_test(bench: Bench, point: Mapping[str, Any]) -> Score:
     """Fresh seeds on the test split; what the final selection trained already is not trained again."""
     seeds = final.fresh_seeds(bench)
     works = [bench.work(point, seed=seed, on="test") for seed in seeds]
-    bench.make([*bench.untreated(seeds=seeds, on="test"), *works], silent, stage="test")
+    bench.make([*bench.reference_works(seeds=seeds, on="test"), *works], silent, stage="test")
     return bench.judge(works, seeds=seeds, on="test")
 
 

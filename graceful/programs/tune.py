@@ -68,7 +68,7 @@ def tune(
         watch: Called with what was tried before, once the search is open.
 
     Returns:
-        The result as JSON values; see `result.found`.
+        The result as JSON values; see `result.as_document`.
 
     Raises:
         SpecError: No predecessor, or the folder belongs to another search.
@@ -257,9 +257,9 @@ def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]
     candidates: list[final.Candidate] = []
     if bench.tune.objectives == "single":
         count = bench.tune.final.candidates
-        candidates, chosen = final.select(trials, count, lambda few: final.again(bench, few, progress))
+        candidates, chosen = final.select(trials, count, lambda few: final.retrain(bench, few, progress))
         tested = _tested(bench, chosen, progress)
-    return result.found(
+    return result.as_document(
         bench.spec,
         trials=trials,
         candidates=candidates,

@@ -83,7 +83,7 @@ def test_fits_differ_by_point_and_seed_alone(tmp_path: Path) -> None:
     assert bench.work(POINT, seed=0, on="test").digest == base.digest
     assert bench.work(POINT, seed=1, on="search").digest != base.digest
     assert bench.work({**POINT, "margin": 0.6}, seed=0, on="search").digest != base.digest
-    references = {one.digest for one in bench.untreated(seeds=[0, 1], on="search")}
+    references = {one.digest for one in bench.reference_works(seeds=[0, 1], on="search")}
     assert len(references) == 6
     assert base.digest not in references
 
@@ -97,7 +97,7 @@ def test_shares_of_the_old_weights_are_one_training_with_several_answers(tmp_pat
     assert (other.share, other.measured) == (0.3, "search-0.3")
     assert base.at(0.3) == other
     assert other.at(0.0).measured == "search"
-    (reference,) = {one.share for one in bench.untreated(seeds=[0], on="search")}
+    (reference,) = {one.share for one in bench.reference_works(seeds=[0], on="search")}
     assert reference == 0.0
     plain = made(tmp_path).work(POINT, seed=0, on="search")
     assert plain.digest != base.digest  # it starts elsewhere
@@ -118,9 +118,9 @@ def test_a_fit_is_trained_once_and_asked_with_every_share(tmp_path: Path) -> Non
     )
     work = bench.work({**POINT, "interpolation": 0.0}, seed=0, on="search", shares=(0.999,))
     assert fits.fit(work.document())["failed"] is None
-    assert not (work.place / "model").exists()
+    assert not (work.folder_path / "model").exists()
     before = bundle.load(old)
-    was_right = fits.answered_right(before, splits.part(bench.task, spec, "search"), spec, bench.task)
+    was_right = fits.correct_answers(before, splits.part(bench.task, spec, "search"), spec, bench.task)
     assert np.mean(fits.right(work.at(0.999)) != was_right) < 0.01 < np.mean(fits.right(work) != was_right)
     done = fits.finished(work.at(0.999))
     assert done is not None
@@ -141,14 +141,14 @@ def test_trials_on_one_machine_train_in_their_own_process(tmp_path: Path, monkey
 def test_answers_come_back_bit_for_bit(tmp_path: Path, n: int) -> None:
     work = made(tmp_path).work(POINT, seed=0, on="search")
     who = np.random.default_rng(n).random(n) < 0.7
-    fits._write_right(work, who)
+    fits._write_correct(work, who)
     assert np.array_equal(fits.right(work), who)
 
 
 def test_answers_that_announce_more_than_there_are_take_no_memory(tmp_path: Path) -> None:
     work = made(tmp_path).work(POINT, seed=0, on="search")
-    fits._write_right(work, np.ones(9, dtype=np.bool_))
-    path = work.place / f"{work.measured}-{fits.RIGHT}"
+    fits._write_correct(work, np.ones(9, dtype=np.bool_))
+    path = work.folder_path / f"{work.measured}-{fits.RIGHT}"
     path.write_bytes(path.read_bytes().replace((9).to_bytes(8, "little"), (10**15).to_bytes(8, "little")))
     with pytest.raises(IntegrityError, match=r"damaged \(announces 1000000000000000 answers and holds fewer\)"):
         fits.right(work)
@@ -195,6 +195,6 @@ def test_what_cannot_be_searched_is_refused_before_the_search_has_a_folder_of_it
 
 def test_half_a_note_is_no_end(tmp_path: Path) -> None:
     work = made(tmp_path).work(POINT, seed=0, on="search")
-    work.place.mkdir(parents=True)
-    (work.place / "search-fit.json").write_text('{"digest": "x", "sec')
+    work.folder_path.mkdir(parents=True)
+    (work.folder_path / "search-fit.json").write_text('{"digest": "x", "sec')
     assert fits.finished(work) is None

@@ -173,7 +173,7 @@ def tune_spec(**tune: object) -> object:
 
 
 def test_unmet_names_the_closest_point_and_what_admits_it() -> None:
-    found = result.found(
+    found = result.as_document(
         tune_spec(),  # type: ignore[arg-type]
         trials=TRIALS[:1],
         candidates=[],
@@ -201,7 +201,7 @@ def test_found_weights_are_a_spec_that_refresh_takes() -> None:
 
 
 def test_pictures_are_well_formed_and_show_every_complete_trial(tmp_path: Path) -> None:
-    found = result.found(
+    found = result.as_document(
         tune_spec(),  # type: ignore[arg-type]
         trials=TRIALS,
         candidates=[candidate(2, scored(0.02, -0.1))],
@@ -222,7 +222,7 @@ def test_pictures_are_well_formed_and_show_every_complete_trial(tmp_path: Path) 
 
 
 def test_pictures_of_nothing_are_left_out(tmp_path: Path) -> None:
-    found = result.found(
+    found = result.as_document(
         tune_spec(),  # type: ignore[arg-type]
         trials=[FAILED],
         candidates=[],

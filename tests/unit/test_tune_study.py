@@ -197,7 +197,7 @@ class Pretended(Bench):
 
         def told() -> dict[str, Any] | None:
             work = ask()
-            return None if work is None else {"key": work.place.name}
+            return None if work is None else {"key": work.folder_path.name}
 
         running.here(function, ask=told, tell=tell)
 
@@ -237,7 +237,7 @@ def test_zombies_are_told_if_their_fit_has_finished_and_else_tried_again(tmp_pat
     killed, made = opened(tmp_path, trials=2), bench(tmp_path, trials=2)
     _, point = killed.ask()
     work: Work = made.work(point, seed=0, on="search")
-    write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
+    write_json(work.folder_path / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
     lost, lost_point = killed.ask()
     study = opened(tmp_path, trials=2)
     searching.search(made, study, listener=lambda tried: None, progress=silent)
@@ -255,7 +255,7 @@ def test_another_limit_judges_anew_and_makes_nothing_again(tmp_path: Path) -> No
     searching.search(made, first, listener=lambda tried: None, progress=silent)
     for one in first.trials()[:3]:
         work = made.work(one.point, seed=0, on="search")
-        write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
+        write_json(work.folder_path / "search-fit.json", vars(Fit(digest=work.digest, seconds=7.0)))
     (tmp_path / "other").mkdir()
     second = opened(tmp_path / "other", trials=3)
     few = bench(tmp_path, trials=3)
@@ -273,7 +273,7 @@ def test_a_trial_stands_for_the_best_share_of_the_old_weights(tmp_path: Path) ->
             while (work := ask()) is not None:
                 ended = [Fit(digest=work.digest, seconds=1.0 + share, retrieval=share) for share in (0.0, *work.shares)]
                 for share, fit in zip(work.shares, ended[1:], strict=True):
-                    write_json(work.place / f"{work.at(share).measured}-fit.json", vars(fit))
+                    write_json(work.folder_path / f"{work.at(share).measured}-fit.json", vars(fit))
                 tell(work.digest, vars(ended[0]))
 
         def judge(self, works: Any, *, seeds: Any, on: Any) -> Score:
@@ -304,7 +304,7 @@ def test_trials_of_another_limit_keep_their_own_fits(tmp_path: Path) -> None:
         _, point = before.ask()
         work = made.work(point, seed=0, on="search")
         if number != 1:
-            write_json(work.place / "search-fit.json", vars(Fit(digest=work.digest, seconds=float(number))))
+            write_json(work.folder_path / "search-fit.json", vars(Fit(digest=work.digest, seconds=float(number))))
     tried = before.trials()
     study = opened(tmp_path, trials=5)
     study.enqueue([tried[1].point])

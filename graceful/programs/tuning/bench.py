@@ -52,13 +52,13 @@ class Bench:
 
     @property
     def limit(self) -> Limit:
-        """The error to keep."""
+        """Return the limit on the error rate."""
         absolute = None if self.tune.error == "reference" else float(self.tune.error)
         return Limit(absolute=absolute, tolerance=self.tune.tolerance, confidence=self.tune.confidence)
 
     @property
     def of_trials(self) -> RefreshSpec:
-        """The spec as trials train it."""
+        """Return the spec as trials train it."""
         return self.spec.model_copy(update={"train": self.spec.train.model_copy(update=_alone(self.spec))})
 
     def work(
@@ -72,21 +72,21 @@ class Bench:
     ) -> Work:
         """A fit of a point (None: without constraints), or of a shared reference run; measured with shares too."""
         train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
-        chosen = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
-        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, "registry": Registry(), **chosen})
+        changes = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
+        spec = self.spec.model_copy(update={"train": train, "tune": self.tune, "registry": Registry(), **changes})
         return Work(
             folder=str(self.folder),
             home=str(self.home),
             spec=spec.dump(),
-            ancestors=tuple(str(one.stored.folder) for one in self.ancestors),
+            ancestors=tuple(str(ancestor.stored.folder) for ancestor in self.ancestors),
             part=on,
             keep=on != "search" and reference is None,
             reference=reference,
             shares=tuple(shares),
         )
 
-    def untreated(self, *, seeds: Sequence[int], on: Part) -> list[Work]:
-        """The reference runs of these seeds."""
+    def reference_works(self, *, seeds: Sequence[int], on: Part) -> list[Work]:
+        """Return the reference runs of these seeds."""
         return [
             self.work(None, seed=seed, on=on, reference=index)
             for seed in seeds
@@ -94,7 +94,7 @@ class Bench:
         ]
 
     def baseline(self, *, seeds: Sequence[int], on: Part) -> Baseline:
-        """What fits with these seeds are judged against; the reference runs must be finished."""
+        """Return what fits with these seeds are compared with; the reference runs must be finished."""
         key = (on, tuple(seeds))
         if key not in self.baselines:
             self.baselines[key] = self._baseline(seeds, on)
@@ -107,10 +107,10 @@ class Bench:
         chain = []
         for ancestor in self.ancestors:
             version = ancestor.stored.whole()
-            right = fits.answered_right(version, samples, self.spec, self.task)
-            known = np.isin(names, version.classes) if pairs is None else np.ones(len(right), dtype=np.bool_)
-            chain.append(Old(name=version.name, right=right, known=known))
-        reference = fits.stacked(self.untreated(seeds=seeds, on=on))
+            correct = fits.correct_answers(version, samples, self.spec, self.task)
+            class_known = np.isin(names, version.classes) if pairs is None else np.ones(len(correct), dtype=np.bool_)
+            chain.append(Old(name=version.name, right=correct, known=class_known))
+        reference = fits.stacked(self.reference_works(seeds=seeds, on=on))
         return Baseline(reference=reference, chain=tuple(chain), units=units if pairs is None else units[pairs])
 
     def judge(self, works: Sequence[Work], *, seeds: Sequence[int], on: Part) -> Score:
@@ -125,20 +125,20 @@ class Bench:
             RuntimeError: A trial met a bug.
         """
 
-        def told() -> dict[str, Any] | None:
+        def work_document() -> dict[str, Any] | None:
             work = ask()
-            return None if work is None else {"key": work.place.name, "work": work.document()}
+            return None if work is None else {"key": work.folder_path.name, "work": work.document()}
 
         from graceful.training import search
 
-        raised: list[Exception] = []
+        raised_errors: list[Exception] = []
 
         def next_one() -> dict[str, Any] | None:
-            return None if raised else told()
+            return None if raised_errors else work_document()
 
         def ended(key: str, answer: Mapping[str, Any] | None) -> None:
             if answer is not None and RAISED in answer:
-                raised.append(_raised(answer))
+                raised_errors.append(_raised(answer))
             else:
                 tell(key, answer)
 
@@ -149,8 +149,8 @@ class Bench:
         else:
             at_once = at_once or search.concurrency(workers, gpus=self.spec.train.use_gpu is not False)
             search.on_ray(trial, ask=next_one, tell=ended, at_once=at_once, workers=workers)
-        if raised:
-            raise raised[0]
+        if raised_errors:
+            raise raised_errors[0]
 
     def make(self, works: Sequence[Work], progress: Progress, *, stage: str, trained: bool = False) -> None:
         """Make all of these; what fails is noted in its fit.
@@ -164,30 +164,30 @@ class Bench:
         Raises:
             InfrastructureError: The process of one was lost.
         """
-        todo = [one for one in works if fits.finished(one) is None]
-        waiting, done = list(reversed(todo)), len(works) - len(todo)
-        progress({"stage": stage, "step": done, "steps": len(works)})
+        todo = [work for work in works if fits.finished(work) is None]
+        waiting, finished_count = list(reversed(todo)), len(works) - len(todo)
+        progress({"stage": stage, "step": finished_count, "steps": len(works)})
 
-        def tell(key: str, answer: Mapping[str, Any] | None) -> None:
-            nonlocal done
-            done += 1
-            progress({"stage": stage, "step": done, "steps": len(works)})
+        def count_finished(key: str, answer: Mapping[str, Any] | None) -> None:
+            nonlocal finished_count
+            finished_count += 1
+            progress({"stage": stage, "step": finished_count, "steps": len(works)})
 
         if trained:
-            for one in todo:
-                tell(one.digest, fits.fit(one.document()))
+            for work in todo:
+                count_finished(work.digest, fits.fit(work.document()))
         elif todo:
-            self.run(ask=lambda: waiting.pop() if waiting else None, tell=tell)
-        for one in works:
-            ended = fits.finished(one)
-            if ended is None:
-                raise InfrastructureError(f"{stage}: process of {one.place.name} was lost; run the same command again")
+            self.run(ask=lambda: waiting.pop() if waiting else None, tell=count_finished)
+        for work in works:
+            result = fits.finished(work)
+            if result is None:
+                raise InfrastructureError(f"{stage}: process of {work.digest} was lost; run the same command again")
 
 
-def trial(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial's process runs; errors cross as JSON values."""
+def trial(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one fit in the process of a trial; errors are returned as JSON values."""
     try:
-        return fits.fit(told["work"])
+        return fits.fit(message["work"])
     except Exception as e:  # noqa: BLE001  raised again in the driver, where people see it
         return {
             RAISED: type(e).__name__,
@@ -197,7 +197,7 @@ def trial(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _raised(answer: Mapping[str, Any]) -> Exception:
-    """What a trial's process met: an error of ours as it was, anything else as a bug with its traceback as a note."""
+    """Return the error that a trial met: one of ours as it was, anything else as a bug with its traceback as a note."""
     kind = getattr(errors, str(answer[RAISED]), None)
     if isinstance(kind, type) and issubclass(kind, GracefulError):
         return kind(str(answer["message"]))
@@ -207,12 +207,12 @@ def _raised(answer: Mapping[str, Any]) -> Exception:
 
 
 def distributed(spec: RefreshSpec) -> bool:
-    """Whether trials use Ray Train workers: where the spec wants some and there is a cluster to give them."""
+    """Return whether trials use Ray Train workers: the spec wants some and there is a cluster to give them."""
     return spec.train.num_workers > 0 and ray_address.named() is not None
 
 
 def _alone(spec: RefreshSpec) -> dict[str, Any]:
-    """On one machine a trial trains in its own process; plain torch computes what DeepSpeed computes alone."""
+    """Return changes for one machine: a trial trains in its process, where plain torch computes what DeepSpeed does."""
     from graceful.spec import TorchEngine
 
     return {} if distributed(spec) else {"num_workers": 0, "engine": TorchEngine()}

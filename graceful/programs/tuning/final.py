@@ -44,7 +44,7 @@ class Candidate:
 
 
 def select(
-    trials: Sequence[Tried], count: int, again: Callable[[Sequence[Tried]], list[Candidate]]
+    trials: Sequence[Tried], count: int, retrain: Callable[[Sequence[Tried]], list[Candidate]]
 ) -> tuple[list[Candidate], Candidate | None]:
     """Train the best trials again and choose; where none of them keeps the error rate, those that kept it by most.
 
@@ -53,87 +53,89 @@ def select(
     Args:
         trials: Of the search.
         count: How many in a round.
-        again: Trains trials again, see `again`.
+        again: Trains trials again, see `retrain`.
 
     Returns:
         Every candidate, and the chosen one; see `choose`.
     """
-    candidates = again(best(trials, count))
+    candidates = retrain(best(trials, count))
     chosen = choose(candidates)
     if candidates and (chosen is None or chosen.held_back is None or not chosen.held_back.feasible):
-        tried = {one.number for one in candidates}
-        candidates += again(roomiest([one for one in trials if one.number not in tried], count))
+        tried_numbers = {trial.number for trial in candidates}
+        candidates += retrain(furthest_within([trial for trial in trials if trial.number not in tried_numbers], count))
         chosen = choose(candidates)
     return candidates, chosen
 
 
 def best(trials: Sequence[Tried], count: int) -> list[Tried]:
-    """The feasible trials with the lowest negative flip rate; of equal ones those furthest within the error rate."""
-    fit = [one for one in trials if one.feasible]
-    return sorted(fit, key=lambda one: (one.record["nfr"], one.record["violation"], one.number))[:count]
+    """Return the feasible trials with the lowest negative flip rate; of equal ones those with less error."""
+    feasible = [trial for trial in trials if trial.feasible]
+    return sorted(feasible, key=lambda trial: (trial.record["nfr"], trial.record["violation"], trial.number))[:count]
 
 
-def roomiest(trials: Sequence[Tried], count: int) -> list[Tried]:
-    """The feasible trials that lie furthest within the error rate."""
-    fit = [one for one in trials if one.feasible]
-    return sorted(fit, key=lambda one: (one.record["violation"], one.record["nfr"], one.number))[:count]
+def furthest_within(trials: Sequence[Tried], count: int) -> list[Tried]:
+    """Return the feasible trials that lie furthest within the error rate."""
+    feasible = [trial for trial in trials if trial.feasible]
+    return sorted(feasible, key=lambda trial: (trial.record["violation"], trial.record["nfr"], trial.number))[:count]
 
 
 def closest(trials: Sequence[Tried]) -> Tried | None:
-    """The trial that exceeds the error rate least; None: none was completed."""
-    done = [one for one in trials if one.state == "complete"]
-    return min(done, key=lambda one: (one.record["violation"], one.record["nfr"]), default=None)
+    """Return the trial that exceeds the error rate least; None: none was completed."""
+    completed = [trial for trial in trials if trial.state == "complete"]
+    return min(completed, key=lambda trial: (trial.record["violation"], trial.record["nfr"]), default=None)
 
 
 def fresh_seeds(bench: Bench) -> list[int]:
-    """Seeds that the search did not use."""
+    """Return seeds that the search did not use."""
     return [bench.spec.train.seed + number * STRIDE for number in range(1, bench.tune.final.seeds + 1)]
 
 
-def again(bench: Bench, trials: Sequence[Tried], progress: Progress) -> list[Candidate]:
+def retrain(bench: Bench, trials: Sequence[Tried], progress: Progress) -> list[Candidate]:
     """Train these trials' points with fresh seeds and judge them on the held-back part."""
     if not trials:
         return []
     seeds = fresh_seeds(bench)
-    references = bench.untreated(seeds=seeds, on="held_back")
-    works = {one.number: _works(bench, one.point, seeds, "held_back") for one in trials}
-    everything = [*references, *(work for each in works.values() for work in each)]
-    bench.make(everything, progress, stage="final selection")
+    references = bench.reference_works(seeds=seeds, on="held_back")
+    works = {trial.number: _works(bench, trial.point, seeds, "held_back") for trial in trials}
+    all_works = [*references, *(work for trial_works in works.values() for work in trial_works)]
+    bench.make(all_works, progress, stage="final selection")
     require_trained(references)
-    found = []
-    for one in trials:
-        failed = [ended.failed for work in works[one.number] if (ended := fits.finished(work)) and ended.failed]
-        judged = None if failed else bench.judge(works[one.number], seeds=seeds, on="held_back")
-        found.append(
+    candidates = []
+    for trial in trials:
+        failed = [ended.failed for work in works[trial.number] if (ended := fits.finished(work)) and ended.failed]
+        score = None if failed else bench.judge(works[trial.number], seeds=seeds, on="held_back")
+        candidates.append(
             Candidate(
-                number=one.number,
-                point=one.point,
-                promised=dict(one.record),
-                held_back=judged,
+                number=trial.number,
+                point=trial.point,
+                promised=dict(trial.record),
+                held_back=score,
                 failed=failed[0] if failed else None,
             )
         )
-    return found
+    return candidates
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The lowest upper end of the negative flip rate among those that keep the error rate; else the least violating.
+    """Return the candidate with the lowest upper end of NFR that keeps the error rate; else the least violating.
 
     Returns:
         None where every candidate failed.
     """
-    able = [one for one in candidates if one.held_back is not None]
-    kept = [one for one in able if one.held_back is not None and one.held_back.feasible]
-    if kept:
-        return min(kept, key=lambda one: one.held_back.nfr_upper if one.held_back else 0.0)
-    return min(able, key=lambda one: one.held_back.violation if one.held_back else 0.0, default=None)
+    scored = [candidate for candidate in candidates if candidate.held_back is not None]
+    feasible = [candidate for candidate in scored if candidate.held_back is not None and candidate.held_back.feasible]
+    if feasible:
+        return min(feasible, key=lambda candidate: candidate.held_back.nfr_upper if candidate.held_back else 0.0)
+    return min(
+        scored, key=lambda candidate: candidate.held_back.violation if candidate.held_back else 0.0, default=None
+    )
 
 
 def on_test(bench: Bench, chosen: Candidate, progress: Progress) -> Score:
     """Measure the chosen point's fresh fits and the reference runs on the test split."""
     seeds = fresh_seeds(bench)
     works = _works(bench, chosen.point, seeds, "test")
-    bench.make([*bench.untreated(seeds=seeds, on="test"), *works], progress, stage="test", trained=True)
+    bench.make([*bench.reference_works(seeds=seeds, on="test"), *works], progress, stage="test", trained=True)
     return bench.judge(works, seeds=seeds, on="test")
 
 

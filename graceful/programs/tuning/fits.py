@@ -72,36 +72,36 @@ class Work:
 
     @property
     def digest(self) -> str:
-        """Names the training: all that its weights depend on before they are mixed."""
+        """Return the name of the training: a digest of all that its weights depend on before they are mixed."""
         parts = ("task", "train") if self.reference is not None else ("task", "train", "compatibility")
-        named = {**{key: self.spec[key] for key in parts}, "reference": self.reference}
+        content = {**{key: self.spec[key] for key in parts}, "reference": self.reference}
         if self.reference is None:
-            owed = self.spec["compatibility"]
-            named["compatibility"] = {key: owed[key] for key in owed if key != INTERPOLATION}
-        return sha256_json(named)[:20]
+            section = self.spec["compatibility"]
+            content["compatibility"] = {key: section[key] for key in section if key != INTERPOLATION}
+        return sha256_json(content)[:20]
 
     @property
     def share(self) -> float:
-        """Of the predecessor's weights in what is measured."""
+        """Return the share of the predecessor's weights in what is measured."""
         return 0.0 if self.reference is not None else float(self.spec["compatibility"].get(INTERPOLATION, 0.0))
 
     @property
     def measured(self) -> str:
-        """Names the answers within the fit's folder."""
+        """Return the name of the measured answers within the fit's folder."""
         return f"{self.part}-{self.share:g}" if self.share else self.part
 
     def at(self, share: float) -> Work:
-        """The same training, measured with another share."""
-        owed = {**self.spec["compatibility"], INTERPOLATION: share}
-        return replace(self, spec={**self.spec, "compatibility": owed}, shares=())
+        """Return the same training, measured with another share."""
+        section = {**self.spec["compatibility"], INTERPOLATION: share}
+        return replace(self, spec={**self.spec, "compatibility": section}, shares=())
 
     @property
-    def place(self) -> Path:
-        """Its own folder."""
+    def folder_path(self) -> Path:
+        """Return its own folder."""
         return Path(self.folder) / self.digest
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the work as JSON values."""
         return asdict(self)
 
 
@@ -122,26 +122,26 @@ class Fit:
     retrieval: float | None = None
 
 
-def fit(told: Mapping[str, Any]) -> dict[str, Any]:
+def fit(document: Mapping[str, Any]) -> dict[str, Any]:
     """Train and measure, unless that is done; a training that fails or collapses is an answer, not an error.
 
     What would befall every other fit too (data, disk) is raised, and nothing is noted.
 
     Args:
-        told: A `Work` as JSON values.
+        document: A `Work` as JSON values.
 
     Returns:
         A `Fit` as JSON values.
     """
-    work = Work(**{**told, "ancestors": tuple(told["ancestors"]), "shares": tuple(told["shares"])})
-    with exclusive(work.place, wait=True):
-        known = finished(work)
-        done = _fitted(work) if known is None else known
+    work = Work(**{**document, "ancestors": tuple(document["ancestors"]), "shares": tuple(document["shares"])})
+    with exclusive(work.folder_path, wait=True):
+        finished_fit = finished(work)
+        result = _train_and_record(work) if finished_fit is None else finished_fit
         _settle(work)
-        return asdict(done)
+        return asdict(result)
 
 
-def _fitted(work: Work) -> Fit:
+def _train_and_record(work: Work) -> Fit:
     started = time.monotonic()
     spec = specs.parse(work.spec, where="a trial")
     task = _task(spec.task.model_dump_json())
@@ -152,33 +152,33 @@ def _fitted(work: Work) -> Fit:
         failed = f"{type(e).__name__}: {e.message}"
     except (MemoryError, torch.OutOfMemoryError) as e:
         failed = f"out of memory: {str(e).partition('. ')[0]}"
-    done = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
-    _note(work, done)
-    return done
+    result = Fit(digest=work.digest, seconds=time.monotonic() - started, failed=failed, retrieval=retrieval)
+    _note(work, result)
+    return result
 
 
 def _settle(work: Work) -> None:
     """Copy the answers, delete what nobody needs any more; also after a kill between the note and this."""
     mirror, measured = Mirror.of(Path(work.home)), [work, *map(work.at, work.shares)]
     for kind in (RIGHT, NOTE):  # a note says that the answers are there
-        mirror.save(work.place, only=[f"{one.measured}-{kind}" for one in measured])
-    rest = ("checkpoints", "ray", *(() if work.keep else ("model",)))
-    for name in rest:
-        if mirror.uri is not None or (work.place / name).exists():
-            mirror.delete_folder(work.place / name)
+        mirror.save(work.folder_path, only=[f"{measured_work.measured}-{kind}" for measured_work in measured])
+    unneeded = ("checkpoints", "ray", *(() if work.keep else ("model",)))
+    for name in unneeded:
+        if mirror.uri is not None or (work.folder_path / name).exists():
+            mirror.delete_folder(work.folder_path / name)
     if not work.keep:
-        mirror.delete(work.place / WEIGHTS)
+        mirror.delete(work.folder_path / WEIGHTS)
 
 
-def _note(work: Work, done: Fit) -> None:
-    write_json(work.place / f"{work.measured}-{NOTE}", asdict(done))
+def _note(work: Work, result: Fit) -> None:
+    write_json(work.folder_path / f"{work.measured}-{NOTE}", asdict(result))
 
 
 def finished(work: Work) -> Fit | None:
-    """How it ended, if it has, here or on a machine that was lost."""
-    note, mirror = work.place / f"{work.measured}-{NOTE}", Mirror.of(Path(work.home))
+    """Return how the fit ended, if it has, here or on a machine that was lost."""
+    note, mirror = work.folder_path / f"{work.measured}-{NOTE}", Mirror.of(Path(work.home))
     if mirror.uri is not None and not note.exists():
-        mirror.restore_file(work.place / f"{work.measured}-{RIGHT}")
+        mirror.restore_file(work.folder_path / f"{work.measured}-{RIGHT}")
         mirror.restore_file(note)
     try:
         return Fit(**json.loads(note.read_text(encoding="utf-8")))
@@ -187,12 +187,12 @@ def finished(work: Work) -> Fit | None:
 
 
 def right(work: Work) -> NDArray[np.bool_]:
-    """[N] who was answered right by a finished fit that did not fail.
+    """Return [N], which ids a finished fit that did not fail answered right.
 
     Raises:
         IntegrityError: Its file is gone or damaged.
     """
-    path = work.place / f"{work.measured}-{RIGHT}"
+    path = work.folder_path / f"{work.measured}-{RIGHT}"
     try:
         packed = arrays.read_npy(path, kind="u1")
         count = int(packed[:8].view(np.int64)[0])
@@ -200,12 +200,14 @@ def right(work: Work) -> NDArray[np.bool_]:
             raise ValueError(f"announces {count} answers and holds fewer")
         return np.unpackbits(packed[8:], count=count).astype(np.bool_)
     except (StorageError, ValueError, LookupError) as e:
-        raise IntegrityError(f"{path}: damaged ({one_line(e)}); delete {work.place} to make that fit again") from e
+        raise IntegrityError(
+            f"{path}: damaged ({one_line(e)}); delete {work.folder_path} to make that fit again"
+        ) from e
 
 
 def _run_of(work: Work, spec: RefreshSpec) -> Run:
-    """The run that trains a fit; ancestors that an earlier fit of this process has opened stay open."""
-    run = Run.of(spec, home=Path(work.home), folder=work.place)
+    """Return the run that trains a fit; ancestors that an earlier fit of this process has opened stay open."""
+    run = Run.of(spec, home=Path(work.home), folder=work.folder_path)
     return replace(run, versions=dict(_ancestors(work.ancestors, spec.task.model_dump_json(), spec.trust.code_digests)))
 
 
@@ -221,13 +223,13 @@ def _trained_and_measured(work: Work, run: Run, task: Task) -> float | None:
     if work.reference is not None:
         folder = reference_run(run, work.reference, task=task, latest=latest).folder
     elif not (folder / "arch.json").exists():
-        owed = spec.compatibility.model_copy(update={INTERPOLATION: 0.0})
-        unmixed = replace(run, spec=spec.model_copy(update={"compatibility": owed}))
+        section = spec.compatibility.model_copy(update={INTERPOLATION: 0.0})
+        unmixed = replace(run, spec=spec.model_copy(update={"compatibility": section}))
         train(unmixed, ancestors=ancestors, task=task, checked=True)
     for share in work.shares:
-        other, started = work.at(share), time.monotonic()
-        retrieval = _measured(other, folder, latest, spec, task)
-        _note(other, Fit(digest=work.digest, seconds=time.monotonic() - started, retrieval=retrieval))
+        share_work, started = work.at(share), time.monotonic()
+        retrieval = _measured(share_work, folder, latest, spec, task)
+        _note(share_work, Fit(digest=work.digest, seconds=time.monotonic() - started, retrieval=retrieval))
     return _measured(work, folder, latest, spec, task)
 
 
@@ -237,36 +239,36 @@ def _measured(work: Work, folder: Path, latest: StoredVersion | None, spec: Refr
     if work.share and latest is not None:
         mix(new.network, latest, work.share, spec=spec, task=task)
     samples = part(task, spec, work.part)
-    _write_right(work, answered_right(new, samples, spec, task))
+    _write_correct(work, correct_answers(new, samples, spec, task))
     if spec.tune is None or spec.tune.objectives != "front" or latest is None:
         return None
     return _cross_test(new, latest.whole(), samples, spec, task)
 
 
-def _write_right(work: Work, who: NDArray[np.bool_]) -> None:
+def _write_correct(work: Work, correct: NDArray[np.bool_]) -> None:
     file = io.BytesIO()
-    count = np.array([len(who)], dtype=np.int64).view(np.uint8)
-    np.save(file, np.concatenate([count, np.packbits(who)]), allow_pickle=False)
-    write_bytes(work.place / f"{work.measured}-{RIGHT}", file.getvalue())
+    count = np.array([len(correct)], dtype=np.int64).view(np.uint8)
+    np.save(file, np.concatenate([count, np.packbits(correct)]), allow_pickle=False)
+    write_bytes(work.folder_path / f"{work.measured}-{RIGHT}", file.getvalue())
 
 
-def answered_right(version: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> NDArray[np.bool_]:
-    """[N] ids answered right; for verification [P] genuine pairs that are accepted."""
-    said = run_on_split(version, samples, spec.evaluate.batch_size)
+def correct_answers(version: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> NDArray[np.bool_]:
+    """Return [N], which ids are answered right; for verification [P], which genuine pairs are accepted."""
+    outputs = run_on_split(version, samples, spec.evaluate.batch_size)
     if spec.tune is not None and spec.tune.far is not None:
         calibration = task.samples("constraint")
         return accepted(
-            embeddings_of(samples, said),
+            embeddings_of(samples, outputs),
             calibrated_on=embeddings_of(calibration, run_on_split(version, calibration, spec.evaluate.batch_size)),
             far=spec.tune.far,
         )
-    finite = np.isfinite(said.logits).all(axis=1)
-    guess = np.asarray(version.classes)[said.logits.argmax(axis=1)]
-    return np.asarray(finite & (guess == np.asarray(samples.classes)[samples.labels]))
+    finite = np.isfinite(outputs.logits).all(axis=1)
+    predicted = np.asarray(version.classes)[outputs.logits.argmax(axis=1)]
+    return np.asarray(finite & (predicted == np.asarray(samples.classes)[samples.labels]))
 
 
 def _cross_test(new: Predecessor, old: Predecessor, samples: Samples, spec: RefreshSpec, task: Task) -> float | None:
-    """New queries on the old gallery, R@1, within the part: the test galleries stay untouched."""
+    """Return R@1 of new queries on the old gallery within the part: the test galleries stay untouched."""
     size = spec.evaluate.batch_size
     queries = embeddings_of(samples, run_on_split(new, samples, size))
     gallery = embeddings_of(samples, run_on_split(old, samples, size, role="gallery"))
@@ -280,5 +282,5 @@ def _task(section: str) -> Task:
 
 
 def stacked(works: Sequence[Work]) -> NDArray[np.bool_]:
-    """[S, N] answers of finished fits."""
-    return np.stack([right(one) for one in works])
+    """Return [S, N] answers of finished fits."""
+    return np.stack([right(work) for work in works])

@@ -48,31 +48,31 @@ def search_and_show(run: Run, talk: Talk) -> tuple[dict[str, Any], int, Any]:
 def watching(run: Run, before: Sequence[Tried], *, talk: Talk, show: Any = None) -> Watch:
     """Tell people and MLflow about every trial."""
     log = run.store.search_log(run.spec.recorded(), run_id=run.spec.run_id)
-    known = {one.number: one for one in before}
+    trials_by_number = {trial.number: trial for trial in before}
 
     def record(tried: Tried) -> None:
         log.trial(tried.number, point=tried.point, record=tried.record, state=tried.state)
 
-    for one in before:
-        record(one)
+    for trial in before:
+        record(trial)
 
-    def told(tried: Tried) -> None:
-        known[tried.number] = tried
+    def on_trial(tried: Tried) -> None:
+        trials_by_number[tried.number] = tried
         try:
             record(tried)
         except RegistryError as e:  # the journal has it; it is recorded at the end, or when the search continues
             talk({"stage": "registry", "why": e.message})
         if show is not None:
-            show(live_table(list(known.values())))
+            show(live_table(list(trials_by_number.values())))
         elif tried.state != "running":
             talk({"stage": "trial", "number": tried.number, "state": tried.state, **_facts(tried)})
 
     def concluded(document: dict[str, Any], files: Sequence[Path]) -> None:
-        for one in known.values():
-            record(one)
+        for trial in trials_by_number.values():
+            record(trial)
         log.end(document, files)
 
-    return Watch(trial=told, result=concluded)
+    return Watch(trial=on_trial, result=concluded)
 
 
 def _facts(tried: Tried) -> dict[str, Any]:
@@ -84,21 +84,23 @@ def _facts(tried: Tried) -> dict[str, Any]:
 
 
 def live_table(trials: Sequence[Tried]) -> Table:
-    """The running trials, the best and the latest."""
-    done = [one for one in trials if one.state == "complete"]
-    running = [one for one in trials if one.state == "running"]
-    best = sorted(done, key=lambda one: (not one.feasible, one.record["nfr"]))[: SHOWN // 2]
-    latest = [one for one in sorted(done, key=lambda one: -one.number) if one not in best][: SHOWN - len(best)]
-    table = Table(title=f"{len(done)} trials complete, {len(running)} running", title_justify="left")
+    """Return a table of the running trials, the best and the latest."""
+    completed = [trial for trial in trials if trial.state == "complete"]
+    running = [trial for trial in trials if trial.state == "running"]
+    best = sorted(completed, key=lambda trial: (not trial.feasible, trial.record["nfr"]))[: SHOWN // 2]
+    latest = [trial for trial in sorted(completed, key=lambda trial: -trial.number) if trial not in best][
+        : SHOWN - len(best)
+    ]
+    table = Table(title=f"{len(completed)} trials complete, {len(running)} running", title_justify="left")
     for column in ("trial", "NFR", "error", "excess at most", "keeps it", "seconds", "point"):
         table.add_column(column, justify="left" if column == "point" else "right")
-    for one in [*best, *latest]:
-        record = one.record
+    for trial in [*best, *latest]:
+        record = trial.record
         cells = (f"{100 * record['nfr']:.2f}", f"{100 * record['error']:.2f}", f"{100 * record['excess_upper']:+.2f}")
-        kept = "[green]yes[/green]" if one.feasible else "[yellow]no[/yellow]"
-        table.add_row(str(one.number), *cells, kept, f"{record['seconds']:.0f}", point_text(one.point))
-    for one in running:
-        table.add_row(str(one.number), "", "", "", "", "...", point_text(one.point))
+        keeps_error = "[green]yes[/green]" if trial.feasible else "[yellow]no[/yellow]"
+        table.add_row(str(trial.number), *cells, keeps_error, f"{record['seconds']:.0f}", point_text(trial.point))
+    for trial in running:
+        table.add_row(str(trial.number), "", "", "", "", "...", point_text(trial.point))
     return table
 
 
@@ -109,27 +111,27 @@ def _table(candidates: Sequence[Mapping[str, Any]], spec: RefreshSpec) -> Table:
         "trial",
         "NFR promised",
         "NFR kept",
-        "untreated",
+        "reference NFR",
         "error kept",
         "limit",
         "excess at most",
         "keeps it",
     ):
         table.add_column(column, justify="right")
-    for one in candidates:
-        held = one["held_back"]
-        if held is None:
-            table.add_row(str(one["trial"]), _pct(one["promised"]["nfr"]), "failed", "", "", "", "", "no")
+    for candidate in candidates:
+        score = candidate["held_back"]
+        if score is None:
+            table.add_row(str(candidate["trial"]), _pct(candidate["promised"]["nfr"]), "failed", "", "", "", "", "no")
             continue
         table.add_row(
-            str(one["trial"]),
-            _pct(one["promised"]["nfr"]),
-            _pct(held["nfr"]),
-            _pct(held["reference_nfr"]),
-            _pct(held["error"]),
-            _pct(held["limit"]),
-            f"{100 * held['excess_upper']:+.2f}",
-            "yes" if held["feasible"] else "no",
+            str(candidate["trial"]),
+            _pct(candidate["promised"]["nfr"]),
+            _pct(score["nfr"]),
+            _pct(score["reference_nfr"]),
+            _pct(score["error"]),
+            _pct(score["limit"]),
+            f"{100 * score['excess_upper']:+.2f}",
+            "yes" if score["feasible"] else "no",
         )
     return table
 

@@ -20,49 +20,49 @@ Document = dict[str, Any]
 
 
 def trial_rows(trials: Sequence[Tried]) -> list[Document]:
-    """One row for each trial that ended: number, state, point, score."""
-    kept = ("error", "limit", "excess", "excess_upper", "violation", "feasible", "nfr", "nfr_lower", "nfr_upper")
-    more = ("reference_nfr", "against", "retrieval", "seconds", "failed", "digest")
+    """Return one row for each trial that ended: number, state, point, score."""
+    score_keys = ("error", "limit", "excess", "excess_upper", "violation", "feasible", "nfr", "nfr_lower", "nfr_upper")
+    other_keys = ("reference_nfr", "against", "retrieval", "seconds", "failed", "digest")
     return [
         {
-            "number": one.number,
-            "state": one.state,
-            "point": one.point,
-            **{key: one.record[key] for key in (*kept, *more) if one.record.get(key) is not None},
+            "number": trial.number,
+            "state": trial.state,
+            "point": trial.point,
+            **{key: trial.record[key] for key in (*score_keys, *other_keys) if trial.record.get(key) is not None},
         }
-        for one in trials
-        if one.state in ("complete", "failed")
+        for trial in trials
+        if trial.state in ("complete", "failed")
     ]
 
 
 def front_of(trials: Sequence[Tried], tune: Tune) -> list[Document]:
-    """The best compromises between error and worst negative flip rate (and retrieval, where it is an objective)."""
-    done = [one for one in trials if one.state == "complete"]
+    """Return the best compromises between error and worst negative flip rate (and retrieval, if it is an objective)."""
+    completed = [trial for trial in trials if trial.state == "complete"]
     retrieval = tune.objectives == "front"
     values = [
         (
-            one.record["error"],
-            one.record["nfr"],
-            *((-float(one.record.get("retrieval") or 0.0),) if retrieval else ()),
+            trial.record["error"],
+            trial.record["nfr"],
+            *((-float(trial.record.get("retrieval") or 0.0),) if retrieval else ()),
         )
-        for one in done
+        for trial in completed
     ]
-    kept = {done[index].number for index in front(values)}
-    return sorted((row for row in trial_rows(trials) if row["number"] in kept), key=lambda row: row["error"])
+    front_numbers = {completed[index].number for index in front(values)}
+    return sorted((row for row in trial_rows(trials) if row["number"] in front_numbers), key=lambda row: row["error"])
 
 
 def volumes(trials: Sequence[Tried]) -> list[float]:
-    """Hyper-volume after each complete trial, as a share of the rectangle up to twice the untreated rates."""
-    done = [one.record for one in trials if one.state == "complete"]
-    if not done:
+    """Return hyper-volumes after each complete trial, as a share of the rectangle up to twice the reference rates."""
+    completed = [trial.record for trial in trials if trial.state == "complete"]
+    if not completed:
         return []
-    corner = (2.0 * max(done[0]["limit"], 1e-9), max(done[0]["reference_nfr"], 1e-9))
-    points = [(record["error"], record["nfr"]) for record in done]
+    corner = (2.0 * max(completed[0]["limit"], 1e-9), max(completed[0]["reference_nfr"], 1e-9))
+    points = [(record["error"], record["nfr"]) for record in completed]
     area = corner[0] * corner[1]
     return [hypervolume(points[: end + 1], corner) / area for end in range(len(points))]
 
 
-def found(
+def as_document(
     spec: RefreshSpec,
     *,
     trials: Sequence[Tried],
@@ -71,7 +71,7 @@ def found(
     tested: Score | None,
     importances: dict[str, float],
 ) -> Document:
-    """The whole result as JSON values."""
+    """Return the whole result as JSON values."""
     tune = spec.tune or Tune()
     met = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
     document: Document = {
@@ -79,10 +79,10 @@ def found(
         "outcome": FRONT if tune.objectives == "front" else MET if met else UNMET,
         "asked": {"error": tune.error, "tolerance": tune.tolerance, "confidence": tune.confidence, "far": tune.far},
         "trials": len(trial_rows(trials)),
-        "feasible": sum(one.feasible for one in trials),
-        "failed": sum(one.state == "failed" for one in trials),
+        "feasible": sum(item.feasible for item in trials),
+        "failed": sum(item.state == "failed" for item in trials),
         "best": None if chosen is None else _best(spec, chosen, tested),
-        "candidates": [_candidate(one) for one in candidates],
+        "candidates": [_candidate(item) for item in candidates],
         "front": front_of(trials, tune),
         "importances": importances,
         "hypervolume": volumes(trials),
@@ -103,21 +103,27 @@ def _best(spec: RefreshSpec, chosen: Candidate, tested: Score | None) -> Documen
     }
 
 
-def _candidate(one: Candidate) -> Document:
-    promised = {key: one.promised.get(key) for key in ("error", "nfr", "limit")}
-    kept = one.held_back.document() if one.held_back else None
-    return {"trial": one.number, "point": one.point, "promised": promised, "held_back": kept, "failed": one.failed}
+def _candidate(candidate: Candidate) -> Document:
+    promised = {key: candidate.promised.get(key) for key in ("error", "nfr", "limit")}
+    held_back = candidate.held_back.document() if candidate.held_back else None
+    return {
+        "trial": candidate.number,
+        "point": candidate.point,
+        "promised": promised,
+        "held_back": held_back,
+        "failed": candidate.failed,
+    }
 
 
 def _closest(trials: Sequence[Tried], chosen: Candidate | None) -> tuple[Document | None, list[str]]:
-    """The point nearest to the error rate, and what would admit it."""
+    """Return the point nearest to the error rate, and what would admit it."""
     if chosen is not None and chosen.held_back is not None:
         number, point, score = chosen.number, chosen.point, chosen.held_back.document()
     else:
-        near = closest(trials)
-        if near is None:
+        trial = closest(trials)
+        if trial is None:
             return None, ["every trial failed: look at why, then lower the weights in tune.space"]
-        number, point, score = near.number, near.point, dict(near.record)
+        number, point, score = trial.number, trial.point, dict(trial.record)
     needed = math.ceil(1000 * float(score["excess_upper"]) / max(float(score["limit"]), 1e-9)) / 1000
     advice = [f"write tune.tolerance: {needed:g}, which admits it"]
     if float(score["excess"]) <= 0.0:
@@ -128,7 +134,7 @@ def _closest(trials: Sequence[Tried], chosen: Candidate | None) -> tuple[Documen
 
 
 def spec_text(spec: RefreshSpec, point: Point, *, about: str) -> str:
-    """A spec with the weights of a point, as a file for `graceful refresh`."""
+    """Return a spec with the weights of a point, as a file for `graceful refresh`."""
     chosen = spec.model_copy(update={"compatibility": space.compatibility(spec, point), "tune": None})
     document = {key: value for key, value in chosen.recorded().items() if key not in LEFT_OUT}
     return f"# {about}\n" + documents.dump(document)

@@ -95,7 +95,7 @@ class Score:
 
     @property
     def feasible(self) -> bool:
-        """Whether the error rate is kept."""
+        """Return whether the error rate is kept."""
         return self.violation <= 0.0
 
     def document(self) -> dict[str, Any]:
@@ -103,27 +103,27 @@ class Score:
         return {**asdict(self), "against": dict(self.against), "feasible": self.feasible}
 
 
-def score(right: Mask, base: Baseline, limit: Limit) -> Score:
+def score(correct: Mask, base: Baseline, limit: Limit) -> Score:
     """Judge what a treatment answers.
 
     Args:
-        right: [S, N] one row per seed.
+        correct: [S, N] one row per seed.
         base: Same ids, same order.
         limit: The error to keep.
     """
-    wrong = (~right).astype(np.float64)
-    untreated = (~base.reference).astype(np.float64).mean(axis=0)
-    to = untreated if limit.absolute is None else np.full(right.shape[1], limit.absolute)
-    excess, upper = mean_bounds(wrong - to, base.units, limit.confidence)[1:]
-    rates = {old.name: _flips(right, old, base.units) for old in base.chain}
+    errors = (~correct).astype(np.float64)
+    reference_errors = (~base.reference).astype(np.float64).mean(axis=0)
+    target = reference_errors if limit.absolute is None else np.full(correct.shape[1], limit.absolute)
+    excess, upper = mean_bounds(errors - target, base.units, limit.confidence)[1:]
+    rates = {old.name: _flips(correct, old, base.units) for old in base.chain}
     worst = max(rates, key=lambda name: rates[name][1], default=None)
     lower, nfr, nfr_upper = rates[worst] if worst is not None else (0.0, 0.0, 0.0)
     return Score(
-        error=float(wrong.mean()),
-        limit=float(to.mean()),
+        error=float(errors.mean()),
+        limit=float(target.mean()),
         excess=excess,
         excess_upper=upper,
-        violation=upper - limit.tolerance * float(to.mean()),
+        violation=upper - limit.tolerance * float(target.mean()),
         nfr=nfr,
         nfr_lower=max(0.0, lower),
         nfr_upper=nfr_upper,
@@ -132,16 +132,16 @@ def score(right: Mask, base: Baseline, limit: Limit) -> Score:
     )
 
 
-def _flips(right: Mask, old: Old, units: NDArray[np.int64]) -> tuple[float, float, float]:
-    """Lower end, negative flip rate, upper end."""
+def _flips(correct: Mask, old: Old, units: NDArray[np.int64]) -> tuple[float, float, float]:
+    """Return lower end, negative flip rate, upper end."""
     if not old.known.any():
         return 0.0, 0.0, 0.0
-    flips = (old.right & ~right)[:, old.known].astype(np.float64)
+    flips = (old.right & ~correct)[:, old.known].astype(np.float64)
     return mean_bounds(flips, units[old.known], 0.975)
 
 
 def mean_bounds(values: Floats, units: NDArray[np.int64], confidence: float) -> tuple[float, float, float]:
-    """A mean with its one-sided bounds below and above.
+    """Return a mean with its one-sided bounds below and above.
 
     The variance is that of group sums (never less than that of independent ids), plus that of seeds where there are
     several. An outcome with hardly any events gets one pseudo-observation, so that the bound never collapses.
@@ -167,15 +167,15 @@ def mean_bounds(values: Floats, units: NDArray[np.int64], confidence: float) -> 
 
 
 def front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Positions of the points that no other is at least as good as everywhere and better somewhere; lower is better."""
-    kept = []
+    """Return positions of the points that none dominates (as good everywhere, better somewhere); lower is better."""
+    positions = []
     for index, point in enumerate(points):
-        beaten = any(
+        dominated = any(
             all(a <= b for a, b in zip(other, point, strict=True)) and tuple(other) != tuple(point) for other in points
         )
-        if not beaten:
-            kept.append(index)
-    return kept
+        if not dominated:
+            positions.append(index)
+    return positions
 
 
 def hypervolume(points: Sequence[tuple[float, float]], corner: tuple[float, float]) -> float:

@@ -41,7 +41,7 @@ def search(
         TrainingError: A reference run failed: the recipe itself does not train.
         InfrastructureError: Ray does not start, or a reference run was lost.
     """
-    references = bench.untreated(seeds=[bench.spec.train.seed], on="search")
+    references = bench.reference_works(seeds=[bench.spec.train.seed], on="search")
     bench.make(references, progress, stage="reference runs")
     require_trained(references)
     trials = _Trials(bench=bench, study=study, listener=listener)
@@ -61,7 +61,7 @@ class _Trials:
     running: dict[str, list[int]] = field(default_factory=dict)
 
     def ask(self) -> Work | None:
-        """The next fit; None once enough trials have ended or are running."""
+        """Return the next fit; None once enough trials have ended or are running."""
         if self.study.ended() + sum(map(len, self.running.values())) >= self.bench.tune.trials:
             return None
         number, point = self.study.ask()
@@ -71,74 +71,74 @@ class _Trials:
         return work
 
     def tell(self, key: str, answer: Mapping[str, Any] | None) -> None:
-        """How a fit ended."""
-        lost = {"failed": "its process was lost", "seconds": 0.0, "digest": key}
-        self._conclude(self.running[key].pop(0), answer if answer is not None else lost)
+        """Record how a fit ended."""
+        lost_answer = {"failed": "its process was lost", "seconds": 0.0, "digest": key}
+        self._conclude(self.running[key].pop(0), answer if answer is not None else lost_answer)
 
     def repeat(self, before: Sequence[Tried]) -> None:
         """Judge the finished fits of other trials."""
-        known = [one.point for one in self.study.trials()]
-        for one in before:
-            ended = fits.finished(self._work(one.point))
-            if ended is not None and one.point not in known:
-                known.append(one.point)
-                self._conclude(self.study.take(one.point), vars(ended))
+        known_points = [trial.point for trial in self.study.trials()]
+        for trial in before:
+            fit = fits.finished(self._work(trial.point))
+            if fit is not None and trial.point not in known_points:
+                known_points.append(trial.point)
+                self._conclude(self.study.take(trial.point), vars(fit))
 
     def resume(self) -> None:
         """Conclude what a killed driver left running, or have it tried again."""
-        for left in self.study.interrupted():
-            ended = fits.finished(self._work(left.point)) if self._whole(left.point) else None
-            if ended is None:
-                self.study.again(left.number)
+        for trial in self.study.interrupted():
+            fit = fits.finished(self._work(trial.point)) if self._whole(trial.point) else None
+            if fit is None:
+                self.study.again(trial.number)
             else:
-                self._conclude(left.number, vars(ended))
+                self._conclude(trial.number, vars(fit))
 
     def _conclude(self, number: int, answer: Mapping[str, Any]) -> None:
-        judged = None
+        score = None
         if answer["failed"] is None:
-            judged, answer = self._best(self._work(self.study.trials()[number].point), answer)
-        self.study.tell(number, judged, answer)
+            score, answer = self._best(self._work(self.study.trials()[number].point), answer)
+        self.study.tell(number, score, answer)
         self.listener(located(self.study.trials()[number]))
 
     def _best(self, work: Work, answer: Mapping[str, Any]) -> tuple[Score, Mapping[str, Any]]:
-        """A fit's score and record; with shares of the old weights those of the share that stands best."""
+        """Return a fit's score and record; with shares of the old weights those of the best share."""
         seeds = [self.bench.spec.train.seed]
         first = self.bench.judge([work], seeds=seeds, on="search")
         if not space.shares(self.bench.spec):
             return first, answer
-        found = {work.share: (first, work)}
+        scored = {work.share: (first, work)}
         for share in work.shares:
-            other = work.at(share)
-            if fits.finished(other) is not None:
-                found[share] = (self.bench.judge([other], seeds=seeds, on="search"), other)
-        share = best_share({share: score for share, (score, _) in found.items()})
-        score, chosen = found[share]
-        ended = fits.finished(chosen)
-        retrieval = answer.get("retrieval") if ended is None else ended.retrieval
+            share_work = work.at(share)
+            if fits.finished(share_work) is not None:
+                scored[share] = (self.bench.judge([share_work], seeds=seeds, on="search"), share_work)
+        share = best_share({share: score for share, (score, _) in scored.items()})
+        score, best_work = scored[share]
+        fit = fits.finished(best_work)
+        retrieval = answer.get("retrieval") if fit is None else fit.retrieval
         return score, {**answer, "retrieval": retrieval, space.INTERPOLATION: share}
 
     def _work(self, point: Point) -> Work:
-        first, *others = space.shares(self.bench.spec) or (None,)
-        mixed = point if first is None else {**point, space.INTERPOLATION: first}
-        return self.bench.work(mixed, seed=self.bench.spec.train.seed, on="search", shares=others)
+        first_share, *other_shares = space.shares(self.bench.spec) or (None,)
+        mixed = point if first_share is None else {**point, space.INTERPOLATION: first_share}
+        return self.bench.work(mixed, seed=self.bench.spec.train.seed, on="search", shares=other_shares)
 
     def _whole(self, point: Point) -> bool:
-        """Whether all its parameters were drawn before the driver was killed."""
-        wanted = {one.name for one in space.parameters(self.bench.spec) if one.counts(point)}
-        return wanted <= set(point)
+        """Return whether all parameters of a point were drawn before the driver was killed."""
+        required = {parameter.name for parameter in space.parameters(self.bench.spec) if parameter.counts(point)}
+        return required <= set(point)
 
 
 def best_share(scores: Mapping[float, Score]) -> float:
     """The share of the old weights with the lowest negative flip rate among those that keep the error rate, else the
     one that exceeds it least; of equal ones the smallest."""
-    kept = {share: score for share, score in scores.items() if score.feasible}
-    if kept:
-        return min(kept, key=lambda share: (kept[share].nfr, share))
+    feasible = {share: score for share, score in scores.items() if score.feasible}
+    if feasible:
+        return min(feasible, key=lambda share: (feasible[share].nfr, share))
     return min(scores, key=lambda share: (scores[share].violation, share))
 
 
 def located(tried: Tried) -> Tried:
-    """A trial with the share of the old weights that was chosen for it in its point."""
+    """Return a trial with the share of the old weights that was chosen for it in its point."""
     if space.INTERPOLATION not in tried.record:
         return tried
     return replace(tried, point={**tried.point, space.INTERPOLATION: tried.record[space.INTERPOLATION]})
@@ -150,8 +150,8 @@ def require_trained(works: Sequence[Work]) -> None:
     Raises:
         TrainingError: With the reason of the first that failed.
     """
-    for one in works:
-        ended = fits.finished(one)
-        if ended is not None and ended.failed is not None:
-            (one.place / f"{one.part}-{fits.NOTE}").unlink()
-            raise TrainingError(f"reference run: {ended.failed}; the recipe must train before its weights are searched")
+    for work in works:
+        fit = fits.finished(work)
+        if fit is not None and fit.failed is not None:
+            (work.folder_path / f"{work.part}-{fits.NOTE}").unlink()
+            raise TrainingError(f"reference run: {fit.failed}; the recipe must train before its weights are searched")

@@ -40,7 +40,7 @@ class Parameter:
     given: tuple[str, tuple[Value, ...]] | None = None
 
     def counts(self, point: Point) -> bool:
-        """Whether it matters at a point."""
+        """Return whether the parameter matters at a point."""
         return self.given is None or point.get(self.given[0]) in self.given[1]
 
 
@@ -57,14 +57,14 @@ class Trial(Protocol):
 
 
 def parameters(spec: RefreshSpec) -> tuple[Parameter, ...]:
-    """What the search of this spec varies, parameters before those that depend on them."""
+    """Return what the search of this spec varies, parameters before those that depend on them."""
     return tuple(_parameters(spec))
 
 
 def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
-    owed, space = spec.compatibility, (spec.tune or Tune()).space
-    written = {loss.kind: loss for loss in owed.losses}
-    adaptive = owed.weighting.kind == "adaptive"
+    section, space = spec.compatibility, (spec.tune or Tune()).space
+    written = {loss.kind: loss for loss in section.losses}
+    adaptive = section.weighting.kind == "adaptive"
     compared = {loss.weight_name(): loss for loss in _comparing(spec)}
     yield Parameter(name=COMPARE, domain=Choice(values=tuple(compared)))
     for name, loss in compared.items() if not adaptive else ():
@@ -73,14 +73,14 @@ def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
         for option, domain in loss.search_options(written.get(registry.kind_of(loss)), space).items():
             yield Parameter(name=option, domain=domain, given=(COMPARE, (name,)))
     for loss in registry.searched():
-        mine = written.get(registry.kind_of(loss))
-        if loss.compares_outputs or mine is None:
+        written_loss = written.get(registry.kind_of(loss))
+        if loss.compares_outputs or written_loss is None:
             continue
         yield Parameter(name=loss.weight_name(), domain=_weight(loss, space))
-        for option, domain in loss.search_options(mine, space).items():
+        for option, domain in loss.search_options(written_loss, space).items():
             yield Parameter(name=option, domain=domain)
-    yield from _references(owed, space.runs, space.reference)
-    if owed.weighting.kind == "decay":
+    yield from _references(section, space.runs, space.reference)
+    if section.weighting.kind == "decay":
         yield Parameter(name="decay", domain=Span.of(space.decay, (0.3, 1.0), log=False))
     if adaptive:
         yield Parameter(name="step", domain=Span.of(space.step, (0.1, 2.0)))
@@ -91,13 +91,13 @@ def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
 def _comparing(spec: RefreshSpec) -> tuple[type[Loss], ...]:
     """Return the losses of which a point has one: those written in `tune.space.compare`; else graceful's own and those
     of other packages that the spec itself has."""
-    wanted = (spec.tune or Tune()).space.compare
-    has = {loss.kind for loss in spec.compatibility.losses}
+    compare = (spec.tune or Tune()).space.compare
+    spec_kinds = {loss.kind for loss in spec.compatibility.losses}
     alternatives = [loss for loss in registry.searched() if loss.compares_outputs]
-    if wanted is not None:
-        named = {loss.weight_name(): loss for loss in alternatives}
-        return tuple(named[name] for name in wanted)
-    return tuple(loss for loss in alternatives if registry.is_own(loss) or registry.kind_of(loss) in has)
+    if compare is not None:
+        by_weight_name = {loss.weight_name(): loss for loss in alternatives}
+        return tuple(by_weight_name[name] for name in compare)
+    return tuple(loss for loss in alternatives if registry.is_own(loss) or registry.kind_of(loss) in spec_kinds)
 
 
 def _weight(loss: type[Loss], space: Space) -> Span:
@@ -110,125 +110,127 @@ def shares(spec: RefreshSpec) -> tuple[float, ...]:
     random."""
     if spec.train.start == "random":
         return ()
-    asked = (spec.tune or Tune()).space.interpolation
-    return tuple(sorted(set(asked or (*SHARES, spec.compatibility.interpolation))))
+    interpolation = (spec.tune or Tune()).space.interpolation
+    return tuple(sorted(set(interpolation or (*SHARES, spec.compatibility.interpolation))))
 
 
 def _references(
-    owed: Compatibility, chosen: tuple[int, ...] | None, weight: tuple[float, float] | None
+    section: Compatibility, written_runs: tuple[int, ...] | None, weight: tuple[float, float] | None
 ) -> Iterator[Parameter]:
-    default = (0, 1, 3) if owed.reference is None else tuple(sorted({1, 3, owed.reference.runs}))
-    if owed.targets.mode == "live":  # live predecessors have no cache for reference runs
+    default = (0, 1, 3) if section.reference is None else tuple(sorted({1, 3, section.reference.runs}))
+    if section.targets.mode == "live":  # live predecessors have no cache for reference runs
         default = (0,)
-    runs = chosen or default
+    runs = written_runs or default
     yield Parameter(name="runs", domain=Choice(values=runs))
-    some = tuple(one for one in runs if one)
-    if some:
-        yield Parameter(name="reference", domain=Span.of(weight, (1.0, 60.0)), given=("runs", some))
+    above_zero = tuple(count for count in runs if count)
+    if above_zero:
+        yield Parameter(name="reference", domain=Span.of(weight, (1.0, 60.0)), given=("runs", above_zero))
 
 
 def draw(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
     """Ask for a point, parameter by parameter."""
     point: dict[str, Value] = {}
-    for one in space:
-        if not one.counts(point):
+    for parameter in space:
+        if not parameter.counts(point):
             continue
-        if isinstance(one.domain, Choice):
-            point[one.name] = trial.suggest_categorical(one.name, one.domain.values)
+        name, domain = parameter.name, parameter.domain
+        if isinstance(domain, Choice):
+            point[name] = trial.suggest_categorical(name, domain.values)
         else:
-            point[one.name] = trial.suggest_float(one.name, one.domain.low, one.domain.high, log=one.domain.log)
+            point[name] = trial.suggest_float(name, domain.low, domain.high, log=domain.log)
     return point
 
 
 def within(point: Point, space: Sequence[Parameter]) -> dict[str, Value]:
-    """The nearest point of the space: numbers are clipped, choices that it has not become its last one."""
-    near: dict[str, Value] = {}
-    for one in space:
-        if not one.counts(near):
+    """Return the nearest point of the space: numbers are clipped, a choice that it lacks becomes its last one."""
+    nearest: dict[str, Value] = {}
+    for parameter in space:
+        if not parameter.counts(nearest):
             continue
-        if isinstance(one.domain, Choice):
-            wanted = point.get(one.name)
-            near[one.name] = wanted if wanted in one.domain.values else one.domain.values[-1]
+        name, domain = parameter.name, parameter.domain
+        if isinstance(domain, Choice):
+            choice = point.get(name)
+            nearest[name] = choice if choice in domain.values else domain.values[-1]
         else:
-            middle = (one.domain.low * one.domain.high) ** 0.5 if one.domain.log else one.domain.low
-            near[one.name] = min(max(float(point.get(one.name, middle)), one.domain.low), one.domain.high)
-    return near
+            middle = (domain.low * domain.high) ** 0.5 if domain.log else domain.low
+            nearest[name] = min(max(float(point.get(name, middle)), domain.low), domain.high)
+    return nearest
 
 
 def known_points(spec: RefreshSpec, space: Sequence[Parameter]) -> list[dict[str, Value]]:
-    """Where a search begins: the spec as written, and treatments that have worked, as near as the space has them."""
+    """Return the points tried first: the spec as written, and weights that have worked, moved into the space."""
     most = {"runs": max(_runs(space), default=0)}
-    started: list[Point] = [_written(spec)]
-    options = {one.name: one.domain for one in space}
+    candidates: list[Point] = [_written(spec)]
+    options = {parameter.name: parameter.domain for parameter in space}
     for loss in _comparing(spec):
-        started += [{COMPARE: loss.weight_name(), **point, **most} for point in loss.known_points(options)]
-    found: list[dict[str, Value]] = []
-    for point in started:
-        near = within(point, space)
-        if near not in found:
-            found.append(near)
-    return found
+        candidates += [{COMPARE: loss.weight_name(), **point, **most} for point in loss.known_points(options)]
+    points: list[dict[str, Value]] = []
+    for point in candidates:
+        nearest = within(point, space)
+        if nearest not in points:
+            points.append(nearest)
+    return points
 
 
 def _runs(space: Sequence[Parameter]) -> tuple[int, ...]:
-    domain = next(one.domain for one in space if one.name == "runs")
+    domain = next(parameter.domain for parameter in space if parameter.name == "runs")
     assert isinstance(domain, Choice)
-    return tuple(int(one) for one in domain.values)
+    return tuple(int(count) for count in domain.values)
 
 
 def most_runs(space: Sequence[Parameter]) -> int:
-    """Reference runs that have to exist before the first trial: at least one, to compare with."""
+    """Return how many reference runs must exist before the first trial: at least one, to compare with."""
     return max(1, *_runs(space))
 
 
 def _written(spec: RefreshSpec) -> dict[str, Value]:
-    owed, point = spec.compatibility, dict[str, Value]()
-    for loss in owed.losses:
+    section, point = spec.compatibility, dict[str, Value]()
+    for loss in section.losses:
         if loss.search_range is None:
             continue
         point |= {loss.weight_name(): loss.weight, **loss.search_values()}
         if loss.compares_outputs:
             point[COMPARE] = loss.weight_name()
-    if owed.reference is not None:
-        point |= {"runs": owed.reference.runs, "reference": owed.reference.weight}
-    if owed.weighting.kind == "decay":
-        point["decay"] = owed.weighting.factor
-    if owed.weighting.kind == "adaptive":
-        point["step"] = owed.weighting.step
-    if isinstance(owed.against, str):
-        point["against"] = owed.against
+    if section.reference is not None:
+        point |= {"runs": section.reference.runs, "reference": section.reference.weight}
+    if section.weighting.kind == "decay":
+        point["decay"] = section.weighting.factor
+    if section.weighting.kind == "adaptive":
+        point["step"] = section.weighting.step
+    if isinstance(section.against, str):
+        point["against"] = section.against
     return point
 
 
 def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
-    """The section of a spec that a point stands for; what the search does not vary is as written.
+    """Return the section of a spec that a point stands for; what the search does not vary is as written.
 
     Raises:
         pydantic.ValidationError: Never for points of the space.
     """
-    owed = spec.compatibility
-    others = tuple(_reweighted(loss, point) for loss in owed.losses if not loss.compares_outputs)
+    section = spec.compatibility
+    other_losses = tuple(_reweighted(loss, point) for loss in section.losses if not loss.compares_outputs)
     reference = None
     if int(point["runs"]):
-        before = owed.reference or Reference()
-        reference = before.model_copy(update={"runs": int(point["runs"]), "weight": float(point["reference"])})
-    weighting = owed.weighting
+        written = section.reference or Reference()
+        reference = written.model_copy(update={"runs": int(point["runs"]), "weight": float(point["reference"])})
+    weighting = section.weighting
     for name, key in (("decay", "factor"), ("step", "step")):
         if name in point:
             weighting = weighting.model_copy(update={key: float(point[name])})
     return Compatibility(
-        against=point.get("against", owed.against),  # type: ignore[arg-type]
-        losses=(_compared(spec, point), *others),
+        against=point.get("against", section.against),  # type: ignore[arg-type]
+        losses=(_compared(spec, point), *other_losses),
         weighting=weighting,
-        near_chance=owed.near_chance,
+        near_chance=section.near_chance,
         reference=reference,
-        targets=owed.targets,
-        interpolation=float(point.get(INTERPOLATION, owed.interpolation)),
+        targets=section.targets,
+        interpolation=float(point.get(INTERPOLATION, section.interpolation)),
     )
 
 
 def _compared(spec: RefreshSpec, point: Point) -> Loss:
-    """The loss that compares outputs, with the spec's own options where it has that kind."""
+    """Return the loss that compares outputs, with the spec's own options where it has that kind."""
     kind = next(loss for loss in _comparing(spec) if loss.weight_name() == point[COMPARE])
     return _at(kind, next((loss for loss in spec.compatibility.losses if type(loss) is kind), None), point)
 

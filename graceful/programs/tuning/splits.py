@@ -32,24 +32,26 @@ def part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
     Raises:
         DataError: It has fewer than 100 ids.
     """
-    found = _part(task, spec, name)
-    if len(found) < LEAST:
+    samples = _part(task, spec, name)
+    if len(samples) < LEAST:
         raise DataError(
-            f"tune: {len(found)} ids are left for {name.replace('_', ' ')}, need at least {LEAST};"
+            f"tune: {len(samples)} ids are left for {name.replace('_', ' ')}, need at least {LEAST};"
             " give the task larger validation and constraint splits"
         )
-    return found
+    return samples
 
 
 def _part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
     if name == "test":
         return task.samples("test")
-    taken = spec.compatibility.weighting.kind == "adaptive" or (spec.tune is not None and spec.tune.far is not None)
-    if not taken:
+    constraint_used = spec.compatibility.weighting.kind == "adaptive" or (
+        spec.tune is not None and spec.tune.far is not None
+    )
+    if not constraint_used:
         return task.samples("validation" if name == "search" else "constraint")
-    whole = task.samples("validation")
-    first = fractions(whole.groups, salt=SALT) < 0.5
-    return subset(whole, np.flatnonzero(first if name == "search" else ~first))
+    validation = task.samples("validation")
+    in_search = fractions(validation.groups, salt=SALT) < 0.5
+    return subset(validation, np.flatnonzero(in_search if name == "search" else ~in_search))
 
 
 def subset(samples: Samples, positions: NDArray[np.int64]) -> Samples:
@@ -65,14 +67,14 @@ def subset(samples: Samples, positions: NDArray[np.int64]) -> Samples:
 
 
 def numbered(groups: NDArray[np.str_]) -> NDArray[np.int64]:
-    """Groups as whole numbers from 0."""
+    """Return groups as whole numbers from 0."""
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def described(task: Task, spec: RefreshSpec) -> Mapping[str, str]:
-    """What each part consists of, for people."""
-    told = {}
+    """Return what each part consists of, for people."""
+    descriptions = {}
     for name in get_args(Part):
         samples = _part(task, spec, name)
-        told[name] = f"{len(samples)} ids in {len(np.unique(samples.groups))} groups"
-    return told
+        descriptions[name] = f"{len(samples)} ids in {len(np.unique(samples.groups))} groups"
+    return descriptions

@@ -106,7 +106,7 @@ class Study:
 
     @property
     def study(self) -> optuna.Study:
-        """Optuna's own, for importances."""
+        """Return Optuna's own study, for importances."""
         return self._study
 
     def enqueue(self, points: Iterable[Mapping[str, Value]]) -> None:
@@ -115,7 +115,7 @@ class Study:
             self._study.enqueue_trial(dict(point), skip_if_exists=True)
 
     def ask(self) -> tuple[int, dict[str, Value]]:
-        """The next trial: its number and its point."""
+        """Return the next trial: its number and its point."""
         trial = self._study.ask()
         return trial.number, draw(trial, self._space)
 
@@ -123,8 +123,8 @@ class Study:
         """Begin a trial of this very point; what waits to be tried goes on waiting behind it."""
         self._study.enqueue_trial(dict(point))
         while True:
-            number, asked = self.ask()
-            if asked == dict(point):
+            number, next_point = self.ask()
+            if next_point == dict(point):
                 return number
             self.again(number)
 
@@ -148,8 +148,8 @@ class Study:
         self._study.tell(trial, values)
 
     def interrupted(self) -> list[Tried]:
-        """Trials that an earlier driver left running."""
-        return [one for one in self.trials() if one.state == "running"]
+        """Return trials that an earlier driver left running."""
+        return [trial for trial in self.trials() if trial.state == "running"]
 
     def again(self, number: int) -> None:
         """Give up a trial that an earlier driver left running, and have its point tried next."""
@@ -162,23 +162,23 @@ class Study:
             self._study.enqueue_trial(point, user_attrs={AGAIN: number})
 
     def trials(self) -> list[Tried]:
-        """Every trial, in the order of asking."""
-        return [_tried(one) for one in self._study.get_trials(deepcopy=False)]
+        """Return every trial, in the order of asking."""
+        return [_tried(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def ended(self) -> int:
-        """Trials that count: complete or failed."""
-        return sum(one.state in ("complete", "failed") for one in self.trials())
+        """Return the number of trials that count: complete or failed."""
+        return sum(trial.state in ("complete", "failed") for trial in self.trials())
 
     def importances(self) -> dict[str, float]:
-        """Share of each parameter in how much trials differ in their negative flip rate; {} with too few trials."""
+        """Return the share of each parameter in the differences of NFR between trials; {} with too few trials."""
         if len([one for one in self.trials() if one.state == "complete"]) < 2:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target = (lambda trial: trial.values[1]) if self._front else None
-            found = optuna.importance.get_param_importances(self._study, evaluator=evaluator, target=target)
-        return {name: float(share) for name, share in found.items()}
+            importances = optuna.importance.get_param_importances(self._study, evaluator=evaluator, target=target)
+        return {name: float(share) for name, share in importances.items()}
 
     def _running(self, number: int) -> optuna.Trial:
         frozen = self._study.get_trials(deepcopy=False)[number]
@@ -237,7 +237,7 @@ def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    complete = data.rfind(b"\n") + 1
+    if complete < len(data):
         with path.open("r+b") as file:
-            file.truncate(whole)
+            file.truncate(complete)

@@ -18,7 +18,7 @@ PARTNERS = 20
 
 
 def genuine_pairs(labels: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions [P], [P] of pairs that share a label: each id with those that follow it, no pair twice."""
+    """Return positions [P], [P] of pairs that share a label: each id with those that follow it, no pair twice."""
     order = np.argsort(labels, kind="stable")
     left, right = [], []
     for step in range(1, PARTNERS + 1):
@@ -30,7 +30,7 @@ def genuine_pairs(labels: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArr
 
 
 def accepted(embedded: Embeddings, *, calibrated_on: Embeddings, far: float) -> NDArray[np.bool_]:
-    """[P] genuine pairs whose similarity lies above the threshold of a false accept rate.
+    """Return [P], which genuine pairs have a similarity above the threshold of a false accept rate.
 
     Raises:
         DataError: Too few impostor pairs to calibrate on.

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from graceful.constraints import COMPARISON_METRICS, OWN_METRICS
-from graceful.programs.webhook import TRIES
+from graceful.programs.webhook import PATIENCE
 from tests.support.mlflow_versions import copied_store
 from tests.support.webhook_receiver import receiving
 
@@ -83,13 +83,13 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: s
 def test_a_second_version_is_trained_against_the_first_and_promoted(home: Path) -> None:
     losses = [{"kind": "focal_distillation"}, {"kind": "influence"}, {"kind": "embedding_regression"}]
     path = write_spec(home, "v2", compatibility={"losses": losses, "reference": {"runs": 1}})
-    with receiving(*[503] * TRIES, 200) as receiver:
+    with receiving(*[503] * PATIENCE.tries, 200) as receiver:
         done = graceful("refresh", path, "-o", "json", home=home, env={"GRACEFUL_WEBHOOK": receiver.url})
         assert done.returncode == 0, done.stderr
         assert "503" in done.stderr
         delivered = len(receiver.came)
         again = graceful("refresh", path, "-o", "json", home=home, env={"GRACEFUL_WEBHOOK": receiver.url})
-        assert_told(receiver.documents()[TRIES:])
+        assert_told(receiver.documents()[PATIENCE.tries :])
         assert len(receiver.came) == delivered + 2, "what was not delivered is sent again, once"
     assert json.loads(again.stdout) == json.loads(done.stdout)
     assert champion(home) == 2

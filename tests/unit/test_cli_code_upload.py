@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from graceful import cli, spec
-from graceful.cli import bucket, code_upload, following, planning
+from graceful.cli import bucket, code_upload, following, planning, programs
 from graceful.errors import SpecError
 from graceful.launch.kuberay import gc, manifests
 from graceful.launch.local.profile import Local
@@ -137,7 +137,11 @@ def test_nothing_is_submitted_whose_code_cannot_be_sent(
     monkeypatch.chdir(folder.parent)
     Path("v1.yaml").write_text("{model: mine, name: v1, task: {kind: python, file: my_task}}")
     Path("place.yaml").write_text(yaml.safe_dump({**CLUSTER, "storage": STORAGE, "mlflow": {"uri": "http://m:5000"}}))
+    loaded: list[Any] = []
+    load = programs.load
+    monkeypatch.setattr(programs, "load", lambda *given: loaded.append(given) or load(*given))
     assert cli.main(["submit", "v1.yaml", "--on", "place.yaml", "--yes"]) == 4
+    assert len(loaded) == 1, "what was planned is what is sent"
     assert (
         capsys.readouterr().err.splitlines()[-1].startswith("graceful: s3://team/graceful/code/: no credentials; set")
     )

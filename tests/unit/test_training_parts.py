@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graceful import spec
+from graceful import spec, tasks
+from graceful.chain import on_device
 from graceful.errors import IntegrityError, SpecError
+from graceful.models import bundle
 from graceful.storage import write_text
 from graceful.training import checkpoint, job, trace
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
+from tests.support.runs import predecessors
 
 
 def rates(total: int, **options: object) -> list[float]:
@@ -221,6 +227,23 @@ def test_a_folder_belongs_to_the_job_that_claimed_it(tmp_path: Path) -> None:
     assert job.claim(training_job(tmp_path, timeout=5.0, max_failures=0)) == digest
     with pytest.raises(SpecError, match=r"train\.optimizer\.lr: run .* was started with 0\.05, now it is 0\.1; choose"):
         job.claim(training_job(tmp_path, optimizer={"lr": 0.1}))
+
+
+def test_a_job_sent_to_a_worker_arrives_with_closed_versions_that_are_still_one(tmp_path: Path) -> None:
+    plain = training_job(tmp_path / "run")
+    task = tasks.build(plain.spec.task)
+    bundle.save(tmp_path / "v0", network=task.network(task.classes), spec=plain.spec, classes=task.classes)
+    (old,) = predecessors(plain.spec, [tmp_path / "v0"], [tmp_path / "cache"])
+    here = old.stored.open()
+    assert here is old.stored.whole()
+    assert next(on_device(here, torch.device("meta")).network.parameters()).is_meta
+    assert not next(here.network.parameters()).is_meta, "a copy moves, not what evaluation will use"
+    sent = replace(plain, predecessors=(old,), start=old.stored, task=task).portable()
+    arrived = pickle.loads(pickle.dumps(sent))  # noqa: S301  our own bytes
+    assert arrived.start is arrived.predecessors[0].stored
+    assert arrived.identity() == sent.identity()
+    assert arrived.start.open() is not here
+    assert arrived.start.open().digest == here.digest
 
 
 def test_a_seed_of_its_own_makes_another_job(tmp_path: Path) -> None:

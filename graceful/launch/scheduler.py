@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from graceful.errors import EXIT_INTERRUPTED, GracefulError, SpecError
 from graceful.launch import history
 from graceful.launch.history import Event
-from graceful.launch.kuberay.cronjob import firing_name
+from graceful.launch.names import firing_name
 from graceful.launch.timetable import Due, Entry, Timetable, due, unseen
 
 POLL_SECONDS = 5.0

@@ -14,7 +14,8 @@ from graceful.cli.applying import MINUTES
 from graceful.cli.schedule import schedule
 from graceful.cli.scheduling import ScheduleLocation
 from graceful.launch.history import Event
-from graceful.launch.kuberay.cronjob import LONGEST, firing_name
+from graceful.launch.kuberay.cronjob import LONGEST
+from graceful.launch.names import firing_name
 from graceful.launch.timetable import Timetable
 from graceful.spec import load
 

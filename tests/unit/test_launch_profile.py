@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+import graceful
 from graceful.errors import SpecError
-from graceful.launch import profile
+from graceful.launch import profile, registry
 from graceful.launch.local.profile import Local
 from tests.support.launch import CLUSTER, changed
 
@@ -93,3 +94,20 @@ def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     path.write_text("kind: [\n", encoding="utf-8")
     with pytest.raises(SpecError, match="not valid YAML"):
         profile.load(str(path))
+
+
+@pytest.mark.parametrize("kind", registry.OWN)
+def test_a_kind_of_backend_is_named_in_its_folder_and_the_registry_only(kind: str) -> None:
+    """So that a backend is one folder and one line; Ray calls itself local, too, and a profile is called local."""
+    package = Path(graceful.__file__).parent
+    launch = package / "launch"
+    profile_class = registry.find(kind)
+    assert profile_class is not None
+    name = profile_class.__name__
+    names = (f'"{kind}"', f"profile.{name}", f"isinstance(profile, {name}", f"launch.{kind}.backend import {name}")
+    folders = [launch / other for other in registry.OWN]
+    for path in (*launch.rglob("*.py"), *(package / "cli").rglob("*.py")):
+        if path == launch / "registry.py" or any(map(path.is_relative_to, folders)):
+            continue
+        text = path.read_text(encoding="utf-8").replace('HERE = "local"', "")
+        assert not [name for name in names if name in text], path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from graceful import documents
@@ -152,11 +151,6 @@ def _container(profile: KubeRay, name: str, arguments: Sequence[str]) -> Json:
         "resources": _RESOURCES,
         "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}],
     }
-
-
-def firing_name(name: str, moment: datetime) -> str:
-    """Name of a firing as Kubernetes makes it: the schedule's and the minutes since 1970."""
-    return f"{name}-{int(moment.astimezone(UTC).timestamp() // 60)}"
 
 
 def config_of(template: Document) -> str:

@@ -18,7 +18,7 @@ from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_
 from graceful.launch import cron, names, plan
 from graceful.launch.backend import Change, Difference, Document
 from graceful.launch.kuberay import runs
-from graceful.launch.kuberay.cronjob import SCHEDULE, Schedule, config_of, firing_name, render
+from graceful.launch.kuberay.cronjob import SCHEDULE, Schedule, config_of, render
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.outcome import SKIPPED
@@ -218,7 +218,7 @@ def run_now(kube: Kube, name: str, *, now: datetime) -> str:
     """
     live = find(kube, name)
     cronjob = live["metadata"]["name"]
-    firing = firing_name(cronjob, now)
+    firing = names.firing_name(cronjob, now)
     running = [job["metadata"]["name"] for job in jobs(kube, live) if is_active(job)]
     if running:
         raise SpecError(f"schedule {cronjob}: {running[0]} is running, two firings never overlap; wait for it")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from graceful import spec, tasks
-from graceful.chain import Kept
+from graceful.chain import Completeness
 from graceful.errors import DataError, SpecError
 from graceful.learners import learner_of, registry
 from graceful.models import bundle
@@ -203,7 +203,7 @@ def test_a_version_whose_learner_is_not_installed_is_known_but_not_run(installed
     assert tasks.transform_digest(document.task) != before
     (tmp_path / "site" / "other_learners-1.0.dist-info" / "entry_points.txt").write_text("")
     registry._registered.cache_clear()
-    version = bundle.load(tmp_path / "v1", augment_like=document.task, at_least=Kept.NOTHING)
+    version = bundle.load(tmp_path / "v1", augment_like=document.task, at_least=Completeness.NOTHING)
     assert version.lost == "its learner 'scaled' is not installed here"
     with pytest.raises(DataError, match="v1 cannot be run, its learner 'scaled' is not installed here; install the"):
         bundle.load(tmp_path / "v1", augment_like=document.task)

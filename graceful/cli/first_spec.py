@@ -15,7 +15,7 @@ from graceful import documents, spec
 from graceful.cli import data_guess
 from graceful.cli import output as out
 from graceful.errors import SpecError
-from graceful.files import replacing
+from graceful.files import guarded, replacing
 
 HEADER = """\
 # Written by `graceful init {path}`. Every key: `graceful schema`.
@@ -65,9 +65,10 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
         document["train"] = {"epochs": 3, "batch_size": 32, "optimizer": {"kind": "adamw", "lr": 1e-4}}
     document["gate"] = {"constraints": [{"metric": "error_rate", "bound": 0.5}]}
     spec.parse(document, where=str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as file:
-        file.write((HEADER.format(path=path) + documents.dump(document)).encode())
+    with guarded(target, "write"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as file:
+            file.write((HEADER.format(path=path) + documents.dump(document)).encode())
     following = [f"graceful refresh {target} --dry-run", f"graceful refresh {target}"]
     if output != "table":
         out.document({"spec": str(target), "task": task["kind"], "next": following}, output)

@@ -204,7 +204,7 @@ def test_a_version_whose_learner_is_not_installed_is_known_but_not_run(installed
     (tmp_path / "site" / "other_learners-1.0.dist-info" / "entry_points.txt").write_text("")
     registry._registered.cache_clear()
     version = bundle.load(tmp_path / "v1", augment_like=document.task, at_least=Completeness.NOTHING)
-    assert version.lost == "its learner 'scaled' is not installed here"
+    assert version.unrunnable_reason == "its learner 'scaled' is not installed here"
     with pytest.raises(DataError, match="v1 cannot be run, its learner 'scaled' is not installed here; install the"):
         bundle.load(tmp_path / "v1", augment_like=document.task)
 

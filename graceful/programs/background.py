@@ -27,7 +27,7 @@ def background(
     outputs: Sequence[VersionOutputs],
     samples: Evaluated,
     *,
-    free: Mapping[str, ReferenceRuns],
+    references: Mapping[str, ReferenceRuns],
     chain: Sequence[Predecessor],
 ) -> dict[str, Any]:
     """Gather it as JSON values; `constraints.json` holds it.
@@ -36,7 +36,7 @@ def background(
         spec: For draws, seed, batch size.
         outputs: What the versions said, newest first.
         samples: What they were asked about.
-        free: Version name -> its unconstrained runs.
+        references: Version name -> its unconstrained runs.
         chain: The new version and all ancestors, newest first, those too that cannot be run.
 
     Returns:
@@ -51,14 +51,14 @@ def background(
     mine, *others = outputs
     asked = names if samples.query is not None else [mine.name]
     heard = {
-        name: _heard(free[name], outputs, samples, batch_size=spec.evaluate.batch_size)
+        name: _heard(references[name], outputs, samples, batch_size=spec.evaluate.batch_size)
         for name in asked
-        if name in free
+        if name in references
     }
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    matrix = pairs(shown[::-1], names=names[::-1], free=heard)
+    matrix = pairs(shown[::-1], names=names[::-1], references=heard)
     matrix["left_out"] = len(chain) - len(names)
-    matrix["unconstrained"] = reasons(names, free)
+    matrix["unconstrained"] = reasons(names, references)
     matrix["lost"] = {
         version.name: version.unrunnable_reason
         for version in chain
@@ -71,13 +71,13 @@ def background(
         "matrix": matrix,
         "slices": [asdict(one) for one in itertools.chain.from_iterable(found)],
         "compat_slice": {old.name: old.queries.size for old in others if old.queries is not None},
-        "unconstrained": _unconstrained(mine, heard.get(mine.name, []), others, why=free.get(mine.name)),
+        "unconstrained": _unconstrained(mine, heard.get(mine.name, []), others, why=references.get(mine.name)),
     }
 
 
-def reasons(names: Sequence[str], free: Mapping[str, ReferenceRuns]) -> dict[str, str]:
+def reasons(names: Sequence[str], references: Mapping[str, ReferenceRuns]) -> dict[str, str]:
     """By version, where its independent cell comes from, or why it has none."""
-    return {name: free[name].reason if name in free else "not looked for" for name in sorted(names)}
+    return {name: references[name].reason if name in references else "not looked for" for name in sorted(names)}
 
 
 def _room(samples: Evaluated) -> int:
@@ -88,12 +88,12 @@ def _room(samples: Evaluated) -> int:
 
 
 def _heard(
-    free: ReferenceRuns, outputs: Sequence[VersionOutputs], samples: Evaluated, *, batch_size: int
+    references: ReferenceRuns, outputs: Sequence[VersionOutputs], samples: Evaluated, *, batch_size: int
 ) -> list[VersionOutputs]:
     """What unconstrained runs say; a version that is its own has spoken already."""
     known = {version.name: version for version in outputs}
-    asked = [run for run in free.runs if run.name not in known]
-    return [known[run.name] for run in free.runs if run.name in known] + run_versions(
+    asked = [run for run in references.runs if run.name not in known]
+    return [known[run.name] for run in references.runs if run.name in known] + run_versions(
         asked, samples, batch_size=batch_size
     )
 

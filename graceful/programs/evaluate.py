@@ -53,7 +53,7 @@ def evaluate(
     *,
     task: Task | None = None,
     notes: Sequence[str] = (),
-    free: Mapping[str, ReferenceRuns] | None = None,
+    references: Mapping[str, ReferenceRuns] | None = None,
 ) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
@@ -64,7 +64,7 @@ def evaluate(
             measured against them, and over the whole chain, is undefined, so that no constraint on it is met.
         task: Already built task, else built from the spec.
         notes: Further caveats for the report.
-        free: Version name -> its unconstrained runs; the gate sees nothing of them.
+        references: Version name -> its unconstrained runs; the gate sees nothing of them.
 
     Raises:
         DataError: The test split is empty or ids do not join.
@@ -100,7 +100,7 @@ def evaluate(
         flips=tuple(itertools.chain.from_iterable(flipped)),
         test=samples.test,
         predictions=mine.predictions,
-        background=background(spec, outputs, samples, free=free or {}, chain=[new, *ancestors]),
+        background=background(spec, outputs, samples, references=references or {}, chain=[new, *ancestors]),
     )
 
 

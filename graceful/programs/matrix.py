@@ -16,7 +16,11 @@ from graceful.tasks.base import Task
 
 
 def matrix(
-    spec: RefreshSpec, task: Task, versions: Sequence[Predecessor], *, free: Mapping[str, ReferenceRuns] | None = None
+    spec: RefreshSpec,
+    task: Task,
+    versions: Sequence[Predecessor],
+    *,
+    references: Mapping[str, ReferenceRuns] | None = None,
 ) -> dict[str, Any]:
     """Measure all pairs.
 
@@ -24,7 +28,7 @@ def matrix(
         spec: For batch size and whether retrieval is measured.
         task: Whose test, query and gallery splits are used.
         versions: Oldest first; the cells of those that cannot be run are None.
-        free: Version name -> its unconstrained runs, for the independent diagonal.
+        references: Version name -> its unconstrained runs, for the independent diagonal.
 
     Returns:
         What `pairs.pairs` says, with `data`, the digests of the splits, `unconstrained`, by version where its
@@ -33,7 +37,7 @@ def matrix(
     samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
     outputs, runs = (
         run_versions([one for one in versions if not one.unrunnable_reason], samples, batch_size=size),
-        free or {},
+        references or {},
     )
     known = {version.name: version for version in outputs}
     heard = {
@@ -45,7 +49,7 @@ def matrix(
     }
     names = [version.name for version in versions]
     lost = {version.name: version.unrunnable_reason for version in versions if version.unrunnable_reason}
-    return pairs(outputs, names=names, free=heard) | {
+    return pairs(outputs, names=names, references=heard) | {
         "data": samples.digests,
         "unconstrained": reasons(names, runs),
         "lost": lost,

@@ -71,7 +71,7 @@ class Outbox:
                 self.say(f"outbox: {e.message}")
                 hook = self.receiver(str(document.get("model")))
                 if hook is not None:
-                    hook.deliver(key, data, left="it is lost")
+                    hook.deliver(key, data, waits_for="it is lost")
             else:
                 self._save(path)
         self.flush()
@@ -192,7 +192,7 @@ class Outbox:
         hook = self.receiver(model)
         if hook is None or hook.url in silent:
             return
-        if not hook.deliver(_key(path), data, left=f"the next command sends it again ({self.folder})"):
+        if not hook.deliver(_key(path), data, waits_for=f"the next command sends it again ({self.folder})"):
             silent.add(hook.url)
             return
         taken = [*self._taken(), _key(path)][-KEPT:]

@@ -19,14 +19,14 @@ def pairs(
     versions: Sequence[VersionOutputs],
     *,
     names: Sequence[str] | None = None,
-    free: Mapping[str, Sequence[VersionOutputs]] | None = None,
+    references: Mapping[str, Sequence[VersionOutputs]] | None = None,
 ) -> dict[str, Any]:
     """Measure all pairs.
 
     Args:
         versions: Oldest first.
         names: Of the whole chain, oldest first; what nobody says anything for is None. None: of these versions.
-        free: Version name -> the unconstrained runs of its recipe, where there are any.
+        references: Version name -> the unconstrained runs of its recipe, where there are any.
 
     Returns:
         JSON values. `versions`; `error`, one per version; `negative_flip_rate` [newer][older], None elsewhere. With
@@ -42,34 +42,34 @@ def pairs(
         for old in versions[:index]
     }
     errors = {version.name: wrong_share(version.predictions) for version in versions}
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "versions": names,
         "error": [errors.get(name) for name in names],
         "negative_flip_rate": compat.compatibility_matrix(flipped, names),
     }
     sizes = {version.name: version.gallery.size for version in versions if version.gallery is not None}
     if len(sizes) < len(versions):
-        return found
-    found["embedding_sizes"] = [sizes.get(name) for name in names]
-    found["compat_slice"] = [
+        return document
+    document["embedding_sizes"] = [sizes.get(name) for name in names]
+    document["compat_slice"] = [
         [sizes[min(left, right, key=names.index)] if {left, right} <= sizes.keys() else None for right in names]
         for left in names
     ]
-    cells, independent = _searched(versions), _independent(names, free or {})
-    found["independent"] = independent
+    cells, independent = _searched(versions), _independent(names, references or {})
+    document["independent"] = independent
     for metric, values in cells.items():
-        found[metric] = compat.compatibility_matrix(values, names)
-        found[f"summary_{metric}"] = summary(found[metric], independent[metric])
-    return found
+        document[metric] = compat.compatibility_matrix(values, names)
+        document[f"summary_{metric}"] = summary(document[metric], independent[metric])
+    return document
 
 
 def _searched(versions: Sequence[VersionOutputs]) -> dict[str, dict[tuple[str, str], float | None]]:
     cells: dict[str, dict[tuple[str, str], float | None]] = {metric: {} for metric in RETRIEVAL}
-    for asked, left in enumerate(versions):
-        for kept, right in enumerate(versions):
+    for new_index, left in enumerate(versions):
+        for old_index, right in enumerate(versions):
             assert left.queries is not None
             assert right.gallery is not None
-            older: Side = "queries" if asked < kept else "gallery"
+            older: Side = "queries" if new_index < old_index else "gallery"
             ranking = compat.rank_between(left.queries, right.gallery, older=older)
             for metric, value in _scores(ranking).items():
                 cells[metric][left.name, right.name] = value
@@ -78,10 +78,10 @@ def _searched(versions: Sequence[VersionOutputs]) -> dict[str, dict[tuple[str, s
 
 def _scores(ranking: Ranking) -> dict[str, float | None]:
     """Without intervals, which the cells of a matrix have no room for."""
-    judged = ranking.judged
-    if not judged.any():
+    eligible = ranking.judged
+    if not eligible.any():
         return dict.fromkeys(RETRIEVAL)
-    hits, precision = ranking.first_hit[judged] == 1, ranking.average_precision[judged]
+    hits, precision = ranking.first_hit[eligible] == 1, ranking.average_precision[eligible]
     return {"recall_at_1": float(hits.mean()), "map": float(precision.mean())}
 
 
@@ -97,20 +97,24 @@ def wrong_share(version: Predictions) -> float | None:
     return float((~joined.ok_new).mean()) if len(joined) else None
 
 
-def _independent(names: Sequence[str], free: Mapping[str, Sequence[VersionOutputs]]) -> dict[str, list[float | None]]:
+def _independent(
+    names: Sequence[str], references: Mapping[str, Sequence[VersionOutputs]]
+) -> dict[str, list[float | None]]:
     """Self-tests of unconstrained runs, averaged over a version's runs."""
-    found: dict[str, list[float | None]] = {metric: [] for metric in RETRIEVAL}
+    self_tests: dict[str, list[float | None]] = {metric: [] for metric in RETRIEVAL}
     for name in names:
-        sides = [(run.queries, run.gallery) for run in free.get(name, ())]
-        scored = [_scores(rank(asked, kept)) for asked, kept in sides if asked is not None and kept is not None]
-        for metric, values in found.items():
-            values.append(_mean([one[metric] for one in scored]))
-    return found
+        sides = [(run.queries, run.gallery) for run in references.get(name, ())]
+        scored = [
+            _scores(rank(queries, gallery)) for queries, gallery in sides if queries is not None and gallery is not None
+        ]
+        for metric, values in self_tests.items():
+            values.append(_mean([scores[metric] for scores in scored]))
+    return self_tests
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def summary(cells: compat.Matrix, independent: Sequence[float | None]) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def summary(cells: compat.Matrix, independent: Sequence[float | None]) -> dict[s
     """
     own = compat.average_compatibility(cells)
     other = compat.average_compatibility(cells, independent=independent)
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "average_compatibility": asdict(own) | {"ties": compat.ties(cells)},
         "average_compatibility_independent": asdict(other) | {"ties": compat.ties(cells, independent=independent)},
         "backward_compatibility": asdict(compat.backward_compatibility(cells)),
@@ -135,10 +139,10 @@ def summary(cells: compat.Matrix, independent: Sequence[float | None]) -> dict[s
     }
     best, last = independent[-1], cells[-1]
     if best is None or any(cell is None for row in cells for cell in row):
-        return found
-    found["self_discount"] = compat.self_discount(self_test=last[-1], paragon=best)  # type: ignore[arg-type]
-    found["update_gain"] = [
+        return document
+    document["self_discount"] = compat.self_discount(self_test=last[-1], paragon=best)  # type: ignore[arg-type]
+    document["update_gain"] = [
         asdict(compat.update_gain(cross=last[old], old=cells[old][old], paragon=best))  # type: ignore[arg-type]
         for old in range(len(cells) - 1)
     ]
-    return found
+    return document

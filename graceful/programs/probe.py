@@ -44,16 +44,16 @@ def _torch() -> Facts:
 
 
 def _deepspeed() -> Facts:
-    found = importlib.import_module("deepspeed.accelerator").get_accelerator()
-    return {"version": _version("deepspeed"), "accelerator": str(found.device_name())}
+    accelerator = importlib.import_module("deepspeed.accelerator").get_accelerator()
+    return {"version": _version("deepspeed"), "accelerator": str(accelerator.device_name())}
 
 
 def _registry() -> Facts:
     from graceful.lineage import connection
 
-    place = connection.resolve(None, homes.folder())
-    connection.connect(place)
-    return {"uri": place.display}
+    address = connection.resolve(None, homes.folder())
+    connection.connect(address)
+    return {"uri": address.display}
 
 
 def _glyphs() -> Facts:

@@ -105,13 +105,13 @@ def leftovers(home: Path) -> Iterator[Item]:
 
 def _leftovers(home: Path, own: Path) -> Iterator[Item]:
     for where, folders, names in os.walk(own):
-        place = Path(where).relative_to(home).as_posix()
-        broken = {name for name in folders if _LEFT_FOLDER.fullmatch(f"{place}/{name}")}
+        location = Path(where).relative_to(home).as_posix()
+        broken = {name for name in folders if _LEFT_FOLDER.fullmatch(f"{location}/{name}")}
         broken |= {name for name in names if _LEFT_FILE.fullmatch(name)}
         for name in sorted(broken):
             if not Path(where, name).is_symlink():
                 yield _item("leftover", Path(where, name), why="of a write that broke off")
-        folders[:] = [name for name in folders if name not in broken and not _OTHERS.fullmatch(f"{place}/{name}")]
+        folders[:] = [name for name in folders if name not in broken and not _OTHERS.fullmatch(f"{location}/{name}")]
 
 
 def copies(home: Path) -> Iterator[Item]:
@@ -128,11 +128,11 @@ def copies(home: Path) -> Iterator[Item]:
 
 
 def _item(kind: str, *paths: Path, used: float | None = None, why: str = "least recently used") -> Item:
-    there = tuple(path for path in paths if path.exists())
-    found = [one.stat() for path in there for one in (path, *(path.rglob("*") if path.is_dir() else ()))]
-    size = sum(facts.st_size for facts in found if stat.S_ISREG(facts.st_mode))
-    last = max((facts.st_mtime for facts in found), default=0.0)
-    return Item(kind=kind, paths=there, size=size, used=last if used is None else used, why=why)
+    existing = tuple(path for path in paths if path.exists())
+    stats = [file.stat() for path in existing for file in (path, *(path.rglob("*") if path.is_dir() else ()))]
+    size = sum(facts.st_size for facts in stats if stat.S_ISREG(facts.st_mode))
+    last = max((facts.st_mtime for facts in stats), default=0.0)
+    return Item(kind=kind, paths=existing, size=size, used=last if used is None else used, why=why)
 
 
 def busy(home: Path) -> str:
@@ -153,12 +153,12 @@ def over(items: Sequence[Item], *, limit: int, before: float, twin: Callable[[It
         before: What was used since stays.
         twin: Whether an item lies elsewhere too, or can be made again; asked only of those that would go.
     """
-    left = sum(item.size for item in items)
+    total = sum(item.size for item in items)
     for item in sorted(items, key=lambda item: item.used):
-        if left <= limit or item.used >= before:
+        if total <= limit or item.used >= before:
             return
         if twin(item):
-            left -= item.size
+            total -= item.size
             yield item
 
 
@@ -187,9 +187,9 @@ def _delete(path: Path) -> bool:
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
             return True
-        doomed = path.with_name(f".{path.name}.deleted-{os.getpid()}")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        renamed = path.with_name(f".{path.name}.deleted-{os.getpid()}")
+        path.rename(renamed)
+        shutil.rmtree(renamed)
     return True
 
 
@@ -222,12 +222,12 @@ def _row(home: Path, kind: str, path: Path, items: Sequence[Item]) -> dict[str, 
     return {"kind": kind, "name": name, "why": items[0].why, "count": len(items), "bytes": size}
 
 
-def reclaim(home: Path, done: Reclaimed, *, older: float, limit: int, dry_run: bool, now: float) -> None:
+def reclaim(home: Path, reclaimed: Reclaimed, *, older: float, limit: int, dry_run: bool, now: float) -> None:
     """Remove what may go.
 
     Args:
         home: The folder of local state.
-        done: Gets what goes.
+        reclaimed: Gets what goes.
         older: Seconds since a run ended, or a file was written; at least `LEAST` counts.
         limit: Bytes that copies may take.
         dry_run: Only say what would go.
@@ -238,21 +238,21 @@ def reclaim(home: Path, done: Reclaimed, *, older: float, limit: int, dry_run: b
     """
 
     def go(item: Item) -> bool:
-        gone = dry_run or remove(item)
-        done.items += [item] if gone else []
-        return gone
+        removed = dry_run or remove(item)
+        reclaimed.items += [item] if removed else []
+        return removed
 
     for item in (*finished(home), *leftovers(home)):
         if item.used < now - max(older if item.kind == "checkpoints" else 0.0, LEAST):
             go(item)
-    every = list(copies(home))
-    done.kept, done.busy = sum(item.size for item in every), busy(home)
-    if done.busy:
+    all_copies = list(copies(home))
+    reclaimed.kept, reclaimed.busy = sum(item.size for item in all_copies), busy(home)
+    if reclaimed.busy:
         return
     elsewhere = _Elsewhere(twins=Twins(home, Mirror.of(home)))
-    for item in list(over(every, limit=limit, before=now - LEAST, twin=elsewhere)):  # records tell of the others
+    for item in list(over(all_copies, limit=limit, before=now - LEAST, twin=elsewhere)):  # records tell of the others
         if go(item):
-            done.kept -= item.size
+            reclaimed.kept -= item.size
     if elsewhere.trouble is not None:
         raise elsewhere.trouble
 
@@ -267,16 +267,16 @@ class _Elsewhere:
     _silent: set[str] = field(default_factory=set)
 
     def __call__(self, item: Item) -> bool:
-        ask = {
+        lookup = {
             "version": self.twins.version,
             "record": self.twins.record,
             "code": self.twins.code,
             "outputs": self.twins.outputs,
         }.get(item.kind)
-        if ask is None or item.kind in self._silent:
-            return ask is None
+        if lookup is None or item.kind in self._silent:
+            return lookup is None
         try:
-            return ask(item.paths[0])
+            return lookup(item.paths[0])
         except InfrastructureError as e:
             self.trouble = self.trouble or e
             self._silent.add(item.kind)
@@ -292,11 +292,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(arguments)
     home = options.home.expanduser().resolve()
-    done = Reclaimed(items=[])
+    reclaimed = Reclaimed(items=[])
     try:
         reclaim(
             home,
-            done,
+            reclaimed,
             older=options.older_than,
             limit=options.limit,
             dry_run=options.dry_run,
@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{e.message}\n")
         return e.exit_code
     finally:
-        sys.stdout.write(json.dumps(done.document(home)) + "\n")
+        sys.stdout.write(json.dumps(reclaimed.document(home)) + "\n")
     return 0
 
 

@@ -25,14 +25,20 @@ _KINDS = {"ids": "U", "classes": "U", "confidence": "f4"} | {
 """Type of each array of the file."""
 
 
-def save(path: Path, said: Predictions) -> None:
+def save(path: Path, predictions: Predictions) -> None:
     """Write predictions with string ids, labels and groups."""
     columns: dict[str, NDArray[Any]] = {
-        "ids": said.ids.astype(np.str_),
-        "classes": np.asarray(said.classes if said.classes is not None else [], dtype=np.str_),
-        "confidence": np.asarray(np.zeros(len(said)) if said.confidence is None else said.confidence, np.float32),
+        "ids": predictions.ids.astype(np.str_),
+        "classes": np.asarray(predictions.classes if predictions.classes is not None else [], dtype=np.str_),
+        "confidence": np.asarray(
+            np.zeros(len(predictions)) if predictions.confidence is None else predictions.confidence, np.float32
+        ),
     }
-    for name, column in {"labels": said.labels, "predicted": said.predicted, "groups": said.groups}.items():
+    for name, column in {
+        "labels": predictions.labels,
+        "predicted": predictions.predicted,
+        "groups": predictions.groups,
+    }.items():
         if column is not None:
             names, codes = np.unique(column.astype(np.str_), return_inverse=True)
             columns |= {name: codes.astype(np.uint32), f"{name}_names": names}
@@ -47,23 +53,23 @@ def load(path: Path) -> Predictions:
     Raises:
         DataError: Not such a file, or one that would take more than `arrays.LARGEST` bytes.
     """
-    held = arrays.read_npz(path, kinds=_KINDS, description="predictions", largest=arrays.LARGEST)
+    arrays_by_name = arrays.read_npz(path, kinds=_KINDS, description="predictions", largest=arrays.LARGEST)
     try:
         return Predictions(
-            ids=held["ids"],
-            labels=_named(held, "labels"),
-            predicted=_named(held, "predicted"),
-            classes=tuple(held["classes"].tolist()) or None,
-            groups=_named(held, "groups") if "groups" in held else None,
-            confidence=held["confidence"].astype(np.float64),
+            ids=arrays_by_name["ids"],
+            labels=_named(arrays_by_name, "labels"),
+            predicted=_named(arrays_by_name, "predicted"),
+            classes=tuple(arrays_by_name["classes"].tolist()) or None,
+            groups=_named(arrays_by_name, "groups") if "groups" in arrays_by_name else None,
+            confidence=arrays_by_name["confidence"].astype(np.float64),
         )
     except (KeyError, IndexError, MemoryError) as e:
         raise DataError(f"{path}: no predictions ({type(e).__name__}: {e}); restore it from a backup") from e
 
 
-def _named(held: Mapping[str, NDArray[Any]], column: str) -> NDArray[Any]:
+def _named(arrays_by_name: Mapping[str, NDArray[Any]], column: str) -> NDArray[Any]:
     """Numbers as names again."""
-    names, codes = held[f"{column}_names"], held[column]
+    names, codes = arrays_by_name[f"{column}_names"], arrays_by_name[column]
     if len(codes) * names.itemsize > arrays.LARGEST:
         raise MemoryError(f"{column} would take more than {arrays.LARGEST} bytes")
     named: NDArray[Any] = names[codes]

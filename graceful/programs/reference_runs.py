@@ -37,7 +37,7 @@ class ReferenceRuns:
     reason: str
 
 
-def unconstrained(run: Run, versions: Sequence[Predecessor]) -> dict[str, ReferenceRuns]:
+def reference_runs_of(run: Run, versions: Sequence[Predecessor]) -> dict[str, ReferenceRuns]:
     """The unconstrained runs of each version, looked up under its own model family.
 
     Args:
@@ -50,11 +50,11 @@ def unconstrained(run: Run, versions: Sequence[Predecessor]) -> dict[str, Refere
 def _of(run: Run, version: Predecessor, *, most: int) -> ReferenceRuns:
     run_id, mirror = f"{version.model}-{version.name}", run.mirror
     folder = run.home / "runs" / run_id
-    path, described = folder / SPEC, folder / "model" / bundle_files.DESCRIPTION
+    path, description = folder / SPEC, folder / "model" / bundle_files.DESCRIPTION
     try:
-        if not all(one.exists() or mirror.restore_file(one) for one in (path, described)):
+        if not all(file.exists() or mirror.restore_file(file) for file in (path, description)):
             return ReferenceRuns(reason=f"none known, run {run_id} is not in this home")
-        if bundle.recorded_digest(described.parent) != version.digest:
+        if bundle.recorded_digest(description.parent) != version.digest:
             return ReferenceRuns(reason=f"none known, run {run_id} of this home trained another version")
         job = json.loads(read_bytes(path))["job"]
         if not job["predecessors"] and not job["references"]:
@@ -63,17 +63,17 @@ def _of(run: Run, version: Predecessor, *, most: int) -> ReferenceRuns:
                 if version.unrunnable_reason
                 else ReferenceRuns(runs=(version,), reason="it is one")
             )
-        found = []
+        runs = []
         for index in range(1, most + 1):
             folder = run.home / "references" / reference_name(job, index)
             if not mirror.unseal(folder):
                 break
-            found.append(run.version(folder / "model").whole())
+            runs.append(run.version(folder / "model").whole())
     except (GracefulError, ValueError, KeyError, TypeError, RecursionError) as e:
         return ReferenceRuns(reason=f"cannot be read ({e})")
-    if not found:
+    if not runs:
         return ReferenceRuns(reason="none here; compatibility.reference or adaptive weighting trains one")
-    return ReferenceRuns(runs=tuple(found), reason=f"{len(found)} of its recipe, other seed")
+    return ReferenceRuns(runs=tuple(runs), reason=f"{len(runs)} of its recipe, other seed")
 
 
 def reference_name(job: dict[str, Any], index: int) -> str:

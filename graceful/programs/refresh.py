@@ -23,7 +23,7 @@ from graceful.programs.finishing import Trained
 from graceful.programs.flipped import excerpts, thumbnails
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.novelty import ingredients
-from graceful.programs.reference_runs import unconstrained
+from graceful.programs.reference_runs import reference_runs_of
 from graceful.programs.run import Progress, Run, silent
 from graceful.programs.train import train
 from graceful.programs.weight_mixing import note
@@ -90,18 +90,18 @@ def refresh(run: Run, *, progress: Progress = silent) -> tuple[Refreshed, Report
             ancestors = ancestry.fetch(run, links)
             trained = train(run, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
-        found, verdict = measure(run, ancestors, notes=trained.notes)
-        pages.write(run_dir, found, verdict)
+        evaluation, verdict = measure(run, ancestors, notes=trained.notes)
+        pages.write(run_dir, evaluation, verdict)
         mirror.save(run_dir, exclude=NOT_MIRRORED)
         progress({"stage": "register"})
         store.log_history(tracking, trained.result.history)
-        record = store.register(_registration(run, trained, links, found, verdict, tracking=tracking))
+        record = store.register(_registration(run, trained, links, evaluation, verdict, tracking=tracking))
         champion = _promote(run, record, verdict, links)
         result = _result(run, record, verdict, champion=champion, seconds=trained.result.seconds)
         notifications.tell(notices, store, record, champion=champion)
         write_text(run_dir / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     mirror.delete_folder(run_dir / "ray")
-    return result, found.report
+    return result, evaluation.report
 
 
 def _result(
@@ -142,9 +142,9 @@ def evaluate_only(run: Run, *, progress: Progress = silent) -> tuple[Report, gat
         ancestors = ancestry.fetch(run, links)
         progress({"stage": "evaluate"})
         notes = note(run.spec.compatibility.interpolation, links[0].name) if links else ()
-        found, verdict = measure(run, ancestors, notes=notes)
-        pages.write(run.folder, found, verdict)
-    return found.report, verdict
+        evaluation, verdict = measure(run, ancestors, notes=notes)
+        pages.write(run.folder, evaluation, verdict)
+    return evaluation.report, verdict
 
 
 def _trained(run: Run) -> bool:
@@ -169,11 +169,11 @@ def _require_own(spec: RefreshSpec, run_dir: Path) -> None:
             continue
         with ancestry.written_here(path):
             document = dict(json.loads(path.read_text(encoding="utf-8")))
-            held = (document.get("model"), document.get("name"))
-        if None not in held and held != (spec.model, spec.name):
+            recorded = (document.get("model"), document.get("name"))
+        if None not in recorded and recorded != (spec.model, spec.name):
             raise SpecError(
-                f"name: run {spec.run_id} holds {held[0]} {held[1]}, not {spec.model} {spec.name}: both have this run"
-                f" id; choose another name ({run_dir})"
+                f"name: run {spec.run_id} holds {recorded[0]} {recorded[1]}, not {spec.model} {spec.name}: both have"
+                f" this run id; choose another name ({run_dir})"
             )
 
 
@@ -213,26 +213,28 @@ def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silen
     spec = run.spec
     with _own(run):
         links = ancestry.read(run.store, spec, run.folder, begun=_trained(run), keep=False)
-        stored = [one.stored for one in ancestry.fetch(run, links)]
+        stored = [ancestor.stored for ancestor in ancestry.fetch(run, links)]
         stored = [run.version(run.model), *stored] if _trained(run) else stored
         if not stored:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
-        versions = chosen([one.open() for one in reversed(stored)], names)
-        lost = [f"{version.name}: {version.unrunnable_reason}" for version in versions if version.unrunnable_reason]
-        progress({"stage": "matrix", "versions": len(versions), **({"lost": lost} if lost else {})})
-        free = unconstrained(run, versions[::-1])
-        found = matrix(spec, tasks.build(spec.task), versions, free=free)
-        pages.write_matrix(run.folder, found, model=spec.model)
-    return found
+        versions = chosen([version.open() for version in reversed(stored)], names)
+        unrunnable = [
+            f"{version.name}: {version.unrunnable_reason}" for version in versions if version.unrunnable_reason
+        ]
+        progress({"stage": "matrix", "versions": len(versions), **({"lost": unrunnable} if unrunnable else {})})
+        references = reference_runs_of(run, versions[::-1])
+        document = matrix(spec, tasks.build(spec.task), versions, references=references)
+        pages.write_matrix(run.folder, document, model=spec.model)
+    return document
 
 
 def measure(run: Run, ancestors: Sequence[Ancestor], *, notes: Sequence[str] = ()) -> tuple[Evaluation, gate.Verdict]:
     """Evaluate the run's version against its ancestors and judge the report."""
-    spec, chain = run.spec, [one.stored.open() for one in ancestors]
+    spec, chain = run.spec, [ancestor.stored.open() for ancestor in ancestors]
     new = run.version(run.model).whole()
-    found = evaluate(spec, new, chain, notes=notes, free=unconstrained(run, [new, *chain]))
+    evaluation = evaluate(spec, new, chain, notes=notes, references=reference_runs_of(run, [new, *chain]))
     constraints = [item.constraint() for item in spec.gate.constraints]
-    return found, gate.judge(found.report, constraints, family=spec.gate.family)
+    return evaluation, gate.judge(evaluation.report, constraints, family=spec.gate.family)
 
 
 def _finished(run: Run) -> Refreshed | None:
@@ -275,10 +277,10 @@ def _abandoned(store: Store, tracking: str, run_dir: Path) -> Iterator[None]:
 
 
 def _registration(
-    run: Run, trained: Trained, links: Sequence[Link], found: Evaluation, verdict: gate.Verdict, *, tracking: str
+    run: Run, trained: Trained, links: Sequence[Link], evaluation: Evaluation, verdict: gate.Verdict, *, tracking: str
 ) -> Registration:
     spec, attached = run.spec, ("report.html", "flips.json", recorded_predictions.FILE, CONSTRAINTS)
-    texts = excerpts([flip.id for flip in found.flips[:LISTED]], found.test)
+    texts = excerpts([flip.id for flip in evaluation.flips[:LISTED]], evaluation.test)
     return Registration(
         spec=spec.recorded(),
         model=spec.model,
@@ -288,11 +290,13 @@ def _registration(
         bundle=trained.folder,
         digest=trained.digest,
         parents=ancestry.parents(links),
-        report=found.report,
+        report=evaluation.report,
         verdict=verdict,
         attachments=tuple(run.folder / name for name in attached),
-        flips=tuple({**({"text": texts.get(flip.id, "")} if texts else {}), **asdict(flip)} for flip in found.flips),
-        thumbnails=thumbnails([flip.id for flip in found.flips[: pages.SHOWN]], found.test),
+        flips=tuple(
+            {**({"text": texts.get(flip.id, "")} if texts else {}), **asdict(flip)} for flip in evaluation.flips
+        ),
+        thumbnails=thumbnails([flip.id for flip in evaluation.flips[: pages.SHOWN]], evaluation.test),
         training=ingredients(spec.task, data=trained.data),
     )
 

@@ -103,7 +103,7 @@ def _step(
         losses = learner.task_loss(exact, batch, labels)
         _require_numbers(exact, losses, batch, ids=train.ids[positions])
         loss = losses.mean()
-        if any(one.reads - {"logits", "correctness"} for one in spec.compatibility.losses):
+        if any(loss_section.reads - {"logits", "correctness"} for loss_section in spec.compatibility.losses):
             loss = loss + 0.0 * exact.embedding.sum()  # these losses reach the embedding, whatever the task's does
         loss.backward()  # type: ignore[no-untyped-call]
     if isinstance(spec.train.engine, TorchEngine) and spec.train.num_workers > 1:
@@ -131,18 +131,22 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     """Save and load the network; its outputs afterwards must be those of before."""
     learner = learner_of(task)
     batch = learner.collate(items, None)
-    said = {role: _answers(network, batch, learner, role) for role in roles(learner)}
-    declared, made = getattr(network, "embedding_size", None), said["query"].embedding.shape[1]
-    if isinstance(declared, int) and declared != made:
-        raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {made}; correct it")
+    outputs_before = {role: _stable_outputs(network, batch, learner, role) for role in roles(learner)}
+    declared, actual = getattr(network, "embedding_size", None), outputs_before["query"].embedding.shape[1]
+    if isinstance(declared, int) and declared != actual:
+        raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {actual}; correct it")
     weights, saved = folder / WEIGHTS, folder / "model"
     write_weights(weights, portable(network.state_dict()))
     finish(spec, task, weights=weights, folder=saved)
     with _translated(network, "the network, loaded and frozen,", batch):
         version = bundle.load(saved, augment_like=spec.task, task=task)
-        again = {role: version(items, role=role) for role in said}
-    both = [(name, said[role], again[role]) for role in said for name in ("embedding", "logits")]
-    for name, before, after in ((name, getattr(one, name), getattr(two, name)) for name, one, two in both):
+        outputs_after = {role: version(items, role=role) for role in outputs_before}
+    compared = [
+        (name, outputs_before[role], outputs_after[role]) for role in outputs_before for name in ("embedding", "logits")
+    ]
+    for name, before, after in (
+        (name, getattr(first, name), getattr(second, name)) for name, first, second in compared
+    ):
         if not _same(before, after):
             raise SpecError(
                 f"task: saved and loaded again, the network gives other outputs ({name} differs by"
@@ -152,12 +156,12 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     return version
 
 
-def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> Outputs:
+def _stable_outputs(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> Outputs:
     """Return the outputs of a network in eval mode, which must not change it and must be the same each time."""
     before = portable(network.eval().state_dict())
     with torch.no_grad(), _translated(network, f"the network in eval mode{_as(role)}", batch):
         first, second, alone = (
-            answers(run(learner, network, some, role=role)) for some in (batch, batch, take(batch, slice(1)))
+            answers(run(learner, network, rows, role=role)) for rows in (batch, batch, take(batch, slice(1)))
         )
     after = portable(network.state_dict())
     changed = [name for name in after if name not in before or not torch.equal(before[name], after[name])]
@@ -172,7 +176,7 @@ def _answers(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> 
             "task: in eval mode the network gives other outputs for the same samples each time; a version must be a"
             " function of its weights: draw at random only where self.training is true"
         )
-    if not all(_same(one[:1], other) for one, other in zip(first[:2], alone[:2], strict=True)):
+    if not all(_same(expected[:1], other) for expected, other in zip(first[:2], alone[:2], strict=True)):
         raise SpecError(
             "task: in eval mode the network gives other outputs for a sample alone than beside another; a version must"
             " answer each sample by itself: normalise with running statistics, not with those of the batch"
@@ -184,13 +188,13 @@ def _as(role: Role) -> str:
     return " with the gallery encoder" if role == "gallery" else ""
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
+def _same(expected: Tensor, actual: Tensor) -> bool:
+    if expected.shape != actual.shape:
         return False
-    one, other = one.double(), other.double()
-    finite = one[one.isfinite()].abs()
+    expected, actual = expected.double(), actual.double()
+    finite = expected[expected.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=_RELATIVE, atol=_RELATIVE * largest, equal_nan=True)
+    return torch.allclose(expected, actual, rtol=_RELATIVE, atol=_RELATIVE * largest, equal_nan=True)
 
 
 @contextmanager

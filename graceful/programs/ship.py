@@ -32,8 +32,8 @@ def ship(path: Path, storage_uri: str) -> dict[str, Any]:
     """
     bundle = packing.pack(path)
     uri = packing.address(storage_uri, hashlib.sha256(bundle).hexdigest())
-    there = {stored.uri: stored.size for stored in objects.list_objects(uri.rpartition("/")[0])}
-    missing = there.get(uri) != len(bundle)
+    stored_sizes = {stored.uri: stored.size for stored in objects.list_objects(uri.rpartition("/")[0])}
+    missing = stored_sizes.get(uri) != len(bundle)
     if missing:
         objects.write_object(uri, bundle)
     return {"bytes": len(bundle), "uri": uri, "uploaded": missing}

@@ -57,15 +57,19 @@ def most_flipped(new: Predictions, old: Predictions, *, against: str, draws: int
     """
     joined = join(new, old)
     evidence = joined.evidence(draws=draws, seed=seed)
-    found = [("class", _labels(new, joined), evidence)]
+    groupings = [("class", _labels(new, joined), evidence)]
     if joined.groups is not None and evidence.units is not None:
-        found.append(("group", joined.groups, Evidence()))
-    slices = [one for kind, names, how in found for one in _slices(joined, names, how, against=against, kind=kind)]
+        groupings.append(("group", joined.groups, Evidence()))
+    slices = [
+        item
+        for kind, names, item_evidence in groupings
+        for item in _slices(joined, names, item_evidence, against=against, kind=kind)
+    ]
     return tuple(sorted(slices, key=_worst)[:MOST])
 
 
-def _worst(one: Slice) -> tuple[float, float, str, str]:
-    return -one.lower, -one.nfr, one.kind, one.name
+def _worst(item: Slice) -> tuple[float, float, str, str]:
+    return -item.lower, -item.nfr, item.kind, item.name
 
 
 def _labels(new: Predictions, joined: Joined) -> NDArray[Any]:
@@ -75,21 +79,23 @@ def _labels(new: Predictions, joined: Joined) -> NDArray[Any]:
 
 def _slices(joined: Joined, names: NDArray[Any], evidence: Evidence, *, against: str, kind: str) -> list[Slice]:
     """Intervals of the slices that can be among the worst; Wilson's, which is never the wider one, chooses them."""
-    known, codes = np.unique(names, return_inverse=True)
-    counts = np.bincount(codes, weights=joined.negative_flips, minlength=len(known))
-    totals = np.bincount(codes, minlength=len(known))
+    unique_names, codes = np.unique(names, return_inverse=True)
+    counts = np.bincount(codes, weights=joined.negative_flips, minlength=len(unique_names))
+    totals = np.bincount(codes, minlength=len(unique_names))
     lower = [wilson(count, n)[0] for count, n in zip(counts.tolist(), totals.tolist(), strict=True)]
-    order = sorted(range(len(known)), key=lambda row: (-lower[row], -counts[row] / totals[row], str(known[row])))
-    found = []
+    order = sorted(
+        range(len(unique_names)), key=lambda row: (-lower[row], -counts[row] / totals[row], str(unique_names[row]))
+    )
+    slices = []
     for row in (row for row in order[: 2 * MOST] if counts[row]):
-        kept = codes == row
-        rate = negative_flip_rate(joined.ok_new[kept], joined.ok_old[kept], evidence.at(kept))
+        in_slice = codes == row
+        rate = negative_flip_rate(joined.ok_new[in_slice], joined.ok_old[in_slice], evidence.at(in_slice))
         assert rate.value is not None
-        found.append(
+        slices.append(
             Slice(
                 against=against,
                 kind=kind,
-                name=str(known[row]),
+                name=str(unique_names[row]),
                 nfr=rate.value,
                 lower=rate.lower or 0.0,
                 upper=1.0 if rate.upper is None else rate.upper,
@@ -98,4 +104,4 @@ def _slices(joined: Joined, names: NDArray[Any], evidence: Evidence, *, against:
                 small=bool(totals[row] < SMALL_SLICE),
             )
         )
-    return found
+    return slices

@@ -47,22 +47,22 @@ class Orphan:
 
 
 def orphans(
-    listing: Iterable[StoredObject], *, root: str, kept: Mapping[str, frozenset[str]], before: datetime
+    listing: Iterable[StoredObject], *, root: str, listed_checkpoints: Mapping[str, frozenset[str]], before: datetime
 ) -> tuple[Orphan, ...]:
     """Decide what nobody needs. Pure.
 
     Args:
         listing: Everything below the runs' address, or all of one run; never a part of a run.
         root: That address, s3://bucket/prefix/runs.
-        kept: For each snapshot that could be read, by its folder below the root (`glyphs-v2/ray/glyphs-v2`): the
-            checkpoints that it lists. Folders that are absent keep everything.
+        listed_checkpoints: For each snapshot that could be read, by its folder below the root
+            (`glyphs-v2/ray/glyphs-v2`): the checkpoints that it lists. Folders that are absent keep everything.
         before: An unlisted checkpoint goes if its newest object is older; an object without a time is new.
     """
     by_run: dict[str, list[tuple[tuple[str, ...], StoredObject]]] = defaultdict(list)
     for stored in listing:
         run, *rest = stored.uri.removeprefix(f"{root}/").split("/")
         by_run[run].append((tuple(rest), stored))
-    found: list[Orphan] = []
+    orphaned: list[Orphan] = []
     for run in sorted(by_run):
         finished = any(parts == (RESULT,) for parts, _ in by_run[run])
         folders: dict[tuple[str, ...], list[StoredObject]] = defaultdict(list)
@@ -70,25 +70,29 @@ def orphans(
             if len(parts) > (1 if finished else 3) and parts[0] in FOLDERS:
                 folders[parts[:1] if finished else parts[:3]].append(stored)
         for parts in sorted(folders):
-            why = "its run has a result" if finished else _unlisted(run, parts, folders[parts], kept, before)
+            why = (
+                "its run has a result"
+                if finished
+                else _unlisted(run, parts, folders[parts], listed_checkpoints, before)
+            )
             if why:
-                found.append(Orphan(uri="/".join((root, run, *parts)), why=why, objects=tuple(folders[parts])))
-    return tuple(found)
+                orphaned.append(Orphan(uri="/".join((root, run, *parts)), why=why, objects=tuple(folders[parts])))
+    return tuple(orphaned)
 
 
 def _unlisted(
     run: str,
     parts: tuple[str, ...],
-    held: Sequence[StoredObject],
-    kept: Mapping[str, frozenset[str]],
+    stored_objects: Sequence[StoredObject],
+    listed_checkpoints: Mapping[str, frozenset[str]],
     before: datetime,
 ) -> str:
     """Why a checkpoint of an unfinished run is an orphan; empty: it is none."""
-    listed = kept.get("/".join((run, *parts[:2])))
-    times = [stored.modified for stored in held if stored.modified is not None]
+    listed = listed_checkpoints.get("/".join((run, *parts[:2])))
+    times = [stored.modified for stored in stored_objects if stored.modified is not None]
     if listed is None or not _CHECKPOINT.fullmatch(parts[2]) or parts[2] in listed:
         return ""
-    if len(times) < len(held) or max(times) >= before:
+    if len(times) < len(stored_objects) or max(times) >= before:
         return ""
     return f"no snapshot lists it, last written {max(times):%Y-%m-%d %H:%M}"
 
@@ -119,12 +123,12 @@ def find(root: str, *, before: datetime, run: str = "") -> tuple[Orphan, ...]:
         StorageError: Unreachable or refused.
     """
     listing = objects.list_objects(f"{root}/{run}" if run else root)
-    kept: dict[str, frozenset[str]] = {}
+    listed_checkpoints: dict[str, frozenset[str]] = {}
     for stored in listing:  # read after the listing: what is registered meanwhile is listed, or too new
         folder, _, name = stored.uri.removeprefix(f"{root}/").rpartition("/")
         if name == SNAPSHOT and (listed := _read(stored.uri)) is not None:
-            kept[folder] = listed
-    return orphans(listing, root=root, kept=kept, before=before)
+            listed_checkpoints[folder] = listed
+    return orphans(listing, root=root, listed_checkpoints=listed_checkpoints, before=before)
 
 
 def _read(uri: str) -> frozenset[str] | None:
@@ -136,7 +140,7 @@ def _read(uri: str) -> frozenset[str] | None:
         return None
 
 
-def sweep(uri: str, *, older: timedelta, now: datetime, dry_run: bool, done: list[dict[str, Any]]) -> None:
+def sweep(uri: str, *, older: timedelta, now: datetime, dry_run: bool, removed_rows: list[dict[str, Any]]) -> None:
     """Delete orphans, each looked at again just before: its run may have been resumed since the listing.
 
     Args:
@@ -144,7 +148,7 @@ def sweep(uri: str, *, older: timedelta, now: datetime, dry_run: bool, done: lis
         older: At least `LEAST` counts.
         now: With a time zone.
         dry_run: Only say what would go.
-        done: Gets a row for each folder as it goes, so that a failure in the middle hides nothing.
+        removed_rows: Gets a row for each folder as it goes, so that a failure in the middle hides nothing.
 
     Raises:
         StorageError: Unreachable or refused.
@@ -157,7 +161,7 @@ def sweep(uri: str, *, older: timedelta, now: datetime, dry_run: bool, done: lis
                 continue
             objects.remove(orphan.objects)
         size = sum(stored.size for stored in orphan.objects)
-        done.append({"uri": orphan.uri, "why": orphan.why, "objects": len(orphan.objects), "bytes": size})
+        removed_rows.append({"uri": orphan.uri, "why": orphan.why, "objects": len(orphan.objects), "bytes": size})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,15 +171,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--older-than", type=float, default=86400.0, metavar="SECONDS")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args(arguments)
-    done: list[dict[str, Any]] = []
+    removed_rows: list[dict[str, Any]] = []
     older = timedelta(seconds=options.older_than)
     try:
-        sweep(options.uri, older=older, now=datetime.now(UTC), dry_run=options.dry_run, done=done)
+        sweep(options.uri, older=older, now=datetime.now(UTC), dry_run=options.dry_run, removed_rows=removed_rows)
     except GracefulError as e:
         sys.stderr.write(f"{e.message}\n")
         return e.exit_code
     finally:
-        sys.stdout.write(json.dumps(done) + "\n")
+        sys.stdout.write(json.dumps(removed_rows) + "\n")
     return 0
 
 

@@ -60,20 +60,20 @@ def train(
     if not checked:
         require_ready(spec, built, run_dir=run.folder)
     samples = built.samples("train")
-    of_data = notes_of(built)
-    if of_data:
-        progress({"stage": "data", "notes": of_data})
+    data_notes = notes_of(built)
+    if data_notes:
+        progress({"stage": "data", "notes": data_notes})
     job, notes = _prepared(replace(run, spec=spec), built, samples, ancestors=ancestors, progress=progress)
     result = run_training(replace(job, task=task), progress=progress)
     record(run.folder, job.contract, result)
-    silent_terms = [f"{one}: never weighed a sample, so it constrained nothing" for one in result.silent]
-    digest, of_weights = finish(spec, built, weights=result.weights, folder=run.model, start=job.start)
+    silent_terms = [f"{loss}: never weighed a sample, so it constrained nothing" for loss in result.silent]
+    digest, weight_notes = finish(spec, built, weights=result.weights, folder=run.model, start=job.start)
     return Trained(
         folder=run.model,
         digest=digest,
         result=result,
         data=samples.digest,
-        notes=(*of_data, *notes, *silent_terms, *of_weights),
+        notes=(*data_notes, *notes, *silent_terms, *weight_notes),
         contract=job.contract,
     )
 
@@ -83,10 +83,10 @@ def _prepared(
 ) -> tuple[TrainingJob, list[str]]:
     """The job, with every cache and reference run that it reads, and what a reader of the report must know of them."""
     spec = run.spec
-    require_answers([one.stored.open() for one in ancestors], task.samples("test"), split="test")
+    require_answers([ancestor.stored.open() for ancestor in ancestors], task.samples("test"), split="test")
     start = require_start(spec, ancestors[0].stored if ancestors else None, task=task)
-    wanted = select(ancestors, spec.compatibility.against) if spec.compatibility.losses else ()
-    versions, views = [one.stored.open() for one in wanted], Views.of(spec, samples, augments=task.augments)
+    selected = select(ancestors, spec.compatibility.against) if spec.compatibility.losses else ()
+    versions, views = [ancestor.stored.open() for ancestor in selected], Views.of(spec, samples, augments=task.augments)
     require_usable(versions, spec.compatibility, task.classes, clean=views.keyed is None, live=views.live)
     outputs = CachedOutputs(
         samples=samples,
@@ -95,26 +95,31 @@ def _prepared(
         mirror=run.mirror,
         spec=spec,
         progress=progress,
-        lost=frozenset(one.stored.open().digest for one in ancestors if one.stored.open().unrunnable_reason),
+        lost=frozenset(
+            ancestor.stored.open().digest for ancestor in ancestors if ancestor.stored.open().unrunnable_reason
+        ),
     )
-    asked = _asked(spec, task, versions)
-    weak, judged = _near_chance(run, asked, versions)
-    chain = tuple(replace(_with_cache(one, outputs, task), near_chance=one.name in weak) for one in wanted)
+    constraint_outputs = _constraint_outputs(spec, task, versions)
+    near_chance_names, chance_notes = _near_chance(run, constraint_outputs, versions)
+    chain = tuple(
+        replace(_with_cache(ancestor, outputs, task), near_chance=ancestor.name in near_chance_names)
+        for ancestor in selected
+    )
     recipe = Recipe(run=run, task=task, data=samples.digest, start=start)
-    references = train_references(recipe, budgets=bool(wanted), progress=progress)
-    promised = _contract(run, asked, references, progress)
+    references = train_references(recipe, budgets=bool(selected), progress=progress)
+    budgets_contract = _contract(run, constraint_outputs, references, progress)
     distilled = references if spec.compatibility.reference else ()
     job = TrainingJob(
         spec=spec,
         run_dir=run.folder,
         predecessors=chain,
-        references=tuple(outputs.of(run.version(one.folder)) for one in distilled),
-        contract=promised,
+        references=tuple(outputs.of(run.version(ancestor.folder)) for ancestor in distilled),
+        contract=budgets_contract,
         start=start,
         data=samples.digest,
         mirror=run.mirror,
     )
-    return job, [*outputs.notes, *judged]
+    return job, [*outputs.notes, *chance_notes]
 
 
 def _with_cache(ancestor: Ancestor, outputs: CachedOutputs, task: Task) -> Ancestor:
@@ -128,7 +133,7 @@ def _focused(spec: RefreshSpec) -> bool:
     return any(loss.prefers_samples for loss in spec.compatibility.losses)
 
 
-def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> ConstraintOutputs | None:
+def _constraint_outputs(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> ConstraintOutputs | None:
     """What predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot be met.
 
     None where nobody needs to know, or nobody can: the split is empty, or the nearest cannot be run.
@@ -137,19 +142,19 @@ def _asked(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> Const
     if isinstance(section.weighting, Adaptive):
         if not chain:
             return None
-        found = ask(task, chain, batch_size=spec.evaluate.batch_size)
-        require_possible(section.weighting, found)
-        return found
-    able = [version for version in chain if not version.unrunnable_reason]
-    if not _focused(spec) or section.near_chance is None or len(able) < 2 or able[0] is not chain[0]:
+        outputs = ask(task, chain, batch_size=spec.evaluate.batch_size)
+        require_possible(section.weighting, outputs)
+        return outputs
+    runnable = [version for version in chain if not version.unrunnable_reason]
+    if not _focused(spec) or section.near_chance is None or len(runnable) < 2 or runnable[0] is not chain[0]:
         return None
     if not len(task.samples("constraint")):
         return None
-    return ask(task, able, batch_size=spec.evaluate.batch_size)
+    return ask(task, runnable, batch_size=spec.evaluate.batch_size)
 
 
 def _near_chance(
-    run: Run, asked: ConstraintOutputs | None, chain: Sequence[Predecessor]
+    run: Run, constraint_outputs: ConstraintOutputs | None, chain: Sequence[Predecessor]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the predecessors near chance, and sentences for the report.
 
@@ -158,38 +163,38 @@ def _near_chance(
     factor = run.spec.compatibility.near_chance
     if not factor or not _focused(run.spec):
         return (), ()
-    found = near_chance(asked, factor=factor) if asked else {}
+    reasons = near_chance(constraint_outputs, factor=factor) if constraint_outputs else {}
     recorded = begun(run.folder).get("near_chance")
     if recorded is not None:
-        kept = "was near chance when this run began; it pulls only where it is right"
-        return tuple(recorded), tuple(found.get(name, f"{name}: {kept}") for name in recorded)
+        kept_reason = "was near chance when this run began; it pulls only where it is right"
+        return tuple(recorded), tuple(reasons.get(name, f"{name}: {kept_reason}") for name in recorded)
     notes = []
     for version in chain[1:]:
-        lost = next((one for one in (version, chain[0]) if one.unrunnable_reason), None)
-        if lost is not None:
-            who = "" if lost is version else f" of {lost.name}"
-            notes.append(f"{version.name}: not known whether it is near chance, the weights{who} are gone")
-    return tuple(found), (*found.values(), *notes)
+        unrunnable = next((candidate for candidate in (version, chain[0]) if candidate.unrunnable_reason), None)
+        if unrunnable is not None:
+            owner = "" if unrunnable is version else f" of {unrunnable.name}"
+            notes.append(f"{version.name}: not known whether it is near chance, the weights{owner} are gone")
+    return tuple(reasons), (*reasons.values(), *notes)
 
 
 def _contract(
-    run: Run, asked: ConstraintOutputs | None, references: Sequence[Trained], progress: Progress
+    run: Run, constraint_outputs: ConstraintOutputs | None, references: Sequence[Trained], progress: Progress
 ) -> Contract | None:
     """Budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
     weighting = run.spec.compatibility.weighting
-    if asked is None or not isinstance(weighting, Adaptive):
+    if constraint_outputs is None or not isinstance(weighting, Adaptive):
         return None
     runs = [
         Unconstrained(
-            version=run.version(one.folder).whole(),
-            errors=tuple(row["validation_error"] for row in one.result.history),
+            version=run.version(trained.folder).whole(),
+            errors=tuple(row["validation_error"] for row in trained.result.history),
         )
-        for one in references
+        for trained in references
     ]
-    promised = contract(weighting, asked, references=runs)
-    for budget in promised.budgets:
+    planned = contract(weighting, constraint_outputs, references=runs)
+    for budget in planned.budgets:
         facts = {"budget": budget.bound, "status": str(budget.status), "error": budget.standing.error}
         reference = {"reference_error": budget.standing.reference_error, "ids": budget.standing.n}
         progress({"stage": "budget", "version": budget.name, **facts, **reference})
-    require_kept(weighting, promised)
-    return promised
+    require_kept(weighting, planned)
+    return planned

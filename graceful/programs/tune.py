@@ -88,11 +88,11 @@ def tune(
             bench = _bench(run, ancestors)
             _require_ready(bench)
         _claim(run)
-        known = _finished(spec, folder)
-        if known is not None:
+        finished_result = _finished(spec, folder)
+        if finished_result is not None:
             mirror.save(folder, exclude=(*OTHERS, RESULT))
             mirror.save(folder, only=(RESULT,))
-            return known
+            return finished_result
         return _searched(run, bench or _bench(run, ancestors), progress=progress, watch=watch)
 
 
@@ -126,7 +126,7 @@ def _searched(
     journal = folder / JOURNAL.format(sha256_json(bench.tune.model_dump(mode="json", include=JUDGED))[:8])
     before = _tried_before(spec, journal)
     study = Study(journal, tune=bench.tune, space=parameters, seed=spec.train.seed)
-    progress({"stage": "search", "trials": bench.tune.trials, "known": study.ended(), **_told(bench)})
+    progress({"stage": "search", "trials": bench.tune.trials, "known": study.ended(), **_descriptions(bench)})
     watching = watch(_tried(study)) if watch else None
     mirror.save(folder, exclude=OTHERS)
 
@@ -155,12 +155,12 @@ def _restore(mirror: Mirror, folder: Path) -> None:
     """
     mirror.restore(folder, exclude=OTHERS)
     for journal in folder.glob(JOURNAL.format("*")):
-        there = mirror.read_if_changed(journal, None)
-        here, copy = journal.read_bytes(), b"" if there is None else there[0]
-        whole = here[: here.rfind(b"\n") + 1]
-        if copy.startswith(whole):
+        copied = mirror.read_if_changed(journal, None)
+        local, copy = journal.read_bytes(), b"" if copied is None else copied[0]
+        complete = local[: local.rfind(b"\n") + 1]
+        if copy.startswith(complete):
             write_bytes(journal, copy)
-        elif not whole.startswith(copy):
+        elif not complete.startswith(copy):
             raise SpecError(
                 f"{journal}: this machine and {mirror.display_path(journal)} went on from the same search differently;"
                 " delete the one that is not to count"
@@ -168,22 +168,22 @@ def _restore(mirror: Mirror, folder: Path) -> None:
 
 
 def _tried(study: Study) -> list[Tried]:
-    return [located(one) for one in study.trials()]
+    return [located(trial) for trial in study.trials()]
 
 
 def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
     """Trials of this search under other limits, with which this one begins."""
     assert spec.tune is not None
-    found = []
+    trials = []
     for other in sorted({*journal.parent.glob(JOURNAL.format("*"))} - {journal}):
         study = Study(other, tune=spec.tune, space=space.parameters(spec), seed=0)
-        found += [one for one in study.trials() if one.state in ("complete", "failed")]
-    return found
+        trials += [trial for trial in study.trials() if trial.state in ("complete", "failed")]
+    return trials
 
 
-def _told(bench: Bench) -> dict[str, str]:
-    told = splits.described(bench.task, bench.spec)
-    return {name: text.replace(" ", "_") for name, text in told.items()}
+def _descriptions(bench: Bench) -> dict[str, str]:
+    descriptions = splits.described(bench.task, bench.spec)
+    return {name: text.replace(" ", "_") for name, text in descriptions.items()}
 
 
 def _bench(run: Run, ancestors: Sequence[Ancestor]) -> Bench:
@@ -212,12 +212,12 @@ def _claim(run: Run) -> None:
     if not path.exists():
         write_json(path, document)
         return
-    before = _written(path, remedy="delete it if the spec is still the one of that search")
+    claimed = _written(path, remedy="delete it if the spec is still the one of that search")
     for key, remedy in (
         ("spec", "restore it"),
         ("tune", "restore tune (only the limit, trials, final and max_concurrent may change)"),
     ):
-        if before.get(key) != document[key]:
+        if claimed.get(key) != document[key]:
             where = run.mirror.display_path(run.folder)
             raise SpecError(f"name: search {spec.run_id} was begun with another {key}; {remedy}, or delete {where}")
 
@@ -257,7 +257,9 @@ def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]
     candidates: list[final.Candidate] = []
     if bench.tune.objectives == "single":
         count = bench.tune.final.candidates
-        candidates, chosen = final.select(trials, count, lambda few: final.retrain(bench, few, progress))
+        candidates, chosen = final.select(
+            trials, count, lambda chosen_trials: final.retrain(bench, chosen_trials, progress)
+        )
         tested = _tested(bench, chosen, progress)
     return result.as_document(
         bench.spec,
@@ -270,8 +272,8 @@ def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]
 
 
 def _tested(bench: Bench, chosen: final.Candidate | None, progress: Progress) -> Score | None:
-    kept = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
-    return final.on_test(bench, chosen, progress) if kept and chosen is not None else None
+    feasible = chosen is not None and chosen.held_back is not None and chosen.held_back.feasible
+    return final.on_test(bench, chosen, progress) if feasible and chosen is not None else None
 
 
 def _write(folder: Path, spec: RefreshSpec, document: dict[str, Any], trials: Sequence[Tried]) -> list[Path]:

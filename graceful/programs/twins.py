@@ -41,9 +41,9 @@ class Twins:
 
     def version(self, folder: Path) -> bool:
         """Return whether the registry holds each file of a version's folder."""
-        held = self._held(folder.name)
+        registered_sizes = self._registered_sizes(folder.name)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-        return bool(sizes) and all(held.get(name) == size for name, size in sizes.items())
+        return bool(sizes) and all(registered_sizes.get(name) == size for name, size in sizes.items())
 
     def record(self, path: Path) -> bool:
         """Return whether the registry holds the very record that a file repeats."""
@@ -73,7 +73,7 @@ class Twins:
         if self._mirror.is_sealed(folder):
             return True
         record = self._records.get(eviction.predecessor_of(folder) or "")
-        if record is None or not record["files"].keys() <= self._held(record["model_id"]).keys():
+        if record is None or not record["files"].keys() <= self._registered_sizes(record["model_id"]).keys():
             return False
         return self._runs_own_code(record) is False
 
@@ -83,56 +83,56 @@ class Twins:
         if self._store is None or expected is None:
             return None
         with self._store.registry.door(f"read {DESCRIPTION} of {record['model_id']}"):
-            described = self._store.registry.registered_file(record["model_id"], DESCRIPTION)
-        if hashlib.sha256(described).hexdigest() != expected:
+            description = self._store.registry.registered_file(record["model_id"], DESCRIPTION)
+        if hashlib.sha256(description).hexdigest() != expected:
             return None
         try:
-            return bool(json.loads(described)["task"]["kind"] == CODE)
+            return bool(json.loads(description)["task"]["kind"] == CODE)
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def _held(self, model_id: str) -> Mapping[str, int]:
+    def _registered_sizes(self, model_id: str) -> Mapping[str, int]:
         """Size of each file of a version that the registry holds, by name."""
         if self._store is None:
             return {}
         with self._store.registry.door(f"list the files of {model_id}") as client:
             if self._store.registry.node(model_id) is None:
                 return {}
-            folders, found = [""], {}
+            folders, sizes = [""], {}
             while folders:
                 for item in client.list_logged_model_artifacts(model_id, folders.pop() or None):
                     if item.is_dir:
                         folders.append(item.path)
                     else:
-                        found[item.path] = item.file_size
-            return found
+                        sizes[item.path] = item.file_size
+            return sizes
 
     @cached_property
     def _store(self) -> Store | None:
         """The registry; None where there is none, which asking must not make."""
-        known = os.environ.get(REGISTRY_VARIABLE) or (self._home / DATABASE).exists()
-        return Store(None, self._home) if known else None
+        exists = os.environ.get(REGISTRY_VARIABLE) or (self._home / DATABASE).exists()
+        return Store(None, self._home) if exists else None
 
     @cached_property
     def _records(self) -> dict[str, dict[str, Any]]:
         """Records of this home by the digest of their version."""
-        found = {}
+        records = {}
         for path in self._home.glob("records/[!.]*.json"):
             with suppress(ValueError, KeyError, TypeError, RecursionError):  # no record: it says nothing
                 record = json.loads(read_bytes(path))
-                found[str(record["digest"])] = {"model_id": str(record["model_id"]), "files": dict(record["files"])}
-        return found
+                records[str(record["digest"])] = {"model_id": str(record["model_id"]), "files": dict(record["files"])}
+        return records
 
     @cached_property
     def _addresses(self) -> dict[str, set[str]]:
         """Addresses at which a bundle may lie, by its digest: those of this home's runs and of its bucket."""
-        found: dict[str, set[str]] = {}
+        addresses: dict[str, set[str]] = {}
         for path in self._home.glob("runs/*/spec*.*"):
             for match in BUNDLE.finditer(path.read_text(encoding="utf-8", errors="replace")):
-                found.setdefault(match[1], set()).add(match[0])
+                addresses.setdefault(match[1], set()).add(match[0])
         for folder in (self._home / "code").glob("[!.]*") if self._mirror.uri else ():
-            found.setdefault(folder.name, set()).add(f"{self._mirror.copy_uri(folder)}.zip")
-        return found
+            addresses.setdefault(folder.name, set()).add(f"{self._mirror.copy_uri(folder)}.zip")
+        return addresses
 
 
 def _files(folder: Path) -> list[Path]:

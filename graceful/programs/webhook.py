@@ -59,18 +59,18 @@ class Webhook:
         """Scheme and host: paths of webhooks are often secret."""
         return redact.origin(self.url)
 
-    def deliver(self, key: str, data: bytes, *, left: str) -> bool:
+    def deliver(self, key: str, data: bytes, *, waits_for: str) -> bool:
         """Return whether the receiver took a message; if not, say so in one line.
 
         Args:
             key: Id of the message.
             data: JSON.
-            left: Where it waits for the next command, in words.
+            waits_for: Where it waits for the next command, in words.
         """
         try:
             self.patience.repeat(lambda: self._deliver(key, data), failure=_NotTakenError, may_pass=_may_pass)
         except _NotTakenError as e:
-            self.say(f"webhook {self.shown}: not delivered ({e.reason}); {left}")
+            self.say(f"webhook {self.shown}: not delivered ({e.reason}); {waits_for}")
             return False
         return True
 

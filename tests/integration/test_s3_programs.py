@@ -92,7 +92,7 @@ def runs(uri: str) -> None:
 
 def swept(uri: str, *, dry_run: bool = False) -> list[str]:
     rows: list[dict[str, str]] = []
-    sweep.sweep(uri, older=timedelta(0), now=datetime.now(UTC) + LATER, dry_run=dry_run, done=rows)
+    sweep.sweep(uri, older=timedelta(0), now=datetime.now(UTC) + LATER, dry_run=dry_run, removed_rows=rows)
     return [row["uri"].removeprefix(f"{uri}/runs/") for row in rows]
 
 

@@ -248,7 +248,9 @@ def test_the_terminal_says_it_in_a_few_lines(tmp_path: Path) -> None:
     *_, alone, slices = remarks(found)
     assert alone == "without constraints: error 7.50 %, 1.20 % flips between two seeds"
     assert slices == "most flipped against v2: class <O> 20.00 % of 20"
-    free = found_for(parse("v3"), free={"v2": ReferenceRuns(runs=(constant("run", 1),), reason="1 of its recipe")})
+    free = found_for(
+        parse("v3"), references={"v2": ReferenceRuns(runs=(constant("run", 1),), reason="1 of its recipe")}
+    )
     [*_, last] = remarks(found | free)
     assert last.startswith("average compatibility, R@1: ")
     assert last.endswith("against old versions, - (2 of 3 pairs are missing) against unconstrained ones")
@@ -327,7 +329,7 @@ def test_unconstrained_runs_show_what_would_flip_and_what_the_seed_flips() -> No
         "v3": ReferenceRuns(runs=(constant("run-1", 2), constant("run-2", 1)), reason="2 of its recipe"),
         "v1": ReferenceRuns(runs=(constant("v1", 0),), reason="it is one"),
     }
-    found = found_for(parse("v3"), free=free)
+    found = found_for(parse("v3"), references=free)
     alone = found["unconstrained"]
     assert (alone["runs"], alone["error"]) == (2, pytest.approx(2 / 3))
     assert alone["nfr"] == {"v2": pytest.approx(1 / 6), "v1": pytest.approx(1 / 3)}
@@ -342,13 +344,15 @@ def test_unconstrained_runs_show_what_would_flip_and_what_the_seed_flips() -> No
 
 
 def test_one_run_has_no_seed_floor_and_says_what_would_give_it() -> None:
-    found = found_for(parse("v3"), free={"v3": ReferenceRuns(runs=(constant("run-1", 2),), reason="1 of its recipe")})
+    found = found_for(
+        parse("v3"), references={"v3": ReferenceRuns(runs=(constant("run-1", 2),), reason="1 of its recipe")}
+    )
     assert found["unconstrained"]["seed_floor"] is None
     assert "compatibility.reference.runs: 2" in found["unconstrained"]["reason"]
 
 
 def test_a_version_that_is_its_own_unconstrained_run_has_no_second_one_to_compare_with() -> None:
-    found = found_for(parse("v3"), free={"v3": ReferenceRuns(runs=(constant("v3", 0),), reason="it is one")})
+    found = found_for(parse("v3"), references={"v3": ReferenceRuns(runs=(constant("v3", 0),), reason="it is one")})
     alone = found["unconstrained"]
     assert (alone["runs"], alone["error"], alone["seed_floor"], alone["nfr"]) == (0, None, None, {})
     assert found["matrix"]["independent"]["recall_at_1"][2] == found["matrix"]["recall_at_1"][2][2]

@@ -22,7 +22,7 @@ def stored(key: str, modified: datetime | None = OLD) -> StoredObject:
 
 def judged(*listing: StoredObject, **kept: frozenset[str]) -> dict[str, int]:
     known = {folder.replace("__", "/"): names for folder, names in kept.items()}
-    found = sweep.orphans(listing, root=ROOT, kept=known, before=BEFORE)
+    found = sweep.orphans(listing, root=ROOT, listed_checkpoints=known, before=BEFORE)
     return {one.uri.removeprefix(f"{ROOT}/"): len(one.objects) for one in found}
 
 

@@ -43,7 +43,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path, changes: dict[str, object]) 
     assert (found.groups is None) == (said.groups is None)
     assert found.confidence is not None
     assert found.confidence.tolist() == [0.5, 0.0, 0.25]
-    assert found.answered().tolist() == [True, False, True]
+    assert found.has_prediction().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 half an archive"])

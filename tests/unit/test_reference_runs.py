@@ -9,7 +9,7 @@ import pytest
 
 from graceful.chain import Completeness, Predecessor
 from graceful.models import bundle
-from graceful.programs.reference_runs import unconstrained
+from graceful.programs.reference_runs import reference_runs_of
 from graceful.programs.run import Run
 from tests.support import training_task
 from tests.support.runs import train
@@ -46,41 +46,41 @@ def versions(home: Path) -> list[Predecessor]:
 
 def test_each_version_gets_the_runs_of_its_own_recipe(home: Path) -> None:
     chain = versions(home)
-    found = unconstrained(run(home), chain)
+    found = reference_runs_of(run(home), chain)
     assert found["v1"].runs == (chain[2],), "trained without predecessors"
     assert found["v3"].runs == ()
     assert found["v3"].reason == "none here; compatibility.reference or adaptive weighting trains one"
     [reference] = found["v2"].runs
     assert reference.digest in {bundle.digest(path) for path in home.glob("references/*/model")}
-    newest = unconstrained(run(home), chain[1:])["v2"]
+    newest = reference_runs_of(run(home), chain[1:])["v2"]
     assert (len(newest.runs), newest.reason) == (2, "2 of its recipe, other seed"), "of the newest, all are asked"
 
 
 def test_a_version_that_cannot_be_run_is_nobody_s_unconstrained_run(home: Path) -> None:
     lost = replace(versions(home)[2], completeness=Completeness.NOTHING)
-    found = unconstrained(run(home), [lost])["v1"]
+    found = reference_runs_of(run(home), [lost])["v1"]
     assert (found.runs, found.reason) == ((), "it is one, but its weights are gone")
 
 
 def test_a_run_that_is_not_here_or_is_damaged_says_so(home: Path, tmp_path: Path) -> None:
     alone = replace(constant("v1", 0), model="blobs")
-    absent = unconstrained(run(tmp_path), [alone])["v1"]
+    absent = reference_runs_of(run(tmp_path), [alone])["v1"]
     assert (absent.runs, absent.reason) == ((), "none known, run blobs-v1 is not in this home")
     broken = tmp_path / "runs" / "blobs-v1" / "spec.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{}")
     (broken.parent / "model").mkdir()
     (broken.parent / "model" / "arch.json").write_text("{}")
-    assert unconstrained(run(tmp_path), [alone])["v1"].reason.startswith("cannot be read")
+    assert reference_runs_of(run(tmp_path), [alone])["v1"].reason.startswith("cannot be read")
 
 
 def test_an_ancestor_of_a_branch_is_looked_up_under_its_own_model_and_by_its_digest(home: Path) -> None:
     [_, v2, v1] = versions(home)
     assert v1.model == "blobs"
     branch = replace(v2, name="e1", model="blobs-edge")
-    found = unconstrained(run(home), [branch, v2, v1])
+    found = reference_runs_of(run(home), [branch, v2, v1])
     assert found["v1"].runs == (v1,)
     assert len(found["v2"].runs) == 1
     assert found["e1"].reason == "none known, run blobs-edge-e1 is not in this home"
-    other = unconstrained(run(home), [replace(v1, digest="0" * 64)])["v1"]
+    other = reference_runs_of(run(home), [replace(v1, digest="0" * 64)])["v1"]
     assert (other.runs, other.reason) == ((), "none known, run blobs-v1 of this home trained another version")

@@ -94,7 +94,7 @@ def test_every_cell_of_a_chain_of_sizes_equals_brute_force() -> None:
 def test_both_diagonals_are_reported_and_a_missing_one_is_never_zero() -> None:
     versions = [voice("v1", 4, 1), voice("v2", 4, 2), voice("v3", 4, 3)]
     free = [voice("free-2", 4, 12), voice("free-2b", 4, 13)]
-    found = pairs(versions, free={"v1": [versions[0]], "v2": free})
+    found = pairs(versions, references={"v1": [versions[0]], "v2": free})
     first, second, third = found["independent"]["recall_at_1"]
     assert first == found["recall_at_1"][0][0], "it was trained without predecessors"
     alone = [pairs([one])["recall_at_1"][0][0] for one in free]
@@ -113,7 +113,7 @@ def test_both_diagonals_are_reported_and_a_missing_one_is_never_zero() -> None:
 def test_ties_are_counted_on_either_diagonal() -> None:
     one = voice("v1", 4, 1)
     same = VersionOutputs(name="v2", predictions=one.predictions, queries=one.queries, gallery=one.gallery)
-    found = pairs([one, same], free={"v1": [one], "v2": [one]})["summary_recall_at_1"]
+    found = pairs([one, same], references={"v1": [one], "v2": [one]})["summary_recall_at_1"]
     for diagonal in ("average_compatibility", "average_compatibility_independent"):
         assert (found[diagonal]["value"], found[diagonal]["ties"]) == (0.0, 1)
     assert found["self_discount"] == 0.0

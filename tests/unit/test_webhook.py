@@ -155,7 +155,7 @@ def test_outbox_that_cannot_be_written_does_not_keep_the_message_from_being_sent
 def test_the_moment_of_sending_is_signed_anew_with_each_request(said: Said) -> None:
     moments = iter((1_764_489_600.7, 1_764_489_660.2))
     with receiving(500, 200) as receiver:
-        assert said.hook(receiver, clock=lambda: next(moments)).deliver("a1", b"{}", left="")
+        assert said.hook(receiver, clock=lambda: next(moments)).deliver("a1", b"{}", waits_for="")
     stamped = [(headers["X-Graceful-Timestamp"], headers["X-Graceful-Signature-V2"]) for headers, _ in receiver.came]
     assert [moment for moment, _ in stamped] == ["1764489600", "1764489660"]
     for moment, signed in stamped:
@@ -165,7 +165,7 @@ def test_the_moment_of_sending_is_signed_anew_with_each_request(said: Said) -> N
 def test_an_answer_without_an_end_is_not_read(said: Said) -> None:
     with receiving(FLOOD) as receiver:
         began = time.monotonic()
-        assert said.hook(receiver).deliver("a1", b"{}", left="")
+        assert said.hook(receiver).deliver("a1", b"{}", waits_for="")
         assert time.monotonic() - began < 5.0
         assert receiver.sent < 32 * 2**20
 
@@ -173,13 +173,13 @@ def test_an_answer_without_an_end_is_not_read(said: Said) -> None:
 def test_tries_end_when_they_took_too_long(said: Said) -> None:
     with receiving(HANG) as receiver:
         patience = replace(PATIENCE, seconds=0.3, sleep=said.slept.append)
-        assert not said.hook(receiver, seconds=0.2, patience=patience).deliver("a1", b"{}", left="")
+        assert not said.hook(receiver, seconds=0.2, patience=patience).deliver("a1", b"{}", waits_for="")
         assert len(receiver.came) == 2
 
 
 def test_user_and_password_of_an_address_are_sent_and_not_shown(said: Said) -> None:
     with receiving(401) as receiver:
-        said.hook(receiver.url.replace("://", "://bob:p%2Fss@")).deliver("a1", b"{}", left="")
+        said.hook(receiver.url.replace("://", "://bob:p%2Fss@")).deliver("a1", b"{}", waits_for="")
     ((headers, _),) = receiver.came
     assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"bob:p/ss"
     assert "ss@" not in said.lines[0]

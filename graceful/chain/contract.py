@@ -2,35 +2,72 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graceful.chain.budgets import Budget
+from graceful.chain.budgets import Budget, Standing
 from graceful.proportions import wilson
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Contract:
-    """Budgets, and the predecessors' correctness on the constraint split.
+class Correctness:
+    """What one predecessor gets right on the constraint split.
 
     Attributes:
-        budgets: One for each predecessor in training, in its order.
-        right: [k, N] bool, the predecessor is right; False where it does not know the class.
-        known: [k, N] bool, it knows the class.
+        name: Of the version.
+        right: [N] bool, it is right; False where it does not know the class.
+        known: [N] bool, it knows the class.
+    """
+
+    name: str
+    right: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+
+    def standing(self, reference_error: float) -> Standing:
+        """Return the predecessor on its ids, beside the error of the unconstrained runs there."""
+        ids = self.known
+        error = 1.0 - float(self.right[ids].mean()) if ids.any() else 1.0
+        return Standing(name=self.name, n=int(ids.sum()), error=error, reference_error=reference_error)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Promise:
+    """What may flip against one predecessor, and what there is to flip.
+
+    Attributes:
+        budget: What may.
+        correctness: What it gets right.
+    """
+
+    budget: Budget
+    correctness: Correctness
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contract:
+    """What a run has promised its predecessors in training.
+
+    Attributes:
+        promises: One for each of them, nearest first.
         reference_error: Error of the unconstrained run over all N ids.
         pace: For each epoch its error then over its final one, at least 1; empty: 1 throughout.
         data: Digest of the constraint split.
     """
 
-    budgets: tuple[Budget, ...]
-    right: NDArray[np.bool_]
-    known: NDArray[np.bool_]
+    promises: tuple[Promise, ...]
     reference_error: float
     pace: tuple[float, ...] = ()
     data: str = ""
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """What may flip, nearest predecessor first."""
+        return tuple(promise.budget for promise in self.promises)
 
     def pace_of(self, epoch: int) -> float:
         """Return the pace of an epoch, counted from 0; the last one's for later epochs."""
@@ -41,7 +78,7 @@ class Contract:
         return {
             "reference_error": self.reference_error,
             "pace": list(self.pace),
-            "ids": self.right.shape[1],
+            "ids": max((len(promise.correctness.right) for promise in self.promises), default=0),
             "data": self.data,
             "budgets": [budget.document() for budget in self.budgets],
         }
@@ -55,21 +92,19 @@ class Contract:
         return {"data": self.data}
 
 
-def flips_between(right: NDArray[np.bool_], known: NDArray[np.bool_]) -> dict[tuple[int, int], float]:
-    """Return the upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
+def flips_between(chain: Sequence[Correctness]) -> dict[tuple[str, str], float]:
+    """Upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
 
     Args:
-        right: [k, N] bool, nearest first.
-        known: [k, N] bool.
+        chain: Nearest first.
 
     Returns:
-        (k, j) -> upper end of the 95 % interval; pairs where k does not know every id of j are missing.
+        (k, j) by name -> upper end of the 95 % interval; pairs where k does not know every id of j are missing.
     """
     upper_ends = {}
-    for nearer in range(len(right)):
-        for farther in range(nearer + 1, len(right)):
-            ids = known[farther]
-            if ids.any() and known[nearer][ids].all():
-                flipped = int((right[farther] & ~right[nearer] & ids).sum())
-                upper_ends[nearer, farther] = wilson(flipped, int(ids.sum()))[1]
+    for nearer, farther in itertools.combinations(chain, 2):
+        ids = farther.known
+        if ids.any() and nearer.known[ids].all():
+            flipped = int((farther.right & ~nearer.right & ids).sum())
+            upper_ends[nearer.name, farther.name] = wilson(flipped, int(ids.sum()))[1]
     return upper_ends

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graceful import spec
 from graceful.chain import Predecessor, budgets
-from graceful.chain.contract import Contract, flips_between
+from graceful.chain.contract import Contract, Correctness, Promise, flips_between
 from graceful.errors import DataError
 from graceful.tasks.base import Samples, Task
 from graceful.tasks.portions import portion
@@ -31,37 +31,16 @@ class Unconstrained:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """What one predecessor says about the constraint split.
-
-    Attributes:
-        name: Of the version.
-        right: [N] bool, it is right; False where it does not know the class.
-        known: [N] bool, it knows the class.
-    """
-
-    name: str
-    right: NDArray[np.bool_]
-    known: NDArray[np.bool_]
-
-    def standing(self, reference_error: float) -> budgets.Standing:
-        """The predecessor on its ids, beside the error of the unconstrained runs there."""
-        ids = self.known
-        error = 1.0 - float(self.right[ids].mean()) if ids.any() else 1.0
-        return budgets.Standing(name=self.name, n=int(ids.sum()), error=error, reference_error=reference_error)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class ConstraintOutputs:
     """What predecessors say about the constraint split, asked once.
 
     Attributes:
-        chain: Of the predecessors in training, nearest first.
+        chain: What the predecessors in training get right, nearest first.
         samples: The constraint split.
         batch_size: Samples per forward pass.
     """
 
-    chain: tuple[Answers, ...]
+    chain: tuple[Correctness, ...]
     samples: Samples
     batch_size: int
 
@@ -87,7 +66,7 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Constra
     names = np.asarray(samples.classes)[samples.labels]
     return ConstraintOutputs(
         chain=tuple(
-            Answers(
+            Correctness(
                 name=version.name,
                 right=_right(version, samples, names, batch_size),
                 known=np.isin(names, version.classes),
@@ -151,7 +130,6 @@ def contract(weighting: spec.Adaptive, asked: ConstraintOutputs, *, references: 
         SpecError: A bound names no predecessor.
     """
     samples = asked.samples
-    known, right = (np.array([getattr(one, what) for one in asked.chain]) for what in ("known", "right"))
     free = [_right(one.version, samples, asked.names, asked.batch_size) for one in references]
     given = weighting.reference_error
 
@@ -160,19 +138,16 @@ def contract(weighting: spec.Adaptive, asked: ConstraintOutputs, *, references: 
             return given or 0.0
         return math.fsum(1.0 - float(one[ids].mean()) for one in free) / len(free)
 
-    names = [one.name for one in asked.chain]
-    upper = {(names[near], names[far]): rate for (near, far), rate in flips_between(right, known).items()}
     planned = budgets.plan(
         asked.standings(reference_error),
         relative=weighting.relative,
         growth=weighting.growth,
         bounds=weighting.bounds,
-        upper=upper,
+        upper=flips_between(asked.chain),
     )
+    by_name = {one.name: one for one in asked.chain}
     return Contract(
-        budgets=planned,
-        right=right,
-        known=known,
+        promises=tuple(Promise(budget=budget, correctness=by_name[budget.name]) for budget in planned),
         reference_error=reference_error(np.ones(len(samples), dtype=np.bool_)),
         pace=_pace([one.errors for one in references]),
         data=samples.digest,

@@ -60,7 +60,7 @@ class BudgetMultipliers:
         device: torch.device,
     ) -> Tensor:
         """Counts of this rank's part: flips against each predecessor, then errors, int64 [k + 1]."""
-        right = self._contract.right
+        right = np.stack([promise.correctness.right for promise in self._contract.promises])
         counts = torch.zeros(len(right) + 1, dtype=torch.int64)
         for positions, hits in answered(task, self.samples, batches, forward=forward, device=device):
             wrong = ~hits.numpy()
@@ -81,8 +81,8 @@ class BudgetMultipliers:
         """
         *flips, errors = counts.tolist()
         budgets, pace = self._contract.budgets, self._contract.pace_of(epoch)
-        known = self._contract.known.sum(1).tolist()
-        rates = {budget.name: flips[index] / max(known[index], 1) for index, budget in enumerate(budgets)}
+        known = {one.budget.name: max(int(one.correctness.known.sum()), 1) for one in self._contract.promises}
+        rates = {name: flips[index] / known[name] for index, name in enumerate(known)}
         measured = Measured(flips=rates, error=errors / len(self.samples))
         used = self.strengths
         self.strengths = multipliers.advance(

@@ -7,7 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graceful.chain.ancestor import Ancestor
+from graceful.chain.budgets import Budget
+from graceful.chain.contract import Contract, Correctness, Promise
 from graceful.programs import train as program
 from graceful.programs.finishing import Trained
 from graceful.programs.run import Run
@@ -37,3 +41,13 @@ def job_of(
 ) -> TrainingJob:
     """The job of a spec against bundles."""
     return TrainingJob(spec=document, run_dir=run_dir, predecessors=predecessors(document, bundles, caches), **options)
+
+
+def contract_of(budgets: Iterable[Budget], *, ids: int = 4) -> Contract:
+    """A contract with predecessors that know and get right everything; the reference error is 10 %."""
+    everything = np.ones(ids, dtype=np.bool_)
+    promises = [
+        Promise(budget=one, correctness=Correctness(name=one.name, right=everything, known=everything))
+        for one in budgets
+    ]
+    return Contract(promises=tuple(promises), reference_error=0.1)

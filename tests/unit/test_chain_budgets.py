@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from graceful import spec
 from graceful.chain.budgets import Budget, Standing, Status, plan, require_evidence, require_feasible
-from graceful.chain.contract import Contract, flips_between
+from graceful.chain.contract import Correctness, flips_between
 from graceful.chain.multipliers import Measured, advance, initial, rank, strengths
 from graceful.errors import SpecError
 from graceful.losses.focal_distillation import FocalDistillation
 from graceful.losses.influence import Influence
 from graceful.losses.logit_displacement import LogitDisplacement
 from graceful.losses.reweighting import Reweighting
+from tests.support.runs import contract_of
 
 N = 10_000
 
@@ -131,13 +132,13 @@ def test_whoever_keeps_the_active_budgets_keeps_the_implied_ones(seed: int, shar
     base = random.random(2000) < 0.85
     right = np.array([base ^ (random.random(2000) < random.random() * share) for _ in range(count + 1)])
     new, old = right[0], right[1:]
-    known = np.ones_like(old)
     names = [f"v{index}" for index in range(count)]
     chain = [
         Standing(name=name, n=2000, error=1 - ok.mean(), reference_error=0.5)
         for name, ok in zip(names, old, strict=True)
     ]
-    upper = {(names[a], names[b]): rate for (a, b), rate in flips_between(old, known).items()}
+    known = np.ones(2000, dtype=bool)
+    upper = flips_between([Correctness(name=name, right=ok, known=known) for name, ok in zip(names, old, strict=True)])
     rates = {name: float((ok & ~new).mean()) for name, ok in zip(names, old, strict=True)}
     bounds = {name: max(rate, 0.003) * (1 + 2 * random.random()) for name, rate in rates.items()}
     for budget in plan(chain, relative=0.1, bounds=bounds, upper=upper):
@@ -148,9 +149,10 @@ def test_whoever_keeps_the_active_budgets_keeps_the_implied_ones(seed: int, shar
 def test_flips_between_leaves_out_pairs_with_classes_the_nearer_does_not_know() -> None:
     right = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [1, 1, 0, 0]], dtype=bool)
     known = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]], dtype=bool)
-    found = flips_between(right, known)
-    assert set(found) == {(0, 2), (1, 2)}
-    assert found[0, 2] > 1 / 3 > found[1, 2] - 0.6
+    chain = [Correctness(name=f"v{3 - index}", right=right[index], known=known[index]) for index in range(3)]
+    found = flips_between(chain)
+    assert set(found) == {("v3", "v1"), ("v2", "v1")}
+    assert found["v3", "v1"] > 1 / 3 > found["v2", "v1"] - 0.6
 
 
 # --- how multipliers move ---------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def test_the_guard_shrinks_all_and_the_cap_keeps_their_ratios() -> None:
 
 def test_an_early_epoch_is_compared_with_the_same_epoch_of_the_unconstrained_run() -> None:
     assert moved((1.0, 1.0, 1.0), (0.02, 0.04, 0.08), error=0.2, pace=2.0) == (1.0, 1.0, 1.0)
-    contract = Contract(budgets=BUDGETS, right=np.ones((3, 4), bool), known=np.ones((3, 4), bool), reference_error=0.1)
+    contract = contract_of(BUDGETS)
     assert contract.pace_of(5) == 1.0
     assert [replace(contract, pace=(3.0, 1.5, 1.0)).pace_of(epoch) for epoch in (0, 1, 2, 7)] == [3.0, 1.5, 1.0, 1.0]
 

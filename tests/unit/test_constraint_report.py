@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,7 +15,6 @@ from rich.console import Console
 from graceful import spec, tasks
 from graceful.chain import Completeness, Predecessor, freeze
 from graceful.chain.budgets import Standing, plan
-from graceful.chain.contract import Contract
 from graceful.errors import SpecError
 from graceful.gate import Outcome, Verdict
 from graceful.learners import Classifier
@@ -28,6 +26,7 @@ from graceful.views.constraints import constraint_rows, constraint_table
 from graceful.views.heat import matrix_page, matrix_tables
 from graceful.views.report import render_report
 from tests.support import training_task
+from tests.support.runs import contract_of
 
 N = 10_000
 
@@ -73,8 +72,7 @@ def trained() -> TrainingResult:
 def promised(tmp_path: Path) -> Path:
     standings = [Standing(name=name, n=N, error=0.12, reference_error=0.1) for name in ("v3", "v2")]
     budgets = plan(standings, relative=0.2)
-    masks = np.ones((2, 4), dtype=bool)
-    record(tmp_path, Contract(budgets=budgets, right=masks, known=masks, reference_error=0.1), trained())
+    record(tmp_path, contract_of(budgets), trained())
     return tmp_path
 
 
@@ -104,12 +102,11 @@ def implied_run(folder: Path) -> Path:
     standings = [Standing(name=name, n=N, error=0.12, reference_error=0.1) for name in ("v3", "v2", "v1")]
     upper = {("v3", "v2"): 0.015, ("v3", "v1"): 0.02}
     budgets = plan(standings, relative=0.2, bounds={"v3": 0.02, "v2": 0.04, "v1": 0.05}, upper=upper)
-    masks = np.ones((3, 4), dtype=bool)
     result = trained()
     rows = tuple({**row, "multipliers": {"v3": 1.0, "v2": 0.0, "v1": 0.0}} for row in result.history)
     record(
         folder,
-        Contract(budgets=budgets, right=masks, known=masks, reference_error=0.1),
+        contract_of(budgets),
         replace(result, history=rows),
     )
     return folder
@@ -132,8 +129,7 @@ def test_a_run_without_budgets_still_has_a_report(tmp_path: Path) -> None:
 
 def test_where_no_constraint_acted_none_was_kept_and_none_cost_anything(tmp_path: Path) -> None:
     loose = plan([Standing(name="v3", n=N, error=0.12, reference_error=0.1)], relative=0.2, bounds={"v3": 0.9})
-    mask = np.ones((1, 4), dtype=bool)
-    record(tmp_path, Contract(budgets=loose, right=mask, known=mask, reference_error=0.1), trained())
+    record(tmp_path, contract_of(loose), trained())
     found = build(report(), tmp_path)
     assert found["predecessors"][0]["status"] == "vacuous"
     assert found["predecessors"][0]["cost"] is None

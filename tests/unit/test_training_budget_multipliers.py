@@ -26,6 +26,7 @@ from graceful.training.budget_multipliers import BudgetMultipliers
 from graceful.training.driver import TrainingJob, train
 from graceful.training.job import claim
 from tests.support import runs, training_task
+from tests.support.runs import contract_of
 from tests.support.runs import train as train_version
 
 TASK = training_task.__file__
@@ -224,9 +225,9 @@ def test_state_survives_a_checkpoint_and_another_chain_is_refused(tmp_path: Path
     assert second.strengths == first.strengths
     assert second.state_dict() == first.state_dict()
     assert fed(first, [0, 0], 5, validation=0.9) == fed(second, [0, 0], 5, validation=0.9)
-    renamed = replace(made, budgets=tuple(replace(one, name=f"{one.name}x") for one in made.budgets))
+    renamed = contract_of([replace(one, name=f"{one.name}x") for one in made.budgets])
     with pytest.raises(SpecError, match="the checkpoint has multipliers of"):
-        BudgetMultipliers(renamed, rule, samples).load_state_dict(first.state_dict())
+        BudgetMultipliers(replace(renamed, data=made.data), rule, samples).load_state_dict(first.state_dict())
     with pytest.raises(DataError, match="constraint split: SHA-256 must be"):
         BudgetMultipliers(replace(made, data="0" * 64), rule, samples)
 

@@ -94,6 +94,7 @@ def test_they_are_trained_with_measured_gated_on_and_sent_jobs_through(
     measured = report["comparisons"][0]["measurements"]["sure_nfr"]
     assert 0.0 <= measured["lower"] <= measured["value"] <= measured["upper"] <= 1.0
     assert report["metrics"]["sure_nfr"]["better"] == "lower"
+    assert f"<td>{100 * measured['value']:.2f} %</td>" in (run / "report.html").read_text().partition("sure_nfr")[2]
     trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("sign_agreement/v1" in json.dumps(row) for row in trained)
 

@@ -160,7 +160,7 @@ def _refresh(run: Run, progress: Talk) -> Outcome:
         console.print(chain_table([Judged.of(report, result.outcome)], title=title))
         path = run.folder / CONSTRAINTS
         constraints = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"predecessors": []}
-        if any(one["budget"] is not None for one in constraints["predecessors"]):
+        if any(predecessor["budget"] is not None for predecessor in constraints["predecessors"]):
             console.print(constraint_table(constraints))
         for line in (*(remarks(constraints) if constraints["predecessors"] else ()), *result.reasons):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
@@ -210,14 +210,14 @@ def _matrix(run: Run, progress: Talk, *, names: Sequence[str]) -> Outcome:
     from graceful.programs.refresh import matrix_of
     from graceful.views.heat import matrix_tables
 
-    found = matrix_of(run, names=names, progress=progress)
+    document = matrix_of(run, names=names, progress=progress)
 
     def show(console: Console) -> None:
-        for table in matrix_tables(found):
+        for table in matrix_tables(document):
             console.print(table)
         console.print(f"matrix: {run.folder / 'matrix.html'}", markup=False, highlight=False, soft_wrap=True)
 
-    return found, 0, show
+    return document, 0, show
 
 
 def _tune(run: Run, progress: Talk) -> Outcome:
@@ -249,21 +249,21 @@ def _lineage(options: argparse.Namespace) -> Outcome:
         raise SpecError("lineage: give the name of a model, e.g. `graceful lineage glyphs`")
     store = Store(None, default_home())
     last = options.last or (NEWEST if options.output == "table" else None)
-    found = versions(store, model, last=last)
-    family, others = store.family(model, most=options.last or NEWEST), strangers(store, model)
+    listed = versions(store, model, last=last)
+    family, foreign = store.family(model, most=options.last or NEWEST), strangers(store, model)
     if options.draw is not None:
-        draw(family, options.draw, found)
+        draw(family, options.draw, listed)
 
     def show(console: Console) -> None:
         for line in tree(family):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        console.print(chain_table([version.judged() for version in found], title=f"{model}, in {store.display_uri}"))
-        if others:
-            console.print(others, markup=False, highlight=False, soft_wrap=True)
+        console.print(chain_table([version.judged() for version in listed], title=f"{model}, in {store.display_uri}"))
+        if foreign:
+            console.print(foreign, markup=False, highlight=False, soft_wrap=True)
         if family.older:
             console.print(f"the newest {last} versions; --last N shows more", markup=False, highlight=False)
 
-    return [version.document() for version in found], 0, show
+    return [version.document() for version in listed], 0, show
 
 
 def _diff(document: dict[str, Any]) -> Outcome:
@@ -271,10 +271,10 @@ def _diff(document: dict[str, Any]) -> Outcome:
     from graceful.programs import diff, diff_page
     from graceful.views.difference import screen
 
-    found = diff.difference(Store(None, default_home()), document["old"], document["new"])
+    difference = diff.difference(Store(None, default_home()), document["old"], document["new"])
     if document.get("html"):
-        found = diff_page.write(found, Path(document["html"]), document.get("spec"))
-    return found.document(), 0, lambda console: console.print(screen(found))
+        difference = diff_page.write(difference, Path(document["html"]), document.get("spec"))
+    return difference.document(), 0, lambda console: console.print(screen(difference))
 
 
 def _act(document: dict[str, Any]) -> Outcome:
@@ -285,17 +285,17 @@ def _act(document: dict[str, Any]) -> Outcome:
     action, home = act.Action(**document), default_home()
     if action.action == "history":
         past = act.history(action, home)
-        told = [act.told(event) for event in past]
-        table = history_table(told, title=f"history of {action.reference}")
-        return told, 0, lambda console: console.print(table)
+        events = [act.event_document(event) for event in past]
+        table = history_table(events, title=f"history of {action.reference}")
+        return events, 0, lambda console: console.print(table)
     if action.action == "repair":
         store = Store(None, home)
         repairs = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
         notifications.of_action(action.reference, home).again()
-        listed = [{"where": item.where, "what": item.what, "mended": item.repaired} for item in repairs]
-        left = not action.dry_run and any(not item.repaired for item in repairs)
+        rows = [{"where": item.where, "what": item.what, "mended": item.repaired} for item in repairs]
+        unrepaired = not action.dry_run and any(not item.repaired for item in repairs)
         summary = {item.where: item.what for item in repairs} or {action.reference: "all is as it should be"}
-        return listed, EXIT_INFRASTRUCTURE if left else 0, _lines(summary)
+        return rows, EXIT_INFRASTRUCTURE if unrepaired else 0, _lines(summary)
     done = act.act(action, home)
     shown = {"done": done.sentence()}
     return asdict(done), 0, _lines(shown)

@@ -103,9 +103,9 @@ def act(action: Action, home: Path) -> Done:
     store, reference = Store(None, home), Reference.parse(action.reference)
     notices = notifications.of_action(reference.model, home)
     versions = store.versions(reference.model)
-    before = next((item.version for item in versions if "champion" in item.aliases), None)
+    champion_before = next((item.version for item in versions if "champion" in item.aliases), None)
     target = None if action.action == "rollback" and reference.bare else _target(action, reference, versions)
-    event = _ACTIONS[action.action](store, action, reference.model, target, before)
+    event = _ACTIONS[action.action](store, action, reference.model, target, champion_before)
     versions = store.versions(reference.model)
     aliases = {alias: item.version for item in versions for alias in item.aliases}
     number = aliases.get("champion", 0) if target is None else target.version
@@ -186,7 +186,7 @@ def history(action: Action, home: Path) -> list[Event]:
     return [event for event in store.history(reference.model) if number in (None, event.version)]
 
 
-def told(event: Event) -> dict[str, object]:
+def event_document(event: Event) -> dict[str, object]:
     """An event as JSON values."""
     return {**asdict(event), "time": time_of(event)}
 

@@ -44,9 +44,11 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
         with written_here(path):
             return [Link(**raw) for raw in json.loads(path.read_text(encoding="utf-8"))]
     chains = [store.chain(spec.model), *(_chain(store, parent) for parent in spec.parents)]
-    every = _merged(chains)
-    retired = {model_id for model in {record.model for record in every} for model_id in store.retired(model)}
-    roles = {chain[0].model_id: "parent" for chain in chains[1:]} | {one.model_id: "champion" for one in chains[0][:1]}
+    records = _merged(chains)
+    retired = {model_id for model in {record.model for record in records} for model_id in store.retired(model)}
+    roles = {chain[0].model_id: "parent" for chain in chains[1:]} | {
+        newest.model_id: "champion" for newest in chains[0][:1]
+    }
     links = [
         Link(
             name=record.name,
@@ -55,10 +57,10 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
             digest=record.digest,
             role=roles.get(record.model_id, "ancestor"),  # type: ignore[arg-type]
         )
-        for record in every
+        for record in records
         if record.model_id not in retired
     ]
-    _require_distinct(spec, every)
+    _require_distinct(spec, records)
     if keep:
         write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
@@ -78,13 +80,13 @@ def find(store: Store, version: str) -> Listed:
     Raises:
         SpecError: There is none, or graceful did not register it.
     """
-    wanted = Reference.parse(version)
-    if wanted.bare:
-        wanted = replace(wanted, alias=CHAMPION)
-    found = reference.find(wanted, store.versions(wanted.model))
-    if not found.model_id:
-        raise SpecError(f"{version}: version {found.version} was not registered by graceful; name one that was")
-    return found
+    parsed = Reference.parse(version)
+    if parsed.bare:
+        parsed = replace(parsed, alias=CHAMPION)
+    listed = reference.find(parsed, store.versions(parsed.model))
+    if not listed.model_id:
+        raise SpecError(f"{version}: version {listed.version} was not registered by graceful; name one that was")
+    return listed
 
 
 def _chain(store: Store, version: str) -> list[LineageRecord]:
@@ -123,10 +125,10 @@ def _merged(chains: Sequence[Sequence[LineageRecord]]) -> list[LineageRecord]:
     return [places[model_id] for model_id in sorted(places, key=lambda model_id: last[model_id])]
 
 
-def _require_distinct(spec: RefreshSpec, every: Sequence[LineageRecord]) -> None:
+def _require_distinct(spec: RefreshSpec, records: Sequence[LineageRecord]) -> None:
     """Constraints, metrics and tables speak of ancestors by name."""
     names: dict[str, str] = {}
-    for record in every:
+    for record in records:
         if record.name == spec.name:
             raise SpecError(f"name: {spec.name} is already an ancestor in model {record.model}; choose another name")
         if record.name in names:

@@ -46,17 +46,17 @@ def background(
         many leading components of the new embeddings stand for each predecessor's, empty where retrieval is not
         measured.
     """
-    names = [version.name for version in chain[: _room(samples)]]
-    shown = [version for version in outputs if version.name in names]
-    mine, *others = outputs
-    asked = names if samples.query is not None else [mine.name]
-    heard = {
-        name: _heard(references[name], outputs, samples, batch_size=spec.evaluate.batch_size)
-        for name in asked
+    names = [version.name for version in chain[: _newest_count(samples)]]
+    in_matrix = [version for version in outputs if version.name in names]
+    new, *others = outputs
+    with_references = names if samples.query is not None else [new.name]
+    reference_outputs = {
+        name: _reference_outputs(references[name], outputs, samples, batch_size=spec.evaluate.batch_size)
+        for name in with_references
         if name in references
     }
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    matrix = pairs(shown[::-1], names=names[::-1], references=heard)
+    matrix = pairs(in_matrix[::-1], names=names[::-1], references=reference_outputs)
     matrix["left_out"] = len(chain) - len(names)
     matrix["unconstrained"] = reasons(names, references)
     matrix["lost"] = {
@@ -64,14 +64,16 @@ def background(
         for version in chain
         if version.unrunnable_reason and version.name in names
     }
-    found = [
-        most_flipped(mine.predictions, old.predictions, against=old.name, draws=draws, seed=seed) for old in others
+    slices = [
+        most_flipped(new.predictions, old.predictions, against=old.name, draws=draws, seed=seed) for old in others
     ]
     return {
         "matrix": matrix,
-        "slices": [asdict(one) for one in itertools.chain.from_iterable(found)],
+        "slices": [asdict(item) for item in itertools.chain.from_iterable(slices)],
         "compat_slice": {old.name: old.queries.size for old in others if old.queries is not None},
-        "unconstrained": _unconstrained(mine, heard.get(mine.name, []), others, why=references.get(mine.name)),
+        "unconstrained": _unconstrained(
+            new, reference_outputs.get(new.name, []), others, references=references.get(new.name)
+        ),
     }
 
 
@@ -80,26 +82,30 @@ def reasons(names: Sequence[str], references: Mapping[str, ReferenceRuns]) -> di
     return {name: references[name].reason if name in references else "not looked for" for name in sorted(names)}
 
 
-def _room(samples: Evaluated) -> int:
+def _newest_count(samples: Evaluated) -> int:
     if samples.query is None or samples.gallery is None:
         return WIDEST
     cells = max(1, len(samples.query) * len(samples.gallery))
     return min(WIDEST, max(2, math.isqrt(CELLS // cells)))
 
 
-def _heard(
+def _reference_outputs(
     references: ReferenceRuns, outputs: Sequence[VersionOutputs], samples: Evaluated, *, batch_size: int
 ) -> list[VersionOutputs]:
     """What unconstrained runs say; a version that is its own has spoken already."""
-    known = {version.name: version for version in outputs}
-    asked = [run for run in references.runs if run.name not in known]
-    return [known[run.name] for run in references.runs if run.name in known] + run_versions(
-        asked, samples, batch_size=batch_size
+    by_name = {version.name: version for version in outputs}
+    unmeasured = [run for run in references.runs if run.name not in by_name]
+    return [by_name[run.name] for run in references.runs if run.name in by_name] + run_versions(
+        unmeasured, samples, batch_size=batch_size
     )
 
 
 def _unconstrained(
-    mine: VersionOutputs, runs: Sequence[VersionOutputs], others: Sequence[VersionOutputs], *, why: ReferenceRuns | None
+    new: VersionOutputs,
+    runs: Sequence[VersionOutputs],
+    others: Sequence[VersionOutputs],
+    *,
+    references: ReferenceRuns | None,
 ) -> dict[str, Any]:
     """The new version's recipe without predecessors, on test data.
 
@@ -107,19 +113,28 @@ def _unconstrained(
         `runs`, how many; `error`, their mean; `nfr`, by predecessor, what would have flipped without constraints;
         `seed_floor`, what flips between two of them that differ in the seed alone, None below two; `reason`.
     """
-    own = [run for run in runs if run.name != mine.name]
-    reason = "not looked for" if why is None else why.reason
-    floors = [flipped_share(one.predictions, two.predictions) for one, two in itertools.permutations(own, 2)]
-    flips = {old.name: _mean([flipped_share(run.predictions, old.predictions) for run in own]) for old in others if own}
+    reference_outputs = [run for run in runs if run.name != new.name]
+    reason = "not looked for" if references is None else references.reason
+    floors = [
+        flipped_share(first.predictions, second.predictions)
+        for first, second in itertools.permutations(reference_outputs, 2)
+    ]
+    flips = {
+        old.name: _mean([flipped_share(run.predictions, old.predictions) for run in reference_outputs])
+        for old in others
+        if reference_outputs
+    }
     return {
-        "runs": len(own),
-        "error": _mean([wrong_share(run.predictions) for run in own]),
+        "runs": len(reference_outputs),
+        "error": _mean([wrong_share(run.predictions) for run in reference_outputs]),
         "nfr": flips,
         "seed_floor": _mean(floors),
-        "reason": reason if len(own) != 1 else f"{reason}; the seed floor needs two, compatibility.reference.runs: 2",
+        "reason": reason
+        if len(reference_outputs) != 1
+        else f"{reason}; the seed floor needs two, compatibility.reference.runs: 2",
     }
 
 
-def _mean(found: Sequence[float | None]) -> float | None:
-    known = [one for one in found if one is not None]
-    return math.fsum(known) / len(known) if known else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return math.fsum(measured) / len(measured) if measured else None

@@ -48,26 +48,26 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
         people; the gate never acts on them. Then what the background says.
     """
     path = run_dir / PROMISED
-    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    epochs = made.get("epochs", [])
-    chosen = next((row for row in epochs if row["epoch"] == made.get("chosen_epoch")), None)
-    acting = chosen if any(budget["status"] == "active" for budget in made.get("budgets", [])) else None
-    budgets = {budget["name"]: budget for budget in made.get("budgets", [])}
-    around = dict(background or {})
-    free = around.get("unconstrained", {}).get("nfr", {})
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    epochs = recorded.get("epochs", [])
+    chosen = next((row for row in epochs if row["epoch"] == recorded.get("chosen_epoch")), None)
+    acting = chosen if any(budget["status"] == "active" for budget in recorded.get("budgets", [])) else None
+    budgets = {budget["name"]: budget for budget in recorded.get("budgets", [])}
+    context = dict(background or {})
+    reference_nfr = context.get("unconstrained", {}).get("nfr", {})
     predecessors = [
         {
             **_predecessor(item, budgets.get(item.against), epochs, chosen),
-            "untreated_nfr": free.get(item.against),
-            "compat_slice": around.get("compat_slice", {}).get(item.against),
+            "untreated_nfr": reference_nfr.get(item.against),
+            "compat_slice": context.get("compat_slice", {}).get(item.against),
         }
         for item in report.comparisons
     ]
-    reference = made.get("reference_error")
+    reference = recorded.get("reference_error")
     cost = None if acting is None else acting["constraint_error"] - reference
     retirement = _retirement(predecessors, cost)
     gains = {row["name"]: row["error_gain"] for row in retirement}
-    predecessors = [{**one, "cost": gains.get(one["name"])} for one in predecessors]
+    predecessors = [{**predecessor, "cost": gains.get(predecessor["name"])} for predecessor in predecessors]
     return {
         "schema": 1,
         "model": report.model,
@@ -75,39 +75,39 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
         "error": _value(report.measurements.get("error_rate")),
         "reference_error": reference,
         "cost": cost,
-        "chosen_epoch": made.get("chosen_epoch"),
+        "chosen_epoch": recorded.get("chosen_epoch"),
         "feasible": None if acting is None else acting["feasible"],
         "conflict": {} if chosen is None else chosen["conflict"],
         "chain": {name: _value(report.measurements.get(name)) for name in CHAIN},
         "predecessors": predecessors,
         "retirement": retirement,
         "advice": _advice(predecessors, retirement),
-        **around,
+        **context,
     }
 
 
 def _predecessor(
     item: Comparison, budget: Mapping[str, Any] | None, epochs: Sequence[Mapping[str, Any]], chosen: Any
 ) -> dict[str, Any]:
-    found, name = item.measurements.get("negative_flip_rate", Measurement(value=None)), item.against
+    nfr, name = item.measurements.get("negative_flip_rate", Measurement(value=None)), item.against
     trace = [row["multipliers"].get(name) for row in epochs]
     multiplier = None if chosen is None else chosen["multipliers"].get(name)
     bound: float | None = budget["bound"] if budget else None
     return {
         "name": name,
         "distance": item.distance,
-        "nfr": found.value,
-        "lower": found.lower,
-        "upper": found.upper,
-        "count": found.count,
-        "n": found.n,
+        "nfr": nfr.value,
+        "lower": nfr.lower,
+        "upper": nfr.upper,
+        "count": nfr.count,
+        "n": nfr.n,
         "relative_nfr": _value(item.measurements.get("relative_nfr")),
         "old_error": _value(item.measurements.get("old_error_rate")),
         "budget": bound,
         "status": budget["status"] if budget else "evaluated only",
         "reason": budget["reason"] if budget else "not in compatibility.against, or no adaptive weighting",
         "implied_by": budget.get("implied_by") if budget else None,
-        "met": None if bound is None or found.value is None else found.value <= bound,
+        "met": None if bound is None or nfr.value is None else nfr.value <= bound,
         "constraint_nfr": None if chosen is None else chosen["nfr"].get(name),
         "multiplier": multiplier,
         "multipliers": trace,
@@ -127,45 +127,47 @@ def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -
         Rows of `name`, `share` of the pull in [0, 1], `error_gain`, predicted: 0 where the constraints cost nothing,
         None without a measured cost; `reactivates`, whose budgets follow from this one and would no longer.
     """
-    priced = [one for one in predecessors if one["pull"] is not None]
-    total = math.fsum(one["pull"] for one in priced)
+    budgeted = [predecessor for predecessor in predecessors if predecessor["pull"] is not None]
+    total = math.fsum(predecessor["pull"] for predecessor in budgeted)
     rows = []
-    for one in sorted(priced, key=lambda item: -item["pull"]):
-        share = one["pull"] / total if total > 0.0 else 0.0
+    for predecessor in sorted(budgeted, key=lambda item: -item["pull"]):
+        share = predecessor["pull"] / total if total > 0.0 else 0.0
         rows.append(
             {
-                "name": one["name"],
+                "name": predecessor["name"],
                 "share": share,
                 "error_gain": None if cost is None else share * max(cost, 0.0),
-                "reactivates": [other["name"] for other in predecessors if other["implied_by"] == one["name"]],
+                "reactivates": [
+                    dependent["name"] for dependent in predecessors if dependent["implied_by"] == predecessor["name"]
+                ],
             }
         )
     return rows
 
 
 def _advice(predecessors: Sequence[Mapping[str, Any]], retirement: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = []
-    named = {one["name"]: one for one in predecessors}
+    sentences = []
+    by_name = {predecessor["name"]: predecessor for predecessor in predecessors}
     for row in retirement:
-        one = named[row["name"]]
+        predecessor = by_name[row["name"]]
         if not row["share"]:
             continue
         gain = row["error_gain"]
         buys = f"about {100 * gain:.2f} points of error" if gain else "no error, the constraints cost none"
-        found.append(
-            f"{one['name']}: multiplier {one['multiplier']:.2f} x budget {100 * one['budget']:.2f} %,"
-            f" {100 * row['share']:.0f} % of the pull; dropping it would buy {buys}"
-            + (f" and would reactivate {', '.join(row['reactivates'])}" if row["reactivates"] else "")
+        sentences.append(
+            f"{predecessor['name']}: multiplier {predecessor['multiplier']:.2f} x budget"
+            f" {100 * predecessor['budget']:.2f} %, {100 * row['share']:.0f} % of the pull; dropping it would"
+            f" buy {buys}" + (f" and would reactivate {', '.join(row['reactivates'])}" if row["reactivates"] else "")
         )
-    latest = next((one["old_error"] for one in predecessors if one["distance"] == 1), None)
-    for one in predecessors:
-        if latest and one["old_error"] is not None and one["old_error"] > NEAR_CHANCE * latest:
-            found.append(
-                f"{one['name']}: its error {100 * one['old_error']:.2f} % is over twice the latest predecessor's;"
-                " retire it from compatibility.against"
+    latest = next((predecessor["old_error"] for predecessor in predecessors if predecessor["distance"] == 1), None)
+    for predecessor in predecessors:
+        if latest and predecessor["old_error"] is not None and predecessor["old_error"] > NEAR_CHANCE * latest:
+            sentences.append(
+                f"{predecessor['name']}: its error {100 * predecessor['old_error']:.2f} % is over twice the latest"
+                " predecessor's; retire it from compatibility.against"
             )
-    return found
+    return sentences
 
 
-def _value(found: Measurement | None) -> float | None:
-    return None if found is None else found.value
+def _value(measurement: Measurement | None) -> float | None:
+    return None if measurement is None else measurement.value

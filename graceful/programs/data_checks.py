@@ -31,15 +31,15 @@ def require_sound(task: Task, train: Samples, *, retrieval: bool = False) -> dic
     if len(task.classes) < 2:
         raise DataError(f"task: one class, {task.classes[0]!r}, leaves nothing to tell apart; give at least two")
     splits = {"train": train, **_opened(task, _HELD_OUT, absent="constraint")}
-    every = {**splits, **(_opened(task, _RETRIEVAL) if retrieval else {})}
-    for name, samples in every.items():
+    read_splits = {**splits, **(_opened(task, _RETRIEVAL) if retrieval else {})}
+    for name, samples in read_splits.items():
         if not len(samples) and name != "constraint":
             raise DataError(f"task: the {name} split is empty; give at least one sample in it")
     if train.labels.min() == train.labels.max():
         label = train.classes[train.labels[0]]
         raise DataError(f"task: every sample of the train split is labelled {label!r}; give samples of other classes")
     _require_apart(splits)
-    return every
+    return read_splits
 
 
 def _opened(task: Task, names: tuple[Split, ...], *, absent: str = "") -> dict[str, Samples]:
@@ -59,7 +59,7 @@ def _opened(task: Task, names: tuple[Split, ...], *, absent: str = "") -> dict[s
 
 
 def _require_apart(splits: Mapping[str, Samples]) -> None:
-    for one, other in itertools.combinations(splits, 2):
-        shared = np.intersect1d(splits[one].ids, splits[other].ids)
+    for split, other in itertools.combinations(splits, 2):
+        shared = np.intersect1d(splits[split].ids, splits[other].ids)
         if len(shared):
-            raise DataError(f"task: {len(shared)} ids are in {one} and in {other}, e.g. {shared[0]}; keep them apart")
+            raise DataError(f"task: {len(shared)} ids are in {split} and in {other}, e.g. {shared[0]}; keep them apart")

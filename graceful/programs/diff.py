@@ -82,7 +82,7 @@ class Difference:
                 {"name": name, "old": old, "new": new, "change": None if None in (old, new) else new - old}  # type: ignore[operator]
                 for name, (old, new) in self.metrics.items()
             ],
-            "flips": {name: asdict(found) for name, found in self.flips.items()},
+            "flips": {name: asdict(measurement) for name, measurement in self.flips.items()},
             "spec": [{"key": key, "old": old, "new": new} for key, (old, new) in self.spec.items()],
             "broken": [asdict(flip) for flip in self.broken],
             "mended": [asdict(flip) for flip in self.mended],
@@ -100,9 +100,9 @@ def difference(store: Store, first: str, second: str) -> Difference:
     old, new = (store.record(find(store, text).model_id) for text in (first, second))
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        said = [_predictions(store, record, Path(scratch) / record.model_id, notes) for record in (old, new)]
+        predictions = [_predictions(store, record, Path(scratch) / record.model_id, notes) for record in (old, new)]
         specs = [_spec(store, record, Path(scratch) / record.model_id, notes) for record in (old, new)]
-    measured, broken, mended = _flips(old, new, said, notes)
+    measured, broken, mended = _flips(old, new, predictions, notes)
     names = sorted({*old.metrics, *new.metrics})
     return Difference(
         old=old,
@@ -118,8 +118,8 @@ def difference(store: Store, first: str, second: str) -> Difference:
 
 
 def _identity(record: LineageRecord) -> dict[str, Any]:
-    kept = ("model", "name", "version", "model_id", "run_id", "verdict", "created")
-    return {key: getattr(record, key) for key in kept}
+    keys = ("model", "name", "version", "model_id", "run_id", "verdict", "created")
+    return {key: getattr(record, key) for key in keys}
 
 
 def _predictions(store: Store, record: LineageRecord, folder: Path, notes: list[str]) -> Predictions | None:
@@ -160,21 +160,21 @@ def _changed(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str
 
 
 def _flips(
-    old: LineageRecord, new: LineageRecord, said: list[Predictions | None], notes: list[str]
+    old: LineageRecord, new: LineageRecord, predictions: list[Predictions | None], notes: list[str]
 ) -> tuple[dict[str, Measurement], tuple[Flip, ...], tuple[Flip, ...]]:
     """Measured from the predictions; else what the new version's report says of the old one."""
-    before, after = said
-    if before is not None and after is not None:
+    old_predictions, new_predictions = predictions
+    if old_predictions is not None and new_predictions is not None:
         if old.data.get("test") != new.data.get("test"):
             notes.append("the two were measured on different test data; samples that both know are compared")
-            before, after = _shared(before, after)
+            old_predictions, new_predictions = _shared(old_predictions, new_predictions)
         try:
-            found = flips.compare(after, before)
-            broken, mended = _listed(before, after)
+            measured = flips.compare(new_predictions, old_predictions)
+            broken, mended = _listed(old_predictions, new_predictions)
         except DataError as e:
             notes.append(f"flips: {e.message}")
         else:
-            return {name: found[name] for name in FLIPS if name in found}, broken, mended
+            return {name: measured[name] for name in FLIPS if name in measured}, broken, mended
     edge = next((edge for edge in new.edges if edge.model_id == old.model_id), None)
     if edge is None:
         return {}, (), ()
@@ -183,28 +183,32 @@ def _flips(
 
 
 def _shared(old: Predictions, new: Predictions) -> tuple[Predictions, Predictions]:
-    known = np.intersect1d(old.ids, new.ids)
-    first, second = (one.take(np.flatnonzero(np.isin(one.ids, known))) for one in (old, new))
+    shared_ids = np.intersect1d(old.ids, new.ids)
+    first, second = (
+        predictions.take(np.flatnonzero(np.isin(predictions.ids, shared_ids))) for predictions in (old, new)
+    )
     return first, second
 
 
 def _listed(old: Predictions, new: Predictions) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
     """Negative and positive flips, the most confident mistakes first."""
     joined = join(new, old)
-    before, after = ({str(name): row for row, name in enumerate(one.ids.tolist())} for one in (old, new))
+    old_rows, new_rows = ({str(name): row for row, name in enumerate(side.ids.tolist())} for side in (old, new))
 
-    def rows(chosen: Any, wrong: Predictions, places: Mapping[str, int]) -> tuple[Flip, ...]:
-        found = []
-        for name in (str(one) for one in joined.ids[chosen].tolist()):
-            row = after[name]
-            sure = 0.0 if wrong.confidence is None else float(wrong.confidence[places[name]])
-            said = (str(old.predicted[before[name]]), str(new.predicted[row]))
+    def rows(chosen: Any, wrong: Predictions, rows_of: Mapping[str, int]) -> tuple[Flip, ...]:
+        flips = []
+        for name in map(str, joined.ids[chosen].tolist()):
+            row = new_rows[name]
+            confidence = 0.0 if wrong.confidence is None else float(wrong.confidence[rows_of[name]])
+            predicted = (str(old.predicted[old_rows[name]]), str(new.predicted[row]))
             group = name if new.groups is None else str(new.groups[row])
             label = str(new.labels[row])
-            found.append(Flip(id=name, label=label, old=said[0], new=said[1], confidence=sure, group=group))
-        return tuple(sorted(found, key=lambda flip: (-flip.confidence, flip.id)))
+            flips.append(
+                Flip(id=name, label=label, old=predicted[0], new=predicted[1], confidence=confidence, group=group)
+            )
+        return tuple(sorted(flips, key=lambda flip: (-flip.confidence, flip.id)))
 
     return (
-        rows(joined.ok_old & ~joined.ok_new, new, after),
-        rows(~joined.ok_old & joined.ok_new, old, before),
+        rows(joined.ok_old & ~joined.ok_new, new, new_rows),
+        rows(~joined.ok_old & joined.ok_new, old, old_rows),
     )

@@ -16,11 +16,11 @@ from graceful.storage import write_text
 from graceful.views.difference import PICTURED, page
 
 
-def write(found: Difference, path: Path, spec: Mapping[str, Any] | None = None) -> Difference:
+def write(difference: Difference, path: Path, spec: Mapping[str, Any] | None = None) -> Difference:
     """Write the page, with pictures of what flipped where the task's data is at hand.
 
     Args:
-        found: What to show.
+        difference: What to show.
         path: Of the HTML file.
         spec: Whose task has the samples; None: the recorded one of the new version, unless that names a file of code,
             which a registry is not trusted with.
@@ -28,18 +28,18 @@ def write(found: Difference, path: Path, spec: Mapping[str, Any] | None = None) 
     Returns:
         The difference, with a note where there are no pictures.
     """
-    drawn, texts, why = _shown(found, spec or found.task)
+    drawn, texts, why = _shown(difference, spec or difference.task)
     if why:
-        found = replace(found, notes=(*found.notes, f"no pictures: {why}"))
-    write_text(path, page(found, drawn, texts))
-    return found
+        difference = replace(difference, notes=(*difference.notes, f"no pictures: {why}"))
+    write_text(path, page(difference, drawn, texts))
+    return difference
 
 
 def _shown(
-    found: Difference, document: Mapping[str, Any] | None
+    difference: Difference, document: Mapping[str, Any] | None
 ) -> tuple[dict[str, bytes], dict[str, str], str | None]:
     """Return pictures and texts of samples by id, and why there are none of either."""
-    ids = [flip.id for flip in (*found.broken[:PICTURED], *found.mended[:PICTURED])]
+    ids = [flip.id for flip in (*difference.broken[:PICTURED], *difference.mended[:PICTURED])]
     if not ids:
         return {}, {}, None
     if document is None:

@@ -70,12 +70,12 @@ def evaluate(
         DataError: The test split is empty or ids do not join.
     """
     samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval)
-    lost = [one for one in ancestors if one.unrunnable_reason]
-    versions = [new, *(one for one in ancestors if not one.unrunnable_reason)]
-    mine, *others = outputs = run_versions(versions, samples, batch_size=spec.evaluate.batch_size)
+    unrunnable = [ancestor for ancestor in ancestors if ancestor.unrunnable_reason]
+    versions = [new, *(ancestor for ancestor in ancestors if not ancestor.unrunnable_reason)]
+    new_outputs, *old_outputs = outputs = run_versions(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    alone = _alone(mine, others, lost, draws=draws, seed=seed)
-    measured = {version.name: _against(mine, version, draws=draws, seed=seed) for version in others}
+    alone = _alone(new_outputs, old_outputs, unrunnable, draws=draws, seed=seed)
+    measured = {version.name: _against(new_outputs, version, draws=draws, seed=seed) for version in old_outputs}
     comparisons = tuple(
         Comparison(
             against=old.name,
@@ -91,33 +91,33 @@ def evaluate(
         data=samples.digests,
         measurements=alone,
         comparisons=comparisons,
-        notes=(*notes, *_caveats(versions, lost), *_overlaps(versions, samples.test)),
+        notes=(*notes, *_caveats(versions, unrunnable), *_overlaps(versions, samples.test)),
         metrics=catalogue.others(),
     )
-    flipped = [negative_flips(mine.predictions, old.predictions, against=old.name) for old in others]
+    flipped = [negative_flips(new_outputs.predictions, old.predictions, against=old.name) for old in old_outputs]
     return Evaluation(
         report=report,
         flips=tuple(itertools.chain.from_iterable(flipped)),
         test=samples.test,
-        predictions=mine.predictions,
+        predictions=new_outputs.predictions,
         background=background(spec, outputs, samples, references=references or {}, chain=[new, *ancestors]),
     )
 
 
 def _alone(
-    mine: VersionOutputs, others: Sequence[VersionOutputs], lost: Sequence[Predecessor], *, draws: int, seed: int
+    new: VersionOutputs, others: Sequence[VersionOutputs], unrunnable: Sequence[Predecessor], *, draws: int, seed: int
 ) -> dict[str, Measurement]:
     """Everything that is measured about the new version itself, and against its whole chain at once."""
-    found = dict(flips.measure_alone(mine.predictions, draws=draws, seed=seed))
-    if mine.queries is not None and mine.gallery is not None:
-        found |= retrieval.self_test(mine.queries, mine.gallery, draws=draws, seed=seed)
-    found |= added.measure(About.VERSION, MetricInputs(mine, draws=draws, seed=seed))
+    measurements = dict(flips.measure_alone(new.predictions, draws=draws, seed=seed))
+    if new.queries is not None and new.gallery is not None:
+        measurements |= retrieval.self_test(new.queries, new.gallery, draws=draws, seed=seed)
+    measurements |= added.measure(About.VERSION, MetricInputs(new, draws=draws, seed=seed))
     if others:
-        found |= chain_flips(mine.predictions, [old.predictions for old in others], draws=draws, seed=seed)
-        found |= added.measure(About.CHAIN, MetricInputs(mine, tuple(others), draws=draws, seed=seed))
-    for old in lost:
-        found |= dict.fromkeys(_all(About.CHAIN), _unmeasured(old))
-    return found
+        measurements |= chain_flips(new.predictions, [old.predictions for old in others], draws=draws, seed=seed)
+        measurements |= added.measure(About.CHAIN, MetricInputs(new, tuple(others), draws=draws, seed=seed))
+    for old in unrunnable:
+        measurements |= dict.fromkeys(_all(About.CHAIN), _unmeasured(old))
+    return measurements
 
 
 def _all(about: About) -> tuple[str, ...]:
@@ -125,8 +125,10 @@ def _all(about: About) -> tuple[str, ...]:
     return *catalogue.named(about), *added.chosen(about)
 
 
-def _caveats(versions: Sequence[Predecessor], lost: Sequence[Predecessor]) -> list[str]:
-    missed = [f"{old.name}: {old.unrunnable_reason}, so nothing was measured against it{_advice(old)}" for old in lost]
+def _caveats(versions: Sequence[Predecessor], unrunnable: Sequence[Predecessor]) -> list[str]:
+    missed = [
+        f"{old.name}: {old.unrunnable_reason}, so nothing was measured against it{_advice(old)}" for old in unrunnable
+    ]
     return missed + [note for version in versions for note in version.notes]
 
 
@@ -141,12 +143,12 @@ def _advice(version: Predecessor) -> str:
     return "" if version.unrunnable is None else f"; {version.remedy}"
 
 
-def _against(mine: VersionOutputs, old: VersionOutputs, *, draws: int, seed: int) -> dict[str, Measurement]:
+def _against(new: VersionOutputs, old: VersionOutputs, *, draws: int, seed: int) -> dict[str, Measurement]:
     """Everything that is measured against one ancestor."""
-    found = dict(flips.compare(mine.predictions, old.predictions, draws=draws, seed=seed))
-    if mine.queries is not None and old.queries is not None and old.gallery is not None:
-        found |= compare_retrieval(mine.queries, mine.gallery, old.queries, old.gallery, draws=draws, seed=seed)
-    return found | added.measure(About.ANCESTOR, MetricInputs(mine, (old,), draws=draws, seed=seed))
+    measurements = dict(flips.compare(new.predictions, old.predictions, draws=draws, seed=seed))
+    if new.queries is not None and old.queries is not None and old.gallery is not None:
+        measurements |= compare_retrieval(new.queries, new.gallery, old.queries, old.gallery, draws=draws, seed=seed)
+    return measurements | added.measure(About.ANCESTOR, MetricInputs(new, (old,), draws=draws, seed=seed))
 
 
 def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:

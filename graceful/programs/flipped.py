@@ -59,22 +59,22 @@ def negative_flips(new: Predictions, old: Predictions, *, against: str) -> tuple
     rows = np.searchsorted(new.ids, joined.ids[flipped])
     none = np.zeros(len(joined))
     before, now = joined.old_label_confidence, joined.label_confidence
-    lost = ((none if before is None else before) - (none if now is None else now))[flipped]
-    sure = (none if joined.confidence is None else joined.confidence)[flipped]
+    confidence_lost = ((none if before is None else before) - (none if now is None else now))[flipped]
+    confidence = (none if joined.confidence is None else joined.confidence)[flipped]
     groups = new.ids if new.groups is None else new.groups
-    found = [
+    flips = [
         Flip(
             id=str(new.ids[row]),
             against=against,
             label=str(new.labels[row]),
             predicted=str(new.predicted[row]),
-            confidence=float(sure[index]),
-            severity=float(lost[index]),
+            confidence=float(confidence[index]),
+            severity=float(confidence_lost[index]),
             group=str(groups[row]),
         )
         for index, row in enumerate(rows.tolist())
     ]
-    return tuple(sorted(found, key=lambda flip: (-flip.severity, flip.id))[:MOST])
+    return tuple(sorted(flips, key=lambda flip: (-flip.severity, flip.id))[:MOST])
 
 
 def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
@@ -82,25 +82,25 @@ def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
 
     Together they take `ROOM` bytes at most: those of the first flips are kept.
     """
-    found: dict[str, str] = {}
-    left = ROOM
+    uris: dict[str, str] = {}
+    remaining = ROOM
     for name, png in thumbnails([flip.id for flip in flips], samples).items():
         uri = "data:image/png;base64," + base64.b64encode(png).decode()
-        if len(uri) <= left:
-            found[name] = uri
-            left -= len(uri)
-    return found
+        if len(uri) <= remaining:
+            uris[name] = uri
+            remaining -= len(uri)
+    return uris
 
 
 def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
     """Sample id -> PNG, for samples that are images (grey or RGB arrays of bytes, photos, or Pillow images)."""
     position = {name: row for row, name in enumerate(samples.ids.tolist())}
-    wanted = [name for name in dict.fromkeys(ids) if name in position]
-    if not wanted:
+    known_ids = [name for name in dict.fromkeys(ids) if name in position]
+    if not known_ids:
         return {}
     drawn: dict[str, bytes | None] = {}
-    for start in range(0, len(wanted), AT_ONCE):
-        names = wanted[start : start + AT_ONCE]
+    for start in range(0, len(known_ids), AT_ONCE):
+        names = known_ids[start : start + AT_ONCE]
         items = samples.read(np.asarray([position[name] for name in names], dtype=np.int64))
         if isinstance(items, Mapping) or len(items) != len(names):
             return {}
@@ -111,12 +111,12 @@ def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
 def excerpts(ids: Sequence[str], samples: Samples) -> dict[str, str]:
     """Sample id -> the beginning of its text, for samples that are texts, pairs of texts, or rows of a table."""
     position = {name: row for row, name in enumerate(samples.ids.tolist())}
-    wanted = [name for name in dict.fromkeys(ids) if name in position]
-    if not wanted:
+    known_ids = [name for name in dict.fromkeys(ids) if name in position]
+    if not known_ids:
         return {}
-    items = samples.read(np.asarray([position[name] for name in wanted], dtype=np.int64))
+    items = samples.read(np.asarray([position[name] for name in known_ids], dtype=np.int64))
     texts = items.texts() if isinstance(items, Rows) else list(map(_text, items)) if isinstance(items, list) else []
-    return {name: text[:EXCERPT] for name, text in zip(wanted, texts, strict=False) if text}
+    return {name: text[:EXCERPT] for name, text in zip(known_ids, texts, strict=False) if text}
 
 
 def _text(item: Any) -> str:

@@ -64,10 +64,10 @@ def versions(store: Store, model: str, *, last: int | None = None) -> list[Versi
     listed = store.versions(model)
     if not listed:
         raise SpecError(f"model {model}: registry {store.display_uri} knows no version of it; run `graceful refresh`")
-    wanted = [item for item in (listed if last is None else listed[:last]) if item.model_id]
-    records = store.records(model, [item.model_id for item in reversed(wanted)])
+    registered = [item for item in (listed if last is None else listed[:last]) if item.model_id]
+    records = store.records(model, [item.model_id for item in reversed(registered)])
     return [
-        Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(wanted), strict=True)
+        Version(record=record, aliases=item.aliases) for record, item in zip(records, reversed(registered), strict=True)
     ]
 
 
@@ -81,7 +81,7 @@ def strangers(store: Store, model: str) -> str:
     return f"left out: {which}{more}, not registered by graceful; `graceful lineage repair {model}` restores lost tags"
 
 
-def draw(family: Family, path: Path, found: Sequence[Version]) -> None:
+def draw(family: Family, path: Path, listed: Sequence[Version]) -> None:
     """Write the family as the picture or page that the end of the path asks for.
 
     Raises:
@@ -95,12 +95,12 @@ def draw(family: Family, path: Path, found: Sequence[Version]) -> None:
     elif path.suffix == ".svg":
         write_text(path, family_svg(family))
     else:
-        write_text(path, _page(family, found) if path.suffix == ".html" else "\n".join(tree(family)) + "\n")
+        write_text(path, _page(family, listed) if path.suffix == ".html" else "\n".join(tree(family)) + "\n")
 
 
-def _page(family: Family, found: Sequence[Version]) -> str:
+def _page(family: Family, listed: Sequence[Version]) -> str:
     """Return picture and table as one self-contained page: no scripts, no network."""
-    rows = chain_rows([version.judged() for version in reversed(found)])
+    rows = chain_rows([version.judged() for version in reversed(listed)])
     return render(
         "lineage.html.j2",
         model=family.model,

@@ -32,27 +32,29 @@ def matrix(
 
     Returns:
         What `pairs.pairs` says, with `data`, the digests of the splits, `unconstrained`, by version where its
-        independent cell comes from, or why it has none, and `lost`, by version why it cannot be run.
+        independent cell comes from, or why it has none, and `unrunnable`, by version why it cannot be run.
     """
     samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
     outputs, runs = (
-        run_versions([one for one in versions if not one.unrunnable_reason], samples, batch_size=size),
+        run_versions(
+            [version_runs for version_runs in versions if not version_runs.unrunnable_reason], samples, batch_size=size
+        ),
         references or {},
     )
-    known = {version.name: version for version in outputs}
-    heard = {
+    by_name = {version.name: version for version in outputs}
+    reference_outputs = {
         name: [
-            known[run.name] if run.name in known else run_versions([run], samples, batch_size=size)[0]
-            for run in one.runs
+            by_name[run.name] if run.name in by_name else run_versions([run], samples, batch_size=size)[0]
+            for run in version_runs.runs
         ]
-        for name, one in runs.items()
+        for name, version_runs in runs.items()
     }
     names = [version.name for version in versions]
-    lost = {version.name: version.unrunnable_reason for version in versions if version.unrunnable_reason}
-    return pairs(outputs, names=names, references=heard) | {
+    unrunnable = {version.name: version.unrunnable_reason for version in versions if version.unrunnable_reason}
+    return pairs(outputs, names=names, references=reference_outputs) | {
         "data": samples.digests,
         "unconstrained": reasons(names, runs),
-        "lost": lost,
+        "lost": unrunnable,
     }
 
 
@@ -64,11 +66,11 @@ def chosen(versions: Sequence[Predecessor], names: Sequence[str]) -> list[Predec
     """
     if not names:
         return list(versions)
-    known = [version.name for version in versions]
+    known_names = [version.name for version in versions]
     for name in names:
-        if name not in known:
-            raise SpecError(f"--versions: {name!r} is no version of this chain, which has {', '.join(known)}")
-    found = [version for version in versions if version.name in names]
-    if len(found) < 2:
-        raise SpecError(f"--versions: a matrix needs at least two of {', '.join(known)}, got {', '.join(names)}")
-    return found
+        if name not in known_names:
+            raise SpecError(f"--versions: {name!r} is no version of this chain, which has {', '.join(known_names)}")
+    selected = [version for version in versions if version.name in names]
+    if len(selected) < 2:
+        raise SpecError(f"--versions: a matrix needs at least two of {', '.join(known_names)}, got {', '.join(names)}")
+    return selected

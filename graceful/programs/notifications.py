@@ -51,8 +51,8 @@ class Notices:
 
     def tell(self, *documents: Mapping[str, Any]) -> None:
         """Send messages about the model, if somebody is to be told, after all that wait."""
-        told = self._receiver(self.model, webhook.PATIENCE) is not None
-        self._outbox(webhook.PATIENCE).post(*(documents if told else ()))
+        has_receiver = self._receiver(self.model, webhook.PATIENCE) is not None
+        self._outbox(webhook.PATIENCE).post(*(documents if has_receiver else ()))
 
     def again(self) -> None:
         """Send what earlier commands could not, with one try each."""
@@ -84,9 +84,9 @@ def of_refresh(run: Run) -> Notices:
         StorageError: The address of the spec cannot be kept or read.
     """
     model, url = run.spec.model, run.spec.registry.webhook
-    before, path = _address(run.home, model), run.home / ADDRESSES / model
+    known_url, path = _address(run.home, model), run.home / ADDRESSES / model
     notices = Notices(model=model, home=run.home, other=webhook_of(os.environ), mirror=run.mirror)
-    if url is not None and url != before:
+    if url is not None and url != known_url:
         write_bytes(path, url.encode(), private=True)
     elif url is None:
         with guarded(path, "remove"):
@@ -129,8 +129,8 @@ def tell_action(
     """
     if event is None:
         since = datetime.now(UTC).timestamp() * 1000 - DAY_MS
-        past = [one for one in store.history(notices.model) if one.status == DONE and one.time > since]
-        event = next((one for one in reversed(past) if (one.kind, one.version) == (kind, version)), None)
+        past = [recent for recent in store.history(notices.model) if recent.status == DONE and recent.time > since]
+        event = next((recent for recent in reversed(past) if (recent.kind, recent.version) == (kind, version)), None)
     if event is None or not event.node:
         notices.tell()
     else:

@@ -65,8 +65,8 @@ def nothing_new(spec: RefreshSpec, trained_from: Mapping[str, str], version: Lin
         return None
     if spec.model_copy(update={"name": version.name}).digest() != version.spec_digest:
         return None
-    held = ", which was held" if version.verdict == "held" else ""
-    return f"no new data since {version.model}@{version.version}{held} (sha256 {trained_from[DATA][:SHOWN]})"
+    held_note = ", which was held" if version.verdict == "held" else ""
+    return f"no new data since {version.model}@{version.version}{held_note} (sha256 {trained_from[DATA][:SHOWN]})"
 
 
 def skipped(run: Run) -> Skipped | None:
@@ -80,11 +80,13 @@ def skipped(run: Run) -> Skipped | None:
     """
     spec, store = run.spec, run.store
     champion = next(iter(store.chain(spec.model)), None)
-    known = [item for item in (champion, _attempt(store, spec.model, champion)) if item is not None and item.training]
-    if not known:
+    candidates = [
+        item for item in (champion, _attempt(store, spec.model, champion)) if item is not None and item.training
+    ]
+    if not candidates:
         return None
-    found = ingredients(spec.task, data=tasks.build(spec.task).samples("train").digest)
-    reason = next((reason for item in known if (reason := nothing_new(spec, found, item))), None)
+    trained_from = ingredients(spec.task, data=tasks.build(spec.task).samples("train").digest)
+    reason = next((reason for item in candidates if (reason := nothing_new(spec, trained_from, item))), None)
     if reason is None:
         return None
     return Skipped(

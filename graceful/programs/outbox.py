@@ -153,12 +153,12 @@ class Outbox:
         """Whether a message came from the bucket and nobody who has the secret made it."""
         if not self.secret or not _mark(path).exists():
             return False
-        moment, _, found = path.stem.rpartition("-")[0].partition(".")
+        moment, _, signature = path.stem.rpartition("-")[0].partition(".")
         try:
-            fitting = self._hmac(moment, _key(path), read_bytes(path))
+            expected = self._hmac(moment, _key(path), read_bytes(path))
         except StorageError:
             return path.exists()  # else another command has sent it meanwhile
-        return not hmac.compare_digest(found.encode(errors="surrogateescape"), fitting.encode())
+        return not hmac.compare_digest(signature.encode(errors="surrogateescape"), expected.encode())
 
     def _send_all(self) -> None:
         """Also what comes while it sends: the command that put it there may not have waited."""
@@ -195,8 +195,8 @@ class Outbox:
         if not hook.deliver(_key(path), data, waits_for=f"the next command sends it again ({self.folder})"):
             silent.add(hook.url)
             return
-        taken = [*self._taken(), _key(path)][-KEPT:]
-        write_text(self.folder / TAKEN, "\n".join(taken) + "\n")
+        taken_keys = [*self._taken(), _key(path)][-KEPT:]
+        write_text(self.folder / TAKEN, "\n".join(taken_keys) + "\n")
         self._forget(path)
 
     def _waiting(self) -> list[Path]:
@@ -208,10 +208,10 @@ class Outbox:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with ExitStack() as held:
+        with ExitStack() as locks_held:
             with guarded(self.folder, "write"):
                 try:
-                    held.enter_context(locks.exclusive(self.folder / ".lock", seconds=LOCK_SECONDS))
+                    locks_held.enter_context(locks.exclusive(self.folder / ".lock", seconds=LOCK_SECONDS))
                 except BlockingIOError as e:
                     raise StorageError(f"{self.folder}: another command is sending what waits here") from e
             yield

@@ -20,28 +20,28 @@ SHOWN = 48
 """Negative flips against the latest ancestor that the HTML report shows."""
 
 
-def write(run_dir: Path, found: Evaluation, verdict: Verdict) -> None:
+def write(run_dir: Path, evaluation: Evaluation, verdict: Verdict) -> None:
     """`report.json`, `verdict.json`, `flips.json`, what was predicted, `constraints.json`, `report.html`."""
-    write_text(run_dir / "report.json", found.report.to_json())
+    write_text(run_dir / "report.json", evaluation.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
-    write_json(run_dir / "flips.json", [asdict(flip) for flip in found.flips])
-    recorded_predictions.save(run_dir / recorded_predictions.FILE, found.predictions)
-    constraints = build(found.report, run_dir, found.background)
+    write_json(run_dir / "flips.json", [asdict(flip) for flip in evaluation.flips])
+    recorded_predictions.save(run_dir / recorded_predictions.FILE, evaluation.predictions)
+    constraints = build(evaluation.report, run_dir, evaluation.background)
     write_json(run_dir / FILE, constraints)
-    nearest = next((item.against for item in found.report.comparisons), None)
-    latest = [flip for flip in found.flips if flip.against == nearest][:SHOWN]
+    nearest = next((item.against for item in evaluation.report.comparisons), None)
+    latest = [flip for flip in evaluation.flips if flip.against == nearest][:SHOWN]
     page = render_report(
-        found.report,
+        evaluation.report,
         verdict,
         flips=latest,
-        pictures=pictures(latest, found.test),
-        texts=excerpts([flip.id for flip in latest], found.test),
+        pictures=pictures(latest, evaluation.test),
+        texts=excerpts([flip.id for flip in latest], evaluation.test),
         constraints=constraints,
     )
     write_text(run_dir / "report.html", page)
 
 
-def write_matrix(run_dir: Path, found: Mapping[str, Any], *, model: str) -> None:
+def write_matrix(run_dir: Path, document: Mapping[str, Any], *, model: str) -> None:
     """`matrix.json` and `matrix.html`."""
-    write_json(run_dir / "matrix.json", found)
-    write_text(run_dir / "matrix.html", matrix_page(found, title=f"{model}: every version"))
+    write_json(run_dir / "matrix.json", document)
+    write_text(run_dir / "matrix.html", matrix_page(document, title=f"{model}: every version"))

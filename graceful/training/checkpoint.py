@@ -101,9 +101,9 @@ def publish(part: Path, *, root: Path, step: int) -> Path:
     if target.exists():
         shutil.rmtree(target)
     part.rename(target)
-    found = sorted(root.glob("step-*"))
-    good = found[: found.index(target) + 1]
-    for old in [*good[:-KEEP], *found[len(good) :]]:
+    checkpoints = sorted(root.glob("step-*"))
+    good = checkpoints[: checkpoints.index(target) + 1]
+    for old in [*good[:-KEEP], *checkpoints[len(good) :]]:
         shutil.rmtree(old)
     return target
 
@@ -155,9 +155,9 @@ def _load(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _damaged(path: Path, problem: str) -> IntegrityError:
-    found = f"checkpoint file {path} {problem}"
+    message = f"checkpoint file {path} {problem}"
     return IntegrityError(
-        f"{found}; delete the run's folder to start the run again", {"path": str(path), "found": found}
+        f"{message}; delete the run's folder to start the run again", {"path": str(path), "found": message}
     )
 
 

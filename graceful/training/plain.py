@@ -151,7 +151,9 @@ def unused_parameters(network: nn.Module, *, allowed: bool) -> None:
     """
     if allowed:
         return
-    unused = [name for name, one in network.named_parameters() if one.requires_grad and one.grad is None]
+    unused = [
+        name for name, parameter in network.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     if unused:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         raise SpecError(

@@ -207,11 +207,15 @@ def _uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
 
     both = (signal.SIGINT, signal.SIGTERM)
-    heard = {one: signal.signal(one, hear) for one in both if signal.getsignal(one) is not signal.SIG_IGN}
+    previous_handlers = {
+        signal_number: signal.signal(signal_number, hear)
+        for signal_number in both
+        if signal.getsignal(signal_number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        for number, handler in heard.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if interrupts:
             import ray
@@ -266,7 +270,9 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
 
         def _create_default_callbacks(self) -> list[Any]:
             unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if private else {"DatasetsCallback"}
-            return [one for one in super()._create_default_callbacks() if type(one).__name__ not in unneeded]
+            return [
+                callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unneeded
+            ]
 
     per_worker = {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
     return Lean(

@@ -70,11 +70,11 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
 def _restore() -> Iterator[Path | None]:
     import ray.train
 
-    found = ray.train.get_checkpoint()
-    if found is None:
+    newest = ray.train.get_checkpoint()
+    if newest is None:
         yield None
         return
-    with found.as_directory() as folder:
+    with newest.as_directory() as folder:
         yield Path(folder)
 
 

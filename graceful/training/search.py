@@ -42,8 +42,8 @@ _KNOBS = {
 
 def here(function: Callable[[Told], Told], *, ask: Ask, tell: Tell) -> None:
     """Run one after the other in this process, without Ray."""
-    while (told := ask()) is not None:
-        tell(str(told["key"]), function(told))
+    while (question := ask()) is not None:
+        tell(str(question["key"]), function(question))
 
 
 def concurrency(workers: int, *, gpus: bool = False) -> int:
@@ -56,11 +56,11 @@ def concurrency(workers: int, *, gpus: bool = False) -> int:
     connect()  # before ray is imported: it reads the environment once
     import ray
 
-    there = ray.cluster_resources()
-    room = int(there.get("CPU", 1)) // max(workers, 1)
-    if gpus and there.get("GPU", 0):
-        room = min(room, int(there["GPU"]) // max(workers, 1))
-    return max(1, room)
+    resources = ray.cluster_resources()
+    fitting = int(resources.get("CPU", 1)) // max(workers, 1)
+    if gpus and resources.get("GPU", 0):
+        fitting = min(fitting, int(resources["GPU"]) // max(workers, 1))
+    return max(1, fitting)
 
 
 def on_ray(
@@ -129,15 +129,15 @@ def _asking(ask: Ask, tell: Tell, failed: list[Exception]) -> Any:
             self._keys: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            told = None
+            question = None
             try:
-                told = None if failed else ask()
+                question = None if failed else ask()
             except Exception as e:  # noqa: BLE001  raised again after the trials have ended
                 failed.append(e)
-            if told is None:
+            if question is None:
                 return Searcher.FINISHED
-            self._keys[trial_id] = str(told["key"])
-            return {"told": json.dumps(dict(told))}
+            self._keys[trial_id] = str(question["key"])
+            return {"told": json.dumps(dict(question))}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             answer = None if error or not result else result.get("answer")

@@ -41,8 +41,8 @@ class Trace:
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
-        kept = [row for row in read(path) if _step_of(row) <= step] if step else []
-        write_text(path, "".join(_line(row) for row in kept))
+        rows = [row for row in read(path) if _step_of(row) <= step] if step else []
+        write_text(path, "".join(_line(row) for row in rows))
         self._path = path
         with guarded(path, "write"):
             self._file = path.open("a", encoding="utf-8")
@@ -82,8 +82,8 @@ class Follower:
     def _now(self) -> tuple[int, int]:
         if not self._path.exists():
             return 0, 0
-        found = self._path.stat()
-        return found.st_ino, found.st_size
+        status = self._path.stat()
+        return status.st_ino, status.st_size
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Complete rows since the last call. After a replacement: the newest start row and what follows it."""
@@ -96,13 +96,13 @@ class Follower:
             data = file.read()
             inode = os.fstat(file.fileno()).st_ino
         complete = data[: data.rfind(b"\n") + 1]
-        found = [json.loads(line) for line in complete.splitlines()]
-        starts = [index for index, row in enumerate(found) if row["event"] == "start"]
+        rows_read = [json.loads(line) for line in complete.splitlines()]
+        starts = [index for index, row in enumerate(rows_read) if row["event"] == "start"]
         if replaced and not starts:
             return
         self._offset = len(complete) if replaced else self._offset + len(complete)
         self._inode = inode
-        yield from found[starts[-1] :] if replaced else found
+        yield from rows_read[starts[-1] :] if replaced else rows_read
 
 
 class Courier(threading.Thread):
@@ -167,16 +167,16 @@ class Fetcher:
         if self._mirror.uri is None or (time.monotonic() < self._next and not now):
             return
         self._next = time.monotonic() + self._seconds
-        found = self._mirror.read_if_changed(self._trace, self._tag)
-        if found is None:
+        change = self._mirror.read_if_changed(self._trace, self._tag)
+        if change is None:
             return
-        data, self._tag = found
-        known = self.path.read_bytes() if self.path.exists() else None
-        if known is None or not data.startswith(known):
+        data, self._tag = change
+        current = self.path.read_bytes() if self.path.exists() else None
+        if current is None or not data.startswith(current):
             write_bytes(self.path, data)
             return
         with guarded(self.path, "write"), self.path.open("ab") as file:
-            file.write(data[len(known) :])
+            file.write(data[len(current) :])
 
 
 def read(path: Path) -> list[dict[str, Any]]:

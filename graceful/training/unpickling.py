@@ -64,7 +64,7 @@ def load_tensors(path: Path, *, map_location: Any, classes: Sequence[type] = ())
     except _UNREADABLE as e:
         named = _NAMED.search(str(e))
         problem = f"holds code ({named[1]}), which is not run" if named else "cannot be read as tensors"
-        found = f"checkpoint file {path} {problem}"
+        message = f"checkpoint file {path} {problem}"
         raise IntegrityError(
-            f"{found}; delete the run's folder to start the run again", {"path": str(path), "found": found}
+            f"{message}; delete the run's folder to start the run again", {"path": str(path), "found": message}
         ) from e

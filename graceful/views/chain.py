@@ -53,8 +53,10 @@ def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for version in versions:
         alone = {column: percent(version.alone.get(key), interval=False) for column, key in ALONE.items()}
-        for ancestor, found in (version.against or {"(first link)": {}}).items():
-            measured = {column: percent(found.get(key), interval="[" in column) for column, key in AGAINST.items()}
+        for ancestor, measurements in (version.against or {"(first link)": {}}).items():
+            measured = {
+                column: percent(measurements.get(key), interval="[" in column) for column, key in AGAINST.items()
+            }
             rows.append({"version": version.name, "against": ancestor, **alone, **measured, "verdict": version.outcome})
     return rows
 

@@ -155,22 +155,25 @@ def constraint_table(document: Mapping[str, Any]) -> Table:
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
     """The rest of the report in a few lines for the terminal; what was not measured has none."""
-    found = list(document["advice"])
-    free = document.get("unconstrained", {})
-    if free.get("runs"):
-        floor = free["seed_floor"]
+    lines = list(document["advice"])
+    reference = document.get("unconstrained", {})
+    if reference.get("runs"):
+        floor = reference["seed_floor"]
         noise = "" if floor is None else f", {rate_text(floor)} % flips between two seeds"
-        found.append(f"without constraints: error {rate_text(free['error'])} %{noise}")
-    nearest = next((one["name"] for one in document["predecessors"]), None)
+        lines.append(f"without constraints: error {rate_text(reference['error'])} %{noise}")
+    nearest = next((predecessor["name"] for predecessor in document["predecessors"]), None)
     worst = [item for item in document.get("slices", ()) if item["against"] == nearest][:3]
     if worst:
         named = [f"{item['kind']} {item['name']} {rate_text(item['nfr'])} % of {item['n']}" for item in worst]
-        found.append(f"most flipped against {nearest}: {', '.join(named)}")
+        lines.append(f"most flipped against {nearest}: {', '.join(named)}")
     summary = document.get("matrix", {}).get("summary_recall_at_1")
     if summary and document["predecessors"]:
         own, other = summary["average_compatibility"], summary["average_compatibility_independent"]
-        bars = [f"{one['value']:.2f}" if one["value"] is not None else f"- ({one['reason']})" for one in (own, other)]
-        found.append(
+        bars = [
+            f"{average['value']:.2f}" if average["value"] is not None else f"- ({average['reason']})"
+            for average in (own, other)
+        ]
+        lines.append(
             f"average compatibility, R@1: {bars[0]} against old versions, {bars[1]} against unconstrained ones"
         )
-    return found
+    return lines

@@ -46,10 +46,10 @@ def screen(difference: Difference) -> Group:
 
 def titles(difference: Difference) -> tuple[str, str]:
     """Return what the two columns are called."""
-    one, two = difference.old, difference.new
-    if one.model == two.model:
-        return one.name, two.name
-    return f"{one.model} {one.name}", f"{two.model} {two.name}"
+    old, new = difference.old, difference.new
+    if old.model == new.model:
+        return old.name, new.name
+    return f"{old.model} {old.name}", f"{new.model} {new.name}"
 
 
 def flip_rows(difference: Difference) -> list[tuple[str, str]]:

@@ -72,8 +72,8 @@ def heat(
         signs: (row, column) -> a sign behind the number.
         triangle: Only what lies below the diagonal means something, and the ramp begins at 0.
     """
-    known = [cell for row in cells for cell in row if cell is not None]
-    low, high = 0.0 if triangle else min(known, default=0.0), max(known, default=1.0)
+    measured = [cell for row in cells for cell in row if cell is not None]
+    low, high = 0.0 if triangle else min(measured, default=0.0), max(measured, default=1.0)
 
     def drawn(row: int, column: int) -> Cell | None:
         if triangle and column >= row:
@@ -133,36 +133,36 @@ def _lengths(document: Mapping[str, Any]) -> str:
 
 
 def _signs(cells: Cells) -> dict[tuple[int, int], str]:
-    found = {}
+    signs = {}
     for row in range(len(cells)):
         for column in range(row):
             cross, own = cells[row][column], cells[column][column]
             if cross is not None and own is not None:
-                found[row, column] = "\u2713" if cross > own else "=" if cross == own else "\u2717"
-    return found
+                signs[row, column] = "\u2713" if cross > own else "=" if cross == own else "\u2717"
+    return signs
 
 
 def summary_rows(document: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
     """The summary of one retrieval metric as label and text."""
-    found = document[f"summary_{metric}"]
-    rows = [(label, _summed(key, found[key])) for key, label in SUMMARIES.items()]
-    if found["update_gain"]:
+    summary = document[f"summary_{metric}"]
+    rows = [(label, _summed(key, summary[key])) for key, label in SUMMARIES.items()]
+    if summary["update_gain"]:
         names = document["versions"]
         gains = [
-            f"{name} {'-' if one['value'] is None else format(one['value'], '+.2f')}"
-            for name, one in zip(names[:-1], found["update_gain"], strict=True)
+            f"{name} {'-' if gain['value'] is None else format(gain['value'], '+.2f')}"
+            for name, gain in zip(names[:-1], summary["update_gain"], strict=True)
         ]
         rows.append((f"update gain of {names[-1]} on older galleries, 1: as good as free of them", ", ".join(gains)))
-        rows.append((f"what {names[-1]} gave up on its own gallery", f"{100 * found['self_discount']:+.1f} points"))
+        rows.append((f"what {names[-1]} gave up on its own gallery", f"{100 * summary['self_discount']:+.1f} points"))
     return rows
 
 
-def _summed(key: str, found: Mapping[str, Any]) -> str:
-    if found["value"] is None:
-        return f"- ({found['reason']})"
+def _summed(key: str, row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return f"- ({row['reason']})"
     if key.startswith("average_compatibility"):
-        return f"{found['value']:.2f} ({found['count']} of {found['n']} pairs, {found['ties']} ties)"
-    return f"{100 * found['value']:+.1f} points" if "ward" in key else f"{100 * found['value']:.1f} %"
+        return f"{row['value']:.2f} ({row['count']} of {row['n']} pairs, {row['ties']} ties)"
+    return f"{100 * row['value']:+.1f} points" if "ward" in key else f"{100 * row['value']:.1f} %"
 
 
 def _summary(document: Mapping[str, Any], metrics: Sequence[str]) -> list[tuple[str, ...]]:

@@ -56,18 +56,18 @@ def pareto(document: Mapping[str, Any], trials: Sequence[Tried]) -> str:
     if not complete:
         return ""
     first = complete[0].record
-    limit, untreated = 100 * first["limit"], 100 * first["reference_nfr"]
+    limit, reference_rate = 100 * first["limit"], 100 * first["reference_nfr"]
     bound = limit * (1.0 + float(document["asked"]["tolerance"]))
     errors = [100 * trial.record["error"] for trial in complete]
     rates = [100 * trial.record["nfr"] for trial in complete]
-    axes = Axes(x=_room([*errors, bound]), y=(0.0, 1.08 * max([*rates, untreated]) or 1.0))
+    axes = Axes(x=_room([*errors, bound]), y=(0.0, 1.08 * max([*rates, reference_rate]) or 1.0))
     (left, bottom), (right, top) = axes.at(axes.x[0], 0.0), axes.at(bound, axes.y[1])
     chosen = (document["best"] or {}).get("trial")
-    shown = []
+    points = []
     for trial, error, rate in zip(complete, errors, rates, strict=True):
         x, y = axes.at(error, rate)
         text = f"trial {trial.number}: error {error:.2f}, NFR {rate:.2f}"
-        shown.append({"x": x, "y": y, "feasible": trial.feasible, "chosen": trial.number == chosen, "text": text})
+        points.append({"x": x, "y": y, "feasible": trial.feasible, "chosen": trial.number == chosen, "text": text})
     return render(
         "plot.svg.j2",
         **FRAME,
@@ -77,8 +77,8 @@ def pareto(document: Mapping[str, Any], trials: Sequence[Tried]) -> str:
         up="worst negative flip rate, percent",
         shade={"left": left, "top": top, "width": right - left, "height": bottom - top},
         line=[axes.at(100 * x, 100 * y) for x, y in sorted((row["error"], row["nfr"]) for row in document["front"])],
-        trials=shown,
-        reference=axes.at(limit, untreated),
+        trials=points,
+        reference=axes.at(limit, reference_rate),
     )
 
 

@@ -368,11 +368,11 @@ def test_without_retrieval_there_are_flips_alone() -> None:
 
 def test_a_long_chain_is_cut_to_what_a_refresh_has_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = Evaluated.of(tasks.build(parse("v1").task), with_retrieval=True)
-    assert background._room(samples) == background.WIDEST
+    assert background._newest_count(samples) == background.WIDEST
     monkeypatch.setattr(background, "CELLS", 9 * len(samples.test) ** 2)
-    assert background._room(samples) == 3
+    assert background._newest_count(samples) == 3
     monkeypatch.setattr(background, "CELLS", 1)
-    assert background._room(samples) == 2
+    assert background._newest_count(samples) == 2
     found = found_for(parse("v3"))
     assert (found["matrix"]["versions"], found["matrix"]["left_out"]) == (["v2", "v3"], 1)
 

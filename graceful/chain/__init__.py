@@ -29,6 +29,8 @@ class OldOutputs(NamedTuple):
     """[B, d_old]"""
     present: Tensor
     """[B] bool: False where nothing is known about the sample; such samples get weight 0."""
+    gallery: Tensor | None = None
+    """[B, d_old] by its gallery encoder, where a loss reads it and it is another one; None: as `embedding`."""
 
 
 class Named(Protocol):
@@ -77,6 +79,7 @@ class Predecessor:
         completeness: How much of its weights is left. Only a whole version runs; the head of another may classify,
             and its cached outputs may be known.
         model: The family it was trained in; an ancestor of a branch may be of another one than the branch.
+        role: Which of its encoders runs where nobody says, see `Learner.encoders`.
         unrunnable: Why its code is not run; nothing of it is loaded then, as if all weights were gone. None: it may be.
     """
 
@@ -92,6 +95,7 @@ class Predecessor:
     training_ids: Callable[[], NDArray[np.str_]] | None = None
     completeness: Completeness = Completeness.WHOLE
     model: str = ""
+    role: Role = "query"
     unrunnable: Unrunnable | None = None
 
     @property
@@ -108,13 +112,13 @@ class Predecessor:
         return f"restore {self.model_id} from a backup" if self.unrunnable is None else self.unrunnable.remedy
 
     @torch.no_grad()
-    def __call__(self, items: Any, views: NDArray[np.uint64] | None = None, *, role: Role = "query") -> Outputs:
+    def __call__(self, items: Any, views: NDArray[np.uint64] | None = None, *, role: Role | None = None) -> Outputs:
         """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device, NaN where it has no answer.
 
         Args:
             items: What `Samples.read` returned.
             views: See `Learner.collate`.
-            role: `query` or `gallery`, where its learner embeds them differently.
+            role: `query` or `gallery`, where its learner embeds them differently; None: `self.role`.
 
         Raises:
             DataError: It is not whole, or its code does not take these items (told on the CPU alone: on a GPU the same
@@ -126,7 +130,7 @@ class Predecessor:
         try:
             batch = to_device(self.learner.collate(items, views), device)
             with torch.autocast(device.type, enabled=False):
-                outputs = run(self.learner, self.network, batch, role=role)
+                outputs = run(self.learner, self.network, batch, role=role or self.role)
         except CODE_FAULTS as e:
             if device.type != "cpu":
                 raise

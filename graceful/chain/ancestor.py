@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,13 +36,20 @@ class Ancestor:
         stored: Its bundle, opened once in each process.
         link: How the registry knows it; None: it was named by its bundle alone.
         cache: Folder of its outputs on the training data; None: it runs in every step that needs them.
+        gallery_cache: Those of its gallery encoder, where a loss reads them and it is another one; None likewise.
         near_chance: It pulls only where it is right, see `spec.Compatibility`.
     """
 
     stored: StoredVersion
     link: Link | None = None
     cache: Path | None = None
+    gallery_cache: Path | None = None
     near_chance: bool = False
+
+    def portable(self) -> Ancestor:
+        """Return what is sent to another process: absolute paths."""
+        cache, gallery = (path and path.resolve() for path in (self.cache, self.gallery_cache))
+        return replace(self, cache=cache, gallery_cache=gallery)
 
     @property
     def name(self) -> str:

@@ -26,7 +26,8 @@ class Learner(Protocol):
     Attributes:
         encoders: Names of the ways to embed a batch. One, `DEFAULT_ENCODER`, unless queries and gallery are embedded
             differently: then `query` and `gallery`. Training runs the `query` encoder alone, and losses compare with
-            the `query` encoder of predecessors; parameters that only the `gallery` encoder uses are not trained.
+            the `query` encoder of predecessors unless they read `gallery`; parameters that only the `gallery` encoder
+            uses are not trained.
     """
 
     encoders: tuple[str, ...]

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from graceful.losses.ops.pair import OldVersion, Pair
     from graceful.models.base import Outputs
 
-Reading = Literal["logits", "embedding", "correctness", "prototypes", "head"]
-"""A fact about a predecessor. logits, embedding: its outputs on training samples, cached or computed live; correctness:
+Reading = Literal["logits", "embedding", "gallery", "correctness", "prototypes", "head"]
+"""A fact about a predecessor. logits, embedding: its outputs on training samples, cached or computed live; gallery: its
+embeddings of them by its gallery encoder, where it embeds galleries otherwise than queries; correctness:
 the share of training samples that it gets right; head: its frozen classifier; prototypes: mean directions of the new
 version's classes in its embedding space."""
 
 FLAT_TEMPERATURE = 10.0
 """Above it distillation reads all logits alike: with the top 32 of 1,000 64 % of its gradient at 100 was wrong."""
 
-OUTPUTS: frozenset[Reading] = frozenset({"logits", "embedding"})
+OUTPUTS: frozenset[Reading] = frozenset({"logits", "embedding", "gallery"})
 """The facts that need a predecessor's outputs in every step."""
 
 

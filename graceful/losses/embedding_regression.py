@@ -11,7 +11,9 @@ Source: feature regression baselines of Shen et al., Towards backward-compatible
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from graceful.losses.base import Loss, Merge, PerSample, Reading
 from graceful.sections import Weight
@@ -31,6 +33,9 @@ class EmbeddingRegression(Loss):
     """Factor of this loss beside the task's."""
     distance: Literal["cosine", "l2"] = "cosine"
     """cosine: direction only; l2: squared distance."""
+    encoder: Annotated[Literal["query", "gallery"], Field(exclude_if=lambda encoder: encoder == "query")] = "query"
+    """Which encoder of the old version made the embeddings to compare with, where its learner has two: gallery pulls
+    new queries to what its index holds, and several such terms do not merge."""
 
     order: ClassVar[int] = 40
     search_name: ClassVar[str] = "regression"
@@ -38,18 +43,18 @@ class EmbeddingRegression(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Embeddings alone; labels are not needed."""
-        return frozenset({"embedding"})
+        """Embeddings of one encoder alone; labels are not needed."""
+        return frozenset({"embedding" if self.encoder == "query" else "gallery"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
         """Return the distance of the embeddings; every sample with an old embedding participates."""
-        new, old = pair.outputs.embedding, pair.old_embedding
+        new, old = pair.outputs.embedding, pair.old_embedding if self.encoder == "query" else pair.old_gallery_embedding
         return PerSample(embedding_regression(new, old, distance=self.distance), pair.present)
 
     @property
     def merge(self) -> Merge | None:
         """Distances from several directions are one distance from their mean, up to a constant."""
-        return Merge(form="embedding")
+        return Merge(form="embedding") if self.encoder == "query" else None
 
     def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Return the distance from the mean direction."""

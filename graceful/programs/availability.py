@@ -61,6 +61,9 @@ def _problem(
     if "head" in asks and version.completeness is Completeness.NOTHING and "prototypes" not in asks:
         reader = next(loss.kind for loss in compatibility.losses if "head" in loss.reads)
         return f"and {reader} reads its head; write prototypes: true, if its outputs are cached"
+    if "gallery" in asks and version.unrunnable is not None:
+        reader = next(loss.kind for loss in compatibility.losses if "gallery" in loss.reads)
+        return f"and {reader} compares with its gallery encoder; write encoder: query, if its outputs are cached"
     if "prototypes" in asks and not clean and reads_outputs(version, compatibility, classes):
         return "and prototypes are made of its clean outputs; write prototypes: false, or take another loss"
     return None

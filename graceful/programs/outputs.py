@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from graceful import targets
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
+from graceful.learners import Role
 from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror
@@ -89,9 +90,9 @@ class CachedOutputs:
     open: list[targets.Cache] = field(default_factory=list)
     """Held open, so that nobody deletes one before training has it."""
 
-    def of(self, stored: StoredVersion) -> Path:
-        """Folder of a version's outputs, built if need be and compared with the version run now."""
-        version = stored.open()
+    def of(self, stored: StoredVersion, *, role: Role = "query") -> Path:
+        """Folder of a version's outputs by its encoder for a role, built if need be and compared with it run now."""
+        version = replace(stored.open(), role=role)
         root, section = self.home / "targets", self.spec.compatibility.targets
         if section.limit_gb is not None:
             evict(root, limit=int(section.limit_gb * 1e9), keep=keys_of(root, predecessors=self.lost))
@@ -130,6 +131,6 @@ class CachedOutputs:
         views = 1 if self.views.keyed is None else len(self.views.keyed)
         data = self.samples.digest
         return ray_outputs.parallel(
-            ray_outputs.Recipe(spec=self.spec, stored=stored, data=data, mirror=self.mirror),
+            ray_outputs.Recipe(spec=self.spec, stored=stored, role=version.role, data=data, mirror=self.mirror),
             ray_outputs.Here(predecessor=version, samples=self.samples, views=views),
         )

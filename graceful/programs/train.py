@@ -9,6 +9,7 @@ from graceful import tasks
 from graceful.chain import Predecessor, select
 from graceful.chain.ancestor import Ancestor
 from graceful.chain.contract import Contract
+from graceful.learners import roles
 from graceful.programs.availability import reads_outputs, require_usable
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import (
@@ -31,6 +32,7 @@ from graceful.tasks.base import Samples, Task, notes_of
 from graceful.training.driver import TrainingJob
 from graceful.training.driver import train as run_training
 from graceful.training.job import begun
+from graceful.training.objective import needs
 from graceful.training.start import require_start
 
 
@@ -123,10 +125,13 @@ def _prepared(
 
 
 def _with_cache(ancestor: Ancestor, outputs: CachedOutputs, task: Task) -> Ancestor:
-    """The ancestor with the folder of its outputs, if training reads them and does not run it in every step."""
+    """The ancestor with the folders of its outputs, if training reads them and does not run it in every step."""
     if outputs.views.live or not reads_outputs(ancestor.stored.open(), outputs.spec.compatibility, task.classes):
         return ancestor
-    return replace(ancestor, cache=outputs.of(ancestor.stored))
+    cached = replace(ancestor, cache=outputs.of(ancestor.stored))
+    if "gallery" not in needs(outputs.spec.compatibility) or len(roles(ancestor.stored.open().learner)) == 1:
+        return cached
+    return replace(cached, gallery_cache=outputs.of(ancestor.stored, role="gallery"))
 
 
 def _focused(spec: RefreshSpec) -> bool:

@@ -37,7 +37,7 @@ from graceful.targets.cache import Agreement, Cache
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples
 
-__all__ = ["Agreement", "Cache", "Live", "Mean", "Mode", "Source", "build", "key_views", "plan_views"]
+__all__ = ["Agreement", "Cache", "Live", "Mean", "Mode", "Source", "TwoEncoders", "build", "key_views", "plan_views"]
 
 Mode = Literal["clean", "keyed", "live"]
 
@@ -88,6 +88,26 @@ class Live:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TwoEncoders:
+    """A predecessor that embeds queries and galleries differently, where a loss reads both.
+
+    Attributes:
+        query: Its outputs as always.
+        gallery: Those of its gallery encoder.
+    """
+
+    query: Cache | Live
+    gallery: Cache | Live
+
+    def fetch(
+        self, positions: NDArray[np.int64], items: Any, views: NDArray[np.uint64] | None, view_index: int
+    ) -> OldOutputs:
+        """Return outputs as `Cache.fetch` does, with `gallery`; present where both encoders have outputs."""
+        outputs, gallery = (each.fetch(positions, items, views, view_index) for each in (self.query, self.gallery))
+        return outputs._replace(present=outputs.present & gallery.present, gallery=gallery.embedding)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mean:
     """Mean logits of several sources with one label space: the reference runs.
 
@@ -106,7 +126,7 @@ class Mean:
         return OldOutputs(logits, logits.new_zeros(len(logits), 0), present)
 
 
-Source = Cache | Live | Mean
+Source = Cache | Live | TwoEncoders | Mean
 
 
 def build(
@@ -152,6 +172,8 @@ def build(
         "transform": predecessor.transform_digest,
         "views": "clean" if views is None else files.array_digest(views),
     }
+    if predecessor.role != "query":
+        identity["encoder"] = predecessor.role
     top = layouts.logits_kept(top, len(predecessor.classes))
     if top is not None:
         identity["top"] = top

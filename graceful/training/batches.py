@@ -18,6 +18,7 @@ from graceful.chain.merging import Merged
 from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, learner_of, run
 from graceful.learners.batch import described, finite_rows, to_device
+from graceful.losses.base import OUTPUTS
 from graceful.models.base import CODE_FAULTS, Outputs, answers
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
@@ -86,7 +87,7 @@ class Materials:
             positions=positions,
             batch=to_device(self.learner.collate(items, views), self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
-            old=tuple(one.source.fetch(positions, items, views, index) if one.read else None for one in self.chain),
+            old=tuple(one.outputs.fetch(positions, items, views, index) if one.read else None for one in self.chain),
             reference=reference,
             merged={one.group.key: one.mixture.fetch(positions, views, index) for one in self.merged},
         )
@@ -132,7 +133,7 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
     ancestors = job.predecessors if compatibility.losses else ()
     chain = [opened(one, task=task, train=train, wanted=wanted, device=device) for one in ancestors]
     groups = grouped(compatibility, task.classes, chain)
-    read = unmerged(compatibility, groups, len(chain)) if wanted & {"logits", "embedding"} else frozenset()
+    read = unmerged(compatibility, groups, len(chain)) if wanted & OUTPUTS else frozenset()
     references = [targets.Cache.open(folder).aligned(train.ids, device=device) for folder in job.references]
     cached = any(one.cache for one in ancestors) or bool(references)
     keyed = cached and targets.plan_views(compatibility.targets, augments=task.augments) == "keyed"

@@ -80,7 +80,8 @@ class TrainingJob:
         """Folders that workers read, sealed ones all."""
         chain = self.predecessors
         bundles, caches = [one.stored.folder for one in chain], [one.cache for one in chain]
-        known = (*bundles, *caches, *self.references, self.start.folder if self.start else None)
+        galleries = [one.gallery_cache for one in chain]
+        known = (*bundles, *caches, *galleries, *self.references, self.start.folder if self.start else None)
         return tuple(dict.fromkeys(path for path in known if path is not None))
 
     def portable(self) -> TrainingJob:
@@ -89,7 +90,7 @@ class TrainingJob:
             self,
             task=None,
             run_dir=self.run_dir.resolve(),
-            predecessors=tuple(replace(one, cache=one.cache and one.cache.resolve()) for one in self.predecessors),
+            predecessors=tuple(one.portable() for one in self.predecessors),
             references=tuple(path.resolve() for path in self.references),
         )
 

@@ -11,13 +11,14 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from graceful import startup, tasks
 from graceful.chain import Predecessor
 from graceful.errors import DataError, InfrastructureError
+from graceful.learners import Role
 from graceful.models.base import Outputs
 from graceful.models.stored import StoredVersion
 from graceful.spec import RefreshSpec
@@ -41,6 +42,7 @@ class Recipe:
     Attributes:
         spec: Of the version in training; its task has the samples.
         stored: The predecessor, which the worker opens itself.
+        role: Which of its encoders runs.
         data: Digest of the training samples as the driver saw them.
         mirror: Where the bundle has a copy.
     """
@@ -49,6 +51,7 @@ class Recipe:
     stored: StoredVersion
     data: str
     mirror: Mirror
+    role: Role = "query"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ class Runner:
         """Opened at the first block: what goes wrong then is an answer, and what goes wrong in __init__ is not."""
         recipe = self._recipe
         recipe.mirror.unseal(recipe.stored.folder)
-        predecessor = recipe.stored.whole()
+        predecessor = replace(recipe.stored.whole(), role=recipe.role)
         predecessor.network.to("cuda" if self._use_gpu else "cpu")
         samples = tasks.build(recipe.spec.task).samples("train")
         if samples.digest != recipe.data:

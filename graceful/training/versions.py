@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from graceful import spec, targets
 from graceful.chain import Completeness, OldOutputs, Predecessor, label_map, on_device
 from graceful.chain.ancestor import Ancestor
+from graceful.learners import roles
 from graceful.losses.ops.prototypes import prototypes
 from graceful.targets.mixture import Member, Mixture
 from graceful.tasks.base import Samples, Task
@@ -34,12 +35,21 @@ class Opened:
     Attributes:
         version: What the objective must know.
         source: Its outputs.
+        gallery: Those of its gallery encoder, where a loss reads them and it is another one.
         read: Whether a step reads them; else they are part of merged targets, or no loss needs them.
     """
 
     version: OldVersion
     source: targets.Cache | targets.Live
+    gallery: targets.Cache | targets.Live | None = None
     read: bool = False
+
+    @property
+    def outputs(self) -> targets.Source:
+        """What a step reads."""
+        if self.gallery is None:
+            return self.source
+        return targets.TwoEncoders(query=self.source, gallery=self.gallery)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +104,19 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
         near_chance=ancestor.near_chance,
         prototypes=units,
     )
-    return Opened(version=version, source=source)
+    gallery = _gallery(ancestor, predecessor, train=train, device=device) if "gallery" in wanted else None
+    return Opened(version=version, source=source, gallery=gallery)
+
+
+def _gallery(
+    ancestor: Ancestor, predecessor: Predecessor | None, *, train: Samples, device: torch.device
+) -> targets.Cache | targets.Live | None:
+    """What the gallery encoder of a predecessor makes; None where it has one encoder for everything."""
+    if ancestor.gallery_cache is not None:
+        return targets.Cache.open(ancestor.gallery_cache).aligned(train.ids, device=device)
+    if ancestor.cache is not None or predecessor is None or len(roles(predecessor.learner)) == 1:
+        return None
+    return targets.Live(predecessor=replace(predecessor, role="gallery"))
 
 
 def grouped(compatibility: spec.Compatibility, classes: Sequence[str], chain: Sequence[Opened]) -> tuple[Group, ...]:

@@ -217,6 +217,9 @@ def test_an_ancestor_whose_code_is_not_trusted_is_trained_against_from_its_cache
     live = {**document, "name": "v4", "compatibility": {**owed, "targets": {"mode": "live"}}}
     with pytest.raises(SpecError, match=r"write keyed, if its outputs are cached; .* or restore that code and trust"):
         trained(spec.parse(live), tmp_path, old)
+    gallery = {**owed, "losses": [{"kind": "embedding_regression", "encoder": "gallery"}]}
+    with pytest.raises(SpecError, match="embedding_regression compares with its gallery encoder; write encoder: query"):
+        trained(spec.parse({**live, "compatibility": gallery}), tmp_path, old)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class FakeCache:
         return len(self.outputs.logits)
 
     def rows(self, positions: NDArray[np.int64], view: int, device: str) -> OldOutputs:
-        return OldOutputs(*(column[torch.from_numpy(positions)] for column in self.outputs))
+        return OldOutputs(*(column[torch.from_numpy(positions)] for column in self.outputs[:3]))
 
     def view_of(self, positions: NDArray[np.int64], views: Any, view_index: int) -> int:
         return 0

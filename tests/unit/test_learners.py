@@ -16,16 +16,22 @@ from graceful.chain.merging import Merged
 from graceful.errors import SpecError
 from graceful.learners import Classifier, Learner, batch, learner_of, run
 from graceful.lineage.serving import Served
+from graceful.losses.embedding_regression import EmbeddingRegression, embedding_regression
+from graceful.models import bundle
 from graceful.models.base import Outputs
+from graceful.programs import train as program
 from graceful.programs.model_outputs import Evaluated, run_on_split, run_versions
 from graceful.programs.rehearsal import rehearse
 from graceful.programs.tuning import fits
 from graceful.spec import Compatibility, DigitsTask, PythonTask, RefreshSpec
 from graceful.targets import Live, build
 from graceful.tasks.base import Task
-from graceful.training.batches import answered
+from graceful.training.batches import answered, gather
+from graceful.training.driver import train as run_training
+from graceful.training.job import TrainingJob
 from graceful.training.merging import Group
 from graceful.training.objective import Objective, OldVersion
+from tests.support.runs import train
 
 SEQUENCES = Path(__file__).parents[1] / "support" / "sequences.py"
 
@@ -426,3 +432,60 @@ def test_a_projection_that_only_losses_against_predecessors_reach_can_be_trained
     alone = spec.parse({**document, "train": train})
     with pytest.raises(SpecError, match=r"the loss does not reach proj\.weight, proj\.bias"):
         rehearse(alone, task, task.samples("train"))
+
+
+def trained(name: str, home: Path, *, ancestors: tuple[Path, ...] = (), **compatibility: object) -> Path:
+    section = {"kind": "python", "file": str(SEQUENCES), "options": {"width": 8}}
+    recipe = {"num_workers": 0, "engine": {"kind": "torch"}, "epochs": 1, "batch_size": 32}
+    document = {"model": "m", "name": name, "task": section, "train": recipe, "compatibility": compatibility}
+    train(spec.parse(document), run_dir=home / name, home=home, ancestors=ancestors)
+    return home / name / "model"
+
+
+@pytest.mark.parametrize("mode", ["keyed", "live"])
+def test_a_loss_may_compare_with_the_gallery_encoder_of_a_predecessor(tmp_path: Path, mode: str) -> None:
+    """Cached or live, it sees what the gallery encoder makes of the very view, and other losses the query encoder's."""
+    first = trained("v1", tmp_path)
+    losses = [{"kind": "focal_distillation"}, {"kind": "embedding_regression", "encoder": "gallery"}]
+    seen: list[TrainingJob] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "run_training", lambda job, **_: (seen.append(job), run_training(job, **_))[1])
+        trained("v2", tmp_path, ancestors=(first,), losses=losses, targets={"mode": mode, "views": 1})
+    (job,) = seen
+    assert len(list((tmp_path / "targets").glob("*/meta.json"))) == {"keyed": 2, "live": 0}[mode]
+    task = tasks.build(job.spec.task)
+    positions = np.arange(8)
+    slice_ = gather(job, task, device=torch.device("cpu")).slice(positions, epoch=0)
+    samples = task.samples("train")
+    views = tasks.view_numbers(samples.ids[positions], job.effective_seed, 0)
+    version = bundle.load(first, augment_like=job.spec.task)
+    by = {role: version(samples.read(positions), views, role=role) for role in ("query", "gallery")}  # type: ignore[arg-type]
+    (old,) = slice_.old
+    assert old is not None
+    assert old.gallery is not None
+    torch.testing.assert_close(old.embedding, by["query"].embedding.nan_to_num(), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(old.gallery, by["gallery"].embedding.nan_to_num(), atol=1e-2, rtol=1e-2)
+    assert not torch.allclose(old.gallery, old.embedding, atol=1e-2, rtol=1e-2)
+    objective = Objective(job.compatibility, task.classes, gather(job, task, device=torch.device("cpu")).versions)
+    outputs = Outputs(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 3))
+    part = objective(outputs, slice_.labels, slice_.old).parts["embedding_regression/v1"]
+    each = embedding_regression(outputs.embedding, old.gallery)
+    torch.testing.assert_close(part, each.where(old.present, 0.0).mean())
+
+
+def test_the_encoder_of_a_loss_is_the_query_s_unless_written_and_then_does_not_merge() -> None:
+    default, gallery = EmbeddingRegression(), EmbeddingRegression(encoder="gallery")
+    assert "encoder" not in default.model_dump()
+    assert (default.reads, gallery.reads) == ({"embedding"}, {"gallery"})
+    assert default.merge is not None
+    assert gallery.merge is None
+    version = OldVersion(name="v1", classes=("a", "b"), embedding_size=2)
+    outputs, old = (
+        Outputs(torch.eye(2), torch.eye(2)),
+        OldOutputs(torch.eye(2), torch.eye(2).flip(0), torch.ones(2) > 0),
+    )
+    values = [
+        Objective(Compatibility.model_construct(losses=(loss,)), ("a", "b"), [version])(outputs, torch.arange(2), [old])
+        for loss in (default, gallery)
+    ]
+    assert values[0].total == values[1].total, "a version with one encoder has one embedding"

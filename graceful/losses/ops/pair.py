@@ -91,6 +91,13 @@ class Pair:
         return self._old_values("embedding")
 
     @functools.cached_property
+    def old_gallery_embedding(self) -> Tensor:
+        """[B, d_old] by the gallery encoder of the old version, which most versions do not have of their own."""
+        if self._old is None or self._old.gallery is None:
+            return self.old_embedding
+        return self._old_values("gallery")
+
+    @functools.cached_property
     def old_logits(self) -> Tensor:
         """Return [B, S] in the shared space."""
         return self.space.old(self._all_old_logits)

@@ -1,4 +1,4 @@
-"""What every profile has: its section of cluster/NAME.yaml, and what graceful may expect of the place. Client.
+"""What every profile has: its section of cluster/NAME.yaml, and what graceful may expect of the backend. Client.
 
 A backend is one class derived from `Profile` and registered by its `kind` (see `graceful.launch.registry`). The class
 is the section that people write, so it imports what runs jobs inside methods only.
@@ -87,7 +87,7 @@ class Profile(Section):
 
         Args:
             home: Where this machine keeps runs; of interest where `is_here`.
-            offline: Plan without asking the place.
+            offline: Plan without asking the backend.
             warn: Called with each failure that may pass, while a log is followed.
         """
         raise NotImplementedError(f"profiles of kind {self.kind} need a method build")
@@ -99,7 +99,7 @@ class Profile(Section):
         return Handle(scheme=self.kind, name=name)
 
     def checks(self, services: Services) -> Sequence[Check]:
-        """Return what `graceful doctor --on` says of the place; not called where `is_here`.
+        """Return the lines of `graceful doctor --on`; not called where `is_here`.
 
         Args:
             services: Checks of services beside it: a bucket, an MLflow server.

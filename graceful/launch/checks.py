@@ -1,4 +1,4 @@
-"""Lines of `graceful doctor`: what a backend says of its place, and the checks that it is lent. Runs on the client."""
+"""Lines of `graceful doctor`: those of a backend, and checks of services that it may use. Runs on the client."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Services(Protocol):
-    """Checks of services beside a place."""
+    """Checks of services that jobs of a backend use."""
 
     def bucket(self, uri: str) -> Check:
         """Write, read and delete an object."""

@@ -51,7 +51,7 @@ class ConstraintOutputs:
 
     def standings(self, reference_error: Callable[[NDArray[np.bool_]], float]) -> list[budgets.Standing]:
         """Each predecessor on its ids, beside the error of the unconstrained runs there, a function of the ids."""
-        return [one.standing(reference_error(one.known)) for one in self.chain]
+        return [correctness.standing(reference_error(correctness.known)) for correctness in self.chain]
 
 
 def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> ConstraintOutputs:
@@ -68,7 +68,7 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Constra
         chain=tuple(
             Correctness(
                 name=version.name,
-                right=_right(version, samples, names, batch_size),
+                right=_correct(version, samples, names, batch_size),
                 known=np.isin(names, version.classes),
             )
             for version in chain
@@ -78,33 +78,33 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Constra
     )
 
 
-def near_chance(asked: ConstraintOutputs, *, factor: float) -> dict[str, str]:
+def near_chance(outputs: ConstraintOutputs, *, factor: float) -> dict[str, str]:
     """Predecessors with more than `factor` times the error of the nearest, by name, with a sentence for the report.
 
     The nearest counts as having made at least one error, and is never near chance itself.
     """
-    nearest, *others = asked.standings(lambda _: 0.0)
+    nearest, *farther = outputs.standings(lambda _: 0.0)
     least = max(nearest.error, 1.0 / max(nearest.n, 1))
     return {
-        one.name: f"{one.name}: its error {100 * one.error:.2f} % is over {factor:g} times that of {nearest.name},"
-        f" {100 * nearest.error:.2f} %; it pulls only where it is right"
-        for one in others
-        if one.n and one.error > factor * least
+        standing.name: f"{standing.name}: its error {100 * standing.error:.2f} % is over {factor:g} times that of"
+        f" {nearest.name}, {100 * nearest.error:.2f} %; it pulls only where it is right"
+        for standing in farther
+        if standing.n and standing.error > factor * least
     }
 
 
-def require_possible(weighting: spec.Adaptive, asked: ConstraintOutputs) -> None:
+def require_possible(weighting: spec.Adaptive, outputs: ConstraintOutputs) -> None:
     """Refuse what is already known to be infeasible, before an unconstrained run is trained to know the rest.
 
     Raises:
         SpecError: A budget is infeasible whatever that run's error is, or at the `reference_error` that is given, and
             `weighting.infeasible` is refuse; or a bound names no predecessor.
     """
-    given = weighting.reference_error
-    if given is not None:
-        require_kept(weighting, contract(weighting, asked, references=()))
+    reference_error = weighting.reference_error
+    if reference_error is not None:
+        require_kept(weighting, contract(weighting, outputs, references=()))
     elif weighting.infeasible == "refuse":
-        chain = asked.standings(lambda _: 1.0)
+        chain = outputs.standings(lambda _: 1.0)
         budgets.require_evidence(chain, relative=weighting.relative, growth=weighting.growth, bounds=weighting.bounds)
 
 
@@ -118,51 +118,53 @@ def require_kept(weighting: spec.Adaptive, promised: Contract) -> None:
         budgets.require_feasible(promised.budgets)
 
 
-def contract(weighting: spec.Adaptive, asked: ConstraintOutputs, *, references: Sequence[Unconstrained]) -> Contract:
+def contract(weighting: spec.Adaptive, outputs: ConstraintOutputs, *, references: Sequence[Unconstrained]) -> Contract:
     """Plan the budgets.
 
     Args:
         weighting: What was asked for.
-        asked: What the predecessors say.
+        outputs: What the predecessors say.
         references: Unconstrained runs; may be empty where `weighting.reference_error` is given.
 
     Raises:
         SpecError: A bound names no predecessor.
     """
-    samples = asked.samples
-    free = [_right(one.version, samples, asked.names, asked.batch_size) for one in references]
-    given = weighting.reference_error
+    samples = outputs.samples
+    reference_correct = [
+        _correct(reference.version, samples, outputs.names, outputs.batch_size) for reference in references
+    ]
+    written_error = weighting.reference_error
 
     def reference_error(ids: NDArray[np.bool_]) -> float:
-        if given is not None or not ids.any():
-            return given or 0.0
-        return math.fsum(1.0 - float(one[ids].mean()) for one in free) / len(free)
+        if written_error is not None or not ids.any():
+            return written_error or 0.0
+        return math.fsum(1.0 - float(correct[ids].mean()) for correct in reference_correct) / len(reference_correct)
 
     planned = budgets.plan(
-        asked.standings(reference_error),
+        outputs.standings(reference_error),
         relative=weighting.relative,
         growth=weighting.growth,
         bounds=weighting.bounds,
-        upper=flips_between(asked.chain),
+        upper=flips_between(outputs.chain),
     )
-    by_name = {one.name: one for one in asked.chain}
+    by_name = {correctness.name: correctness for correctness in outputs.chain}
     return Contract(
         promises=tuple(Promise(budget=budget, correctness=by_name[budget.name]) for budget in planned),
         reference_error=reference_error(np.ones(len(samples), dtype=np.bool_)),
-        pace=_pace([one.errors for one in references]),
+        pace=_pace([reference.errors for reference in references]),
         data=samples.digest,
     )
 
 
-def _right(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:
+def _correct(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:
     """[N] whether a version is right, on the clean view."""
-    found, size = [], portion(samples, version.learner.collate, most=batch_size)
+    blocks, size = [], portion(samples, version.learner.collate, most=batch_size)
     for start in range(0, len(samples), size):
         rows = np.arange(start, min(start + size, len(samples)), dtype=np.int64)
         logits = version(samples.read(rows)).logits.cpu()
-        sound = logits.isfinite().all(1).numpy()
-        found.append(sound & (np.asarray(version.classes)[logits.argmax(1).numpy()] == names[rows]))
-    return np.concatenate(found)
+        finite = logits.isfinite().all(1).numpy()
+        blocks.append(finite & (np.asarray(version.classes)[logits.argmax(1).numpy()] == names[rows]))
+    return np.concatenate(blocks)
 
 
 def _pace(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -81,7 +81,9 @@ class BudgetMultipliers:
         """
         *flips, errors = counts.tolist()
         budgets, pace = self._contract.budgets, self._contract.pace_of(epoch)
-        known = {one.budget.name: max(int(one.correctness.known.sum()), 1) for one in self._contract.promises}
+        known = {
+            promise.budget.name: max(int(promise.correctness.known.sum()), 1) for promise in self._contract.promises
+        }
         rates = {name: flips[index] / known[name] for index, name in enumerate(known)}
         measured = Measured(flips=rates, error=errors / len(self.samples))
         used = self.strengths
@@ -125,13 +127,13 @@ class BudgetMultipliers:
         Raises:
             SpecError: It has multipliers of other predecessors.
         """
-        wanted = [budget.name for budget in self._contract.budgets]
-        if sorted(state["multipliers"]) != sorted(wanted):
+        names = [budget.name for budget in self._contract.budgets]
+        if sorted(state["multipliers"]) != sorted(names):
             raise SpecError(
                 f"compatibility.weighting: the checkpoint has multipliers of {sorted(state['multipliers'])}, this run"
-                f" needs {sorted(wanted)}; resume with the spec of that run"
+                f" needs {sorted(names)}; resume with the spec of that run"
             )
-        self.strengths = {name: float(state["multipliers"][name]) for name in wanted}
+        self.strengths = {name: float(state["multipliers"][name]) for name in names}
         if state["best"] is not None:
             *rank, epoch, error = state["best"]
             self._best, self.best_epoch, self.best_error = tuple(rank), int(epoch), float(error)

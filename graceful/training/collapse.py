@@ -49,17 +49,17 @@ class HeldOut:
         """Whether the lower end of the error's Wilson interval reaches chance; never with a single class."""
         return self.classes > 1 and wilson(self.wrong, self.n)[0] >= self.chance
 
-    def streak(self, before: int, *, former_error: float, excused: bool) -> int:
+    def streak(self, previous: int, *, former_error: float, excused: bool) -> int:
         """Epochs in a row at chance without progress, this one included.
 
         Args:
-            before: The streak before this epoch.
+            previous: The streak before this epoch.
             former_error: Held-out error of the epoch before.
             excused: The epoch began in the first or in the warm-up and does not count.
         """
         if excused or not self.at_chance:
             return 0
-        return 1 + (before if self.error > PROGRESS * former_error else 0)
+        return 1 + (previous if self.error > PROGRESS * former_error else 0)
 
     def collapsed(self, epoch: int) -> CollapsedError:
         """The error that ends a run whose streak reached PATIENCE; epochs count from 1."""

@@ -46,9 +46,9 @@ def train(job: TrainingJob, *, progress: Progress | None = None) -> TrainingResu
     """
     job.mirror.restore(job.run_dir, exclude=NOT_MIRRORED)
     require_own(job)
-    known = finished(job)
-    if known is not None:
-        return known
+    finished_result = finished(job)
+    if finished_result is not None:
+        return finished_result
     started = time.monotonic()
     run_it = _inline(job) if job.spec.train.num_workers == 0 else _on_ray(job)
     digest = claim(job)
@@ -67,10 +67,10 @@ def require_device(train: Train) -> bool:
     Raises:
         SpecError: The spec wants a GPU and there is none.
     """
-    there = torch.cuda.is_available()
-    if train.use_gpu and not there:
+    available = torch.cuda.is_available()
+    if train.use_gpu and not available:
         raise SpecError("train.use_gpu: true needs a GPU, and torch sees none here; leave it out, or write false")
-    gpu = there if train.use_gpu is None else train.use_gpu
+    gpu = available if train.use_gpu is None else train.use_gpu
     require_precision(train, gpu=gpu)
     return gpu
 
@@ -95,8 +95,8 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
         job.mirror.restore(root)
     with guarded(root, "write"):
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(".part-*"):
-            shutil.rmtree(left)
+        for broken_part in root.glob(".part-*"):
+            shutil.rmtree(broken_part)
     if job.spec.train.engine.kind == "deepspeed":
         _group_of_one()
 
@@ -105,10 +105,10 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
         yield checkpoint.latest(root)
 
     def publish(part: Path, step: int, metrics: Mapping[str, float]) -> None:
-        before = set(root.glob("step-*"))
+        folders_before = set(root.glob("step-*"))
         checkpoint.publish(part, root=root, step=step)
-        for gone in before.difference(root.glob("step-*")):
-            job.mirror.delete_folder(gone)
+        for removed in folders_before.difference(root.glob("step-*")):
+            job.mirror.delete_folder(removed)
         job.mirror.save(job.run_dir, only=(trace.FILE,))
         job.mirror.save(root)
 

@@ -166,14 +166,16 @@ class DeepSpeedEngine:
         self._slice = 0
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        before, norm = self._engine.skipped_steps, self._unsharded_norm()
+        skipped_before, norm = self._engine.skipped_steps, self._unsharded_norm()
         self._engine.step()
         if norm is None:
             norm = _number(self._engine.get_global_grad_norm())
         finite = norm is None or math.isfinite(norm)
         if norm is not None and not finite and self._train.precision != "fp16":
             raise bad_gradient(norm)
-        return StepInfo(grad_norm=norm if finite else None, skipped=self._engine.skipped_steps > before or not finite)
+        return StepInfo(
+            grad_norm=norm if finite else None, skipped=self._engine.skipped_steps > skipped_before or not finite
+        )
 
     def _unsharded_norm(self) -> float | None:
         """At ZeRO 0 DeepSpeed tells no norm, but whole gradients are there to be measured."""
@@ -240,7 +242,7 @@ def _deepspeed(device: torch.device) -> Iterator[Any]:
     os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    previous = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
         with warnings.catch_warnings():
@@ -253,8 +255,8 @@ def _deepspeed(device: torch.device) -> Iterator[Any]:
             yield deepspeed
     finally:
         os.environ.pop("TORCHDYNAMO_DISABLE")
-        if before is not None:
-            os.environ["TORCHDYNAMO_DISABLE"] = before
+        if previous is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = previous
 
 
 def _number(value: Any) -> float | None:

@@ -117,17 +117,17 @@ class Loop:
 
     def epoch(self) -> None:
         """Train to the end of the current epoch, evaluate, save."""
-        epoch, done = divmod(self.progress.step, self.sampler.steps_per_epoch)
-        if done == 0:
+        epoch, steps_done = divmod(self.progress.step, self.sampler.steps_per_epoch)
+        if steps_done == 0:
             self.progress.loss_sum, self.progress.right = 0.0, 0
-        order = self.sampler.epoch(epoch)[done:, :, self.context.rank]
+        order = self.sampler.epoch(epoch)[steps_done:, :, self.context.rank]
         begun = time.monotonic()
         for slices in self.materials.slices(order, epoch=epoch):
             self._step(slices, epoch=epoch)
             if self.progress.step % self.sampler.steps_per_epoch == 0:
                 self._evaluate(epoch, seconds=time.monotonic() - begun)
-            every = self.train.checkpoint_every or self.sampler.steps_per_epoch
-            if self.progress.step % every == 0 or self.progress.step == self.steps:
+            interval = self.train.checkpoint_every or self.sampler.steps_per_epoch
+            if self.progress.step % interval == 0 or self.progress.step == self.steps:
                 self._save()
 
     def finish(self) -> dict[str, Any]:
@@ -159,13 +159,20 @@ class Loop:
         step = self.progress.step
         torch.manual_seed(_seed(self.job.effective_seed, step, self.context.rank))
         sums: dict[str, float] = {}
-        for one in slices:
-            outputs = self._forward(one)
-            value = self.objective(outputs, one.labels, one.old, one.reference, one.merged, batch=one.batch)
+        for batch_slice in slices:
+            outputs = self._forward(batch_slice)
+            value = self.objective(
+                outputs,
+                batch_slice.labels,
+                batch_slice.old,
+                batch_slice.reference,
+                batch_slice.merged,
+                batch=batch_slice.batch,
+            )
             names = ["total", *value.parts]
             numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
             means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))
-            self._check(means, one, step=step, epoch=epoch)
+            self._check(means, batch_slice, step=step, epoch=epoch)
             self.engine.backward(value.total)
             for name, number in means.items():
                 sums[name] = sums.get(name, 0.0) + number / len(slices)
@@ -182,18 +189,18 @@ class Loop:
         self.progress.right += round(sums["correct"] * self.context.world_size * len(slices))
         self.reporter.step(sums, step=self.progress.step, epoch=epoch, rate=rate, norm=norm)
 
-    def _forward(self, one: batches.Slice) -> Outputs:
+    def _forward(self, batch_slice: batches.Slice) -> Outputs:
         """Run the network on a slice. Alone and on the CPU what its code raises is its own; elsewhere it may be the
         device's or a peer's, and whoever started the workers decides."""
         try:
-            return self.engine.forward(one.batch)
+            return self.engine.forward(batch_slice.batch)
         except CODE_FAULTS as e:
             if self.context.world_size > 1 or self.context.device.type != "cpu":
                 raise
-            first, last = (str(self.materials.train.ids[position]) for position in one.positions[[0, -1]])
+            first, last = (str(self.materials.train.ids[position]) for position in batch_slice.positions[[0, -1]])
             raise TrainingError(
                 f"step {self.progress.step + 1}: the network fails on samples {first!r} ... {last!r} of train,"
-                f" {learners.batch.described(one.batch)} ({first_line(e)}); correct network() or the data"
+                f" {learners.batch.described(batch_slice.batch)} ({first_line(e)}); correct network() or the data"
             ) from e
 
     def _update(self, rate: float, *, step: int, epoch: int) -> float | None:
@@ -209,18 +216,18 @@ class Loop:
         numbers = numbers.double()
         if self.context.world_size > 1:
             distributed.all_reduce(numbers)
-        found: list[float] = (numbers / self.context.world_size).tolist()
-        return found
+        means: list[float] = (numbers / self.context.world_size).tolist()
+        return means
 
-    def _check(self, means: Mapping[str, float], one: batches.Slice, *, step: int, epoch: int) -> None:
+    def _check(self, means: Mapping[str, float], batch_slice: batches.Slice, *, step: int, epoch: int) -> None:
         """Before the gradients are touched: end the run if a number is not finite, or time is up."""
-        stops.require_finite(means, step=step, epoch=epoch, culprit=lambda: self._culprit(one))
+        stops.require_finite(means, step=step, epoch=epoch, culprit=lambda: self._culprit(batch_slice))
         if self.context.deadline is not None and time.monotonic() > self.context.deadline:
             raise out_of_time(self.train.timeout)
 
-    def _culprit(self, one: batches.Slice) -> str | None:
+    def _culprit(self, batch_slice: batches.Slice) -> str | None:
         """Id of a sample whose input is not finite, on whichever rank; all ranks ask."""
-        position = torch.tensor(batches.first_not_finite(one), device=self.context.device)
+        position = torch.tensor(batches.first_not_finite(batch_slice), device=self.context.device)
         if self.context.world_size > 1:
             distributed.all_reduce(position, distributed.ReduceOp.MAX)
         return str(self.materials.train.ids[int(position)]) if int(position) >= 0 else None
@@ -232,7 +239,7 @@ class Loop:
             batches.evaluate(
                 self.materials.task,
                 self.materials.validation,
-                self._mine(self.materials.validation),
+                self._own_shard(self.materials.validation),
                 forward=partial(self.engine.forward, train=False),
                 device=self.context.device,
             ),
@@ -240,9 +247,9 @@ class Loop:
         )
         if self.context.world_size > 1:
             distributed.all_reduce(counts)
-        right, total = counts.tolist()
-        found = HeldOut(wrong=total - right, n=total, classes=len(self.materials.task.classes))
-        self.progress.validation_error = found.error
+        correct, total = counts.tolist()
+        held_out = HeldOut(wrong=total - correct, n=total, classes=len(self.materials.task.classes))
+        self.progress.validation_error = held_out.error
         seen = self.sampler.steps_per_epoch * self.train.batch_size
         self.reporter.write(
             event="epoch",
@@ -254,9 +261,9 @@ class Loop:
             seconds=round(seconds, 3),
             **self._move(epoch),
         )
-        self._check_collapse(found, epoch=epoch)
+        self._check_collapse(held_out, epoch=epoch)
 
-    def _mine(self, samples: Samples) -> list[NDArray[np.int64]]:
+    def _own_shard(self, samples: Samples) -> list[NDArray[np.int64]]:
         size = portion(samples, self.materials.learner.collate, most=_EVALUATION_BATCH)
         return shard(len(samples), rank=self.context.rank, world_size=self.context.world_size, size=size)
 
@@ -265,8 +272,8 @@ class Loop:
         if self.budgets is None:
             return {}
         context = self.context
-        mine, forward = self._mine(self.budgets.samples), partial(self.engine.forward, train=False)
-        counts = self.budgets.count(self.materials.task, mine, forward=forward, device=context.device)
+        positions, forward = self._own_shard(self.budgets.samples), partial(self.engine.forward, train=False)
+        counts = self.budgets.count(self.materials.task, positions, forward=forward, device=context.device)
         if context.world_size > 1:
             distributed.all_reduce(counts)
         facts, better = self.budgets.advance(counts, epoch=epoch, validation_error=self.progress.validation_error)
@@ -277,13 +284,13 @@ class Loop:
         self.materials.remix(self.budgets.strengths)
         return facts
 
-    def _check_collapse(self, found: HeldOut, *, epoch: int) -> None:
+    def _check_collapse(self, held_out: HeldOut, *, epoch: int) -> None:
         """End the run at its second epoch in a row at chance; those begun in the first or the warm-up do not count."""
         excused = epoch * self.sampler.steps_per_epoch < max(round(self.train.warmup * self.steps), 1)
-        former, self.progress.former_error = self.progress.former_error, found.error
-        self.progress.streak = found.streak(self.progress.streak, former_error=former, excused=excused)
+        former, self.progress.former_error = self.progress.former_error, held_out.error
+        self.progress.streak = held_out.streak(self.progress.streak, former_error=former, excused=excused)
         if self.progress.streak >= PATIENCE:
-            raise unanimous(found.collapsed(epoch + 1))
+            raise unanimous(held_out.collapsed(epoch + 1))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,6 @@ def shard(count: int, *, rank: int, world_size: int, size: int) -> list[NDArray[
     Returns:
         Disjoint over ranks, together every position once: [n] int64 each, n in [0, size].
     """
-    mine = np.arange(rank, count, world_size, dtype=np.int64)
+    positions = np.arange(rank, count, world_size, dtype=np.int64)
     most = -(-count // world_size)
-    return [mine[start : start + size] for start in range(0, most, size)]
+    return [positions[start : start + size] for start in range(0, most, size)]

@@ -41,7 +41,7 @@ def require_usable(
     Raises:
         SpecError: For the first predecessor that cannot do its part, with the reason.
     """
-    for version in (one for one in chain if one.unrunnable_reason):
+    for version in (candidate for candidate in chain if candidate.unrunnable_reason):
         problem = _problem(version, compatibility, classes, clean=clean, live=live)
         if problem:
             raise SpecError(

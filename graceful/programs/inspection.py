@@ -132,9 +132,9 @@ class _Look:
         if not bool(bad.any()):
             return
         logits = self._logits(take(batch, bad), positions)
-        lost = ~logits.isfinite().all(1)
-        if bool(lost.any()):
-            which = positions[torch.nonzero(bad).flatten()[lost].numpy()]
+        unanswered = ~logits.isfinite().all(1)
+        if bool(unanswered.any()):
+            which = positions[torch.nonzero(bad).flatten()[unanswered].numpy()]
             more = f" (and {len(which) - 1} more of the {len(positions)} looked at with it)" if len(which) > 1 else ""
             raise DataError(
                 f"task: sample {str(self.samples.ids[which[0]])!r} of {self.name}{more} holds NaN or infinity after"

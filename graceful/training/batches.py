@@ -70,12 +70,12 @@ class Materials:
     @property
     def versions(self) -> tuple[OldVersion, ...]:
         """What the objective must know of each predecessor."""
-        return tuple(one.version for one in self.chain)
+        return tuple(opened_version.version for opened_version in self.chain)
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """Which terms are merged."""
-        return tuple(one.group for one in self.merged)
+        return tuple(term.group for term in self.merged)
 
     def slice(self, positions: NDArray[np.int64], *, epoch: int) -> Slice:
         """Read and transform some training samples as they look in an epoch."""
@@ -87,34 +87,37 @@ class Materials:
             positions=positions,
             batch=to_device(self.learner.collate(items, views), self.device),
             labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
-            old=tuple(one.outputs.fetch(positions, items, views, index) if one.read else None for one in self.chain),
+            old=tuple(
+                predecessor.outputs.fetch(positions, items, views, index) if predecessor.read else None
+                for predecessor in self.chain
+            ),
             reference=reference,
-            merged={one.group.key: one.mixture.fetch(positions, views, index) for one in self.merged},
+            merged={term.group.key: term.mixture.fetch(positions, views, index) for term in self.merged},
         )
 
     def remix(self, strengths: Mapping[str, float]) -> None:
         """Mix the targets of all groups with the strengths of the versions; between epochs, not within one."""
-        for one in self.merged:
-            one.mixture.remix(strengths)
+        for term in self.merged:
+            term.mixture.remix(strengths)
 
     def conflicts(self) -> dict[str, float]:
         """How much the predecessors of each group disagree on average, in units of its loss."""
-        return {one.group.key: one.mixture.conflict for one in self.merged}
+        return {term.group.key: term.mixture.conflict for term in self.merged}
 
     def slices(self, order: NDArray[np.int64], *, epoch: int) -> Iterator[list[Slice]]:
         """Slices of each step of [steps, accumulation, n] positions; the next one is prepared in a thread meanwhile."""
         steps, accumulation, size = order.shape
         flat = order.reshape(steps * accumulation, size)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slices") as thread:
-            coming = thread.submit(self.slice, flat[0], epoch=epoch) if len(flat) else None
+            next_slice = thread.submit(self.slice, flat[0], epoch=epoch) if len(flat) else None
             for step in range(steps):
-                found = []
+                step_slices = []
                 for index in range(step * accumulation, (step + 1) * accumulation):
-                    assert coming is not None
-                    found.append(coming.result())
+                    assert next_slice is not None
+                    step_slices.append(next_slice.result())
                     more = index + 1 < len(flat)
-                    coming = thread.submit(self.slice, flat[index + 1], epoch=epoch) if more else None
-                yield found
+                    next_slice = thread.submit(self.slice, flat[index + 1], epoch=epoch) if more else None
+                yield step_slices
 
 
 def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
@@ -129,20 +132,20 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
             f"{job.run_dir}: the training data are not those this run began with (SHA-256 {train.digest[:12]}..., then"
             f" {str(job.data)[:12]}...); restore them, or give the version another name"
         )
-    wanted = needs(compatibility)
+    needed = needs(compatibility)
     ancestors = job.predecessors if compatibility.losses else ()
-    chain = [opened(one, task=task, train=train, wanted=wanted, device=device) for one in ancestors]
+    chain = [opened(ancestor, task=task, train=train, wanted=needed, device=device) for ancestor in ancestors]
     groups = grouped(compatibility, task.classes, chain)
-    read = unmerged(compatibility, groups, len(chain)) if wanted & OUTPUTS else frozenset()
+    read_indices = unmerged(compatibility, groups, len(chain)) if needed & OUTPUTS else frozenset()
     references = [targets.Cache.open(folder).aligned(train.ids, device=device) for folder in job.references]
-    cached = any(one.cache for one in ancestors) or bool(references)
+    cached = any(ancestor.cache for ancestor in ancestors) or bool(references)
     keyed = cached and targets.plan_views(compatibility.targets, augments=task.augments) == "keyed"
     return Materials(
         task=task,
         learner=learner_of(task),
         train=train,
         validation=task.samples("validation"),
-        chain=tuple(replace(one, read=index in read) for index, one in enumerate(chain)),
+        chain=tuple(replace(predecessor, read=index in read_indices) for index, predecessor in enumerate(chain)),
         merged=tuple(merged_term(group, chain, classes=task.classes, train=train, device=device) for group in groups),
         reference=targets.Mean(sources=tuple(references)) if references and compatibility.reference else None,
         views=compatibility.targets.views if keyed else None,
@@ -187,11 +190,11 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
             raise SpecError(
                 f"task: the network makes a {type(value).__name__} as {name} of {given}; must be one tensor"
             )
-    wanted, found = [rows, classes], list(outputs.logits.shape)
-    if found != wanted or outputs.embedding.shape[:-1] != (rows,):
+    expected, shape = [rows, classes], list(outputs.logits.shape)
+    if shape != expected or outputs.embedding.shape[:-1] != (rows,):
         raise SpecError(
-            f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {found} of {given};"
-            f" must be [{rows}, d] and {wanted}, one logit for each class"
+            f"task: the network makes an embedding {list(outputs.embedding.shape)} and logits {shape} of {given};"
+            f" must be [{rows}, d] and {expected}, one logit for each class"
         )
     mask = outputs.mask
     if mask is not None and (mask.dtype != torch.bool or mask.shape != (rows,)):
@@ -201,10 +204,10 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
         )
 
 
-def first_not_finite(one: Slice) -> int:
+def first_not_finite(batch_slice: Slice) -> int:
     """Return the position of the first sample of a slice whose input holds NaN or infinity; -1 where there is none."""
-    bad = (~finite_rows(one.batch)).nonzero().flatten().tolist()
-    return int(one.positions[bad[0]]) if bad else -1
+    bad = (~finite_rows(batch_slice.batch)).nonzero().flatten().tolist()
+    return int(batch_slice.positions[bad[0]]) if bad else -1
 
 
 def evaluate(
@@ -235,7 +238,9 @@ def answered(
     """Positions and whether each is right, bool on the CPU, batch by batch; arguments as of `evaluate`."""
     learner = learner_of(task)
     for positions in batches:
-        asked = positions if len(positions) else np.zeros(1, dtype=np.int64)
-        logits = answers(forward(to_device(learner.collate(samples.read(asked), None), device))).logits
-        hits = (logits.argmax(1).cpu() == torch.from_numpy(samples.labels[asked])) & logits.isfinite().all(1).cpu()
+        read_positions = positions if len(positions) else np.zeros(1, dtype=np.int64)
+        logits = answers(forward(to_device(learner.collate(samples.read(read_positions), None), device))).logits
+        hits = (logits.argmax(1).cpu() == torch.from_numpy(samples.labels[read_positions])) & logits.isfinite().all(
+            1
+        ).cpu()
         yield positions, hits[: len(positions)]

@@ -79,10 +79,10 @@ class TrainingJob:
     def inputs(self) -> tuple[Path, ...]:
         """Folders that workers read, sealed ones all."""
         chain = self.predecessors
-        bundles, caches = [one.stored.folder for one in chain], [one.cache for one in chain]
-        galleries = [one.gallery_cache for one in chain]
-        known = (*bundles, *caches, *galleries, *self.references, self.start.folder if self.start else None)
-        return tuple(dict.fromkeys(path for path in known if path is not None))
+        bundles, caches = [ancestor.stored.folder for ancestor in chain], [ancestor.cache for ancestor in chain]
+        galleries = [ancestor.gallery_cache for ancestor in chain]
+        folders = (*bundles, *caches, *galleries, *self.references, self.start.folder if self.start else None)
+        return tuple(dict.fromkeys(path for path in folders if path is not None))
 
     def portable(self) -> TrainingJob:
         """What is sent to another process: absolute paths, no built task; it opens versions itself."""
@@ -90,7 +90,7 @@ class TrainingJob:
             self,
             task=None,
             run_dir=self.run_dir.resolve(),
-            predecessors=tuple(one.portable() for one in self.predecessors),
+            predecessors=tuple(ancestor.portable() for ancestor in self.predecessors),
             references=tuple(path.resolve() for path in self.references),
         )
 
@@ -108,13 +108,13 @@ class TrainingJob:
         document["transform"] = transform_digest(self.spec.task)
         document["train"]["seed"] = self.effective_seed
         document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
-        document["predecessors"] = [bundle.recorded_digest(one.stored.folder) for one in self.predecessors]
+        document["predecessors"] = [bundle.recorded_digest(ancestor.stored.folder) for ancestor in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
         if self.start is not None:
             document["start"] = bundle.recorded_digest(self.start.folder)
         if self.contract is not None:
             document["contract"] = self.contract.identity()
-        document["near_chance"] = sorted(one.name for one in self.predecessors if one.near_chance)
+        document["near_chance"] = sorted(ancestor.name for ancestor in self.predecessors if ancestor.near_chance)
         return document
 
 
@@ -153,10 +153,10 @@ def claim(job: TrainingJob) -> str:
         SpecError: The folder belongs to another job; the first difference is named.
     """
     require_own(job)
-    wanted, path = job.identity(), job.run_dir / SPEC
+    identity, path = job.identity(), job.run_dir / SPEC
     if not path.exists():
-        write_json(path, {"schema": 1, "digest": sha256_json(wanted), "job": wanted})
-    return sha256_json(wanted)
+        write_json(path, {"schema": 1, "digest": sha256_json(identity), "job": identity})
+    return sha256_json(identity)
 
 
 def require_own(job: TrainingJob) -> None:
@@ -184,8 +184,8 @@ def begun(run_dir: Path) -> dict[str, Any]:
         DataError: Its record is damaged.
     """
     path = run_dir / SPEC
-    found: dict[str, Any] = _read(path)["job"] if path.exists() else {}
-    return found
+    identity: dict[str, Any] = _read(path)["job"] if path.exists() else {}
+    return identity
 
 
 def finished(job: TrainingJob) -> TrainingResult | None:
@@ -259,9 +259,9 @@ def _difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | Non
     """First leaf that differs: dotted key and both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*new, *(name for name in old if name not in new)]:
-            found = _difference(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else name)
-            if found is not None:
-                return found
+            difference = _difference(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else name)
+            if difference is not None:
+                return difference
         return None
     return None if old == new else (key, old, new)
 

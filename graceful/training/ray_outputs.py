@@ -154,7 +154,7 @@ def _in_order(workers: list[Any], blocks: Iterable[Block], *, deadline: float) -
         if starting:
             patience = 0.0 if ready else _left(deadline)
             started, _ = ray.wait(list(starting), num_returns=len(starting) if ready else 1, timeout=patience)
-            ready += [starting.pop(one) for one in started]
+            ready += [starting.pop(reference) for reference in started]
         if not ready:
             raise InfrastructureError(
                 f"outputs of a predecessor: none of {len(workers)} workers started within train.timeout; free CPUs of"

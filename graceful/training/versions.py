@@ -87,20 +87,20 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
     else:
         assert predecessor is not None
         source = targets.Live(predecessor=predecessor)
-    about = predecessor or ancestor.stored.description
-    known = label_map(task.classes, about.classes)[torch.from_numpy(train.labels)]
+    description = predecessor or ancestor.stored.description
+    old_labels = label_map(task.classes, description.classes)[torch.from_numpy(train.labels)]
     units = None
     headless = predecessor is not None and predecessor.completeness is Completeness.NOTHING
-    if predecessor is not None and "prototypes" in wanted and (headless or bool((known < 0).any())):
+    if predecessor is not None and "prototypes" in wanted and (headless or bool((old_labels < 0).any())):
         units = _prototypes(predecessor, source, train, classes=len(task.classes))
     reads_head = "head" in wanted and not headless
     version = OldVersion(
-        name=about.name,
-        classes=about.classes,
-        embedding_size=about.embedding_size,
+        name=description.name,
+        classes=description.classes,
+        embedding_size=description.embedding_size,
         head=predecessor.network.classify if predecessor and reads_head else None,  # type: ignore[arg-type]
-        correct_share=_correct_share(source, train, known) if "correctness" in wanted else None,
-        known_share=float((known >= 0).double().mean()),
+        correct_share=_correct_share(source, train, old_labels) if "correctness" in wanted else None,
+        known_share=float((old_labels >= 0).double().mean()),
         near_chance=ancestor.near_chance,
         prototypes=units,
     )
@@ -123,9 +123,9 @@ def grouped(compatibility: spec.Compatibility, classes: Sequence[str], chain: Se
     """Which terms of these predecessors merge; see `merging.plan`."""
     return plan(
         compatibility,
-        known=[label_map(classes, one.version.classes).tolist() for one in chain],
-        sizes=[one.version.embedding_size for one in chain],
-        cached=[isinstance(one.source, targets.Cache) for one in chain],
+        known=[label_map(classes, predecessor.version.classes).tolist() for predecessor in chain],
+        sizes=[predecessor.version.embedding_size for predecessor in chain],
+        cached=[isinstance(predecessor.source, targets.Cache) for predecessor in chain],
     )
 
 
@@ -134,18 +134,18 @@ def merged_term(
 ) -> MergedTerm:
     """A group with its merged target, not mixed yet."""
     members = []
-    for one in (chain[index] for index in group.versions):
-        assert isinstance(one.source, targets.Cache)
-        known = label_map(classes, one.version.classes).numpy()
-        columns = None if group.columns is None else known[np.asarray(group.columns)]
+    for predecessor in (chain[index] for index in group.versions):
+        assert isinstance(predecessor.source, targets.Cache)
+        old_label_of = label_map(classes, predecessor.version.classes).numpy()
+        columns = None if group.columns is None else old_label_of[np.asarray(group.columns)]
         members.append(
             Member(
-                name=one.version.name,
-                cache=one.source,
+                name=predecessor.version.name,
+                cache=predecessor.source,
                 columns=columns,
-                labels=known[train.labels],
-                correct_share=one.version.correct_share,
-                near_chance=one.version.near_chance,
+                labels=old_label_of[train.labels],
+                correct_share=predecessor.version.correct_share,
+                near_chance=predecessor.version.near_chance,
             )
         )
     mixture = Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)
@@ -157,8 +157,8 @@ def _prototypes(
 ) -> Tensor:
     clean = source if isinstance(source, targets.Cache) and source.views is None else None
     blocks = _clean(clean or targets.Live(predecessor=predecessor), train)
-    embeddings, kept = zip(*((out.embedding.cpu(), out.present.cpu()) for _, out in blocks), strict=True)
-    present = torch.cat(kept)
+    embeddings, present_blocks = zip(*((out.embedding.cpu(), out.present.cpu()) for _, out in blocks), strict=True)
+    present = torch.cat(present_blocks)
     units, _ = prototypes(torch.cat(embeddings)[present], torch.from_numpy(train.labels)[present], classes)
     return units
 
@@ -170,12 +170,12 @@ def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: 
     if isinstance(source, targets.Cache):
         share = source.correct_share(known.numpy())
         return 0.0 if math.isnan(share) else share
-    hits = judged = 0
+    hits = total = 0
     for chunk, outputs in _clean(source, train):
-        asked = outputs.present.cpu() & (known[chunk] >= 0)
-        hits += int((asked & (outputs.logits.argmax(1).cpu() == known[chunk])).sum())
-        judged += int(asked.sum())
-    return hits / judged if judged else 0.0
+        eligible = outputs.present.cpu() & (known[chunk] >= 0)
+        hits += int((eligible & (outputs.logits.argmax(1).cpu() == known[chunk])).sum())
+        total += int(eligible.sum())
+    return hits / total if total else 0.0
 
 
 def _clean(source: targets.Cache | targets.Live, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:

@@ -62,11 +62,11 @@ class Group:
 def named_losses(losses: Sequence[Loss]) -> list[tuple[str, Loss]]:
     """Losses with their names in logs: the kind, numbered from the second of a kind on."""
     seen: dict[str, int] = defaultdict(int)
-    found = []
+    named = []
     for loss in losses:
         seen[loss.kind] += 1
-        found.append((loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}", loss))
-    return found
+        named.append((loss.kind if seen[loss.kind] == 1 else f"{loss.kind}-{seen[loss.kind]}", loss))
+    return named
 
 
 def plan(
@@ -89,20 +89,20 @@ def plan(
         if loss.merge is None:
             continue
         alike: dict[tuple[int, ...] | int, list[int]] = defaultdict(list)
-        for version in (one for one, yes in enumerate(cached) if yes):
+        for version in (position for position, yes in enumerate(cached) if yes):
             columns = tuple(label for label, old in enumerate(known[version]) if old >= 0)
             alike[columns if loss.merge.of_logits else sizes[version]].append(version)
         chosen = [(what, versions) for what, versions in alike.items() if len(versions) > 1 and what != ()]
         for number, (what, versions) in enumerate(chosen, start=1):
             suffix = "" if number == 1 else f"-{number}"
-            found = Group(
+            group = Group(
                 key=f"{name}/chain{suffix}",
                 loss=loss,
                 loss_index=index,
                 versions=tuple(versions),
                 columns=what if isinstance(what, tuple) else None,
             )
-            groups.append(found)
+            groups.append(group)
     return tuple(groups)
 
 

@@ -147,14 +147,14 @@ class Objective:
     @property
     def silent(self) -> list[str]:
         """`<loss>/<version>` of the constraints that never weighed a sample; of dynamic focuses as far as was seen."""
-        found = [
+        never_counted = [
             f"{key}/{known.version.name}"
             for key, loss in named_losses(self._compatibility.losses)
             for known in self._versions
             if loss.never_counts(known.version)
         ]
         weighed = self._by_term((self._moments[:, 0] > 0.0).tolist())
-        return sorted({*found, *(key for key, some in weighed.items() if not some)})
+        return sorted({*never_counted, *(key for key, weighs in weighed.items() if not weighs)})
 
     def __call__(
         self,
@@ -194,10 +194,12 @@ class Objective:
             present = reference.present if mask is None else reference.present & mask
             values["reference"] = weighted_mean(distances, participates=present)
         weights = self.weights
-        total = torch.stack([weights[key] * one for key, one in values.items()]).sum()
-        right = outputs.logits.detach().argmax(-1) == labels
-        correct = (right if mask is None else right & mask).sum()
-        return ObjectiveValue(total=total, parts={key: one.detach() for key, one in values.items()}, correct=correct)
+        total = torch.stack([weights[key] * value for key, value in values.items()]).sum()
+        hits = outputs.logits.detach().argmax(-1) == labels
+        correct = (hits if mask is None else hits & mask).sum()
+        return ObjectiveValue(
+            total=total, parts={key: value.detach() for key, value in values.items()}, correct=correct
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Running focus means, JSON-serialisable; the same on all workers."""
@@ -210,10 +212,10 @@ class Objective:
         Raises:
             SpecError: The state belongs to other losses or versions.
         """
-        found, expected = set(state.get("focus", {})), {term.key for term in self._dynamic}
-        if found != expected:
+        keys, expected = set(state.get("focus", {})), {term.key for term in self._dynamic}
+        if keys != expected:
             raise SpecError(
-                f"compatibility: the checkpoint keeps focus means for {sorted(found)}, this spec needs "
+                f"compatibility: the checkpoint keeps focus means for {sorted(keys)}, this spec needs "
                 f"{sorted(expected)}; resume with the spec of that run"
             )
         rows = [state["focus"][term.key] for term in self._dynamic]
@@ -230,7 +232,7 @@ class Objective:
                     continue
                 version = known.version
                 with blamed(loss, version.name):
-                    constants = tuple(one.to(self._device) for one in loss.constants(version, known.labels))
+                    constants = tuple(constant.to(self._device) for constant in loss.constants(version, known.labels))
                 terms.append(Term(key=f"{key}/{version.name}", loss=loss, index=index, constants=constants))
         return terms
 
@@ -253,9 +255,9 @@ class Objective:
             raise ValueError("the batch has reference logits, but compatibility.reference is not set")
 
     def _pairs(self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs | None]) -> dict[int, Pair]:
-        each = old or [None] * len(self._versions)
+        old_outputs = old or [None] * len(self._versions)
         return {
-            index: Pair(known.version, space=known.space, outputs=outputs, labels=labels, old=each[index])
+            index: Pair(known.version, space=known.space, outputs=outputs, labels=labels, old=old_outputs[index])
             for index, known in enumerate(self._versions)
             if index in self._used
         }

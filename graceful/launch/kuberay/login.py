@@ -231,7 +231,7 @@ class _Plugin:
 
     provider: Any
     where: str
-    told: Mapping[str, Any] = field(default_factory=dict)
+    credential: Mapping[str, Any] = field(default_factory=dict)
     expires: datetime | None = None
 
     @classmethod
@@ -278,7 +278,7 @@ class _Plugin:
         return _printable_token(str(self.credential.get("token") or ""), f"{self.where}: token of its plugin")
 
     def certificate(self) -> tuple[str, str | None] | None:
-        """Return the certificate and key that the program told, if it did."""
+        """Return the certificate and key of the credential, if it has one."""
         certificate = self.credential.get("clientCertificateData")
         return None if not certificate else (str(certificate), str(self.credential.get("clientKeyData") or ""))
 

@@ -171,7 +171,7 @@ class Study:
 
     def importances(self) -> dict[str, float]:
         """Return the share of each parameter in the differences of NFR between trials; {} with too few trials."""
-        if len([one for one in self.trials() if one.state == "complete"]) < 2:
+        if len([trial for trial in self.trials() if trial.state == "complete"]) < 2:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=GOOD)
         with warnings.catch_warnings():

@@ -231,7 +231,7 @@ def test_gc_shows_checkpoints_beside_what_goes_on_the_cluster(
     runs(uri)
     before = keys(uri)
     job = gc.Removal(kind="RayJob", name="done", uid="u", why="SUCCEEDED")
-    monkeypatch.setattr(gc, "find", lambda kube, *, now, after: (job,))
+    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age: (job,))
     monkeypatch.setattr(gc, "remove", lambda kube, found: found)
     monkeypatch.setattr(following.RunLocation, "kube", Namespace())
     arguments = ["gc", "--on", place(tmp_path, uri)]

@@ -4,7 +4,7 @@
         @pytest.fixture
         def target(self, tmp_path):
             profile = Slurm(kind="slurm", partition="debug")
-            return BackendUnderTest(backend=profile.build(home=tmp_path), python=sys.executable, folder=tmp_path)
+            return BackendUnderTest(backend=profile.build(home=tmp_path), python="python3", folder=tmp_path)
 
 A target starts small programs; `unfold` lets things happen where no program really runs.
 """

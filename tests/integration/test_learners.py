@@ -59,7 +59,7 @@ def served_error(home: Path, number: int) -> float:
     environment = {**os.environ, "GRACEFUL_TRUST_CODE": code.digest(str(home / "sequences.py"))}
     arguments = [home, f"sqlite:///{home / 'mlflow.db'}", f"models:/sequences/{number}"]
     command = [sys.executable, "-c", SERVE, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

@@ -18,7 +18,6 @@ from tests.support import mlflow_versions as versions
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
 

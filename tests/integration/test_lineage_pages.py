@@ -17,7 +17,6 @@ from tests.support.chromium import Page
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(900),
     pytest.mark.skipif(chromium.executable() is None, reason="no chromium on the PATH"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
@@ -72,7 +71,7 @@ def served(database: Path | str, folder: Path) -> Iterator[Site]:
 
 
 def answers(link: str) -> bytes:
-    with urllib.request.urlopen(link, timeout=60) as answer:
+    with urllib.request.urlopen(link, timeout=600) as answer:
         content: bytes = answer.read()
     return content
 

@@ -20,7 +20,6 @@ from tests.support.mlflow_server import free_port
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
 
@@ -128,5 +127,5 @@ def test_a_new_home_may_be_opened_by_several_processes_at_once(tmp_path: Path, m
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     command = [sys.executable, "-c", OPEN, str(tmp_path / "home")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    ends = [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
+    ends = [(process.communicate(timeout=600)[1], process.returncode) for process in processes]
     assert [code for _, code in ends] == [0, 0], ends

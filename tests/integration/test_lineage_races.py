@@ -19,7 +19,6 @@ from tests.support import mlflow_versions as versions
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
     # of a row that another writer deleted first
     pytest.mark.filterwarnings("ignore:DELETE statement on table.*expected to delete:sqlalchemy.exc.SAWarning"),

@@ -220,7 +220,7 @@ def test_run_of_a_dead_process_is_failed_and_one_at_work_is_left(store: Store) -
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     elsewhere = store.begin(versions.spec("v7"), "glyphs-v7")

@@ -18,7 +18,6 @@ from tests.support import mlflow_versions as versions
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
 
@@ -121,7 +120,7 @@ class Stopped:
     def go_on(self) -> tuple[int, str]:
         """Wake it up; returns its exit code and what it said."""
         os.kill(self._process.pid, signal.SIGCONT)
-        _, said = self._process.communicate(timeout=240)
+        _, said = self._process.communicate(timeout=600)
         return self._process.returncode, said
 
     def kill(self) -> None:

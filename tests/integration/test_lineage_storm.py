@@ -12,7 +12,6 @@ from tests.support.registry_storm import Fault, storm
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
 ]
 

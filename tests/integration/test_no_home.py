@@ -22,7 +22,7 @@ def graceful(*words: object, folder: Path, **variables: str) -> subprocess.Compl
     paths = os.pathsep.join([str(NO_HOME), str(ROOT)])
     command = [sys.executable, "-m", "graceful.cli", *map(str, words)]
     env |= {"PYTHONPATH": paths, **variables}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_version_is_trained_registered_and_promoted(tmp_path: Path) -> None:

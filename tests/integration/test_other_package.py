@@ -63,7 +63,7 @@ def graceful(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         env = {**os.environ, "GRACEFUL_HOME": str(tmp_path / "home"), "PYTHONPATH": search_path(site)}
         env.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, *(["-m", module] if module else []), *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=600)
 
     return run
 

@@ -34,7 +34,7 @@ def document(name: str, **options: Any) -> dict[str, Any]:
 def build(folder: Path, home: Path, *, die_at: int | None = None) -> tuple[int, list[dict[str, Any]], str]:
     wanted = {"spec": document("v2"), "folder": str(folder), "home": str(home), "die_at": die_at}
     command = [sys.executable, "-m", "tests.support.outputs_main", json.dumps(wanted)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stderr
 
 

@@ -28,7 +28,7 @@ NETWORK = {"head": "cosine"}
 def graceful(*arguments: object, home: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "graceful.cli", *map(str, arguments)]
     environment = {**os.environ, "GRACEFUL_HOME": str(home), **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
 
 def write_spec(folder: Path, name: str, **sections: Any) -> Path:
@@ -171,7 +171,7 @@ def test_a_run_killed_while_training_resumes_and_registers_once(home: Path) -> N
     assert child.stdin is not None
     child.stdin.write(document)
     child.stdin.close()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and child.poll() is None:
         if trace.exists() and trace.read_text().count("\n") > 40:
             break

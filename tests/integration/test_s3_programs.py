@@ -166,7 +166,7 @@ def test_a_folder_is_uploaded_once_and_built_from_the_bucket_elsewhere(uri: str,
     env = {**os.environ, "GRACEFUL_HOME": str(home)}
     command = [sys.executable, "-c", program, sent.uri]
     together = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in together] == ["a b", "a b"]
+    assert [process.communicate(timeout=600)[0].strip() for process in together] == ["a b", "a b"]
     assert [path.name for path in (home / "code").iterdir()] == [code.digest(str(folder))]
 
 

@@ -89,7 +89,7 @@ def test_a_refresh_and_what_people_do_after_it_show_no_secret(tmp_path: Path) ->
         def run(*words: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "graceful.cli", *words]
             return subprocess.run(
-                command, env=environment, cwd=work, capture_output=True, text=True, timeout=240, check=False
+                command, env=environment, cwd=work, capture_output=True, text=True, timeout=600, check=False
             )
 
         sets = (f"registry.uri={secret_uri}", f"registry.webhook={receiver.url}{MARKER}")

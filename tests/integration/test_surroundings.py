@@ -47,7 +47,7 @@ def test_ray_workers_do_not_import_from_the_working_directory_and_find_its_files
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert not (work / "executed").exists()
@@ -83,7 +83,7 @@ def test_workers_of_an_existing_cluster_do_not_import_from_the_working_directory
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=600,
         )
     assert done.returncode == 0, done.stderr
     imported, folder = done.stdout.splitlines()

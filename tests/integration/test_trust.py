@@ -76,7 +76,7 @@ def graceful(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             check=False,
             cwd=tmp_path,
             env={**os.environ, "MARKER": str(tmp_path / "ran")},
-            timeout=240,
+            timeout=600,
         )
 
     return run

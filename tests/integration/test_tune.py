@@ -23,7 +23,7 @@ from graceful.storage import Mirror, objects
 from graceful.storage.server import client
 from tests.support.s3_server import serving
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 FAST: dict[str, Any] = {"num_workers": 0, "engine": {"kind": "torch"}, "epochs": 4, "batch_size": 32}
 NETWORK = {"head": "cosine"}
 TRIALS = 4
@@ -93,7 +93,7 @@ def test_killed_search_loses_no_trial_and_repeats_none(home: Path) -> None:
         assert driver.stdin is not None
         with driver.stdin as stream:
             stream.write(resolved)
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 900
         while len(finished(folder)) < 3 and driver.poll() is None:  # the reference run and two trials
             assert time.monotonic() < deadline
             time.sleep(0.05)

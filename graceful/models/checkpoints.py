@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ from graceful.errors import DataError, SpecError
 from graceful.spec.table import TransformersNetwork
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+_NAMES_CODE = {
+    "auto_map",
+    "custom_pipelines",
+    *(
+        f"{start}{part}_implementation{end}"
+        for start in ("", "_")
+        for part in ("attn", "experts")
+        for end in ("", "_internal")
+    ),
+}
+"""Keys of a configuration that lead to code outside transformers."""
 LARGEST = 64 * 2**20
 """Bytes of a JSON file of a checkpoint."""
 
@@ -74,6 +86,23 @@ def described(section: TransformersNetwork) -> dict[str, Any]:
             " a model that transformers has itself"
         )
     return files
+
+
+def safe_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what names code to load: classes of a repository, and kernels of the hub.
+
+    A version's configuration comes from a registry, whose writers may name anything there.
+
+    Raises:
+        DataError: The weights are quantised.
+    """
+    if config.get("quantization_config"):
+        raise DataError("task.network.checkpoint: the weights are quantised; give a checkpoint in full precision")
+    return {
+        name: safe_config(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name not in _NAMES_CODE
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:

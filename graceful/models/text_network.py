@@ -69,7 +69,7 @@ def pool(tokens: Tensor, mask: Tensor, how: str) -> Tensor:
 def _body(section: TransformersNetwork, config: dict[str, Any]) -> Any:
     transformers = checkpoints.package("transformers")
     try:
-        chosen = transformers.AutoConfig.for_model(**config)
+        chosen = transformers.AutoConfig.for_model(**checkpoints.safe_config(config))
     except (KeyError, ValueError, TypeError) as e:
         reason = " ".join(str(e).split())[:200]
         raise SpecError(f"task.network.checkpoint: transformers cannot build this model ({reason})") from e
@@ -77,7 +77,7 @@ def _body(section: TransformersNetwork, config: dict[str, Any]) -> Any:
     if section.layers is not None:
         chosen.num_hidden_layers = section.layers
     if section.weights == "random":
-        body = transformers.AutoModel.from_config(chosen)
+        body = transformers.AutoModel.from_config(chosen, trust_remote_code=False)
     else:
         body = _pretrained(transformers, section, chosen)
     if getattr(body, "pooler", None) is not None:

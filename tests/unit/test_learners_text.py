@@ -96,6 +96,18 @@ def test_a_version_has_its_own_tokenizer_and_needs_no_checkpoint(checkpoint: Pat
     assert run(restored, rebuilt, batch).logits.equal(run(texts, network, batch).logits)
 
 
+def test_a_recorded_configuration_loads_no_code(checkpoint: Path) -> None:
+    """Whoever may write to a registry may name a kernel of the hub, or a class of a repository."""
+    files = dict(learner(checkpoint).assets())
+    names = {"attn_implementation": "owner/kernel", "_attn_implementation_internal": "owner/kernel"}
+    files["config.json"] = {**files["config.json"], **names, "auto_map": {"AutoModel": "owner/repo--model.Model"}}
+    network = learner(checkpoint).restored(files).network(CLASSES)
+    assert network.body.config._attn_implementation in ("sdpa", "eager")
+    files["config.json"] = {**files["config.json"], "quantization_config": {"quant_method": "x"}}
+    with pytest.raises(DataError, match="the weights are quantised"):
+        learner(checkpoint).restored(files).network(CLASSES)
+
+
 def broken(checkpoint: Path, folder: Path, change: str) -> Path:
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())

@@ -22,7 +22,8 @@ from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Seve
 from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
-from graceful.spec import RefreshSpec, Tune, credentials
+from graceful.spec import ImageFolderTask, RefreshSpec, TableTask, Tune, credentials
+from graceful.spec.table import TransformersNetwork
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -179,10 +180,10 @@ def _warnings(resolved: RefreshSpec, target_profile: Profile) -> tuple[Finding, 
     if target_profile.is_here:
         return ()
     warnings: list[tuple[str, str, str, str]] = []
-    root = getattr(resolved.task, "root", None)
-    if root is not None and not addresses.is_remote(root):
-        problem = f"{root} is a path of this machine; pods have it only if the image or a volume does"
-        warnings.append(("local-path", "task.root", problem, "use s3://bucket/prefix, or a path under storage.path"))
+    for key, path in _local_paths(resolved):
+        problem = f"{path} is a path of this machine; pods have it only if the image or a volume does"
+        elsewhere = "a hub id with its revision" if key.endswith("checkpoint") else "s3://bucket/prefix"
+        warnings.append(("local-path", key, problem, f"use {elsewhere}, or a path under storage.path"))
     if target_profile.registry is None and resolved.registry.uri is None:
         risk = "not set: the registry is a sqlite file on the volume, for one run at a time on one node"
         warnings.append(("registry-on-volume", "profile.mlflow.uri", risk, "name an MLflow server"))
@@ -190,6 +191,18 @@ def _warnings(resolved: RefreshSpec, target_profile: Profile) -> tuple[Finding, 
         Finding(rule=rule, severity=Severity.WARNING, where=where, message=message, remedy=remedy)
         for rule, where, message, remedy in warnings
     )
+
+
+def _local_paths(resolved: RefreshSpec) -> list[tuple[str, str]]:
+    """Return the keys of data and checkpoints that lie on this machine, with their paths."""
+    task = resolved.task
+    paths = [("task.root", task.root)] if isinstance(task, ImageFolderTask) else []
+    if isinstance(task, TableTask):
+        files = task.files.values() if isinstance(task.files, dict) else [task.files]
+        paths = [("task.files", name) for names in files for name in names]
+        if isinstance(task.network, TransformersNetwork) and task.network.revision is None:
+            paths.append(("task.network.checkpoint", task.network.checkpoint))
+    return [(key, path) for key, path in paths if not addresses.is_remote(path)]
 
 
 def present(planned: Plan, output: str) -> None:

@@ -355,6 +355,14 @@ def test_what_a_cluster_may_not_have_is_a_warning(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert f"warning: task.root: {tmp_path / 'photos'} is a path of this machine" in said
     assert "warning: profile.mlflow.uri: not set" in said
+    network = "{kind: transformers, checkpoint: m}"
+    task = f"{{kind: table, files: [a.csv, 's3://b/c.csv'], columns: {{text: t}}, network: {network}}}"
+    path.write_text(f"{{model: texts, name: v1, task: {task}}}", encoding="utf-8")
+    assert cli.main(["plan", str(path), "--on", "kind", "--offline"]) == 0
+    said = capsys.readouterr().out
+    assert f"warning: task.files: {tmp_path / 'a.csv'} is a path of this machine" in said
+    assert f"warning: task.network.checkpoint: {tmp_path / 'm'} is a path of this machine" in said
+    assert "s3://b/c.csv is" not in said
 
 
 # The program at the other end.

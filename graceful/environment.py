@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, MutableMapping
 from urllib.parse import urlsplit
 
-from graceful import redact
 from graceful.errors import SpecError
 
 HOME_VARIABLE = "GRACEFUL_HOME"
@@ -85,6 +84,8 @@ def require_readable(url: str, *, what: str) -> None:
     Raises:
         SpecError: Host or port cannot be read, or user and password are not written as an address needs them.
     """
+    from graceful import redact  # its patterns take milliseconds to compile, and most commands read no address
+
     problem = ""
     try:
         parts = urlsplit(url)

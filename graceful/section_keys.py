@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from graceful.section_docs import docstrings
 from graceful.sections import Section
 
 WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false", dict: "a mapping", NoneType: "null"}
@@ -44,14 +45,15 @@ def keys(annotation: Any, path: str = "") -> Iterator[Key]:
         for name, field in section.model_fields.items():
             if name == "kind":
                 continue
-            yield from _field(field, ".".join(filter(None, (prefix, name))))
+            text = field.description or docstrings(section).get(name, "")
+            yield from _field(field, ".".join(filter(None, (prefix, name))), text)
 
 
-def _field(field: FieldInfo, path: str) -> Iterator[Key]:
+def _field(field: FieldInfo, path: str, text: str) -> Iterator[Key]:
     inner = item(field.annotation)
     default = None if field.is_required() else _default(field.default)
     alternatives = sections(field.annotation)
-    doc = field.description or (_first_line(alternatives[0]) if len(alternatives) == 1 else "")
+    doc = text or (_first_line(alternatives[0]) if len(alternatives) == 1 else "")
     yield Key(path=path, expects=expected(annotation_of(field)), default=default, doc=" ".join(doc.split()))
     yield from keys(field.annotation if inner is None else inner, f"{path}[]" if inner is not None else path)
 

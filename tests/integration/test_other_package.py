@@ -39,12 +39,7 @@ V2 = {
     "compatibility": {"losses": [{"kind": "sign_agreement", "slack": 0.5}]},
     "gate": {"constraints": [{"metric": "sure_nfr", "bound": 0.0001}]},
 }
-SEARCHED = """
-import json, sys
-from graceful import spec
-from graceful.programs.tuning import space
-print(json.dumps([parameter.name for parameter in space.parameters(spec.load(sys.argv[1]))]))
-"""
+SEARCH = {"trials": 2, "tolerance": 1.0, "space": {"runs": [1]}, "final": {"candidates": 1, "seeds": 2}}
 
 
 @pytest.fixture
@@ -98,8 +93,13 @@ def test_they_are_trained_with_measured_gated_on_and_sent_jobs_through(
     trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("sign_agreement/v1" in json.dumps(row) for row in trained)
 
-    asked = json.loads(graceful("-c", SEARCHED, second, site=site, module="").stdout)
-    assert {"sign_agreement", "slack"} <= set(asked)
+    third = written(tmp_path, **{**V2, "name": "v3"}, tune=SEARCH)
+    tuned = graceful("tune", third, "-o", "json", site=site)
+    assert tuned.returncode == 0, tuned.stderr
+    best = json.loads(tuned.stdout)["front"][0]["point"]
+    assert {"sign_agreement", "slack"} <= set(best)
+    fits = (tmp_path / "home" / "tunes" / "digits-v3" / "fits").glob("*/spec.json")
+    assert any("sign_agreement" in path.read_text() for path in fits)
 
     verdicts = [graceful("gate", run / "report.json", second, "-o", "json", site=where) for where in (site, None)]
     # without the package its loss is unknown, so the constraints are judged with a spec that has none

@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ IDS = ("id", "uuid", "guid", "key")
 TEXT_LENGTH = 20
 """Characters that a text to embed has on average, at least."""
 MOST_CLASSES = 1000
+LONGEST_NUMBER = 19
+"""Digits of a number that rows are counted with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Column:
         numbers: Whether every value is a number.
         length: Characters of a value on average.
         distinct: Different values.
+        counts: Whether the values are whole numbers that grow by one from row to row.
         rows: Rows that were looked at.
     """
 
@@ -47,6 +51,7 @@ class Column:
     numbers: bool
     length: float
     distinct: int
+    counts: bool
     rows: int
 
 
@@ -106,7 +111,12 @@ def columns_of(path: Path) -> tuple[Column, ...]:
         raise DataError(f"{path}: cannot be read ({' '.join(str(e).split())[:200]}); check the file") from e
     if not rows:
         raise DataError(f"{path}: holds no rows; name a file with data")
-    return tuple(_column(str(name), [row.get(name) for row in rows]) for name in rows[0])
+    names = list(rows[0])
+    if len(names) == 1 and path.suffix.lower() in (".csv", ".tsv"):
+        separator = next((sign for sign in (";", "\t", "|", ",") if sign in str(names[0])), None)
+        if separator is not None:
+            raise DataError(f"{path}: columns are separated by {separator!r}; write commas, or tabs in a .tsv file")
+    return tuple(_column(str(name), [row.get(name) for row in rows]) for name in names)
 
 
 def label_of(columns: tuple[Column, ...]) -> str | None:
@@ -120,10 +130,18 @@ def label_of(columns: tuple[Column, ...]) -> str | None:
     return min(few, key=lambda column: column.distinct).name if few else None
 
 
+def ids_of(columns: tuple[Column, ...]) -> tuple[str, ...]:
+    """Return the columns that look like names of rows: by their own name, or because they count upwards.
+
+    They mean nothing to a network, even where their values repeat.
+    """
+    return tuple(column.name for column in columns if column.name.casefold() in IDS or column.counts)
+
+
 def id_of(columns: tuple[Column, ...]) -> str | None:
-    """Return the column that names each row; None: no usual name of one, or values that repeat."""
-    names = (column.name for column in columns if column.name.casefold() in IDS and column.distinct == column.rows)
-    return next(names, None)
+    """Return the column that names each row; None: none looks like that, or values repeat."""
+    looks = ids_of(columns)
+    return next((column.name for column in columns if column.name in looks and column.distinct == column.rows), None)
 
 
 def text_of(columns: tuple[Column, ...], *, but: set[str]) -> str | None:
@@ -148,8 +166,15 @@ def _column(name: str, values: list[Any]) -> Column:
         numbers=all(map(_is_number, values)),
         length=sum(map(len, texts)) / len(texts),
         distinct=len(set(texts)),
+        counts=len(texts) > 1
+        and all(map(_is_whole, texts))
+        and all(int(after) == int(text) + 1 for text, after in pairwise(texts)),
         rows=len(values),
     )
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < LONGEST_NUMBER
 
 
 def _is_number(value: Any) -> bool:

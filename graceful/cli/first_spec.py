@@ -87,7 +87,7 @@ def _table(seen: data_guess.Found, target: Path, answers: Answers) -> dict[str, 
         f"Column of the class ({', '.join(names)})", data_guess.label_of(seen.columns), option="--label", among=names
     )
     identity = data_guess.id_of(seen.columns)
-    but = {label, *([identity] if identity else [])}
+    but = {label, *data_guess.ids_of(seen.columns)}
     text = _one_of("--text", answers.text, names) or data_guess.text_of(seen.columns, but=but)
     columns: dict[str, Any] = {"text": text} if text else {"features": list(_numbers(seen, but))}
     columns |= {"label": label, **({"id": identity} if identity else {})}

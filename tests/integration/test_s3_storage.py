@@ -200,8 +200,11 @@ def test_a_table_in_a_bucket_is_the_table_on_disk(bucket, tmp_path, monkeypatch)
     assert there.digest == here.digest
     with pytest.raises(DataError, match=rf"s3://{bucket}/rows/none\*.parquet names no object"):
         tasks.build(TableTask(files=(f"s3://{bucket}/rows/none*.parquet",), columns=columns)).samples("test")
-    table[130]["label"] = None
-    path = parquet(tmp_path / "bad.parquet", table)
+    more = [
+        {**row, "id": f"more-{row['id']}", "label": row["label"] if index != 130 else None}
+        for index, row in enumerate(table)
+    ]
+    path = parquet(tmp_path / "bad.parquet", more)
     put(bucket, "rows/2.parquet", path.read_bytes())
     with pytest.raises(DataError, match=rf"s3://{bucket}/rows/2.parquet, row 130: no value in one of weight"):
         tasks.build(TableTask(files=(f"s3://{bucket}/rows/*",), columns=columns)).samples("test")

@@ -52,6 +52,19 @@ def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path:
     assert written.task.columns.features == ("weight", "height")
 
 
+@pytest.mark.parametrize("name", ["id", "patient"])
+def test_what_names_rows_is_never_embedded(name: str, command_line: Run, tmp_path: Path) -> None:
+    """A number that counts rows is their name, and a column `id` whose values repeat is neither name nor number."""
+    kept = [{name: index, "label": row["label"], "height": row["height"]} for index, row in enumerate(rows())]
+    if name == "id":
+        kept[7][name] = 3
+    csv(tmp_path / "t.csv", kept)
+    assert command_line("init", "t.csv").returncode == 0
+    columns = spec.load(tmp_path / "v1.yaml").task.columns
+    assert columns.features == ("height",)
+    assert columns.id == (None if name == "id" else "patient")
+
+
 def test_class_folders_of_images_are_recognised(command_line: Run, tmp_path: Path) -> None:
     for label in ("ant", "bee"):
         (tmp_path / "insects" / label).mkdir(parents=True)
@@ -76,6 +89,7 @@ def test_class_folders_of_images_are_recognised(command_line: Run, tmp_path: Pat
         ({"t.parquet": "PAR1"}, ["t.parquet"], "t.parquet: cannot be read"),
         ({"d/a.csv": "a\n1\n", "d/b.jsonl": "{}"}, ["d"], "d: files of several formats (.csv, .jsonl)"),
         ({"t.csv": "a,b\n1,2\n"}, ["t.csv", "--label", "c"], "--label c: no such column; the data has a, b"),
+        ({"t.csv": "a;b\n1;2\n"}, ["t.csv"], "t.csv: columns are separated by ';'; write commas"),
         ({"t.csv": "a,b\n1,2\n"}, ["t.csv"], "Column of the class (a, b): cannot be guessed; give --label"),
     ],
 )

@@ -135,6 +135,16 @@ def test_rows_without_an_id_are_named_by_what_is_embedded(tmp_path: Path) -> Non
     assert names == set(build(files=shuffled, columns={"id": None}).samples("test").ids.tolist())
 
 
+def test_rows_that_embed_the_same_have_names_of_their_own_and_stay_in_one_split(tmp_path: Path) -> None:
+    table = [{**row, "id": f"{copy}-{row['id']}"} for copy in range(3) for row in rows()]
+    task = build(files=parquet(tmp_path / "t.parquet", table), columns={"id": None})
+    parts = [task.samples(split) for split in ("train", "validation", "constraint", "test")]
+    names = [str(name) for part in parts for name in part.ids]
+    assert len(set(names)) == len(names) == 720
+    for part in parts:
+        assert all(count == 3 for count in np.unique(part.groups, return_counts=True)[1])
+
+
 def change(index: int, **values: Any) -> list[dict[str, Any]]:
     table = rows()
     table[index].update(values)
@@ -148,7 +158,14 @@ def change(index: int, **values: Any) -> list[dict[str, Any]]:
         (change(7, weight=float("nan")), {}, "t.parquet, row 7: no value in one of"),
         (rows(), {"label": "colour"}, "t.parquet has no column 'colour'; it has id, text, label"),
         (rows(), {"label": "weight"}, "column 'weight' of .*t.parquet holds float64; must be text or whole numbers"),
-        (change(9, id="row-0003"), {}, "ids repeat"),
+        (
+            change(9, id="row-0003"),
+            {},
+            "t.parquet, row 9: id 'row-0003' is that of .*t.parquet, row 3, too; give each row",
+        ),
+        (rows(), {"features": ["text"]}, "t.parquet, row 0: text must be a number, got '"),
+        ([{**row, "weight": "1.5"} for row in rows()], {}, "column 'weight' of .*t.parquet holds numbers as text"),
+        ([{**row, "weight": [1.0]} for row in rows()], {}, "column 'weight' of .*t.parquet holds .*; must be numbers"),
         (rows(), {"split": "owner"}, "row 0: 'owner-0' is no split; write train, validation or test"),
     ],
 )

@@ -14,6 +14,9 @@ from graceful.tasks.table.source import Table
 
 DIGEST_BYTES = 12
 """Of a row's digest: two of 10^8 rows have the same with a probability of 10^-13."""
+NUMBERS = ("int", "uint", "float", "double", "bool", "null")
+TEXTS = ("string", "large_string", "null")
+"""How the names of the types begin that columns to embed may have."""
 AT_ONCE = 65_536
 """Rows that are converted together."""
 
@@ -75,6 +78,33 @@ def require_column(table: Table, name: str, *, key: str) -> None:
     if name not in table.rows.column_names:
         has = ", ".join(table.rows.column_names[:12])
         raise DataError(f"task.{key}: {table.files[0]} has no column {name!r}; it has {has}")
+
+
+def require_type(table: Table, name: str, *, numbers: bool) -> None:
+    """Refuse a column to embed that holds neither the texts nor the numbers that are wanted.
+
+    Raises:
+        DataError: No such column, or its type; of a column of texts, the first row that is no number.
+    """
+    require_column(table, name, key="columns")
+    kind = str(getattr(table.rows.features[name], "dtype", "a list or mapping"))
+    if kind.startswith(NUMBERS if numbers else TEXTS):
+        return
+    if not numbers or not kind.startswith(TEXTS):
+        wanted, key = ("numbers", "features") if numbers else ("text", "text")
+        raise DataError(f"task.columns.{key}: column {name!r} of {table.files[0]} holds {kind}; must be {wanted}")
+    for row, text in enumerate(table.rows[name]):
+        if not _is_number(text):
+            raise DataError(f"{table.place(row)}: {name} must be a number, got {text!r:.40}; correct it")
+    raise DataError(f"task.columns.features: column {name!r} of {table.files[0]} holds numbers as text; store numbers")
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 def names(table: Table, name: str, *, key: str) -> NDArray[np.object_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -175,14 +176,15 @@ class _Columns:
         parts = {split: read_files(files, texts=exact) for split, files in files_by_split.items()}
         self.source = joined([table for tables in parts.values() for table in tables])
         for name in inputs:
-            rows.require_column(self.source, name, key="columns")
+            rows.require_type(self.source, name, numbers=name in columns.features)
         self.digests, self.usable = rows.row_digests(self.source, inputs)
         self.labels = rows.names(self.source, columns.label, key="columns.label")
         self.usable &= self.labels != None  # noqa: E711  # elementwise
         counts = {split: sum(len(table) for _, table in tables) for split, tables in parts.items()}
         self.splits = self._split_names(section, counts)
+        self._unnamed = columns.id is None
         self.ids = self._ids(columns.id)
-        self.groups = self.ids if columns.group is None else self._texts(columns.group, "columns.group")
+        self.groups = self._groups(columns.group)
         if section.on_bad_row == "refuse" and not self.usable.all():
             bad = np.flatnonzero(~self.usable)
             more = f" (and {len(bad) - 1} other rows)" if len(bad) > 1 else ""
@@ -192,9 +194,30 @@ class _Columns:
             )
 
     def _ids(self, column: str | None) -> NDArray[np.str_]:
+        """Return the names of the rows; without a column, their digests, and a number behind those that repeat.
+
+        Raises:
+            DataError: Two rows of the column have the same name.
+        """
         if column is None:
-            return np.asarray([digest.tobytes().hex() for digest in self.digests], dtype=np.str_)
-        return self._texts(column, "columns.id")
+            return _numbered([digest.tobytes().hex() for digest in self.digests])
+        names = self._texts(column, "columns.id")
+        first: dict[str, int] = {}
+        for row in np.flatnonzero(self.usable).tolist():
+            before = first.setdefault(str(names[row]), row)
+            if before != row:
+                other = self.source.place(before)
+                raise DataError(
+                    f"{self.source.place(row)}: {column} {str(names[row])!r} is that of {other}, too; give each row a"
+                    " name of its own, or leave columns.id out"
+                )
+        return names
+
+    def _groups(self, column: str | None) -> NDArray[np.str_]:
+        """Return what belongs together; without a column, rows that embed the same stay in one split."""
+        if column is not None:
+            return self._texts(column, "columns.group")
+        return np.asarray([name.partition("-")[0] for name in self.ids.tolist()]) if self._unnamed else self.ids
 
     def _texts(self, column: str, key: str) -> NDArray[np.str_]:
         values = rows.names(self.source, column, key=key)
@@ -212,6 +235,16 @@ class _Columns:
                 where = self.source.place(written.tolist().index(name))
                 raise DataError(f"{where}: {name!r} is no split; write train, validation or test")
         return np.asarray([meaning.get(name) for name in written.tolist()], dtype=object)
+
+
+def _numbered(names: list[str]) -> NDArray[np.str_]:
+    """Return names of which each is different: `name`, `name-2`, `name-3` for three that are the same."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return np.asarray(numbered, dtype=np.str_)
 
 
 def _learner(section: TableTask, task: TableOfRows) -> TextLearner | FeatureLearner:

@@ -61,8 +61,11 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     task = _images(path, target) if seen.kind == "image_folder" else _table(seen, target, answers)
     model = answers.model or _asked("Name of the model family", _name(path))
     document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
+    few = _batch_of_few(seen.columns[0].rows) if seen.kind == "table" else None
     if "text" in task.get("columns", {}):
-        document["train"] = {"epochs": 3, "batch_size": 32, "optimizer": {"kind": "adamw", "lr": 1e-4}}
+        document["train"] = {"epochs": 3, "batch_size": min(32, few or 32), "optimizer": {"kind": "adamw", "lr": 1e-4}}
+    elif few is not None:
+        document["train"] = {"batch_size": few}
     document["gate"] = {"constraints": [{"metric": "error_rate", "bound": 0.5}]}
     spec.parse(document, where=str(target))
     with guarded(target, "write"):
@@ -75,6 +78,11 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     else:
         out.line(f"{target}: {_said(task)}\nnext:  {'   then   '.join(following)}")
     return 0
+
+
+def _batch_of_few(rows: int) -> int | None:
+    """Return a batch size for a small table, of which about half is trained on; None: it is large, or may be."""
+    return None if rows >= data_guess.SAMPLE else 2 ** max(1, (rows // 16).bit_length() - 1)
 
 
 def _images(path: Path, target: Path) -> dict[str, Any]:

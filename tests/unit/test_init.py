@@ -50,6 +50,7 @@ def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path:
     ]
     written = spec.load(tmp_path / "jobs" / "first.yaml")
     assert written.task.columns.features == ("weight", "height")
+    assert written.train.batch_size == 8  # about a thirtieth of the 240 rows, half of which are trained on
 
 
 @pytest.mark.parametrize("name", ["id", "patient"])

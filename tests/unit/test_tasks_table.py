@@ -210,6 +210,14 @@ def test_bad_rows_can_be_left_out_and_are_counted(tmp_path: Path) -> None:
     assert task.notes == ("1 of 240 rows were left out, because they lack a value in a column that is used",)
 
 
+def test_na_is_a_class_like_any_other_and_no_number(tmp_path: Path) -> None:
+    table = [{**row, "label": {"red": "NA", "green": "01", "blue": "null"}[row["label"]]} for row in rows()]
+    assert build(files=csv(tmp_path / "t.csv", table)).classes == ("01", "NA", "null")
+    table[4]["height"] = "NA"
+    with pytest.raises(DataError, match=r"bad.csv, row 4: height must be a number, got 'NA'"):
+        build(files=csv(tmp_path / "bad.csv", table)).samples("train")
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

@@ -171,7 +171,8 @@ class _Columns:
     def __init__(self, section: TableTask) -> None:
         columns = section.columns
         self.inputs = inputs = [name for name in (columns.text, columns.pair, *columns.features) if name is not None]
-        exact = [name for name in (columns.text, columns.pair, columns.label, columns.id, columns.group) if name]
+        of_text = (columns.text, columns.pair, columns.label, columns.id, columns.group, columns.split)
+        exact = [name for name in of_text if name]
         files_by_split = section.files if isinstance(section.files, dict) else {ALL: section.files}
         parts = {split: read_files(files, texts=exact) for split, files in files_by_split.items()}
         self.source = joined([table for tables in parts.values() for table in tables])

@@ -237,16 +237,9 @@ _RECORDED: ContextVar[Mapping[str, Metric]] = ContextVar("recorded metrics", def
 
 @functools.cache
 def _registered() -> tuple[dict[str, Metric], dict[str, str]]:
-    available: dict[str, Metric] = {}
-    reasons: dict[str, str] = {}
-    for name, metric, reason in plugins.offered(
+    return plugins.collected(
         GROUP, "metric", owner=lambda name: "graceful" if name in METRICS else None, fault=_offered_fault
-    ):
-        if reason is None:
-            available[name] = metric
-        else:
-            reasons[name] = reason
-    return available, reasons
+    )
 
 
 def _offered_fault(metric: object, name: str) -> str | None:

@@ -57,6 +57,20 @@ def offered(
         yield name, thing, reason and f"{package} offers the {noun} {name} as {first.value}, {reason}"
 
 
+def collected(
+    group: str, noun: str, *, owner: Callable[[str], str | None], fault: Callable[[Any, str], str | None]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the things of a group that can be used, by name, and why the others cannot; arguments as of `offered`."""
+    available: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name, thing, reason in offered(group, noun, owner=owner, fault=fault):
+        if reason is None:
+            available[name] = thing
+        else:
+            reasons[name] = reason
+    return available, reasons
+
+
 def described(error: BaseException) -> str:
     """Return an error of another package on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -49,16 +49,7 @@ def unavailable() -> Mapping[str, str]:
 
 @functools.cache
 def _others() -> tuple[dict[str, type[Profile]], dict[str, str]]:
-    available: dict[str, type[Profile]] = {}
-    reasons: dict[str, str] = {}
-    for kind, profile, reason in plugins.offered(
-        GROUP, "backend", owner=lambda kind: "graceful" if kind in OWN else None, fault=fault
-    ):
-        if reason is None:
-            available[kind] = profile
-        else:
-            reasons[kind] = reason
-    return available, reasons
+    return plugins.collected(GROUP, "backend", owner=lambda kind: "graceful" if kind in OWN else None, fault=fault)
 
 
 def fault(profile: object, kind: str) -> str | None:

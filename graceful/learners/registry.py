@@ -71,14 +71,7 @@ def identity(kind: str) -> Mapping[str, str]:
 
 @functools.cache
 def _registered() -> tuple[dict[str, Callable[..., Any]], dict[str, str]]:
-    available: dict[str, Callable[..., Any]] = {}
-    reasons: dict[str, str] = {}
-    for kind, made_by, reason in plugins.offered(GROUP, "learner", owner=lambda kind: None, fault=_fault):
-        if reason is None:
-            available[kind] = made_by
-        else:
-            reasons[kind] = reason
-    return available, reasons
+    return plugins.collected(GROUP, "learner", owner=lambda kind: None, fault=_fault)
 
 
 def _fault(made_by: object, kind: str) -> str | None:

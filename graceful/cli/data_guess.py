@@ -56,7 +56,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class DataDescription:
     """What a path holds.
 
     Attributes:
@@ -70,7 +70,7 @@ class Found:
     columns: tuple[Column, ...] = ()
 
 
-def look(path: Path) -> Found:
+def look(path: Path) -> DataDescription:
     """Return what a folder or a file holds.
 
     Raises:
@@ -79,7 +79,7 @@ def look(path: Path) -> Found:
     if path.is_file():
         if path.suffix.lower() not in TABLES:
             raise DataError(f"{path}: an ending of no known format; give one of {', '.join(sorted(TABLES))}")
-        return Found(kind="table", files=str(path), columns=columns_of(path))
+        return DataDescription(kind="table", files=str(path), columns=columns_of(path))
     if not path.is_dir():
         raise DataError(f"{path}: no such folder or file; check the path")
     files = [file for file in itertools.islice(path.rglob("*"), LOOKED_AT) if file.is_file()]
@@ -90,9 +90,9 @@ def look(path: Path) -> Found:
             raise DataError(
                 f"{path}: files of several formats ({', '.join(endings)}); name one file or move the others"
             )
-        return Found(kind="table", files=str(path / f"*{endings[0]}"), columns=columns_of(tables[0]))
+        return DataDescription(kind="table", files=str(path / f"*{endings[0]}"), columns=columns_of(tables[0]))
     if any(file.suffix.lower() in IMAGES and file.parent != path for file in files):
-        return Found(kind="image_folder")
+        return DataDescription(kind="image_folder")
     raise DataError(
         f"{path}: neither class folders of images nor rows ({', '.join(sorted(TABLES))}); for other data write a Python"
         " task, see docs/extending/task.md"
@@ -144,19 +144,21 @@ def id_of(columns: tuple[Column, ...]) -> str | None:
     return next((column.name for column in columns if column.name in looks and column.distinct == column.rows), None)
 
 
-def text_of(columns: tuple[Column, ...], *, but: set[str]) -> str | None:
+def text_of(columns: tuple[Column, ...], *, excluded: set[str]) -> str | None:
     """Return the column with the longest texts; None: there are only short ones."""
     texts = [
         column
         for column in columns
-        if column.name not in but and not column.numbers and column.length >= TEXT_LENGTH and column.distinct > 1
+        if column.name not in excluded and not column.numbers and column.length >= TEXT_LENGTH and column.distinct > 1
     ]
     return max(texts, key=lambda column: column.length).name if texts else None
 
 
-def numbers_of(columns: tuple[Column, ...], *, but: set[str]) -> tuple[str, ...]:
+def numbers_of(columns: tuple[Column, ...], *, excluded: set[str]) -> tuple[str, ...]:
     """Return the columns of numbers that vary."""
-    return tuple(column.name for column in columns if column.name not in but and column.numbers and column.distinct > 1)
+    return tuple(
+        column.name for column in columns if column.name not in excluded and column.numbers and column.distinct > 1
+    )
 
 
 def _column(name: str, values: list[Any]) -> Column:

@@ -57,11 +57,11 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     """
     if target.exists() and not force:
         raise SpecError(f"{target} exists; add --force to replace it, or --out for another file")
-    seen = data_guess.look(path)
-    task = _images(path, target) if seen.kind == "image_folder" else _table(seen, target, answers)
-    model = answers.model or _asked("Name of the model family", _name(path))
+    data = data_guess.look(path)
+    task = _images(path, target) if data.kind == "image_folder" else _table(data, target, answers)
+    model = answers.model or _answer("Name of the model family", _name(path))
     document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
-    few = _batch_of_few(seen.columns[0].rows) if seen.kind == "table" else None
+    few = _batch_of_few(data.columns[0].rows) if data.kind == "table" else None
     if "text" in task.get("columns", {}):
         document["train"] = {"epochs": 3, "batch_size": min(32, few or 32), "optimizer": {"kind": "adamw", "lr": 1e-4}}
     elif few is not None:
@@ -76,7 +76,7 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     if output != "table":
         out.document({"spec": str(target), "task": task["kind"], "next": following}, output)
     else:
-        out.line(f"{target}: {_said(task)}\nnext:  {'   then   '.join(following)}")
+        out.line(f"{target}: {_summary(task)}\nnext:  {'   then   '.join(following)}")
     return 0
 
 
@@ -89,41 +89,41 @@ def _images(path: Path, target: Path) -> dict[str, Any]:
     return {"kind": "image_folder", "root": _relative(path, target), "size": 64}
 
 
-def _table(seen: data_guess.Found, target: Path, answers: Answers) -> dict[str, Any]:
-    names = [column.name for column in seen.columns]
-    label = _one_of("--label", answers.label, names) or _asked(
-        f"Column of the class ({', '.join(names)})", data_guess.label_of(seen.columns), option="--label", among=names
+def _table(data: data_guess.DataDescription, target: Path, answers: Answers) -> dict[str, Any]:
+    names = [column.name for column in data.columns]
+    label = _required_column("--label", answers.label, names) or _answer(
+        f"Column of the class ({', '.join(names)})", data_guess.label_of(data.columns), option="--label", among=names
     )
-    identity = data_guess.id_of(seen.columns)
-    but = {label, *data_guess.ids_of(seen.columns)}
-    text = _one_of("--text", answers.text, names) or data_guess.text_of(seen.columns, but=but)
-    columns: dict[str, Any] = {"text": text} if text else {"features": list(_numbers(seen, but))}
+    identity = data_guess.id_of(data.columns)
+    excluded = {label, *data_guess.ids_of(data.columns)}
+    text = _required_column("--text", answers.text, names) or data_guess.text_of(data.columns, excluded=excluded)
+    columns: dict[str, Any] = {"text": text} if text else {"features": list(_numbers(data, excluded))}
     columns |= {"label": label, **({"id": identity} if identity else {})}
-    task = {"kind": "table", "files": _relative(Path(seen.files), target), "columns": columns}
+    task = {"kind": "table", "files": _relative(Path(data.files), target), "columns": columns}
     if text:
-        checkpoint = str(answers.checkpoint or "") or _asked(
+        checkpoint = str(answers.checkpoint or "") or _answer(
             f"Folder of a transformers checkpoint to embed {text!r}", None, option="--checkpoint"
         )
         task["network"] = {"kind": "transformers", "checkpoint": _relative(Path(checkpoint), target)}
     return task
 
 
-def _numbers(seen: data_guess.Found, but: set[str]) -> tuple[str, ...]:
-    numbers = data_guess.numbers_of(seen.columns, but=but)
+def _numbers(data: data_guess.DataDescription, excluded: set[str]) -> tuple[str, ...]:
+    numbers = data_guess.numbers_of(data.columns, excluded=excluded)
     if not numbers:
         raise SpecError(
-            f"{seen.files}: neither a column of texts nor of numbers beside the class; name one with --text"
+            f"{data.files}: neither a column of texts nor of numbers beside the class; name one with --text"
         )
     return numbers
 
 
-def _one_of(option: str, name: str | None, names: list[str]) -> str | None:
+def _required_column(option: str, name: str | None, names: list[str]) -> str | None:
     if name is not None and name not in names:
         raise SpecError(f"{option} {name}: no such column; the data has {', '.join(names)}")
     return name
 
 
-def _asked(question: str, default: str | None, *, option: str = "--model", among: list[str] | None = None) -> str:
+def _answer(question: str, default: str | None, *, option: str = "--model", among: list[str] | None = None) -> str:
     """Ask on a terminal; elsewhere take the guess.
 
     Raises:
@@ -147,7 +147,7 @@ def _relative(path: Path, target: Path) -> str:
     return os.path.relpath(path.resolve(), target.resolve().parent)
 
 
-def _said(task: dict[str, Any]) -> str:
+def _summary(task: dict[str, Any]) -> str:
     if task["kind"] == "image_folder":
         return f"class folders of images in {task['root']}"
     columns = task["columns"]

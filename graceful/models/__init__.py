@@ -8,7 +8,7 @@ from graceful import spec
 from graceful.errors import SpecError
 from graceful.models.base import Forward, Network, Outputs
 from graceful.models.convnet import CHANNELS, ConvNet
-from graceful.models.heads import CosineHead, LinearHead
+from graceful.models.heads import CosineHead, LinearHead, head_of
 
 __all__ = ["ConvNet", "CosineHead", "Forward", "LinearHead", "Network", "Outputs", "build"]
 
@@ -35,16 +35,11 @@ def build(section: spec.Network, *, classes: int, input_shape: tuple[int, ...]) 
             " write a python task with its own network"
         )
     channels, height, width = input_shape
-    head: nn.Module
-    activation: nn.Module
-    if section.head == "cosine":
-        head, activation = CosineHead(section.embedding, classes, scale=section.scale), nn.Identity()
-    else:
-        head, activation = LinearHead(section.embedding, classes), nn.ReLU()
+    head = head_of(section.head, section.embedding, classes, scale=section.scale)
     return ConvNet(
         (channels, height, width),
         widths=CHANNELS[section.size],
         embedding_size=section.embedding,
-        activation=activation,
+        activation=nn.Identity() if section.head == "cosine" else nn.ReLU(),
         head=head,
     )

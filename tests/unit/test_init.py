@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from graceful import spec
+from graceful.cli import data_guess
+from graceful.tasks import image_listing
+from graceful.tasks.table import source
 from tests.unit.test_tasks_table import csv, json_lines, parquet, rows
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -51,6 +54,12 @@ def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path:
     written = spec.load(tmp_path / "jobs" / "first.yaml")
     assert written.task.columns.features == ("weight", "height")
     assert written.train.batch_size == 8  # about a thirtieth of the 240 rows, half of which are trained on
+
+
+def test_the_endings_that_are_recognised_are_those_that_tasks_read() -> None:
+    """The client looks at names without the modules that read files, which load NumPy."""
+    assert image_listing.SUFFIXES == data_guess.IMAGES
+    assert source.FORMATS.keys() - data_guess.TABLES == {".arrow"}  # read by tasks, with columns that init cannot see
 
 
 @pytest.mark.parametrize("name", ["id", "patient"])

@@ -107,7 +107,7 @@ def _is_number(text: str | None) -> bool:
     return True
 
 
-def names(table: Table, name: str, *, key: str) -> NDArray[np.object_]:
+def as_texts(table: Table, name: str, *, key: str) -> NDArray[np.object_]:
     """Return a column of texts or whole numbers as texts, [N]; None where the row has none or a blank one.
 
     Raises:

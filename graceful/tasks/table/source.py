@@ -18,7 +18,7 @@ from typing import Any
 from graceful import homes, storage
 from graceful.errors import DataError, SpecError
 
-_FORMATS = {
+FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".json": "json",
@@ -27,8 +27,9 @@ _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+"""Ending of a file -> the name of its reader in datasets."""
 _PATTERN = "*?["
-ENDINGS = ", ".join(_FORMATS)
+ENDINGS = ", ".join(FORMATS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def _read(datasets: Any, path: Path, where: str, texts: Sequence[str]) -> Any:
     """Return one file, or one folder of `save_to_disk`, as a dataset."""
     if path.is_dir():
         return _saved(datasets, path, where)
-    kind = _FORMATS.get(PurePosixPath(where).suffix.lower())
+    kind = FORMATS.get(PurePosixPath(where).suffix.lower())
     if kind is None:
         raise DataError(f"task.files: {where} has an ending of no known format; write one of {ENDINGS}")
     if path.stat().st_size == 0:

@@ -50,10 +50,10 @@ class TableOfRows:
     def __getattr__(self, name: str) -> Any:
         if name != "classes":
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        self.classes = self._named()
+        self.classes = self._class_names()
         return self.classes
 
-    def _named(self) -> tuple[str, ...]:
+    def _class_names(self) -> tuple[str, ...]:
         known = sorted(set(self._table.labels[self._members("train", share=1.0)].tolist()))
         for name in self._section.classes or ():
             if name not in known:
@@ -179,7 +179,7 @@ class _Columns:
         for name in inputs:
             rows.require_type(self.source, name, numbers=name in columns.features)
         self.digests, self.usable = rows.row_digests(self.source, inputs)
-        self.labels = rows.names(self.source, columns.label, key="columns.label")
+        self.labels = rows.as_texts(self.source, columns.label, key="columns.label")
         self.usable &= self.labels != None  # noqa: E711  # elementwise
         counts = {split: sum(len(table) for _, table in tables) for split, tables in parts.items()}
         self.splits = self._split_names(section, counts)
@@ -221,7 +221,7 @@ class _Columns:
         return np.asarray([name.partition("-")[0] for name in self.ids.tolist()]) if self._unnamed else self.ids
 
     def _texts(self, column: str, key: str) -> NDArray[np.str_]:
-        values = rows.names(self.source, column, key=key)
+        values = rows.as_texts(self.source, column, key=key)
         self.usable &= values != None  # noqa: E711
         return np.asarray(["" if value is None else value for value in values.tolist()], dtype=np.str_)
 
@@ -229,7 +229,7 @@ class _Columns:
         column = section.columns.split
         if column is None:
             return np.repeat(np.asarray(list(counts), dtype=object), list(counts.values()))
-        written = rows.names(self.source, column, key="columns.split")
+        written = rows.as_texts(self.source, column, key="columns.split")
         meaning = {name: split_of(name) for name in dict.fromkeys(written.tolist()) if name is not None}
         for name, split in meaning.items():
             if split is None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,3 +117,22 @@ def test_data_that_cannot_be_guessed_ends_in_one_line(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "v1.yaml").exists()
+
+
+def test_on_a_terminal_three_questions_are_asked(tmp_path: Path) -> None:
+    csv(tmp_path / "t.csv", table())
+    master, slave = pty.openpty()
+    environment = {**os.environ, "GRACEFUL_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "graceful.cli", "init", "t.csv"]
+    os.write(master, b"nosuch\nowner\nminilm\n\n")  # a wrong answer is asked again; the last takes the guess
+    done = subprocess.run(
+        command, stdin=slave, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path, env=environment
+    )
+    os.close(master)
+    os.close(slave)
+    assert done.returncode == 0, done.stderr
+    questions = ("Column of the class", "Folder of a transformers checkpoint", "Name of the model family [t]")
+    assert all(question in done.stderr for question in questions)
+    written = spec.load(tmp_path / "v1.yaml")
+    assert (written.model, written.task.columns.label) == ("t", "owner")
+    assert written.task.network.checkpoint == str(tmp_path / "minilm")

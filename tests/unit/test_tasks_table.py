@@ -145,6 +145,14 @@ def test_rows_that_embed_the_same_have_names_of_their_own_and_stay_in_one_split(
         assert all(count == 3 for count in np.unique(part.groups, return_counts=True)[1])
 
 
+def test_what_only_a_predecessor_reads_belongs_to_the_digest_of_the_data(tmp_path: Path) -> None:
+    """Outputs of a predecessor that reads texts are cached under the data of a version that reads numbers."""
+    task = build(files=parquet(tmp_path / "t.parquet", rows()))
+    other = build(files=parquet(tmp_path / "o.parquet", [{**row, "text": row["text"].upper()} for row in rows()]))
+    assert task.samples("train").ids.tolist() == other.samples("train").ids.tolist()
+    assert task.samples("train").digest != other.samples("train").digest
+
+
 def change(index: int, **values: Any) -> list[dict[str, Any]]:
     table = rows()
     table[index].update(values)

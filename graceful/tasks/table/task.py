@@ -162,7 +162,7 @@ class _Columns:
     Attributes:
         source: The table.
         inputs: Names of the columns that are embedded.
-        digests: [N, D] digest of what is embedded.
+        digests: [N, D] digest of all columns, because a predecessor may read others than this version.
         labels, splits: [N] texts or None.
         ids, groups: [N] strings.
         usable: [N] whether every column that is used has a value.
@@ -178,7 +178,8 @@ class _Columns:
         self.source = joined([table for tables in parts.values() for table in tables])
         for name in inputs:
             rows.require_type(self.source, name, numbers=name in columns.features)
-        self.digests, self.usable = rows.row_digests(self.source, inputs)
+        self._inputs_digests, self.usable = rows.row_digests(self.source, inputs)
+        self.digests, _ = rows.row_digests(self.source, sorted(self.source.rows.column_names))
         self.labels = rows.as_texts(self.source, columns.label, key="columns.label")
         self.usable &= self.labels != None  # noqa: E711  # elementwise
         counts = {split: sum(len(table) for _, table in tables) for split, tables in parts.items()}
@@ -201,7 +202,7 @@ class _Columns:
             DataError: Two rows of the column have the same name.
         """
         if column is None:
-            return _numbered([digest.tobytes().hex() for digest in self.digests])
+            return _numbered([digest.tobytes().hex() for digest in self._inputs_digests])
         names = self._texts(column, "columns.id")
         first: dict[str, int] = {}
         for row in np.flatnonzero(self.usable).tolist():

@@ -23,7 +23,7 @@ from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import ImageFolderTask, RefreshSpec, TableTask, Tune, credentials
-from graceful.spec.table import TransformersNetwork
+from graceful.spec.networks import TransformersNetwork
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"

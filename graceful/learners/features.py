@@ -16,7 +16,8 @@ from graceful.learners.base import DEFAULT_ENCODER
 from graceful.learners.classifier import cross_entropy
 from graceful.models.base import Headed, Outputs, outputs_of
 from graceful.models.heads import head_of
-from graceful.spec.table import Columns, Perceptron
+from graceful.spec.networks import Perceptron
+from graceful.spec.table import Columns
 
 if TYPE_CHECKING:
     from graceful.tasks.base import Samples

@@ -17,7 +17,8 @@ from graceful.learners.batch import Batch
 from graceful.learners.classifier import cross_entropy
 from graceful.models import checkpoints
 from graceful.models.base import Outputs, outputs_of
-from graceful.spec.table import Columns, TransformersNetwork
+from graceful.spec.networks import TransformersNetwork
+from graceful.spec.table import Columns
 
 CONFIG, TOKENIZER = checkpoints.CONFIG, checkpoints.TOKENIZER
 STEP = 8

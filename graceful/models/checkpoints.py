@@ -13,7 +13,7 @@ from typing import Any
 
 from graceful import storage
 from graceful.errors import DataError, SpecError
-from graceful.spec.table import TransformersNetwork
+from graceful.spec.networks import TransformersNetwork
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 _NAMES_CODE = {

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from graceful.errors import DataError, SpecError
 from graceful.models import checkpoints
 from graceful.models.heads import head_of
-from graceful.spec.table import TransformersNetwork
+from graceful.spec.networks import TransformersNetwork
 
 
 class TextNetwork(nn.Module):

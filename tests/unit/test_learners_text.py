@@ -14,7 +14,8 @@ from graceful.errors import DataError, SpecError
 from graceful.learners import run
 from graceful.learners.text import TextLearner
 from graceful.models.text_network import pool
-from graceful.spec.table import Columns, TransformersNetwork
+from graceful.spec.networks import TransformersNetwork
+from graceful.spec.table import Columns
 from tests.support import text_checkpoint
 
 TEXTS = ["small red ball", "an old blue cup and a new green box", "large"]

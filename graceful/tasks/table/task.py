@@ -17,7 +17,8 @@ from graceful.errors import DataError, SpecError
 from graceful.learners import Batch
 from graceful.learners.features import FeatureLearner
 from graceful.learners.text import TextLearner
-from graceful.spec.table import TableTask, TransformersNetwork
+from graceful.spec.networks import TransformersNetwork
+from graceful.spec.table import TableTask
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, in_split, split_digest
 from graceful.tasks.image_layout import split_of

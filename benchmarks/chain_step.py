@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,11 @@ def stepper(
     torch.manual_seed(0)
     forward = partial(learners.run, learner)
     trained = engine.build(document.train, task.network(task.classes), device=cpu, run=forward)
-    order = sampler.epoch(0)[:, :, 0]
+    order = sampler.slices(0, first_step=0, rank=0)
 
     def run(steps: int) -> Times:
         begun, wall = time.process_time(), time.perf_counter()
-        for slices in materials.slices(order[:steps], epoch=0):
+        for slices in islice(materials.slices(order, epoch=0), steps):
             for one in slices:
                 outputs = trained.forward(one.batch)
                 value = objective(outputs, one.labels, one.old, one.reference, one.merged, batch=one.batch)

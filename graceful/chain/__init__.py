@@ -18,6 +18,7 @@ from graceful.errors import DataError, SpecError
 from graceful.learners.base import Learner, Role, run
 from graceful.learners.batch import to_device
 from graceful.models.base import CODE_FAULTS, Outputs, answers
+from graceful.tasks.names import Column
 
 
 class OldOutputs(NamedTuple):
@@ -92,7 +93,7 @@ class Predecessor:
     learner: Learner
     transform_digest: str
     notes: tuple[str, ...] = ()
-    training_ids: Callable[[], NDArray[np.str_]] | None = None
+    training_ids: Callable[[], Column] | None = None
     completeness: Completeness = Completeness.WHOLE
     model: str = ""
     role: Role = "query"

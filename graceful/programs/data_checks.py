@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graceful.errors import DataError, SpecError
 from graceful.tasks.base import Samples, Split, Task
+from graceful.tasks.names import AT_ONCE, shared
 
 _HELD_OUT: tuple[Split, ...] = ("validation", "constraint", "test")
 _RETRIEVAL: tuple[Split, ...] = ("query", "gallery")
@@ -35,7 +37,7 @@ def require_sound(task: Task, train: Samples, *, retrieval: bool = False) -> dic
     for name, samples in read_splits.items():
         if not len(samples) and name != "constraint":
             raise DataError(f"task: the {name} split is empty; give at least one sample in it")
-    if train.labels.min() == train.labels.max():
+    if _all_the_same(train.labels):
         label = train.classes[train.labels[0]]
         raise DataError(f"task: every sample of the train split is labelled {label!r}; give samples of other classes")
     _require_apart(splits)
@@ -60,6 +62,10 @@ def _opened(task: Task, names: tuple[Split, ...], *, absent: str = "") -> dict[s
 
 def _require_apart(splits: Mapping[str, Samples]) -> None:
     for split, other in itertools.combinations(splits, 2):
-        shared = np.intersect1d(splits[split].ids, splits[other].ids)
-        if len(shared):
-            raise DataError(f"task: {len(shared)} ids are in {split} and in {other}, e.g. {shared[0]}; keep them apart")
+        both = shared(splits[split].ids, splits[other].ids)
+        if len(both):
+            raise DataError(f"task: {len(both)} ids are in {split} and in {other}, e.g. {both[0]}; keep them apart")
+
+
+def _all_the_same(labels: NDArray[np.int64]) -> bool:
+    return all((labels[start : start + AT_ONCE] == labels[0]).all() for start in range(0, len(labels), AT_ONCE))

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from graceful import catalogue, tasks
 from graceful.catalogue import About
 from graceful.chain import Predecessor
@@ -25,6 +23,7 @@ from graceful.programs.reference_runs import ReferenceRuns
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples, Task
+from graceful.tasks.names import shared as shared_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:
         if version.training_ids is None:
             continue
         try:
-            shared = int(np.isin(test.ids, version.training_ids()).sum())
+            shared = len(shared_names(test.ids, version.training_ids()))
         except GracefulError as e:
             notes.append(f"{version.name}: whether test ids are in its training data is unknown ({e.message})")
             continue

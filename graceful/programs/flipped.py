@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graceful.metrics.predictions import Predictions, join
 from graceful.tasks.base import Samples
+from graceful.tasks.names import positions_of
 from graceful.tasks.photos import Photo
 from graceful.tasks.table.rows import Rows
 
@@ -94,8 +95,8 @@ def pictures(flips: Sequence[Flip], samples: Samples) -> dict[str, str]:
 
 def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
     """Sample id -> PNG, for samples that are images (grey or RGB arrays of bytes, photos, or Pillow images)."""
-    position = {name: row for row, name in enumerate(samples.ids.tolist())}
-    known_ids = [name for name in dict.fromkeys(ids) if name in position]
+    position = _positions(ids, samples)
+    known_ids = list(position)
     if not known_ids:
         return {}
     drawn: dict[str, bytes | None] = {}
@@ -110,13 +111,20 @@ def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
 
 def excerpts(ids: Sequence[str], samples: Samples) -> dict[str, str]:
     """Sample id -> the beginning of its text, for samples that are texts, pairs of texts, or rows of a table."""
-    position = {name: row for row, name in enumerate(samples.ids.tolist())}
-    known_ids = [name for name in dict.fromkeys(ids) if name in position]
+    position = _positions(ids, samples)
+    known_ids = list(position)
     if not known_ids:
         return {}
     items = samples.read(np.asarray([position[name] for name in known_ids], dtype=np.int64))
     texts = items.texts() if isinstance(items, Rows) else list(map(_text, items)) if isinstance(items, list) else []
     return {name: text[:EXCERPT] for name, text in zip(known_ids, texts, strict=False) if text}
+
+
+def _positions(ids: Sequence[str], samples: Samples) -> dict[str, int]:
+    """Return where those ids are that the samples have, in their order and each once."""
+    names = list(dict.fromkeys(ids))
+    places = positions_of(np.asarray(names, dtype=np.str_), samples.ids).tolist()
+    return {name: place for name, place in zip(names, places, strict=True) if place >= 0}
 
 
 def _text(item: Any) -> str:

@@ -112,10 +112,10 @@ def predictions_of(version: Predecessor, samples: Samples, outputs: SplitOutputs
     """A version's predictions on a split."""
     return Predictions.from_logits(
         outputs.logits,
-        ids=samples.ids,
+        ids=np.asarray(samples.ids),
         labels=np.asarray(samples.classes)[samples.labels],
         classes=version.classes,
-        groups=samples.groups,
+        groups=np.asarray(samples.groups),
     )
 
 
@@ -130,8 +130,8 @@ def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
 def embeddings_of(samples: Samples, outputs: SplitOutputs) -> retrieval.Embeddings:
     """A version's embeddings of a split."""
     return retrieval.Embeddings(
-        ids=samples.ids,
+        ids=np.asarray(samples.ids),
         labels=np.asarray(samples.classes)[samples.labels],
         vectors=outputs.embeddings,
-        groups=samples.groups,
+        groups=np.asarray(samples.groups),
     )

@@ -36,6 +36,7 @@ from graceful.targets.blocks import Compute
 from graceful.targets.cache import Agreement, Cache
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples
+from graceful.tasks.names import Column
 
 __all__ = ["Agreement", "Cache", "Live", "Mean", "Mode", "Source", "TwoEncoders", "build", "key_views", "plan_views"]
 
@@ -68,9 +69,10 @@ def plan_views(targets: spec.Targets, *, augments: bool) -> Mode:
     return targets.mode
 
 
-def key_views(ids: NDArray[np.str_] | Sequence[str], *, seed: int, count: int) -> NDArray[np.uint64]:
+def key_views(ids: Column | Sequence[str], *, seed: int, count: int) -> NDArray[np.uint64]:
     """Return the view numbers [count, N] of a keyed cache; epoch e trains on row e modulo count."""
-    return np.stack([view_numbers(ids, seed, view) for view in range(count)])
+    names = np.asarray(ids, dtype=np.str_)
+    return np.stack([view_numbers(names, seed, view) for view in range(count)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ def build(
     identity = {
         "format": files.FORMAT,
         "samples": samples.digest,
-        "ids": files.array_digest(files.encode_ids(samples.ids)),
+        "ids": files.ids_digest(samples.ids),
         "predecessor": predecessor.digest,
         "transform": predecessor.transform_digest,
         "views": "clean" if views is None else files.array_digest(views),

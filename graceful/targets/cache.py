@@ -19,10 +19,12 @@ from torch import Tensor
 
 from graceful import locks, storage
 from graceful.chain import OldOutputs, Predecessor
+from graceful.chain.old_labels import OldLabels
 from graceful.errors import DataError, IntegrityError, StorageError
 from graceful.targets import columns, files, layouts
 from graceful.targets.layouts import TopLogits
 from graceful.tasks.base import Samples
+from graceful.tasks.names import Column, Names, positions_of
 from graceful.tasks.portions import portion
 
 MIN_COVERAGE = 0.5
@@ -67,6 +69,7 @@ class Cache:
         name: The predecessor's version name.
         classes: The predecessor's classes, in the order of the logits.
         ids: [N] UTF-8.
+        ids_digest: Of the ids, see `files.ids_digest`.
         logits: [V, N, C] fp16, below the row maximum.
         offsets: [V, N] fp32.
         embeddings: [V, N, d] fp16 or fp32.
@@ -82,6 +85,7 @@ class Cache:
     name: str
     classes: tuple[str, ...]
     ids: NDArray[np.bytes_]
+    ids_digest: str
     logits: NDArray[np.float16] | TopLogits
     offsets: NDArray[np.float32]
     embeddings: NDArray[np.floating[Any]]
@@ -112,6 +116,7 @@ class Cache:
             name=meta["name"],
             classes=tuple(meta["classes"]),
             ids=arrays["ids.npy"],
+            ids_digest=str(meta["identity"].get("ids")),
             logits=_logits(arrays, classes=len(meta["classes"])),
             offsets=arrays["offsets.npy"],
             embeddings=arrays["embeddings.npy"],
@@ -123,32 +128,33 @@ class Cache:
     def __len__(self) -> int:
         return len(self.ids) if self.order is None else len(self.order)
 
-    def align(self, ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.int64]:
+    def align(self, ids: Column | Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each id, -1 where the cache has none. [N'] -> [N'] int64."""
-        requested_ids = files.encode_ids(ids)
-        if np.array_equal(requested_ids, self.ids):
-            return np.arange(len(requested_ids), dtype=np.int64)
-        cached_ids = np.asarray(self.ids)
-        sorter = np.argsort(cached_ids, kind="stable")
-        index = np.searchsorted(cached_ids, requested_ids, sorter=sorter)
-        row = sorter[np.minimum(index, len(cached_ids) - 1)]
-        return np.where(cached_ids[row] == requested_ids, row, -1).astype(np.int64)
+        order = self._order(ids)
+        return np.arange(len(self.ids), dtype=np.int64) if order is None else order
 
-    def coverage(self, ids: NDArray[np.str_] | Sequence[str]) -> float:
+    def _order(self, ids: Column | Sequence[str]) -> NDArray[np.int64] | None:
+        """Return the row of each id as `align`; None where they are the cached ids, in their order."""
+        if isinstance(ids, Names) and files.ids_digest(ids) == self.ids_digest:
+            return None
+        requested_ids = files.encode_ids(np.asarray(ids))
+        return None if np.array_equal(requested_ids, self.ids) else positions_of(requested_ids, self.ids)
+
+    def coverage(self, ids: Column | Sequence[str]) -> float:
         """Return the share of ids that have outputs in every view; 1.0 for no ids."""
-        return self._covered(self.align(ids))
+        return self._covered(self._order(ids))
 
-    def aligned(self, ids: NDArray[np.str_] | Sequence[str], *, device: torch.device | str | None = None) -> Cache:
+    def aligned(self, ids: Column | Sequence[str], *, device: torch.device | str | None = None) -> Cache:
         """Return the same cache, addressed by positions in `ids`, with outputs on `device`; nothing is copied.
 
         Raises:
             DataError: Less than half of the ids are covered.
         """
-        order = self.align(ids)
-        share = self._covered(order)
+        order = self._order(ids)
+        share, count = self._covered(order), len(ids)
         if share < MIN_COVERAGE:
             raise DataError(
-                f"{self.folder}: covers {round(share * len(order))} of {len(order)} ids, bound {MIN_COVERAGE:.0%};"
+                f"{self.folder}: covers {round(share * count)} of {count} ids, bound {MIN_COVERAGE:.0%};"
                 f" check that the ids of the training data are those {self.name} was run on and its outputs are finite"
             )
         return replace(self, order=order, device=self.device if device is None else torch.device(device))
@@ -211,7 +217,7 @@ class Cache:
             )
         return view_index
 
-    def correct_share(self, labels: NDArray[np.int64]) -> float:
+    def correct_share(self, labels: NDArray[np.int64] | OldLabels) -> float:
         """Return the share of rows (samples in all views) that the predecessor gets right, where it knows the class.
 
         Args:
@@ -254,7 +260,9 @@ class Cache:
             predecessor(samples.read(sampled[rows]), None if numbers is None else numbers[rows]) for rows in slices
         ]
         logits = torch.cat([outputs.logits for outputs in live_outputs])
-        cached = replace(self, order=None).rows(self.align(samples.ids[sampled]), view_indices, "cpu")
+        order = self._order(samples.ids) if isinstance(samples.ids, Names) else self.align(samples.ids[sampled])
+        rows = sampled if order is None else order[sampled] if isinstance(samples.ids, Names) else order
+        cached = replace(self, order=None).rows(rows, view_indices, "cpu")
         present = cached.present
         if not bool(present.any()):
             raise DataError(
@@ -270,11 +278,15 @@ class Cache:
             count=int(present.sum()),
         )
 
-    def _covered(self, rows: NDArray[np.int64]) -> float:
-        if len(rows) == 0:
-            return 1.0
-        present: NDArray[np.bool_] = np.logical_and.reduce(self.present, axis=0)
-        return float((present[rows] & (rows >= 0)).mean())
+    def _covered(self, order: NDArray[np.int64] | None) -> float:
+        """Return the share of rows that are present in every view; -1 in the order is a row that is not."""
+        count = len(self.ids) if order is None else len(order)
+        covered = 0
+        for start in range(0, count, _CHUNK):
+            stop = min(start + _CHUNK, count)
+            rows = np.arange(start, stop) if order is None else order[start:stop]
+            covered += int((self.present[:, rows].all(axis=0) & (rows >= 0)).sum())
+        return covered / count if count else 1.0
 
 
 def _logits(arrays: dict[str, NDArray[Any]], *, classes: int) -> NDArray[np.float16] | TopLogits:

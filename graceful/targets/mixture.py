@@ -21,6 +21,7 @@ from torch import Tensor
 
 from graceful.chain import OldOutputs
 from graceful.chain.merging import Merged, Mixer
+from graceful.chain.old_labels import OldLabels
 from graceful.losses.base import Loss, Merge
 from graceful.losses.ops import focus
 from graceful.storage import guarded
@@ -46,7 +47,7 @@ class Member:
     name: str
     cache: Cache
     columns: NDArray[np.int64] | None
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | OldLabels
     correct_share: float | None = None
     near_chance: bool = False
 
@@ -81,7 +82,7 @@ class Mixture:
         self._merge: Merge = loss.merge
         self._loss, self._members, self._device = loss, tuple(members), torch.device(device)
         self._target = _allocate((views, samples, size), scratch)
-        self._weight = np.zeros((views, samples), dtype=np.float32)
+        self._weight = _allocate((views, samples), scratch)
         self.conflict = 0.0
         """Mean conflict index over the samples somebody has something to say about, in units of the loss."""
 

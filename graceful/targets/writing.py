@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from graceful import locks, storage
 from graceful.chain import Predecessor
 from graceful.errors import DataError, StorageError
+from graceful.files import replacing
 from graceful.models.base import Outputs
 from graceful.targets import files, layouts
 from graceful.targets.blocks import Block, Compute, blocks_of, check_shape, run
@@ -67,10 +68,7 @@ class _Column:
 
     @property
     def header(self) -> bytes:
-        text = io.BytesIO()
-        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(text, fields)
-        return text.getvalue()
+        return _header(self.dtype, self.shape)
 
     @property
     def row_bytes(self) -> int:
@@ -79,6 +77,13 @@ class _Column:
     @property
     def size(self) -> int:
         return len(self.header) + self.row_bytes * self.shape[0] * self.shape[1]
+
+
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return how an .npy file begins."""
+    text = io.BytesIO()
+    np.lib.format.write_array_header_1_0(text, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    return text.getvalue()
 
 
 class _EmbeddingOverflowError(Exception):
@@ -246,13 +251,18 @@ def _record_progress(partial: Path, outputs: Sequence[BinaryIO], *, rows: int, e
 
 def _seal(partial: Path, work: Work, *, identity: dict[str, Any], columns: Sequence[_Column]) -> None:
     """Add ids, views and the description, flush, and drop the count."""
-    extra = {"ids.npy": files.encode_ids(work.samples.ids)}
+    dtype, encoded = files.encoded_blocks(work.samples.ids)
+    extra: dict[str, tuple[np.dtype[Any], tuple[int, ...], Iterator[NDArray[Any]]]] = {
+        "ids.npy": (dtype, (len(work.samples.ids),), encoded)
+    }
     if work.views is not None:
-        extra["views.npy"] = np.asarray(work.views, dtype=np.uint64)
-    for name, array in extra.items():
-        text = io.BytesIO()
-        np.save(text, array, allow_pickle=False)
-        storage.write_bytes(partial / name, text.getvalue())
+        views = np.asarray(work.views, dtype=np.uint64)
+        extra["views.npy"] = (views.dtype, views.shape, iter([views]))
+    for name, (kind, shape, blocks) in extra.items():
+        with replacing(partial / name) as file:
+            file.write(_header(kind, shape))
+            for block in blocks:
+                file.write(np.ascontiguousarray(block).tobytes())
     names = [*(column.name for column in columns), *extra]
     meta = {
         "key": storage.sha256_json(identity),

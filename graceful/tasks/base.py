@@ -14,6 +14,7 @@ from torch import nn
 from graceful.errors import DataError
 from graceful.learners.batch import Batch
 from graceful.tasks.hashing import split_digest
+from graceful.tasks.names import Column, Names
 
 Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 """train: gradients. validation: choose hyper-parameters and stop. constraint: multipliers. test: the gate, once.
@@ -28,7 +29,8 @@ class Samples:
     """One split: ids, labels, groups, and how to read the items.
 
     Attributes:
-        ids: [N] unique strings, stable across versions; everything is joined by them, never by position.
+        ids: [N] unique strings, stable across versions; everything is joined by them, never by position. An array, or
+            `Names` where there are too many for memory.
         labels: [N] int64, index into `classes`.
         classes: Names of the labels; in query and gallery splits they may be classes no model was trained on.
         groups: [N] strings: what belongs together (typeface, person, user); intervals are drawn over groups.
@@ -40,10 +42,10 @@ class Samples:
             called, or there is no digest.
     """
 
-    ids: NDArray[np.str_]
+    ids: Column
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    groups: NDArray[np.str_]
+    groups: Column
     read: Callable[[NDArray[np.int64]], Any]
     digest: str
 
@@ -57,8 +59,10 @@ class Samples:
                 object.__setattr__(self, name, _strings(name, column))
         _require_columns(self.ids, self.labels, self.groups)
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
-        _require_distinct(self.ids)
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        if isinstance(self.ids, np.ndarray):
+            _require_distinct(self.ids)
+        checked = isinstance(self.labels, np.memmap)  # by whoever wrote the file; a look at all would read it
+        if len(self.labels) and not checked and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             span = f"{self.labels.min()}..{self.labels.max()}"
             raise DataError(
                 f"{MESSAGE_PREFIX}labels span {span}, there are {len(self.classes)} classes; give indices of them"
@@ -155,12 +159,14 @@ def _require_names(classes: tuple[str, ...]) -> None:
         raise DataError(f"{MESSAGE_PREFIX}classes must be a tuple of different names, got {classes!r:.60}")
 
 
-def _require_columns(ids: NDArray[Any], labels: NDArray[Any], groups: NDArray[Any]) -> None:
+def _require_columns(ids: Column, labels: NDArray[Any], groups: Column) -> None:
     for name, column, kinds, requirement in (
         ("ids", ids, "U", "strings"),
         ("groups", groups, "U", "strings"),
         ("labels", labels, "iu", "whole numbers, indices into classes"),
     ):
+        if isinstance(column, Names):
+            continue
         kind = f"{column.dtype} {list(column.shape)}" if isinstance(column, np.ndarray) else type(column).__name__
         empty = isinstance(column, np.ndarray) and column.shape == (0,)
         if not isinstance(column, np.ndarray) or column.ndim != 1 or not (empty or column.dtype.kind in kinds):

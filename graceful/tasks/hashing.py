@@ -7,10 +7,12 @@ holds it. So a worker, a resumed run and the cache of a predecessor's outputs ag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from graceful.tasks.names import AT_ONCE, Column, blocks
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -84,9 +86,7 @@ def in_split(ids: NDArray[np.str_] | Sequence[str], split: str, *, seed: int = 0
     return np.asarray((fraction >= low) & (fraction < high))
 
 
-def split_digest(
-    ids: NDArray[np.str_], labels: NDArray[np.int64], classes: Sequence[str], content: str | Sequence[str]
-) -> str:
+def split_digest(ids: Column, labels: NDArray[np.int64], classes: Sequence[str], content: str | Sequence[str]) -> str:
     """Return the SHA-256 of a split: who is in it, what each is called, and what the bytes were.
 
     Args:
@@ -97,10 +97,17 @@ def split_digest(
     """
     digest = hashlib.sha256()
     tags = [content] if isinstance(content, str) else content
-    for part in (classes, ids.tolist(), tags):
-        digest.update(f"{len(part)}\n".encode())
-        digest.update("\0".join(part).encode())
-    digest.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    parts: Iterable[tuple[int, Iterable[Sequence[str]]]] = (
+        (len(classes), (classes,)),
+        (len(ids), (block.tolist() for block in blocks(ids))),
+        (len(tags), (tags,)),
+    )
+    for count, texts in parts:
+        digest.update(f"{count}\n".encode())
+        for number, some in enumerate(texts):
+            digest.update(("\0" if number else "").encode() + "\0".join(some).encode())
+    for start in range(0, len(labels), AT_ONCE):
+        digest.update(np.ascontiguousarray(labels[start : start + AT_ONCE], dtype="<i8").tobytes())
     return digest.hexdigest()
 
 

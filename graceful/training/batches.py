@@ -25,6 +25,7 @@ from graceful.tasks.base import Samples, Task
 from graceful.training.job import TrainingJob
 from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
+from graceful.training.sampler import Order
 from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, opened
 
 
@@ -104,19 +105,17 @@ class Materials:
         """How much the predecessors of each group disagree on average, in units of its loss."""
         return {term.group.key: term.mixture.conflict for term in self.merged}
 
-    def slices(self, order: NDArray[np.int64], *, epoch: int) -> Iterator[list[Slice]]:
-        """Slices of each step of [steps, accumulation, n] positions; the next one is prepared in a thread meanwhile."""
-        steps, accumulation, size = order.shape
-        flat = order.reshape(steps * accumulation, size)
+    def slices(self, order: Order, *, epoch: int) -> Iterator[list[Slice]]:
+        """Slices of each step; the next one is prepared in a thread meanwhile."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slices") as thread:
-            next_slice = thread.submit(self.slice, flat[0], epoch=epoch) if len(flat) else None
-            for step in range(steps):
+            next_slice = thread.submit(self.slice, order[0], epoch=epoch) if len(order) else None
+            for first in range(0, len(order), order.accumulation):
                 step_slices = []
-                for index in range(step * accumulation, (step + 1) * accumulation):
+                for index in range(first, first + order.accumulation):
                     assert next_slice is not None
                     step_slices.append(next_slice.result())
-                    more = index + 1 < len(flat)
-                    next_slice = thread.submit(self.slice, flat[index + 1], epoch=epoch) if more else None
+                    more = index + 1 < len(order)
+                    next_slice = thread.submit(self.slice, order[index + 1], epoch=epoch) if more else None
                 yield step_slices
 
 

@@ -120,7 +120,7 @@ class Loop:
         epoch, steps_done = divmod(self.progress.step, self.sampler.steps_per_epoch)
         if steps_done == 0:
             self.progress.loss_sum, self.progress.right = 0.0, 0
-        order = self.sampler.epoch(epoch)[steps_done:, :, self.context.rank]
+        order = self.sampler.slices(epoch, first_step=steps_done, rank=self.context.rank)
         begun = time.monotonic()
         for slices in self.materials.slices(order, epoch=epoch):
             self._step(slices, epoch=epoch)

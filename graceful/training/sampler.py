@@ -7,12 +7,19 @@ the same samples meet in the same step however many workers there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import SpecError
+from graceful.training.permutation import permuted
+
+IN_MEMORY = 2**24
+"""Up to so many samples an epoch's permutation is an array; of more, each position is computed when it is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +67,56 @@ class Sampler:
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Positions of an epoch: [steps, accumulation, world_size, slice_size] int64."""
-        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.samples)
-        used = order[: self.steps_per_epoch * self.batch_size].astype(np.int64)
+        used = self._order(epoch)(np.arange(self.steps_per_epoch * self.batch_size, dtype=np.int64))
         return used.reshape(self.steps_per_epoch, self.accumulation, self.world_size, self.slice_size)
+
+    def slices(self, epoch: int, *, first_step: int, rank: int) -> Order:
+        """Return the positions of one rank in the remaining steps of an epoch, slice by slice."""
+        return Order(self, self._order(epoch), first_step=first_step, rank=rank)
+
+    def _order(self, epoch: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+        """Return the permutation of an epoch as a function of places in it."""
+        if self.samples > IN_MEMORY:
+            return partial(permuted, count=self.samples, key=(self.seed, epoch))
+        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.samples)
+        return lambda places: order[places].astype(np.int64, copy=False)
+
+
+class Order(Sequence[NDArray[np.int64]]):
+    """Positions of one rank in some steps of an epoch, [slice_size] for each slice; computed when asked for.
+
+    Attributes:
+        accumulation: Slices of each step.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        order: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+        *,
+        first_step: int,
+        rank: int,
+    ) -> None:
+        self._sampler, self._order, self._first_step, self._rank = sampler, order, first_step, rank
+        self.accumulation = sampler.accumulation
+
+    def __len__(self) -> int:
+        return (self._sampler.steps_per_epoch - self._first_step) * self.accumulation
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.int64]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.int64] | list[NDArray[np.int64]]:
+        """Return the positions of one slice, or of several."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"slice {index} of {len(self)}")
+        size = self._sampler.slice_size
+        number = self._first_step * self.accumulation + index
+        start = (number * self._sampler.world_size + self._rank) * size
+        return self._order(np.arange(start, start + size, dtype=np.int64))
 
 
 def shard(count: int, *, rank: int, world_size: int, size: int) -> list[NDArray[np.int64]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from graceful import spec, targets
 from graceful.chain import Completeness, OldOutputs, Predecessor, label_map, on_device
 from graceful.chain.ancestor import Ancestor
+from graceful.chain.old_labels import OldLabels
 from graceful.learners import roles
 from graceful.losses.ops.prototypes import prototypes
 from graceful.targets.mixture import Member, Mixture
@@ -88,10 +89,11 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
         assert predecessor is not None
         source = targets.Live(predecessor=predecessor)
     description = predecessor or ancestor.stored.description
-    old_labels = label_map(task.classes, description.classes)[torch.from_numpy(train.labels)]
+    old_label_of = label_map(task.classes, description.classes).numpy()
+    old_labels = OldLabels(old_label_of=old_label_of, labels=train.labels)
     units = None
     headless = predecessor is not None and predecessor.completeness is Completeness.NOTHING
-    if predecessor is not None and "prototypes" in wanted and (headless or bool((old_labels < 0).any())):
+    if predecessor is not None and "prototypes" in wanted and (headless or old_labels.known_share() < 1.0):
         units = _prototypes(predecessor, source, train, classes=len(task.classes))
     reads_head = "head" in wanted and not headless
     version = OldVersion(
@@ -100,7 +102,7 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
         embedding_size=description.embedding_size,
         head=predecessor.network.classify if predecessor and reads_head else None,  # type: ignore[arg-type]
         correct_share=_correct_share(source, train, old_labels) if "correctness" in wanted else None,
-        known_share=float((old_labels >= 0).double().mean()),
+        known_share=old_labels.known_share(),
         near_chance=ancestor.near_chance,
         prototypes=units,
     )
@@ -143,7 +145,7 @@ def merged_term(
                 name=predecessor.version.name,
                 cache=predecessor.source,
                 columns=columns,
-                labels=old_label_of[train.labels],
+                labels=OldLabels(old_label_of=old_label_of, labels=train.labels),
                 correct_share=predecessor.version.correct_share,
                 near_chance=predecessor.version.near_chance,
             )
@@ -163,17 +165,18 @@ def _prototypes(
     return units
 
 
-def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: Tensor) -> float:
+def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: OldLabels) -> float:
     """Share of the samples of known classes that the predecessor gets right: over the cached views, as training will
     meet them, or of a live one on the clean view. 0 where it knows none.
     """
     if isinstance(source, targets.Cache):
-        share = source.correct_share(known.numpy())
+        share = source.correct_share(known)
         return 0.0 if math.isnan(share) else share
     hits = total = 0
     for chunk, outputs in _clean(source, train):
-        eligible = outputs.present.cpu() & (known[chunk] >= 0)
-        hits += int((eligible & (outputs.logits.argmax(1).cpu() == known[chunk])).sum())
+        labels = torch.from_numpy(known[chunk.numpy()])
+        eligible = outputs.present.cpu() & (labels >= 0)
+        hits += int((eligible & (outputs.logits.argmax(1).cpu() == labels)).sum())
         total += int(eligible.sum())
     return hits / total if total else 0.0
 

@@ -12,6 +12,7 @@ import torch
 
 from graceful import spec, targets, tasks
 from graceful.chain import Predecessor
+from graceful.chain.old_labels import OldLabels
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.learners import Classifier
 from graceful.models import bundle
@@ -111,7 +112,9 @@ def test_the_focus_mean_counts_every_cached_view(tmp_path: Path, old: Path) -> N
     assert live.correct_share == pytest.approx((clean == samples.labels)[known].mean())
     broken = training_task.opened(old)
     next(broken.network.parameters()).fill_(torch.nan)
-    nothing = versions._correct_share(targets.Live(predecessor=broken), samples, torch.from_numpy(samples.labels))
+    nothing = versions._correct_share(
+        targets.Live(predecessor=broken), samples, OldLabels(old_label_of=np.arange(3), labels=samples.labels)
+    )
     assert nothing == 0.0, "an answer that is not finite is none, not the first class"
 
 

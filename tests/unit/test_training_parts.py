@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from graceful.errors import IntegrityError, SpecError
 from graceful.models import bundle
 from graceful.storage import write_text
 from graceful.training import checkpoint, job, trace
+from graceful.training import sampler as sampler_module
+from graceful.training.permutation import permuted
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
 from tests.support.runs import predecessors
@@ -262,3 +265,33 @@ def test_a_finished_run_whose_weights_changed_is_refused(tmp_path: Path) -> None
     digest = "48f6b8e1b0b1a7c0"
     with pytest.raises(IntegrityError):
         job.record(done, {**outcome, "weights_sha256": digest}, seconds=1.0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 17, 1000, 4097])
+def test_a_permutation_that_is_computed_place_by_place_is_one(count: int) -> None:
+    order = permuted(np.arange(count), count=count, key=(0, 3))
+    assert sorted(order.tolist()) == list(range(count))
+    np.testing.assert_array_equal(permuted(np.arange(count)[::-1], count=count, key=(0, 3)), order[::-1])
+    if count > 100:
+        moved = np.abs(np.corrcoef(order, np.arange(count))[0, 1])
+        assert moved < 4 / np.sqrt(count)
+        assert (permuted(np.arange(count), count=count, key=(0, 4)) == order).mean() < 0.05
+
+
+def test_slices_are_those_of_the_epoch_and_cost_no_memory_for_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    for most in (sampler_module.IN_MEMORY, 10):  # as an array, and place by place
+        monkeypatch.setattr(sampler_module, "IN_MEMORY", most)
+        for rank in range(2):
+            order = sampler().slices(3, first_step=1, rank=rank)
+            expected = sampler().epoch(3)[1:, :, rank].reshape(-1, sampler().slice_size)
+            np.testing.assert_array_equal(np.stack(list(order)), expected)
+    many = Sampler(samples=10**8, batch_size=1000, accumulation=1, world_size=1, seed=0)
+    tracemalloc.start()
+    try:
+        order = many.slices(0, first_step=50_000, rank=0)
+        last = order[len(order) - 1]
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(order) == 50_000
+    assert len(set(last.tolist())) == 1000

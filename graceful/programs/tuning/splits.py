@@ -19,6 +19,7 @@ from graceful.errors import DataError
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples, Task
 from graceful.tasks.hashing import fractions
+from graceful.tasks.names import Column
 
 Part = Literal["search", "held_back", "test"]
 SALT = 77
@@ -50,7 +51,7 @@ def _part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
     if not constraint_used:
         return task.samples("validation" if name == "search" else "constraint")
     validation = task.samples("validation")
-    in_search = fractions(validation.groups, salt=SALT) < 0.5
+    in_search = fractions(np.asarray(validation.groups), salt=SALT) < 0.5
     return subset(validation, np.flatnonzero(in_search if name == "search" else ~in_search))
 
 
@@ -66,9 +67,9 @@ def subset(samples: Samples, positions: NDArray[np.int64]) -> Samples:
     )
 
 
-def numbered(groups: NDArray[np.str_]) -> NDArray[np.int64]:
+def numbered(groups: Column) -> NDArray[np.int64]:
     """Return groups as whole numbers from 0."""
-    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
 
 
 def described(task: Task, spec: RefreshSpec) -> Mapping[str, str]:
@@ -76,5 +77,5 @@ def described(task: Task, spec: RefreshSpec) -> Mapping[str, str]:
     descriptions = {}
     for name in get_args(Part):
         samples = _part(task, spec, name)
-        descriptions[name] = f"{len(samples)} ids in {len(np.unique(samples.groups))} groups"
+        descriptions[name] = f"{len(samples)} ids in {len(np.unique(np.asarray(samples.groups)))} groups"
     return descriptions

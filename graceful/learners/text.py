@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from graceful.errors import DataError
 from graceful.learners.base import DEFAULT_ENCODER
 from graceful.learners.batch import Batch
 from graceful.learners.classifier import cross_entropy
-from graceful.models import checkpoints
+from graceful.models import bases, checkpoints
 from graceful.models.base import Outputs, outputs_of
 from graceful.spec.networks import TransformersNetwork
 from graceful.spec.table import Columns
@@ -62,7 +63,8 @@ class TextLearner:
         return cross_entropy(outputs, batch, labels)
 
     def assets(self) -> Mapping[str, Any]:
-        """Return the configuration of the transformer and its tokenizer, as its checkpoint has them."""
+        """Return the configuration of the transformer and its tokenizer, as its checkpoint has them; with adapters also
+        which weights these belong to."""
         return dict(self._files)
 
     def restored(self, assets: Mapping[str, Any]) -> TextLearner:
@@ -74,13 +76,22 @@ class TextLearner:
         from graceful.models.text_network import TextNetwork
 
         section = self._section
-        if self._kept is not None:
+        if self._kept is not None and bases.FILE not in self._kept:
             section = section.model_copy(update={"weights": "random"})
-        return TextNetwork(section, self._files[CONFIG], classes=len(classes))
+        return TextNetwork(section, self._files[CONFIG], classes=len(classes), place=self._weights)
+
+    def _weights(self) -> Path:
+        """Return the folder of the checkpoint's weights: of a version with adapters, of those it was trained on."""
+        if bases.FILE not in self._files:
+            return checkpoints.folder(self._section)
+        return bases.find(bases.of(self._section, self._files[bases.FILE]))
 
     @cached_property
     def _files(self) -> Mapping[str, Any]:
-        return checkpoints.described(self._section) if self._kept is None else self._kept
+        if self._kept is not None:
+            return self._kept
+        base = {} if self._section.peft is None else {bases.FILE: bases.described(self._section)}
+        return {**checkpoints.described(self._section), **base}
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -21,7 +21,7 @@ import graceful
 from graceful import documents
 from graceful.errors import RegistryError, StorageError
 from graceful.gate import Verdict
-from graceful.lineage import card, flips_table, pages, render, schema, tables
+from graceful.lineage import base_copies, card, flips_table, pages, render, schema, tables
 from graceful.lineage.connection import as_global
 from graceful.lineage.registry import RECORD, Registry, quoted
 from graceful.lineage.schema import LineageRecord, Node
@@ -151,6 +151,7 @@ def record_tags(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) 
 def _write(registry: Registry, item: Registration, node: Any, parents: Sequence[LineageRecord]) -> LineageRecord:
     client = registry.client
     created = datetime.now(UTC).isoformat(timespec="seconds")
+    base_copies.keep(registry, item.spec, item.bundle)
     with tempfile.TemporaryDirectory() as scratch:
         files, notes = Path(scratch) / "files", Path(scratch) / "lineage"
         digests = _stage(item, node, files, created)

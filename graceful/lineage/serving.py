@@ -8,6 +8,7 @@ because whoever may write to the registry may name any.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,14 @@ def _as_model_input(items: Any) -> Any:
 
 
 def _load_pyfunc(path: str) -> Served:
-    """Entry point that `MLmodel` names; digests of the bundle are verified by loading it.
+    """Entry point that `MLmodel` names; digests of the bundle are verified by loading it. What a version with adapters
+    was trained on comes from where its spec says, from the bucket, or from the registry's copy.
 
     Raises:
         DataError: The version needs task code whose digest is not in `GRACEFUL_TRUST_CODE`.
     """
+    from graceful.lineage import base_copies
     from graceful.models import bundle, recorded_code
 
+    base_copies.bring_served(Path(path))
     return Served(bundle.load(path, trusted=recorded_code.trusted_by_environment()))

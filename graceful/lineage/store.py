@@ -19,7 +19,18 @@ from typing import Any
 
 from graceful.errors import RegistryError
 from graceful.files import mark_used
-from graceful.lineage import events, graph, pages, promotion, records, registration, repair, schema, tracking
+from graceful.lineage import (
+    base_copies,
+    events,
+    graph,
+    pages,
+    promotion,
+    records,
+    registration,
+    repair,
+    schema,
+    tracking,
+)
 from graceful.lineage.events import Event
 from graceful.lineage.family import Family
 from graceful.lineage.listing import Listed, from_mlflow
@@ -300,6 +311,7 @@ class Store:
 
     def fetch(self, record: LineageRecord, into: Path | None = None, *, removable: Collection[str] = ()) -> Path:
         """Return the version's files in a local folder; what is there and has the recorded digests is not copied again.
+        The checkpoint that a version with adapters names is brought here, too, if it is gone from its place.
 
         Args:
             record: Which version.
@@ -310,7 +322,12 @@ class Store:
             IntegrityError: The registry holds bytes other than those recorded.
             RegistryError: Unreachable, or a file is missing.
         """
-        folder = (into or self.registry.home / "versions") / record.model_id
+        folder = self._fetched(record, (into or self.registry.home / "versions") / record.model_id, removable)
+        with self.registry.door(f"fetch the base of {record.label}"):
+            base_copies.bring(self.registry, folder, experiment=self.registry.known_experiment(record.model))
+        return folder
+
+    def _fetched(self, record: LineageRecord, folder: Path, removable: Collection[str]) -> Path:
         if folder.is_dir() and not any(damaged_files(folder, record)):
             mark_used(folder)
             return folder

@@ -4,7 +4,8 @@ One folder, and nothing in it is code:
 
     arch.json           {"schema", "name", "model", "task", "classes", "embedding_size", "transform_digest",
                          "weights_sha256", "head_sha256", "assets"}
-    model.safetensors   state of the network, floating-point tensors as fp32
+    model.safetensors   state of the network, floating-point tensors as fp32; of a network with adapters without the
+                        weights of its checkpoint, which `assets/base.json` names by their SHA-256
     head.safetensors    the part of it that classifies, if that is the submodule `head`
     assets/             files that its learner needs beside weights, if it names any, see `assets`
 
@@ -30,7 +31,7 @@ from graceful.chain import Completeness, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
 from graceful.learners import Classifier, KeepsAssets, learner_of, registry, run
 from graceful.learners.batch import to_device
-from graceful.models import assets, recorded_code
+from graceful.models import assets, bases, recorded_code
 from graceful.models import weights as parts
 from graceful.models.bundle_files import (
     DESCRIPTION,
@@ -144,6 +145,21 @@ def recorded_digest(folder: str | Path) -> str:
     return digest_of(description, describe(folder).weights_sha256)
 
 
+def base_of(folder: str | Path) -> bases.Base | None:
+    """Return which weights of a checkpoint a bundle needs; None where it has all of its own, or has lost them.
+
+    Raises:
+        DataError, IntegrityError: The bundle is damaged.
+    """
+    folder = Path(folder)
+    described = describe(folder)
+    if bases.FILE not in described.assets or not (folder / WEIGHTS).is_file():
+        return None
+    document = assets.read(folder, {bases.FILE: described.assets[bases.FILE]})[bases.FILE]
+    network: Any = getattr(_section(described, folder), "network", None)
+    return bases.of(network, document)
+
+
 def load(
     folder: str | Path,
     *,
@@ -191,6 +207,8 @@ def load(
         changed = f"{described.task['file']} is not the file {described.name} was saved with"
         raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
     values = assets.read(folder, described.assets)
+    if contents.completeness is not Completeness.WHOLE:
+        values.pop(bases.FILE, None)  # the body is not asked, so nobody looks for its weights
     task = _with_assets(task or tasks.build(section, trusted=allowed), values)
     network = nn.Module() if contents.completeness is Completeness.NOTHING else _load_network(task, folder, contents)
     viewed = _augmenting_section(section, augment_like)

@@ -9,13 +9,14 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from graceful import storage
 from graceful.errors import DataError, SpecError
-from graceful.spec.networks import TransformersNetwork
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+"""Which tensor is in which file, where the weights are in several."""
 _NAMES_CODE = {
     "auto_map",
     "custom_pipelines",
@@ -29,6 +30,20 @@ _NAMES_CODE = {
 """Keys of a configuration that lead to code outside transformers."""
 LARGEST = 64 * 2**20
 """Bytes of a JSON file of a checkpoint."""
+
+
+class Checkpoint(Protocol):
+    """What says where a checkpoint is: the section of a network, or the record of a version."""
+
+    @property
+    def checkpoint(self) -> str:
+        """A folder, or a hub id."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the hub's repository; None: it is a folder."""
+        ...
 
 
 def package(name: str) -> Any:
@@ -47,7 +62,7 @@ def package(name: str) -> Any:
         ) from e
 
 
-def folder(section: TransformersNetwork) -> Path:
+def folder(section: Checkpoint) -> Path:
     """Return the folder of a checkpoint; that of a hub repository is downloaded once, by transformers' own cache.
 
     Raises:
@@ -72,7 +87,24 @@ def folder(section: TransformersNetwork) -> Path:
         ) from e
 
 
-def described(section: TransformersNetwork) -> dict[str, Any]:
+def weight_files(place: Path) -> tuple[str, ...]:
+    """Return the names of the files that hold the weights of a checkpoint: one, or an index and what it names.
+
+    Raises:
+        DataError: There are none, or the index is damaged.
+    """
+    if (place / WEIGHTS).is_file():
+        return (WEIGHTS,)
+    if not (place / INDEX).is_file():
+        raise DataError(f"task.network.checkpoint: {place} has no {WEIGHTS}; save the weights as safetensors")
+    parts = _json(place / INDEX).get("weight_map")
+    names = sorted(set(parts.values())) if isinstance(parts, dict) else []
+    if not names or not all((place / str(name)).is_file() for name in names):
+        raise DataError(f"{place / INDEX}: names files that are not there; download the checkpoint again")
+    return (INDEX, *names)
+
+
+def described(section: Checkpoint) -> dict[str, Any]:
     """Return config.json and tokenizer.json of a checkpoint, by name.
 
     Raises:

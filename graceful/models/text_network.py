@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graceful.errors import DataError, SpecError
-from graceful.models import checkpoints
+from graceful.models import adapters, checkpoints
 from graceful.models.heads import head_of
 from graceful.spec.networks import TransformersNetwork
 
@@ -20,24 +22,35 @@ class TextNetwork(nn.Module):
     """Batch {input_ids, attention_mask} -> embedding [B, d] -> logits [B, C].
 
     Args:
-        section: Pooling, projection, head, and whether the body starts from the checkpoint's weights.
+        section: Pooling, projection, head, adapters, and whether the body starts from the checkpoint's weights.
         config: The checkpoint's config.json.
         classes: C.
+        place: Returns the folder of the weights; called if they are needed.
+
+    Attributes:
+        base_names: Tensors of the state that a version with adapters does not keep, because the checkpoint has them.
 
     Raises:
         SpecError: More layers than the checkpoint has, or longer texts than it can read.
         DataError: The checkpoint's weights are missing or damaged.
     """
 
-    def __init__(self, section: TransformersNetwork, config: dict[str, Any], *, classes: int) -> None:
+    def __init__(
+        self, section: TransformersNetwork, config: dict[str, Any], *, classes: int, place: Callable[[], Path]
+    ) -> None:
         super().__init__()
         self.pooling, self.normalise = section.pooling, section.normalise
-        self.body = _body(section, config)
+        self.body, absent = _body(section, config, place)
         width = int(self.body.config.hidden_size)
         self.projection = nn.Identity() if section.projection is None else nn.Linear(width, section.projection)
         self.embedding_size = section.projection or width
         self.head = head_of(section.head, self.embedding_size, classes, scale=section.scale)
         _freeze(self.body, section.freeze)
+        self.base_names: frozenset[str] = frozenset()
+        if section.peft is not None:
+            adapters.adapt(self.body, section.peft)
+            if section.weights == "pretrained":
+                self.base_names = adapters.base_names(self.body, prefix="body.", absent=absent)
 
     def embed(self, x: dict[str, Tensor]) -> Tensor:
         """Batch of the text learner -> embedding [B, d], of length 1 if `normalise`."""
@@ -66,7 +79,8 @@ def pool(tokens: Tensor, mask: Tensor, how: str) -> Tensor:
     return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
-def _body(section: TransformersNetwork, config: dict[str, Any]) -> Any:
+def _body(section: TransformersNetwork, config: dict[str, Any], place: Callable[[], Path]) -> tuple[Any, set[str]]:
+    """Return the transformer, and the names of its parameters that the checkpoint has no weights for."""
     transformers = checkpoints.package("transformers")
     try:
         chosen = transformers.AutoConfig.for_model(**checkpoints.safe_config(config))
@@ -76,37 +90,39 @@ def _body(section: TransformersNetwork, config: dict[str, Any]) -> Any:
     _require_fit(section, chosen)
     if section.layers is not None:
         chosen.num_hidden_layers = section.layers
+    absent: set[str] = set()
     if section.weights == "random":
         body = transformers.AutoModel.from_config(chosen, trust_remote_code=False)
     else:
-        body = _pretrained(transformers, section, chosen)
+        body, absent = _pretrained(transformers, place(), chosen)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # its parameters would never be trained
     if section.gradient_checkpointing:
         body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return body
+    return body, absent
 
 
-def _pretrained(transformers: Any, section: TransformersNetwork, config: Any) -> Any:
-    where = checkpoints.folder(section)
+def _pretrained(transformers: Any, where: Path, config: Any) -> tuple[Any, set[str]]:
     log = importlib.import_module("transformers.utils.logging")
     verbosity = log.get_verbosity()
     log.set_verbosity_error()  # layers that are left out are meant
     log.disable_progress_bar()
     try:
-        return transformers.AutoModel.from_pretrained(
+        body, facts = transformers.AutoModel.from_pretrained(
             where,
             config=config,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         reason = " ".join(str(e).split())[:200]
         raise DataError(f"{where}: the weights cannot be loaded ({reason}); give safetensors of this model") from e
     finally:
         log.set_verbosity(verbosity)
+    return body, set(facts["missing_keys"])
 
 
 def _require_fit(section: TransformersNetwork, config: Any) -> None:

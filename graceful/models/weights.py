@@ -17,15 +17,33 @@ from graceful.models.base import CODE_FAULTS
 _HEAD = "head."
 
 
+def base_names(network: nn.Module) -> frozenset[str]:
+    """Return which tensors of a network's state are those of a checkpoint that the version only names."""
+    names: frozenset[str] = getattr(network, "base_names", frozenset())
+    return names
+
+
+def own_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return what a version keeps of a network's state: all of it but what `base_names` says."""
+    elsewhere = base_names(network)
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in elsewhere}
+
+
+def load_own(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put into a network what `own_state` returned of one of the same shape."""
+    network.load_state_dict(state, strict=not base_names(network))
+
+
 def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copies on the CPU, floating-point as fp32; tensors that share storage are written once each.
+    """Copies on the CPU, floating-point as fp32; tensors that share storage are written once each, and those of
+    a checkpoint that the version only names are left out.
 
     Raises:
         NonFiniteError: A weight is NaN or infinite. A buffer may hold infinities, as masks do, but no NaN.
         SpecError: The state holds something that a file of tensors cannot hold.
     """
     state, buffers = {}, {name for name, _ in network.named_buffers(remove_duplicate=False)}
-    for name, tensor in portable(network.state_dict()).items():
+    for name, tensor in portable(own_state(network)).items():
         bad = tensor.isnan() if name in buffers else ~tensor.isfinite()
         if bool(bad.any()):
             raise NonFiniteError(f"weights {name}: not finite; the version is not saved, train again with a lower lr")
@@ -109,12 +127,12 @@ def fill(network: nn.Module, weights: bytes, *, path: Path, name: str, kind: str
     except (SafetensorError, ValueError) as e:
         reason = " ".join(str(e).split())
         raise DataError(f"{path}: not a safetensors file ({reason}); fetch the version again") from e
-    wanted = {key: tensor for key, tensor in network.state_dict().items() if not head_only or key.startswith(_HEAD)}
+    wanted = {key: tensor for key, tensor in own_state(network).items() if not head_only or key.startswith(_HEAD)}
     problem = difference(wanted, state)
     if problem:
         cause = "its Python file has changed" if kind == "python" else "the network's code differs"
         raise DataError(f"{path}: {problem}; {cause}, restore what version {name} was trained with")
-    network.load_state_dict(state, strict=not head_only)
+    network.load_state_dict(state, strict=not head_only and not base_names(network))
     if head_only:
         erase_body(network)
 

@@ -14,7 +14,7 @@ from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS
 from graceful.models.stored import StoredVersion
-from graceful.models.weights import difference
+from graceful.models.weights import difference, load_own, own_state
 from graceful.programs.weight_mixing import mix
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
@@ -62,13 +62,13 @@ def finish(
     """
     with _translated(weights):
         network, state = task.network(task.classes), load_file(weights)
-        problem = difference(network.state_dict(), state)
+        problem = difference(own_state(network), state)
         if problem:
             raise SpecError(
                 f"task: network() does not make again the network that was trained: {problem}; its shape must follow"
                 " from the classes and the options alone"
             )
-        network.load_state_dict(state)
+        load_own(network, state)
         share = spec.compatibility.interpolation
         notes = mix(network, start, share, spec=spec, task=task) if start is not None else ()
         return bundle.save(folder, network=network, spec=spec, classes=task.classes, task=task), notes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from graceful import tasks
-from graceful.models import bundle
+from graceful.models import bases, bundle
 from graceful.models.stored import StoredVersion
 from graceful.programs import exclusive
 from graceful.programs.finishing import Trained, finish
@@ -80,6 +80,9 @@ def _reference(recipe: Recipe, index: int, *, progress: Progress) -> Trained:
         "train": train.model_dump(mode="json", exclude=LIMITS),
         "data": recipe.data,
     }
+    base = bases.digest_of(spec.task)
+    if base is not None:
+        document["base"] = base
     if recipe.start is not None:
         document["start"] = bundle.recorded_digest(recipe.start.folder)
     name = f"reference-{sha256_json(document)[:16]}"
@@ -90,6 +93,7 @@ def _reference(recipe: Recipe, index: int, *, progress: Progress) -> Trained:
         start=recipe.start,
         task=recipe.task,
         data=recipe.data,
+        base=base,
         mirror=recipe.run.mirror,
     )
     return _shared(job, name, recipe, progress=progress)

@@ -23,7 +23,7 @@ from graceful.learners import Batch, Learner, Role, learner_of, roles, run
 from graceful.learners.batch import described, finite_rows, size, take
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS, Outputs, answers, filled
-from graceful.models.weights import portable
+from graceful.models.weights import own_state, portable
 from graceful.programs.finishing import finish
 from graceful.spec import RefreshSpec, TorchEngine
 from graceful.tasks import view_numbers
@@ -136,7 +136,7 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
     if isinstance(declared, int) and declared != actual:
         raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {actual}; correct it")
     weights, saved = folder / WEIGHTS, folder / "model"
-    write_weights(weights, portable(network.state_dict()))
+    write_weights(weights, portable(own_state(network)))
     finish(spec, task, weights=weights, folder=saved)
     with _translated(network, "the network, loaded and frozen,", batch):
         version = bundle.load(saved, augment_like=spec.task, task=task)

@@ -10,6 +10,7 @@ from graceful.chain import Predecessor, select
 from graceful.chain.ancestor import Ancestor
 from graceful.chain.contract import Contract
 from graceful.learners import roles
+from graceful.models import bases
 from graceful.programs.availability import reads_outputs, require_usable
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import (
@@ -119,6 +120,7 @@ def _prepared(
         contract=budgets_contract,
         start=start,
         data=samples.digest,
+        base=bases.digest_of(spec.task),
         mirror=run.mirror,
     )
     return job, [*outputs.notes, *chance_notes]

@@ -12,6 +12,7 @@ from torch import nn
 from graceful.learners import Batch, learner_of, run
 from graceful.models.interpolation import interpolated, recalibrate
 from graceful.models.stored import StoredVersion
+from graceful.models.weights import load_own, own_state
 from graceful.spec import RefreshSpec
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Task
@@ -37,7 +38,7 @@ def mix(network: nn.Module, start: StoredVersion, share: float, *, spec: Refresh
     if not share:
         return ()
     old = weights_of(start, network, task=task)
-    network.load_state_dict(interpolated(network.state_dict(), old, share))
+    load_own(network, interpolated(own_state(network), old, share))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.train.seed)
         recalibrate(network, _batches(spec, task), run=partial(run, learner_of(task)))

@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from graceful.sections import Count, Positive, Section
+from graceful.spec.adapters import Adapted
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-class TransformersNetwork(Section):
+class TransformersNetwork(Adapted):
     """A model of Hugging Face transformers for text, with a pooled embedding and a head on top."""
 
     kind: Literal["transformers"] = "transformers"
@@ -41,6 +42,14 @@ class TransformersNetwork(Section):
     """Parameters that are not trained: none, the token embeddings, or everything below the projection and the head."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _adapts_a_checkpoint(self) -> TransformersNetwork:
+        if self.peft is not None and self.weights == "random":
+            raise ValueError("peft needs the weights of the checkpoint; leave out weights: random")
+        if self.peft is not None and self.freeze != "nothing":
+            raise ValueError(f"peft freezes all but its adapters; leave out freeze: {self.freeze}")
+        return self
 
     @model_validator(mode="after")
     def _pinned(self) -> TransformersNetwork:

@@ -150,6 +150,9 @@ class Registry(Section):
     ) = None
     """Told of each verdict and move by a POST; None: $GRACEFUL_WEBHOOK, else nobody.
     A spec with a path in this address is not sent to a cluster, because the path is a secret."""
+    copy_bases: Annotated[bool, Field(exclude_if=lambda copy: copy)] = True
+    """Copy the checkpoint that a version with adapters names, once for each model family, so that the version still
+    opens when the folder or the hub is gone."""
 
 
 class Trust(Section):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from graceful import targets
 from graceful.chain import OldOutputs
 from graceful.chain.merging import Merged
-from graceful.errors import DataError, SpecError
+from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.learners import Batch, Learner, learner_of, run
 from graceful.learners.batch import described, finite_rows, to_device
 from graceful.losses.base import OUTPUTS
+from graceful.models import bases
 from graceful.models.base import CODE_FAULTS, Outputs, answers
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
@@ -130,6 +131,12 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         raise DataError(
             f"{job.run_dir}: the training data are not those this run began with (SHA-256 {train.digest[:12]}..., then"
             f" {str(job.data)[:12]}...); restore them, or give the version another name"
+        )
+    base = None if job.base is None else bases.digest_of(job.spec.task)
+    if base != job.base:
+        raise IntegrityError(
+            f"task.network.checkpoint: its weights have SHA-256 {str(base)[:12]}... here, {str(job.base)[:12]}... where"
+            " the run was started; give all machines the same checkpoint"
         )
     needed = needs(compatibility)
     ancestors = job.predecessors if compatibility.losses else ()

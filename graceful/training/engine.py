@@ -24,7 +24,7 @@ from graceful.environment import CPU_SETTINGS
 from graceful.errors import SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
-from graceful.models.weights import portable
+from graceful.models.weights import base_names, own_state, portable
 from graceful.training.plain import Run, StepInfo, TorchEngine, bad_gradient, optimizer_options, rank, world_size
 from graceful.training.unpickling import load_tensors
 
@@ -186,21 +186,24 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """As `Engine.save`; DeepSpeed's scripts for people, which it puts beside the tensors, are left out."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        adapted = bool(base_names(self._network.network))
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=adapted)
         for script in folder.glob("*.py"):
             script.unlink()
 
     def load(self, folder: Path) -> None:
         """As `Engine.load`."""
-        self._engine.load_checkpoint(str(folder), tag=_TAG)
+        whole = not base_names(self._network.network)
+        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=whole)
 
     def export(self) -> dict[str, Tensor] | None:
         """As `Engine.export`; at ZeRO 3 one parameter is gathered at a time."""
         network, keep = self._network.network, rank() == 0
         if self._stage < 3:
-            return portable(network.state_dict()) if keep else None
-        parameters = dict(network.named_parameters(remove_duplicate=False))
-        state = {name: tensor for name, tensor in network.state_dict().items() if name not in parameters}
+            return portable(own_state(network)) if keep else None
+        own = own_state(network)
+        parameters = {name: p for name, p in network.named_parameters(remove_duplicate=False) if name in own}
+        state = {name: tensor for name, tensor in own.items() if name not in parameters}
         for name, parameter in parameters.items():
             with self._deepspeed.zero.GatheredParameters([parameter]):
                 if keep:

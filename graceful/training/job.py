@@ -50,6 +50,8 @@ class TrainingJob:
         contract: Budgets, where the spec's weighting is adaptive.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
+        base: Digest of the checkpoint's weights that adapters are trained beside, as the driver saw them; workers must
+            find the same. None: there are no adapters.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
     """
 
@@ -63,6 +65,7 @@ class TrainingJob:
     contract: Contract | None = None
     task: Task | None = None
     data: str | None = None
+    base: str | None = None
     mirror: Mirror = Mirror.NONE
 
     @property
@@ -112,6 +115,8 @@ class TrainingJob:
         document["references"] = [folder.name for folder in self.references]
         if self.start is not None:
             document["start"] = bundle.recorded_digest(self.start.folder)
+        if self.base is not None:
+            document["base"] = self.base
         if self.contract is not None:
             document["contract"] = self.contract.identity()
         document["near_chance"] = sorted(ancestor.name for ancestor in self.predecessors if ancestor.near_chance)

@@ -23,6 +23,7 @@ from graceful import learners, tasks
 from graceful.chain.multipliers import strengths
 from graceful.errors import NonFiniteError, SpecError, TrainingError
 from graceful.models.base import CODE_FAULTS, Outputs
+from graceful.models.weights import load_own
 from graceful.storage import sha256_file
 from graceful.tasks.base import Samples
 from graceful.tasks.portions import portion
@@ -100,7 +101,7 @@ class Loop:
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
         if job.start is not None:
-            self.network.load_state_dict(weights_of(job.start, self.network, task=task))
+            load_own(self.network, weights_of(job.start, self.network, task=task))
         batches.try_out(task, self.network, self.materials.train)
         self.progress, self.reporter = Progress(), Reporter(job, context, steps=self.steps)
         self.resumed_from: int | None = None

@@ -16,7 +16,7 @@ from graceful import spec
 from graceful.errors import NonFiniteError, SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
-from graceful.models.weights import portable
+from graceful.models.weights import base_names, own_state, portable
 from graceful.training.unpickling import load_tensors
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -92,8 +92,13 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """As `Engine.save`: rank 0 writes everything, tensors and numbers only."""
         if rank() == 0:
+            elsewhere = base_names(self._network.network)
             state = {
-                "network": self._network.state_dict(),
+                "network": {
+                    name: tensor
+                    for name, tensor in self._network.state_dict().items()
+                    if name.removeprefix("network.") not in elsewhere
+                },
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
             }
@@ -102,13 +107,13 @@ class TorchEngine:
     def load(self, folder: Path) -> None:
         """As `Engine.load`."""
         state = load_tensors(folder / _FILE, map_location=self._device)
-        self._network.load_state_dict(state["network"])
+        self._network.load_state_dict(state["network"], strict=not base_names(self._network.network))
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
     def export(self) -> dict[str, Tensor] | None:
         """As `Engine.export`."""
-        return portable(self._network.network.state_dict()) if rank() == 0 else None
+        return portable(own_state(self._network.network)) if rank() == 0 else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = _AUTOCAST.get(self._train.precision)

@@ -9,6 +9,7 @@ from graceful.errors import SpecError
 from graceful.models import assets, bundle, bundle_files
 from graceful.models.interpolation import State, inherited_state
 from graceful.models.stored import StoredVersion
+from graceful.models.weights import own_state
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 
@@ -28,7 +29,7 @@ def weights_of(start: StoredVersion, network: nn.Module, *, task: Task) -> State
     _require_same_files(start, task)
     old = start.whole()
     return inherited_state(
-        network.state_dict(), old.network.state_dict(), classes=task.classes, old_classes=old.classes, name=old.name
+        own_state(network), own_state(old.network), classes=task.classes, old_classes=old.classes, name=old.name
     )
 
 

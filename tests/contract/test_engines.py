@@ -54,6 +54,15 @@ def test_a_loaded_engine_continues_bit_for_bit(ranks: Ranks, kind: str) -> None:
 
 
 @engines
+def test_weights_that_a_version_only_names_are_not_exported_and_runs_resume(ranks: Ranks, kind: str) -> None:
+    found = ranks[0][kind]["adapted"]
+    assert sorted(found["weights"]) == ["body.2.bias", "body.2.weight", "head.bias", "head.weight", "scale"]
+    assert found["resumed"] == found["losses"][3:]
+    for name, value in found["weights"].items():
+        np.testing.assert_array_equal(found["again"][name], value, err_msg=name)
+
+
+@engines
 def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(ranks: Ranks, kind: str) -> None:
     for rank in ranks:
         assert len(rank[kind]["refusals"]) == (2 if kind in ("zero1", "zero2", "zero3") else 1)

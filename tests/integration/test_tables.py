@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,11 @@ sys.stdout.write(json.dumps(model.predict(json.loads(sys.argv[3]))["label"].toli
 
 def served(home: Path, number: int, items: list[Any]) -> list[str]:
     arguments = [f"sqlite:///{home / 'mlflow.db'}", f"models:/rows/{number}", json.dumps(items)]
-    done = subprocess.run([sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=True)
+    env = {**os.environ, "GRACEFUL_HOME": str(home / "serving")}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False, env=env
+    )
+    assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout))
 
 
@@ -76,6 +81,43 @@ def test_texts_of_two_tokenizers_in_one_chain(tmp_path: Path) -> None:
     assert measured["old_error_rate"] == first["measurements"]["error_rate"]["value"]
     assert measured["new_error_rate"] < 0.1
     shutil.rmtree(tmp_path / "large")
+    texts = ["small red ball", "an old blue cup", "new green box"]
+    assert served(tmp_path, 2, texts) == ["red", "blue", "green"]
+
+
+def test_adapters_in_one_chain_are_served_from_the_copy_of_their_base(tmp_path: Path) -> None:
+    """The base lies in the registry once; versions hold adapters and head alone. Its folder is deleted before v2 is
+    trained on from v1, and the store before v2 is served."""
+    parquet(tmp_path / "rows.parquet", rows(600))
+    base = text_checkpoint.save(tmp_path / "base", hidden=64)
+    whole = (base / "model.safetensors").stat().st_size
+    task = {
+        "columns": {"text": "text", "label": "label", "id": "id", "group": "owner"},
+        "network": {
+            "kind": "transformers",
+            "checkpoint": "base",
+            "max_length": 16,
+            "peft": {"kind": "lora", "r": 4},
+            "projection": 8,
+        },
+    }
+    optimizer = {"kind": "adamw", "lr": 0.01}
+    train = {"epochs": 3, "batch_size": 32, "num_workers": 0, "optimizer": optimizer}
+    refreshed(tmp_path, "v1", task={**task, "share": 0.5}, train={**train, "engine": {"kind": "torch"}})
+    second = refreshed(
+        tmp_path,
+        "v2",
+        task=task,
+        train={**train, "start": "latest", "engine": {"kind": "deepspeed", "zero_stage": 2}},
+        compatibility={"losses": [{"kind": "focal_distillation"}, {"kind": "influence"}]},
+    )
+    measured = {name: one["value"] for name, one in second["comparisons"][0]["measurements"].items()}
+    assert measured["new_error_rate"] < 0.2
+    for name in ("v1", "v2"):
+        assert (tmp_path / "runs" / f"rows-{name}" / "model" / "model.safetensors").stat().st_size < whole / 4
+    shutil.rmtree(base)
+    copies = [path for path in tmp_path.rglob("model.safetensors") if path.stat().st_size == whole]
+    assert len(copies) == 1
     texts = ["small red ball", "an old blue cup", "new green box"]
     assert served(tmp_path, 2, texts) == ["red", "blue", "green"]
 

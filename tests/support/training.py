@@ -120,6 +120,15 @@ class TiedNet(TinyNet):
         self.body = nn.Sequential(nn.Linear(12, 16), square, nn.ReLU(), square)
 
 
+class AdaptedNet(TinyNet):
+    """With a first layer that a version only names, as it does with the weights of a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body[0].requires_grad_(requires_grad=False)
+        self.base_names = frozenset({"body.0.weight", "body.0.bias"})
+
+
 def section(kind: str, **changes: Any) -> spec.Train:
     return spec.Train(engine=ENGINES[kind], batch_size=32, **changes)
 
@@ -185,6 +194,7 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     second.run(range(3, STEPS))
     found["resumed_losses"], found["resumed_weights"] = second.losses, second.weights()
 
+    found["adapted"] = _adapted(section(kind), Path(folder) / "adapted")
     found["refusals"] = _refusals(kind, merged, own / "planted")
 
     sliced = Trained(section(kind, accumulation=2)).run(range(STEPS))
@@ -214,6 +224,18 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     found["bf16_losses"] = Trained(section(kind, precision="bf16")).run(range(STEPS)).losses
     found["after_bf16_losses"] = Trained(section(kind)).run(range(STEPS)).losses
     return found
+
+
+def _adapted(train: spec.Train, folder: Path) -> dict[str, Any]:
+    """A run beside a frozen layer that no file holds, and the same one resumed."""
+    whole = Trained(train, AdaptedNet).run(range(STEPS))
+    first, own = Trained(train, AdaptedNet).run(range(3)), folder / f"rank{distributed.get_rank()}"
+    own.mkdir(parents=True)
+    first.engine.save(own)
+    second = Trained(train, AdaptedNet)
+    second.engine.load(_merge(folder))
+    second.run(range(3, STEPS))
+    return {"losses": whole.losses, "resumed": second.losses, "weights": whole.weights(), "again": second.weights()}
 
 
 def all_experiments(folder: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,120 @@
+"""Copies of the checkpoints that versions with adapters were trained on, one for each family and checkpoint. Driver,
+serving processes.
+
+A copy is an MLflow run of the family's experiment whose tag says which weights it holds; the tag is written last.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graceful.errors import DataError, IntegrityError, StorageError
+from graceful.lineage import schema
+from graceful.lineage.registry import Registry
+
+if TYPE_CHECKING:
+    from graceful.models.bases import Base
+
+KIND = "base"
+FOLDER = "base"
+
+
+def keep(registry: Registry, spec: Mapping[str, Any], bundle: Path) -> None:
+    """Copy what a version names as its base to the bucket and to the registry, each once.
+
+    Args:
+        registry: Where.
+        spec: The spec of the version as JSON values.
+        bundle: Folder of the version.
+
+    Raises:
+        IntegrityError, DataError: The checkpoint is not the one that the version was trained on any more.
+        StorageError: The bucket cannot be reached.
+    """
+    base = _base_of(bundle)
+    if base is None or not spec.get("registry", {}).get("copy_bases", True):
+        return
+    from graceful.models import bases
+
+    bases.keep(base)
+    experiment, client = registry.experiment(spec["model"]), registry.client
+    if _run(registry, experiment, base) is not None:
+        return
+    place = bases.find(base)
+    tags = {schema.TAG_KIND: KIND, schema.TAG_FAMILY: spec["model"]}
+    run = client.create_run(experiment, run_name=f"base-{base.digest[:12]}", tags=tags).info.run_id
+    for name in base.files:
+        client.log_artifact(run, str(place / name), FOLDER)
+    client.set_tag(run, "mlflow.note.content", f"Weights of {base.checkpoint}, which versions with adapters name.")
+    client.set_tag(run, schema.TAG_DIGEST, base.digest)
+    client.set_terminated(run, status="FINISHED")
+
+
+def bring(registry: Registry, bundle: Path, *, experiment: str | None) -> None:
+    """Make sure that what a version names as its base is on this machine, if the registry has a copy of it.
+
+    Args:
+        registry: Where.
+        bundle: Folder of the version; one without adapters, or without weights, needs nothing.
+        experiment: Of the version's family.
+
+    Raises:
+        IntegrityError: The copy has other bytes than the version was trained on.
+        StorageError: The disk is full.
+    """
+    base = _base_of(bundle)
+    if base is None or experiment is None:
+        return
+    from graceful.models import bases
+
+    try:
+        bases.find(base)
+        return
+    except (DataError, IntegrityError, StorageError):
+        run = _run(registry, experiment, base)
+    if run is None:
+        return  # whoever runs the version is told what is missing
+    with tempfile.TemporaryDirectory(prefix="graceful-base-") as scratch:
+        paths = [Path(registry.client.download_artifacts(run, f"{FOLDER}/{name}", scratch)) for name in base.files]
+        bases.put(base, paths[0].parent)
+
+
+def bring_served(bundle: Path) -> None:
+    """As `bring`, for a version that MLflow has brought to a serving process.
+
+    Raises:
+        RegistryError: The base is not here, and MLflow cannot be reached.
+    """
+    import mlflow
+    import yaml
+
+    base = _base_of(bundle)
+    if base is None:
+        return
+    from graceful import homes
+    from graceful.models import bases
+
+    try:
+        bases.find(base)
+        return
+    except (DataError, IntegrityError, StorageError):
+        described = yaml.safe_load((bundle / "MLmodel").read_text(encoding="utf-8"))
+    registry = Registry(mlflow.get_tracking_uri(), homes.folder())
+    with registry.door("fetch the base of a version") as client:
+        bring(registry, bundle, experiment=client.get_run(str(described["run_id"])).info.experiment_id)
+
+
+def _run(registry: Registry, experiment: str, base: Base) -> str | None:
+    """Return the MLflow run that holds a base; None where none does."""
+    query = f"tags.{schema.TAG_KIND} = '{KIND}' and tags.{schema.TAG_DIGEST} = '{base.digest}'"
+    runs = registry.client.search_runs([experiment], query, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _base_of(bundle: Path) -> Base | None:
+    from graceful.models import bundle as bundles
+
+    return bundles.base_of(bundle)

@@ -31,6 +31,7 @@ from graceful.tasks.base import Samples, Task
 from graceful.training.batches import require_outputs, try_out
 from graceful.training.job import WEIGHTS, write_weights
 from graceful.training.plain import unused_parameters
+from graceful.training.rates import parameter_groups
 from graceful.training.sampler import Sampler
 
 FEW = 2
@@ -67,6 +68,7 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
         torch.manual_seed(spec.train.seed)
         network = task.network(task.classes)
         _require_trainable(network)
+        parameter_groups(spec.train.optimizer, network)  # refuses rates of layers that the network does not have
         try_out(task, network, train)
         _step(spec, task, network, train, positions)
         torch.manual_seed(spec.train.seed + 1)  # what network() draws at random must not come out the same again

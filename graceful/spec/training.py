@@ -9,7 +9,19 @@ from pydantic import Field
 from graceful.sections import Count, Fraction, Positive, Section
 
 
-class Sgd(Section):
+class Rates(Section):
+    """Learning rates that differ within a network."""
+
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0, exclude_if=lambda factor: factor == 1.0)] = 1.0
+    """Factor of lr for each layer below the head: the topmost layer learns with lr x layer_decay, the next with lr x
+    layer_decay^2, and so on; 1: all layers with lr. Layers are the items of the network's largest list of modules."""
+    head_factor: Annotated[float, Field(gt=0.0, le=1e6, exclude_if=lambda factor: factor == 1.0)] = 1.0
+    """Factor of lr for head and projection; 10 suits a head that begins at random on a checkpoint."""
+    decay_norms: Annotated[bool, Field(exclude_if=lambda decay: decay)] = True
+    """false: biases and scales of normalisation have no weight decay."""
+
+
+class Sgd(Rates):
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"] = "sgd"
@@ -23,7 +35,7 @@ class Sgd(Section):
     """L2 penalty on the weights."""
 
 
-class AdamW(Section):
+class AdamW(Rates):
     """Adam with decoupled weight decay."""
 
     kind: Literal["adamw"] = "adamw"

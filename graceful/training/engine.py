@@ -25,7 +25,17 @@ from graceful.errors import SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import base_names, own_state, portable
-from graceful.training.plain import Run, StepInfo, TorchEngine, bad_gradient, optimizer_options, rank, world_size
+from graceful.training.plain import (
+    Run,
+    StepInfo,
+    TorchEngine,
+    bad_gradient,
+    optimizer_options,
+    optimizer_parameters,
+    rank,
+    world_size,
+)
+from graceful.training.rates import parameter_groups, set_rates
 from graceful.training.unpickling import load_tensors
 
 __all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "build", "deepspeed_config"]
@@ -137,11 +147,12 @@ class DeepSpeedEngine:
         assert isinstance(train.engine, spec.DeepSpeedEngine)
         self._train, self._stage, self._slice = train, train.engine.zero_stage, 0
         self._network = Forward(network.to(device), run)
+        self._groups = parameter_groups(train.optimizer, network)
         with _deepspeed(device) as deepspeed:
             self._deepspeed = deepspeed
             self._engine, *_ = deepspeed.initialize(
                 model=self._network,
-                model_parameters=[p for p in self._network.parameters() if p.requires_grad],
+                model_parameters=optimizer_parameters(train.optimizer, self._groups),
                 config=deepspeed_config(train, world_size=world_size()),
                 dist_init_required=False,
             )
@@ -164,8 +175,7 @@ class DeepSpeedEngine:
     def step(self, lr: float) -> StepInfo:
         """As `Engine.step`; DeepSpeed tells the norm only afterwards: weights after a bad gradient are worthless."""
         self._slice = 0
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self._engine.optimizer.param_groups, [lr * group.factor for group in self._groups])
         skipped_before, norm = self._engine.skipped_steps, self._unsharded_norm()
         self._engine.step()
         if norm is None:

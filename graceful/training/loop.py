@@ -33,6 +33,7 @@ from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
 from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
+from graceful.training.rates import described
 from graceful.training.reporting import Reporter
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
@@ -114,7 +115,10 @@ class Loop:
             if folder is not None:
                 self._resume(folder)
         self.materials.remix(self.objective.strengths)
-        self.reporter.open(step=self.progress.step, samples=len(self.materials.train), sampler=self.sampler)
+        rates = described(self.train.optimizer, self.network)
+        self.reporter.open(
+            step=self.progress.step, samples=len(self.materials.train), sampler=self.sampler, rates=rates
+        )
 
     def epoch(self) -> None:
         """Train to the end of the current epoch, evaluate, save."""

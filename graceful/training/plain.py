@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from graceful.errors import NonFiniteError, SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import base_names, own_state, portable
+from graceful.training.rates import ParameterGroup, parameter_groups, set_rates
 from graceful.training.unpickling import load_tensors
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,8 @@ class TorchEngine:
     def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> None:
         self._train, self._device = train, device
         self._network = Forward(network.to(device), run)
-        self._optimizer = _torch_optimizer(train.optimizer, self._network)
+        self._groups = parameter_groups(train.optimizer, network)
+        self._optimizer = _torch_optimizer(train.optimizer, self._groups)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._slice = 0
         assert isinstance(train.engine, spec.TorchEngine)
@@ -76,8 +78,7 @@ class TorchEngine:
         self._slice = 0
         if world_size() > 1:
             unused_parameters(self._network.network, allowed=self._tolerant)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_rates(self._optimizer.param_groups, [lr * group.factor for group in self._groups])
         self._scaler.unscale_(self._optimizer)
         parameters = [p for p in self._network.parameters() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self._train.clip or float("inf")))
@@ -128,11 +129,17 @@ class TorchEngine:
         return nullcontext()
 
 
-def _torch_optimizer(section: spec.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def _torch_optimizer(section: spec.Optimizer, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
     name, options = optimizer_options(section)
     factory: type[torch.optim.Optimizer] = getattr(torch.optim, name)
-    return factory(parameters, **options)
+    return factory(optimizer_parameters(section, groups), **options)
+
+
+def optimizer_parameters(section: spec.Optimizer, groups: Sequence[ParameterGroup]) -> list[Any]:
+    """Return what an optimiser of torch takes as its first argument: parameters, or groups that decay differently."""
+    if len(groups) == 1 and groups[0].weight_decay == section.weight_decay:
+        return list(groups[0].parameters)
+    return [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
 
 
 def optimizer_options(section: spec.Optimizer) -> tuple[str, dict[str, Any]]:

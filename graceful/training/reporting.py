@@ -24,8 +24,14 @@ class Reporter:
         self._clock = Clock()
         self._trace: Trace | None = None
 
-    def open(self, *, step: int, samples: int, sampler: Sampler) -> None:
+    def open(self, *, step: int, samples: int, sampler: Sampler, rates: str | None = None) -> None:
         """Open the trace at a step and say what begins; every rank must call it.
+
+        Args:
+            step: From 0.
+            samples: Of the training split.
+            sampler: Of this run.
+            rates: Learning rates of the parts of the network; None: there is one.
 
         Raises:
             StorageError: The disk is full or refuses.
@@ -47,6 +53,7 @@ class Reporter:
             engine=train.engine.kind,
             precision=train.precision,
             device=str(context.device),
+            **({} if rates is None else {"learning_rates": rates}),
         )
 
     def step(self, means: Mapping[str, float], *, step: int, epoch: int, rate: float, norm: float | None) -> None:

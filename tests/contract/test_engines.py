@@ -63,6 +63,16 @@ def test_weights_that_a_version_only_names_are_not_exported_and_runs_resume(rank
 
 
 @engines
+def test_rates_by_depth_are_those_of_plain_torch_and_resume(ranks: Ranks, kind: str) -> None:
+    found, plain = ranks[0][kind]["rates"], ranks[0]["torch"]["rates"]
+    assert plain["losses"] != ranks[0]["torch"]["adamw_losses"]
+    np.testing.assert_allclose(found["losses"], plain["losses"], rtol=1e-5)
+    same(found["weights"], plain["weights"], rtol=1e-4)
+    assert found["resumed"] == found["losses"][3:]
+    same(found["again"], found["weights"], rtol=0.0)
+
+
+@engines
 def test_a_checkpoint_that_holds_code_is_refused_and_the_code_does_not_run(ranks: Ranks, kind: str) -> None:
     for rank in ranks:
         assert len(rank[kind]["refusals"]) == (2 if kind in ("zero1", "zero2", "zero3") else 1)

@@ -194,7 +194,7 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     second.run(range(3, STEPS))
     found["resumed_losses"], found["resumed_weights"] = second.losses, second.weights()
 
-    found["adapted"] = _adapted(section(kind), Path(folder) / "adapted")
+    found["adapted"] = _resumed(section(kind), AdaptedNet, Path(folder) / "adapted")
     found["refusals"] = _refusals(kind, merged, own / "planted")
 
     sliced = Trained(section(kind, accumulation=2)).run(range(STEPS))
@@ -209,6 +209,9 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
 
     adam = Trained(section(kind, optimizer=spec.AdamW())).run(range(STEPS))
     found["adamw_losses"] = adam.losses
+
+    rates = spec.AdamW(layer_decay=0.5, head_factor=4.0, decay_norms=False, weight_decay=0.1)
+    found["rates"] = _resumed(section(kind, optimizer=rates), TinyNet, Path(folder) / "rates")
 
     evaluated = Trained(section(kind))
     ((x, _),) = batch(0, accumulation=1)
@@ -226,13 +229,13 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
     return found
 
 
-def _adapted(train: spec.Train, folder: Path) -> dict[str, Any]:
-    """A run beside a frozen layer that no file holds, and the same one resumed."""
-    whole = Trained(train, AdaptedNet).run(range(STEPS))
-    first, own = Trained(train, AdaptedNet).run(range(3)), folder / f"rank{distributed.get_rank()}"
+def _resumed(train: spec.Train, network: Callable[[], nn.Module], folder: Path) -> dict[str, Any]:
+    """A run, and the same one resumed."""
+    whole = Trained(train, network).run(range(STEPS))
+    first, own = Trained(train, network).run(range(3)), folder / f"rank{distributed.get_rank()}"
     own.mkdir(parents=True)
     first.engine.save(own)
-    second = Trained(train, AdaptedNet)
+    second = Trained(train, network)
     second.engine.load(_merge(folder))
     second.run(range(3, STEPS))
     return {"losses": whole.losses, "resumed": second.losses, "weights": whole.weights(), "again": second.weights()}

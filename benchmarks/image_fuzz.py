@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 from benchmarks.results import write
 from graceful.errors import DataError
 from graceful.tasks.image_listing import Image as Listed
-from graceful.tasks.photos import read_photo
+from graceful.tasks.photos import Frame, read_photo
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PGM")
 COUNT = 21_000
@@ -57,7 +57,7 @@ def outcome(data: bytes, kind: str) -> str:
     where = f"photos/ant/1.{kind.lower()}"
     image = Listed(path=where, split="", label="ant", where=where, load=lambda: data, tag=lambda: "")
     try:
-        pixels = read_photo(image, size=16, decode="reduced").pixels
+        pixels = read_photo(image, Frame(size=16, decode="reduced")).pixels
     except DataError as e:
         is_one_line = str(e).isprintable() and str(e).startswith(f"{where}: ")
         return "refused" if is_one_line else f"refused badly: {e}"

@@ -23,7 +23,6 @@ from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import ImageFolderTask, RefreshSpec, TableTask, Tune, credentials
-from graceful.spec.networks import TransformersNetwork
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -200,8 +199,10 @@ def _local_paths(resolved: RefreshSpec) -> list[tuple[str, str]]:
     if isinstance(task, TableTask):
         files = task.files.values() if isinstance(task.files, dict) else [task.files]
         paths = [("task.files", name) for names in files for name in names]
-        if isinstance(task.network, TransformersNetwork) and task.network.revision is None:
-            paths.append(("task.network.checkpoint", task.network.checkpoint))
+    network = getattr(task, "network", None)
+    checkpoint = getattr(network, "checkpoint", None)
+    if checkpoint is not None and getattr(network, "revision", None) is None:
+        paths.append(("task.network.checkpoint", checkpoint))
     return [(key, path) for key, path in paths if not addresses.is_remote(path)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,13 +77,12 @@ class TextLearner:
         section = self._section
         if self._kept is not None and bases.FILE not in self._kept:
             section = section.model_copy(update={"weights": "random"})
-        return TextNetwork(section, self._files[CONFIG], classes=len(classes), place=self._weights)
-
-    def _weights(self) -> Path:
-        """Return the folder of the checkpoint's weights: of a version with adapters, of those it was trained on."""
-        if bases.FILE not in self._files:
-            return checkpoints.folder(self._section)
-        return bases.find(bases.of(self._section, self._files[bases.FILE]))
+        return TextNetwork(
+            section,
+            self._files[CONFIG],
+            classes=len(classes),
+            place=lambda: bases.weights_of(self._section, self._files),
+        )
 
     @cached_property
     def _files(self) -> Mapping[str, Any]:

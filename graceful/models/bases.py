@@ -62,6 +62,19 @@ def described(section: checkpoints.Checkpoint) -> dict[str, Any]:
     return {"files": {name: _sha256(place / name) for name in checkpoints.weight_files(place)}}
 
 
+def weights_of(section: checkpoints.Checkpoint, kept: Mapping[str, Any]) -> Path:
+    """Return the folder of a checkpoint's weights: of a version with adapters, of those it was trained on.
+
+    Args:
+        section: The network.
+        kept: Files of the version by name.
+
+    Raises:
+        DataError, IntegrityError, StorageError: They are not to be had, or others.
+    """
+    return checkpoints.folder(section) if FILE not in kept else find(of(section, kept[FILE]))
+
+
 def digest_of(task: object) -> str | None:
     """Return the digest of the weights beside which a task's section has adapters trained; None where it has none."""
     network: Any = getattr(task, "network", None)

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from graceful import storage
 from graceful.errors import DataError, SpecError
+from graceful.models import preprocessing
+from graceful.models.preprocessing import Preprocessing
+from graceful.spec.networks import Network, Pretrained, PretrainedImages, TransformersNetwork, ZooNetwork
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+PROCESSOR = "preprocessor_config.json"
 INDEX = f"{WEIGHTS}.index.json"
 """Which tensor is in which file, where the weights are in several."""
 _NAMES_CODE = {
@@ -47,19 +52,41 @@ class Checkpoint(Protocol):
 
 
 def package(name: str) -> Any:
-    """Import a package of the extra `text`.
+    """Import a package of the extras `text` and `vision`.
 
     Raises:
         SpecError: It is missing, or does not work with the others.
     """
-    try:
+    with working(name):
         return importlib.import_module(name)
-    except (ImportError, RuntimeError) as e:
-        reason = " ".join(str(e).split())
-        raise SpecError(
-            f"task.network.kind transformers: {name} cannot be imported ({reason}); pip install 'graceful-ai[text]',"
-            " and the torchvision build of the same torch or none"
-        ) from e
+
+
+@contextmanager
+def working(name: str) -> Iterator[None]:
+    """Turn into one line that a package cannot be imported; transformers imports parts of itself when they are used.
+
+    Raises:
+        SpecError: It is missing, or does not work with the others; why, and what to install.
+    """
+    try:
+        yield
+    except ImportError as e:
+        raise _unusable(name, e) from e
+    except RuntimeError as e:
+        if "torchvision" not in str(e):
+            raise
+        raise _unusable(name, e) from e
+
+
+def _unusable(name: str, error: BaseException) -> SpecError:
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    reason = " ".join(str(first).split())[:200]
+    return SpecError(
+        f"task.network.kind transformers: {name} cannot be imported ({reason}); pip install 'graceful-ai[text]', for"
+        " images 'graceful-ai[vision]', and the torchvision build of the same torch or none"
+    )
 
 
 def folder(section: Checkpoint) -> Path:
@@ -77,7 +104,7 @@ def folder(section: Checkpoint) -> Path:
         return path
     hub = package("huggingface_hub")
     try:
-        patterns = [CONFIG, TOKENIZER, "*.safetensors", "*.safetensors.index.json"]
+        patterns = [CONFIG, TOKENIZER, PROCESSOR, "*.safetensors", "*.safetensors.index.json"]
         return Path(hub.snapshot_download(section.checkpoint, revision=section.revision, allow_patterns=patterns))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as e:
         reason = " ".join(str(e).split())[:200]
@@ -104,20 +131,62 @@ def weight_files(place: Path) -> tuple[str, ...]:
     return (INDEX, *names)
 
 
-def described(section: Checkpoint) -> dict[str, Any]:
-    """Return config.json and tokenizer.json of a checkpoint, by name.
+def described(
+    section: Checkpoint, *, needed: Sequence[str] = (CONFIG, TOKENIZER), optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return JSON files of a checkpoint, by name; of the optional ones, those that it has.
 
     Raises:
         DataError: One is missing or damaged, or the checkpoint needs code of its own.
     """
     where = folder(section)
-    files = {name: _json(where / name) for name in (CONFIG, TOKENIZER)}
+    files = {name: _json(where / name) for name in needed}
+    files |= {name: _json(where / name) for name in optional if (where / name).is_file()}
     if "auto_map" in files[CONFIG]:
         raise DataError(
             f"{where / CONFIG}: the model needs code of its repository (auto_map), which graceful does not run; choose"
             " a model that transformers has itself"
         )
     return files
+
+
+def described_zoo(section: ZooNetwork) -> dict[str, Any]:
+    """Return config.json of a folder with weights for timm or torchvision; empty where it has none.
+
+    Raises:
+        DataError: The folder is missing, or the file is damaged.
+    """
+    if section.checkpoint is None:
+        return {}
+    if not Path(section.checkpoint).is_dir():
+        raise DataError(f"task.network.checkpoint: {section.checkpoint} is no folder; name one with {WEIGHTS}")
+    path = Path(section.checkpoint) / CONFIG
+    return {CONFIG: _json(path)} if path.is_file() else {}
+
+
+def numbers_of(section: Network | PretrainedImages, files: Mapping[str, Any]) -> Preprocessing:
+    """Return how the images of a checkpoint were preprocessed; plain numbers where there is no checkpoint.
+
+    Args:
+        section: The network.
+        files: JSON files of its checkpoint by name.
+
+    Raises:
+        DataError: A checkpoint with weights that does not say it, or numbers that no image can be made with.
+    """
+    where = str(Path(getattr(section, "checkpoint", None) or "."))
+    if PROCESSOR in files:
+        return preprocessing.of_transformers(files[PROCESSOR], where=f"{where}/{PROCESSOR}")
+    timm = files.get(CONFIG, {}).get("pretrained_cfg")
+    if isinstance(timm, Mapping):
+        return preprocessing.of_timm(timm, where=f"{where}/{CONFIG}")
+    if isinstance(section, Pretrained) and section.weights == "pretrained":
+        name = PROCESSOR if isinstance(section, TransformersNetwork) else f"{CONFIG} with pretrained_cfg"
+        raise DataError(
+            f"task.network.checkpoint: {where} has no {name}, which says how images were scaled; save the image"
+            " processor there"
+        )
+    return Preprocessing()
 
 
 def safe_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision behind `embed` and `classify`, for Python tasks. Both packages load on first use.
+"""Networks of timm and torchvision, for Python tasks and for specs that name one. Both packages load on first use.
 
 Neither is needed by graceful. Their wheels often do not match the installed torch, and then fail while importing with
 RuntimeError rather than ImportError; both become one line that says what to install.
@@ -7,12 +7,17 @@ RuntimeError rather than ImportError; both become one line that says what to ins
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_weights
 from torch import Tensor, nn
 
-from graceful.errors import SpecError
+from graceful import storage
+from graceful.errors import DataError, SpecError
+from graceful.models import weights as states
 from graceful.models.heads import CosineHead, LinearHead
 
 _INSTALL = {
@@ -69,11 +74,7 @@ def timm_network(
     Raises:
         SpecError: timm cannot be imported, or has no such model.
     """
-    timm = _package("timm")
-    try:
-        body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except (RuntimeError, TypeError, ValueError) as e:
-        raise SpecError(f"timm model {name!r}: {_one_line(e)}; see timm.list_models()") from e
+    body: Any = _timm(name, pretrained=pretrained, **options)
     size = int(getattr(body, "head_hidden_size", None) or body.num_features)
     return ZooNetwork(body, embedding_size=size, classes=classes, cosine_scale=cosine_scale)
 
@@ -93,13 +94,71 @@ def torchvision_network(
     Raises:
         SpecError: torchvision cannot be imported, has no such model, or the model does not end in a linear layer.
     """
-    models = _package("torchvision").models
-    try:
-        body: nn.Module = models.get_model(name, weights=weights, **options)
-    except (KeyError, RuntimeError, TypeError, ValueError) as e:
-        raise SpecError(f"torchvision model {name!r}: {_one_line(e)}; see torchvision.models.list_models()") from e
+    body = _torchvision(name, weights=weights, **options)
     size = _behead(body, name)
     return ZooNetwork(body, embedding_size=size, classes=classes, cosine_scale=cosine_scale)
+
+
+def body(kind: str, name: str, *, channels: int, weights: Path | None) -> nn.Module:
+    """Return a model of timm or torchvision that ends in features, [B, d] or [B, d, 1, 1].
+
+    Args:
+        kind: timm or torchvision.
+        name: Of the model, as the package has it.
+        channels: Of the images.
+        weights: Folder of model.safetensors, whose classifier is left out; None: random weights.
+
+    Raises:
+        SpecError: The package cannot be imported, or has no such model.
+        DataError: The weights are missing, damaged, or of another model.
+    """
+    if kind == "timm":
+        model = _timm(name, pretrained=False, in_chans=channels)
+    elif channels != 3:
+        raise SpecError(f"task.channels: models of torchvision read 3, got {channels}")
+    else:
+        model = _torchvision(name, weights=None)
+        _behead(model, name)
+    if weights is not None:
+        _fill(model, weights / "model.safetensors")
+    return nn.Sequential(model, nn.Flatten(1))
+
+
+def _timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    timm = _package("timm")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise SpecError(f"timm model {name!r}: {_one_line(e)}; see timm.list_models()") from e
+    return model
+
+
+def _torchvision(name: str, *, weights: str | None, **options: Any) -> nn.Module:
+    models = _package("torchvision").models
+    try:
+        model: nn.Module = models.get_model(name, weights=weights, **options)
+    except (KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise SpecError(f"torchvision model {name!r}: {_one_line(e)}; see torchvision.models.list_models()") from e
+    return model
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    """Load the tensors that the model has; those of a classifier may be left over.
+
+    Raises:
+        DataError: The file is missing or damaged, or lacks a tensor.
+    """
+    if not path.is_file():
+        raise DataError(f"task.network.checkpoint: {path} is missing; save the weights there as safetensors")
+    try:
+        state = parse_weights(storage.read_bytes(path))
+    except (SafetensorError, ValueError) as e:
+        raise DataError(f"{path}: not a safetensors file ({_one_line(e)}); save it again") from e
+    wanted = model.state_dict()
+    problem = states.difference(wanted, {name: tensor for name, tensor in state.items() if name in wanted})
+    if problem is not None:
+        raise DataError(f"{path}: {problem}; give the weights of task.network.model")
+    model.load_state_dict({name: state[name] for name in wanted})
 
 
 def _behead(body: nn.Module, name: str) -> int:

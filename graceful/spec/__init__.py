@@ -23,9 +23,10 @@ from graceful.spec.compatibility import (
     Weighting,
 )
 from graceful.spec.loading import load, parse
+from graceful.spec.networks import Network
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
 from graceful.spec.table import TableTask
-from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, NamedLearner, Network, PythonTask, Task
+from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, NamedLearner, PythonTask, Task
 from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
 from graceful.spec.tune import Final, Space, Tune
 

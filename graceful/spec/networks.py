@@ -1,9 +1,10 @@
-"""Networks that a spec names, beside graceful's own small ones. Runs in every process."""
+"""Networks that a spec names: graceful's own small ones, and those of other packages. Runs in every process."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,22 +15,26 @@ _REVISION = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-class TransformersNetwork(Adapted):
-    """A model of Hugging Face transformers for text, with a pooled embedding and a head on top."""
+class Network(Section):
+    """One of graceful's own small networks for images."""
 
-    kind: Literal["transformers"] = "transformers"
-    checkpoint: str
-    """A folder with config.json, tokenizer.json and model.safetensors, relative to the spec; or a hub id."""
-    revision: str | None = None
-    """Commit of the hub's repository, 40 hexadecimal digits, where `checkpoint` is a hub id; None: it is a folder."""
+    kind: Annotated[Literal["small"], Field(exclude_if=lambda kind: kind == "small")] = "small"
+    size: Literal["xs", "s2", "m"] = "xs"
+    """xs: two convolutions of 6 and 12 channels; s2: 12 and 24; m: 24 and 48."""
+    embedding: Annotated[int, Field(ge=2, le=4096)] = 64
+    """Length of the embedding that galleries store."""
+    head: Literal["linear", "cosine"] = "linear"
+    """linear: weights and bias; cosine: normalised weights times `scale`, for retrieval."""
+    scale: Positive = 16.0
+    """Scale of the cosine head; unused by the linear one."""
+
+
+class Pretrained(Section):
+    """What networks of other packages have in common: a body, an optional projection, a head."""
+
+    kind: str
     weights: Literal["pretrained", "random"] = "pretrained"
     """What the body starts from: the weights of the checkpoint, or random ones of the same shape."""
-    layers: Count | None = None
-    """Keep the first so many layers; None: all."""
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    """How tokens become one embedding. mean: of all but padding; cls: the first; last: the last that is no padding."""
-    max_length: Annotated[int, Field(ge=2, le=65_536)] = 128
-    """Tokens of a text; longer ones are cut."""
     projection: Annotated[int, Field(ge=2, le=65_536)] | None = None
     """Length of a linear projection after pooling; None: the embedding is what was pooled."""
     normalise: bool = False
@@ -39,7 +44,27 @@ class TransformersNetwork(Adapted):
     scale: Positive = 16.0
     """Scale of the cosine head; unused by the linear one."""
     freeze: Literal["nothing", "embeddings", "body"] = "nothing"
-    """Parameters that are not trained: none, the token embeddings, or everything below the projection and the head."""
+    """Parameters that are not trained: none, the embeddings of tokens or patches, or everything below the projection
+    and the head."""
+
+
+class TransformersNetwork(Adapted, Pretrained):
+    """A model of Hugging Face transformers for text or images, with a pooled embedding and a head on top."""
+
+    kind: Literal["transformers"] = "transformers"
+    checkpoint: str
+    """A folder with config.json, model.safetensors and, for text, tokenizer.json, for images,
+    preprocessor_config.json, relative to the spec; or a hub id."""
+    revision: str | None = None
+    """Commit of the hub's repository, 40 hexadecimal digits, where `checkpoint` is a hub id; None: it is a folder."""
+    layers: Count | None = None
+    """Keep the first so many layers; None: all."""
+    pooling: Literal["mean", "cls", "last", "map"] = "mean"
+    """How an embedding is made. mean: of all tokens but padding, of all patches, or over the map of a convolutional
+    network; cls: the first token; last: the last token that is no padding, for text; map: what the model's own pooler
+    gives, for images."""
+    max_length: Annotated[int, Field(ge=2, le=65_536)] = 128
+    """Tokens of a text; longer ones are cut. Unused for images."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
 
@@ -62,6 +87,61 @@ class TransformersNetwork(Adapted):
                 f"revision must be a commit of 40 hexadecimal digits, because branches move; got {self.revision!r}"
             )
         return self
+
+
+class ZooNetwork(Pretrained):
+    """What networks of timm and torchvision have in common."""
+
+    model: str
+    """Name of the model, as the package has it."""
+    checkpoint: str | None = None
+    """A folder with model.safetensors and, of timm's hub, config.json, relative to the spec; None: random weights."""
+    weights: Literal["pretrained", "random"] = "random"
+    """What the body starts from: the weights of the checkpoint, or random ones."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> ZooNetwork:
+        if self.weights == "pretrained" and self.checkpoint is None:
+            raise ValueError("weights: pretrained needs a checkpoint; name a folder with model.safetensors")
+        if self.freeze == "embeddings":
+            raise ValueError("freeze: embeddings is for models of transformers; write nothing or body")
+        return self
+
+
+class TimmNetwork(ZooNetwork):
+    """A model of timm for images, with a head on top."""
+
+    kind: Literal["timm"] = "timm"
+
+
+class TorchvisionNetwork(ZooNetwork):
+    """A classification model of torchvision for images, with another head on top."""
+
+    kind: Literal["torchvision"] = "torchvision"
+
+
+PretrainedImages = TransformersNetwork | TimmNetwork | TorchvisionNetwork
+"""Networks of other packages for images."""
+
+
+def is_pretrained(values: Any) -> bool:
+    """Return whether a task that is not validated yet names a network of another package."""
+    network = values.get("network") if isinstance(values, Mapping) else None
+    return isinstance(network, Pretrained) or (
+        isinstance(network, Mapping) and network.get("kind") in ("transformers", "timm", "torchvision")
+    )
+
+
+def require_image_network(network: Network | PretrainedImages, *, size: int | None) -> None:
+    """Refuse what a network cannot do with images.
+
+    Raises:
+        ValueError: No size for a small network, or pooling that is for text.
+    """
+    if isinstance(network, Network) and size is None:
+        raise ValueError("size must be a number of pixels for a small network; write size: 64")
+    if isinstance(network, TransformersNetwork) and network.pooling == "last":
+        raise ValueError("network.pooling: last is for text; write mean, cls or map for images")
 
 
 class Perceptron(Section):

@@ -85,6 +85,8 @@ class TableTask(Section):
                 raise ValueError("files has no train split; add files: {train: ...}")
         elif not self.files:
             raise ValueError("files must name at least one file")
+        if self.columns.text is not None and getattr(self.network, "pooling", None) == "map":
+            raise ValueError("network.pooling: map is for images; write mean, cls or last for text")
         if self.columns.text is not None and self.network.kind != "transformers":
             raise ValueError(
                 "columns.text needs a network for text; write network: {kind: transformers, checkpoint: FOLDER}"

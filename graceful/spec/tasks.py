@@ -8,21 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from graceful import addresses
-from graceful.sections import Positive, Section
+from graceful.sections import Section
+from graceful.spec.networks import Network, PretrainedImages, is_pretrained, require_image_network
 from graceful.spec.table import TableTask
-
-
-class Network(Section):
-    """One of graceful's own small networks."""
-
-    size: Literal["xs", "s2", "m"] = "xs"
-    """xs: two convolutions of 6 and 12 channels; s2: 12 and 24; m: 24 and 48."""
-    embedding: Annotated[int, Field(ge=2, le=4096)] = 64
-    """Length of the embedding that galleries store."""
-    head: Literal["linear", "cosine"] = "linear"
-    """linear: weights and bias; cosine: normalised weights times `scale`, for retrieval."""
-    scale: Positive = 16.0
-    """Scale of the cosine head; unused by the linear one."""
 
 
 class GlyphsTask(Section):
@@ -82,8 +70,9 @@ class ImageFolderTask(Section):
     """A local folder or s3://bucket/prefix. Without split folders, ids are split by their hash."""
     follow_links: Annotated[bool, Field(exclude_if=lambda follow: not follow)] = False
     """Take what links in a local root lead to outside it; false: such a link is refused."""
-    size: Annotated[int, Field(ge=8, le=1024)] = 64
-    """Images are resized to fit and centre-cropped to size x size."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = 64
+    """Images are resized to fit and centre-cropped to size x size; None: to the size that the checkpoint of `network`
+    was trained with, which is the default where `network` is of another package."""
     channels: Literal[1, 3] = 3
     """1: grey; 3: colour."""
     decode: Annotated[Literal["full", "reduced"], Field(exclude_if=lambda decode: decode == "full")] = "full"
@@ -95,10 +84,15 @@ class ImageFolderTask(Section):
     """Random horizontal flips in training."""
     classes: tuple[str, ...] | None = None
     """Class folders to use; None: all, sorted by name."""
-    network: Network = Network(size="s2")
+    network: Annotated[Network | PretrainedImages, Field(discriminator="kind")] = Network(size="s2")
     """The network that embeds and classifies."""
     learner: Learner = None
     """Makes network, batches and loss in place of `network`, `shift` and `flip`; None: a classifier."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_checkpoint(cls, values: Any) -> Any:
+        return {"size": None, **values} if is_pretrained(values) else values
 
     @field_validator("root")
     @classmethod
@@ -108,8 +102,13 @@ class ImageFolderTask(Section):
         return addresses.in_document(root) if addresses.is_remote(root) else root
 
     @model_validator(mode="after")
+    def _fitting(self) -> ImageFolderTask:
+        require_image_network(self.network, size=self.size)
+        return self
+
+    @model_validator(mode="after")
     def _visible(self) -> ImageFolderTask:
-        if self.shift >= self.size:
+        if self.size is not None and self.shift >= self.size:
             raise ValueError(
                 f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
             )

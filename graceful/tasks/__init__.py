@@ -29,6 +29,9 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
 _TOKENS = ("kind", "checkpoint", "revision", "max_length")
 """What of the network of a table its transform depends on: how texts become tokens."""
 
+_NUMBERS = ("kind", "model", "checkpoint", "revision", "weights")
+"""What of a network for images its transform depends on, where it is of another package: how images are scaled."""
+
 _TRANSFORM_VERSION = 1
 """Raised whenever a shipped transform changes its output, so that outputs cached before are not joined to it."""
 
@@ -91,6 +94,7 @@ def transform_digest(section: spec.Task) -> str:
         SpecError: A Python task's file cannot be read.
     """
     from graceful import spec
+    from graceful.spec.networks import Pretrained
     from graceful.storage import sha256_json
 
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
@@ -98,6 +102,8 @@ def transform_digest(section: spec.Task) -> str:
     parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind] if key in values})
     if isinstance(section, spec.TableTask):
         parts["network"] = {key: values["network"].get(key) for key in _TOKENS}
+    if isinstance(section, spec.ImageFolderTask) and isinstance(section.network, Pretrained):
+        parts["network"] = {key: values["network"].get(key) for key in _NUMBERS}
     if isinstance(section, spec.PythonTask):
         from graceful.tasks.python_task import source_digest
 

@@ -6,10 +6,11 @@ or with another decoding decodes them again as it was trained, so that each sees
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful.errors import DataError, SpecError
+from graceful.learners.images import ImageLearner, options_of
 from graceful.spec import ImageFolderTask
+from graceful.spec.networks import Pretrained
 from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
 from graceful.tasks.image_layout import label_of
 from graceful.tasks.image_listing import Image, Listing, ignored_files_note, list_images, pool
-from graceful.tasks.photos import Photo, cut, read_photo
+from graceful.tasks.photos import Frame, Photo, cut, read_photo
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -49,7 +52,11 @@ class ImageFolder:
     def __init__(self, section: ImageFolderTask) -> None:
         self._section = section
         self.augments = section.shift > 0 or section.flip
+        if isinstance(section.network, Pretrained):
+            self.learner = ImageLearner(section.network, options_of(section))
 
+    learner: ImageLearner
+    """Only where the network is of another package; else the task has none."""
     classes: tuple[str, ...]
     """Class folders, sorted by name, or those the section names, in its order; listed when first asked for."""
 
@@ -80,11 +87,20 @@ class ImageFolder:
         passed_over = self._listing.passed_over
         return (ignored_files_note(self._section.root, passed_over),) if passed_over else ()
 
+    def restored(self, assets: Mapping[str, Any]) -> ImageFolder:
+        """Return this task with the learner that has the assets of another version; this task stays as it is."""
+        task = copy.copy(self)
+        task.learner = self.learner.restored(assets)
+        return task
+
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """Build the section's network for [B, channels, size, size] inputs."""
         from graceful import models
 
-        shape = (self._section.channels, self._section.size, self._section.size)
+        if isinstance(self._section.network, Pretrained):
+            return self.learner.network(classes)
+        size = self._frame().size
+        shape = (self._section.channels, size, size)
         return models.build(self._section.network, classes=len(classes), input_shape=shape)
 
     def samples(self, split: Split) -> Samples:
@@ -107,19 +123,28 @@ class ImageFolder:
             labels=labels,
             classes=classes,
             groups=ids,
-            read=partial(_read, images, self._section.size, self._section.decode),
+            read=partial(_read, images, self._frame()),
             digest=split_digest(ids, labels, classes, list(pool().map(lambda image: image.tag(), images))),
         )
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
         """Photos, or Pillow's images -> float32 [B, channels, size, size] in [-1, 1]; augmented if there are views."""
-        pixels = np.stack(list(pool().map(partial(_pixels, self._section), items)))
+        if isinstance(self._section.network, Pretrained):
+            return self.learner.collate(items, views)
+        pixels = np.stack(list(pool().map(partial(_pixels, self._section.channels, self._frame()), items)))
         if views is not None:
             pixels = random_shift(pixels, views, self._section.shift, fill="edge")
             if self._section.flip:
                 pixels = random_flip(pixels, views)
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         return tensor.float() / 127.5 - 1.0
+
+    def _frame(self) -> Frame:
+        """Return how images become squares; a checkpoint is read for it where the network has one."""
+        if isinstance(self._section.network, Pretrained):
+            return self.learner.frame
+        assert self._section.size is not None, "a small network has a size"
+        return Frame(size=self._section.size, decode=self._section.decode)
 
     def _closed_set_images(self, split: Split) -> list[Image]:
         folders = self._listing.splits()
@@ -173,18 +198,13 @@ class ImageFolder:
             )
 
 
-def _read(
-    images: Sequence[Image], size: int, decode: Literal["full", "reduced"], positions: NDArray[np.int64]
-) -> list[Photo]:
-    read = partial(read_photo, size=size, decode=decode)
-    return list(pool().map(read, [images[position] for position in positions.tolist()]))
+def _read(images: Sequence[Image], frame: Frame, positions: NDArray[np.int64]) -> list[Photo]:
+    return list(pool().map(partial(read_photo, frame=frame), [images[position] for position in positions.tolist()]))
 
 
-def _pixels(section: ImageFolderTask, item: Photo | Picture) -> NDArray[np.uint8]:
+def _pixels(channels: int, frame: Frame, item: Photo | Picture) -> NDArray[np.uint8]:
     """Return [size, size, channels] pixels of one item."""
     from PIL import Image as Pillow
 
-    square = item.square(section.size, section.decode) if isinstance(item, Photo) else cut(item, section.size)
-    if section.channels == 3:
-        return square
-    return np.asarray(Pillow.fromarray(square).convert("L"))[:, :, None]
+    square = item.square(frame) if isinstance(item, Photo) else cut(item, frame)
+    return square if channels == 3 else np.asarray(Pillow.fromarray(square).convert("L"))[:, :, None]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 Decode = Literal["full", "reduced"]
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""In the order of Pillow's numbers for them."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "ICO")
 """What a file may hold, whatever its ending. Formats that Pillow gives to other programs (EPS) are not among them."""
 MARGIN = 3
@@ -54,20 +56,37 @@ _RAISED = (
 """What the decoders of Pillow 13 raise on damaged files: their `raise` statements, and 20,000 mutated images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """How an image becomes a square.
+
+    Attributes:
+        size: Side of the square in pixels.
+        decode: Whether large JPEGs may be decoded at a fraction of their size.
+        interpolation: How pixels are scaled; a method of Pillow in lower case.
+        crop: Share of the shorter side that is kept, around the middle.
+        stretch: Scale both sides to the square, whatever their ratio, and cut nothing off.
+    """
+
+    size: int
+    decode: Decode = "full"
+    interpolation: Interpolation = "bilinear"
+    crop: float = 1.0
+    stretch: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Photo:
     """One image of a batch.
 
     Attributes:
         image: Where it comes from.
-        size: Side of the square.
-        decode: How it was decoded.
+        frame: How it became a square.
         pixels: [size, size, 3] uint8.
     """
 
     image: Image
-    size: int
-    decode: Decode
+    frame: Frame
     pixels: NDArray[np.uint8]
 
     @property
@@ -75,13 +94,13 @@ class Photo:
         """Bytes of its pixels."""
         return self.pixels.nbytes
 
-    def square(self, size: int, decode: Decode) -> NDArray[np.uint8]:
-        """Return the pixels for another size or way to decode; the file is decoded again where these differ.
+    def square(self, frame: Frame) -> NDArray[np.uint8]:
+        """Return the pixels for another frame; the file is decoded again where it differs.
 
         Raises:
             DataError: It has become unreadable.
         """
-        return self.pixels if (size, decode) == (self.size, self.decode) else _square(self.image, size, decode)
+        return self.pixels if frame == self.frame else _square(self.image, frame)
 
     def thumbnail(self, longest: int) -> Picture:
         """Return the whole image, for people: its longer side has at most so many pixels.
@@ -94,26 +113,31 @@ class Photo:
             return picture
 
 
-def read_photo(image: Image, *, size: int, decode: Decode) -> Photo:
+def read_photo(image: Image, frame: Frame) -> Photo:
     """Decode one image and cut it to a square.
 
     Raises:
         DataError: Corrupt, truncated or absurdly large; names the file.
     """
-    return Photo(image=image, size=size, decode=decode, pixels=_square(image, size, decode))
+    return Photo(image=image, frame=frame, pixels=_square(image, frame))
 
 
-def cut(picture: Picture, size: int) -> NDArray[np.uint8]:
-    """Return [size, size, 3]: scaled until both sides cover the square, the middle kept."""
+def cut(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
+    """Return [size, size, 3]: scaled until both sides cover the square, the middle kept; or as the frame says."""
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    return np.asarray(ImageOps.fit(picture, (size, size), method=Pillow.Resampling.BILINEAR).convert("RGB"))
+    method, shape = Pillow.Resampling[frame.interpolation.upper()], (frame.size, frame.size)
+    if frame.stretch:
+        return np.asarray(picture.convert("RGB").resize(shape, resample=method))
+    border = (1.0 - frame.crop) / 2.0
+    return np.asarray(ImageOps.fit(picture, shape, method=method, bleed=border).convert("RGB"))
 
 
-def _square(image: Image, size: int, decode: Decode) -> NDArray[np.uint8]:
-    with _decoded(image, least=MARGIN * size if decode == "reduced" else None) as picture:
-        return cut(picture, size)
+def _square(image: Image, frame: Frame) -> NDArray[np.uint8]:
+    least = round(MARGIN * frame.size / frame.crop) if frame.decode == "reduced" else None
+    with _decoded(image, least=least) as picture:
+        return cut(picture, frame)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

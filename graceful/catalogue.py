@@ -124,10 +124,12 @@ def _change(name: str, better: Better, *, retrieval: bool = False) -> Metric:
     return Metric(name=name, about=About.ANCESTOR, better=better, lowest=-1.0, unit="points", retrieval=retrieval)
 
 
+_RANKING = ("recall_at_1", "recall_at_10", "mrr", "ndcg_at_10", "map")
+"""Ends of the names of what is measured of a search."""
+
 _ENTRIES = (
     _version("error_rate", Better.LOWER),
-    _version("self_test_recall_at_1", Better.HIGHER, retrieval=True),
-    _version("self_test_map", Better.HIGHER, retrieval=True),
+    *(_version(f"self_test_{name}", Better.HIGHER, retrieval=True) for name in _RANKING),
     _chain("chain_max_nfr"),
     _chain("chain_mean_nfr"),
     _chain("usage_weighted_nfr", measured=False),
@@ -149,12 +151,10 @@ _ENTRIES = (
     _ancestor("old_error_rate", Better.EITHER),
     _change("error_rate_change", Better.LOWER),
     _ancestor("shared_class_coverage", Better.HIGHER),
-    _ancestor("cross_test_recall_at_1", Better.HIGHER, retrieval=True),
-    _ancestor("cross_test_map", Better.HIGHER, retrieval=True),
+    *(_ancestor(f"cross_test_{name}", Better.HIGHER, retrieval=True) for name in _RANKING),
     _change("cross_test_gain_recall_at_1", Better.HIGHER, retrieval=True),
     _change("cross_test_gain_map", Better.HIGHER, retrieval=True),
-    _ancestor("old_old_recall_at_1", Better.EITHER, retrieval=True),
-    _ancestor("old_old_map", Better.EITHER, retrieval=True),
+    *(_ancestor(f"old_old_{name}", Better.EITHER, retrieval=True) for name in _RANKING),
     _ancestor("retrieval_nfr", Better.LOWER, retrieval=True),
     _ancestor("retrieval_nfr_backfilled", Better.LOWER, retrieval=True),
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from graceful.errors import DataError
 from graceful.metrics.intervals import Evidence, paired_difference, proportion
 from graceful.metrics.join import require_same_ids
-from graceful.metrics.retrieval import Embeddings, Ranking, mean_average_precision, rank, recall_at_k
+from graceful.metrics.retrieval import Embeddings, Ranking, measured, rank
 from graceful.report import Measurement
 
 Side = Literal["queries", "gallery"]
@@ -192,8 +192,9 @@ def compare_retrieval(
         seed: Seed of the draws.
 
     Returns:
-        `cross_test_*` and `old_old_*` `recall_at_1` and `map`; `cross_test_gain_*`, their paired differences, on which
-        the strict criterion (above 0) is put; `retrieval_nfr` on the old gallery; `retrieval_nfr_backfilled`.
+        `cross_test_*` and `old_old_*` with the names of `measured`; `cross_test_gain_*`, paired differences of two of
+        them, on which the strict criterion (above 0) is put; `retrieval_nfr` on the old gallery, and
+        `retrieval_nfr_backfilled`.
 
     Raises:
         DataError: Ids do not join, labels differ, or duplicates conflict.
@@ -203,8 +204,8 @@ def compare_retrieval(
     cross = rank_between(new_queries, old_gallery, older="gallery")
     measurements = _gain(old_old, cross, draws=draws, seed=seed)
     for name, ranking in (("cross_test", cross), ("old_old", old_old)):
-        measurements[f"{name}_recall_at_1"] = recall_at_k(ranking, draws=draws, seed=seed)
-        measurements[f"{name}_map"] = mean_average_precision(ranking, draws=draws, seed=seed)
+        values = measured(ranking, draws=draws, seed=seed)
+        measurements |= {f"{name}_{ending}": value for ending, value in values.items()}
     measurements["retrieval_nfr"] = retrieval_nfr(old_old, cross, state="old gallery", draws=draws, seed=seed)
     if new_gallery is not None:
         new_gallery, _ = same_samples(new_gallery, old_gallery, "gallery")

@@ -1,4 +1,4 @@
-"""Retrieval by nearest neighbour: recall (CMC), mean average precision, per query. Runs in driver and workers, NumPy.
+"""Retrieval by nearest neighbour: recall (CMC), reciprocal rank, average precision, NDCG. Driver and workers, NumPy.
 
 Ranking is by cosine similarity, computed in double precision and rounded to 2^-24 (the resolution of fp32), then by
 gallery id: equal similarities are equal, and the order does not depend on how the work is split, on threads, or on the
@@ -8,7 +8,9 @@ not grow with queries x gallery.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,8 +19,11 @@ from numpy.typing import NDArray
 from graceful.errors import DataError
 from graceful.metrics.intervals import Evidence, proportion, statistic
 from graceful.metrics.join import encode, sorted_unique
+from graceful.metrics.judgments import Judgments
 from graceful.report import Measurement
 
+DEPTH = 10
+"""Results that NDCG and recall beyond the first look at."""
 _CELLS = 4_000_000
 _LOW = np.uint64(0xFFFFFFFF)
 _UNREACHABLE = 0xFFFFFFFE
@@ -37,12 +42,14 @@ class Embeddings:
         labels: [N] class names, in one space for queries and gallery.
         vectors: [N, d]; need not be normalised. A row with NaN or infinity is never found and never right.
         groups: [N] what belongs together; None: independent ids.
+        judgments: Of queries, which items answer them; None: those of the same label.
     """
 
     ids: NDArray[Any]
     labels: NDArray[Any]
     vectors: NDArray[np.floating[Any]]
     groups: NDArray[Any] | None = None
+    judgments: Judgments | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.shape[1] == 0:
@@ -68,14 +75,14 @@ class Embeddings:
         columns = {"labels": self.labels, "vectors": self.vectors, "groups": self.groups}
         rows = sorted_unique(self.ids, columns, where=where)
         groups = None if self.groups is None else self.groups[rows]
-        return type(self)(ids=self.ids[rows], labels=self.labels[rows], vectors=self.vectors[rows], groups=groups)
+        return replace(self, ids=self.ids[rows], labels=self.labels[rows], vectors=self.vectors[rows], groups=groups)
 
     def aligned(self, size: int) -> Self:
         """Return the vectors cut, or padded with zeros, to `size` components."""
         vectors = self.vectors[:, :size]
         if self.size < size:
             vectors = np.pad(vectors, ((0, 0), (0, size - self.size)))
-        return type(self)(ids=self.ids, labels=self.labels, vectors=vectors, groups=self.groups)
+        return replace(self, vectors=vectors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +92,10 @@ class Ranking:
     Attributes:
         ids: [Q]
         groups: [Q] or None.
-        positives: [Q] gallery items that share the label, the query itself left out; 0: excluded from the averages.
+        positives: [Q] gallery items that answer the query, itself left out; 0: excluded from the averages.
         first_hit: [Q] int64, rank of the first positive, from 1; `NEVER` where there is none.
         average_precision: [Q] precision at each hit, averaged over the positives; NaN where there are none.
+        gain: [Q] normalised discounted cumulative gain of the first ten results; NaN where there are no positives.
         not_finite: [Q] the query vector is not finite; counts as wrong.
     """
 
@@ -96,6 +104,7 @@ class Ranking:
     positives: NDArray[np.int64]
     first_hit: NDArray[np.int64]
     average_precision: NDArray[np.float64]
+    gain: NDArray[np.float64]
     not_finite: NDArray[np.bool_]
 
     @property
@@ -137,17 +146,16 @@ def rank(queries: Embeddings, gallery: Embeddings) -> Ranking:
         )
     if len(gallery) == 0:
         raise DataError("gallery: is empty; give at least one item")
-    table: dict[Any, int] = {}
-    query_labels, gallery_labels = encode(table, queries.labels), encode(table, gallery.labels)
+    relevance = _relevance(queries, gallery)
     query_columns = _query_columns(queries.ids, gallery.ids)
     query_vectors, gallery_vectors = normalised(queries.vectors), normalised(gallery.vectors)
     step = max(1, _CELLS // len(gallery))
-    chunks = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))]
+    chunks = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))]
     for start in range(0, len(queries), step):
-        rows = slice(start, start + step)
-        scores = query_vectors[rows] @ gallery_vectors.T
-        chunks.append(_rank_chunk(scores, query_columns[rows], query_labels[rows], gallery_labels))
-    positives, first_hit, precision = (np.concatenate(column) for column in zip(*chunks, strict=True))
+        stop = min(start + step, len(queries))
+        scores = query_vectors[start:stop] @ gallery_vectors.T
+        chunks.append(_rank_chunk(scores, query_columns[start:stop], partial(relevance, start, stop)))
+    positives, first_hit, precision, gain = (np.concatenate(column) for column in zip(*chunks, strict=True))
     broken = ~np.isfinite(query_vectors.sum(axis=1))
     wrong = broken & (positives > 0)
     return Ranking(
@@ -156,8 +164,23 @@ def rank(queries: Embeddings, gallery: Embeddings) -> Ranking:
         positives=positives,
         first_hit=np.where(wrong, NEVER, first_hit),
         average_precision=np.where(wrong, 0.0, precision),
+        gain=np.where(wrong, 0.0, gain),
         not_finite=np.asarray(broken),
     )
+
+
+Relevance = Callable[[int, int, NDArray[np.int64]], NDArray[np.int64]]
+"""First query, last query (not included), order of the gallery for each [B, G] -> grades in that order [B, G]."""
+
+
+def _relevance(queries: Embeddings, gallery: Embeddings) -> Relevance:
+    """Return what grades the items of a gallery, both with sorted ids: judgments, or equal labels as 1."""
+    if queries.judgments is not None:
+        grid = queries.judgments.grid(queries.ids, gallery.ids)
+        return lambda start, stop, order: np.take_along_axis(grid.block(start, stop), order, axis=1)
+    table: dict[Any, int] = {}
+    query_labels, gallery_labels = encode(table, queries.labels), encode(table, gallery.labels)
+    return lambda start, stop, order: (gallery_labels[order] == query_labels[start:stop, None]).astype(np.int64)
 
 
 def _query_columns(query_ids: NDArray[Any], gallery_ids: NDArray[Any]) -> NDArray[np.int64]:
@@ -179,10 +202,9 @@ def normalised(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def _rank_chunk(
     scores: NDArray[np.float64],
     query_columns: NDArray[np.int64],
-    query_labels: NDArray[np.int64],
-    gallery_labels: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return positives, rank of the first hit and average precision of each row of similarities.
+    grades_in: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return positives, rank of the first hit, average precision and gain of each row of similarities.
 
     One key per (query, item) has the distance in its high bits and the item's position, which is the order of the
     gallery ids, in its low bits; after sorting the keys, hits are read off in rank order.
@@ -191,17 +213,35 @@ def _rank_chunk(
     keys = (_distances(scores) << np.uint64(32)) | np.arange(scores.shape[1], dtype=np.uint64)
     keys[rows[in_gallery], query_columns[in_gallery]] |= _ITSELF
     keys.sort(axis=1)
-    hits = gallery_labels[(keys & _LOW).astype(np.int64)] == query_labels[:, None]
-    hits[in_gallery, -1] = False
-    positives = hits.sum(axis=1)
-    row, column = np.nonzero(hits & (keys < np.uint64(_UNREACHABLE << 32)))
+    grades = grades_in((keys & _LOW).astype(np.int64))
+    grades[in_gallery, -1] = 0
+    positives = (grades > 0).sum(axis=1)
+    row, column = np.nonzero((grades > 0) & (keys < np.uint64(_UNREACHABLE << 32)))
     hit_counts = np.bincount(row, minlength=len(scores))
     start = np.cumsum(hit_counts) - hit_counts
     hit_numbers = np.arange(len(row)) - start[row] + 1
     precision = hit_numbers / (column + 1.0)
     first_hit = np.full(len(scores), NEVER, dtype=np.int64)
     first_hit[hit_counts > 0] = column[start[hit_counts > 0]] + 1
-    return positives, first_hit, _averaged(row, precision, positives)
+    gain = _gain(row, column, grades[row, column], ideal=_ideal_gain(grades))
+    return positives, first_hit, _averaged(row, precision, positives), gain
+
+
+def _gain(
+    row: NDArray[np.int64], column: NDArray[np.int64], grades: NDArray[np.int64], *, ideal: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the normalised discounted cumulative gain of each query: sum of grade / log2(rank + 1), over the ideal."""
+    near = column < DEPTH
+    total = np.bincount(row[near], weights=grades[near] / np.log2(column[near] + 2.0), minlength=len(ideal))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(ideal > 0, total / ideal, np.nan))
+
+
+def _ideal_gain(grades: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the gain of each query if its best items came first."""
+    depth = min(DEPTH, grades.shape[1])
+    best = -np.sort(np.partition(-grades, depth - 1, axis=1)[:, :depth], axis=1)
+    return np.asarray((best / np.log2(np.arange(depth) + 2.0)).sum(axis=1))
 
 
 def _averaged(
@@ -233,8 +273,26 @@ def mean_average_precision(ranking: Ranking, *, draws: int = 1000, seed: int = 0
         draws: Bootstrap draws.
         seed: Seed of the draws.
     """
-    values = ranking.average_precision[ranking.judged]
-    columns = np.stack([values, np.ones_like(values)], axis=1)
+    return _mean(ranking.average_precision, ranking, draws=draws, seed=seed)
+
+
+def mean_reciprocal_rank(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> Measurement:
+    """Return the mean over queries of 1 / rank of the first positive; arguments as of `mean_average_precision`."""
+    found = ranking.first_hit < NEVER
+    return _mean(np.where(found, 1.0 / ranking.first_hit, 0.0), ranking, draws=draws, seed=seed)
+
+
+def ndcg(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> Measurement:
+    """Return the mean over queries of the normalised discounted cumulative gain of the first ten results.
+
+    A result's gain is its grade, 1 where labels decide; arguments as of `mean_average_precision`.
+    """
+    return _mean(ranking.gain, ranking, draws=draws, seed=seed)
+
+
+def _mean(values: NDArray[np.float64], ranking: Ranking, *, draws: int, seed: int) -> Measurement:
+    judged = values[ranking.judged]
+    columns = np.stack([judged, np.ones_like(judged)], axis=1)
     return statistic(
         columns,
         lambda sums: np.asarray(sums[..., 0] / sums[..., 1]),
@@ -244,10 +302,18 @@ def mean_average_precision(ranking: Ranking, *, draws: int = 1000, seed: int = 0
     )
 
 
-def self_test(queries: Embeddings, gallery: Embeddings, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
-    """Search a version's own gallery: `self_test_recall_at_1` and `self_test_map`."""
-    ranking = rank(queries, gallery)
+def measured(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
+    """Return what a report says of one ranking, by the end of the metric's name."""
     return {
-        "self_test_recall_at_1": recall_at_k(ranking, draws=draws, seed=seed),
-        "self_test_map": mean_average_precision(ranking, draws=draws, seed=seed),
+        "recall_at_1": recall_at_k(ranking, draws=draws, seed=seed),
+        "recall_at_10": recall_at_k(ranking, DEPTH, draws=draws, seed=seed),
+        "mrr": mean_reciprocal_rank(ranking, draws=draws, seed=seed),
+        "ndcg_at_10": ndcg(ranking, draws=draws, seed=seed),
+        "map": mean_average_precision(ranking, draws=draws, seed=seed),
     }
+
+
+def self_test(queries: Embeddings, gallery: Embeddings, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
+    """Search a version's own gallery: `self_test_recall_at_1` and the other names of `measured`."""
+    ranking = rank(queries, gallery)
+    return {f"self_test_{name}": value for name, value in measured(ranking, draws=draws, seed=seed).items()}

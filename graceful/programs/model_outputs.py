@@ -134,4 +134,5 @@ def embeddings_of(samples: Samples, outputs: SplitOutputs) -> retrieval.Embeddin
         labels=np.asarray(samples.classes)[samples.labels],
         vectors=outputs.embeddings,
         groups=np.asarray(samples.groups),
+        judgments=samples.judgments,
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from graceful.errors import DataError
 from graceful.learners.batch import Batch
+from graceful.metrics.judgments import Judgments
 from graceful.tasks.hashing import split_digest
 from graceful.tasks.names import Column, Names
 
@@ -35,7 +36,8 @@ class Samples:
         classes: Names of the labels; in query and gallery splits they may be classes no model was trained on.
         groups: [N] strings: what belongs together (typeface, person, user); intervals are drawn over groups.
         read: Positions [B] -> B raw items in that order, whatever `Task.transform` takes (array, tensor, list).
-        digest: SHA-256 over ids, labels and content.
+        digest: SHA-256 over ids, labels and content, and judgments where there are some.
+        judgments: Of a query split, which items of the gallery answer which query; None: those of the same label.
 
     Raises:
         DataError: Lengths differ, ids repeat, a label is no index or has no class, a name is no text, `read` cannot be
@@ -48,6 +50,7 @@ class Samples:
     groups: Column
     read: Callable[[NDArray[np.int64]], Any]
     digest: str
+    judgments: Judgments | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:

@@ -65,6 +65,16 @@ def ranked_hits(
     return [label == query[1] for _, label, _ in others]
 
 
+def gain(grades: Sequence[int], depth: int = 10) -> float | None:
+    """Normalised discounted cumulative gain of grades in rank order."""
+
+    def discounted(ranked: Sequence[int]) -> float:
+        return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(ranked[:depth], start=1))
+
+    ideal = discounted(sorted(grades, reverse=True))
+    return discounted(grades) / ideal if ideal else None
+
+
 def average_precision(hits: Flags) -> float | None:
     positions = [position for position, hit in enumerate(hits, start=1) if hit]
     precisions = [number / position for number, position in enumerate(positions, start=1)]

@@ -12,16 +12,15 @@ from graceful.constraints import COMPARISON_METRICS, OWN_METRICS, UNMEASURED, Co
 from graceful.errors import SpecError
 from graceful.report import Comparison, Measurement, Report
 
-DESCRIBES_THE_OLD = ("old_error_rate", "old_old_recall_at_1", "old_old_map")
+SEARCHES = ("recall_at_1", "recall_at_10", "mrr", "ndcg_at_10", "map")
+DESCRIBES_THE_OLD = ("old_error_rate", *(f"old_old_{name}" for name in SEARCHES))
 HIGHER = (
-    "self_test_recall_at_1",
-    "self_test_map",
+    *(f"self_test_{name}" for name in SEARCHES),
     "positive_flip_rate",
     "backward_trust",
     "backward_error",
     "shared_class_coverage",
-    "cross_test_recall_at_1",
-    "cross_test_map",
+    *(f"cross_test_{name}" for name in SEARCHES),
     "cross_test_gain_recall_at_1",
     "cross_test_gain_map",
 )

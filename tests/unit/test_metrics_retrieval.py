@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
 
 from graceful.errors import DataError
 from graceful.metrics import retrieval
-from graceful.metrics.retrieval import NEVER, Embeddings, mean_average_precision, rank, recall_at_k, self_test
+from graceful.metrics.judgments import Judgments
+from graceful.metrics.retrieval import (
+    NEVER,
+    Embeddings,
+    mean_average_precision,
+    mean_reciprocal_rank,
+    rank,
+    recall_at_k,
+    self_test,
+)
 from graceful.metrics.verification import pair_scores, threshold_at
 from tests.support import metric_oracles as oracle
 
@@ -48,6 +59,53 @@ def test_every_query_equals_brute_force(seed: int, queries: int, gallery: int, s
             assert np.isnan(found.average_precision[row])
         else:
             assert found.average_precision[row] == pytest.approx(expected, abs=1e-12)
+            assert found.gain[row] == pytest.approx(oracle.gain(list(map(int, hits))), abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 25))
+def test_judgments_decide_in_place_of_labels(seed: int, queries: int, gallery: int) -> None:
+    """Judgments of ids that are not there, and of grade 0, count for nothing."""
+    rng = np.random.default_rng(seed)
+    left, right = drawn(seed, queries, prefix="q"), drawn(seed + 1, gallery, prefix="g")
+    pairs = {
+        (f"q{rng.integers(queries + 2):03d}", f"g{rng.integers(gallery + 2):03d}"): int(rng.integers(4))
+        for _ in range(40)
+    }
+    judgments = Judgments(
+        queries=np.array([query for query, _ in pairs]),
+        items=np.array([item for _, item in pairs]),
+        grades=np.array(list(pairs.values())),
+    )
+    found = rank(replace(left, judgments=judgments), right)
+    for row, name in enumerate(found.ids.tolist()):
+        vector = left.vectors[left.ids.tolist().index(name)]
+        order = sorted(items(right), key=lambda item: (-round(oracle.cosine(vector, item[2]), 7), item[0]))
+        grades = [pairs.get((name, item), 0) for item, _, _ in order]
+        expected = oracle.gain(grades)
+        assert found.positives[row] == sum(grade > 0 for grade in grades)
+        if expected is None:
+            assert np.isnan(found.gain[row])
+        else:
+            assert found.gain[row] == pytest.approx(expected, abs=1e-12)
+            first = next(rank for rank, grade in enumerate(grades, start=1) if grade)
+            assert found.first_hit[row] == first
+
+
+def test_ndcg_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    left, right = drawn(5, 20, prefix="q"), drawn(6, 40, prefix="g")
+    grades = rng.integers(0, 4, (20, 40))
+    row, column = np.nonzero(grades)
+    judgments = Judgments(queries=left.ids[row], items=right.ids[column], grades=grades[row, column])
+    found = self_test(replace(left, judgments=judgments), right, draws=10)
+    scores = [[oracle.cosine(query, item) for item in right.vectors] for query in left.vectors]
+    assert found["self_test_ndcg_at_10"].value == pytest.approx(ndcg_score(grades, scores, k=10), abs=1e-12)
+
+
+def test_a_negative_grade_is_refused_with_its_pair() -> None:
+    with pytest.raises(DataError, match="query 'q1' and item 'g1' must be 0 or more, got -1"):
+        Judgments(queries=np.array(["q1"]), items=np.array(["g1"]), grades=np.array([-1]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,7 +202,7 @@ def test_vectors_must_fit_and_the_gallery_must_hold_something() -> None:
 
 def test_no_queries_are_undefined() -> None:
     found = self_test(embedded(np.ones((0, 2)), ""), embedded(np.ones((1, 2)), "a"))
-    assert [measurement.value for measurement in found.values()] == [None, None]
+    assert [measurement.value for measurement in found.values()] == [None] * 5
 
 
 def test_a_hand_computed_ranking() -> None:
@@ -153,6 +211,8 @@ def test_a_hand_computed_ranking() -> None:
     found = rank(embedded([[1, 0]], "a", prefix="q"), gallery)
     assert found.first_hit.tolist() == [2]
     assert found.average_precision.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2])
+    assert mean_reciprocal_rank(found).value == pytest.approx(1 / 2)
+    assert recall_at_k(found, 10).value == 1.0
 
 
 def test_aligning_cuts_or_pads() -> None:

@@ -33,6 +33,7 @@ from graceful.training.job import WEIGHTS, write_weights
 from graceful.training.plain import unused_parameters
 from graceful.training.rates import parameter_groups
 from graceful.training.sampler import Sampler
+from graceful.training.weights import sample_weights
 
 FEW = 2
 """Samples of the rehearsed step: batch normalisation needs two, and more tell nothing else."""
@@ -63,6 +64,7 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
         world_size=workers,
         seed=spec.train.seed,
     ).slice_size
+    sample_weights(train, spec.train.class_weights)  # refuses weights of classes that the task does not have
     positions = np.unique(np.linspace(0, len(train) - 1, num=min(slice_size, FEW)).astype(np.int64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.train.seed)

@@ -27,13 +27,14 @@ from graceful.spec.networks import Network
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
 from graceful.spec.table import TableTask
 from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, NamedLearner, PythonTask, Task
-from graceful.spec.training import AdamW, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
+from graceful.spec.training import AdamW, ClassWeights, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
 from graceful.spec.tune import Final, Space, Tune
 
 __all__ = [
     "NAME",
     "AdamW",
     "Adaptive",
+    "ClassWeights",
     "Compatibility",
     "Count",
     "Decay",

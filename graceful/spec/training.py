@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from graceful.sections import Count, Fraction, Positive, Section
 
@@ -74,6 +76,9 @@ class TorchEngine(Section):
 Engine = Annotated[DeepSpeedEngine | TorchEngine, Field(discriminator="kind")]
 
 
+ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(ge=0.0)]]
+
+
 class Train(Section):
     """How the network is optimised."""
 
@@ -108,8 +113,24 @@ class Train(Section):
     start: Annotated[Literal["random", "latest"], Field(exclude_if=lambda start: start == "random")] = "random"
     """Initial weights. latest: those of the latest predecessor, which must have the same network; classes are matched
     by name, new ones start at random. Reference runs start there too."""
+    class_weights: Annotated[ClassWeights | None, Field(exclude_if=lambda weights: weights is None)] = None
+    """What samples of a class count in the task's loss: balanced, so that all classes count the same, or factors by
+    name (1 for those left out). They are divided by their mean over the training samples. None: all samples alike."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights, the order of samples and the augmentation."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _balanced_or_by_name(cls, weights: Any) -> Any:
+        if weights is None or weights == "balanced":
+            return weights
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"must be balanced, or factors by class such as {{spam: 2}}, got {weights!r:.40}")
+        for name, factor in weights.items():
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if not number or not 0.0 <= factor < math.inf:
+                raise ValueError(f"factor of class {name!r} must be a number from 0 on, got {factor!r:.40}")
+        return weights
 
 
 LIMITS = {"timeout", "max_failures", "checkpoint_every"}

@@ -38,6 +38,7 @@ class Samples:
         read: Positions [B] -> B raw items in that order, whatever `Task.transform` takes (array, tensor, list).
         digest: SHA-256 over ids, labels and content, and judgments where there are some.
         judgments: Of a query split, which items of the gallery answer which query; None: those of the same label.
+        weights: [N] what each sample counts in the task's loss when it is trained on, at least 0; None: all the same.
 
     Raises:
         DataError: Lengths differ, ids repeat, a label is no index or has no class, a name is no text, `read` cannot be
@@ -51,6 +52,7 @@ class Samples:
     read: Callable[[NDArray[np.int64]], Any]
     digest: str
     judgments: Judgments | None = None
+    weights: NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:
@@ -61,6 +63,7 @@ class Samples:
             if isinstance(column, np.ndarray) and column.dtype.hasobject:  # as pandas gives texts
                 object.__setattr__(self, name, _strings(name, column))
         _require_columns(self.ids, self.labels, self.groups)
+        _require_weights(self.weights, len(self.labels))
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         if isinstance(self.ids, np.ndarray):
             _require_distinct(self.ids)
@@ -177,6 +180,17 @@ def _require_columns(ids: Column, labels: NDArray[Any], groups: Column) -> None:
     if not len(ids) == len(labels) == len(groups):
         counts = f"{len(ids)} ids, {len(labels)} labels, {len(groups)} groups"
         raise DataError(f"{MESSAGE_PREFIX}{counts}; give one of each for each sample")
+
+
+def _require_weights(weights: object, count: int) -> None:
+    """Refuse weights that are no numbers from 0 on; a mapped file was looked at by whoever wrote it."""
+    if weights is None or isinstance(weights, np.memmap):
+        return
+    if not isinstance(weights, np.ndarray) or weights.shape != (count,) or weights.dtype.kind != "f":
+        raise DataError(f"{MESSAGE_PREFIX}weights must be an array [{count}] of floating-point numbers or None")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0.0)))
+    if len(bad):
+        raise DataError(f"{MESSAGE_PREFIX}weight {weights[bad[0]]} of sample {bad[0]}; must be a number from 0 on")
 
 
 def _require_distinct(ids: NDArray[np.str_]) -> None:

@@ -28,6 +28,7 @@ from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
 from graceful.training.sampler import Order
 from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, opened
+from graceful.training.weights import SampleWeights, sample_weights
 
 
 class Slice(NamedTuple):
@@ -39,6 +40,7 @@ class Slice(NamedTuple):
     old: tuple[OldOutputs | None, ...]
     reference: OldOutputs | None
     merged: Mapping[str, Merged]
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Materials:
         reference: Mean of the reference runs.
         views: Epochs cycle through so many views; None: every epoch has its own.
         seed: Of the views.
+        weights: What each sample counts in the task's loss; None: all the same.
         device: Where slices go.
     """
 
@@ -68,6 +71,7 @@ class Materials:
     views: int | None
     seed: int
     device: torch.device
+    weights: SampleWeights | None = None
 
     @property
     def versions(self) -> tuple[OldVersion, ...]:
@@ -85,16 +89,18 @@ class Materials:
         views = view_numbers(self.train.ids[positions], self.seed, index) if self.task.augments else None
         items = self.train.read(positions)
         reference = self.reference.fetch(positions, items, views, index) if self.reference else None
+        labels, weights = self.train.labels[positions], self.weights
         return Slice(
             positions=positions,
             batch=to_device(self.learner.collate(items, views), self.device),
-            labels=torch.from_numpy(self.train.labels[positions]).to(self.device),
+            labels=torch.from_numpy(labels).to(self.device),
             old=tuple(
                 predecessor.outputs.fetch(positions, items, views, index) if predecessor.read else None
                 for predecessor in self.chain
             ),
             reference=reference,
             merged={term.group.key: term.mixture.fetch(positions, views, index) for term in self.merged},
+            weights=None if weights is None else weights.of(positions, labels).to(self.device),
         )
 
     def remix(self, strengths: Mapping[str, float]) -> None:
@@ -157,6 +163,7 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         views=compatibility.targets.views if keyed else None,
         seed=job.effective_seed,
         device=device,
+        weights=sample_weights(train, job.spec.train.class_weights),
     )
 
 

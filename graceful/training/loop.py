@@ -173,6 +173,7 @@ class Loop:
                 batch_slice.reference,
                 batch_slice.merged,
                 batch=batch_slice.batch,
+                weights=batch_slice.weights,
             )
             names = ["total", *value.parts]
             numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])

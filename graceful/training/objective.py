@@ -165,6 +165,7 @@ class Objective:
         merged: Mapping[str, Merged] | None = None,
         *,
         batch: Any = None,
+        weights: Tensor | None = None,
     ) -> ObjectiveValue:
         """Compute the loss of one batch; no value leaves the device.
 
@@ -176,6 +177,7 @@ class Objective:
             reference: Mean logits of the reference runs, [B, C] in the new version's class order.
             merged: One per group, by its key.
             batch: What the outputs were made of, for the task's loss.
+            weights: [B] what each sample counts in the task's loss; None: all the same.
 
         Raises:
             ValueError: `old`, `merged` or `reference` is missing or was not asked for.
@@ -185,7 +187,7 @@ class Objective:
         exact = Outputs(accurate(outputs.embedding), accurate(outputs.logits), outputs.mask)
         outputs, mask = filled(exact, 0.0), outputs.mask
         losses = self._task_loss(outputs, batch, labels)
-        values = self._values(losses, self._pairs(outputs, labels, old), mask=mask)
+        values = self._values(losses, self._pairs(outputs, labels, old), mask=mask, weights=weights)
         for group, columns in self._groups:
             values[group.key] = group.value(outputs, merged[group.key], columns=columns)
         if self._compatibility.reference is not None and reference is not None:
@@ -193,8 +195,8 @@ class Objective:
             distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)
             present = reference.present if mask is None else reference.present & mask
             values["reference"] = weighted_mean(distances, participates=present)
-        weights = self.weights
-        total = torch.stack([weights[key] * value for key, value in values.items()]).sum()
+        factors = self.weights
+        total = torch.stack([factors[key] * value for key, value in values.items()]).sum()
         hits = outputs.logits.detach().argmax(-1) == labels
         correct = (hits if mask is None else hits & mask).sum()
         return ObjectiveValue(
@@ -262,8 +264,12 @@ class Objective:
             if index in self._used
         }
 
-    def _values(self, losses: Tensor, pairs: Mapping[int, Pair], *, mask: Tensor | None) -> dict[str, Tensor]:
-        values = {"task": weighted_mean(losses, weights=self._task_weights(pairs), participates=mask)}
+    def _values(
+        self, losses: Tensor, pairs: Mapping[int, Pair], *, mask: Tensor | None, weights: Tensor | None
+    ) -> dict[str, Tensor]:
+        emphasis = self._task_weights(pairs)
+        both = weights if emphasis is None or weights is None else emphasis * weights
+        values = {"task": weighted_mean(losses, weights=emphasis if both is None else both, participates=mask)}
         means = self._focus_means(pairs)
         for term in self._terms:
             values[term.key] = value(term, pairs[term.index], mean=means.get(term.key))

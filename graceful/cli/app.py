@@ -59,9 +59,10 @@ def graceful(context: click.Context) -> None:
 def init(data: Path, out: Path, force: bool, output: str, **answers: Any) -> int:
     """Look at DATA and write the first spec of a model family.
 
-    DATA is a folder with one folder of images for each class, or rows: a Parquet, CSV or JSON lines file, or
-    a folder of them. On a terminal, what cannot be known is asked, three questions at most; elsewhere the
-    guesses are taken. The spec is valid: `graceful refresh` and `graceful plan` take it as it is.
+    DATA is a folder with one folder of images for each class; or rows: a Parquet, CSV or JSON lines file, or
+    a folder of them; or WebDataset shards: a tar file, a folder of them, or a pattern. On a terminal, what cannot
+    be known is asked, three questions at most; elsewhere the guesses are taken. The spec is valid: `graceful
+    refresh` and `graceful plan` take it as it is.
 
     \b
     Example:

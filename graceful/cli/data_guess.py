@@ -1,7 +1,8 @@
-"""What lies in a folder or a file that somebody wants to learn from: images by class, or rows with columns. Client.
+"""What lies in a folder or a file that somebody wants to learn from: images by class, rows with columns, tar files of
+samples. Client.
 
-Only names and the first rows are looked at. CSV and JSON lines are read with the standard library; Parquet needs
-pyarrow, which loads on first use.
+Only names and the first rows or members are looked at. CSV and JSON lines are read with the standard library; Parquet
+needs pyarrow, which loads on first use.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from graceful.cli import shard_guess
 from graceful.errors import DataError, SpecError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -60,14 +62,16 @@ class DataDescription:
     """What a path holds.
 
     Attributes:
-        kind: `image_folder` or `table`.
-        files: For a table, its files as a spec names them.
+        kind: `image_folder`, `table` or `shards`.
+        files: For a table or shards, its files as a spec names them.
         columns: For a table, its columns in their order.
+        members: For shards, which member holds what: `image` or `text`, and `label`.
     """
 
     kind: str
     files: str = ""
     columns: tuple[Column, ...] = ()
+    members: dict[str, str] = field(default_factory=dict)
 
 
 def look(path: Path) -> DataDescription:
@@ -76,6 +80,10 @@ def look(path: Path) -> DataDescription:
     Raises:
         DataError: Nothing that graceful reads without code, files of several formats, or rows that cannot be read.
     """
+    if path.is_file() and path.suffix.lower() == shard_guess.SHARD:
+        return _shards(path, path)
+    if not path.exists() and shard_guess.is_pattern(path):
+        return _shards(path, shard_guess.first(path))
     if path.is_file():
         if path.suffix.lower() not in TABLES:
             raise DataError(f"{path}: an ending of no known format; give one of {', '.join(sorted(TABLES))}")
@@ -91,12 +99,21 @@ def look(path: Path) -> DataDescription:
                 f"{path}: files of several formats ({', '.join(endings)}); name one file or move the others"
             )
         return DataDescription(kind="table", files=str(path / f"*{endings[0]}"), columns=columns_of(tables[0]))
+    shards = sorted(file for file in files if file.parent == path and file.suffix.lower() == shard_guess.SHARD)
+    if shards:
+        return DataDescription(
+            kind="shards", files=str(path / f"*{shard_guess.SHARD}"), members=shard_guess.members(shards[0])
+        )
     if any(file.suffix.lower() in IMAGES and file.parent != path for file in files):
         return DataDescription(kind="image_folder")
     raise DataError(
-        f"{path}: neither class folders of images nor rows ({', '.join(sorted(TABLES))}); for other data write a Python"
-        " task, see docs/extending/task.md"
+        f"{path}: neither class folders of images nor rows ({', '.join(sorted(TABLES))}) nor shards (.tar); for other"
+        " data write a Python task, see docs/extending/task.md"
     )
+
+
+def _shards(files: Path, first: Path) -> DataDescription:
+    return DataDescription(kind="shards", files=str(files), members=shard_guess.members(first))
 
 
 def columns_of(path: Path) -> tuple[Column, ...]:

@@ -30,7 +30,7 @@ class Answers:
 
     Attributes:
         model: Name of the model family.
-        label: Column of the class.
+        label: Column of the class; of shards, its field.
         text: Column to embed.
         checkpoint: Folder of a transformers checkpoint, for text.
     """
@@ -58,11 +58,11 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     if target.exists() and not force:
         raise SpecError(f"{target} exists; add --force to replace it, or --out for another file")
     data = data_guess.look(path)
-    task = _images(path, target) if data.kind == "image_folder" else _table(data, target, answers)
+    task = _task(path, data, target, answers)
     model = answers.model or _answer("Name of the model family", _name(path))
     document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
     few = _batch_of_few(data.columns[0].rows) if data.kind == "table" else None
-    if "text" in task.get("columns", {}):
+    if "text" in task.get("columns", task.get("members", {})):
         document["train"] = {"epochs": 3, "batch_size": min(32, few or 32), "optimizer": {"kind": "adamw", "lr": 1e-4}}
     elif few is not None:
         document["train"] = {"batch_size": few}
@@ -85,8 +85,25 @@ def _batch_of_few(rows: int) -> int | None:
     return None if rows >= data_guess.SAMPLE else 2 ** max(1, (rows // 16).bit_length() - 1)
 
 
-def _images(path: Path, target: Path) -> dict[str, Any]:
-    return {"kind": "image_folder", "root": _relative(path, target), "size": 64}
+def _task(path: Path, data: data_guess.DataDescription, target: Path, answers: Answers) -> dict[str, Any]:
+    if data.kind == "image_folder":
+        return {"kind": "image_folder", "root": _relative(path, target), "size": 64}
+    return _shards(data, target, answers) if data.kind == "shards" else _table(data, target, answers)
+
+
+def _shards(data: data_guess.DataDescription, target: Path, answers: Answers) -> dict[str, Any]:
+    members = {**data.members, **({"label": answers.label} if answers.label else {})}
+    task: dict[str, Any] = {"kind": "shards", "files": _relative(Path(data.files), target), "members": members}
+    if "image" in members:
+        return {**task, "size": 64}
+    return {**task, "network": _text_network(members["text"], target, answers)}
+
+
+def _text_network(field: str, target: Path, answers: Answers) -> dict[str, Any]:
+    checkpoint = str(answers.checkpoint or "") or _answer(
+        f"Folder of a transformers checkpoint to embed {field!r}", None, option="--checkpoint"
+    )
+    return {"kind": "transformers", "checkpoint": _relative(Path(checkpoint), target)}
 
 
 def _table(data: data_guess.DataDescription, target: Path, answers: Answers) -> dict[str, Any]:
@@ -101,10 +118,7 @@ def _table(data: data_guess.DataDescription, target: Path, answers: Answers) -> 
     columns |= {"label": label, **({"id": identity} if identity else {})}
     task = {"kind": "table", "files": _relative(Path(data.files), target), "columns": columns}
     if text:
-        checkpoint = str(answers.checkpoint or "") or _answer(
-            f"Folder of a transformers checkpoint to embed {text!r}", None, option="--checkpoint"
-        )
-        task["network"] = {"kind": "transformers", "checkpoint": _relative(Path(checkpoint), target)}
+        task["network"] = _text_network(text, target, answers)
     return task
 
 
@@ -150,6 +164,9 @@ def _relative(path: Path, target: Path) -> str:
 def _summary(task: dict[str, Any]) -> str:
     if task["kind"] == "image_folder":
         return f"class folders of images in {task['root']}"
+    if task["kind"] == "shards":
+        members = task["members"]
+        return f"shards {task['files']}, {members['label']} from {members.get('image') or members['text']}"
     columns = task["columns"]
     inputs = columns.get("text") or ", ".join(columns["features"])
     return f"rows of {task['files']}, {columns['label']} from {inputs}"

@@ -22,7 +22,7 @@ from graceful.launch.backend import Backend, Change, Finding, Handle, Plan, Seve
 from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
-from graceful.spec import ImageFolderTask, RefreshSpec, TableTask, Tune, credentials
+from graceful.spec import ImageFolderTask, RefreshSpec, ShardsTask, TableTask, Tune, credentials
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -196,7 +196,7 @@ def _local_paths(resolved: RefreshSpec) -> list[tuple[str, str]]:
     """Return the keys of data and checkpoints that lie on this machine, with their paths."""
     task = resolved.task
     paths = [("task.root", task.root)] if isinstance(task, ImageFolderTask) else []
-    if isinstance(task, TableTask):
+    if isinstance(task, TableTask | ShardsTask):
         files = task.files.values() if isinstance(task.files, dict) else [task.files]
         paths = [("task.files", name) for names in files for name in names]
     network = getattr(task, "network", None)

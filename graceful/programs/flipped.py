@@ -15,6 +15,7 @@ from graceful.metrics.predictions import Predictions, join
 from graceful.tasks.base import Samples
 from graceful.tasks.names import positions_of
 from graceful.tasks.photos import Photo
+from graceful.tasks.shards.items import ShardRows
 from graceful.tasks.table.rows import Rows
 
 MOST = 1000
@@ -116,7 +117,10 @@ def excerpts(ids: Sequence[str], samples: Samples) -> dict[str, str]:
     if not known_ids:
         return {}
     items = samples.read(np.asarray([position[name] for name in known_ids], dtype=np.int64))
-    texts = items.texts() if isinstance(items, Rows) else list(map(_text, items)) if isinstance(items, list) else []
+    if isinstance(items, Rows | ShardRows):
+        texts = items.texts()
+    else:
+        texts = list(map(_text, items)) if isinstance(items, list) else []
     return {name: text[:EXCERPT] for name, text in zip(known_ids, texts, strict=False) if text}
 
 

@@ -25,6 +25,7 @@ from graceful.spec.compatibility import (
 from graceful.spec.loading import load, parse
 from graceful.spec.networks import Network
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
+from graceful.spec.shards import ShardsTask
 from graceful.spec.table import TableTask
 from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, NamedLearner, PythonTask, Task
 from graceful.spec.training import AdamW, ClassWeights, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
@@ -59,6 +60,7 @@ __all__ = [
     "Registry",
     "Section",
     "Sgd",
+    "ShardsTask",
     "Space",
     "TableTask",
     "Targets",

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from graceful import addresses
 from graceful.sections import Section
 from graceful.spec.networks import Network, PretrainedImages, is_pretrained, require_image_network
+from graceful.spec.shards import ShardsTask
 from graceful.spec.table import TableTask
 
 
@@ -148,4 +149,6 @@ class PythonTask(Section):
         return clean
 
 
-Task = Annotated[GlyphsTask | DigitsTask | ImageFolderTask | TableTask | PythonTask, Field(discriminator="kind")]
+Task = Annotated[
+    GlyphsTask | DigitsTask | ImageFolderTask | TableTask | ShardsTask | PythonTask, Field(discriminator="kind")
+]

@@ -18,6 +18,7 @@ from graceful.storage.objects import (
     object_cache,
     read_cached,
     read_object,
+    read_range,
     split_uri,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "read_bytes",
     "read_cached",
     "read_object",
+    "read_range",
     "sha256_file",
     "sha256_json",
     "split_uri",

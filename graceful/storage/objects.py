@@ -27,6 +27,7 @@ ABSENT = frozenset({"NoSuchKey", "404"})
 """Codes of answers that say there is no such object."""
 _UNCHANGED = frozenset({"304", "NotModified"})
 _CHANGED = frozenset({"412", "PreconditionFailed"})
+_SHORTER = frozenset({"416", "InvalidRange"})
 _LISTING = frozenset({"Name", "Prefix", "KeyCount", "IsTruncated"})
 """Keys of a listing's response, whether or not objects are listed."""
 _AT_ONCE = 1000
@@ -152,6 +153,32 @@ def read_listed(stored: StoredObject) -> bytes:
             raise
         raise change from e
     if tag.strip('"') != stored.etag:  # a server that does not know the condition
+        raise change
+    return data
+
+
+def read_range(stored: StoredObject, start: int, stop: int) -> bytes:
+    """Return the bytes [start, stop) of an object as it was listed; what was written about their digest is not checked.
+
+    Raises:
+        IntegrityError: It was overwritten since, or is shorter than it was.
+        StorageError: Unreachable, refused, or vanished.
+    """
+    condition = {} if stored.etag.startswith("W/") else {"IfMatch": f'"{stored.etag}"'}
+    span = f"bytes={start}-{stop - 1}"
+
+    def request() -> tuple[bytes, str]:
+        response = server.client().get_object(Bucket=stored.bucket, Key=stored.key, Range=span, **condition)
+        return response["Body"].read(), response["ETag"]
+
+    change = IntegrityError(f"{stored.uri}: it changed after it was listed; run the same command again")
+    try:
+        data, tag = server.send(stored.uri, request)
+    except StorageError as e:
+        if e.facts.get("code") not in _CHANGED | _SHORTER:
+            raise
+        raise change from e
+    if tag.strip('"') != stored.etag or len(data) != stop - start:
         raise change
     return data
 

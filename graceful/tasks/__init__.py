@@ -22,12 +22,13 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "digits": ("shift",),
     "image_folder": ("size", "channels", "shift", "flip", "decode"),
     "table": ("columns",),
+    "shards": ("members", "size", "channels", "shift", "flip", "decode"),
     "python": ("options",),
 }
 """What of each section its transform depends on; which data is selected and which network learns it are left out."""
 
 _TOKENS = ("kind", "checkpoint", "revision", "max_length")
-"""What of the network of a table its transform depends on: how texts become tokens."""
+"""What of the network of a table or of shards its transform depends on: how texts become tokens."""
 
 _NUMBERS = ("kind", "model", "checkpoint", "revision", "weights")
 """What of a network for images its transform depends on, where it is of another package: how images are scaled."""
@@ -79,6 +80,10 @@ def _data_of(section: spec.Task, *, trusted: Collection[str] | None) -> Task:
         from graceful.tasks.table.task import TableOfRows
 
         return TableOfRows(section)
+    if isinstance(section, spec.ShardsTask):
+        from graceful.tasks.shards.task import Shards
+
+        return Shards(section)
     from graceful.tasks.python_task import load_task
 
     return load_task(section, trusted=trusted)
@@ -100,9 +105,12 @@ def transform_digest(section: spec.Task) -> str:
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
     values = section.model_dump(mode="json")
     parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind] if key in values})
-    if isinstance(section, spec.TableTask):
+    of_images = isinstance(section, spec.ImageFolderTask) or (
+        isinstance(section, spec.ShardsTask) and bool(section.members.image)
+    )
+    if isinstance(section, spec.TableTask | spec.ShardsTask) and not of_images:
         parts["network"] = {key: values["network"].get(key) for key in _TOKENS}
-    if isinstance(section, spec.ImageFolderTask) and isinstance(section.network, Pretrained):
+    if of_images and isinstance(getattr(section, "network", None), Pretrained):
         parts["network"] = {key: values["network"].get(key) for key in _NUMBERS}
     if isinstance(section, spec.PythonTask):
         from graceful.tasks.python_task import source_digest

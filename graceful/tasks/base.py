@@ -16,6 +16,7 @@ from graceful.learners.batch import Batch
 from graceful.metrics.judgments import Judgments
 from graceful.tasks.hashing import split_digest
 from graceful.tasks.names import Column, Names
+from graceful.tasks.runs import Runs
 
 Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 """train: gradients. validation: choose hyper-parameters and stop. constraint: multipliers. test: the gate, once.
@@ -39,6 +40,7 @@ class Samples:
         digest: SHA-256 over ids, labels and content, and judgments where there are some.
         judgments: Of a query split, which items of the gallery answer which query; None: those of the same label.
         weights: [N] what each sample counts in the task's loss when it is trained on, at least 0; None: all the same.
+        runs: Neighbours that training shall read together, where reading anywhere is dear; None: any order will do.
 
     Raises:
         DataError: Lengths differ, ids repeat, a label is no index or has no class, a name is no text, `read` cannot be
@@ -53,6 +55,7 @@ class Samples:
     digest: str
     judgments: Judgments | None = None
     weights: NDArray[np.floating] | None = None
+    runs: Runs | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:

@@ -99,7 +99,7 @@ class ImageFolder:
 
         if isinstance(self._section.network, Pretrained):
             return self.learner.network(classes)
-        size = self._frame().size
+        size = self.frame().size
         shape = (self._section.channels, size, size)
         return models.build(self._section.network, classes=len(classes), input_shape=shape)
 
@@ -123,7 +123,7 @@ class ImageFolder:
             labels=labels,
             classes=classes,
             groups=ids,
-            read=partial(_read, images, self._frame()),
+            read=partial(_read, images, self.frame()),
             digest=split_digest(ids, labels, classes, list(pool().map(lambda image: image.tag(), images))),
         )
 
@@ -131,7 +131,7 @@ class ImageFolder:
         """Photos, or Pillow's images -> float32 [B, channels, size, size] in [-1, 1]; augmented if there are views."""
         if isinstance(self._section.network, Pretrained):
             return self.learner.collate(items, views)
-        pixels = np.stack(list(pool().map(partial(_pixels, self._section.channels, self._frame()), items)))
+        pixels = np.stack(list(pool().map(partial(_pixels, self._section.channels, self.frame()), items)))
         if views is not None:
             pixels = random_shift(pixels, views, self._section.shift, fill="edge")
             if self._section.flip:
@@ -139,7 +139,7 @@ class ImageFolder:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         return tensor.float() / 127.5 - 1.0
 
-    def _frame(self) -> Frame:
+    def frame(self) -> Frame:
         """Return how images become squares; a checkpoint is read for it where the network has one."""
         if isinstance(self._section.network, Pretrained):
             return self.learner.frame

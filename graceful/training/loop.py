@@ -85,6 +85,7 @@ class Loop:
             accumulation=self.train.accumulation,
             world_size=context.world_size,
             seed=job.effective_seed,
+            runs=self.materials.train.runs,
         )
         self.steps = self.train.epochs * self.sampler.steps_per_epoch
         self.objective = Objective(

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import SpecError
+from graceful.tasks.runs import Runs
+from graceful.training.block_order import BlockOrder
 from graceful.training.permutation import permuted
 
 IN_MEMORY = 2**24
@@ -34,6 +36,7 @@ class Sampler:
         accumulation: Slices per optimiser step.
         world_size: Ranks.
         seed: Of the permutations.
+        runs: Neighbours that are read together; None: an epoch is one permutation of all samples.
     """
 
     samples: int
@@ -41,6 +44,7 @@ class Sampler:
     accumulation: int
     world_size: int
     seed: int
+    runs: Runs | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size > self.samples:
@@ -76,6 +80,8 @@ class Sampler:
 
     def _order(self, epoch: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
         """Return the permutation of an epoch as a function of places in it."""
+        if self.runs is not None:
+            return BlockOrder(self.runs, key=(self.seed, epoch))
         if self.samples > IN_MEMORY:
             return partial(permuted, count=self.samples, key=(self.seed, epoch))
         order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.samples)

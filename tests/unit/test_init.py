@@ -18,6 +18,8 @@ from graceful import spec
 from graceful.cli import data_guess
 from graceful.tasks import image_listing
 from graceful.tasks.table import source
+from tests.support.shards import samples
+from tests.support.shards import write as write_shards
 from tests.unit.test_tasks_table import csv, json_lines, parquet, rows
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -90,11 +92,30 @@ def test_class_folders_of_images_are_recognised(command_line: Run, tmp_path: Pat
     assert "v1.yaml exists; add --force to replace it, or --out for another file" in again.stderr
 
 
+@pytest.mark.parametrize("name", ["photos", "photos/*.tar", "photos/{000..002}.tar", "photos/001.tar"])
+def test_shards_are_recognised(name: str, command_line: Run, tmp_path: Path) -> None:
+    write_shards(tmp_path / "photos", samples(30))
+    assert command_line("init", name).returncode == 0
+    task = spec.load(tmp_path / "v1.yaml").task
+    assert (task.kind, task.members.image, task.members.label) == ("shards", ("png",), "cls")
+    assert task.files == (str(tmp_path / (name if name.endswith(".tar") else "photos/*.tar")),)
+
+
+def test_texts_in_shards_with_a_class_in_json_are_recognised(command_line: Run, tmp_path: Path) -> None:
+    table = [(key, {"txt": members["txt"], "json": b'{"topic": "a"}'}) for key, members in samples(30)]
+    write_shards(tmp_path / "texts", table)
+    assert command_line("init", "texts", "--checkpoint", "minilm").returncode == 0
+    task = spec.load(tmp_path / "v1.yaml").task
+    assert (task.members.text, task.members.label, task.network.kind) == ("txt", "json:topic", "transformers")
+
+
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
         ({}, ["none"], "none: no such folder or file"),
         ({"d/x.txt": "x"}, ["d"], "d: neither class folders of images nor rows"),
+        ({"t.tar": "x"}, ["t.tar"], "t.tar: cannot be read"),
+        ({"d/t.txt": "x"}, ["d/*.tar"], "d/*.tar: names no shard; check the pattern"),
         ({"t.txt": "x"}, ["t.txt"], "t.txt: an ending of no known format"),
         ({"t.csv": "a,b\n"}, ["t.csv"], "t.csv: holds no rows"),
         ({"t.jsonl": "[1]\n"}, ["t.jsonl"], "t.jsonl: cannot be read (a line is no JSON object"),

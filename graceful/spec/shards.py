@@ -1,0 +1,189 @@
+"""Shards: tar files of samples, as WebDataset writes them. Runs in every process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from graceful import addresses
+from graceful.sections import Count, Section
+from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
+from graceful.spec.table import Split
+
+_FIELD = re.compile(r"[^\s:/.][^\s:/]*(?::.+)?")
+
+
+class Members(Section):
+    """Which member of a sample holds what.
+
+    A sample is the files of a shard whose names differ only after the first dot: `000123.jpg`, `000123.cls`. A field is
+    such an ending, `cls`, or an ending and a key of the JSON object in that member, `json:category` or
+    `json:meta.category`.
+    """
+
+    image: tuple[str, ...] = ()
+    """Endings of an image to embed; the first one that a sample has is read."""
+    text: str | None = None
+    """Field of a text to embed."""
+    pair: str | None = None
+    """Field of a second text that is read with the first; None: there is none."""
+    features: tuple[str, ...] = ()
+    """Fields of numbers to embed."""
+    label: str = "cls"
+    """Field of the name or number of the class."""
+    id: str | None = None
+    """Field of a name that never changes for a sample; None: the members' name without its ending."""
+    group: str | None = None
+    """Field of what belongs together: groups are never split, and intervals are drawn over them; None: each sample
+    alone."""
+    split: str | None = None
+    """Field of the split a sample is in: train, validation, constraint, test, query or gallery; None: by file, or by
+    hash."""
+
+    @field_validator("image", "features", mode="before")
+    @classmethod
+    def _listed(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @field_validator("image", "text", "pair", "features", "label", "id", "group", "split")
+    @classmethod
+    def _fields(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for name in (value,) if isinstance(value, str) else value or ():
+            if not _FIELD.fullmatch(name):
+                raise ValueError(f"must be an ending such as cls, or json:KEY, got {name!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Members:
+        if sum(map(bool, (self.image, self.text, self.features))) != 1:
+            raise ValueError("must name one of image, text and features; write members: {image: jpg}")
+        if any(":" in ending for ending in self.image):
+            raise ValueError(f"image must be endings such as jpg, got {self.image[0]!r}")
+        if self.pair is not None and self.text is None:
+            raise ValueError("pair needs text; name the first text as well")
+        return self
+
+
+class AutoShuffle(Section):
+    """`blocks` where a shard is in a bucket, `full` where all are local."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class FullShuffle(Section):
+    """Each epoch is one permutation of all training samples; every sample is read from anywhere."""
+
+    kind: Literal["full"] = "full"
+
+
+class BlockShuffle(Section):
+    """Each epoch shuffles runs of neighbouring samples, then the samples of every `window` runs.
+
+    A bucket is asked for whole runs, once an epoch. Two samples of a batch come from the same run with a probability of
+    about 1/window.
+    """
+
+    kind: Literal["blocks"] = "blocks"
+    run: Count = 128
+    """Neighbouring training samples of a shard that are read together."""
+    window: Count = 64
+    """Runs whose samples are mixed; the local cache must hold so many."""
+
+
+class ShardsTask(Section):
+    """Samples in tar files, as WebDataset writes them; indexed once, then read by ranges of bytes."""
+
+    kind: Literal["shards"] = "shards"
+    files: tuple[str, ...] | dict[Split, tuple[str, ...]]
+    """Tar files, folders of them, or patterns such as `data/train-{000..099}.tar` and `data/*.tar`, relative to the
+    spec, or s3:// addresses; or these for each split."""
+    members: Members
+    """Which member of a sample holds what."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = 64
+    """Images are resized to fit and centre-cropped to size x size; None: to the size that the checkpoint of `network`
+    was trained with, which is the default where `network` is of another package."""
+    channels: Literal[1, 3] = 3
+    """1: grey; 3: colour."""
+    decode: Literal["full", "reduced"] = "full"
+    """full: decode every pixel, then scale; reduced: decode large JPEGs at a half, a quarter or an eighth."""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Random translation of images in training, in pixels, less than `size`; 0: none."""
+    flip: bool = False
+    """Random horizontal flips of images in training."""
+    classes: tuple[str, ...] | None = None
+    """Classes to learn, in this order; None: all labels of the training samples, sorted."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training samples (of their groups) this version may learn from, in a fixed order: growing data."""
+    split: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split by hash."""
+    on_bad_sample: Literal["refuse", "skip"] = "refuse"
+    """refuse: a sample without input, label or id, or an image that cannot be read, ends the run with its shard and
+    name; skip: such samples are left out, and the report says how many. To find them, skip decodes each image once."""
+    shuffle: Annotated[AutoShuffle | BlockShuffle | FullShuffle, Field(discriminator="kind")] = AutoShuffle()
+    """How the training samples are shuffled."""
+    network: Annotated[Network | PretrainedImages | Perceptron, Field(discriminator="kind")] = Network(size="s2")
+    """The network that embeds and classifies."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_checkpoint(cls, values: Any) -> Any:
+        return {"size": None, **values} if is_pretrained(values) else values
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _listed(cls, files: Any) -> Any:
+        if isinstance(files, Mapping):
+            return {split: _tuple(names) for split, names in files.items()}
+        return _tuple(files)
+
+    @field_validator("files", mode="after")
+    @classmethod
+    def _addresses(cls, files: Any) -> Any:
+        if isinstance(files, dict):
+            return {split: tuple(map(_address, names)) for split, names in files.items()}
+        return tuple(map(_address, files))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ShardsTask:
+        if isinstance(self.files, dict):
+            if self.members.split is not None:
+                raise ValueError("files names splits, and members.split as well; keep one of them")
+            if not self.files.get("train"):
+                raise ValueError("files has no train split; add files: {train: ...}")
+        elif not self.files:
+            raise ValueError("files must name at least one shard")
+        self._require_network()
+        if not self.members.image and (self.shift or self.flip):
+            raise ValueError("shift and flip are for images; leave them out")
+        if self.size is not None and self.shift >= self.size:
+            raise ValueError(
+                f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
+            )
+        return self
+
+    def _require_network(self) -> None:
+        """Refuse a network that does not read what is embedded."""
+        kind = self.network.kind
+        if self.members.text is not None and kind != "transformers":
+            raise ValueError(
+                "members.text needs a network for text; write network: {kind: transformers, checkpoint: FOLDER}"
+            )
+        if self.members.text is not None and getattr(self.network, "pooling", None) == "map":
+            raise ValueError("network.pooling: map is for images; write mean, cls or last for text")
+        if bool(self.members.features) != isinstance(self.network, Perceptron):
+            raise ValueError("members.features needs network: {kind: perceptron}, which is for nothing else")
+        if not isinstance(self.network, Perceptron) and self.members.image:
+            require_image_network(self.network, size=self.size)
+
+
+def _tuple(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
+
+
+def _address(name: str) -> str:
+    if addresses.has_other_scheme(name):
+        raise ValueError(f"must be a local path or s3://bucket/key, got {name}")
+    return addresses.in_document(name) if addresses.is_remote(name) else name

@@ -36,7 +36,7 @@ from graceful.targets.blocks import Compute
 from graceful.targets.cache import Agreement, Cache
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples
-from graceful.tasks.names import Column
+from graceful.tasks.names import Column, ids_digest
 
 __all__ = ["Agreement", "Cache", "Live", "Mean", "Mode", "Source", "TwoEncoders", "build", "key_views", "plan_views"]
 
@@ -169,7 +169,7 @@ def build(
     identity = {
         "format": files.FORMAT,
         "samples": samples.digest,
-        "ids": files.ids_digest(samples.ids),
+        "ids": ids_digest(samples.ids),
         "predecessor": predecessor.digest,
         "transform": predecessor.transform_digest,
         "views": "clean" if views is None else files.array_digest(views),

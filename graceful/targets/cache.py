@@ -24,7 +24,7 @@ from graceful.errors import DataError, IntegrityError, StorageError
 from graceful.targets import columns, files, layouts
 from graceful.targets.layouts import TopLogits
 from graceful.tasks.base import Samples
-from graceful.tasks.names import Column, Names, positions_of
+from graceful.tasks.names import Column, Names, encode_ids, ids_digest, positions_of
 from graceful.tasks.portions import portion
 
 MIN_COVERAGE = 0.5
@@ -69,7 +69,7 @@ class Cache:
         name: The predecessor's version name.
         classes: The predecessor's classes, in the order of the logits.
         ids: [N] UTF-8.
-        ids_digest: Of the ids, see `files.ids_digest`.
+        ids_digest: Of the ids, see `names.ids_digest`.
         logits: [V, N, C] fp16, below the row maximum.
         offsets: [V, N] fp32.
         embeddings: [V, N, d] fp16 or fp32.
@@ -135,9 +135,9 @@ class Cache:
 
     def _order(self, ids: Column | Sequence[str]) -> NDArray[np.int64] | None:
         """Return the row of each id as `align`; None where they are the cached ids, in their order."""
-        if isinstance(ids, Names) and files.ids_digest(ids) == self.ids_digest:
+        if isinstance(ids, Names) and ids_digest(ids) == self.ids_digest:
             return None
-        requested_ids = files.encode_ids(np.asarray(ids))
+        requested_ids = encode_ids(np.asarray(ids))
         return None if np.array_equal(requested_ids, self.ids) else positions_of(requested_ids, self.ids)
 
     def coverage(self, ids: Column | Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from graceful import storage
 from graceful.errors import IntegrityError
-from graceful.tasks.names import Column, Names, blocks
 
 FORMAT = 1
 META = "meta.json"
@@ -65,37 +64,6 @@ def fingerprint(path: Path, *, whole: bool) -> dict[str, Any]:
                 sampled.update(file.read(_SAMPLE))
         facts["sampled"] = sampled.hexdigest()
     return facts
-
-
-def encode_ids(ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.bytes_]:
-    """Return ids as fixed-width UTF-8, which a .npy file holds without pickle."""
-    text = np.asarray(ids, dtype=np.str_)
-    try:
-        ascii_text = text.astype(np.bytes_)
-    except UnicodeEncodeError:
-        return np.asarray(np.char.encode(text, "utf-8"), dtype=np.bytes_)
-    return ascii_text.astype(f"S{max(int(np.char.str_len(text).max(initial=0)), 1)}")
-
-
-def encoded_blocks(ids: Column) -> tuple[np.dtype[Any], Iterator[NDArray[np.bytes_]]]:
-    """Return the type of `encode_ids(ids)`, and its rows in blocks; ids that are read lazily are read twice."""
-    if not isinstance(ids, Names):
-        encoded = encode_ids(ids)
-        return encoded.dtype, iter([encoded])
-    width = max((encode_ids(block).dtype.itemsize for block in blocks(ids)), default=1)
-    dtype = np.dtype(f"S{width}")
-    return dtype, (encode_ids(block).astype(dtype) for block in blocks(ids))
-
-
-def ids_digest(ids: Column) -> str:
-    """Return `array_digest(encode_ids(ids))`."""
-    if isinstance(ids, Names) and ids.digest is not None:
-        return ids.digest
-    dtype, encoded = encoded_blocks(ids)
-    digest = hashlib.sha256(f"{dtype.str}{(len(ids),)}".encode())
-    for block in encoded:
-        digest.update(np.ascontiguousarray(block).data if block.size else b"")
-    return digest.hexdigest()
 
 
 def array_digest(array: NDArray[Any]) -> str:

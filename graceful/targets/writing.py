@@ -31,6 +31,7 @@ from graceful.models.base import Outputs
 from graceful.targets import files, layouts
 from graceful.targets.blocks import Block, Compute, blocks_of, check_shape, run
 from graceful.tasks.base import Samples
+from graceful.tasks.names import encoded_blocks
 
 _PROGRESS = "progress.json"
 _FLUSH_EVERY = 32
@@ -251,7 +252,7 @@ def _record_progress(partial: Path, outputs: Sequence[BinaryIO], *, rows: int, e
 
 def _seal(partial: Path, work: Work, *, identity: dict[str, Any], columns: Sequence[_Column]) -> None:
     """Add ids, views and the description, flush, and drop the count."""
-    dtype, encoded = files.encoded_blocks(work.samples.ids)
+    dtype, encoded = encoded_blocks(work.samples.ids)
     extra: dict[str, tuple[np.dtype[Any], tuple[int, ...], Iterator[NDArray[Any]]]] = {
         "ids.npy": (dtype, (len(work.samples.ids),), encoded)
     }

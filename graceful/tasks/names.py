@@ -6,7 +6,8 @@ messages alone; evaluation needs the ids of the splits it measures on, which `np
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -25,8 +26,8 @@ class Names:
     Args:
         count: N.
         read: Positions [B] -> [B] strings.
-        digest: What `targets.files.array_digest` says of all names in UTF-8, so that caches of outputs are found
-            without reading them; None: it is computed.
+        digest: What `ids_digest` says of all names, so that caches of outputs are found without reading them; None: it
+            is computed.
         source: Two columns of ids with the same source name different samples; None: nothing is known.
     """
 
@@ -113,3 +114,34 @@ def shared(first: Column, second: Column) -> NDArray[np.str_]:
     shorter, longer = sorted((first, second), key=len)
     wanted = np.asarray(shorter)
     return np.unique(wanted[positions_of(wanted, longer) >= 0])
+
+
+def encode_ids(ids: NDArray[np.str_] | Sequence[str]) -> NDArray[np.bytes_]:
+    """Return ids as fixed-width UTF-8, which a .npy file holds without pickle."""
+    text = np.asarray(ids, dtype=np.str_)
+    try:
+        ascii_text = text.astype(np.bytes_)
+    except UnicodeEncodeError:
+        return np.asarray(np.char.encode(text, "utf-8"), dtype=np.bytes_)
+    return ascii_text.astype(f"S{max(int(np.char.str_len(text).max(initial=0)), 1)}")
+
+
+def encoded_blocks(ids: Column) -> tuple[np.dtype[Any], Iterator[NDArray[np.bytes_]]]:
+    """Return the type of `encode_ids(ids)`, and its rows in blocks; ids that are read lazily are read twice."""
+    if not isinstance(ids, Names):
+        encoded = encode_ids(ids)
+        return encoded.dtype, iter([encoded])
+    width = max((encode_ids(block).dtype.itemsize for block in blocks(ids)), default=1)
+    dtype = np.dtype(f"S{width}")
+    return dtype, (encode_ids(block).astype(dtype) for block in blocks(ids))
+
+
+def ids_digest(ids: Column) -> str:
+    """Return `array_digest(encode_ids(ids))`."""
+    if isinstance(ids, Names) and ids.digest is not None:
+        return ids.digest
+    dtype, encoded = encoded_blocks(ids)
+    digest = hashlib.sha256(f"{dtype.str}{(len(ids),)}".encode())
+    for block in encoded:
+        digest.update(np.ascontiguousarray(block).data if block.size else b"")
+    return digest.hexdigest()

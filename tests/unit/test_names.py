@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from graceful.targets import files
 from graceful.tasks.base import Samples
 from graceful.tasks.hashing import split_digest
-from graceful.tasks.names import AT_ONCE, Names, blocks, positions_of, shared
+from graceful.tasks.names import AT_ONCE, Names, blocks, encode_ids, ids_digest, positions_of, shared
 
 COUNT = AT_ONCE + 100
 TEXTS = np.asarray([f"row-{index}" for index in range(COUNT)])
@@ -43,9 +43,9 @@ def test_digests_of_lazy_names_are_those_of_arrays(texts: NDArray[np.str_]) -> N
     labels = np.arange(len(texts)) % 2
     assert split_digest(lazy(texts), labels, ("x", "y"), "c") == split_digest(texts, labels, ("x", "y"), "c")
     encoded = np.asarray(np.char.encode(texts, "utf-8"), dtype=np.bytes_)
-    assert files.encode_ids(texts).dtype == encoded.dtype
-    np.testing.assert_array_equal(files.encode_ids(texts), encoded)
-    assert files.ids_digest(texts) == files.ids_digest(lazy(texts)) == files.array_digest(encoded)
+    assert encode_ids(texts).dtype == encoded.dtype
+    np.testing.assert_array_equal(encode_ids(texts), encoded)
+    assert ids_digest(texts) == ids_digest(lazy(texts)) == files.array_digest(encoded)
 
 
 def test_names_are_found_among_others_wherever_they_lie() -> None:

@@ -88,8 +88,8 @@ class FeatureLearner:
 
     def _stacked(self, items: Any) -> NDArray[np.float64]:
         names = self._columns.features
-        if hasattr(items, "column"):
-            return np.stack([np.asarray(items.column(name), dtype=np.float64) for name in names], axis=1)
+        if hasattr(items, "numbers"):
+            return np.stack([items.numbers(name) for name in names], axis=1)
         numbers = np.asarray(items, dtype=np.float64)
         if numbers.ndim != 2 or numbers.shape[1] != len(names):
             raise DataError(f"rows must be numbers [B, {len(names)}] ({', '.join(names)}), got {list(numbers.shape)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,14 @@ def hash_ids(ids: NDArray[np.str_] | Sequence[str], *, salt: int = 0) -> NDArray
         salt: Independent hashes for different purposes.
     """
     text = np.ascontiguousarray(np.asarray(ids, dtype=np.str_))
-    hashes = np.full(len(text), _number(salt), dtype=np.uint64)
     if len(text) == 0 or text.itemsize == 0:
-        return splitmix64(hashes)
-    points = text.view(np.uint32).reshape(len(text), -1)
+        return splitmix64(np.full(len(text), _number(salt), dtype=np.uint64))
+    return hash_points(text.view(np.uint32).reshape(len(text), -1), salt=salt)
+
+
+def hash_points(points: NDArray[np.unsignedinteger[Any]], *, salt: int = 0) -> NDArray[np.uint64]:
+    """As `hash_ids`, of the code points of N strings, [N, W]; 0 behind the end of a string."""
+    hashes = np.full(len(points), _number(salt), dtype=np.uint64)
     for column in points.T:
         point = column.astype(np.uint64)
         hashes = np.where(point != 0, splitmix64(hashes ^ point), hashes)
@@ -68,7 +73,12 @@ def view_numbers(ids: NDArray[np.str_] | Sequence[str], seed: int, epoch: int) -
 
 def fractions(ids: NDArray[np.str_] | Sequence[str], *, salt: int) -> NDArray[np.float64]:
     """Return [N] numbers in [0, 1), uniform over ids: what hash splits and growth orders compare with their bounds."""
-    return (hash_ids(ids, salt=salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return as_fractions(hash_ids(ids, salt=salt))
+
+
+def as_fractions(hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return hashes as numbers in [0, 1)."""
+    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 SPLITS = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "constraint": (0.6, 0.7), "test": (0.7, 1.0)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from typing import Any, overload
 
 import numpy as np
@@ -12,13 +11,11 @@ from numpy.typing import NDArray
 from graceful.errors import DataError
 from graceful.tasks.table.source import Table
 
-DIGEST_BYTES = 12
-"""Of a row's digest: two of 10^8 rows have the same with a probability of 10^-13."""
 NUMBERS = ("int", "uint", "float", "double", "bool", "null")
 TEXTS = ("string", "large_string", "null")
 """How the names of the types begin that columns to embed may have."""
-AT_ONCE = 65_536
-"""Rows that are converted together."""
+_BLANK = "".join(f"\\x{{{ord(sign):x}}}" for sign in map(chr, range(0x3001)) if sign.isspace())
+"""What `str.strip` removes, as a regular expression of Arrow writes it."""
 
 
 class Rows(Sequence[dict[str, Any]]):
@@ -45,7 +42,23 @@ class Rows(Sequence[dict[str, Any]]):
             DataError: The table has no such column.
         """
         require_column(self._table, name, key="columns")
-        return list(self._table.rows.select_columns([name])[self._positions.tolist()][name])
+        if not _is_plain(self._table, name):
+            return list(self._table.rows.select_columns([name])[self._positions.tolist()][name])
+        values: list[Any] = self._table.taken(name, self._positions).to_pylist()
+        return values
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """Return one column of these rows as numbers, [B]; NaN where there is none.
+
+        Raises:
+            DataError: The table has no such column.
+        """
+        require_column(self._table, name, key="columns")
+        kind = str(getattr(self._table.rows.features[name], "dtype", ""))
+        if not kind.startswith(NUMBERS):
+            return np.asarray(self.column(name), dtype=np.float64)
+        taken = self._table.taken(name, self._positions).cast("float64", safe=False)
+        return np.asarray(taken.to_numpy(zero_copy_only=False), dtype=np.float64)
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -107,44 +120,58 @@ def _is_number(text: str | None) -> bool:
     return True
 
 
-def as_texts(table: Table, name: str, *, key: str) -> NDArray[np.object_]:
-    """Return a column of texts or whole numbers as texts, [N]; None where the row has none or a blank one.
+def require_texts(table: Table, name: str, *, key: str) -> None:
+    """Refuse a column that holds neither texts nor whole numbers.
 
     Raises:
         DataError: No such column, or values of another type.
     """
     require_column(table, name, key=key)
     feature = table.rows.features[name]
-    spelled = getattr(feature, "names", None)
-    if spelled is not None:  # datasets.ClassLabel: numbers that have names
-        numbers = table.rows.with_format("arrow", columns=[name])[:][name].to_pylist()
-        return np.asarray([None if number in (None, -1) else spelled[number] for number in numbers], dtype=object)
     kind = str(getattr(feature, "dtype", type(feature).__name__))
     if not kind.startswith(("int", "uint", "string", "large_string", "bool", "null")):
         raise DataError(f"task.{key}: column {name!r} of {table.files[0]} holds {kind}; must be text or whole numbers")
-    column = table.rows.with_format("arrow", columns=[name])[:][name].cast("string")
-    return np.asarray([text if text and text.strip() else None for text in column.to_pylist()], dtype=object)
 
 
-def row_digests(table: Table, columns: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return a digest of some columns of each row, [N, DIGEST_BYTES], and which rows have a value in all of them, [N].
+def as_texts(table: Table, name: str, values: Any) -> Any:
+    """Return some values of a column of texts or whole numbers as Arrow strings; null for none or a blank.
 
-    Texts of white space alone and numbers that are not finite count as missing.
+    Args:
+        table: Which says whether numbers have names (`datasets.ClassLabel`).
+        name: Of the column.
+        values: A `pyarrow.Array` or chunks of one.
     """
-    total = len(table.rows)
-    digests, present = np.zeros((total, DIGEST_BYTES), dtype=np.uint8), np.ones(total, dtype=np.bool_)
-    chosen = table.rows.select_columns(list(columns))
-    for start in range(0, total, AT_ONCE):
-        part = chosen[start : start + AT_ONCE]
-        for offset, values in enumerate(zip(*(part[name] for name in columns), strict=True)):
-            row = start + offset
-            present[row] = all(map(_is_value, values))
-            encoded = "\0".join(map(repr, values)).encode("utf-8", "surrogatepass")
-            digests[row] = np.frombuffer(blake2b(encoded, digest_size=DIGEST_BYTES).digest(), dtype=np.uint8)
-    return digests, present
+    import pyarrow as pa
+    from pyarrow import compute
+
+    spelled = getattr(table.rows.features[name], "names", None)
+    if spelled is not None:
+        known = compute.if_else(compute.greater_equal(values, 0), values, None)
+        values = compute.take(pa.array(spelled, pa.string()), known)
+    values = values.cast("string")
+    return compute.if_else(_has_text(values), values, None)
 
 
-def _is_value(value: object) -> bool:
-    if isinstance(value, str):
-        return bool(value.strip())
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+def has_value(values: Any) -> NDArray[np.bool_]:
+    """Return for each value whether there is one, [B]; text of white space and numbers that are not finite are none."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if pa.types.is_floating(values.type):
+        present = compute.is_finite(values)
+    elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        present = _has_text(values)
+    else:
+        present = values.is_valid()
+    return np.asarray(compute.fill_null(present, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def _has_text(values: Any) -> Any:
+    from pyarrow import compute
+
+    return compute.match_substring_regex(values, pattern=f"[^{_BLANK}]")
+
+
+def _is_plain(table: Table, name: str) -> bool:
+    """Return whether a column holds what Arrow gives, and not what datasets decodes: pictures, sounds."""
+    return type(table.rows.features[name]).__name__ in ("Value", "ClassLabel")

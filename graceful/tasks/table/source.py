@@ -12,8 +12,13 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from graceful import homes, storage
 from graceful.errors import DataError, SpecError
@@ -30,6 +35,8 @@ FORMATS = {
 """Ending of a file -> the name of its reader in datasets."""
 _PATTERN = "*?["
 ENDINGS = ", ".join(FORMATS)
+BATCH = 16_384
+"""Rows that are stored together: of fewer, 10^8 rows have so many parts that opening them takes 1 GB of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +47,39 @@ class Table:
         rows: The `datasets.Dataset`.
         files: What each part was read from, for messages.
         starts: Position of the first row of each part.
+        identity: Name, size and time of change of everything that was read.
     """
 
     rows: Any
     files: tuple[str, ...]
     starts: tuple[int, ...]
+    identity: tuple[tuple[str, int, int], ...]
+
+    def block(self, names: Sequence[str], start: int, stop: int) -> Any:
+        """Return some columns of neighbouring rows as a `pyarrow.Table`; nothing is copied."""
+        if self._arrow is None:
+            return self.rows.with_format("arrow", columns=list(names))[start:stop]
+        return self._arrow.select(list(names)).slice(start, stop - start)
+
+    def taken(self, name: str, positions: NDArray[np.int64]) -> Any:
+        """Return one column of some rows, in the order of the positions, as a `pyarrow.Array`."""
+        if self._arrow is None:
+            column = self.rows.with_format("arrow", columns=[name])[positions.tolist()][name]
+            return column.combine_chunks() if hasattr(column, "combine_chunks") else column
+        if name not in self._chunks:
+            chunks = self._arrow.column(name).chunks
+            starts = np.cumsum([0, *(len(chunk) for chunk in chunks[:-1])])
+            self._chunks[name] = chunks, starts
+        return gathered(*self._chunks[name], positions)
+
+    @cached_property
+    def _arrow(self) -> Any:
+        """The rows in the memory map; None where a selection of rows lies over them."""
+        return self.rows.data.table if getattr(self.rows, "_indices", None) is None else None
+
+    @cached_property
+    def _chunks(self) -> dict[str, tuple[list[Any], NDArray[np.int64]]]:
+        return {}
 
     def place(self, row: int) -> str:
         """Return file and number (from 0) of a row, for a message."""
@@ -52,8 +87,43 @@ class Table:
         return f"{self.files[part]}, row {row - self.starts[part]}"
 
 
-Part = tuple[str, Any]
-"""What a dataset was read from, and the dataset."""
+def gathered(chunks: Sequence[Any], starts: NDArray[np.int64], positions: NDArray[np.int64]) -> Any:
+    """Return some rows of a column that is stored in chunks; only those rows are copied.
+
+    Args:
+        chunks: `pyarrow.Array`s, at least one.
+        starts: Position of the first row of each.
+        positions: [B].
+    """
+    import pyarrow as pa
+
+    owners = np.searchsorted(starts, positions, side="right") - 1
+    order = None if (np.diff(owners) >= 0).all() else np.argsort(owners, kind="stable")
+    owners = owners if order is None else owners[order]
+    within = (positions if order is None else positions[order]) - starts[owners]
+    bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)] if len(owners) else [0]
+    parts = []
+    for begin, end in pairwise(bounds):
+        chunk, rows = chunks[owners[begin]], within[begin:end]
+        neighbours = rows[-1] - rows[0] == end - begin - 1 and (np.diff(rows) == 1).all()
+        parts.append(chunk.slice(rows[0], end - begin) if neighbours else chunk.take(pa.array(rows)))
+    array = pa.concat_arrays(parts) if parts else chunks[0].slice(0, 0)
+    return array if order is None else array.take(pa.array(np.argsort(order)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file, or folder of `save_to_disk`.
+
+    Attributes:
+        where: What it was read from, for messages.
+        rows: The dataset.
+        identity: As of a `Table`.
+    """
+
+    where: str
+    rows: Any
+    identity: tuple[tuple[str, int, int], ...]
 
 
 def read_files(files: Sequence[str], *, texts: Sequence[str]) -> list[Part]:
@@ -71,7 +141,9 @@ def read_files(files: Sequence[str], *, texts: Sequence[str]) -> list[Part]:
     """
     datasets = _library()
     paths = [path for name in files for path in _paths(name)]
-    return [(where, _read(datasets, path, where, texts)) for path, where in paths]
+    return [
+        Part(where=where, identity=_identity(path), rows=_read(datasets, path, where, texts)) for path, where in paths
+    ]
 
 
 def joined(parts: Sequence[Part]) -> Table:
@@ -81,19 +153,33 @@ def joined(parts: Sequence[Part]) -> Table:
         DataError: Their columns differ in name or type.
     """
     datasets = _library()
-    first, names = parts[0][0], set(parts[0][1].column_names)
+    first, names = parts[0].where, set(parts[0].rows.column_names)
     starts, total = [], 0
-    for where, part in parts:
-        differing = sorted(names ^ set(part.column_names))
+    for part in parts:
+        differing = sorted(names ^ set(part.rows.column_names))
         if differing:
-            raise DataError(f"task.files: {where} and {first} differ in column {differing[0]!r}; give all the same")
+            raise DataError(
+                f"task.files: {part.where} and {first} differ in column {differing[0]!r}; give all the same"
+            )
         starts.append(total)
-        total += len(part)
+        total += len(part.rows)
     try:
-        rows = datasets.concatenate_datasets([part for _, part in parts])
+        rows = datasets.concatenate_datasets([part.rows for part in parts])
     except (ValueError, TypeError) as e:
         raise DataError(f"task.files: columns of the files have different types ({_line(e)}); give all the same") from e
-    return Table(rows=rows, files=tuple(where for where, _ in parts), starts=tuple(starts))
+    return Table(
+        rows=rows,
+        files=tuple(part.where for part in parts),
+        starts=tuple(starts),
+        identity=tuple(entry for part in parts for entry in part.identity),
+    )
+
+
+def _identity(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of change of a file, or of the files of a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(file, file.stat()) for file in files if file.is_file()]
+    return tuple((str(file.resolve()), fact.st_size, fact.st_mtime_ns) for file, fact in facts)
 
 
 def _library() -> Any:
@@ -148,7 +234,9 @@ def _read(datasets: Any, path: Path, where: str, texts: Sequence[str]) -> Any:
         }
     cache = str(homes.folder() / "cache" / "datasets")
     try:
-        rows = datasets.load_dataset(kind, data_files=[str(path)], split="train", cache_dir=cache, **options)
+        rows = datasets.load_dataset(
+            kind, data_files=[str(path)], split="train", cache_dir=cache, writer_batch_size=BATCH, **options
+        )
     except OSError as e:
         raise DataError(f"task.files: {where} cannot be read ({_line(e)}); check the file and the space on disk") from e
     except (ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as e:

@@ -20,6 +20,7 @@ import pytest
 from graceful import spec, tasks
 from graceful.errors import DataError
 from graceful.tasks.hashing import SPLITS, fractions
+from graceful.tasks.names import ids_digest
 from graceful.tasks.table import content, repeats
 from graceful.tasks.table.source import gathered
 
@@ -83,6 +84,7 @@ def test_an_index_has_the_values_that_a_plain_computation_gives(
         samples = task.samples(split)
         chosen = np.flatnonzero((drawn >= low) & (drawn < high))
         assert samples.ids.tolist() == [ids[row] for row in chosen]
+        assert samples.ids.digest == ids_digest(np.asarray(samples.ids))
         assert samples.groups.tolist() == [groups[row] for row in chosen]
         assert samples.labels.tolist() == [rows[row]["label"] for row in chosen]
         positions = np.random.default_rng(0).permutation(len(samples))[:100]
@@ -117,9 +119,13 @@ def test_two_processes_build_one_index(tmp_path: Path, home: Path) -> None:
     pq.write_table(made(20_000), path)
     section = {"kind": "table", "files": str(path), "columns": {"features": ["value"], "id": "id"}}
     code = (
-        "import json, sys; from graceful import spec, tasks\n"
+        "import json, sys\n"
+        "from graceful import spec\n"
+        "from graceful.tasks.table import division, index, source\n"
         "section = spec.parse({'model': 'm', 'name': 'v1', 'task': json.loads(sys.argv[1])}).task\n"
-        "print(tasks.build(section).samples('train').digest)\n"
+        "table = source.joined(source.read_files(section.files, texts=[]))\n"
+        "made = index.open_index(section, table, split_rows=[('', len(table.rows))])\n"
+        "print(division.Division(made).part('train').digest)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}
     builders = [

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from graceful.tasks.hashing import splitmix64
 
-SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)
-"""Of the two halves of a row's key: digits of pi."""
+SEED = 0x243F6A8885A308D3
+"""Of the keys of rows: digits of pi."""
+_NAMED = np.dtype([("keys", ">u8"), ("more", ">u4")])
+"""A digest of 12 bytes in two numbers."""
 _FOLDED = np.zeros(256, dtype=np.bool_)
 _FOLDED[[*b"abcdefghijklmnopqrstuvwxyz0123456789", *range(128, 256)]] = True
 """Bytes that remain of a text in small letters where spelling does not count."""
@@ -102,40 +104,38 @@ def _is_text(kind: Any) -> bool:
 
 
 def keys(columns: Sequence[Any]) -> NDArray[np.uint64]:
-    """Return 128 bits for each row, [B, 2], that are the same for rows that hold the same.
-
-    Two of 10^8 different rows have the same with a probability of 10^-23.
+    """Return 64 bits for each row, [B], that are the same for rows that hold the same.
 
     Args:
         columns: `pyarrow.Array`s of texts or numbers.
     """
-    hashes = np.tile(np.asarray(SEEDS, dtype=np.uint64), (len(columns[0]), 1))
+    hashes = np.full(len(columns[0]), SEED, dtype=np.uint64)
     for values in columns:
-        missing = np.asarray(values.is_null())
-        number = _text_keys(values) if _is_text(values.type) else _number_bits(values)[:, None]
-        hashes = splitmix64(hashes ^ np.where(missing[:, None], np.uint64(0), number))
-        hashes[missing] = splitmix64(~hashes[missing])
+        hashes = splitmix64(hashes ^ (_text_keys(values) if _is_text(values.type) else _number_bits(values)))
+        if values.null_count:
+            missing = np.asarray(values.is_null())
+            hashes[missing] = splitmix64(~hashes[missing])
     return hashes
 
 
-def named_keys(columns: Sequence[Any]) -> NDArray[np.uint64]:
-    """Return 96 bits for each row, [B, 2], of which the names of rows without an id are made; slower than `keys`.
+def named_keys(columns: Sequence[Any]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+    """Return 64 and 32 more bits for each row, [B] each, of which the names of rows without an id are made.
 
-    Two of 10^8 different rows have the same with a probability of 10^-13.
+    Two of 10^8 different rows have the same with a probability of 10^-13. Slower than `keys`.
     """
     digests = [
         blake2b("\0".join(map(repr, row)).encode("utf-8", "surrogatepass"), digest_size=12).digest()
         for row in zip(*(values.to_pylist() for values in columns), strict=True)
     ]
-    halves = np.frombuffer(b"".join(digests), dtype=[("first", ">u8"), ("second", ">u4")])
-    return np.stack([halves["first"].astype(np.uint64), halves["second"].astype(np.uint64)], axis=1)
+    parts = np.frombuffer(b"".join(digests), dtype=_NAMED)
+    return parts["keys"].astype(np.uint64), parts["more"].astype(np.uint32)
 
 
-def named_points(keys: NDArray[np.uint64]) -> NDArray[np.uint8]:
+def named_points(keys: NDArray[np.uint64], more: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """Return the code points of the names that `named_keys` stand for: 24 hexadecimal digits each, [B, 24]."""
-    halves = np.empty(len(keys), dtype=[("first", ">u8"), ("second", ">u4")])
-    halves["first"], halves["second"] = keys[:, 0], keys[:, 1]
-    digits = halves.view(np.uint8).reshape(len(keys), 12)
+    parts = np.empty(len(keys), dtype=_NAMED)
+    parts["keys"], parts["more"] = keys, more
+    digits = parts.view(np.uint8).reshape(len(keys), 12)
     nibbles = np.stack([digits >> 4, digits & 15], axis=2).reshape(len(keys), 24)
     return np.frombuffer(b"0123456789abcdef", dtype=np.uint8)[nibbles]
 
@@ -149,15 +149,24 @@ def folded_keys(columns: Sequence[Any]) -> NDArray[np.uint64]:
 
 def points(values: Any) -> NDArray[np.unsignedinteger[Any]]:
     """Return the code points of B texts, [B, W], 0 behind the end of each, as `hashing.hash_points` takes them."""
-    content, offsets = text_bytes(values)
-    if len(content) and content.max() > 127:
+    if text_bytes(values)[0].max(initial=0) > 127:
         names = np.asarray(values.to_pylist(), dtype=np.str_)
         return names.view(np.uint32).reshape(len(names), -1)
-    lengths = np.diff(offsets)
-    width = max(int(lengths.max(initial=0)), 1)
-    matrix = np.zeros((len(lengths), width), dtype=np.uint8)
-    matrix[np.arange(width) < lengths[:, None]] = content
-    return matrix
+    width = longest(values)
+    return fixed_width(values, width).view(np.uint8).reshape(len(values), width)
+
+
+def longest(values: Any) -> int:
+    """Return the bytes of the longest of some texts in UTF-8, at least 1."""
+    return max(int(np.diff(text_bytes(values)[1]).max(initial=0)), 1)
+
+
+def fixed_width(values: Any, width: int) -> NDArray[np.bytes_]:
+    """Return B texts in UTF-8, none of more bytes than `width`, as an array of that width."""
+    data, offsets = text_bytes(values)
+    matrix = np.zeros((len(values), width), dtype=np.uint8)
+    matrix[np.arange(width) < np.diff(offsets)[:, None]] = data
+    return matrix.view(f"S{width}").reshape(len(values))
 
 
 def _folded(values: Any) -> Any:
@@ -187,8 +196,5 @@ def _number_bits(values: Any) -> NDArray[np.uint64]:
 def _text_keys(values: Any) -> NDArray[np.uint64]:
     from pyarrow import compute
 
-    wide = values.cast("large_binary")
-    texts = compute.fill_null(wide, b"").to_pylist()
-    return np.frombuffer(b"".join([blake2b(text, digest_size=16).digest() for text in texts]), dtype=np.uint64).reshape(
-        len(texts), 2
-    )
+    texts = compute.fill_null(values.cast("large_binary"), b"").to_pylist()
+    return np.frombuffer(b"".join([blake2b(text, digest_size=8).digest() for text in texts]), dtype=np.uint64)

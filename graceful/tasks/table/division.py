@@ -9,7 +9,8 @@ A version that learns from a larger share, or names other classes, has a divisio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from graceful import storage
 from graceful.tasks.hashing import SPLITS, as_fractions, split_digest
-from graceful.tasks.names import Names, ids_digest
+from graceful.tasks.names import Names
 from graceful.tasks.table import content, repeats
 from graceful.tasks.table.index import FOLDED, KEYS, Index
 from graceful.tasks.table.index import SPLITS as NAMES
@@ -256,9 +257,9 @@ class _Build:
             for what, kind in kinds.items()
         ]
 
-    def _repeats(self, keys: Sequence[str]) -> dict[int, int]:
+    def _repeats(self, keys: str) -> dict[int, int]:
         return repeats.also_in(
-            [self._index.stored(name) for name in keys],
+            self._index.stored(keys),
             len(self._index),
             splits=Stored(self._folder / f"{_LEARNED}.npy"),
             train=NAMES.index("train"),
@@ -270,16 +271,28 @@ class _Build:
     def _described(self, name: str, classes: tuple[str, ...]) -> dict[str, Any]:
         """Return classes, counts and digests of a split whose rows are written."""
         rows, labels = (Stored(self._folder / f"{name}-{what}.npy").mapped() for what in ("rows", "labels"))
-        ids = Names(len(rows), partial(_read, self._index.ids, rows))
-        counts = np.zeros(len(classes), dtype=np.int64)
-        for start in range(0, len(labels), BATCH):
-            counts += np.bincount(labels[start : start + BATCH], minlength=len(classes))
+        ids = self._ids_digest(rows)
+        position = {label: place for place, label in enumerate(self._index.labels)}
+        counts = self._counts[NAMES.index(name)]
         return {
             "classes": list(classes),
-            "counts": counts.tolist(),
-            "digest": split_digest(ids, labels, classes, self._content(rows)),
-            "ids": ids_digest(ids),
+            "counts": [int(counts[position[label]]) if label in position else 0 for label in classes],
+            "digest": split_digest(np.zeros(0, dtype=np.str_), labels, classes, [ids, self._content(rows)]),
+            "ids": ids,
         }
+
+    def _ids_digest(self, rows: NDArray[Any]) -> str:
+        """Return what `names.ids_digest` says of the ids of some rows."""
+        width = max((content.longest(ids) for ids in self._ids(rows)), default=1)
+        digest = hashlib.sha256(f"{np.dtype(f'S{width}').str}{(len(rows),)}".encode())
+        for ids in self._ids(rows):
+            digest.update(content.fixed_width(ids, width).data)
+        return digest.hexdigest()
+
+    def _ids(self, rows: NDArray[Any]) -> Iterator[Any]:
+        """Yield the ids of some rows as Arrow strings, block by block."""
+        for start in range(0, len(rows), BATCH):
+            yield self._index.id_values(rows[start : start + BATCH].astype(np.int64))
 
     def _content(self, rows: NDArray[Any]) -> str:
         """Return a digest of all columns of some rows, because a predecessor may read others than this version."""

@@ -5,8 +5,9 @@
     labels.npy   [N] int32   position of the row's label among all labels, -1: none
     usable.npy   [N] bool    whether every column that is used has a value
     splits.npy   [N] int8    position in SPLITS of the split that the row's file or column names, -1: none
-    first.npy, second.npy    [N] uint64, the key of what is embedded: the same for rows that embed the same
-    folded-first.npy, ...    the same for texts in small letters without white space and punctuation
+    keys.npy     [N] uint64  the same for rows that embed the same; of two others among 10^8, once in 4000 tables
+    folded.npy   [N] uint64  likewise of texts in small letters without white space and punctuation
+    more.npy     [N] uint32  where rows have no id: what makes the name of a row together with its key
     copies.npy   [N] uint32  where rows have no id: the how many-th row with its key this is, from 1
     meta.json    labels, splits, the first row that is not usable, and size and digest of each file
 """
@@ -37,7 +38,7 @@ FORMAT = 1
 SPLITS: tuple[str, ...] = get_args(Split)
 ALL = ""
 """Name of the split of files that name none."""
-KEYS, FOLDED = ("first", "second"), ("folded-first", "folded-second")
+KEYS, MORE, FOLDED = "keys", "more", "folded"
 _NAMING = ("label", "split", "id", "group")
 """Keys of columns of texts or whole numbers."""
 _IDS = "ids"
@@ -82,7 +83,7 @@ class Index:
         """Return the ids of some rows: of the column, or what the key stands for and a number behind copies."""
         if self.section.columns.id is not None:
             return self._texts(self.section.columns.id, positions)
-        names = _hexadecimal(self._keys_at(positions))
+        names = _hexadecimal(*self._named_at(positions))
         copies = self._copies[positions]
         if not (copies > 1).any():
             return names
@@ -91,31 +92,41 @@ class Index:
         ]
         return np.asarray(numbered, dtype=np.str_)
 
+    def id_values(self, positions: NDArray[np.int64]) -> Any:
+        """Return the ids of some usable rows as Arrow strings."""
+        import pyarrow as pa
+
+        column = self.section.columns.id
+        if column is None:
+            return pa.array(self.ids(positions).tolist(), pa.string())
+        return rows.spelled(self.table, column, self.table.taken(column, positions))
+
     def groups(self, positions: NDArray[np.int64]) -> NDArray[np.str_]:
         """Return what some rows belong to; without a column, rows that embed the same belong together."""
         column = self.section.columns.group or self.section.columns.id
-        return _hexadecimal(self._keys_at(positions)) if column is None else self._texts(column, positions)
+        return _hexadecimal(*self._named_at(positions)) if column is None else self._texts(column, positions)
 
     def group_hashes(self, start: int, stop: int, *, salts: Sequence[int]) -> list[NDArray[np.uint64]]:
         """Return `hash_ids` of the groups of neighbouring rows for each salt."""
         column = self.section.columns.group or self.section.columns.id
         if column is None:
-            points: NDArray[Any] = content.named_points(self._keys_at(slice(start, stop)))
+            points: NDArray[Any] = content.named_points(*self._named_at(slice(start, stop)))
         else:
             values = combined(self.table.block([column], start, stop), column)
-            points = _points(rows.as_texts(self.table, column, values))
+            points = _points(rows.spelled(self.table, column, values))
         return [hash_points(points, salt=salt) for salt in salts]
 
     def _texts(self, column: str, positions: NDArray[np.int64]) -> NDArray[np.str_]:
-        texts = rows.as_texts(self.table, column, self.table.taken(column, positions))
+        texts = rows.spelled(self.table, column, self.table.taken(column, positions))
         return np.asarray(texts.fill_null("").to_pylist(), dtype=np.str_)
 
-    def _keys_at(self, rows_wanted: NDArray[np.int64] | slice) -> NDArray[np.uint64]:
-        return np.stack([column[rows_wanted] for column in self._keys], axis=1)
+    def _named_at(self, rows_wanted: NDArray[np.int64] | slice) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        keys, more = self._named
+        return keys[rows_wanted], more[rows_wanted]
 
     @cached_property
-    def _keys(self) -> tuple[NDArray[np.uint64], ...]:
-        return tuple(self.stored(name).mapped() for name in KEYS)
+    def _named(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        return self.stored(KEYS).mapped(), self.stored(MORE).mapped()
 
     @cached_property
     def _copies(self) -> NDArray[np.uint32]:
@@ -179,11 +190,9 @@ class _Build:
         for key in _NAMING:
             if (name := getattr(columns, key)) is not None:
                 rows.require_texts(self._table, name, key=f"columns.{key}")
-        kinds = {"labels": "<i4", "usable": "?", "splits": "i1", **dict.fromkeys(KEYS, "<u8")}
-        if columns.text is not None:
-            kinds |= dict.fromkeys(FOLDED, "<u8")
-        if columns.id is not None:
-            kinds[_IDS] = "<u8"
+        kinds = {"labels": "<i4", "usable": "?", "splits": "i1", KEYS: "<u8"}
+        kinds |= {FOLDED: "<u8"} if columns.text is not None else {}
+        kinds |= {MORE: "<u4"} if columns.id is None else {_IDS: "<u8"}
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(Writer(self._folder / f"{name}.npy", kind, count))
@@ -213,13 +222,13 @@ class _Build:
         usable = np.all([rows.has_value(values) for values in inputs], axis=0)
         labels = self._labels.codes(rows.as_texts(table, columns.label, combined(block, columns.label)), start)
         usable &= labels >= 0
-        named = columns.id is not None
-        keys = content.keys(inputs) if named else content.named_keys(inputs)
         arrays: dict[str, NDArray[Any]] = {"labels": labels, "splits": self._splits(block, start, stop)}
-        arrays |= {name: keys[:, index] for index, name in enumerate(KEYS)}
+        if columns.id is None:
+            arrays[KEYS], arrays[MORE] = content.named_keys(inputs)
+        else:
+            arrays[KEYS] = content.keys(inputs)
         if columns.text is not None:
-            folded = content.folded_keys(inputs)
-            arrays |= {name: folded[:, index] for index, name in enumerate(FOLDED)}
+            arrays[FOLDED] = content.folded_keys(inputs)
         for column in (columns.id, columns.group):
             if column is not None:
                 texts = rows.as_texts(table, column, combined(block, column))
@@ -253,7 +262,7 @@ class _Build:
         if not count:
             return
         copies = npy.open_memmap(path, mode="w+", dtype="<u4", shape=(count,))
-        repeats.copies([Stored(self._folder / f"{name}.npy") for name in KEYS], count, into=copies)
+        repeats.copies([Stored(self._folder / f"{name}.npy") for name in (KEYS, MORE)], count, into=copies)
         copies.flush()
 
     def _require_distinct(self, column: str, count: int) -> None:
@@ -327,6 +336,6 @@ def _points(texts: Any) -> NDArray[Any]:
     return content.points(texts.fill_null(""))
 
 
-def _hexadecimal(keys: NDArray[np.uint64]) -> NDArray[np.str_]:
-    digits = content.named_points(keys)
+def _hexadecimal(keys: NDArray[np.uint64], more: NDArray[np.uint32]) -> NDArray[np.str_]:
+    digits = content.named_points(keys, more)
     return digits.view("S24").reshape(len(digits)).astype(np.str_) if len(digits) else np.zeros(0, dtype="U24")

@@ -66,46 +66,47 @@ def repeated(column: Stored, kept: Stored, count: int, *, same: Callable[[int, i
     """
     pairs = []
     for positions, (hashes,) in parts([column], count, kept=kept):
-        order = np.argsort(hashes, kind="stable")
-        first = _first([hashes[order]])
-        starts = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-        again = np.flatnonzero(~first)
-        again = again[np.argsort(positions[order[again]])]
-        for index in again.tolist():
-            pair = int(positions[order[index]]), int(positions[order[starts[index]]])
-            if same(*pair):
-                pairs.append(pair)
-                break
+        if not _first([np.sort(hashes)]).all():
+            pairs += _pairs(positions, hashes, same=same)
     return min(pairs, default=None)
 
 
-def also_in(
-    columns: Sequence[Stored], count: int, *, splits: Stored, train: int, others: Sequence[int]
-) -> dict[int, int]:
-    """Return how many rows of each other split have the keys of a training row.
+def _pairs(
+    positions: NDArray[np.int64], hashes: NDArray[np.uint64], *, same: Callable[[int, int], bool]
+) -> list[tuple[int, int]]:
+    """Return the first row of a part that repeats another one, with that other, if there is one."""
+    order = np.argsort(hashes, kind="stable")
+    first = _first([hashes[order]])
+    starts = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    again = np.flatnonzero(~first)
+    for index in again[np.argsort(positions[order[again]])].tolist():
+        pair = int(positions[order[index]]), int(positions[order[starts[index]]])
+        if same(*pair):
+            return [pair]
+    return []
+
+
+def also_in(column: Stored, count: int, *, splits: Stored, train: int, others: Sequence[int]) -> dict[int, int]:
+    """Return how many rows of each other split have the key of a training row.
 
     Args:
-        columns: Two arrays of N keys.
+        column: [N] keys.
         count: N.
         splits: [N] the number of each row's split.
         train: Number of the training split.
         others: Numbers of the others.
     """
     counts = dict.fromkeys(others, 0)
-    for _, (first, second, numbers) in parts([*columns, splits], count):
-        training, held_out = numbers == train, np.isin(numbers, others)
-        order = np.argsort(first[training], kind="stable")
-        known_first, known_second = first[training][order], second[training][order]
-        if not len(known_first):
-            continue
-        place = np.minimum(np.searchsorted(known_first, first[held_out]), len(known_first) - 1)
-        hits = (known_first[place] == first[held_out]) & (known_second[place] == second[held_out])
-        for number, hit in zip(*np.unique(numbers[held_out][hits], return_counts=True), strict=True):
-            counts[int(number)] += int(hit)
+    for _, (keys, numbers) in parts([column, splits], count):
+        known = np.sort(keys[numbers == train])
+        for number in others if len(known) else ():
+            wanted = np.sort(keys[numbers == number])  # in order, so that what is read next is near
+            place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+            counts[number] += int((known[place] == wanted).sum())
     return counts
 
 
-def _first(columns: Sequence[NDArray[np.uint64]]) -> NDArray[np.bool_]:
+def _first(columns: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
     """Return where sorted keys differ from those before them."""
     first = np.ones(len(columns[0]), dtype=np.bool_)
     if len(first):

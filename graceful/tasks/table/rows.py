@@ -134,7 +134,15 @@ def require_texts(table: Table, name: str, *, key: str) -> None:
 
 
 def as_texts(table: Table, name: str, values: Any) -> Any:
-    """Return some values of a column of texts or whole numbers as Arrow strings; null for none or a blank.
+    """Return some values of a column as `spelled`; null also for text of white space alone."""
+    from pyarrow import compute
+
+    texts = spelled(table, name, values)
+    return texts if str(values.type).startswith(("int", "uint")) else compute.if_else(_has_text(texts), texts, None)
+
+
+def spelled(table: Table, name: str, values: Any) -> Any:
+    """Return some values of a column of texts or whole numbers as Arrow strings; null where there is none.
 
     Args:
         table: Which says whether numbers have names (`datasets.ClassLabel`).
@@ -144,12 +152,11 @@ def as_texts(table: Table, name: str, values: Any) -> Any:
     import pyarrow as pa
     from pyarrow import compute
 
-    spelled = getattr(table.rows.features[name], "names", None)
-    if spelled is not None:
+    names = getattr(table.rows.features[name], "names", None)
+    if names is not None:
         known = compute.if_else(compute.greater_equal(values, 0), values, None)
-        values = compute.take(pa.array(spelled, pa.string()), known)
-    values = values.cast("string")
-    return compute.if_else(_has_text(values), values, None)
+        values = compute.take(pa.array(names, pa.string()), known)
+    return values.cast("string")
 
 
 def has_value(values: Any) -> NDArray[np.bool_]:

@@ -79,6 +79,8 @@ class ImageFolderTask(Section):
     decode: Annotated[Literal["full", "reduced"], Field(exclude_if=lambda decode: decode == "full")] = "full"
     """full: decode every pixel, then scale; reduced: decode JPEGs at a half, a quarter or an eighth where they are at
     least six times as large as `size`, several times faster and with slightly other pixels."""
+    share: Annotated[float, Field(gt=0.0, le=1.0, exclude_if=lambda share: share == 1.0)] = 1.0
+    """Share of the training images this version may learn from, in a fixed order: growing data."""
     shift: Annotated[int, Field(ge=0)] = 0
     """Random translation in training, in pixels, less than `size`; 0: none."""
     flip: bool = False

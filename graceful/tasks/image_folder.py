@@ -160,12 +160,8 @@ class ImageFolder:
             if image.label not in self.classes and self._section.classes is None:
                 raise DataError(f"{image.where}: class {image.label!r} has no folder in train; add or move the image")
         labelled = [image for image in images if image.label in self.classes]
-        image_fractions = fractions([image.path for image in labelled], salt=0)
-        return [
-            image
-            for image, fraction in zip(labelled, image_fractions, strict=True)
-            if bounds[0] <= fraction < bounds[1]
-        ]
+        chosen = _within(labelled, bounds, salt=0)
+        return _within(chosen, (0.0, self._section.share), salt=1) if split == "train" else chosen
 
     def _train_share(self, split: Split) -> tuple[float, float]:
         """Return the range of the train folder that a split takes; train keeps what splits without a folder leave."""
@@ -196,6 +192,15 @@ class ImageFolder:
                 f"task.root: class {empty[0]!r} of {self._section.root} has no training image"
                 f" ({len(empty)} such classes); add images or remove the folder"
             )
+
+
+def _within(images: list[Image], bounds: tuple[float, float], *, salt: int) -> list[Image]:
+    """Return the images of which the hash of the path, as a fraction, lies within bounds."""
+    if bounds == (0.0, 1.0):
+        return images
+    low, high = bounds
+    image_fractions = fractions([image.path for image in images], salt=salt)
+    return [image for image, fraction in zip(images, image_fractions, strict=True) if low <= fraction < high]
 
 
 def _read(images: Sequence[Image], frame: Frame, positions: NDArray[np.int64]) -> list[Photo]:

@@ -173,3 +173,11 @@ def test_classes_are_chosen_in_the_order_named_and_unknown_ones_refused(root):
     assert {name.split("/")[0] for name in chosen.ids} == {"ant", "cat"}
     with pytest.raises(SpecError, match=r"task\.classes: .* no class folder 'antt'; did you mean ant\?"):
         opened(root, "train", classes=("antt", "cat"))
+
+
+def test_a_share_grows_the_training_images_alone_and_in_a_fixed_order(root):
+    parts = [set(opened(root, "train", share=share).ids.tolist()) for share in (0.3, 0.6, 1.0)]
+    assert parts[0] < parts[1] < parts[2]
+    assert 0.1 < len(parts[0]) / len(parts[2]) < 0.5
+    assert opened(root, "test", share=0.3).digest == opened(root, "test").digest
+    assert "share" not in ImageFolderTask(root="r").model_dump(mode="json")

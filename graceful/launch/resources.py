@@ -14,7 +14,8 @@ _UNITS: dict[str, float] = {
 }
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)(" + "|".join(sorted(_UNITS, key=len, reverse=True)) + ")")
 GIB = 1024**3
-GPU_SUFFIX = "/gpu"
+_ACCELERATOR = re.compile(r".*gpu|nvidia\.com/mig-\d+g\.\d+gb")
+"""Names of resources that KubeRay counts as GPUs of Ray."""
 
 
 def quantity(value: str | float) -> float:
@@ -37,6 +38,11 @@ def written(memory: int) -> str:
     return str(memory)
 
 
+def is_accelerator(resource: str) -> bool:
+    """Return whether KubeRay tells Ray of a resource as GPUs."""
+    return _ACCELERATOR.fullmatch(resource) is not None
+
+
 def cores(cpu: float) -> str:
     """Return cores as a quantity: whole ones plain, parts in thousandths."""
     return str(int(cpu)) if cpu == int(cpu) else f"{round(cpu * 1000)}m"
@@ -45,11 +51,11 @@ def cores(cpu: float) -> str:
 def demand(container: Mapping[str, Any]) -> tuple[float, int, int]:
     """Return (cores, bytes, accelerators) that a container may use at most; what has no limit counts as 0.
 
-    Ray reads the same: CPU from limits, else requests; every `*/gpu` key is accelerators.
+    Ray reads the same: CPU from limits, else requests; GPUs and parts of them (MIG) are accelerators.
     """
     resources = container.get("resources") or {}
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-    gpus = sum(quantity(value) for key, value in limits.items() if key.endswith(GPU_SUFFIX))
+    gpus = sum(quantity(value) for key, value in limits.items() if is_accelerator(key))
     return (
         quantity(limits.get("cpu", requests.get("cpu", 0))),
         int(quantity(limits.get("memory", 0))),

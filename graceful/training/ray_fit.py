@@ -28,7 +28,7 @@ from graceful.environment import RAY_SETTINGS, RAY_TOKEN_FILE_VARIABLE, RAY_TOKE
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
 from graceful.spec import Train
 from graceful.storage import write_text
-from graceful.training import checkpoint, ray_address, trace
+from graceful.training import checkpoint, rank_resources, ray_address, trace
 from graceful.training.engine import require_precision
 from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
 from graceful.training.rank_context import out_of_time
@@ -245,7 +245,7 @@ def require(train: Train, *, private: bool, deadline: float) -> bool:
     until = min(deadline, time.monotonic() + (0.0 if private else JOIN_SECONDS))
     while True:
         resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        cpus, gpus = rank_resources.fitting(resources, use_gpu=False), int(resources.get("GPU", 0))
         if cpus >= workers and (gpus >= workers or not wanted):
             return gpus >= workers if wanted is None else wanted
         if time.monotonic() >= until:
@@ -274,7 +274,7 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
                 callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in unneeded
             ]
 
-    per_worker = {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+    per_worker = rank_resources.per_rank(use_gpu=use_gpu)
     return Lean(
         worker,
         train_loop_config={"job": job.portable(), "digest": digest},

@@ -25,7 +25,7 @@ from graceful.spec import RefreshSpec
 from graceful.storage import Mirror
 from graceful.targets.blocks import Block, Compute, run
 from graceful.tasks.base import Samples
-from graceful.training import ray_fit
+from graceful.training import rank_resources, ray_fit
 from graceful.training.job import first_line
 
 WORTH_IT = 60.0
@@ -137,8 +137,13 @@ def _until_worth_it(here: Here, blocks: Iterator[Block]) -> Iterator[Outputs]:
 def _started(recipe: Recipe, *, count: int, use_gpu: bool) -> list[Any]:
     import ray
 
+    resources = rank_resources.per_rank(use_gpu=use_gpu)
     kind = ray.remote(Runner).options(
-        num_cpus=1, num_gpus=1 if use_gpu else 0, max_restarts=RESTARTS, max_task_retries=RESTARTS
+        num_cpus=resources.pop("CPU", 1),
+        num_gpus=resources.pop("GPU", 0),
+        resources=resources,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
     )
     return [kind.remote(recipe, use_gpu=use_gpu) for _ in range(count)]
 

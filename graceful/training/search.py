@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import startup
+from graceful.training import rank_resources
 from graceful.training.ray_fit import connect
 
 Told = Mapping[str, Any]
@@ -57,10 +58,8 @@ def concurrency(workers: int, *, gpus: bool = False) -> int:
     import ray
 
     resources = ray.cluster_resources()
-    fitting = int(resources.get("CPU", 1)) // max(workers, 1)
-    if gpus and resources.get("GPU", 0):
-        fitting = min(fitting, int(resources["GPU"]) // max(workers, 1))
-    return max(1, fitting)
+    processes = rank_resources.fitting(resources, use_gpu=gpus and resources.get("GPU", 0) > 0)
+    return max(1, processes // max(workers, 1))
 
 
 def on_ray(

@@ -126,6 +126,7 @@ class KubeRayBackend(KubeRayRuns):
             *lint.lint(rayjob, client_ray=client_ray(), production=self.profile.production),
             *validate.validate(rayjob),
             *_unmet(job, self.profile),
+            *(manifests.ranks(job, self.profile).faults() if job.workers else ()),
             *refusals,
         )
         return Plan(
@@ -138,7 +139,7 @@ class KubeRayBackend(KubeRayRuns):
             parts=plan.parts(rayjob, prices),
             differences=differences,
             currency=prices.currency if prices else "",
-            notes=_notes(rayjob, self.profile),
+            notes=(*manifests.ranks(job, self.profile).drawn(), *_notes(rayjob, self.profile)),
         )
 
     def submit(self, planned: Plan) -> Handle:

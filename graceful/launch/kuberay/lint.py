@@ -16,7 +16,7 @@ from graceful.environment import HOME_VARIABLE, STORAGE_VARIABLE
 from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.kuberay.manifests import DRAIN_VARIABLE
-from graceful.launch.resources import GIB, quantity
+from graceful.launch.resources import GIB, is_accelerator, quantity
 
 HEAD_MEMORY = 4 * GIB
 """The dashboard alone idles near 2 GiB."""
@@ -233,7 +233,7 @@ def _without_limits(subject: Subject) -> Violations:
         resources = container.get("resources") or {}
         limits = resources.get("limits") or {}
         for key, value in (resources.get("requests") or {}).items():
-            if key not in limits and (key == "cpu" or key.endswith("/gpu")):
+            if key not in limits and (key == "cpu" or is_accelerator(key)):
                 severity = Severity.WARNING if key == "cpu" else Severity.ERROR
                 yield f"{where}.resources.requests.{key}", f"{value} without a limit: Ray counts limits", severity
 

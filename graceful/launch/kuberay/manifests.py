@@ -16,6 +16,7 @@ from graceful.environment import (
     CPU_SETTINGS,
     HOME_VARIABLE,
     MLFLOW_SETTINGS,
+    RANK_VARIABLE,
     RAY_SETTINGS,
     REGISTRY_VARIABLE,
     RUN_SPEC_VARIABLE,
@@ -25,10 +26,11 @@ from graceful.errors import SpecError
 from graceful.launch import names
 from graceful.launch.job import FILES, JobSpec
 from graceful.launch.kuberay import harden
+from graceful.launch.kuberay.ranks import RESOURCE, Ranks
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.profile import KubeRay, Machine
+    from graceful.launch.kuberay.profile import KubeRay, Machine, Worker
 
 SPEC_FILE = "spec.json"
 GRACE_SECONDS = 120
@@ -123,15 +125,21 @@ def entrypoint(command: tuple[str, ...]) -> str:
     return " ".join(command)
 
 
-def worker(job: JobSpec, profile: KubeRay) -> Machine:
-    """Return the profile's worker, raised to what the job needs at least."""
+def worker(job: JobSpec, profile: KubeRay) -> Worker:
+    """Return the profile's worker, raised to what the ranks of the job need at least."""
     machine, required = profile.worker, job.resources
+    count = Ranks.of(job, machine).per_pod
     updates: Json = {}
-    if required.cpu is not None and required.cpu > quantity(machine.cpu):
-        updates["cpu"] = cores(required.cpu)
-    if required.memory is not None and required.memory > quantity(machine.memory):
-        updates["memory"] = written(required.memory)
+    if required.cpu is not None and count * required.cpu > quantity(machine.cpu):
+        updates["cpu"] = cores(count * required.cpu)
+    if required.memory is not None and count * required.memory > quantity(machine.memory):
+        updates["memory"] = written(count * required.memory)
     return machine.model_copy(update=updates) if updates else machine
+
+
+def ranks(job: JobSpec, profile: KubeRay) -> Ranks:
+    """Return how the ranks of a job fill the profile's pods."""
+    return Ranks.of(job, worker(job, profile))
 
 
 def _head(job: JobSpec, profile: KubeRay) -> Json:
@@ -139,22 +147,33 @@ def _head(job: JobSpec, profile: KubeRay) -> Json:
         "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray's default kills the driver after 3 s, in the middle of a checkpoint
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
         **({RUN_SPEC_VARIABLE: f"{FILES}/{SPEC_FILE}"} if job.document is not None else {}),
+        **({RANK_VARIABLE: ranks(job, profile).variable} if job.workers else {}),
     }
     container = _ray_container(job, profile, profile.head, name="ray-head", env=env)
     return _template(job, profile, profile.head, container, role="head")
 
 
 def _group(job: JobSpec, profile: KubeRay) -> Json:
-    machine = worker(job, profile)
-    container = _ray_container(job, profile, machine, name="ray-worker", env={})
+    fill = ranks(job, profile)
+    container = _ray_container(job, profile, fill.worker, name="ray-worker", env={})
+    template = _template(job, profile, fill.worker, container, role="rank")
+    if fill.shared_memory is not None:
+        _share_memory(template["spec"], fill.shared_memory)
     return {
         "groupName": GROUP,
-        "replicas": job.workers,
-        "minReplicas": job.workers,
-        "maxReplicas": job.workers,
-        "rayStartParams": {},  # from the limits; num-* here would contradict them
-        "template": _template(job, profile, machine, container, role="rank"),
+        "replicas": fill.pods,
+        "minReplicas": fill.pods,
+        "maxReplicas": fill.pods,
+        "resources": {RESOURCE: str(fill.per_pod)},  # CPUs and GPUs follow from the limits
+        "rayStartParams": {},
+        "template": template,
     }
+
+
+def _share_memory(pod: Json, size: str) -> None:
+    """Give a pod a /dev/shm of a size; it is memory of the pod."""
+    pod["volumes"].append({"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+    pod["containers"][0]["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
 
 
 def _ray_container(job: JobSpec, profile: KubeRay, machine: Machine, *, name: str, env: Mapping[str, str]) -> Json:

@@ -23,11 +23,21 @@ from graceful.launch.base import (
     Seconds,
     Variables,
 )
+from graceful.launch.resources import is_accelerator
 from graceful.sections import Section
 
 if TYPE_CHECKING:
     from graceful.launch.backend import Backend, Handle, Warn
     from graceful.launch.checks import Check, Services
+
+
+def _accelerator(resource: str) -> str:
+    if not is_accelerator(resource):
+        raise ValueError(
+            f"must end in gpu or be a slice such as nvidia.com/mig-1g.5gb, got {resource!r}; KubeRay tells Ray of no"
+            " others"
+        )
+    return resource
 
 
 class Toleration(Section):
@@ -50,8 +60,8 @@ class Machine(Section):
     """Hard limit."""
     gpu: Count = 0
     """Accelerators."""
-    gpu_resource: str = "nvidia.com/gpu"
-    """Name under which nodes offer them."""
+    gpu_resource: Annotated[str, AfterValidator(_accelerator)] = "nvidia.com/gpu"
+    """Name under which nodes offer them: one that ends in gpu, or a slice such as nvidia.com/mig-1g.5gb."""
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels that nodes must have."""
     tolerations: tuple[Toleration, ...] = ()
@@ -62,6 +72,16 @@ class Machine(Section):
     """PriorityClass of the pods."""
     env: Variables = Field(default_factory=dict)
     """Variables of these pods alone, e.g. NCCL_DEBUG. No secrets."""
+
+
+class Worker(Machine):
+    """One pod with training processes; its cores, memory and accelerators are divided among them."""
+
+    ranks: Annotated[int, Field(ge=1)] | None = None
+    """Training processes of one pod; None: one for each accelerator, without accelerators one."""
+    shm: Quantity | None = None
+    """Size of /dev/shm, which counts as memory of the pod; None: a quarter of `memory` where several processes share
+    the pod (NCCL and Ray exchange data there), else what the container runtime gives."""
 
 
 class Storage(Section):
@@ -133,8 +153,8 @@ class KubeRay(Profile):
     """Kueue's LocalQueue."""
     head: Machine = Machine(cpu="2", memory="4Gi")
     """The driver runs here: loading data and evaluating happen on it."""
-    worker: Machine = Machine()
-    """One per training process."""
+    worker: Worker = Worker()
+    """As many as the training processes fill."""
     storage: Storage = Storage()
     mlflow: Mlflow = Mlflow()
     env: Variables = Field(default_factory=dict)

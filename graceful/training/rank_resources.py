@@ -1,0 +1,33 @@
+"""What a training process takes of Ray's resources. Driver.
+
+Where pods hold several processes, or more cores than one process takes, the backend says what each takes, so that in
+each pod run as many as were planned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from graceful.environment import RANK_VARIABLE
+from graceful.errors import SpecError
+
+
+def per_rank(*, use_gpu: bool) -> dict[str, float]:
+    """Return Ray's resources of one training process: a CPU, or what the environment says, and a GPU if it uses one.
+
+    Raises:
+        SpecError: The variable holds something else than numbers by name.
+    """
+    text = os.environ.get(RANK_VARIABLE) or '{"CPU": 1}'
+    try:
+        resources = {str(name): float(amount) for name, amount in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as e:
+        raise SpecError(f'{RANK_VARIABLE} must be JSON such as {{"CPU": 4, "rank": 1}}, got {text!r:.80}') from e
+    return {**resources, "GPU": 1.0} if use_gpu else resources
+
+
+def fitting(available: dict[str, float], *, use_gpu: bool) -> int:
+    """Return how many training processes fit into resources of Ray; raises as `per_rank`."""
+    needed = per_rank(use_gpu=use_gpu)
+    return min(int(available.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items() if amount)

@@ -1,0 +1,128 @@
+"""How ranks fill pods: what KubeRay is sent, what a plan shows, what it refuses, and what the driver asks Ray for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from graceful.environment import RANK_VARIABLE
+from graceful.errors import SpecError
+from graceful.launch.backend import Severity
+from graceful.launch.job import Resources
+from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay.backend import KubeRayBackend
+from graceful.launch.resources import demand
+from graceful.training import rank_resources
+from tests.support.launch import cluster, job
+
+BIG = {"cpu": 32, "memory": "256Gi", "gpu": 8}
+
+
+def group(workers: int, **worker: Any) -> dict[str, Any]:
+    rayjob = manifests.rayjob(job(workers=workers), cluster(worker=worker))
+    (only,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    return dict(only)
+
+
+def asked(workers: int, **worker: Any) -> dict[str, float]:
+    rayjob = manifests.rayjob(job(workers=workers), cluster(worker=worker))
+    head = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    return dict(json.loads({item["name"]: item["value"] for item in head["env"]}[RANK_VARIABLE]))
+
+
+@pytest.mark.parametrize(
+    ("workers", "worker", "pods", "per_pod", "cpus"),
+    [
+        (2, {"cpu": 2}, 2, 1, 2),
+        (8, BIG, 1, 8, 4),
+        (16, BIG, 2, 8, 4),
+        (2, {"cpu": 2, "ranks": 2}, 1, 2, 1),
+        (2, {"cpu": "500m", "ranks": 2}, 1, 2, 0.5),
+        (1, {"cpu": 8, "ranks": 4}, 1, 1, 8),
+        (3, {"cpu": 8, "ranks": 3}, 1, 3, 2),
+    ],
+)
+def test_pods_hold_as_many_ranks_as_they_have_accelerators(
+    workers: int, worker: dict[str, Any], pods: int, per_pod: int, cpus: float
+) -> None:
+    found = group(workers, **worker)
+    assert (found["replicas"], found["minReplicas"], found["maxReplicas"]) == (pods, pods, pods)
+    assert found["resources"] == {"rank": str(per_pod)}
+    assert asked(workers, **worker) == {"CPU": cpus, "rank": 1}
+
+
+@pytest.mark.parametrize(
+    ("worker", "size"),
+    [
+        ({"cpu": 2}, None),
+        (BIG, "64Gi"),
+        ({**BIG, "shm": "16Gi"}, "16Gi"),
+        ({"cpu": 2, "memory": "3Gi", "ranks": 2}, "768Mi"),
+        ({"shm": "1Gi"}, "1Gi"),
+    ],
+)
+def test_processes_of_one_pod_share_memory(worker: dict[str, Any], size: str | None) -> None:
+    pod = group(8, **worker)["template"]["spec"]
+    volumes = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shared-memory"]
+    mounts = [mount["name"] for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+    assert volumes == ([] if size is None else [{"medium": "Memory", "sizeLimit": size}])
+    assert mounts == ([] if size is None else ["shared-memory"])
+
+
+def test_what_a_rank_needs_at_least_is_given_to_each_rank_of_a_pod() -> None:
+    needs = job(workers=4, resources=Resources(cpu=3.0, memory=4 * 2**30))
+    pod = manifests.worker(needs, cluster(worker={"cpu": 8, "memory": "64Gi", "ranks": 4}))
+    assert (pod.cpu, pod.memory) == ("12", "64Gi")
+
+
+@pytest.mark.parametrize(
+    ("workers", "worker", "rule", "severity", "says"),
+    [
+        (12, BIG, "uneven-ranks", Severity.ERROR, "12 processes do not fill pods of 8"),
+        (8, {**BIG, "ranks": 16}, None, None, ""),
+        (16, {**BIG, "ranks": 16}, "shared-gpu", Severity.ERROR, "16 processes in a pod of 8 accelerators"),
+        (4, BIG, "idle-gpu", Severity.WARNING, "of which 4 stay idle"),
+        (2, {"gpu": 2, "gpu_resource": "nvidia.com/mig-1g.5gb"}, "several-slices", Severity.ERROR, "one of them alone"),
+        (2, {"memory": "4Gi", "shm": "4Gi"}, "shared-memory", Severity.ERROR, "counts as memory of the pod"),
+        (8, BIG, None, None, ""),
+    ],
+)
+def test_ranks_that_do_not_fit_are_said_in_the_plan(
+    workers: int, worker: dict[str, Any], rule: str | None, severity: Severity | None, says: str
+) -> None:
+    planned = KubeRayBackend(profile=cluster(worker=worker), connect=None).plan(job(workers=workers))
+    rules = {"uneven-ranks", "shared-gpu", "idle-gpu", "several-slices", "shared-memory"}
+    found = [finding for finding in planned.findings if finding.rule in rules]
+    assert [(finding.rule, finding.severity) for finding in found] == ([] if rule is None else [(rule, severity)])
+    assert all(says in finding.message for finding in found)
+
+
+def test_the_plan_draws_ranks_and_pods() -> None:
+    planned = KubeRayBackend(profile=cluster(worker=BIG), connect=None).plan(job(workers=16))
+    assert planned.notes[:3] == (
+        "16 ranks in 2 pods, each rank with 4 cores, 32 GiB, 1 accelerator; /dev/shm 64Gi in each pod",
+        "  pod 0: ranks 0-7",
+        "  pod 1: ranks 8-15",
+    )
+    assert planned.gpus == 16
+
+
+def test_slices_of_a_gpu_are_counted_and_other_devices_refused() -> None:
+    container = group(2, gpu=1, gpu_resource="nvidia.com/mig-1g.5gb")["template"]["spec"]["containers"][0]
+    assert demand(container)[2] == 1
+    with pytest.raises(SpecError, match=r"gpu_resource.*must end in gpu or be a slice.*habana.ai/gaudi"):
+        cluster(worker={"gpu": 1, "gpu_resource": "habana.ai/gaudi"})
+
+
+def test_the_driver_asks_ray_for_what_the_plan_gave_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rank_resources.per_rank(use_gpu=True) == {"CPU": 1.0, "GPU": 1.0}
+    monkeypatch.setenv(RANK_VARIABLE, json.dumps(asked(16, **BIG)))
+    assert rank_resources.per_rank(use_gpu=True) == {"CPU": 4.0, "rank": 1.0, "GPU": 1.0}
+    two_pods = {"CPU": 64.0, "GPU": 16.0, "rank": 16.0}
+    assert rank_resources.fitting(two_pods, use_gpu=True) == 16
+    assert rank_resources.fitting({**two_pods, "rank": 8.0}, use_gpu=True) == 8
+    monkeypatch.setenv(RANK_VARIABLE, "[1]")
+    with pytest.raises(SpecError, match=RANK_VARIABLE):
+        rank_resources.per_rank(use_gpu=False)

@@ -181,7 +181,9 @@ def _warnings(resolved: RefreshSpec, target_profile: Profile) -> tuple[Finding, 
     warnings: list[tuple[str, str, str, str]] = []
     for key, path in _local_paths(resolved):
         problem = f"{path} is a path of this machine; pods have it only if the image or a volume does"
-        elsewhere = "a hub id with its revision" if key.endswith("checkpoint") else "s3://bucket/prefix"
+        elsewhere = "s3://bucket/prefix/"
+        if key == "task.network.checkpoint" and hasattr(getattr(resolved.task, "network", None), "revision"):
+            elsewhere += " or a hub id with its revision"
         warnings.append(("local-path", key, problem, f"use {elsewhere}, or a path under storage.path"))
     if target_profile.registry is None and resolved.registry.uri is None:
         risk = "not set: the registry is a sqlite file on the volume, for one run at a time on one node"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from graceful.learners.base import DEFAULT_ENCODER
 from graceful.learners.classifier import cross_entropy
-from graceful.models import bases, checkpoints, preprocessing
+from graceful.models import bases, checkpoint_folders, checkpoints, preprocessing
 from graceful.models.base import Outputs, outputs_of
 from graceful.models.preprocessing import Preprocessing
 from graceful.spec import ImageFolderTask
@@ -140,7 +140,7 @@ class ImageLearner:
         """Return the folder of the weights that a network starts from."""
         if isinstance(self._section, TransformersNetwork):
             return bases.weights_of(self._section, self._files)
-        return Path(getattr(self._section, "checkpoint", None) or ".")
+        return checkpoint_folders.folder_of(str(getattr(self._section, "checkpoint", None) or "."))
 
     @cached_property
     def _files(self) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from graceful.errors import DataError
 from graceful.learners.base import DEFAULT_ENCODER
 from graceful.learners.batch import Batch
 from graceful.learners.classifier import cross_entropy
-from graceful.models import bases, checkpoints
+from graceful.models import bases, checkpoints, packages
 from graceful.models.base import Outputs, outputs_of
 from graceful.spec.networks import TransformersNetwork
 from graceful.spec.table import Columns
@@ -94,7 +94,7 @@ class TextLearner:
     @cached_property
     def _tokenizer(self) -> Any:
         """The tokenizer, which cuts and pads."""
-        tokenizers = checkpoints.package("tokenizers")
+        tokenizers = packages.package("tokenizers")
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._files[TOKENIZER]))
         tokenizer.enable_truncation(self._section.max_length)
         padding = self._files[CONFIG].get("pad_token_id") or 0

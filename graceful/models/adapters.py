@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from graceful.errors import SpecError
-from graceful.models import checkpoints
+from graceful.models import packages
 from graceful.spec.adapters import Lora
 
 
@@ -24,7 +24,7 @@ def adapt(body: nn.Module, section: Lora) -> None:
     Raises:
         SpecError: No layer has one of the names, or the package peft is missing.
     """
-    peft = checkpoints.package("peft")
+    peft = packages.package("peft")
     names = {name.rpartition(".")[2] for name, module in body.named_modules() if isinstance(module, nn.Linear)}
     missing = [name for name in section.targets if not _names_a_layer(name, body)]
     if missing or not names:

@@ -20,7 +20,7 @@ from typing import Any
 from graceful import homes, storage
 from graceful.errors import DataError, IntegrityError, StorageError
 from graceful.files import guarded
-from graceful.models import checkpoints
+from graceful.models import checkpoint_folders
 
 FILE = "base.json"
 """The file of a version that names the weights it was trained on."""
@@ -52,17 +52,17 @@ class Base:
         return homes.folder() / "cache" / "bases" / self.digest
 
 
-def described(section: checkpoints.Checkpoint) -> dict[str, Any]:
+def described(section: checkpoint_folders.Checkpoint) -> dict[str, Any]:
     """Return the content of `base.json` for the checkpoint that a spec names.
 
     Raises:
         DataError: There is no such checkpoint, or it has no safetensors.
     """
-    place = checkpoints.folder(section)
-    return {"files": {name: _sha256(place / name) for name in checkpoints.weight_files(place)}}
+    place = checkpoint_folders.folder(section)
+    return {"files": {name: _sha256(place / name) for name in checkpoint_folders.weight_files(place)}}
 
 
-def weights_of(section: checkpoints.Checkpoint, kept: Mapping[str, Any]) -> Path:
+def weights_of(section: checkpoint_folders.Checkpoint, kept: Mapping[str, Any]) -> Path:
     """Return the folder of a checkpoint's weights: of a version with adapters, of those it was trained on.
 
     Args:
@@ -72,7 +72,7 @@ def weights_of(section: checkpoints.Checkpoint, kept: Mapping[str, Any]) -> Path
     Raises:
         DataError, IntegrityError, StorageError: They are not to be had, or others.
     """
-    return checkpoints.folder(section) if FILE not in kept else find(of(section, kept[FILE]))
+    return checkpoint_folders.folder(section) if FILE not in kept else find(of(section, kept[FILE]))
 
 
 def digest_of(task: object) -> str | None:
@@ -83,7 +83,7 @@ def digest_of(task: object) -> str | None:
     return of(network, described(network)).digest
 
 
-def of(section: checkpoints.Checkpoint, document: object) -> Base:
+def of(section: checkpoint_folders.Checkpoint, document: object) -> Base:
     """Return the base of a version.
 
     Args:
@@ -118,7 +118,7 @@ def find(base: Base) -> Path:
         return base.store
     remedy = f"restore that checkpoint, or put its weights into {base.store}"
     try:
-        place = checkpoints.folder(base)
+        place = checkpoint_folders.folder(base)
     except DataError as e:
         raise DataError(
             f"{e.message.partition(';')[0]}; the version needs its weights (SHA-256 {base.digest[:12]}...): {remedy}"

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from graceful.errors import DataError, SpecError
-from graceful.models import checkpoints
+from graceful.models import checkpoints, packages
 from graceful.spec.networks import TransformersNetwork
 
 
@@ -30,9 +30,9 @@ def build(
         SpecError: transformers cannot build this model, or it has not what the section asks for.
         DataError: The checkpoint's weights are missing or damaged.
     """
-    transformers = checkpoints.package("transformers")
+    transformers = packages.package("transformers")
     try:
-        with checkpoints.working("transformers"):
+        with packages.working("transformers"):
             chosen = transformers.AutoConfig.for_model(**checkpoints.safe_config(config))
     except (KeyError, ValueError, TypeError) as e:
         raise SpecError(f"task.network.checkpoint: transformers cannot build this model ({_line(e)})") from e
@@ -40,7 +40,7 @@ def build(
     check(chosen)
     if section.layers is not None:
         chosen.num_hidden_layers = section.layers
-    with checkpoints.working("transformers"):
+    with packages.working("transformers"):
         if section.weights == "random":
             body, absent = transformers.AutoModel.from_config(chosen, trust_remote_code=False), set[str]()
         else:

@@ -6,13 +6,28 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from graceful import addresses
 from graceful.sections import Count, Positive, Section
 from graceful.spec.adapters import Adapted
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _place(checkpoint: str) -> str:
+    """Return a folder, an address of a bucket in one spelling, or a hub id.
+
+    Raises:
+        ValueError: An address of another kind.
+    """
+    if addresses.has_other_scheme(checkpoint):
+        raise ValueError(f"must be a folder, s3://bucket/prefix/ or a hub id, got {checkpoint}")
+    return addresses.in_document(checkpoint) if addresses.is_remote(checkpoint) else checkpoint
+
+
+Place = Annotated[str, AfterValidator(_place)]
 
 
 class Network(Section):
@@ -52,9 +67,9 @@ class TransformersNetwork(Adapted, Pretrained):
     """A model of Hugging Face transformers for text or images, with a pooled embedding and a head on top."""
 
     kind: Literal["transformers"] = "transformers"
-    checkpoint: str
+    checkpoint: Place
     """A folder with config.json, model.safetensors and, for text, tokenizer.json, for images,
-    preprocessor_config.json, relative to the spec; or a hub id."""
+    preprocessor_config.json, relative to the spec; or s3://bucket/prefix/ with these files; or a hub id."""
     revision: str | None = None
     """Commit of the hub's repository, 40 hexadecimal digits, where `checkpoint` is a hub id; None: it is a folder."""
     layers: Count | None = None
@@ -94,8 +109,9 @@ class ZooNetwork(Pretrained):
 
     model: str
     """Name of the model, as the package has it."""
-    checkpoint: str | None = None
-    """A folder with model.safetensors and, of timm's hub, config.json, relative to the spec; None: random weights."""
+    checkpoint: Place | None = None
+    """A folder with model.safetensors and, of timm's hub, config.json, relative to the spec, or s3://bucket/prefix/
+    with these files; None: random weights."""
     weights: Literal["pretrained", "random"] = "random"
     """What the body starts from: the weights of the checkpoint, or random ones."""
 

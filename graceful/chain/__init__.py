@@ -132,6 +132,8 @@ class Predecessor:
             batch = to_device(self.learner.collate(items, views), device)
             with torch.autocast(device.type, enabled=False):
                 outputs = run(self.learner, self.network, batch, role=role or self.role)
+        except DataError as e:  # e.g. a column of a table that this version alone reads
+            raise DataError(f"{self.name}: {e.message}", e.facts) from e
         except CODE_FAULTS as e:
             if device.type != "cpu":
                 raise

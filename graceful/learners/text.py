@@ -84,6 +84,15 @@ class TextLearner:
             place=lambda: bases.weights_of(self._section, self._files),
         )
 
+    def cut(self, items: Any) -> int:
+        """Return how many of some texts have more tokens than `max_length`, so that their ends are not read."""
+        return sum(bool(encoding.overflowing) for encoding in self._tokenizer.encode_batch(self._texts(items)))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a text that are read."""
+        return self._section.max_length
+
     @cached_property
     def _files(self) -> Mapping[str, Any]:
         if self._kept is not None:

@@ -74,9 +74,10 @@ def require_answers(versions: Sequence[Predecessor], samples: Samples, *, split:
             for role in roles(version.learner):
                 version(samples.read(np.zeros(1, dtype=np.int64)), role=role)
         except (SpecError, DataError) as e:
+            reason = e.message.removeprefix(f"{version.name}: ")
             raise DataError(
                 f"{version.name} cannot answer sample {str(samples.ids[0])!r} of {split}, on which every version is"
-                f" measured: {e.message}; give samples that its transform and network take, or start another model"
+                f" measured: {reason}; give samples that its transform and network take, or start another model"
             ) from e
 
 

@@ -13,9 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from graceful import spec, tasks
+from graceful.chain import Predecessor, freeze
 from graceful.errors import DataError, SpecError
 from graceful.learners.features import FeatureLearner
 from graceful.programs.flipped import excerpts
+from graceful.programs.inspection import require_answers
+from graceful.tasks.table import task as table_task
+from tests.support import text_checkpoint
 from tests.support.text_checkpoint import WORDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -271,3 +275,45 @@ def test_flipped_rows_are_shown_as_they_are_read(tmp_path: Path) -> None:
     )
     row = texts.read(np.arange(1))[0]
     assert excerpts([row["id"]], texts) == {row["id"]: f"{row['text']} | {row['owner']}"}
+
+
+def test_texts_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(
+        tmp_path / "t.parquet", [{**row, "text": row["text"] * (1 + (i % 3 == 0))} for i, row in enumerate(rows())]
+    )
+    network = {
+        "kind": "transformers",
+        "checkpoint": str(text_checkpoint.save(tmp_path / "checkpoint")),
+        "max_length": 6,
+    }
+    task = build(files=path, columns={"features": None, "text": "text"}, network=network)
+    train = task.samples("train")
+    cut = sum(len(text.split()) > 4 for text in train.read(np.arange(len(train))).column("text"))
+    assert 0 < cut < len(train)
+    (note,) = task.notes
+    assert note == (
+        f"{cut} of {len(train)} training rows ({cut / len(train):.1%}) have texts longer than"
+        " task.network.max_length = 6 tokens, which are cut there"
+    )
+    monkeypatch.setattr(table_task, "LOOKED_AT", 50)
+    assert " of 50 training rows that were looked at (" in task.notes[0]
+
+
+def test_a_column_that_only_an_ancestor_reads_is_named_with_the_ancestor(tmp_path: Path) -> None:
+    old = build(files=parquet(tmp_path / "old.parquet", rows()))
+    version = Predecessor(
+        name="v1",
+        model_id="m-1",
+        digest="d",
+        classes=old.classes,
+        embedding_size=64,
+        network=freeze(old.network(old.classes)),
+        learner=old.learner.restored(old.learner.assets()),
+        transform_digest="t",
+    )
+    table = [{key: value for key, value in row.items() if key != "height"} for row in rows()]
+    new = build(files=parquet(tmp_path / "new.parquet", table), columns={"features": ["weight"]})
+    with pytest.raises(DataError, match=r"^v1: task.columns: .*new.parquet has no column 'height'; it has id, text"):
+        version(new.samples("test").read(np.arange(2)))
+    with pytest.raises(DataError, match=r"^v1 cannot answer sample .* measured: task.columns: .*'height'; it has"):
+        require_answers([version], new.samples("test"), split="test")

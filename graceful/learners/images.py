@@ -21,7 +21,7 @@ from graceful.learners.classifier import cross_entropy
 from graceful.models import bases, checkpoint_folders, checkpoints, preprocessing
 from graceful.models.base import Outputs, outputs_of
 from graceful.models.preprocessing import Preprocessing
-from graceful.spec import ImageFolderTask
+from graceful.spec import ImageFolderTask, TableTask
 from graceful.spec.networks import Network, PretrainedImages, TransformersNetwork
 from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.image_listing import pool
@@ -53,7 +53,7 @@ class ImageOptions:
     flip: bool
 
 
-def options_of(section: ImageFolderTask) -> ImageOptions:
+def options_of(section: ImageFolderTask | TableTask) -> ImageOptions:
     """Return what a task's section says about images."""
     return ImageOptions(
         size=section.size,
@@ -70,15 +70,21 @@ class ImageLearner:
     Args:
         section: The network.
         options: What the task says about images.
+        column: Which column of rows holds the images; None: items are images.
         kept: Configuration and numbers of a version that was restored; None: they come from the checkpoint.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
 
     def __init__(
-        self, section: Network | PretrainedImages, options: ImageOptions, *, kept: Mapping[str, Any] | None = None
+        self,
+        section: Network | PretrainedImages,
+        options: ImageOptions,
+        *,
+        column: str | None = None,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
-        self._section, self._options, self._kept = section, options, kept
+        self._section, self._options, self._column, self._kept = section, options, column, kept
 
     @property
     def augments(self) -> bool:
@@ -91,7 +97,12 @@ class ImageLearner:
         return self._numbers.frame(self._options.decode)
 
     def collate(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
-        """Photos, Pillow's images or arrays of bytes -> float32 [B, channels, size, size]; augmented with views."""
+        """Photos, Pillow's images, arrays of bytes, or rows -> float32 [B, channels, size, size].
+
+        With views they are augmented.
+        """
+        if self._column is not None and hasattr(items, "photos"):
+            items = items.photos(self._column, self.frame)
         pixels = np.stack(list(pool().map(partial(_pixels, frame=self.frame), items)))
         if views is not None:
             pixels = random_shift(pixels, views, self._options.shift, fill="edge")
@@ -120,7 +131,7 @@ class ImageLearner:
 
     def restored(self, assets: Mapping[str, Any]) -> ImageLearner:
         """Return the learner of the version that has this configuration and these numbers."""
-        return ImageLearner(self._section, self._options, kept=assets)
+        return ImageLearner(self._section, self._options, column=self._column, kept=assets)
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """Build the network: from the checkpoint, or with weights to be filled where the version was restored."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from graceful.metrics.predictions import Predictions, join
 from graceful.tasks.base import Samples
 from graceful.tasks.names import positions_of
-from graceful.tasks.photos import Photo
+from graceful.tasks.photos import Frame, Photo
 from graceful.tasks.shards.items import ShardRows
 from graceful.tasks.table.rows import Rows
 
@@ -106,6 +106,10 @@ def thumbnails(ids: Sequence[str], samples: Samples) -> dict[str, bytes]:
         items = samples.read(np.asarray([position[name] for name in names], dtype=np.int64))
         if isinstance(items, Mapping) or len(items) != len(names):
             return {}
+        if isinstance(items, Rows):
+            if items.image is None:
+                return {}
+            items = items.photos(items.image, Frame(size=THUMBNAIL))
         drawn |= {name: _picture(item) for name, item in zip(names, items, strict=True)}
     return {name: png for name, png in drawn.items() if png is not None}
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from graceful import addresses
 from graceful.sections import Section
-from graceful.spec.networks import Perceptron, TransformersNetwork
+from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
 
 Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 
@@ -23,6 +23,8 @@ class Columns(Section):
     """A second text that is read with the first; None: there is none."""
     features: tuple[str, ...] = ()
     """Numbers to embed."""
+    image: Annotated[str | None, Field(exclude_if=lambda image: image is None)] = None
+    """Images to embed: those of Hugging Face datasets, bytes of files, or paths relative to the table."""
     label: str = "label"
     """Name or number of the class."""
     id: str | None = None
@@ -34,8 +36,8 @@ class Columns(Section):
 
     @model_validator(mode="after")
     def _one_input(self) -> Columns:
-        if (self.text is None) == (not self.features):
-            raise ValueError("must name either text or features; write columns: {text: COLUMN}")
+        if sum((self.text is not None, bool(self.features), self.image is not None)) != 1:
+            raise ValueError("must name one of text, features and image; write columns: {text: COLUMN}")
         if self.pair is not None and self.text is None:
             raise ValueError("pair needs text; name the first text as well")
         return self
@@ -59,8 +61,33 @@ class TableTask(Section):
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """refuse: a row without text, label or id ends the run with its file and number; skip: such rows are left out, and
     the report says how many."""
-    network: Annotated[TransformersNetwork | Perceptron, Field(discriminator="kind")] = Perceptron()
-    """The network that embeds and classifies."""
+    size: Annotated[int | None, Field(ge=8, le=1024, exclude_if=lambda size: size == 64)] = 64
+    """Images are resized to fit and centre-cropped to size x size; None: to the size that the checkpoint of `network`
+    was trained with, which is the default where `network` is of another package."""
+    channels: Annotated[Literal[1, 3], Field(exclude_if=lambda channels: channels == 3)] = 3
+    """1: grey images; 3: colour."""
+    decode: Annotated[Literal["full", "reduced"], Field(exclude_if=lambda decode: decode == "full")] = "full"
+    """full: decode every pixel of images, then scale; reduced: decode large JPEGs at a half, a quarter or an eighth."""
+    shift: Annotated[int, Field(ge=0, exclude_if=lambda shift: shift == 0)] = 0
+    """Random translation of images in training, in pixels, less than `size`; 0: none."""
+    flip: Annotated[bool, Field(exclude_if=lambda flip: not flip)] = False
+    """Random horizontal flips of images in training."""
+    network: Annotated[Perceptron | Network | PretrainedImages, Field(discriminator="kind")] = Perceptron()
+    """The network that embeds and classifies. The default of a table of images is small, of size s2."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_images(cls, values: Any) -> Any:
+        """Let a network of images without `kind` be a small one, and a checkpoint say the size."""
+        columns = values.get("columns") if isinstance(values, Mapping) else None
+        image = columns.get("image") if isinstance(columns, Mapping) else getattr(columns, "image", None)
+        if image is None:
+            return values
+        network = values.get("network", {"size": "s2"})
+        if isinstance(network, Mapping) and "kind" not in network:
+            network = {"kind": "small", **network}
+        values = {**values, "network": network}
+        return {"size": None, **values} if is_pretrained(values) else values
 
     @field_validator("files", mode="before")
     @classmethod
@@ -85,6 +112,17 @@ class TableTask(Section):
                 raise ValueError("files has no train split; add files: {train: ...}")
         elif not self.files:
             raise ValueError("files must name at least one file")
+        self._require_network()
+        if self.columns.image is None and (self.shift or self.flip):
+            raise ValueError("shift and flip are for images; leave them out")
+        if self.size is not None and self.shift >= self.size:
+            raise ValueError(
+                f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
+            )
+        return self
+
+    def _require_network(self) -> None:
+        """Refuse a network that does not read what is embedded."""
         if self.columns.text is not None and getattr(self.network, "pooling", None) == "map":
             raise ValueError("network.pooling: map is for images; write mean, cls or last for text")
         if self.columns.text is not None and self.network.kind != "transformers":
@@ -93,7 +131,10 @@ class TableTask(Section):
             )
         if self.columns.features and self.network.kind != "perceptron":
             raise ValueError("columns.features needs network: {kind: perceptron}")
-        return self
+        if self.columns.image is not None:
+            if isinstance(self.network, Perceptron):
+                raise ValueError("columns.image needs a network for images; write network: {kind: small}")
+            require_image_network(self.network, size=self.size)
 
 
 def _tuple(names: Any) -> Any:

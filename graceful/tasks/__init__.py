@@ -21,7 +21,7 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "glyphs": ("shift",),
     "digits": ("shift",),
     "image_folder": ("size", "channels", "shift", "flip", "decode"),
-    "table": ("columns",),
+    "table": ("columns", "size", "channels", "shift", "flip", "decode"),
     "shards": ("members", "size", "channels", "shift", "flip", "decode"),
     "python": ("options",),
 }
@@ -105,8 +105,10 @@ def transform_digest(section: spec.Task) -> str:
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
     values = section.model_dump(mode="json")
     parts.update({key: values[key] for key in _TRANSFORM_KEYS[section.kind] if key in values})
-    of_images = isinstance(section, spec.ImageFolderTask) or (
-        isinstance(section, spec.ShardsTask) and bool(section.members.image)
+    of_images = (
+        isinstance(section, spec.ImageFolderTask)
+        or (isinstance(section, spec.ShardsTask) and bool(section.members.image))
+        or (isinstance(section, spec.TableTask) and section.columns.image is not None)
     )
     if isinstance(section, spec.TableTask | spec.ShardsTask) and not of_images:
         parts["network"] = {key: values["network"].get(key) for key in _TOKENS}

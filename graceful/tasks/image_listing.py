@@ -167,7 +167,7 @@ def _local(root: Path, *, follow_links: bool) -> _Contents:
                 contents.folders.add(parts)
             else:
                 load = partial(storage.read_bytes, path)
-                contents.files[parts] = _File(where=printable(path), load=load, tag=partial(_local_tag, path))
+                contents.files[parts] = _File(where=printable(path), load=load, tag=partial(local_tag, path))
     return contents
 
 
@@ -237,7 +237,7 @@ def _require_text(path: Path) -> None:
         raise DataError(f"{printable(path)}: a name that is not UTF-8; rename it") from e
 
 
-def _local_tag(path: Path) -> str:
+def local_tag(path: Path) -> str:
     """Return size and digest of a file's bytes; of a large file, of its first and last 32 KiB."""
     try:
         size = path.stat().st_size

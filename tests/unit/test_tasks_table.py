@@ -233,7 +233,7 @@ def test_na_is_a_class_like_any_other_and_no_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"columns": {}}, "must name either text or features"),
+        ({"columns": {}}, "must name one of text, features and image"),
         ({"columns": {"text": "text"}}, "columns.text needs a network for text"),
         ({"columns": {"pair": "text", "features": ["a"]}}, "pair needs text"),
         ({"columns": {"features": ["a"]}, "files": {"test": "t.parquet"}}, "files has no train split"),

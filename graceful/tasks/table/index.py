@@ -30,7 +30,7 @@ from graceful.errors import DataError
 from graceful.spec.table import Split, TableTask
 from graceful.tasks.hashing import hash_points
 from graceful.tasks.image_layout import split_of
-from graceful.tasks.table import content, repeats, rows
+from graceful.tasks.table import content, pictures, repeats, rows
 from graceful.tasks.table.source import BATCH, Table
 from graceful.tasks.table.stored import Stored, Writer, opened
 
@@ -152,6 +152,7 @@ def open_index(section: TableTask, table: Table, *, split_rows: Sequence[tuple[s
         "columns": columns.model_dump(mode="json"),
         "splits": list(split_rows),
         "rows": len(table.rows),
+        **({"decoded": True} if decodes(section) else {}),
     }
     folder = homes.folder() / "cache" / "tables" / storage.sha256_json(identity)
     meta = opened(folder, lambda part: _Build(section, table, part, split_rows).run())
@@ -176,7 +177,7 @@ class _Build:
 
     def __init__(self, section: TableTask, table: Table, folder: Path, split_rows: Sequence[tuple[str, int]]) -> None:
         self._columns, self._table, self._folder = section.columns, table, folder
-        self._inputs = inputs_of(section)
+        self._inputs, self._decodes = inputs_of(section), decodes(section)
         self._labels, self._written_splits = _Vocabulary(), _Vocabulary()
         self._named_splits = {name for name, _ in split_rows} - {ALL}
         self._split_ends = np.cumsum([count for _, count in split_rows])
@@ -219,7 +220,11 @@ class _Build:
         names = list(dict.fromkeys([*self._inputs, *naming]))
         block = table.block(names, start, stop)
         inputs = [combined(block, name) for name in self._inputs]
+        if columns.image is not None:
+            inputs = [pictures.values_of(values) for values in inputs]
         usable = np.all([rows.has_value(values) for values in inputs], axis=0)
+        if self._decodes:
+            usable &= pictures.readable(table, self._inputs[0], start, stop)
         labels = self._labels.codes(rows.as_texts(table, columns.label, combined(block, columns.label)), start)
         usable &= labels >= 0
         arrays: dict[str, NDArray[Any]] = {"labels": labels, "splits": self._splits(block, start, stop)}
@@ -319,10 +324,15 @@ class _Vocabulary:
         return self._codes[text]
 
 
+def decodes(section: TableTask) -> bool:
+    """Return whether images are decoded to find those that are to be left out."""
+    return section.columns.image is not None and section.on_bad_row == "skip"
+
+
 def inputs_of(section: TableTask) -> list[str]:
     """Return the columns that are embedded."""
     columns = section.columns
-    return [name for name in (columns.text, columns.pair, *columns.features) if name is not None]
+    return [name for name in (columns.text, columns.pair, columns.image, *columns.features) if name is not None]
 
 
 def combined(block: Any, name: str) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import DataError
+from graceful.tasks.photos import Frame, Photo
+from graceful.tasks.table import pictures
 from graceful.tasks.table.source import Table
 
 NUMBERS = ("int", "uint", "float", "double", "bool", "null")
@@ -27,10 +29,13 @@ class Rows(Sequence[dict[str, Any]]):
         table: The table.
         positions: [B] which of its rows.
         inputs: Columns that the new version embeds, for `texts`.
+        image: Column of images that it embeds.
     """
 
-    def __init__(self, table: Table, positions: NDArray[np.int64], *, inputs: Sequence[str] = ()) -> None:
-        self._table, self._positions, self._inputs = table, positions, inputs
+    def __init__(
+        self, table: Table, positions: NDArray[np.int64], *, inputs: Sequence[str] = (), image: str | None = None
+    ) -> None:
+        self._table, self._positions, self._inputs, self.image = table, positions, inputs, image
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -60,6 +65,15 @@ class Rows(Sequence[dict[str, Any]]):
         taken = self._table.taken(name, self._positions).cast("float64", safe=False)
         return np.asarray(taken.to_numpy(zero_copy_only=False), dtype=np.float64)
 
+    def photos(self, name: str, frame: Frame) -> list[Photo]:
+        """Return one column of these rows as images.
+
+        Raises:
+            DataError: The table has no such column, or an image that cannot be decoded.
+        """
+        require_column(self._table, name, key="columns")
+        return pictures.read_photos(self._table, name, self._positions, frame)
+
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     @overload
@@ -67,7 +81,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | Rows:
         """Return one row with all its columns, or some of these rows."""
         if isinstance(index, slice):
-            return Rows(self._table, self._positions[index], inputs=self._inputs)
+            return Rows(self._table, self._positions[index], inputs=self._inputs, image=self.image)
         return dict(self._table.rows[int(self._positions[index])])
 
     def texts(self) -> list[str]:

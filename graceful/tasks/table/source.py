@@ -86,6 +86,10 @@ class Table:
         part = bisect.bisect_right(self.starts, row) - 1
         return f"{self.files[part]}, row {row - self.starts[part]}"
 
+    def file_of(self, row: int) -> str:
+        """Return what a row was read from."""
+        return self.files[bisect.bisect_right(self.starts, row) - 1]
+
 
 def gathered(chunks: Sequence[Any], starts: NDArray[np.int64], positions: NDArray[np.int64]) -> Any:
     """Return some rows of a column that is stored in chunks; only those rows are copied.
@@ -126,13 +130,14 @@ class Part:
     identity: tuple[tuple[str, int, int], ...]
 
 
-def read_files(files: Sequence[str], *, texts: Sequence[str]) -> list[Part]:
+def read_files(files: Sequence[str], *, texts: Sequence[str], image: str | None = None) -> list[Part]:
     """Open the files that a task names, each as a dataset.
 
     Args:
         files: Paths, patterns, folders of `save_to_disk`, or s3:// addresses.
         texts: Columns of CSV files to read as text whatever they look like, so that a class named 01 or NA stays what
             it is.
+        image: Column of images, which datasets is not to decode.
 
     Raises:
         SpecError: The package datasets is not installed.
@@ -141,9 +146,13 @@ def read_files(files: Sequence[str], *, texts: Sequence[str]) -> list[Part]:
     """
     datasets = _library()
     paths = [path for name in files for path in _paths(name)]
-    return [
-        Part(where=where, identity=_identity(path), rows=_read(datasets, path, where, texts)) for path, where in paths
-    ]
+    parts = []
+    for path, where in paths:
+        rows = _read(datasets, path, where, texts)
+        if isinstance(rows.features.get(image), datasets.Image):
+            rows = rows.cast_column(image, datasets.Image(decode=False))
+        parts.append(Part(where=where, identity=_identity(path), rows=rows))
+    return parts
 
 
 def joined(parts: Sequence[Part]) -> Table:

@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from graceful import storage
 from graceful.errors import DataError, SpecError
 from graceful.learners import Batch
 from graceful.learners.features import FeatureLearner
+from graceful.learners.images import ImageLearner, options_of
 from graceful.learners.text import TextLearner
-from graceful.spec.networks import TransformersNetwork
+from graceful.spec.networks import Perceptron, TransformersNetwork
 from graceful.spec.table import TableTask
 from graceful.tasks.base import Samples, Split
-from graceful.tasks.table import rows
+from graceful.tasks.table import pictures, rows
 from graceful.tasks.table.division import Division, Part
 from graceful.tasks.table.index import ALL, inputs_of, open_index
-from graceful.tasks.table.source import joined, read_files
+from graceful.tasks.table.source import Table, joined, read_files
 
 LOOKED_AT = 10_000
 """Training rows, spread evenly, whose texts are counted in tokens before a run begins."""
@@ -35,15 +37,14 @@ class TableOfRows:
     Files are opened on first need, so that a predecessor's learner works where its training data is gone.
 
     Attributes:
-        augments: Always False: rows are read as they are.
+        augments: Whether images are shifted or flipped in training; texts and numbers are read as they are.
         learner: Makes batches of rows; a predecessor's is restored from the files that its version keeps.
     """
 
-    augments = False
-
     def __init__(self, section: TableTask) -> None:
         self._section = section
-        self.learner: TextLearner | FeatureLearner = _learner(section, self)
+        self.learner: TextLearner | FeatureLearner | ImageLearner = _learner(section, self)
+        self.augments = section.shift > 0 or section.flip
 
     classes: tuple[str, ...]
     """Labels of the training rows, sorted, or those that the section names, in its order; read when first asked for."""
@@ -137,11 +138,20 @@ class TableOfRows:
             labels=part.labels,
             classes=part.classes,
             groups=division.groups(split),
-            read=lambda positions: rows.Rows(
-                index.table, part.rows[positions].astype(np.int64), inputs=inputs_of(self._section)
-            ),
-            digest=part.digest,
+            read=lambda positions: self._rows(index.table, part.rows[positions].astype(np.int64)),
+            digest=self._digest(index.table, part),
         )
+
+    def _rows(self, table: Table, positions: NDArray[np.int64]) -> rows.Rows:
+        image = self._section.columns.image
+        inputs = [] if image is not None else inputs_of(self._section)
+        return rows.Rows(table, positions, inputs=inputs, image=image)
+
+    def _digest(self, table: Table, part: Part) -> str:
+        """Return the digest of a split, which changes when images do that the rows name."""
+        image = self._section.columns.image
+        tags = [] if image is None else pictures.tags(table, image, part.rows.astype(np.int64))
+        return storage.sha256_json([part.digest, tags]) if tags else part.digest
 
     @cached_property
     def _division(self) -> Division:
@@ -156,11 +166,15 @@ class TableOfRows:
         parts = [
             (split, part)
             for split, files in files_by_split.items()
-            for part in read_files(files, texts=[name for name in named if name])
+            for part in read_files(files, texts=[name for name in named if name], image=columns.image)
         ]
         table = joined([part for _, part in parts])
         for name in inputs_of(section):
-            rows.require_type(table, name, numbers=name in columns.features)
+            rows.require_column(table, name, key="columns")
+            if name == columns.image:
+                pictures.require_images(table, name)
+            else:
+                rows.require_type(table, name, numbers=name in columns.features)
         index = open_index(section, table, split_rows=[(split, len(part.rows)) for split, part in parts])
         if section.on_bad_row == "refuse" and index.first_bad is not None:
             more = f" (and {index.bad - 1} other rows)" if index.bad > 1 else ""
@@ -178,7 +192,11 @@ class TableOfRows:
             raise DataError(f"task.files: {problem} ({len(empty)} such classes); add rows, or raise task.share")
 
 
-def _learner(section: TableTask, task: TableOfRows) -> TextLearner | FeatureLearner:
-    if isinstance(section.network, TransformersNetwork):
-        return TextLearner(section.columns, section.network)
-    return FeatureLearner(section.columns, section.network, training=lambda: task.samples("train"))
+def _learner(section: TableTask, task: TableOfRows) -> TextLearner | FeatureLearner | ImageLearner:
+    network = section.network
+    if isinstance(network, Perceptron):
+        return FeatureLearner(section.columns, network, training=lambda: task.samples("train"))
+    if section.columns.image is not None:
+        return ImageLearner(network, options_of(section), column=section.columns.image)
+    assert isinstance(network, TransformersNetwork), "only texts are left"
+    return TextLearner(section.columns, network)

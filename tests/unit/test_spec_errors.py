@@ -41,8 +41,10 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
             free_kind = name == "kind" and field.is_required()  # of a learner that another package offers
             value = "sentences" if free_kind else REQUIRED.get(name, field.default)
             document[name] = list(value) if isinstance(value, tuple) else value
-    if document.get("network", {}).get("kind") == "transformers":
-        document["columns" if "columns" in document else "members"] |= {"text": "text", "features": []}
+    for columns in {"columns", "members"} & document.keys():  # what is embedded must suit the network
+        kind = document["network"]["kind"]
+        inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})
+        document[columns] |= {"text": None, "features": [], **inputs}
     return document
 
 

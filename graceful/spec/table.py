@@ -33,6 +33,9 @@ class Columns(Section):
     """What belongs together: groups are never split, and intervals are drawn over them; None: each row alone."""
     split: str | None = None
     """Which split a row is in: train, validation, constraint, test, query or gallery; None: by file, or by hash."""
+    weight: Annotated[str | None, Field(exclude_if=lambda name: name is None)] = None
+    """A number from 0 on: what a row counts in the task's loss, relative to the mean of the training rows; None: all
+    rows count the same. Evaluation does not read it."""
 
     @model_validator(mode="after")
     def _one_input(self) -> Columns:

@@ -112,6 +112,7 @@ def transform_digest(section: spec.Task) -> str:
     )
     if isinstance(section, spec.TableTask | spec.ShardsTask) and not of_images:
         parts["network"] = {key: values["network"].get(key) for key in _TOKENS}
+        parts["columns"].pop("weight", None)  # no network reads it
     if of_images and isinstance(getattr(section, "network", None), Pretrained):
         parts["network"] = {key: values["network"].get(key) for key in _NUMBERS}
     if isinstance(section, spec.PythonTask):

@@ -8,6 +8,7 @@
     keys.npy     [N] uint64  the same for rows that embed the same; of two others among 10^8, once in 4000 tables
     folded.npy   [N] uint64  likewise of texts in small letters without white space and punctuation
     more.npy     [N] uint32  where rows have no id: what makes the name of a row together with its key
+    weights.npy  [N] float32, what the rows count in training, where a column says it
     copies.npy   [N] uint32  where rows have no id: the how many-th row with its key this is, from 1
     meta.json    labels, splits, the first row that is not usable, and size and digest of each file
 """
@@ -38,7 +39,7 @@ FORMAT = 1
 SPLITS: tuple[str, ...] = get_args(Split)
 ALL = ""
 """Name of the split of files that name none."""
-KEYS, MORE, FOLDED = "keys", "more", "folded"
+KEYS, MORE, FOLDED, WEIGHTS = "keys", "more", "folded", "weights"
 _NAMING = ("label", "split", "id", "group")
 """Keys of columns of texts or whole numbers."""
 _IDS = "ids"
@@ -193,6 +194,7 @@ class _Build:
                 rows.require_texts(self._table, name, key=f"columns.{key}")
         kinds = {"labels": "<i4", "usable": "?", "splits": "i1", KEYS: "<u8"}
         kinds |= {FOLDED: "<u8"} if columns.text is not None else {}
+        kinds |= {WEIGHTS: "<f4"} if columns.weight is not None else {}
         kinds |= {MORE: "<u4"} if columns.id is None else {_IDS: "<u8"}
         with ExitStack() as stack:
             writers = {
@@ -217,7 +219,7 @@ class _Build:
         """Return what is kept of some rows, by array."""
         columns, table = self._columns, self._table
         naming = [name for name in (getattr(columns, key) for key in _NAMING) if name is not None]
-        names = list(dict.fromkeys([*self._inputs, *naming]))
+        names = list(dict.fromkeys([*self._inputs, *naming, *filter(None, [columns.weight])]))
         block = table.block(names, start, stop)
         inputs = [combined(block, name) for name in self._inputs]
         if columns.image is not None:
@@ -234,6 +236,10 @@ class _Build:
             arrays[KEYS] = content.keys(inputs)
         if columns.text is not None:
             arrays[FOLDED] = content.folded_keys(inputs)
+        if columns.weight is not None:
+            weights = rows.as_weights(table, columns.weight, combined(block, columns.weight), start=start)
+            arrays[WEIGHTS] = weights
+            usable &= np.isfinite(weights)
         for column in (columns.id, columns.group):
             if column is not None:
                 texts = rows.as_texts(table, column, combined(block, column))

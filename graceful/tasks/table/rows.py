@@ -107,8 +107,8 @@ def require_column(table: Table, name: str, *, key: str) -> None:
         raise DataError(f"task.{key}: {table.files[0]} has no column {name!r}; it has {has}")
 
 
-def require_type(table: Table, name: str, *, numbers: bool) -> None:
-    """Refuse a column to embed that holds neither the texts nor the numbers that are wanted.
+def require_type(table: Table, name: str, *, numbers: bool, key: str = "features") -> None:
+    """Refuse a column that holds neither the texts nor the numbers that are wanted.
 
     Raises:
         DataError: No such column, or its type; of a column of texts, the first row that is no number.
@@ -118,12 +118,12 @@ def require_type(table: Table, name: str, *, numbers: bool) -> None:
     if kind.startswith(NUMBERS if numbers else TEXTS):
         return
     if not numbers or not kind.startswith(TEXTS):
-        wanted, key = ("numbers", "features") if numbers else ("text", "text")
+        wanted, key = ("numbers", key) if numbers else ("text", "text")
         raise DataError(f"task.columns.{key}: column {name!r} of {table.files[0]} holds {kind}; must be {wanted}")
     for row, text in enumerate(table.rows[name]):
         if not _is_number(text):
             raise DataError(f"{table.place(row)}: {name} must be a number, got {text!r:.40}; correct it")
-    raise DataError(f"task.columns.features: column {name!r} of {table.files[0]} holds numbers as text; store numbers")
+    raise DataError(f"task.columns.{key}: column {name!r} of {table.files[0]} holds numbers as text; store numbers")
 
 
 def _is_number(text: str | None) -> bool:
@@ -185,6 +185,26 @@ def has_value(values: Any) -> NDArray[np.bool_]:
     else:
         present = values.is_valid()
     return np.asarray(compute.fill_null(present, False).to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def as_weights(table: Table, name: str, values: Any, *, start: int) -> NDArray[np.float32]:
+    """Return some values of a column of weights, [B]; NaN where a row has none.
+
+    Args:
+        table: For messages.
+        name: Of the column.
+        values: A `pyarrow.Array`.
+        start: Row of the first.
+
+    Raises:
+        DataError: A weight is negative or infinite, with its row.
+    """
+    weights = np.asarray(values.cast("float64").to_numpy(zero_copy_only=False), dtype=np.float64)
+    bad = np.flatnonzero((weights < 0.0) | np.isinf(weights))
+    if len(bad):
+        row = start + int(bad[0])
+        raise DataError(f"{table.place(row)}: {name} must be a number from 0 on, got {weights[bad[0]]:g}; correct it")
+    return weights.astype(np.float32)
 
 
 def _has_text(values: Any) -> Any:

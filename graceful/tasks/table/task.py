@@ -22,7 +22,7 @@ from graceful.spec.table import TableTask
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.table import pictures, rows
 from graceful.tasks.table.division import Division, Part
-from graceful.tasks.table.index import ALL, inputs_of, open_index
+from graceful.tasks.table.index import ALL, WEIGHTS, inputs_of, open_index
 from graceful.tasks.table.source import Table, joined, read_files
 
 LOOKED_AT = 10_000
@@ -140,6 +140,7 @@ class TableOfRows:
             groups=division.groups(split),
             read=lambda positions: self._rows(index.table, part.rows[positions].astype(np.int64)),
             digest=self._digest(index.table, part),
+            weights=self._weights(part) if split == "train" else None,
         )
 
     def _rows(self, table: Table, positions: NDArray[np.int64]) -> rows.Rows:
@@ -152,6 +153,15 @@ class TableOfRows:
         image = self._section.columns.image
         tags = [] if image is None else pictures.tags(table, image, part.rows.astype(np.int64))
         return storage.sha256_json([part.digest, tags]) if tags else part.digest
+
+    def _weights(self, part: Part) -> NDArray[np.float32] | None:
+        """Return what the rows of a split count in training; None where no column says it."""
+        if self._section.columns.weight is None:
+            return None
+        weights: NDArray[np.float32] = self._division.index.stored(WEIGHTS).mapped()[part.rows]
+        if not weights.any():
+            raise DataError(f"task.columns.weight: all {len(part)} training rows have weight 0; correct the column")
+        return weights
 
     @cached_property
     def _division(self) -> Division:
@@ -175,11 +185,14 @@ class TableOfRows:
                 pictures.require_images(table, name)
             else:
                 rows.require_type(table, name, numbers=name in columns.features)
+        if columns.weight is not None:
+            rows.require_type(table, columns.weight, numbers=True, key="weight")
         index = open_index(section, table, split_rows=[(split, len(part.rows)) for split, part in parts])
         if section.on_bad_row == "refuse" and index.first_bad is not None:
             more = f" (and {index.bad - 1} other rows)" if index.bad > 1 else ""
+            needed = [*inputs_of(section), columns.label, *filter(None, [columns.weight])]
             raise DataError(
-                f"{table.place(index.first_bad)}: no value in one of {', '.join([*inputs_of(section), columns.label])}"
+                f"{table.place(index.first_bad)}: no value in one of {', '.join(needed)}"
                 f"{more}; correct the rows, or write task.on_bad_row: skip"
             )
         return Division(index)

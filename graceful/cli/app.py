@@ -53,7 +53,9 @@ def graceful(context: click.Context) -> None:
 @click.option("--model", metavar="NAME", help="Name of the model family.  [default: asked, else that of the data]")
 @click.option("--label", metavar="COLUMN", help="Column of the class.  [default: asked, else guessed]")
 @click.option("--text", metavar="COLUMN", help="Column to embed.  [default: the longest texts, else all numbers]")
-@click.option("--checkpoint", type=File(path_type=Path), metavar="FOLDER", help="transformers checkpoint, for texts.")
+@click.option(
+    "--checkpoint", type=File(path_type=Path), metavar="FOLDER", help="transformers checkpoint, for texts or images."
+)
 @click.option("--force", is_flag=True, help="Replace a spec that is there.")
 @OUTPUT
 def init(data: Path, out: Path, force: bool, output: str, **answers: Any) -> int:

@@ -8,6 +8,7 @@ needs pyarrow, which loads on first use.
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import itertools
 import json
@@ -32,6 +33,8 @@ IDS = ("id", "uuid", "guid", "key")
 TEXT_LENGTH = 20
 """Characters that a text to embed has on average, at least."""
 MOST_CLASSES = 1000
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+"""Of the bytes of JPEG, PNG, GIF, BMP and TIFF."""
 LONGEST_NUMBER = 19
 """Digits of a number that rows are counted with."""
 
@@ -47,6 +50,7 @@ class Column:
         distinct: Different values.
         counts: Whether the values are whole numbers that grow by one from row to row.
         rows: Rows that were looked at.
+        images: Whether every value is an image: its bytes, as datasets stores one, or the name of its file.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Column:
     distinct: int
     counts: bool
     rows: int
+    images: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +71,14 @@ class DataDescription:
         files: For a table or shards, its files as a spec names them.
         columns: For a table, its columns in their order.
         members: For shards, which member holds what: `image` or `text`, and `label`.
+        images: Of an image folder, how many were counted; not more than `LOOKED_AT`.
     """
 
     kind: str
     files: str = ""
     columns: tuple[Column, ...] = ()
     members: dict[str, str] = field(default_factory=dict)
+    images: int = 0
 
 
 def look(path: Path) -> DataDescription:
@@ -104,8 +111,9 @@ def look(path: Path) -> DataDescription:
         return DataDescription(
             kind="shards", files=str(path / f"*{shard_guess.SHARD}"), members=shard_guess.members(shards[0])
         )
-    if any(file.suffix.lower() in IMAGES and file.parent != path for file in files):
-        return DataDescription(kind="image_folder")
+    images = sum(file.suffix.lower() in IMAGES and file.parent != path for file in files)
+    if images:
+        return DataDescription(kind="image_folder", images=images)
     raise DataError(
         f"{path}: neither class folders of images nor rows ({', '.join(sorted(TABLES))}) nor shards (.tar); for other"
         " data write a Python task, see docs/extending/task.md"
@@ -179,7 +187,7 @@ def numbers_of(columns: tuple[Column, ...], *, excluded: set[str]) -> tuple[str,
 
 
 def _column(name: str, values: list[Any]) -> Column:
-    texts = ["" if value is None else str(value) for value in values]
+    texts = ["" if value is None else str(_stated(value)) for value in values]
     return Column(
         name=name,
         numbers=all(map(_is_number, values)),
@@ -189,7 +197,29 @@ def _column(name: str, values: list[Any]) -> Column:
         and all(map(_is_whole, texts))
         and all(int(after) == int(text) + 1 for text, after in pairwise(texts)),
         rows=len(values),
+        images=any(map(_is_image, values)) and all(value is None or _is_image(value) for value in values),
     )
+
+
+def image_of(columns: tuple[Column, ...], *, excluded: set[str]) -> str | None:
+    """Return the first column of images; None: there is none."""
+    return next((column.name for column in columns if column.images and column.name not in excluded), None)
+
+
+def _is_image(value: Any) -> bool:
+    """Return whether a value is an image as datasets stores one, bytes that begin as images do, or a name of a file."""
+    if isinstance(value, dict):
+        return {"bytes", "path"} <= set(value)
+    if isinstance(value, bytes):
+        return value.startswith(_BEGINNINGS) or (value[:4] == b"RIFF" and value[8:12] == b"WEBP")
+    return isinstance(value, str) and Path(value).suffix.lower() in IMAGES
+
+
+def _stated(value: Any) -> Any:
+    """Return a value, or in place of bytes their digest."""
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        value = value["bytes"]
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
 
 
 def _is_whole(text: str) -> bool:

@@ -24,6 +24,10 @@ HEADER = """\
 """
 
 
+MANY_IMAGES = 2000
+"""From so many on, the largest of graceful's small networks is suggested."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answers:
     """What options said; None: guess, or ask.
@@ -32,7 +36,7 @@ class Answers:
         model: Name of the model family.
         label: Column of the class; of shards, its field.
         text: Column to embed.
-        checkpoint: Folder of a transformers checkpoint, for text.
+        checkpoint: Folder of a transformers checkpoint, for text or images.
     """
 
     model: str | None = None
@@ -62,7 +66,7 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     model = answers.model or _answer("Name of the model family", _name(path))
     document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
     few = _batch_of_few(data.columns[0].rows) if data.kind == "table" else None
-    if "text" in task.get("columns", task.get("members", {})):
+    if task.get("network", {}).get("kind") == "transformers":
         document["train"] = {"epochs": 3, "batch_size": min(32, few or 32), "optimizer": {"kind": "adamw", "lr": 1e-4}}
     elif few is not None:
         document["train"] = {"batch_size": few}
@@ -87,7 +91,7 @@ def _batch_of_few(rows: int) -> int | None:
 
 def _task(path: Path, data: data_guess.DataDescription, target: Path, answers: Answers) -> dict[str, Any]:
     if data.kind == "image_folder":
-        return {"kind": "image_folder", "root": _relative(path, target), "size": 64}
+        return {"kind": "image_folder", "root": _relative(path, target), **_image_network(data.images, target, answers)}
     return _shards(data, target, answers) if data.kind == "shards" else _table(data, target, answers)
 
 
@@ -95,8 +99,26 @@ def _shards(data: data_guess.DataDescription, target: Path, answers: Answers) ->
     members = {**data.members, **({"label": answers.label} if answers.label else {})}
     task: dict[str, Any] = {"kind": "shards", "files": _relative(Path(data.files), target), "members": members}
     if "image" in members:
-        return {**task, "size": 64}
+        return {**task, **_image_network(None, target, answers)}
     return {**task, "network": _text_network(members["text"], target, answers)}
+
+
+def _image_network(images: int | None, target: Path, answers: Answers) -> dict[str, Any]:
+    """Return the keys of a task that say which network reads its images.
+
+    Args:
+        images: How many there are; None: not known.
+        target: Of the spec.
+        answers: Which checkpoint, if any.
+    """
+    checkpoint = str(answers.checkpoint or "") or _answer(
+        "Folder of a transformers checkpoint for images (none: a small network)", "", option="--checkpoint"
+    )
+    if not checkpoint:
+        return {"size": 64, "network": {"size": "s2" if (images or 0) < MANY_IMAGES else "m"}}
+    network = {"kind": "transformers", "checkpoint": _relative(Path(checkpoint), target)}
+    has_weights = any(Path(checkpoint).glob("*.safetensors")) or not Path(checkpoint).is_dir()
+    return {"network": network if has_weights else {**network, "weights": "random"}}
 
 
 def _text_network(field: str, target: Path, answers: Answers) -> dict[str, Any]:
@@ -113,10 +135,15 @@ def _table(data: data_guess.DataDescription, target: Path, answers: Answers) -> 
     )
     identity = data_guess.id_of(data.columns)
     excluded = {label, *data_guess.ids_of(data.columns)}
+    named = {"label": label, **({"id": identity} if identity else {})}
+    files = {"kind": "table", "files": _relative(Path(data.files), target)}
+    image = None if answers.text else data_guess.image_of(data.columns, excluded=excluded)
+    if image is not None:
+        keys = _image_network(data.columns[0].rows, target, answers)
+        return {**files, "columns": {"image": image, **named}, **keys}
     text = _required_column("--text", answers.text, names) or data_guess.text_of(data.columns, excluded=excluded)
     columns: dict[str, Any] = {"text": text} if text else {"features": list(_numbers(data, excluded))}
-    columns |= {"label": label, **({"id": identity} if identity else {})}
-    task = {"kind": "table", "files": _relative(Path(data.files), target), "columns": columns}
+    task = {**files, "columns": {**columns, **named}}
     if text:
         task["network"] = _text_network(text, target, answers)
     return task
@@ -148,7 +175,8 @@ def _answer(question: str, default: str | None, *, option: str = "--model", amon
             raise SpecError(f"{question}: cannot be guessed; give {option}")
         return default
     kind = click.Choice(among) if among else None
-    return str(click.prompt(question, default=default, type=kind, show_choices=False, err=True))
+    shown = bool(default)
+    return str(click.prompt(question, default=default, type=kind, show_choices=False, show_default=shown, err=True))
 
 
 def _name(path: Path) -> str:
@@ -168,5 +196,5 @@ def _summary(task: dict[str, Any]) -> str:
         members = task["members"]
         return f"shards {task['files']}, {members['label']} from {members.get('image') or members['text']}"
     columns = task["columns"]
-    inputs = columns.get("text") or ", ".join(columns["features"])
+    inputs = columns.get("text") or columns.get("image") or ", ".join(columns["features"])
     return f"rows of {task['files']}, {columns['label']} from {inputs}"

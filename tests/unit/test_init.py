@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -157,3 +158,45 @@ def test_on_a_terminal_three_questions_are_asked(tmp_path: Path) -> None:
     written = spec.load(tmp_path / "v1.yaml")
     assert (written.model, written.task.columns.label) == ("t", "owner")
     assert written.task.network.checkpoint == str(tmp_path / "minilm")
+
+
+def pictures(count: int, *, kind: str) -> list[dict[str, Any]]:
+    """Rows with images: as bytes, as datasets stores them, or by name."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    photo = {"bytes": data, "datasets": {"bytes": data, "path": None}, "paths": "photos/a.JPG"}[kind]
+    return [{"name": f"n{index}", "photo": photo, "label": ("ant", "bee")[index % 2]} for index in range(count)]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("bytes", "t.parquet"), ("datasets", "t.parquet"), ("paths", "t.csv")])
+def test_a_column_of_images_is_recognised(kind: str, name: str, command_line: Run, tmp_path: Path) -> None:
+    (parquet if name.endswith("parquet") else csv)(tmp_path / name, pictures(40, kind=kind))
+    assert command_line("init", name).returncode == 0
+    task = spec.load(tmp_path / "v1.yaml").task
+    assert (task.columns.image, task.columns.label, task.network.kind, task.network.size) == (
+        "photo",
+        "label",
+        "small",
+        "s2",
+    )
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_checkpoint_for_images_is_taken_with_its_weights_if_it_has_any(
+    weights: str, command_line: Run, tmp_path: Path
+) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / "insects" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "insects" / name / "1.png")
+    (tmp_path / "vit").mkdir()
+    if weights == "pretrained":
+        (tmp_path / "vit" / "model.safetensors").touch()
+    assert command_line("init", "insects", "--checkpoint", "vit").returncode == 0
+    task = spec.load(tmp_path / "v1.yaml").task
+    assert (task.network.kind, task.network.checkpoint, task.network.weights) == (
+        "transformers",
+        str(tmp_path / "vit"),
+        weights,
+    )
+    assert task.size is None

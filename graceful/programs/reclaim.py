@@ -56,7 +56,7 @@ _RANDOM = "[a-z0-9_]{8}"
 """What `tempfile` puts into names."""
 _LEFT_FILE = re.compile(rf"\..+\.(?:{_RANDOM}\.tmp|\d+\.part)")
 _LEFT_FOLDER = re.compile(
-    rf"(?:code|jobs)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}"
+    rf"(?:code|jobs)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/tables/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"
     r"|(?:targets/[0-9a-f]{64}|versions/m-[0-9a-f]{32}|references/reference-[0-9a-f]{16})\.fetching"
     r"|(?:runs|references|tunes)/.+/model\.fetching"
     r"|targets/[0-9a-f]{64}\.deleted-\d+|(?:.+/)?\.[^/]+\.deleted-\d+"
@@ -70,7 +70,7 @@ class Item:
     """Something that may go.
 
     Attributes:
-        kind: checkpoints, leftover, or of the copies: objects, version, record, code, outputs.
+        kind: checkpoints, leftover, or of the copies: objects, index, version, record, code, outputs.
         paths: What is deleted.
         size: Bytes.
         used: When it was last used, or written; seconds since 1970.
@@ -119,6 +119,8 @@ def copies(home: Path) -> Iterator[Item]:
     for digest in home.glob("cache/objects/*/*.sha256"):
         if _OBJECT.fullmatch(f"{digest.parent.name}/{digest.name}"):
             yield _item("objects", digest.with_suffix(""), digest)
+    for meta in home.glob("cache/tables/*/meta.json"):
+        yield _item("index", meta.parent, used=meta.stat().st_mtime)
     for kind, pattern in (("version", "versions/[!.]*"), ("record", "records/[!.]*.json"), ("code", "code/[!.]*")):
         for path in home.glob(pattern):
             if kind != "code" or _CODE.fullmatch(path.name):

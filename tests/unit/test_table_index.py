@@ -19,10 +19,12 @@ import pytest
 
 from graceful import spec, tasks
 from graceful.errors import DataError
+from graceful.programs.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
 from graceful.tasks.table import content, repeats
 from graceful.tasks.table.source import gathered
+from tests.support import text_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -112,6 +114,9 @@ def test_an_index_is_made_once_and_again_when_a_file_changes_or_is_damaged(tmp_p
     pq.write_table(made(500, seed=1), path)
     assert build(path).samples("train").digest != digest
     assert len(indexes(home)) == 2
+    (home / "cache" / "tables" / f".{index.parent.name}.abcd1234.tmp").mkdir()  # of a process that was killed
+    assert [item.kind for item in copies(home)] == ["index"] * 4
+    assert [item.kind for item in leftovers(home)] == ["leftover"]
 
 
 def test_two_processes_build_one_index(tmp_path: Path, home: Path) -> None:
@@ -177,7 +182,7 @@ def test_rows_that_repeat_across_splits_are_counted(tmp_path: Path) -> None:
     task = build(
         tmp_path / "t.parquet",
         columns={"features": [], "text": "text", "split": "part", "id": "id"},
-        network={"kind": "transformers", "checkpoint": "none"},
+        network={"kind": "transformers", "checkpoint": str(text_checkpoint.save(tmp_path / "checkpoint"))},
     )
     same, alike = task.notes
     assert same.startswith("1 of 5 test rows embed the same as a training row; ")

@@ -2,6 +2,7 @@
 
     NAME-rows.npy    [n] uint32 or int64, positions in the table, in its order
     NAME-labels.npy  [n] int64, indices into the split's classes
+    train-weights.npy  [n] float32, where a column has weights
     meta.json        for each split its classes, counts and digests; labels of the training rows
 
 A version that learns from a larger share, or names other classes, has a division of its own of the same index.
@@ -24,14 +25,15 @@ from graceful import storage
 from graceful.tasks.hashing import SPLITS, as_fractions, split_digest
 from graceful.tasks.names import Names
 from graceful.tasks.table import content, repeats
-from graceful.tasks.table.index import FOLDED, KEYS, Index
+from graceful.tasks.table.index import FOLDED, KEYS, WEIGHTS, Index
 from graceful.tasks.table.index import SPLITS as NAMES
 from graceful.tasks.table.source import BATCH
 from graceful.tasks.table.stored import Stored, Writer, opened
 
-FORMAT = 1
+FORMAT = 2
 _MEMBERS, _LEARNED = "members", "learned"
 """Number of each row's split, and the same without the rows whose label is no class; needed while splits are found."""
+_TRAIN = "train"
 _NONE = len(NAMES)
 """Number of the split of rows that are in none."""
 _OWN_CLASSES = ("query", "gallery")
@@ -44,6 +46,7 @@ class Part:
     Attributes:
         rows: [n] positions in the table.
         labels: [n] int64.
+        weights: [n] float32 of the training rows, where a column has some.
         classes: Names of the labels.
         counts: Rows of each class.
         digest: As of `Samples`.
@@ -55,6 +58,7 @@ class Part:
 
     rows: NDArray[Any]
     labels: NDArray[np.int64]
+    weights: NDArray[np.float32] | None
     classes: tuple[str, ...]
     counts: tuple[int, ...]
     digest: str
@@ -102,9 +106,11 @@ class Division:
             KeyError: There is none of that name.
         """
         meta = self._meta["parts"][name]
+        weighted = name == _TRAIN and self.index.section.columns.weight is not None
         return Part(
             rows=Stored(self.folder / f"{name}-rows.npy").mapped(),
             labels=Stored(self.folder / f"{name}-labels.npy").mapped(),
+            weights=Stored(self.folder / f"{_TRAIN}-{WEIGHTS}.npy").mapped() if weighted else None,
             classes=tuple(meta["classes"]),
             counts=tuple(meta["counts"]),
             digest=meta["digest"],
@@ -152,6 +158,8 @@ class _Build:
         known = sorted(label for label, count in zip(self._index.labels, self._training, strict=True) if count)
         classes = {name: self._classes(name, known) for name in NAMES}
         strays = self._write_rows(classes)
+        if self._section.columns.weight is not None:
+            self._write_weights()
         repeated = self._repeats(KEYS)
         alike = self._repeats(FOLDED) if self._section.columns.text is not None else repeated
         parts = {}
@@ -186,7 +194,7 @@ class _Build:
             for splits, usable, codes in zip(*columns, strict=True):
                 stop = start + len(splits)
                 members = np.where(usable, self._members(splits, start, stop), _NONE).astype(np.uint8)
-                self._training += np.bincount(codes[members == NAMES.index("train")], minlength=labels)
+                self._training += np.bincount(codes[members == NAMES.index(_TRAIN)], minlength=labels)
                 members = self._shared(members, start, stop)
                 kept = members < _NONE
                 np.add.at(self._counts, (members[kept], codes[kept]), 1)
@@ -212,7 +220,7 @@ class _Build:
                 ranges[name] = (low, low + 0.1)
             (hashes,) = self._index.group_hashes(start, stop, salts=[seed])
             drawn = _by_range(as_fractions(hashes), ranges)
-            members = np.where(members == NAMES.index("train"), drawn, members)
+            members = np.where(members == NAMES.index(_TRAIN), drawn, members)
         return members
 
     def _shared(self, members: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.uint8]:
@@ -220,7 +228,7 @@ class _Build:
         if self._section.share >= 1.0:
             return members
         (hashes,) = self._index.group_hashes(start, stop, salts=[2 * self._section.split + 1])
-        outside = (members == NAMES.index("train")) & (as_fractions(hashes) >= self._section.share)
+        outside = (members == NAMES.index(_TRAIN)) & (as_fractions(hashes) >= self._section.share)
         return np.where(outside, _NONE, members).astype(np.uint8)
 
     def _write_rows(self, classes: dict[str, tuple[str, ...]]) -> dict[int, tuple[int, str]]:
@@ -257,12 +265,18 @@ class _Build:
             for what, kind in kinds.items()
         ]
 
+    def _write_weights(self) -> None:
+        rows, weights = Stored(self._folder / f"{_TRAIN}-rows.npy"), self._index.stored(WEIGHTS).mapped()
+        with Writer(self._folder / f"{_TRAIN}-{WEIGHTS}.npy", "<f4", len(rows.mapped())) as writer:
+            for block in rows.blocks(BATCH):
+                writer.append(weights[block])
+
     def _repeats(self, keys: str) -> dict[int, int]:
         return repeats.also_in(
             self._index.stored(keys),
             len(self._index),
             splits=Stored(self._folder / f"{_LEARNED}.npy"),
-            train=NAMES.index("train"),
+            train=NAMES.index(_TRAIN),
             others=[NAMES.index(name) for name in ("validation", "constraint", "test")],
         )
 

@@ -22,8 +22,8 @@ from graceful.spec.table import TableTask
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.table import pictures, rows
 from graceful.tasks.table.division import Division, Part
-from graceful.tasks.table.index import ALL, WEIGHTS, inputs_of, open_index
-from graceful.tasks.table.source import Table, joined, read_files
+from graceful.tasks.table.index import ALL, inputs_of, open_index
+from graceful.tasks.table.source import BATCH, Table, joined, read_files
 
 LOOKED_AT = 10_000
 """Training rows, spread evenly, whose texts are counted in tokens before a run begins."""
@@ -133,6 +133,7 @@ class TableOfRows:
             row, label = part.stray
             raise DataError(f"{index.table.place(row)}: no training row has the class {label!r}; add some")
         self._require_rows(split, part)
+        self._require_weights(part)
         return Samples(
             ids=division.ids(split),
             labels=part.labels,
@@ -140,7 +141,7 @@ class TableOfRows:
             groups=division.groups(split),
             read=lambda positions: self._rows(index.table, part.rows[positions].astype(np.int64)),
             digest=self._digest(index.table, part),
-            weights=self._weights(part) if split == "train" else None,
+            weights=part.weights,
         )
 
     def _rows(self, table: Table, positions: NDArray[np.int64]) -> rows.Rows:
@@ -154,14 +155,14 @@ class TableOfRows:
         tags = [] if image is None else pictures.tags(table, image, part.rows.astype(np.int64))
         return storage.sha256_json([part.digest, tags]) if tags else part.digest
 
-    def _weights(self, part: Part) -> NDArray[np.float32] | None:
-        """Return what the rows of a split count in training; None where no column says it."""
-        if self._section.columns.weight is None:
-            return None
-        weights: NDArray[np.float32] = self._division.index.stored(WEIGHTS).mapped()[part.rows]
-        if not weights.any():
+    @staticmethod
+    def _require_weights(part: Part) -> None:
+        """Refuse training rows none of which counts."""
+        if part.weights is None:
+            return
+        blocks = (part.weights[start : start + BATCH] for start in range(0, len(part), BATCH))
+        if not any(block.any() for block in blocks):
             raise DataError(f"task.columns.weight: all {len(part)} training rows have weight 0; correct the column")
-        return weights
 
     @cached_property
     def _division(self) -> Division:

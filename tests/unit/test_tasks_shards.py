@@ -73,6 +73,15 @@ def test_an_index_is_made_once_and_a_new_shard_costs_its_own_alone(tmp_path: Pat
     assert parts.items() < again.items()
 
 
+def test_a_damaged_index_is_named_with_its_remedy(tmp_path: Path, home: Path) -> None:
+    pattern = write(tmp_path / "s", samples(90))
+    build(pattern).samples("train")
+    for path in home.rglob("ids.npy"):
+        path.write_bytes(b"rot")
+    with pytest.raises(DataError, match=r"ids.npy: the index of shards is damaged; delete .*/cache/shards, and it is"):
+        build(pattern).samples("train").ids.tolist()
+
+
 def test_names_come_from_members_and_from_keys_of_json(tmp_path: Path) -> None:
     pattern = write(tmp_path / "s", samples(240))
     task = build(

@@ -14,7 +14,6 @@ Everything is written once and memory-mapped, so that a process that opens it ho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -38,8 +37,10 @@ from graceful.tasks.shards.part import (
     Wanted,
     allocated,
     folder_of,
+    load_array,
     made_once,
     open_part,
+    read_facts,
     root,
 )
 
@@ -86,8 +87,7 @@ class Index:
 
     def array(self, name: str) -> NDArray[Any]:
         """Return one of the arrays, memory-mapped."""
-        array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return array
+        return load_array(self.folder / f"{name}.npy")
 
     def derived(self, name: str, dtype: Any, compute: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
         """Return an array [N] that follows from the others; it is computed once, some samples at a time, and kept."""
@@ -100,8 +100,7 @@ class Index:
             column.flush()
 
         made_once(folder, make)
-        values: NDArray[Any] = np.load(folder / "values.npy", mmap_mode="r")
-        return values
+        return load_array(folder / "values.npy")
 
     @property
     def groups(self) -> NDArray[np.str_]:
@@ -142,7 +141,7 @@ def open_index(parts: Sequence[tuple[str, Sequence[Shard]]], wanted: Wanted, rol
     names = [folder_of(shard, wanted).name for shard in shards]
     folder = root() / "sets" / storage.sha256_json([FORMAT, names, splits, asdict(roles)])
     made_once(folder, lambda target: _Joining(shards, splits, wanted, roles).write(target))
-    facts = json.loads(storage.read_bytes(folder / INDEX))
+    facts = read_facts(folder / INDEX)
     return Index(
         folder=folder,
         shards=shards,

@@ -110,16 +110,15 @@ def open_part(shard: Shard, wanted: Wanted) -> Part:
     """
     folder = folder_of(shard, wanted)
     made_once(folder, lambda target: _Builder(shard, wanted).write(target))
-    facts = json.loads(storage.read_bytes(folder / PART))
+    facts = read_facts(folder / PART)
     arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("keys", "offsets", "sizes", "digests", "content", "flaws")
+        name: load_array(folder / f"{name}.npy") for name in ("keys", "offsets", "sizes", "digests", "content", "flaws")
     }
     return Part(
         shard=shard,
         endings=tuple(facts["endings"]),
         reasons=tuple(facts["reasons"]),
-        names=tuple(np.load(folder / f"names-{index}.npy", mmap_mode="r") for index in range(len(wanted.names))),
+        names=tuple(load_array(folder / f"names-{index}.npy") for index in range(len(wanted.names))),
         **arrays,
     )
 
@@ -136,6 +135,37 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> None:
             with _temporary(folder) as target:
                 make(target)
                 os.rename(target, folder)
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """Return an array of an index, memory-mapped.
+
+    Raises:
+        DataError: The file is damaged or gone.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise _damaged(path) from e
+    return array
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the JSON object that describes an index.
+
+    Raises:
+        DataError: The file is damaged or gone.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise _damaged(path) from e
+    assert isinstance(facts, dict)
+    return facts
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path}: the index of shards is damaged; delete {root()}, and it is made again")
 
 
 def allocated(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -33,9 +33,9 @@ from graceful.tasks.runs import Runs, cut
 from graceful.tasks.shards.files import RemoteShard, list_shards
 from graceful.tasks.shards.index import SPLITS, Index, Roles, chunks, open_index
 from graceful.tasks.shards.items import MemberReader, ShardRows, read_photos
-from graceful.tasks.shards.part import Wanted, made_once
+from graceful.tasks.shards.part import Wanted, load_array, made_once, read_facts
 
-_SPLIT = "split.json"
+_SPLIT, _CLASSES = "split.json", "classes.json"
 
 
 class Shards:
@@ -69,14 +69,28 @@ class Shards:
         return self.classes
 
     def _class_names(self) -> tuple[str, ...]:
-        labels, members = self._index.array("labels"), self._members("train", share=1.0)
-        known = [self._index.labels[code] for code in np.unique(labels[members]).tolist()]
+        known = self._known_classes()
         for name in self._section.classes or ():
             if name not in known:
                 raise SpecError(
                     f"task.classes: no training sample has the label {name!r}; it has {', '.join(known[:10])}"
                 )
         return self._section.classes or tuple(known)
+
+    def _known_classes(self) -> list[str]:
+        """Return the labels of all training samples, sorted; they are found once and kept beside the index."""
+        index = self._index
+        folder = index.folder / f"classes-{self._section.split}"
+
+        def make(target: Path) -> None:
+            labels, members = index.array("labels"), self._members("train", share=1.0)
+            seen = np.zeros(len(index.labels), dtype=np.bool_)
+            for part in chunks(len(index)):
+                seen[labels[part][members[part]]] = True
+            storage.write_json(target / _CLASSES, {"classes": np.asarray(index.labels)[seen].tolist()})
+
+        made_once(folder, make)
+        return list(read_facts(folder / _CLASSES)["classes"])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,11 +127,10 @@ class Shards:
             KeyError: query or gallery, where the shards have none.
         """
         folder = self._split_folder(split)
-        facts = json.loads(storage.read_bytes(folder / _SPLIT))
-        chosen = np.load(folder / "chosen.npy", mmap_mode="r")
+        facts, chosen = read_facts(folder / _SPLIT), load_array(folder / "chosen.npy")
         return Samples(
             ids=self._names(self._index.array("ids"), chosen),
-            labels=np.load(folder / "labels.npy", mmap_mode="r"),
+            labels=load_array(folder / "labels.npy"),
             classes=tuple(facts["classes"]),
             groups=self._names(self._index.groups, chosen),
             read=partial(self._read, chosen),

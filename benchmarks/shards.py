@@ -7,7 +7,7 @@ PYTHON is an interpreter in whose environment `pip install webdataset` was done;
 tarfile. 10^5 samples (a JPEG of 128 x 128 pixels and a class each, 10^5 / 2,500 shards) are written to a temporary
 folder. `index` and `open` are measured in a process of their own, with its peak of resident memory. Rows with `order`
 read the members of half of the samples on one thread, `blocks` and `full` as training would order them; rows `decode`
-also make squares of 64 pixels of a twentieth of them, one after the other. graceful compares each member with its digest.
+also make squares of 64 pixels of a twentieth of them, one after the other. graceful compares members with digests.
 Rounds of graceful and of the peer alternate, files are in the page cache for both, and `ratio` is the median of the
 ratios of a round, with the smallest and the largest.
 """

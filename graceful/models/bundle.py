@@ -46,6 +46,7 @@ from graceful.models.bundle_files import (
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
+from graceful.tasks.names import Column
 
 _AUGMENTATION = ("shift", "flip")
 
@@ -222,7 +223,7 @@ def load(
         learner=learner_of(task if viewed is section else _with_assets(tasks.build(viewed), values)),
         transform_digest=current if viewed is section else tasks.transform_digest(viewed),
         notes=_notes(described, current),
-        training_ids=lambda: task.samples("train").ids,
+        training_ids=lambda: _training_ids(task),
         completeness=contents.completeness,
         model=described.model,
     )
@@ -308,6 +309,13 @@ def _unrunnable(
         model=described.model,
         unrunnable=refused,
     )
+
+
+def _training_ids(task: Task) -> Column:
+    train = task.samples("train")
+    if train.stream is not None:
+        raise DataError("they are a stream")
+    return train.ids
 
 
 def _with_assets(task: Task, values: Mapping[str, Any]) -> Task:

@@ -45,8 +45,12 @@ class Views:
         """As the spec wants them.
 
         Raises:
-            SpecError: Reference runs without caches, or clean views that do not belong to augmented samples.
+            SpecError: Reference runs without caches, clean views that do not belong to augmented samples, or caches of
+                a stream.
         """
+        if samples.stream is not None:
+            _require_live(spec)
+            return cls(live=True)
         mode = targets.plan_views(spec.compatibility.targets, augments=augments)
         if mode != "keyed":
             if mode == "live" and spec.compatibility.reference:
@@ -54,6 +58,21 @@ class Views:
             return cls(live=mode == "live")
         count = spec.compatibility.targets.views
         return cls(keyed=targets.key_views(samples.ids, seed=spec.train.seed, count=count))
+
+
+def _require_live(spec: RefreshSpec) -> None:
+    """Refuse caches of outputs for a stream.
+
+    Raises:
+        SpecError: The spec asks for them.
+    """
+    why = "the training rows are a stream, which cannot be read again by their ids to compare cached outputs with them"
+    if spec.compatibility.targets.mode in ("clean", "keyed"):
+        raise SpecError(
+            f"compatibility.targets.mode: {why}; write live, or leave mode out, and predecessors run in every step"
+        )
+    if spec.compatibility.reference:
+        raise SpecError(f"compatibility.reference: reads cached outputs, and {why}; leave it out")
 
 
 @dataclass(kw_only=True)

@@ -58,7 +58,7 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
     """
     workers = max(spec.train.num_workers, 1)
     slice_size = Sampler(
-        samples=len(train),
+        samples=train.training_rows,
         batch_size=spec.train.batch_size,
         accumulation=spec.train.accumulation,
         world_size=workers,

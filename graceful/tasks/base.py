@@ -17,6 +17,7 @@ from graceful.metrics.judgments import Judgments
 from graceful.tasks.hashing import split_digest
 from graceful.tasks.names import Column, Names
 from graceful.tasks.runs import Runs
+from graceful.tasks.streams import HEAD, Stream
 
 Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 """train: gradients. validation: choose hyper-parameters and stop. constraint: multipliers. test: the gate, once.
@@ -40,6 +41,7 @@ class Samples:
         digest: SHA-256 over ids, labels and content, and judgments where there are some.
         judgments: Of a query split, which items of the gallery answer which query; None: those of the same label.
         weights: [N] what each sample counts in the task's loss when it is trained on, at least 0; None: all the same.
+        stream: Of a train split that is read row by row: the stream whose first rows these are; None: these are all.
         runs: Neighbours that training shall read together, where reading anywhere is dear; None: any order will do.
 
     Raises:
@@ -56,6 +58,7 @@ class Samples:
     judgments: Judgments | None = None
     weights: NDArray[np.floating] | None = None
     runs: Runs | None = None
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.read) or not isinstance(self.digest, str) or not self.digest:
@@ -117,6 +120,35 @@ class Samples:
             read=lambda positions: raw[positions],
             digest=split_digest(names, numbers, classes, content),
         )
+
+    @classmethod
+    def of_stream(cls, stream: Stream, *, most: int = HEAD) -> Self:
+        """Samples of a stream: its first rows in memory, which stand for it until training reads it.
+
+        Args:
+            stream: The rows.
+            most: How many at most.
+
+        Raises:
+            DataError: As of the class and of `Stream.row`.
+        """
+        rows = stream.first(min(most, stream.length))
+        ids, labels = np.asarray([row.id for row in rows], dtype=np.str_), np.asarray([row.label for row in rows])
+        labels = labels.astype(np.int64)
+        return cls(
+            ids=ids,
+            labels=labels,
+            classes=stream.classes,
+            groups=ids,
+            read=lambda positions: [rows[position].item for position in positions.tolist()],
+            digest=split_digest(ids, labels, stream.classes, [stream.digest, str(stream.length)]),
+            stream=stream,
+        )
+
+    @property
+    def training_rows(self) -> int:
+        """How many samples an epoch of training has."""
+        return len(self) if self.stream is None else self.stream.length
 
 
 # --- what samples must be ---------------------------------------------------------------------------------------------

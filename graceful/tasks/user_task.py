@@ -16,6 +16,7 @@ from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner
 from graceful.models.base import Network
 from graceful.tasks.base import MESSAGE_PREFIX, Samples, Split, Task
+from graceful.tasks.streams import Stream
 from graceful.tasks.user_errors import user_file_errors
 from graceful.tasks.user_learner import UserLearner, batch_of, require_network
 
@@ -80,7 +81,9 @@ class UserTask:
         where = f"{self.path}: samples({split!r})"
         try:
             with user_file_errors(self.path, passing=(KeyError,) if split in _MAY_BE_ABSENT else ()):
-                samples = self.own.samples(split)
+                samples: Any = self.own.samples(split)
+            if isinstance(samples, Stream):
+                samples = _of_stream(replace(samples, path=self.path), split)
         except DataError as e:
             if not e.message.startswith(MESSAGE_PREFIX):
                 raise
@@ -108,3 +111,10 @@ class UserTask:
     def _read(self, read: Callable[[NDArray[Any]], Any], positions: NDArray[Any]) -> Any:
         with user_file_errors(self.path):
             return read(positions)
+
+
+def _of_stream(stream: Stream, split: Split) -> Samples:
+    """Return the samples of a stream: in memory as a whole, but for the training split."""
+    if split == "train":
+        return Samples.of_stream(stream)
+    return replace(Samples.of_stream(stream, most=stream.length), stream=None)

@@ -27,8 +27,11 @@ from graceful.training.job import TrainingJob
 from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
 from graceful.training.sampler import Order
+from graceful.training.stream_reader import StreamReader, StreamRows
 from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, opened
 from graceful.training.weights import SampleWeights, sample_weights
+
+_NO_IDS = np.zeros(0, dtype=np.str_)
 
 
 class Slice(NamedTuple):
@@ -58,6 +61,7 @@ class Materials:
         views: Epochs cycle through so many views; None: every epoch has its own.
         seed: Of the views.
         weights: What each sample counts in the task's loss; None: all the same.
+        stream: Reads the training rows where they are a stream; None: `train` has all of them.
         device: Where slices go.
     """
 
@@ -72,6 +76,7 @@ class Materials:
     seed: int
     device: torch.device
     weights: SampleWeights | None = None
+    stream: StreamReader | None = None
 
     @property
     def versions(self) -> tuple[OldVersion, ...]:
@@ -86,10 +91,10 @@ class Materials:
     def slice(self, positions: NDArray[np.int64], *, epoch: int) -> Slice:
         """Read and transform some training samples as they look in an epoch."""
         index = epoch % self.views if self.views else epoch
-        views = view_numbers(self.train.ids[positions], self.seed, index) if self.task.augments else None
-        items = self.train.read(positions)
+        ids, labels, items = self._rows(positions, epoch=epoch)
+        views = view_numbers(ids, self.seed, index) if self.task.augments else None
         reference = self.reference.fetch(positions, items, views, index) if self.reference else None
-        labels, weights = self.train.labels[positions], self.weights
+        weights = self.weights
         return Slice(
             positions=positions,
             batch=to_device(self.learner.collate(items, views), self.device),
@@ -102,6 +107,16 @@ class Materials:
             merged={term.group.key: term.mixture.fetch(positions, views, index) for term in self.merged},
             weights=None if weights is None else weights.of(positions, labels).to(self.device),
         )
+
+    def name(self, position: int, *, epoch: int) -> str:
+        """Return the id of a training sample that was read a short while ago."""
+        return str(self.train.ids[position]) if self.stream is None else self.stream.name(position, epoch=epoch)
+
+    def _rows(self, positions: NDArray[np.int64], *, epoch: int) -> StreamRows:
+        if self.stream is not None:
+            return self.stream.read(positions, epoch=epoch)
+        ids = self.train.ids[positions] if self.task.augments else _NO_IDS
+        return StreamRows(ids, self.train.labels[positions], self.train.read(positions))
 
     def remix(self, strengths: Mapping[str, float]) -> None:
         """Mix the targets of all groups with the strengths of the versions; between epochs, not within one."""
@@ -164,7 +179,14 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         seed=job.effective_seed,
         device=device,
         weights=sample_weights(train, job.spec.train.class_weights),
+        stream=_stream_reader(train, batch_size=job.spec.train.batch_size),
     )
+
+
+def _stream_reader(train: Samples, *, batch_size: int) -> StreamReader | None:
+    if train.stream is None:
+        return None
+    return StreamReader(train.stream, batch_size=batch_size, steps_per_epoch=train.training_rows // batch_size)
 
 
 def try_out(task: Task, network: nn.Module, samples: Samples) -> None:

@@ -80,12 +80,13 @@ class Loop:
         task = job.task or tasks.build(job.spec.task)
         self.materials = batches.gather(job, task, device=context.device)
         self.sampler = Sampler(
-            samples=len(self.materials.train),
+            samples=self.materials.train.training_rows,
             batch_size=self.train.batch_size,
             accumulation=self.train.accumulation,
             world_size=context.world_size,
             seed=job.effective_seed,
             runs=self.materials.train.runs,
+            in_order=self.materials.stream is not None,
         )
         self.steps = self.train.epochs * self.sampler.steps_per_epoch
         self.objective = Objective(
@@ -117,9 +118,7 @@ class Loop:
                 self._resume(folder)
         self.materials.remix(self.objective.strengths)
         rates = described(self.train.optimizer, self.network)
-        self.reporter.open(
-            step=self.progress.step, samples=len(self.materials.train), sampler=self.sampler, rates=rates
-        )
+        self.reporter.open(step=self.progress.step, samples=self.sampler.samples, sampler=self.sampler, rates=rates)
 
     def epoch(self) -> None:
         """Train to the end of the current epoch, evaluate, save."""
@@ -204,7 +203,9 @@ class Loop:
         except CODE_FAULTS as e:
             if self.context.world_size > 1 or self.context.device.type != "cpu":
                 raise
-            first, last = (str(self.materials.train.ids[position]) for position in batch_slice.positions[[0, -1]])
+            epoch = self.progress.step // self.sampler.steps_per_epoch
+            ends = batch_slice.positions[[0, -1]].tolist()
+            first, last = (self.materials.name(position, epoch=epoch) for position in ends)
             raise TrainingError(
                 f"step {self.progress.step + 1}: the network fails on samples {first!r} ... {last!r} of train,"
                 f" {learners.batch.described(batch_slice.batch)} ({first_line(e)}); correct network() or the data"
@@ -237,7 +238,8 @@ class Loop:
         position = torch.tensor(batches.first_not_finite(batch_slice), device=self.context.device)
         if self.context.world_size > 1:
             distributed.all_reduce(position, distributed.ReduceOp.MAX)
-        return str(self.materials.train.ids[int(position)]) if int(position) >= 0 else None
+        epoch = self.progress.step // self.sampler.steps_per_epoch
+        return self.materials.name(int(position), epoch=epoch) if int(position) >= 0 else None
 
     # --- epochs -------------------------------------------------------------------------------------------------------
 
@@ -315,6 +317,8 @@ class Loop:
             "objective": self.objective.state_dict(),
             "duals": self.budgets and self.budgets.state_dict(),
         }
+        if self.materials.stream is not None:
+            state["stream"] = self.materials.stream.state(self.progress.step)
         checkpoint.seal(part, state=state, rank=self.context.rank, world_size=self.context.world_size)
         self.reporter.sync()
         metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
@@ -330,6 +334,8 @@ class Loop:
             if self.context.rank == 0 and (folder / BEST).exists():
                 self.best = load_file(folder / BEST)
         self.progress = Progress(**state["progress"])
+        if self.materials.stream is not None:
+            self.materials.stream.resume(self.progress.step, state["stream"])
         self.resumed_from = self.progress.step
 
     def _verified(self, folder: Path) -> dict[str, Any]:

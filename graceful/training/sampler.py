@@ -37,6 +37,7 @@ class Sampler:
         world_size: Ranks.
         seed: Of the permutations.
         runs: Neighbours that are read together; None: an epoch is one permutation of all samples.
+        in_order: Every epoch has the samples in their own order, as a stream gives them.
     """
 
     samples: int
@@ -45,6 +46,7 @@ class Sampler:
     world_size: int
     seed: int
     runs: Runs | None = None
+    in_order: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size > self.samples:
@@ -80,6 +82,8 @@ class Sampler:
 
     def _order(self, epoch: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
         """Return the permutation of an epoch as a function of places in it."""
+        if self.in_order:
+            return lambda places: places
         if self.runs is not None:
             return BlockOrder(self.runs, key=(self.seed, epoch))
         if self.samples > IN_MEMORY:

@@ -46,11 +46,16 @@ def sample_weights(samples: Samples, classes: ClassWeights | None) -> SampleWeig
         classes: What the spec says: `balanced` gives each class the same sum, a mapping gives factors by name.
 
     Raises:
-        SpecError: A class of the mapping is none of the task.
+        SpecError: A class of the mapping is none of the task, or the samples are a stream.
         DataError: No sample has a weight above zero.
     """
     if samples.weights is None and classes is None:
         return None
+    if samples.stream is not None:
+        raise SpecError(
+            "train.class_weights: are divided by their mean over the training samples, which are a stream here; leave"
+            " them out, and weigh in task_loss of a learner"
+        )
     sums = np.zeros(len(samples.classes))
     for start in range(0, len(samples), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, overload
 
@@ -89,6 +89,15 @@ class ShardRows(Sequence[dict[str, Any]]):
         """
         return list(pool().map(partial(self._value, name), self._samples.tolist()))
 
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """Return a field of these samples as numbers, [B].
+
+        Raises:
+            DataError: A sample has no number there, or its shard changed.
+        """
+        values = pool().map(partial(self._value, name, read=fields.number_of), self._samples.tolist())
+        return np.fromiter(values, dtype=np.float64, count=len(self))
+
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
     @overload
@@ -107,10 +116,12 @@ class ShardRows(Sequence[dict[str, Any]]):
         ]
         return [" | ".join(row) for row in zip(*columns, strict=True)]
 
-    def _value(self, name: str, sample: int) -> fields.Value:
+    def _value(
+        self, name: str, sample: int, *, read: Callable[[str, Mapping[str, bytes]], Any] = fields.value_of
+    ) -> Any:
         ending = fields.ending_of(name)
         try:
-            return fields.value_of(name, self._reader.members(sample, (ending,)))
+            return read(name, self._reader.members(sample, (ending,)))
         except ValueError as e:
             raise DataError(f"{self._reader.where(sample, ending)}: the sample {e}; correct the shard") from e
 

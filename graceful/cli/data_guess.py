@@ -45,7 +45,8 @@ class Column:
 
     Attributes:
         name: Its name.
-        numbers: Whether every value is a number.
+        numbers: Whether every value that is there is a number.
+        gaps: Whether values are missing.
         length: Characters of a value on average.
         distinct: Different values.
         counts: Whether the values are whole numbers that grow by one from row to row.
@@ -55,6 +56,7 @@ class Column:
 
     name: str
     numbers: bool
+    gaps: bool
     length: float
     distinct: int
     counts: bool
@@ -186,11 +188,24 @@ def numbers_of(columns: tuple[Column, ...], *, excluded: set[str]) -> tuple[str,
     )
 
 
+def categories_of(columns: tuple[Column, ...], *, excluded: set[str]) -> tuple[str, ...]:
+    """Return the columns of short texts of which there are few different ones."""
+    return tuple(
+        column.name
+        for column in columns
+        if column.name not in excluded
+        and not column.numbers
+        and column.length < TEXT_LENGTH
+        and 2 <= column.distinct <= min(MOST_CLASSES, max(2, column.rows // 2))
+    )
+
+
 def _column(name: str, values: list[Any]) -> Column:
     texts = ["" if value is None else str(_stated(value)) for value in values]
     return Column(
         name=name,
-        numbers=all(map(_is_number, values)),
+        numbers=any(texts) and all(_is_number(value) for value, text in zip(values, texts, strict=True) if text),
+        gaps=not all(texts),
         length=sum(map(len, texts)) / len(texts),
         distinct=len(set(texts)),
         counts=len(texts) > 1

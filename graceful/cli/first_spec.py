@@ -142,20 +142,23 @@ def _table(data: data_guess.DataDescription, target: Path, answers: Answers) -> 
         keys = _image_network(data.columns[0].rows, target, answers)
         return {**files, "columns": {"image": image, **named}, **keys}
     text = _required_column("--text", answers.text, names) or data_guess.text_of(data.columns, excluded=excluded)
-    columns: dict[str, Any] = {"text": text} if text else {"features": list(_numbers(data, excluded))}
+    columns: dict[str, Any] = {"text": text} if text else _numbers_and_categories(data, excluded)
     task = {**files, "columns": {**columns, **named}}
     if text:
         task["network"] = _text_network(text, target, answers)
     return task
 
 
-def _numbers(data: data_guess.DataDescription, excluded: set[str]) -> tuple[str, ...]:
+def _numbers_and_categories(data: data_guess.DataDescription, excluded: set[str]) -> dict[str, Any]:
     numbers = data_guess.numbers_of(data.columns, excluded=excluded)
-    if not numbers:
+    categories = data_guess.categories_of(data.columns, excluded=excluded)
+    if not numbers and not categories:
         raise SpecError(
             f"{data.files}: neither a column of texts nor of numbers beside the class; name one with --text"
         )
-    return numbers
+    chosen = {name: list(names) for name, names in (("features", numbers), ("categories", categories)) if names}
+    gaps = any(column.gaps for column in data.columns if column.name in (*numbers, *categories))
+    return {**chosen, **({"missing": "indicator"} if gaps else {})}
 
 
 def _required_column(option: str, name: str | None, names: list[str]) -> str | None:
@@ -196,5 +199,6 @@ def _summary(task: dict[str, Any]) -> str:
         members = task["members"]
         return f"shards {task['files']}, {members['label']} from {members.get('image') or members['text']}"
     columns = task["columns"]
-    inputs = columns.get("text") or columns.get("image") or ", ".join(columns["features"])
+    rows = [*columns.get("features", ()), *columns.get("categories", ())]
+    inputs = columns.get("text") or columns.get("image") or ", ".join(rows)
     return f"rows of {task['files']}, {columns['label']} from {inputs}"

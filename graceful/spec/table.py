@@ -23,6 +23,12 @@ class Columns(Section):
     """A second text that is read with the first; None: there is none."""
     features: tuple[str, ...] = ()
     """Numbers to embed."""
+    categories: Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)] = ()
+    """Texts or whole numbers that stand for kinds, such as a colour or a code, to embed beside numbers. Values that the
+    training rows do not have share one embedding."""
+    missing: Annotated[Literal["refuse", "mean", "indicator"], Field(exclude_if=lambda how: how == "refuse")] = "refuse"
+    """Numbers and categories that a row lacks. refuse: as `on_bad_row` says; mean: a number is the mean of the training
+    rows, a category counts as unknown; indicator: the same, and the network reads whether a number is there."""
     image: Annotated[str | None, Field(exclude_if=lambda image: image is None)] = None
     """Images to embed: those of Hugging Face datasets, bytes of files, or paths relative to the table."""
     label: str = "label"
@@ -39,8 +45,14 @@ class Columns(Section):
 
     @model_validator(mode="after")
     def _one_input(self) -> Columns:
-        if sum((self.text is not None, bool(self.features), self.image is not None)) != 1:
+        tabular = bool(self.features or self.categories)
+        if sum((self.text is not None, tabular, self.image is not None)) != 1:
             raise ValueError("must name one of text, features and image; write columns: {text: COLUMN}")
+        if self.missing != "refuse" and not tabular:
+            raise ValueError("missing is for features and categories; leave it out")
+        both = set(self.features) & set(self.categories)
+        if both:
+            raise ValueError(f"features and categories both name {min(both)}; keep it in one of them")
         if self.pair is not None and self.text is None:
             raise ValueError("pair needs text; name the first text as well")
         return self
@@ -132,6 +144,8 @@ class TableTask(Section):
             raise ValueError(
                 "columns.text needs a network for text; write network: {kind: transformers, checkpoint: FOLDER}"
             )
+        if self.columns.categories and self.network.kind != "perceptron":
+            raise ValueError("columns.categories needs network: {kind: perceptron}")
         if self.columns.features and self.network.kind != "perceptron":
             raise ValueError("columns.features needs network: {kind: perceptron}")
         if self.columns.image is not None:

@@ -62,6 +62,17 @@ def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path:
     assert written.train.batch_size == 8  # about a thirtieth of the 240 rows, half of which are trained on
 
 
+def test_short_texts_become_categories_and_gaps_are_said(command_line: Run, tmp_path: Path) -> None:
+    table = [
+        {"number": "" if index % 9 == 4 else index / 7, "colour": ("red", "blue")[index % 2], "label": index % 3}
+        for index in range(90)
+    ]
+    csv(tmp_path / "mixed.csv", table)
+    assert command_line("init", "mixed.csv", "--label", "label").returncode == 0
+    columns = spec.load(tmp_path / "v1.yaml").task.columns
+    assert (columns.features, columns.categories, columns.missing) == (("number",), ("colour",), "indicator")
+
+
 def test_the_endings_that_are_recognised_are_those_that_tasks_read() -> None:
     """The client looks at names without the modules that read files, which load NumPy."""
     assert image_listing.SUFFIXES == data_guess.IMAGES

@@ -221,10 +221,7 @@ class _Build:
         naming = [name for name in (getattr(columns, key) for key in _NAMING) if name is not None]
         names = list(dict.fromkeys([*self._inputs, *naming, *filter(None, [columns.weight])]))
         block = table.block(names, start, stop)
-        inputs = [combined(block, name) for name in self._inputs]
-        if columns.image is not None:
-            inputs = [pictures.values_of(values) for values in inputs]
-        usable = np.all([rows.has_value(values) for values in inputs], axis=0)
+        inputs, usable = self._read_inputs(block)
         if self._decodes:
             usable &= pictures.readable(table, self._inputs[0], start, stop)
         labels = self._labels.codes(rows.as_texts(table, columns.label, combined(block, columns.label)), start)
@@ -250,6 +247,21 @@ class _Build:
             self._first_bad = start + int(np.argmin(usable)) if self._first_bad is None else self._first_bad
             self._bad += int((~usable).sum())
         return {**arrays, "usable": usable}
+
+    def _read_inputs(self, block: Any) -> tuple[list[Any], NDArray[np.bool_]]:
+        """Return the columns that are embedded, and which rows have a value in all that need one."""
+        columns, inputs = self._columns, []
+        usable = np.ones(block.num_rows, dtype=np.bool_)
+        for name in self._inputs:
+            values = combined(block, name)
+            if name == columns.image:
+                values = pictures.values_of(values)
+            elif name in columns.categories:
+                values = rows.as_texts(self._table, name, values)
+            inputs.append(values)
+            if columns.missing == "refuse" or name not in (*columns.features, *columns.categories):
+                usable &= rows.has_value(values)
+        return inputs, usable
 
     def _splits(self, block: Any, start: int, stop: int) -> NDArray[np.int8]:
         """Return the split of each row, as a position in the names of splits."""
@@ -338,7 +350,8 @@ def decodes(section: TableTask) -> bool:
 def inputs_of(section: TableTask) -> list[str]:
     """Return the columns that are embedded."""
     columns = section.columns
-    return [name for name in (columns.text, columns.pair, columns.image, *columns.features) if name is not None]
+    named = (columns.text, columns.pair, columns.image, *columns.features, *columns.categories)
+    return [name for name in named if name is not None]
 
 
 def combined(block: Any, name: str) -> Any:

@@ -30,12 +30,20 @@ class Rows(Sequence[dict[str, Any]]):
         positions: [B] which of its rows.
         inputs: Columns that the new version embeds, for `texts`.
         image: Column of images that it embeds.
+        named: `texts` says of which column a value is.
     """
 
     def __init__(
-        self, table: Table, positions: NDArray[np.int64], *, inputs: Sequence[str] = (), image: str | None = None
+        self,
+        table: Table,
+        positions: NDArray[np.int64],
+        *,
+        inputs: Sequence[str] = (),
+        image: str | None = None,
+        named: bool = False,
     ) -> None:
         self._table, self._positions, self._inputs, self.image = table, positions, inputs, image
+        self._named = named
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -65,6 +73,16 @@ class Rows(Sequence[dict[str, Any]]):
         taken = self._table.taken(name, self._positions).cast("float64", safe=False)
         return np.asarray(taken.to_numpy(zero_copy_only=False), dtype=np.float64)
 
+    def categories(self, name: str) -> list[str | None]:
+        """Return one column of these rows as texts, [B]; None where there is none, or a blank one.
+
+        Raises:
+            DataError: The table has no such column, or it holds neither texts nor whole numbers.
+        """
+        require_texts(self._table, name, key="columns.categories")
+        texts: list[str | None] = as_texts(self._table, name, self._table.taken(name, self._positions)).to_pylist()
+        return texts
+
     def photos(self, name: str, frame: Frame) -> list[Photo]:
         """Return one column of these rows as images.
 
@@ -81,13 +99,16 @@ class Rows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | Rows:
         """Return one row with all its columns, or some of these rows."""
         if isinstance(index, slice):
-            return Rows(self._table, self._positions[index], inputs=self._inputs, image=self.image)
+            return Rows(self._table, self._positions[index], inputs=self._inputs, image=self.image, named=self._named)
         return dict(self._table.rows[int(self._positions[index])])
 
     def texts(self) -> list[str]:
         """Return what is embedded of each row, for people to read."""
         columns = [
-            [value if isinstance(value, str) else f"{name} = {value}" for value in self.column(name)]
+            [
+                value if isinstance(value, str) and not self._named else f"{name} = {value}"
+                for value in self.column(name)
+            ]
             for name in self._inputs
         ]
         return [" | ".join(row) for row in zip(*columns, strict=True)]

@@ -147,7 +147,7 @@ class TableOfRows:
     def _rows(self, table: Table, positions: NDArray[np.int64]) -> rows.Rows:
         image = self._section.columns.image
         inputs = [] if image is not None else inputs_of(self._section)
-        return rows.Rows(table, positions, inputs=inputs, image=image)
+        return rows.Rows(table, positions, inputs=inputs, image=image, named=self._section.columns.text is None)
 
     def _digest(self, table: Table, part: Part) -> str:
         """Return the digest of a split, which changes when images do that the rows name."""
@@ -172,18 +172,21 @@ class TableOfRows:
             DataError: A row that lacks a value, where such rows are refused; or as of `index.open_index`.
         """
         section, columns = self._section, self._section.columns
-        named = (columns.text, columns.pair, columns.label, columns.id, columns.group, columns.split)
+        naming = (columns.text, columns.pair, columns.label, columns.id, columns.group, columns.split)
+        exact = [name for name in (*naming, *columns.categories) if name]
         files_by_split = section.files if isinstance(section.files, dict) else {ALL: section.files}
         parts = [
             (split, part)
             for split, files in files_by_split.items()
-            for part in read_files(files, texts=[name for name in named if name], image=columns.image)
+            for part in read_files(files, texts=exact, image=columns.image)
         ]
         table = joined([part for _, part in parts])
         for name in inputs_of(section):
             rows.require_column(table, name, key="columns")
             if name == columns.image:
                 pictures.require_images(table, name)
+            elif name in columns.categories:
+                rows.require_texts(table, name, key="columns.categories")
             else:
                 rows.require_type(table, name, numbers=name in columns.features)
         if columns.weight is not None:

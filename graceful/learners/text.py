@@ -15,10 +15,11 @@ from graceful.errors import DataError
 from graceful.learners.base import DEFAULT_ENCODER
 from graceful.learners.batch import Batch
 from graceful.learners.classifier import cross_entropy
+from graceful.learners.words import without_some
 from graceful.models import bases, checkpoints, packages
 from graceful.models.base import Outputs, outputs_of
 from graceful.spec.networks import TransformersNetwork
-from graceful.spec.table import Columns
+from graceful.spec.table import Columns, WordDropout
 
 CONFIG, TOKENIZER = checkpoints.CONFIG, checkpoints.TOKENIZER
 STEP = 8
@@ -32,21 +33,31 @@ class TextLearner:
         columns: Which columns hold the texts.
         section: The network.
         kept: Configuration and tokenizer of a version that was restored; None: they come from the checkpoint.
+        augment: How texts are changed where a view is asked for; None: they are not.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
 
     def __init__(
-        self, columns: Columns, section: TransformersNetwork, *, kept: Mapping[str, Any] | None = None
+        self,
+        columns: Columns,
+        section: TransformersNetwork,
+        *,
+        kept: Mapping[str, Any] | None = None,
+        augment: WordDropout | None = None,
     ) -> None:
-        self._columns, self._section, self._kept = columns, section, kept
+        self._columns, self._section, self._kept, self._augment = columns, section, kept, augment
 
     def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
         """Rows, or a list of texts (or of pairs of texts) -> input_ids and attention_mask, [B, L] int64.
 
         L is the length of the longest text in tokens, at most `max_length`, rounded up to a multiple of 8.
         """
-        encodings = self._tokenizer.encode_batch(self._texts(items))
+        texts = self._texts(items)
+        if views is not None and self._augment is not None:
+            share = self._augment.p
+            texts = [without_some(text, share=share, view=int(view)) for text, view in zip(texts, views, strict=True)]
+        encodings = self._tokenizer.encode_batch(texts)
         return {
             "input_ids": torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64),
             "attention_mask": torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64),
@@ -68,7 +79,7 @@ class TextLearner:
 
     def restored(self, assets: Mapping[str, Any]) -> TextLearner:
         """Return the learner of the version that has this configuration and tokenizer."""
-        return TextLearner(self._columns, self._section, kept=assets)
+        return TextLearner(self._columns, self._section, kept=assets, augment=self._augment)
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
         """Build the network: from the checkpoint, or with weights to be filled where the version was restored."""

@@ -48,7 +48,7 @@ from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
 from graceful.tasks.names import Column
 
-_AUGMENTATION = ("shift", "flip")
+_AUGMENTATION = ("shift", "flip", "augment")
 
 
 def save(

@@ -58,6 +58,14 @@ class Columns(Section):
         return self
 
 
+class WordDropout(Section):
+    """Leave words of texts out in training, other ones in each view; predecessors see the same words."""
+
+    kind: Literal["word_dropout"] = "word_dropout"
+    p: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Probability of a word to be left out; words are what white space separates."""
+
+
 class TableTask(Section):
     """Rows of Parquet, Arrow, JSON lines or CSV files, read with Hugging Face datasets."""
 
@@ -87,6 +95,8 @@ class TableTask(Section):
     """Random translation of images in training, in pixels, less than `size`; 0: none."""
     flip: Annotated[bool, Field(exclude_if=lambda flip: not flip)] = False
     """Random horizontal flips of images in training."""
+    augment: Annotated[WordDropout | None, Field(exclude_if=lambda augment: augment is None)] = None
+    """How texts are changed in training; None: they are read as they are."""
     network: Annotated[Perceptron | Network | PretrainedImages, Field(discriminator="kind")] = Perceptron()
     """The network that embeds and classifies. The default of a table of images is small, of size s2."""
 
@@ -128,6 +138,8 @@ class TableTask(Section):
         elif not self.files:
             raise ValueError("files must name at least one file")
         self._require_network()
+        if self.augment is not None and self.columns.text is None:
+            raise ValueError("augment is for texts; leave it out")
         if self.columns.image is None and (self.shift or self.flip):
             raise ValueError("shift and flip are for images; leave them out")
         if self.size is not None and self.shift >= self.size:

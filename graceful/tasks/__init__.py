@@ -21,7 +21,7 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "glyphs": ("shift",),
     "digits": ("shift",),
     "image_folder": ("size", "channels", "shift", "flip", "decode"),
-    "table": ("columns", "size", "channels", "shift", "flip", "decode"),
+    "table": ("columns", "size", "channels", "shift", "flip", "decode", "augment"),
     "shards": ("members", "size", "channels", "shift", "flip", "decode"),
     "python": ("options",),
 }

@@ -90,6 +90,13 @@ def test_a_version_keeps_adapters_and_names_its_base(folder: Path, tmp_path: Pat
     assert torch.equal(version(["small red ball"]).logits, outputs.logits.detach())
 
 
+def test_the_weights_of_the_base_are_mapped_and_not_copied(folder: Path) -> None:
+    network = build(spec(folder / "base").task).network(("a", "b"))
+    maps = Path("/proc/self/maps").read_text()
+    assert str((folder / "base" / "model.safetensors").resolve()) in maps
+    del network
+
+
 def test_another_base_is_refused_and_a_copy_is_found(folder: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(folder / "base", tmp_path / "data" / "base"))
     shutil.copy(folder / "rows.parquet", base.parent)

@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from graceful.errors import DataError, SpecError
 from graceful.learners import run
 from graceful.learners.text import TextLearner
+from graceful.learners.words import without_some
 from graceful.models.text_network import pool
 from graceful.spec.networks import TransformersNetwork
-from graceful.spec.table import Columns
+from graceful.spec.table import Columns, WordDropout
 from tests.support import text_checkpoint
 
 TEXTS = ["small red ball", "an old blue cup and a new green box", "large"]
@@ -50,6 +52,25 @@ def test_pairs_are_read_together(checkpoint: Path) -> None:
     batch = pairs.collate([("red ball", "blue box")], None)
     assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
     assert batch["input_ids"][0, :7].tolist() == [2, 4, 7, 3, 6, 8, 3]
+
+
+def test_a_view_leaves_out_the_same_words_for_every_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    other = text_checkpoint.save(tmp_path / "other", words=text_checkpoint.WORDS[::-1])
+    section = TransformersNetwork(checkpoint=str(checkpoint), max_length=16)
+    augment, others = WordDropout(p=0.5), section.model_copy(update={"checkpoint": str(other)})
+    first = TextLearner(Columns(text="text"), section, augment=augment)
+    second = TextLearner(Columns(text="text"), others, augment=augment)
+    views = np.arange(3, dtype=np.uint64)
+    seen, again = first.collate(TEXTS, views), first.collate(TEXTS, views)
+    assert seen["input_ids"].equal(again["input_ids"])
+    lengths = seen["attention_mask"].sum(1)
+    assert second.collate(TEXTS, views)["attention_mask"].sum(1).equal(lengths)
+    assert (lengths >= 3).all()  # one word stays
+    assert lengths.tolist() != [5, 11, 3]
+    assert not first.collate(TEXTS, views + np.uint64(3))["input_ids"].equal(seen["input_ids"])
+    assert first.collate(TEXTS, None)["attention_mask"].sum(1).tolist() == [5, 11, 3]
+    pair = without_some(("red ball", "blue box"), share=0.5, view=1)
+    assert pair == without_some(("red ball", "blue box"), share=0.5, view=1)
 
 
 @pytest.mark.parametrize(("how", "row"), [("cls", 0), ("last", 2), ("mean", None)])

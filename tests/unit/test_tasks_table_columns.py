@@ -182,6 +182,17 @@ def test_columns_that_do_not_go_together_are_refused(columns: dict[str, Any], me
         build(files=path, columns={**COLUMNS, "categories": [], **columns})
 
 
+def test_words_are_left_out_of_texts_alone(tmp_path: Path) -> None:
+    path, augment = parquet(tmp_path / "rows.parquet", rows(60)), {"kind": "word_dropout"}
+    with pytest.raises(SpecError, match="augment is for texts"):
+        build(files=path, augment=augment)
+    network = {"kind": "transformers", "checkpoint": str(tmp_path)}
+    texts = {"files": path, "columns": {"features": None, "text": "text"}, "network": network}
+    plain, augmented = build(**texts), build(**texts, augment=augment)
+    assert (plain.augments, augmented.augments) == (False, True)
+    assert tasks.transform_digest(plain._section) != tasks.transform_digest(augmented._section)
+
+
 def test_categories_must_be_texts_or_whole_numbers(tmp_path: Path) -> None:
     path = parquet(tmp_path / "rows.parquet", mixed())
     with pytest.raises(DataError, match=r"columns.categories: column 'number' of .* holds float64; must be text"):

@@ -37,14 +37,14 @@ class TableOfRows:
     Files are opened on first need, so that a predecessor's learner works where its training data is gone.
 
     Attributes:
-        augments: Whether images are shifted or flipped in training; texts and numbers are read as they are.
+        augments: Whether images are shifted or flipped in training, or words of texts left out.
         learner: Makes batches of rows; a predecessor's is restored from the files that its version keeps.
     """
 
     def __init__(self, section: TableTask) -> None:
         self._section = section
         self.learner: TextLearner | FeatureLearner | ImageLearner = _learner(section, self)
-        self.augments = section.shift > 0 or section.flip
+        self.augments = section.shift > 0 or section.flip or section.augment is not None
 
     classes: tuple[str, ...]
     """Labels of the training rows, sorted, or those that the section names, in its order; read when first asked for."""
@@ -216,4 +216,4 @@ def _learner(section: TableTask, task: TableOfRows) -> TextLearner | FeatureLear
     if section.columns.image is not None:
         return ImageLearner(network, options_of(section), column=section.columns.image)
     assert isinstance(network, TransformersNetwork), "only texts are left"
-    return TextLearner(section.columns, network)
+    return TextLearner(section.columns, network, augment=section.augment)

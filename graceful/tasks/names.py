@@ -28,7 +28,8 @@ class Names:
         read: Positions [B] -> [B] strings.
         digest: What `ids_digest` says of all names, so that caches of outputs are found without reading them; None: it
             is computed.
-        source: Two columns of ids with the same source name different samples; None: nothing is known.
+        source: What data are divided into splits, and which split this is; ids of two splits of the same data are known
+            to differ. None: nothing is known.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Names:
         read: Callable[[NDArray[np.int64]], NDArray[np.str_]],
         *,
         digest: str | None = None,
-        source: str | None = None,
+        source: tuple[str, str] | None = None,
     ) -> None:
         self._count, self._read, self.digest, self.source = count, read, digest, source
 
@@ -107,10 +108,13 @@ def positions_of(wanted: Column | NDArray[np.bytes_], names: Column | NDArray[np
 
 def shared(first: Column, second: Column) -> NDArray[np.str_]:
     """Return the names that are in both columns, sorted; the shorter one is read into memory."""
-    if isinstance(first, Names) and isinstance(second, Names) and first.source and first.source == second.source:
-        return np.zeros(0, dtype=np.str_)
     if not (isinstance(first, Names) or isinstance(second, Names)):
         return np.intersect1d(first, second)
+    (data, split), (other_data, other_split) = (
+        (isinstance(names, Names) and names.source) or ("", "") for names in (first, second)
+    )
+    if data and data == other_data and split != other_split:
+        return np.zeros(0, dtype=np.str_)
     shorter, longer = sorted((first, second), key=len)
     wanted = np.asarray(shorter)
     return np.unique(wanted[positions_of(wanted, longer) >= 0])

@@ -17,7 +17,7 @@ COUNT = AT_ONCE + 100
 TEXTS = np.asarray([f"row-{index}" for index in range(COUNT)])
 
 
-def lazy(texts: NDArray[np.str_] = TEXTS, *, source: str | None = None) -> Names:
+def lazy(texts: NDArray[np.str_] = TEXTS, *, source: tuple[str, str] | None = None) -> Names:
     return Names(len(texts), lambda positions: texts[positions], source=source)
 
 
@@ -55,8 +55,9 @@ def test_names_are_found_among_others_wherever_they_lie() -> None:
         assert positions_of(wanted[:0], names).tolist() == []
         assert shared(wanted, names).tolist() == sorted({"row-7", f"row-{COUNT - 1}"})
     assert positions_of(np.asarray(["a"]), np.asarray(["b", "a", "a"])).tolist() == [1]
-    assert shared(lazy(source="table"), lazy(source="table")).tolist() == []  # two splits of one table
-    assert len(shared(lazy(source="table"), lazy(source="other"))) == COUNT
+    assert shared(lazy(source=("t", "train")), lazy(source=("t", "test"))).tolist() == []
+    for second in (("t", "train"), ("u", "test"), None):
+        assert len(shared(lazy(source=("t", "train")), lazy(source=second))) == COUNT
 
 
 def test_samples_with_lazy_names_read_none_of_them() -> None:

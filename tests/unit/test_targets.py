@@ -30,6 +30,7 @@ from graceful.models.base import Outputs
 from graceful.targets import Cache, Live, Mean, blocks, files, writing
 from graceful.targets.blocks import Block
 from graceful.tasks.base import Samples
+from graceful.tasks.names import Names, ids_digest
 
 SECTION = spec.DigitsTask(shift=2)
 BATCH = 100
@@ -217,6 +218,20 @@ def test_rows_are_joined_by_id_in_any_order(samples: Samples, old: Predecessor, 
     assert torch.equal(outputs.logits[:2], cache.rows(shuffled[[0, 5]]).logits)
     assert outputs.logits[2:].abs().sum() == 0.0
     assert cache.align(samples.ids).tolist() == list(range(len(samples)))
+
+
+def test_ids_that_are_read_lazily_make_and_find_the_same_cache(
+    samples: Samples, old: Predecessor, tmp_path: Path
+) -> None:
+    ids = np.asarray(samples.ids)
+    lazy = dataclasses.replace(samples, ids=Names(len(ids), lambda positions: ids[positions], digest=ids_digest(ids)))
+    cache = targets.build(old, lazy, views=None, root=tmp_path / "lazy")
+    assert _content(cache) == _content(targets.build(old, samples, views=None, root=tmp_path / "array"))
+    assert cache.aligned(lazy.ids).order is None  # found by the digest: no id is read
+    assert cache.coverage(lazy.ids) == 1.0
+    assert cache.check(old, lazy, None).argmax == 1.0
+    reverse = Names(len(ids), lambda positions: ids[::-1][positions])
+    assert cache.align(reverse).tolist() == list(range(len(ids)))[::-1]
 
 
 def test_coverage_below_half_is_refused(samples: Samples, old: Predecessor, tmp_path: Path) -> None:

@@ -129,10 +129,10 @@ class Shards:
         folder = self._split_folder(split)
         facts, chosen = read_facts(folder / _SPLIT), load_array(folder / "chosen.npy")
         return Samples(
-            ids=self._names(self._index.array("ids"), chosen),
+            ids=self._names(self._index.array("ids"), chosen, split),
             labels=load_array(folder / "labels.npy"),
             classes=tuple(facts["classes"]),
-            groups=self._names(self._index.groups, chosen),
+            groups=self._names(self._index.groups, chosen, split),
             read=partial(self._read, chosen),
             digest=facts["digest"],
             runs=self._runs(chosen) if split == "train" else None,
@@ -148,9 +148,9 @@ class Shards:
         bounds = np.searchsorted(chosen, self._index.starts).astype(np.int64)
         return Runs(starts=cut(bounds, run=shuffle.run), window=shuffle.window)
 
-    def _names(self, names: NDArray[np.str_], chosen: NDArray[np.int64]) -> Names:
-        """Return the names of some samples, which stay in the file of the index."""
-        source = str(self._index.folder)  # no sample is in two splits
+    def _names(self, names: NDArray[np.str_], chosen: NDArray[np.int64], split: Split) -> Names:
+        """Return the names of the samples of a split, which stay in the file of the index."""
+        source = (f"{self._index.folder}, {self._section.split}", split)
         return Names(len(chosen), lambda positions: np.asarray(names[chosen[positions]]), source=source)
 
     def _read(self, chosen: NDArray[np.int64], positions: NDArray[np.int64]) -> Any:

@@ -124,7 +124,8 @@ class Division:
         """Return the ids of a split, read from the table when somebody looks at them."""
         part = self.part(name)
         read = partial(_read, self.index.ids, part.rows)
-        return Names(len(part), read, digest=part.ids_digest, source=str(self.folder))
+        data = f"{self.index.folder.name}, {self.index.section.split}"  # shares and classes only leave rows out
+        return Names(len(part), read, digest=part.ids_digest, source=(data, name))
 
     def groups(self, name: str) -> Names:
         """Return what the rows of a split belong to, read likewise."""

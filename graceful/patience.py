@@ -6,6 +6,7 @@ Clock, sleep and random numbers are fields, so that tests need no time and see e
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import random
 import time
@@ -77,6 +78,8 @@ class Patience:
         return seconds
 
 
+report_waiting: Callable[[str], None] = logging.getLogger(__name__).info
+"""Called with the reason of a wait for a server, and with "" when it answers again; programs replace it."""
 ONE_TRY = Patience(tries=1)
 LONGEST_RETRY_AFTER = 60.0
 """Longest pause in seconds that a server may ask for."""

@@ -28,7 +28,8 @@ class Outcome:
         exit_code: Its own.
         message: One line for people; empty if there is nothing to say.
         error: Class of the error that ended it; empty if none did.
-        retryable: Whether the same command may do better.
+        retryable: Whether the same command may do better, because something outside the run failed; nothing it has
+            finished is done again.
     """
 
     exit_code: int

@@ -115,6 +115,9 @@ def _run(registry: Registry, experiment: str, base: Base) -> str | None:
 
 
 def _base_of(bundle: Path) -> Base | None:
+    """Return what a version names as its base; None for most versions, which is seen without importing torch."""
+    if not (bundle / "assets" / "base.json").is_file():
+        return None
     from graceful.models import bundle as bundles
 
     return bundles.base_of(bundle)

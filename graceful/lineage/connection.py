@@ -28,7 +28,7 @@ from graceful.environment import (
     REGISTRY_VARIABLE,
 )
 from graceful.errors import GracefulError, RegistryError, SpecError
-from graceful.lineage import probing, races
+from graceful.lineage import outages, probing, races
 
 PROBE_SECONDS = 10
 """A server that has not answered within this time is unreachable."""
@@ -150,7 +150,8 @@ def connect(address: RegistryAddress) -> Any:
     """Open a client and ask the registry one question, so that an unreachable one fails here and soon.
 
     Returns:
-        An `mlflow.tracking.MlflowClient` whose writes are repeated when they lose a race.
+        An `mlflow.tracking.MlflowClient` whose calls are repeated when they lose a race, and while the registry does
+        not answer.
 
     Raises:
         RegistryError: Unreachable, refused, or no database.
@@ -160,7 +161,7 @@ def connect(address: RegistryAddress) -> Any:
         os.environ.setdefault(key, value)
     environment.header_value(os.environ.get(REGISTRY_TOKEN_VARIABLE, ""), what=REGISTRY_TOKEN_VARIABLE)
     with translated_errors(address, "connect"):
-        _probe(address)
+        _probe_patiently(address)
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what we say in a line
@@ -168,7 +169,7 @@ def connect(address: RegistryAddress) -> Any:
             client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
             if not address.server:
                 client.search_experiments(max_results=1)
-    return races.Client(client)
+    return outages.Patient(races.Client(client), address.display)
 
 
 @contextmanager
@@ -179,6 +180,14 @@ def _schema_lock(address: RegistryAddress) -> Iterator[None]:
         return
     with exclusive(address.lock.with_name(f"{address.lock.name}-setup")):
         yield
+
+
+def _probe_patiently(address: RegistryAddress) -> None:
+    """Ask the registry; a job on a cluster waits for one that does not answer."""
+    if outages.is_job() and not address.sqlite:
+        outages.ridden_out(lambda: _probe(address), failures=_foreign_errors(), display=address.display)
+    else:
+        _probe(address)
 
 
 def _probe(address: RegistryAddress) -> None:
@@ -264,7 +273,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _foreign_errors() -> tuple[type[BaseException], ...]:
+def _foreign_errors() -> tuple[type[Exception], ...]:
     """Return the errors to translate; called only after an error, because the imports are slow."""
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException

@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from graceful import consoles, crash, documents, environment, gate, homes, redact, spec, startup
+from graceful import consoles, crash, documents, environment, gate, homes, patience, redact, spec, startup
 from graceful.environment import OUTCOME_VARIABLE, RUN_SPEC_VARIABLE
 from graceful.errors import (
     EXIT_BUG,
@@ -36,7 +36,6 @@ from graceful.launch import outcome
 from graceful.programs import default_home
 from graceful.programs.present import Talk
 from graceful.programs.run import Run
-from graceful.storage import server
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +72,7 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
     lines = logging.StreamHandler()
     lines.setFormatter(_Redacted("%(message)s"))
     logging.basicConfig(handlers=[lines])
-    server.report_waiting = _waits
+    patience.report_waiting = _waits
     environment.clean()  # for MLflow and child processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job that is stopped ends like Ctrl-C
     try:
@@ -102,7 +101,8 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
             _print(result, options.output, show)
     except GracefulError as e:
         _say(talk, e.message)
-        return outcome.Outcome(exit_code=e.exit_code, message=e.message, error=type(e).__name__)
+        retryable = e.exit_code == EXIT_INFRASTRUCTURE
+        return outcome.Outcome(exit_code=e.exit_code, message=e.message, error=type(e).__name__, retryable=retryable)
     except BrokenPipeError:
         startup.silence_stdout()
         return outcome.Outcome(exit_code=EXIT_PIPE_CLOSED)

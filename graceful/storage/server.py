@@ -10,13 +10,12 @@ outage of a minute; otherwise the failure is reported at once, because the addre
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from graceful import redact
+from graceful import patience, redact
 from graceful.errors import GracefulError, StorageError
 from graceful.patience import Patience
 from graceful.storage import aws_environment, refusals
@@ -91,8 +90,6 @@ def reset() -> None:
 
 
 _answered = False
-report_waiting: Callable[[str], None] = logging.getLogger(__name__).info
-"""Called with the reason of a wait for the server, and with "" when it answers again; programs may replace it."""
 
 
 class _FailedError(Exception):
@@ -126,7 +123,7 @@ def send(uri: str, request: Callable[[], T]) -> T:
         nonlocal waits
         if failed.passing and _answered and not waits:
             waits = True
-            report_waiting(f"{failed.error.message}; waiting up to {PATIENCE.seconds:.0f} s")
+            patience.report_waiting(f"{failed.error.message}; waiting up to {PATIENCE.seconds:.0f} s")
         return failed.passing and _answered
 
     try:
@@ -134,5 +131,5 @@ def send(uri: str, request: Callable[[], T]) -> T:
     except _FailedError as e:
         raise e.error from e.__cause__
     if waits:
-        report_waiting("")
+        patience.report_waiting("")
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from graceful import patience
+from graceful.environment import RUN_SPEC_VARIABLE
 from graceful.errors import RegistryError
-from graceful.lineage import Store, connection, lease
+from graceful.lineage import Store, connection, lease, outages
 from tests.support import mlflow_server
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
@@ -104,13 +107,45 @@ def test_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pyte
 
 def test_server_that_dies_later_is_one_line_too(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with mlflow_server.LossyProxy(uri, ()) as proxy:
+    monkeypatch.setattr(outages, "PATIENCE", dataclasses.replace(outages.PATIENCE, seconds=0.0))
+    with mlflow_server.LossyProxy(uri) as proxy:
         store = Store(proxy.uri, tmp_path)
         assert store.versions("nobody") == []
     with pytest.raises(
         RegistryError, match=r"cannot read the chain of glyphs: connection refused; check that the server runs"
     ):
         store.chain("glyphs")
+
+
+@pytest.mark.usefixtures("one_request_retry")
+def test_a_job_rides_out_an_outage_at_connecting_and_at_registration(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is away when the job connects, and each time after it has answered a write."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv(RUN_SPEC_VARIABLE, "spec.json")
+    waits: list[str] = []
+    monkeypatch.setattr(patience, "report_waiting", waits.append)
+    port = mlflow_server.free_port()
+    proxies: list[mlflow_server.LossyProxy] = []
+
+    def listen(_: float) -> None:  # in place of the pause before the next try
+        if not proxies:
+            proxies.append(mlflow_server.LossyProxy(uri, WRITES, listens_on=port).__enter__())
+
+    monkeypatch.setattr(outages, "PATIENCE", dataclasses.replace(outages.PATIENCE, sleep=listen))
+    store = Store(f"http://127.0.0.1:{port}", tmp_path / "home")
+    assert store.versions("patient") == []
+    waited = len(waits)
+    assert waited == 2
+    assert waits[0].endswith("does not answer; waiting up to 180 s")
+    assert waits[1] == ""
+    proxies.pop().__exit__()
+    v1 = store.register(versions.registration(store, tmp_path, "v1", model="patient"))
+    assert len(waits) > waited
+    assert [(line.name, line.model_id) for line in store.versions("patient")] == [("v1", v1.model_id)]
+    for proxy in proxies:
+        proxy.__exit__()
 
 
 def test_lock_is_waited_for_and_then_given_up(tmp_path: Path) -> None:

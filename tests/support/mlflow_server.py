@@ -101,9 +101,10 @@ class LossyProxy:
     Args:
         target: URI of the server.
         lose: Ends of POST and PATCH paths whose first answer is lost.
+        listens_on: Port; 0: a free one.
     """
 
-    def __init__(self, target: str, lose: tuple[str, ...]) -> None:
+    def __init__(self, target: str, lose: tuple[str, ...] = (), *, listens_on: int = 0) -> None:
         self.lost: Counter[str] = Counter()
         self._lose = lose
         host, port = target.removeprefix("http://").split(":")
@@ -133,7 +134,7 @@ class LossyProxy:
             def log_message(self, format: str, *args: object) -> None:
                 """Silence: the tests look at what happened, not at a log."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", listens_on), Handler)
         self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
 

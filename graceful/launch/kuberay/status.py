@@ -183,7 +183,8 @@ class _JobReader:
                 EXIT_TRAINING,
             )
         code = outcome.exit_code if outcome.exit_code in EXIT_CODES else EXIT_TRAINING
-        return Phase.FAILED, outcome.message or f"the program ended with exit code {outcome.exit_code}", code
+        message = outcome.message or f"the program ended with exit code {outcome.exit_code}"
+        return Phase.FAILED, f"{message}; resume goes on from there" if outcome.retryable else message, code
 
     def invalid(self) -> tuple[Phase, str, int | None]:
         """Return the status of a job that the operator refused, which it never ends."""

@@ -5,21 +5,24 @@
 
 PYTHON is an interpreter in whose environment `pip install webdataset` was done; without it, the peer is a loop over
 tarfile. 10^5 samples (a JPEG of 128 x 128 pixels and a class each, 10^5 / 2,500 shards) are written to a temporary
-folder. `index` and `open` are measured in a process of their own, with its peak of resident memory. Rows with `order`
-read the members of half of the samples on one thread, `blocks` and `full` as training would order them; rows `decode`
-also make squares of 64 pixels of a twentieth of them, one after the other. graceful compares members with digests.
-Rounds of graceful and of the peer alternate, files are in the page cache for both, and `ratio` is the median of the
-ratios of a round, with the smallest and the largest.
+folder. `index` and `open` are measured in a process of their own, with its peak of resident memory. Rows `read` read
+the members of half of the samples, `blocks` and `full` as training would order them, and compare them with digests;
+both sides have one thread, files are in the page cache, and rates are per second of CPU time, for another load of the
+machine would disturb the wall clock. Rounds alternate; `ratio` is the median of the ratios of a round, with the
+smallest and the largest. Rows `bucket` read the training half of 20,000 samples once (of a full permutation, 500) from
+an S3 server of this machine through an empty cache of blocks that holds a third of them, and count requests and bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import io
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,15 +40,16 @@ from PIL import Image
 
 from benchmarks import results
 from graceful import spec, tasks
-from graceful.tasks.photos import Frame, read_photo
-from graceful.tasks.shards.items import MemberReader, image_of
+from graceful.storage.server import client
+from graceful.tasks.shards import blocks
+from graceful.tasks.shards.items import MemberReader
 from graceful.training.block_order import BlockOrder
+from tests.support.s3_server import environment, serving
 
-SIDE, SQUARE, EACH, DISTINCT = 128, 64, 2_500, 500
+SIDE, EACH, DISTINCT = 128, 2_500, 500
 PEER = """
-import io, sys, time
-pattern, count, decode, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "decode", sys.argv[4]
-from PIL import Image, ImageOps
+import sys, time
+pattern, count, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 def webdataset():
     import webdataset as wds
@@ -65,14 +69,14 @@ def plain():
                     yield image, data
                     image = None
 
-began, done = time.perf_counter(), 0
-for image, label in webdataset() if kind == "webdataset" else plain():
-    if decode:
-        ImageOps.fit(Image.open(io.BytesIO(image)).convert("RGB"), (64, 64), method=Image.Resampling.BILINEAR)
+samples = webdataset() if kind == "webdataset" else plain()
+next(samples)
+began, done = time.process_time(), 0
+for image, label in samples:
     done += 1
     if done == count:
         break
-print(done / (time.perf_counter() - began))
+print(done / (time.process_time() - began))
 """
 
 
@@ -97,7 +101,7 @@ def write_shards(folder: Path, count: int) -> None:
 
 def task_of(folder: Path, **keys: Any) -> Any:
     """The task of the shards in a folder."""
-    section = {"kind": "shards", "files": str(folder / "*.tar"), "members": {"image": "jpg"}, "size": SQUARE, **keys}
+    section = {"kind": "shards", "files": str(folder / "*.tar"), "members": {"image": "jpg"}, **keys}
     return tasks.build(spec.parse({"model": "m", "name": "v1", "task": section}).task)
 
 
@@ -121,23 +125,58 @@ def in_process(folder: Path) -> tuple[int, float, float]:
     return count, seconds, megabytes
 
 
-def own_rate(task: Any, positions: np.ndarray, *, decode: bool) -> float:
-    """Return samples per second of reading the members of samples, on one thread."""
-    reader, frame = MemberReader(task._index), Frame(size=SQUARE)
-    began = time.perf_counter()
+def own_rate(task: Any, positions: np.ndarray) -> float:
+    """Return samples per second of CPU time of reading the members of samples, on one thread."""
+    reader = MemberReader(task._index)
+    reader.members(0, ("jpg", "cls"))
+    began = time.process_time()
     for sample in positions.tolist():
-        members = reader.members(sample, ("jpg", "cls"))
-        if decode:
-            read_photo(image_of("", where="", load=lambda data=members["jpg"]: data), frame)
-    return len(positions) / (time.perf_counter() - began)
+        reader.members(sample, ("jpg", "cls"))
+    return len(positions) / (time.process_time() - began)
 
 
-def peer_rate(python: str, folder: Path, count: int, *, decode: bool, kind: str) -> float:
-    """Return samples per second of the peer, which reads in sequence in a process of its own."""
+def peer_rate(python: str, folder: Path, count: int, *, kind: str) -> float:
+    """Return the same of the peer, which reads in sequence in a process of its own."""
     files = sorted(folder.glob("*.tar"))
     pattern = str(folder / f"{{000000..{files[-1].stem}}}.tar") if kind == "webdataset" else str(folder / "*.tar")
-    command = [python, "-c", PEER, pattern, str(count), "decode" if decode else "read", kind]
+    command = [python, "-c", PEER, pattern, str(count), kind]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def bucket_rows(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Return what a bucket is asked for in each order."""
+    rows = []
+    with serving(), environment({"GRACEFUL_SHARD_CACHE_GB": "0.06"}):
+        client().create_bucket(Bucket="shards")
+        files = sorted(folder.glob("*.tar"))[: count // EACH]
+        for path in files:
+            client().upload_file(str(path), "shards", path.name)
+        section = {"files": "s3://shards/*.tar", "shuffle": {"kind": "blocks", "run": 450, "window": 4}}
+        train = task_of(folder, **section).samples("train")
+        cache = blocks.shared_cache()
+        everything = BlockOrder(dataclasses.replace(train.runs, fetch_ahead=None), key=(0, 0))(np.arange(len(train)))
+        for order, places in (
+            ("blocks", everything),
+            ("full", np.random.default_rng(0).permutation(len(train))[: count // 40]),
+        ):
+            shutil.rmtree(cache.folder, ignore_errors=True)
+            before = cache.fetched
+            for start in range(0, len(places), 64):
+                train.read(places[start : start + 64])
+            requests = cache.fetched - before
+            rows.append(
+                {
+                    "what": "bucket",
+                    "order": order,
+                    "samples": len(places),
+                    "megabytes": round(sum(path.stat().st_size for path in files) / 1e6),
+                    "cache_megabytes": 60,
+                    "requests_per_sample": round(requests / len(places), 4),
+                    "megabytes_per_sample": round(requests * blocks.BLOCK / 1e6 / len(places), 4),
+                    "seed": 0,
+                }
+            )
+    return rows
 
 
 def orders(task: Any, count: int) -> dict[str, np.ndarray]:
@@ -179,15 +218,15 @@ def measure(folder: Path, count: int, *, peer: str, rounds: int) -> list[dict[st
         _, seconds, memory = in_process(folder)
         rows.append({**base, "what": what, "seconds": round(seconds, 2), "rss_mb": round(memory)})
     task, kind = task_of(folder), "tarfile" if peer == sys.executable else "webdataset"
-    for decode in (False, True):
-        for order, positions in orders(task, count).items():
-            some = positions[: count // 20 if decode else count // 2]
-            row = paired(
-                lambda some=some, decode=decode: own_rate(task, some, decode=decode),
-                lambda some=some, decode=decode: peer_rate(peer, folder, len(some), decode=decode, kind=kind),
-                rounds=rounds,
-            )
-            rows.append({**base, "what": "decode" if decode else "read", "order": order, "peer": kind, **row})
+    for order, positions in orders(task, count).items():
+        some = positions[: count // 2]
+        row = paired(
+            lambda some=some: own_rate(task, some),
+            lambda some=some: peer_rate(peer, folder, len(some), kind=kind),
+            rounds=rounds,
+        )
+        rows.append({**base, "what": "read", "order": order, "peer": kind, **row})
+    rows += bucket_rows(folder, min(count, 20_000))
     return rows
 
 

@@ -87,10 +87,10 @@ class BlockShuffle(Section):
     """
 
     kind: Literal["blocks"] = "blocks"
-    run: Count = 128
-    """Neighbouring training samples of a shard that are read together."""
+    run: Count | None = None
+    """Neighbouring training samples of a shard that are read together; None: as many as take 16 MiB of the shards."""
     window: Count = 64
-    """Runs whose samples are mixed; the local cache must hold so many."""
+    """Runs whose samples are mixed; the local cache should hold twice as many."""
 
 
 class ShardsTask(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ class Runs:
     Attributes:
         starts: [R + 1] int64, the first position of each run, and the number of samples.
         window: Runs whose samples are mixed; see `graceful.training.block_order`.
+        fetch_ahead: Called with the runs of a window while the one before it is read; None: nothing is gained.
     """
 
     starts: NDArray[np.int64]
     window: int
+    fetch_ahead: Callable[[NDArray[np.int64]], None] | None = None
 
 
 def cut(bounds: NDArray[np.int64], *, run: int) -> NDArray[np.int64]:

@@ -48,7 +48,7 @@ class BlockOrder:
         lengths = np.diff(runs.starts)
         self._runs = np.random.Generator(np.random.PCG64([*key, 0])).permutation(len(lengths))
         ends = np.cumsum(lengths[self._runs])
-        self._window = runs.window
+        self._window, self._fetch_ahead = runs.window, runs.fetch_ahead
         self._bounds = np.concatenate([[0], ends[runs.window - 1 :: runs.window], ends[-1:]])
         self._positions = lru_cache(maxsize=KEPT)(self._shuffled)
 
@@ -62,8 +62,13 @@ class BlockOrder:
         return positions
 
     def _shuffled(self, window: int) -> NDArray[np.int64]:
-        """Return the positions of all samples of a window, in their order."""
-        runs = self._runs[window * self._window : (window + 1) * self._window]
+        """Return the positions of all samples of a window, in their order; the next window is fetched meanwhile."""
+        runs, following = (self._runs_of(number) for number in (window, window + 1))
+        if self._fetch_ahead is not None and len(following):
+            self._fetch_ahead(following)
         members = np.concatenate([np.arange(self._starts[run], self._starts[run + 1]) for run in runs.tolist()])
         generator = np.random.Generator(np.random.PCG64([*self._key, 1 + window]))
         return np.asarray(members[generator.permutation(len(members))], dtype=np.int64)
+
+    def _runs_of(self, window: int) -> NDArray[np.int64]:
+        return np.asarray(self._runs[window * self._window : (window + 1) * self._window], dtype=np.int64)

@@ -50,6 +50,16 @@ def test_few_runs_are_read_at_a_time_and_each_once() -> None:
         assert len(set(order[start : start + run * window].tolist())) == window
 
 
+def test_the_next_window_is_fetched_while_one_is_read() -> None:
+    fetched: list[set[int]] = []
+    starts = cut(np.asarray([0, 100]), run=10)
+    runs = Runs(starts=starts, window=4, fetch_ahead=lambda runs: fetched.append(set(runs.tolist())))
+    order = BlockOrder(runs, key=(0, 0))
+    places = np.arange(100)
+    read = [set((order(places[start : start + 40]) // 10).tolist()) for start in (0, 40, 80)]
+    assert fetched == read[1:]
+
+
 def test_it_is_as_random_as_its_module_says() -> None:
     """100 epochs of 8,192 samples in runs of 32, whose label is that of the run: neighbours correlate with r = 1."""
     run, window, count, batch = 32, 16, 8192, 64

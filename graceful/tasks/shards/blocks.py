@@ -56,6 +56,12 @@ class BlockCache:
             parts.append(self._part(stored, index, start, stop))
         return b"".join(parts)
 
+    def fetch(self, stored: StoredObject, offset: int, size: int) -> None:
+        """Bring the blocks here in which bytes of an object lie; raises as `read`."""
+        for index, _, _ in _spans(offset, size):
+            if not self._path(stored, index).exists():
+                self._part(stored, index, 0, 1)
+
     def forget(self, stored: StoredObject, offset: int, size: int) -> None:
         """Remove the blocks in which bytes of an object lie, because they are damaged."""
         for index, _, _ in _spans(offset, size):

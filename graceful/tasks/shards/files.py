@@ -8,13 +8,14 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
 from graceful import storage
-from graceful.errors import DataError, IntegrityError
+from graceful.errors import DataError, GracefulError, IntegrityError
 from graceful.tasks.shards.blocks import BlockCache, shared_cache
 
 _GROUP = re.compile(r"\{([^{}]*)\}")
@@ -42,6 +43,10 @@ class Shard(Protocol):
 
     def read(self, offset: int, size: int) -> bytes:
         """Return bytes; fewer where the shard ends before them."""
+        ...
+
+    def fetch(self, offset: int, size: int) -> None:
+        """Bring bytes here that will be read soon, where they are elsewhere."""
         ...
 
     def forget(self, offset: int, size: int) -> bool:
@@ -77,6 +82,9 @@ class LocalShard:
                 os.close(descriptor)
         except OSError as e:
             raise DataError(f"{self.where}: cannot be read ({e.strerror}); restore the shard") from e
+
+    def fetch(self, offset: int, size: int) -> None:
+        """Do nothing: the file is here."""
 
     def forget(self, offset: int, size: int) -> bool:
         """Return False: there is no other copy."""
@@ -115,6 +123,11 @@ class RemoteShard:
             return self.cache.read(self.stored, offset, min(size, self.size - offset))
         except IntegrityError as e:
             raise _changed(self.where) from e
+
+    def fetch(self, offset: int, size: int) -> None:
+        """As `Shard.fetch`; what fails is left to whoever reads."""
+        with suppress(GracefulError):
+            self.cache.fetch(self.stored, offset, min(size, self.size - offset))
 
     def forget(self, offset: int, size: int) -> bool:
         """As `Shard.forget`: the bucket may have the right bytes."""

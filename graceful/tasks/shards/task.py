@@ -30,11 +30,14 @@ from graceful.tasks.hashing import SPLITS as HASH_SPLITS
 from graceful.tasks.image_folder import ImageFolder
 from graceful.tasks.names import Names
 from graceful.tasks.runs import Runs, cut
+from graceful.tasks.shards.ahead import FetchAhead
 from graceful.tasks.shards.files import RemoteShard, list_shards
 from graceful.tasks.shards.index import SPLITS, Index, Roles, chunks, open_index
 from graceful.tasks.shards.items import MemberReader, ShardRows, read_photos
 from graceful.tasks.shards.part import Wanted, load_array, made_once, read_facts
 
+RUN_BYTES = 16 * 2**20
+"""Bytes of a run by default: four blocks, so that few blocks are fetched for the ends of runs alone."""
 _SPLIT, _CLASSES = "split.json", "classes.json"
 
 
@@ -128,14 +131,15 @@ class Shards:
         """
         folder = self._split_folder(split)
         facts, chosen = read_facts(folder / _SPLIT), load_array(folder / "chosen.npy")
+        runs = self._runs(chosen) if split == "train" else None
         return Samples(
             ids=self._names(self._index.array("ids"), chosen, split),
             labels=load_array(folder / "labels.npy"),
             classes=tuple(facts["classes"]),
             groups=self._names(self._index.groups, chosen, split),
             read=partial(self._read, chosen),
-            digest=facts["digest"],
-            runs=self._runs(chosen) if split == "train" else None,
+            digest=facts["digest"] if runs is None else _ordered(facts["digest"], runs),
+            runs=runs,
         )
 
     def _runs(self, chosen: NDArray[np.int64]) -> Runs | None:
@@ -146,7 +150,9 @@ class Shards:
         if not isinstance(shuffle, BlockShuffle):
             return None
         bounds = np.searchsorted(chosen, self._index.starts).astype(np.int64)
-        return Runs(starts=cut(bounds, run=shuffle.run), window=shuffle.window)
+        size = sum(shard.size for shard in self._index.shards) / len(chosen)
+        starts = cut(bounds, run=shuffle.run or max(1, round(RUN_BYTES / size)))
+        return Runs(starts=starts, window=shuffle.window, fetch_ahead=FetchAhead(self._index, chosen, starts))
 
     def _names(self, names: NDArray[np.str_], chosen: NDArray[np.int64], split: Split) -> Names:
         """Return the names of the samples of a split, which stay in the file of the index."""
@@ -269,6 +275,11 @@ class Shards:
             empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
             problem = f"no {split} sample" + (f" of class {empty[0]!r}" if empty else "")
             raise DataError(f"task.files: {problem} ({len(empty)} such classes); add samples, or raise task.share")
+
+
+def _ordered(digest: str, runs: Runs) -> str:
+    """Return the digest of samples whose order depends on runs: those of other shards are read in another one."""
+    return storage.sha256_json([digest, sha256(runs.starts.astype("<i8").tobytes()).hexdigest(), runs.window])
 
 
 def _train_share(split: str, named: set[str]) -> tuple[float, float]:

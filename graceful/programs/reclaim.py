@@ -2,8 +2,8 @@
 process of its own, because the client that starts it (`graceful gc`) has no door to registry and buckets.
 
 Checkpoints of finished runs and files of writes that broke off go once they are old enough. Copies go, least recently
-used first, until the newest fit a limit: objects of buckets, versions, records and code that lie elsewhere, caches of
-outputs that can be computed again. What is in use, and what cannot be found elsewhere, stays.
+used first, until the newest fit a limit: objects of buckets, versions, records and code that lie elsewhere, indices
+and caches of outputs that can be computed again. What is in use, and what cannot be found elsewhere, stays.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ _LEFT_FOLDER = re.compile(
     rf"(?:code|jobs)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/tables/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"
     r"|(?:targets/[0-9a-f]{64}|versions/m-[0-9a-f]{32}|references/reference-[0-9a-f]{16})\.fetching"
     r"|(?:runs|references|tunes)/.+/model\.fetching"
+    rf"|cache/shards/(?:parts|sets)/(?:.+/)?\.new-{_RANDOM}"
     r"|targets/[0-9a-f]{64}\.deleted-\d+|(?:.+/)?\.[^/]+\.deleted-\d+"
 )
 _OBJECT = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.sha256")
+_BLOCK = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}/[0-9]{8}")
 _CODE = re.compile(r"[0-9a-f]{64}")
 
 
@@ -119,7 +121,14 @@ def copies(home: Path) -> Iterator[Item]:
     for digest in home.glob("cache/objects/*/*.sha256"):
         if _OBJECT.fullmatch(f"{digest.parent.name}/{digest.name}"):
             yield _item("objects", digest.with_suffix(""), digest)
-    for meta in home.glob("cache/tables/*/meta.json"):
+    for block in home.glob("cache/shards/blocks/*/*/*"):
+        if _BLOCK.fullmatch(block.relative_to(home / "cache/shards/blocks").as_posix()):
+            yield _item("objects", block)
+    for meta in (
+        *home.glob("cache/tables/*/meta.json"),
+        *home.glob("cache/shards/parts/*/*/part.json"),
+        *home.glob("cache/shards/sets/*/index.json"),
+    ):
         yield _item("index", meta.parent, used=meta.stat().st_mtime)
     for kind, pattern in (("version", "versions/[!.]*"), ("record", "records/[!.]*.json"), ("code", "code/[!.]*")):
         for path in home.glob(pattern):

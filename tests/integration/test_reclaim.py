@@ -159,6 +159,7 @@ def test_files_of_the_user_below_the_home_stay(runs: Path, tmp_path: Path) -> No
         f"targets/{KEY}.deleted-12",
         f"versions/.m-{'0' * 32}.deleted-12",
         "runs/v1/.ray.deleted-12",
+        "cache/shards/parts/ab/.new-abcd0123",
     ],
 )
 def test_each_folder_that_graceful_leaves_behind_goes(name: str, tmp_path: Path) -> None:
@@ -210,9 +211,13 @@ def test_the_newest_objects_stay_and_one_that_is_used_counts_as_new(tmp_path: Pa
     assert done.document(tmp_path)["removed"] == [
         {"kind": "objects", "name": "cache/objects", "why": "least recently used", "count": 2, "bytes": 2_000_128}
     ]
+    block = tmp_path / "cache" / "shards" / "blocks" / "ab" / f"ab{'0' * 62}" / "00000001"
+    index = tmp_path / "cache" / "shards" / "sets" / KEY / "index.json"
+    for path in (block, index):
+        written(path, 10, used=OLD)
     mark_used(copies[2].with_name(f"{copies[2].name}.sha256"))
     reclaim.reclaim(tmp_path, reclaim.Reclaimed(items=[]), older=0, limit=0, dry_run=False, now=time.time())
-    assert [path.exists() for path in copies] == [False, False, True, False, False]
+    assert [path.exists() for path in (*copies, block, index)] == [False, False, True, False, False, False, False]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from graceful import homes, locks, storage
 from graceful.errors import DataError
-from graceful.files import guarded
+from graceful.files import guarded, mark_used
 from graceful.tasks.image_listing import printable
 from graceful.tasks.shards import fields
 from graceful.tasks.shards.archive import Member, walk
@@ -161,6 +161,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as e:
         raise _damaged(path) from e
     assert isinstance(facts, dict)
+    mark_used(path)
     return facts
 
 

@@ -18,7 +18,6 @@ from graceful.lineage.registry import Registry
 if TYPE_CHECKING:
     from graceful.models.bases import Base
 
-KIND = "base"
 FOLDER = "base"
 
 
@@ -43,11 +42,12 @@ def keep(registry: Registry, spec: Mapping[str, Any], bundle: Path) -> None:
     experiment, client = registry.experiment(spec["model"]), registry.client
     if _run(registry, experiment, base) is not None:
         return
-    place = bases.find(base)
-    tags = {schema.TAG_KIND: KIND, schema.TAG_FAMILY: spec["model"]}
-    run = client.create_run(experiment, run_name=f"base-{base.digest[:12]}", tags=tags).info.run_id
-    for name in base.files:
-        client.log_artifact(run, str(place / name), FOLDER)
+    place, name = bases.find(base), f"base-{base.digest}"
+    begun = client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)  # and broken off
+    tags = {schema.TAG_KIND: schema.KIND_BASE, schema.TAG_FAMILY: spec["model"]}
+    run = (begun[0] if begun else client.create_run(experiment, run_name=name, tags=tags)).info.run_id
+    for file in base.files:
+        client.log_artifact(run, str(place / file), FOLDER)
     client.set_tag(run, "mlflow.note.content", f"Weights of {base.checkpoint}, which versions with adapters name.")
     client.set_tag(run, schema.TAG_DIGEST, base.digest)
     client.set_terminated(run, status="FINISHED")
@@ -109,7 +109,7 @@ def bring_served(bundle: Path) -> None:
 
 def _run(registry: Registry, experiment: str, base: Base) -> str | None:
     """Return the MLflow run that holds a base; None where none does."""
-    query = f"tags.{schema.TAG_KIND} = '{KIND}' and tags.{schema.TAG_DIGEST} = '{base.digest}'"
+    query = f"tags.{schema.TAG_KIND} = '{schema.KIND_BASE}' and tags.{schema.TAG_DIGEST} = '{base.digest}'"
     runs = registry.client.search_runs([experiment], query, max_results=1)
     return str(runs[0].info.run_id) if runs else None
 

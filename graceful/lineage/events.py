@@ -128,7 +128,9 @@ def read(registry: Registry, model: str, *, version: int | None = None, status: 
 
 
 def _search(registry: Registry, model: str, query: str, *, limit: int = 0, order: str = "ASC") -> Iterator[Event]:
-    others = " and ".join(f"tags.{schema.TAG_KIND} != '{kind}'" for kind in ("refresh", schema.KIND_PAGE))
+    others = " and ".join(
+        f"tags.{schema.TAG_KIND} != '{kind}'" for kind in ("refresh", schema.KIND_PAGE, schema.KIND_BASE)
+    )
     token = None
     experiment = registry.known_experiment(model)
     while experiment is not None:

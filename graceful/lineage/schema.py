@@ -44,6 +44,7 @@ TAG_DUPLICATE = "graceful_duplicate_of"
 TAG_KEY = "graceful_key"
 TAG_OWNER = "graceful_owner"
 KIND_PAGE = "lineage-overview"
+KIND_BASE = "base"
 _PARENT = "graceful_parent_"
 
 VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,8}")

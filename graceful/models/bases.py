@@ -19,7 +19,7 @@ from typing import Any
 
 from graceful import homes, storage
 from graceful.errors import DataError, IntegrityError, StorageError
-from graceful.files import guarded
+from graceful.files import guarded, mark_used
 from graceful.models import checkpoint_folders
 
 FILE = "base.json"
@@ -115,6 +115,7 @@ def find(base: Base) -> Path:
     if not base.store.is_dir():
         storage.Mirror.of(homes.folder()).unseal(base.store)
     if base.store.is_dir() and _difference(base.store, base) is None:
+        mark_used(base.store)
         return base.store
     remedy = f"restore that checkpoint, or put its weights into {base.store}"
     try:

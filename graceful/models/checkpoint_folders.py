@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from graceful import homes, locks, storage
 from graceful.errors import DataError, IntegrityError
-from graceful.files import guarded
+from graceful.files import guarded, mark_used
 from graceful.models import packages
 from graceful.storage import StoredObject, objects
 
@@ -77,6 +77,7 @@ def _of_bucket(uri: str) -> Path:
     name = storage.sha256_json([[item.uri, item.etag, item.size] for item in listed])
     place = homes.folder() / "cache" / "checkpoints" / name[:32]
     if place.is_dir():
+        mark_used(place)
         return place
     with guarded(place, "write"):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -52,11 +52,13 @@ OWN_FOLDERS = (
 the user keeps there."""
 _OTHERS = re.compile(r"code/[0-9a-f]{64}|jobs/[^/]+/input")
 """Folders inside of those that hold files of the user."""
+_MODEL = re.compile(r"checkpoints/[0-9a-f]{32}|bases/[0-9a-f]{64}")
+"""Weights of others: copies of a bucket, and what versions with adapters were trained beside."""
 _RANDOM = "[a-z0-9_]{8}"
 """What `tempfile` puts into names."""
 _LEFT_FILE = re.compile(rf"\..+\.(?:{_RANDOM}\.tmp|\d+\.part)")
 _LEFT_FOLDER = re.compile(
-    rf"(?:code|jobs)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/tables/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"
+    rf"(?:code|jobs|cache/checkpoints|cache/bases)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/tables/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"
     r"|(?:targets/[0-9a-f]{64}|versions/m-[0-9a-f]{32}|references/reference-[0-9a-f]{16})\.fetching"
     r"|(?:runs|references|tunes)/.+/model\.fetching"
     rf"|cache/shards/(?:parts|sets)/(?:.+/)?\.new-{_RANDOM}"
@@ -72,7 +74,7 @@ class Item:
     """Something that may go.
 
     Attributes:
-        kind: checkpoints, leftover, or of the copies: objects, index, version, record, code, outputs.
+        kind: checkpoints, leftover, or of the copies: objects, index, model, base, version, record, code, outputs.
         paths: What is deleted.
         size: Bytes.
         used: When it was last used, or written; seconds since 1970.
@@ -130,6 +132,10 @@ def copies(home: Path) -> Iterator[Item]:
         *home.glob("cache/shards/sets/*/index.json"),
     ):
         yield _item("index", meta.parent, used=meta.stat().st_mtime)
+    for path in (*home.glob("cache/checkpoints/*"), *home.glob("cache/bases/*")):
+        kind = "model" if path.parent.name == "checkpoints" else "base"
+        if path.is_dir() and _MODEL.fullmatch(f"{path.parent.name}/{path.name}"):
+            yield _item(kind, path)
     for kind, pattern in (("version", "versions/[!.]*"), ("record", "records/[!.]*.json"), ("code", "code/[!.]*")):
         for path in home.glob(pattern):
             if kind != "code" or _CODE.fullmatch(path.name):
@@ -283,6 +289,7 @@ class _Elsewhere:
             "record": self.twins.record,
             "code": self.twins.code,
             "outputs": self.twins.outputs,
+            "base": self.twins.base,
         }.get(item.kind)
         if lookup is None or item.kind in self._silent:
             return lookup is None

@@ -63,6 +63,10 @@ class Twins:
             for stored in list_objects(address.rpartition("/")[0])
         )
 
+    def base(self, folder: Path) -> bool:
+        """Return whether the bucket holds the weights that versions with adapters name."""
+        return self._mirror.is_sealed(folder)
+
     def outputs(self, folder: Path) -> bool:
         """Return whether a cache of outputs lies in the bucket, or its version can be run again to make it.
 

@@ -152,6 +152,7 @@ def test_files_of_the_user_below_the_home_stay(runs: Path, tmp_path: Path) -> No
     [
         "code/.new-abcd0123",
         "jobs/.new-abcd0123",
+        "cache/checkpoints/.new-abcd0123",
         f"references/reference-{'0' * 16}.fetching",
         f"references/reference-{'0' * 16}/model.fetching",
         f"versions/m-{'0' * 32}.fetching",
@@ -326,3 +327,16 @@ def test_code_goes_only_while_a_bucket_has_its_bundle(bucket: str, tmp_path: Pat
     objects.write_object(address, packing.pack(task))
     assert names(gc(home)) == [f"code code/{digest}"]
     assert (home / "code" / ("0" * 64)).is_dir()
+
+
+def test_checkpoints_go_and_bases_of_adapters_only_while_the_bucket_has_them(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("GRACEFUL_STORAGE", bucket)
+    model = written(home / "cache" / "checkpoints" / ("0" * 32) / "model.safetensors", 10).parent
+    only, twin = (written(home / "cache" / "bases" / (digit * 64) / "model.safetensors", 10).parent for digit in "12")
+    Mirror.of(home).seal(twin)
+    aged(home / "cache")
+    assert names(gc(home)) == [f"model cache/checkpoints/{model.name}", f"base cache/bases/{twin.name}"]
+    assert only.is_dir()

@@ -14,6 +14,7 @@ The peer reads the same Arrow file with `datasets` in torch's format, through a 
 no workers. `text`: the collate of the text learner, rows to padded tokens, against `datasets` with the same tokenizer
 in transformers and its DataCollatorWithPadding. Rounds of both alternate in one process; rates are samples per second
 of CPU time of that process, which other work on the machine disturbs least; `ratio` is the median over rounds.
+`jpeg`: see `benchmarks.image_decoding`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from benchmarks import results
+from benchmarks import image_decoding, results
 
 COUNTS = (10**5, 10**6, 10**7, 10**8)
 BATCH, BATCHES, ROUNDS = 256, 400, 9
@@ -276,7 +277,7 @@ def main() -> None:
     """Measure every size, or one part for the process that asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10^5 rows, prints only")
-    parser.add_argument("--source", choices=("table", "text"), help="only these rows")
+    parser.add_argument("--source", choices=("table", "text", "jpeg"), help="only these rows")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -285,12 +286,14 @@ def main() -> None:
         return
     begun = time.monotonic()
     wanted = {"table": COUNTS[:1] if options.quick else COUNTS, "text": (TEXTS,)}
+    wanted |= dict(image_decoding.COUNTS)
     if options.source:
-        wanted = {options.source: wanted[options.source]}
+        wanted = {source: counts for source, counts in wanted.items() if source.startswith(options.source)}
     rows = []
     for source, counts in wanted.items():
         for count in counts:
-            rows.append(measured(source, count))
+            images = source in image_decoding.SIDES
+            rows.append(image_decoding.measured(source) if images else measured(source, count))
             print(rows[-1], flush=True)
     if not options.quick:
         results.write("data_scale", [*rows, *kept(wanted)], time.monotonic() - begun)

@@ -5,14 +5,13 @@ Driver and workers; Pillow and the packages load on first use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from graceful.models.preprocessing import Preprocessing
 from graceful.spec import ImageFolderTask, TableTask
 from graceful.spec.networks import Network, PretrainedImages, TransformersNetwork
 from graceful.tasks.augment import random_flip, random_shift
+from graceful.tasks.image_batches import batch_of
 from graceful.tasks.image_listing import pool
 from graceful.tasks.photos import Decode, Frame, Photo, cut
 
@@ -103,17 +103,29 @@ class ImageLearner:
         """
         if self._column is not None and hasattr(items, "photos"):
             items = items.photos(self._column, self.frame)
-        pixels = np.stack(list(pool().map(partial(_pixels, frame=self.frame), items)))
-        if views is not None:
-            pixels = random_shift(pixels, views, self._options.shift, fill="edge")
+        squares: Any = list(pool().map(partial(_pixels, frame=self.frame), items))
+        if views is not None and self.augments:
+            squares = random_shift(np.stack(squares), views, self._options.shift, fill="edge")
             if self._options.flip:
-                pixels = random_flip(pixels, views)
+                squares = random_flip(squares, views)
         if self._options.channels == 1:
-            pixels = np.stack([_grey(square) for square in pixels])
-        numbers = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() * self._numbers.factor
-        shape, channels = (1, -1, 1, 1), self._options.channels
-        mean = torch.tensor(self._numbers.mean[:channels]).view(shape)
-        return (numbers - mean) / torch.tensor(self._numbers.deviation[:channels]).view(shape)
+            squares = [_grey(square) for square in squares]
+        return batch_of(squares, self._scale())
+
+    def _scale(self) -> Callable[[NDArray[np.float32]], None]:
+        """Return what brings the bytes of one image, [C, H, W], to the numbers that the network was trained with."""
+        numbers, channels = self._numbers, self._options.channels
+        mean, deviation = (
+            np.asarray(values[:channels], dtype=np.float32)[:, None, None]
+            for values in (numbers.mean, numbers.deviation)
+        )
+
+        def scale(image: NDArray[np.float32]) -> None:
+            image *= numbers.factor
+            image -= mean
+            image /= deviation
+
+        return scale
 
     def forward(self, network: nn.Module, batch: Any, *, encoder: str) -> Outputs:
         """As `Learner.forward`; there is one encoder."""

@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from graceful.spec.networks import Pretrained
 from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
+from graceful.tasks.image_batches import batch_of, to_unit_range
 from graceful.tasks.image_layout import label_of
 from graceful.tasks.image_listing import Image, Listing, ignored_files_note, list_images, pool
 from graceful.tasks.photos import Frame, Photo, cut, read_photo
@@ -131,13 +131,12 @@ class ImageFolder:
         """Photos, or Pillow's images -> float32 [B, channels, size, size] in [-1, 1]; augmented if there are views."""
         if isinstance(self._section.network, Pretrained):
             return self.learner.collate(items, views)
-        pixels = np.stack(list(pool().map(partial(_pixels, self._section.channels, self.frame()), items)))
-        if views is not None:
-            pixels = random_shift(pixels, views, self._section.shift, fill="edge")
+        squares: Any = list(pool().map(partial(_pixels, self._section.channels, self.frame()), items))
+        if views is not None and self.augments:
+            squares = random_shift(np.stack(squares), views, self._section.shift, fill="edge")
             if self._section.flip:
-                pixels = random_flip(pixels, views)
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        return tensor.float() / 127.5 - 1.0
+                squares = random_flip(squares, views)
+        return batch_of(squares, to_unit_range)
 
     def frame(self) -> Frame:
         """Return how images become squares; a checkpoint is read for it where the network has one."""

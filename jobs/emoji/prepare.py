@@ -1,6 +1,6 @@
 """Render pictures of things from two emoji fonts, as the specs in this folder and in jobs/lite0 read them.
 
-    python jobs/emoji/prepare.py                     # 64 things to learn, 32 to search for: 4,416 pictures
+    python jobs/emoji/prepare.py                     # 64 things to learn, 32 to search for: 4,608 pictures
     python jobs/emoji/prepare.py --things 12         # fewer of both, for a try
 
 It writes `images/<split>/<thing>/<number>.jpg` beside itself. In train, validation, constraint and test a thing is
@@ -37,7 +37,7 @@ THINGS = (
     "🍫🦉🏠👢☕🐺🏰👗🍺🐴💡👕🍷🐝🔑👖🥄🐛🔒🧦🍴🦋🔨🧤🔪🐌✂🎩🥚🐞📷👓🥐🐜📞🌂🥥🦂⏰💼🍒🐢📺🎒🥑🐍💻📚🍅🐙🔋✏🥦🦀🔭📎🌶🦐🔬📌🥔🐬💊🔔🍋🐳🚪🕯🍐🐊🛁🧲"
 )
 """Each is a character of its own in both fonts; kinds of things alternate."""
-COUNTS = {"train": 48, "validation": 4, "constraint": 4, "test": 8, "query": 6, "gallery": 4}
+COUNTS = {"train": 48, "validation": 4, "constraint": 4, "test": 8, "query": 12, "gallery": 4}
 """Pictures of a thing in each split."""
 OPEN = ("query", "gallery")
 SHARE_TO_LEARN = 2 / 3

@@ -39,6 +39,8 @@ class Members(Section):
     group: str | None = None
     """Field of what belongs together: groups are never split, and intervals are drawn over them; None: each sample
     alone."""
+    weight: str | None = None
+    """Field of what a training sample counts in the task's loss, at least 0; None: all the same."""
     split: str | None = None
     """Field of the split a sample is in: train, validation, constraint, test, query or gallery; None: by file, or by
     hash."""
@@ -48,7 +50,7 @@ class Members(Section):
     def _listed(cls, names: Any) -> Any:
         return (names,) if isinstance(names, str) else names
 
-    @field_validator("image", "text", "pair", "features", "label", "id", "group", "split")
+    @field_validator("image", "text", "pair", "features", "label", "id", "group", "weight", "split")
     @classmethod
     def _fields(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         for name in (value,) if isinstance(value, str) else value or ():

@@ -64,11 +64,11 @@ def test_images_are_read_by_range_and_do_not_depend_on_how_they_are_sharded(tmp_
 def test_an_index_is_made_once_and_a_new_shard_costs_its_own_alone(tmp_path: Path, home: Path) -> None:
     pattern = write(tmp_path / "s", samples(90))
     before = everyone(build(pattern))
-    parts = {path: path.stat().st_mtime_ns for path in home.glob("cache/shards/parts/*/*/part.json")}
+    parts = {path: path.stat().st_mtime_ns for path in home.glob("cache/shards/parts/*/*/keys.npy")}
     assert len(parts) == 3
     (tmp_path / "s" / "003.tar").write_bytes(packed(samples(30, start=90)))
     assert set(before) < set(everyone(build(pattern)))
-    again = {path: path.stat().st_mtime_ns for path in home.glob("cache/shards/parts/*/*/part.json")}
+    again = {path: path.stat().st_mtime_ns for path in home.glob("cache/shards/parts/*/*/keys.npy")}
     assert len(again) == 4
     assert parts.items() < again.items()
 
@@ -93,6 +93,10 @@ def test_names_come_from_members_and_from_keys_of_json(tmp_path: Path) -> None:
     assert sorted(int(name) for part in parts for name in part.ids) == list(range(240))
     owners = [set(part.groups.tolist()) for part in parts]
     assert sum(map(len, owners)) == len(set.union(*owners)) == 60
+    weighted = build(pattern, members={"image": "png", "weight": "json:ink"}).samples("train")
+    images, _ = shards.digits()
+    assert weighted.weights is not None
+    assert weighted.weights[0] == pytest.approx(images[int(weighted.ids[0])].mean())
     assert 0 < len(build(pattern, share=0.5).samples("train")) < len(parts[0])
 
 

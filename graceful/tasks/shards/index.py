@@ -2,6 +2,7 @@
 
     ids.npy       [N] str           of the samples, in the order of the shards
     groups.npy    [N] str           only where a field names them
+    weights.npy   [N] float32       only where a field names them
     labels.npy    [N] int32         index into `labels` of index.json, sorted texts; -1 where there is none
     splits.npy    [N] int8          index into SPLITS; -1 where there is none
     usable.npy    [N] bool
@@ -219,6 +220,8 @@ class _Joining:
         }
         if self._roles.group is not None:
             shapes["groups"] = (f"<U{self._widths['groups']}", ())
+        if self._wanted.weight is not None:
+            shapes["weights"] = ("<f4", ())
         return {
             name: allocated(folder / f"{name}.npy", dtype, (self._starts[-1], *shape))
             for name, (dtype, shape) in shapes.items()
@@ -231,6 +234,8 @@ class _Joining:
         columns["ids"][:] = self._ids(part)
         if "groups" in columns:
             columns["groups"][:] = self._groups(part)
+        if "weights" in columns:
+            columns["weights"][:] = part.weights
         codes = np.searchsorted(np.asarray(labels or [""]), part.names[self._roles.label])
         columns["labels"][:] = np.where(usable, codes, -1)
         columns["content"][:] = part.content

@@ -6,6 +6,7 @@
     digests.npy   [n, m, 12] uint8
     content.npy   [n, 12] uint8     of all members of the sample
     names-j.npy   [n] str           value of the j-th field that names something; empty where there is none
+    weights.npy   [n] float32       only where a field names them
     flaws.npy     [n] uint8         0, or 1 + the number of the reason why the sample cannot be used
     part.json     endings, reasons, passed over
 
@@ -54,6 +55,7 @@ class Wanted:
         names: Fields whose values are kept: label first, then id, group and split where they are fields.
         texts: Fields that must be texts.
         numbers: Fields that must be numbers.
+        weight: Field of a number that is kept; None: there is none.
         images: Endings of which each sample must have one.
         decode: Whether images are decoded, to find those that cannot be.
     """
@@ -61,6 +63,7 @@ class Wanted:
     names: tuple[str, ...]
     texts: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    weight: str | None = None
     images: tuple[str, ...] = ()
     decode: bool = False
 
@@ -79,6 +82,7 @@ class Part:
     content: Digests
     names: tuple[NDArray[np.str_], ...]
     flaws: NDArray[np.uint8]
+    weights: NDArray[np.float32] | None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -118,6 +122,7 @@ def open_part(shard: Shard, wanted: Wanted) -> Part:
         shard=shard,
         endings=tuple(facts["endings"]),
         reasons=tuple(facts["reasons"]),
+        weights=None if wanted.weight is None else load_array(folder / "weights.npy"),
         names=tuple(load_array(folder / f"names-{index}.npy") for index in range(len(wanted.names))),
         **arrays,
     )
@@ -200,6 +205,7 @@ class _Builder:
     keys: list[str] = field(default_factory=list)
     places: list[dict[str, tuple[int, int, bytes]]] = field(default_factory=list)
     names: list[tuple[str, ...]] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     flaws: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
@@ -233,12 +239,13 @@ class _Builder:
                 f"{self.shard.where}: two members of sample {printable(sample[0].key)!r} have the same ending; give"
                 " each a name of its own"
             )
-        names, reason = self._read(sample[0].key, {ending: member.data for ending, member in members.items()})
+        names, weight, reason = self._read(sample[0].key, {ending: one.data for ending, one in members.items()})
         self.keys.append(sample[0].key)
         self.places.append(
             {ending: (one.offset, len(one.data), digest_of(one.data)) for ending, one in members.items()}
         )
         self.names.append(names)
+        self.weights.append(weight)
         self.flaws.append(self._flaw(reason))
 
     def _flaw(self, reason: str) -> int:
@@ -249,8 +256,8 @@ class _Builder:
             self.reasons.append(reason)
         return 1 + self.reasons.index(reason) if reason in self.reasons else _MOST_REASONS
 
-    def _read(self, key: str, members: Mapping[str, bytes]) -> tuple[tuple[str, ...], str]:
-        """Return the names of a sample, and why it cannot be used; empty: it can."""
+    def _read(self, key: str, members: Mapping[str, bytes]) -> tuple[tuple[str, ...], float, str]:
+        """Return the names of a sample, its weight, and why it cannot be used; empty: it can."""
         wanted = self.wanted
         try:
             names = tuple(fields.name_of(name, members) for name in wanted.names)
@@ -258,11 +265,14 @@ class _Builder:
                 fields.text_of(name, members)
             for name in wanted.numbers:
                 fields.number_of(name, members)
+            weight = 1.0 if wanted.weight is None else fields.number_of(wanted.weight, members)
+            if weight < 0.0:
+                raise ValueError(f"has the weight {weight:g}, which must be at least 0")
             if wanted.images:
                 self._require_image(key, members)
         except ValueError as e:
-            return ("",) * len(wanted.names), str(e)
-        return names, ""
+            return ("",) * len(wanted.names), 0.0, str(e)
+        return names, weight, ""
 
     def _require_image(self, key: str, members: Mapping[str, bytes]) -> None:
         ending = next((name for name in self.wanted.images if name in members), None)
@@ -300,6 +310,8 @@ class _Builder:
             "content": content,
             "flaws": np.asarray(self.flaws, dtype=np.uint8),
         }
+        if self.wanted.weight is not None:
+            arrays["weights"] = np.asarray(self.weights, dtype=np.float32)
         for index in range(len(self.wanted.names)):
             arrays[f"names-{index}"] = np.asarray([names[index] for names in self.names], dtype=np.str_)
         return arrays

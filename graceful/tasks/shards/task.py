@@ -28,7 +28,7 @@ from graceful.spec.tasks import ImageFolderTask
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import SPLITS as HASH_SPLITS
 from graceful.tasks.image_folder import ImageFolder
-from graceful.tasks.names import Names
+from graceful.tasks.names import Names, ids_digest
 from graceful.tasks.runs import Runs, cut
 from graceful.tasks.shards.ahead import FetchAhead
 from graceful.tasks.shards.files import RemoteShard, list_shards
@@ -133,11 +133,12 @@ class Shards:
         facts, chosen = read_facts(folder / _SPLIT), load_array(folder / "chosen.npy")
         runs = self._runs(chosen) if split == "train" else None
         return Samples(
-            ids=self._names(self._index.array("ids"), chosen, split),
+            ids=self._names(self._index.array("ids"), chosen, split, digest=facts["ids"]),
             labels=load_array(folder / "labels.npy"),
             classes=tuple(facts["classes"]),
             groups=self._names(self._index.groups, chosen, split),
             read=partial(self._read, chosen),
+            weights=load_array(folder / "weights.npy") if (folder / "weights.npy").exists() else None,
             digest=facts["digest"] if runs is None else _ordered(facts["digest"], runs),
             runs=runs,
         )
@@ -154,10 +155,12 @@ class Shards:
         starts = cut(bounds, run=shuffle.run or max(1, round(RUN_BYTES / size)))
         return Runs(starts=starts, window=shuffle.window, fetch_ahead=FetchAhead(self._index, chosen, starts))
 
-    def _names(self, names: NDArray[np.str_], chosen: NDArray[np.int64], split: Split) -> Names:
+    def _names(
+        self, names: NDArray[np.str_], chosen: NDArray[np.int64], split: Split, *, digest: str | None = None
+    ) -> Names:
         """Return the names of the samples of a split, which stay in the file of the index."""
         source = (f"{self._index.folder}, {self._section.split}", split)
-        return Names(len(chosen), lambda positions: np.asarray(names[chosen[positions]]), source=source)
+        return Names(len(chosen), lambda positions: np.asarray(names[chosen[positions]]), digest=digest, source=source)
 
     def _read(self, chosen: NDArray[np.int64], positions: NDArray[np.int64]) -> Any:
         section, samples = self._section, np.asarray(chosen[positions])
@@ -180,6 +183,7 @@ class Shards:
             names=tuple(names),
             texts=tuple(filter(None, (members.text, members.pair))),
             numbers=members.features,
+            weight=members.weight,
             images=tuple(ending.lower() for ending in members.image),
             decode=bool(members.image) and section.on_bad_sample == "skip",
         )
@@ -257,7 +261,10 @@ class Shards:
         with guarded(folder, "write"):
             np.save(folder / "chosen.npy", chosen)
             np.save(folder / "labels.npy", labels)
-        document = {"classes": list(classes), "digest": self._digest(chosen, labels, classes)}
+            if section.members.weight is not None and split == "train":
+                np.save(folder / "weights.npy", index.array("weights")[chosen])
+        ids = ids_digest(self._names(index.array("ids"), chosen, split))
+        document = {"classes": list(classes), "digest": self._digest(chosen, labels, classes), "ids": ids}
         storage.write_json(folder / _SPLIT, document)
 
     def _digest(self, chosen: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "gl
 REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
 REQUIRED |= {"files": ["rows.csv"], "checkpoint": "bert", "features": ["height"]}
 """Values of the keys that have no default, or whose default needs another key."""
-CHOICES = (0, 1, 2, 3, 4, 5, 16)
+CHOICES = (0, 1, 2, 3, 4, 5, 16, 27)
 """Every member of every union is one of these modulo the number of members."""
 
 
@@ -45,6 +45,8 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
         kind = document["network"]["kind"]
         inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})
         document[columns] |= {"text": None, "features": [], **inputs}
+        if "text" not in inputs and "augment" in document:
+            document["augment"] = None  # it is for texts
     return document
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from graceful.learners import run
 from graceful.models import bases, bundle
 from graceful.models.weights import own_state
 from graceful.spec import RefreshSpec, parse
+from graceful.storage import sha256_file
 from graceful.tasks import build
+from graceful.training.batches import gather
+from graceful.training.job import TrainingJob
 from tests.support import text_checkpoint
 from tests.unit.test_tasks_table import parquet, rows
 
@@ -115,6 +119,16 @@ def test_another_base_is_refused_and_a_copy_is_found(folder: Path, tmp_path: Pat
         bases.put(recorded, text_checkpoint.save(tmp_path / "other", hidden=64, seed=1))
     bases.put(recorded, folder / "base")
     assert bundle.load(tmp_path / "v1")(["small red ball"]).logits.isfinite().all()
+
+
+def test_workers_with_another_base_are_refused_and_a_run_belongs_to_its_base(folder: Path, tmp_path: Path) -> None:
+    section = spec(folder / "base")
+    digest = bases.digest_of(section.task)
+    job = TrainingJob(spec=section, run_dir=tmp_path / "run", base=digest)
+    assert job.identity()["base"] == digest == sha256_file(folder / "base" / "model.safetensors")
+    assert "base" not in replace(job, base=None).identity()
+    with pytest.raises(IntegrityError, match="give all machines the same checkpoint"):
+        gather(replace(job, base="0" * 64), build(section.task), device=torch.device("cpu"))
 
 
 def test_the_head_of_a_version_needs_no_base(folder: Path, tmp_path: Path) -> None:

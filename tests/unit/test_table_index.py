@@ -22,7 +22,7 @@ from graceful.errors import DataError
 from graceful.programs.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
-from graceful.tasks.table import content, repeats
+from graceful.tasks.table import content, mapping, repeats
 from graceful.tasks.table.source import gathered
 from tests.support import text_checkpoint
 
@@ -163,6 +163,39 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
             assert tracemalloc.get_traced_memory()[1] < most
     finally:
         tracemalloc.stop()
+
+
+def resident(files: Path) -> tuple[int, int]:
+    """Return how many bytes of the files below a folder are mapped, and how many are in this process's memory."""
+    size = inside = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, value = line.split()[:2]
+        if not name.endswith(":"):
+            inside = str(files) in line
+        elif inside and name == "Rss:":
+            size += int(value) * 1024
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(files) in line}
+    return sum(Path(path).stat().st_size for path in mapped), size
+
+
+def test_what_was_read_of_a_large_table_leaves_the_memory(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 1_000_000
+    values = np.arange(count)
+    pq.write_table(pa.table({"id": values, "value": values % 1000, "label": values % 3}), tmp_path / "t.parquet")
+    found = {}
+    for name, small in (("given back", 0), ("kept", 2**40)):
+        monkeypatch.setattr(mapping, "SMALL", small)
+        task = build(tmp_path / "t.parquet", columns={"features": ["value"], "id": "id"})
+        train = task.samples("train")
+        for start in range(0, len(train), 4096):
+            rows = train.read(np.arange(start, min(start + 4096, len(train))))
+            assert rows.numbers("value").sum() == (np.asarray(rows.column("id")) % 1000).sum()
+        size, found[name] = resident(home)
+        assert size > 16 * count  # the table alone is 24 bytes a row
+        del task, train, rows
+    assert found["given back"] < 0.2 * size < 0.5 * size < found["kept"]
 
 
 def test_ids_that_repeat_are_named_by_the_first_row_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

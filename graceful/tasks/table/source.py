@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from graceful import homes, storage
 from graceful.errors import DataError, SpecError
+from graceful.tasks.table.mapping import Mappings, arrow_table
 
 FORMATS = {
     ".parquet": "parquet",
@@ -36,6 +37,8 @@ FORMATS = {
 _PATTERN = "*?["
 ENDINGS = ", ".join(FORMATS)
 BATCH = 16_384
+"""Rows that are read together."""
+STORED = 65_536
 """Rows that are stored together: of fewer, 10^8 rows have so many parts that opening them takes 1 GB of memory."""
 
 
@@ -59,6 +62,7 @@ class Table:
         """Return some columns of neighbouring rows as a `pyarrow.Table`; nothing is copied."""
         if self._arrow is None:
             return self.rows.with_format("arrow", columns=list(names))[start:stop]
+        self._mappings.read(stop - start)
         return self._arrow.select(list(names)).slice(start, stop - start)
 
     def taken(self, name: str, positions: NDArray[np.int64]) -> Any:
@@ -70,12 +74,22 @@ class Table:
             chunks = self._arrow.column(name).chunks
             starts = np.cumsum([0, *(len(chunk) for chunk in chunks[:-1])])
             self._chunks[name] = chunks, starts
+        self._mappings.read(len(positions))
         return gathered(*self._chunks[name], positions)
 
-    @cached_property
+    @property
     def _arrow(self) -> Any:
         """The rows in the memory map; None where a selection of rows lies over them."""
-        return self.rows.data.table if getattr(self.rows, "_indices", None) is None else None
+        return self._mapped[0]
+
+    @property
+    def _mappings(self) -> Mappings:
+        return self._mapped[1]
+
+    @cached_property
+    def _mapped(self) -> tuple[Any, Mappings]:
+        selected = getattr(self.rows, "_indices", None) is not None
+        return (None, Mappings([])) if selected else arrow_table(self.rows)
 
     @cached_property
     def _chunks(self) -> dict[str, tuple[list[Any], NDArray[np.int64]]]:
@@ -244,7 +258,7 @@ def _read(datasets: Any, path: Path, where: str, texts: Sequence[str]) -> Any:
     cache = str(homes.folder() / "cache" / "datasets")
     try:
         rows = datasets.load_dataset(
-            kind, data_files=[str(path)], split="train", cache_dir=cache, writer_batch_size=BATCH, **options
+            kind, data_files=[str(path)], split="train", cache_dir=cache, writer_batch_size=STORED, **options
         )
     except OSError as e:
         raise DataError(f"task.files: {where} cannot be read ({_line(e)}); check the file and the space on disk") from e

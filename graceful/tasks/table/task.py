@@ -23,6 +23,7 @@ from graceful.tasks.base import Samples, Split
 from graceful.tasks.table import pictures, rows
 from graceful.tasks.table.division import Division, Part
 from graceful.tasks.table.index import ALL, inputs_of, open_index
+from graceful.tasks.table.mapping import mappings_of
 from graceful.tasks.table.source import BATCH, Table, joined, read_files
 
 LOOKED_AT = 10_000
@@ -134,12 +135,18 @@ class TableOfRows:
             raise DataError(f"{index.table.place(row)}: no training row has the class {label!r}; add some")
         self._require_rows(split, part)
         self._require_weights(part)
+        pages = mappings_of([part.rows, part.labels, part.weights])
+
+        def read(positions: NDArray[np.int64]) -> rows.Rows:
+            pages.read(len(positions))
+            return self._rows(index.table, part.rows[positions].astype(np.int64))
+
         return Samples(
             ids=division.ids(split),
             labels=part.labels,
             classes=part.classes,
             groups=division.groups(split),
-            read=lambda positions: self._rows(index.table, part.rows[positions].astype(np.int64)),
+            read=read,
             digest=self._digest(index.table, part),
             weights=part.weights,
         )

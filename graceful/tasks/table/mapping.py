@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SMALL = 256 * 2**20
+SMALL = 32 * 2**20
 """Bytes that stay mapped."""
 ROWS = 4096
 """Rows that are read before pages go back."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 SMALL = 32 * 2**20
 """Bytes that stay mapped."""
-ROWS = 4096
+ROWS = 512
 """Rows that are read before pages go back."""
 
 

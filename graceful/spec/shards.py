@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from graceful import addresses
 from graceful.sections import Count, Section
 from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
-from graceful.spec.table import Split
+from graceful.spec.table import Split, WordDropout
 
 _FIELD = re.compile(r"[^\s:/.][^\s:/]*(?::.+)?")
 
@@ -115,6 +115,8 @@ class ShardsTask(Section):
     """Random translation of images in training, in pixels, less than `size`; 0: none."""
     flip: bool = False
     """Random horizontal flips of images in training."""
+    augment: WordDropout | None = None
+    """How texts are changed in training; None: they are read as they are."""
     classes: tuple[str, ...] | None = None
     """Classes to learn, in this order; None: all labels of the training samples, sorted."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -160,6 +162,8 @@ class ShardsTask(Section):
         self._require_network()
         if not self.members.image and (self.shift or self.flip):
             raise ValueError("shift and flip are for images; leave them out")
+        if self.members.text is None and self.augment is not None:
+            raise ValueError("augment is for texts; leave it out")
         if self.size is not None and self.shift >= self.size:
             raise ValueError(
                 f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"

@@ -22,7 +22,7 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "digits": ("shift",),
     "image_folder": ("size", "channels", "shift", "flip", "decode"),
     "table": ("columns", "size", "channels", "shift", "flip", "decode", "augment"),
-    "shards": ("members", "size", "channels", "shift", "flip", "decode"),
+    "shards": ("members", "size", "channels", "shift", "flip", "decode", "augment"),
     "python": ("options",),
 }
 """What of each section its transform depends on; which data is selected and which network learns it are left out."""

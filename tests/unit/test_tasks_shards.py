@@ -140,6 +140,21 @@ def test_texts_and_numbers_are_read_as_a_learner_asks(tmp_path: Path) -> None:
     assert first["json:owner"] == f"owner-{int(texts.ids[0]) // 4}"
 
 
+def test_samples_of_other_splits_that_repeat_training_samples_are_counted(tmp_path: Path) -> None:
+    table = samples(120)
+    images = [members["png"] for _, members in table]
+    again = [(key, {**members, "png": images[index // 2]}) for index, (key, members) in enumerate(table)]
+    assert build(write(tmp_path / "a", table)).notes == ()
+    task = build(write(tmp_path / "b", again))
+    train = {images[int(name) // 2] for name in task.samples("train").ids.tolist()}
+    test = task.samples("test").ids.tolist()
+    count = sum(images[int(name) // 2] in train for name in test)
+    assert count > 0
+    (note,) = task.notes
+    assert f"{count} of {len(test)} test samples embed the same as a training sample; task.members.group keeps" in note
+    assert build(write(tmp_path / "b", again), members={"image": "png", "group": "json:owner"}).notes == ()
+
+
 def changed(index: int, **members: bytes | None) -> list[Sample]:
     table = samples(120)
     kept = {**table[index][1], **members}

@@ -18,7 +18,7 @@ from graceful.errors import DataError, SpecError
 from graceful.learners.features import FeatureLearner
 from graceful.programs.flipped import excerpts
 from graceful.programs.inspection import require_answers
-from graceful.tasks.table import task as table_task
+from graceful.tasks import text_notes
 from tests.support import text_checkpoint
 from tests.support.text_checkpoint import WORDS
 
@@ -295,7 +295,7 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.Monk
         f"{cut} of {len(train)} training rows ({cut / len(train):.1%}) have texts longer than"
         " task.network.max_length = 6 tokens, which are cut there"
     )
-    monkeypatch.setattr(table_task, "LOOKED_AT", 50)
+    monkeypatch.setattr(text_notes, "LOOKED_AT", 50)
     assert " of 50 training rows that were looked at (" in task.notes[0]
 
 

@@ -8,6 +8,8 @@
     usable.npy    [N] bool
     content.npy   [N, 12] uint8     digest of a sample's members
     offsets.npy, sizes.npy [N, m] int64, digests.npy [N, m, 12] uint8: of the member with the j-th ending
+    hashes.npy    [N] uint64        of the ids
+    inputs.npy    [N] uint64        of the members that are embedded
     index.json    labels, endings, first sample of each shard, the first sample that cannot be used
 
 Everything is written once and memory-mapped, so that a process that opens it holds no text for each sample.
@@ -27,9 +29,10 @@ from numpy.typing import NDArray
 from graceful import storage
 from graceful.errors import DataError
 from graceful.files import guarded
-from graceful.tasks.hashing import fractions, hash_ids
+from graceful.tasks.hashing import fractions, hash_ids, splitmix64
 from graceful.tasks.image_layout import split_of
 from graceful.tasks.image_listing import printable
+from graceful.tasks.shards.fields import ending_of
 from graceful.tasks.shards.files import Shard
 from graceful.tasks.shards.part import (
     DIGEST_BYTES,
@@ -44,6 +47,8 @@ from graceful.tasks.shards.part import (
     read_facts,
     root,
 )
+from graceful.tasks.table import repeats
+from graceful.tasks.table.stored import Stored
 
 SPLITS = ("train", "validation", "constraint", "test", "query", "gallery")
 CHUNK = 2**18
@@ -179,7 +184,7 @@ class _Joining:
                 columns["splits"][rows] = self._split_codes(part, self._splits[number])
             for column in columns.values():
                 column.flush()
-        self._require_distinct(columns["ids"], columns["usable"])
+        self._require_distinct(folder, columns["ids"])
         document = {
             "labels": labels,
             "endings": endings,
@@ -214,6 +219,8 @@ class _Joining:
             "splits": ("i1", ()),
             "usable": ("?", ()),
             "content": ("u1", (DIGEST_BYTES,)),
+            "hashes": ("<u8", ()),
+            "inputs": ("<u8", ()),
             "offsets": ("<i8", (endings,)),
             "sizes": ("<i8", (endings,)),
             "digests": ("u1", (endings, DIGEST_BYTES)),
@@ -239,11 +246,26 @@ class _Joining:
         codes = np.searchsorted(np.asarray(labels or [""]), part.names[self._roles.label])
         columns["labels"][:] = np.where(usable, codes, -1)
         columns["content"][:] = part.content
+        columns["hashes"][:] = hash_ids(self._ids(part))
+        columns["inputs"][:] = self._inputs(part)
         places = [endings.index(ending) for ending in part.endings]
         for name, absent in (("offsets", -1), ("sizes", -1), ("digests", 0)):
             columns[name][:] = absent
             for column, place in enumerate(places):
                 columns[name][:, place] = getattr(part, name)[:, column]
+
+    def _inputs(self, part: Part) -> NDArray[np.uint64]:
+        """Return a key of what is embedded of each sample: of its image, or of all members with texts or numbers."""
+        fields = (*self._wanted.texts, *self._wanted.numbers)
+        keys = np.zeros(len(part), dtype=np.uint64)
+        for ending in reversed(self._wanted.images or dict.fromkeys(map(ending_of, fields))):
+            if ending not in part.endings:
+                continue
+            column = part.endings.index(ending)
+            digests = np.ascontiguousarray(part.digests[:, column, :8]).view("<u8")[:, 0]
+            member = splitmix64(digests if self._wanted.images else digests ^ keys)
+            keys = np.where(part.offsets[:, column] >= 0, member, keys)
+        return keys
 
     def _split_codes(self, part: Part, split: str) -> NDArray[np.int8] | int:
         if self._roles.split is None:
@@ -262,20 +284,16 @@ class _Joining:
                 )
         return np.asarray(codes[inverse])
 
-    def _require_distinct(self, ids: NDArray[np.str_], usable: NDArray[np.bool_]) -> None:
+    def _require_distinct(self, folder: Path, ids: NDArray[np.str_]) -> None:
         """Refuse two samples with one id, in whatever shards they are."""
-        hashes = np.empty(len(ids), dtype=np.uint64)
-        for part in chunks(len(ids)):
-            hashes[part] = hash_ids(ids[part])
-        order = np.argsort(hashes, kind="stable")
-        same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-        for first, second in zip(order[same].tolist(), order[same + 1].tolist(), strict=True):
-            if ids[first] == ids[second] and usable[first] and usable[second]:
-                raise DataError(
-                    f"{self._where(second)}: the id {printable(str(ids[first]))!r} is that of a sample of"
-                    f" {self._where(first)}, too; give each sample a name of its own, or name a field with"
-                    " task.members.id"
-                )
+        hashes, usable = (Stored(folder / f"{name}.npy") for name in ("hashes", "usable"))
+        pair = repeats.repeated(hashes, usable, len(ids), same=lambda sample, before: ids[sample] == ids[before])
+        if pair is not None:
+            sample, before = pair
+            raise DataError(
+                f"{self._where(sample)}: the id {printable(str(ids[sample]))!r} is that of a sample of"
+                f" {self._where(before)}, too; give each sample a name of its own, or name a field with task.members.id"
+            )
 
     def _where(self, sample: int) -> str:
         return self._shards[int(np.searchsorted(self._starts, sample, side="right")) - 1].where

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -35,10 +36,13 @@ from graceful.tasks.shards.files import RemoteShard, list_shards
 from graceful.tasks.shards.index import SPLITS, Index, Roles, chunks, open_index
 from graceful.tasks.shards.items import MemberReader, ShardRows, read_photos
 from graceful.tasks.shards.part import Wanted, load_array, made_once, read_facts
+from graceful.tasks.table import repeats
+from graceful.tasks.table.stored import Stored
+from graceful.tasks.text_notes import cut_note
 
 RUN_BYTES = 16 * 2**20
 """Bytes of a run by default: four blocks, so that few blocks are fetched for the ends of runs alone."""
-_SPLIT, _CLASSES = "split.json", "classes.json"
+_SPLIT, _CLASSES, _REPEATED = "split.json", "classes.json", "repeated.json"
 
 
 class Shards:
@@ -47,14 +51,14 @@ class Shards:
     Shards are opened on first need, so that a predecessor works where its training data is gone.
 
     Attributes:
-        augments: Whether images are shifted or flipped in training.
+        augments: Whether images are shifted or flipped, or words left out, in training.
         learner: Makes batches; a predecessor's is restored from the files of its version. A task of images with one of
             graceful's own networks has no such attribute.
     """
 
     def __init__(self, section: ShardsTask) -> None:
         self._section = section
-        self.augments = section.shift > 0 or section.flip
+        self.augments = section.shift > 0 or section.flip or section.augment is not None
         self._images = _image_task(section) if section.members.image else None
         if self._images is None:
             self.learner = _learner(section, self)
@@ -97,12 +101,50 @@ class Shards:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How many samples were left out, as one sentence; empty where none was."""
-        if not self._index.first_flaw:
-            return ()
-        bad = len(self._index) - int(np.count_nonzero(self._index.array("usable")))
-        count = f"{bad} of {len(self._index)} samples"
-        return (f"{count} were left out, because they cannot be used; the first: {self._index.first_flaw}",)
+        """What a reader of a report must know of the samples, one sentence each."""
+        notes, index = [], self._index
+        if index.first_flaw:
+            bad = len(index) - int(np.count_nonzero(index.array("usable")))
+            count = f"{bad} of {len(index)} samples"
+            notes.append(f"{count} were left out, because they cannot be used; the first: {index.first_flaw}")
+        repeated = [
+            f"{count} of {total} {split} samples" for split, (count, total) in self._repeated().items() if count
+        ]
+        if repeated:
+            notes.append(
+                f"{', '.join(repeated)} embed the same as a training sample; task.members.group keeps samples together"
+                " that belong together"
+            )
+        learner = None if self._images is not None else self.learner
+        if isinstance(learner, TextLearner):
+            notes += cut_note(learner, self.samples("train"), what="training samples")
+        return tuple(notes)
+
+    def _repeated(self) -> dict[str, tuple[int, int]]:
+        """Return how many samples of each held-out split embed the same as a training sample, and how many it has."""
+        index = self._index
+        others = ("validation", "constraint", "test")
+        folder = index.folder / f"repeated-{self._section.split}"
+
+        def make(target: Path) -> None:
+            splits = np.full(len(index), -1, dtype=np.int8)
+            for split in ("train", *others):
+                with suppress(DataError):  # a split that the shards lack
+                    splits[self._members(split, share=1.0)] = SPLITS.index(split)
+            np.save(target / "splits.npy", splits)
+            counts = repeats.also_in(
+                Stored(index.folder / "inputs.npy"),
+                len(index),
+                splits=Stored(target / "splits.npy"),
+                train=SPLITS.index("train"),
+                others=[SPLITS.index(split) for split in others],
+            )
+            totals = np.bincount(splits[splits >= 0], minlength=len(SPLITS)).tolist()
+            named = {SPLITS[code]: [count, totals[code]] for code, count in counts.items()}
+            storage.write_json(target / _REPEATED, named)
+
+        made_once(folder, make)
+        return {split: (counts[0], counts[1]) for split, counts in read_facts(folder / _REPEATED).items()}
 
     def restored(self, assets: Mapping[str, Any]) -> Shards:
         """Return this task with the learner that has the assets of another version; this task stays as it is."""
@@ -313,6 +355,6 @@ def _learner(section: ShardsTask, task: Shards) -> TextLearner | FeatureLearner:
     members, network = section.members, section.network
     columns = Columns(text=members.text, pair=members.pair, features=members.features)
     if isinstance(network, TransformersNetwork):
-        return TextLearner(columns, network)
+        return TextLearner(columns, network, augment=section.augment)
     assert isinstance(network, Perceptron)
     return FeatureLearner(columns, network, training=lambda: task.samples("train"))

@@ -25,11 +25,7 @@ from graceful.tasks.table.division import Division, Part
 from graceful.tasks.table.index import ALL, inputs_of, open_index
 from graceful.tasks.table.mapping import mappings_of
 from graceful.tasks.table.source import BATCH, Table, joined, read_files
-
-LOOKED_AT = 10_000
-"""Training rows, spread evenly, whose texts are counted in tokens before a run begins."""
-AT_ONCE = 256
-"""Rows that are tokenised together."""
+from graceful.tasks.text_notes import cut_note
 
 
 class TableOfRows:
@@ -80,25 +76,9 @@ class TableOfRows:
             shares = [f"{count} of {len(parts[name])} {name} rows" for name, count in by_split.items() if count]
             if shares:
                 notes.append(f"{', '.join(shares)} {what}; task.columns.group keeps rows together that belong together")
-        return (*notes, *self._cut())
-
-    def _cut(self) -> list[str]:
-        """Return a sentence about texts that are longer than the network reads; of many rows, some are looked at."""
-        if not isinstance(self.learner, TextLearner):
-            return []
-        train = self.samples("train")
-        looked_at = np.unique(np.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).astype(np.int64))
-        cut = sum(
-            self.learner.cut(train.read(looked_at[start : start + AT_ONCE]))
-            for start in range(0, len(looked_at), AT_ONCE)
-        )
-        if not cut:
-            return []
-        which = "training rows" if len(looked_at) == len(train) else "training rows that were looked at"
-        return [
-            f"{cut} of {len(looked_at)} {which} ({cut / len(looked_at):.1%}) have texts longer than"
-            f" task.network.max_length = {self.learner.max_length} tokens, which are cut there"
-        ]
+        if isinstance(self.learner, TextLearner):
+            notes += cut_note(self.learner, self.samples("train"), what="training rows")
+        return tuple(notes)
 
     def restored(self, assets: Mapping[str, Any]) -> TableOfRows:
         """Return this task with the learner that has the assets of another version; this task stays as it is."""

@@ -38,7 +38,7 @@ class Samples:
         classes: Names of the labels; in query and gallery splits they may be classes no model was trained on.
         groups: [N] strings: what belongs together (typeface, person, user); intervals are drawn over groups.
         read: Positions [B] -> B raw items in that order, whatever `Task.transform` takes (array, tensor, list).
-        digest: SHA-256 over ids, labels and content, and judgments where there are some.
+        digest: SHA-256 over ids, labels and content, and judgments and weights where there are some.
         judgments: Of a query split, which items of the gallery answer which query; None: those of the same label.
         weights: [N] what each sample counts in the task's loss when it is trained on, at least 0; None: all the same.
         stream: Of a train split that is read row by row: the stream whose first rows these are; None: these are all.
@@ -92,6 +92,7 @@ class Samples:
         classes: Sequence[str],
         ids: Sequence[str] | NDArray[Any],
         groups: Sequence[str] | NDArray[Any] | None = None,
+        weights: Sequence[float] | NDArray[Any] | None = None,
     ) -> Self:
         """Samples from arrays in memory.
 
@@ -101,6 +102,7 @@ class Samples:
             classes: Names of the labels.
             ids: [N] unique, stable names.
             groups: [N] what belongs together; None: every sample is its own group.
+            weights: [N] what each sample counts when it is trained on; None: all the same.
 
         Raises:
             DataError: As of the class; or items of different shapes, or that are Python objects.
@@ -112,6 +114,9 @@ class Samples:
                 " give one of each for each sample"
             )
         content = hashlib.sha256(np.ascontiguousarray(raw).tobytes()).hexdigest()
+        factors = None if weights is None else _floats(weights)
+        if factors is not None:
+            content = hashlib.sha256(content.encode() + factors.tobytes()).hexdigest()
         return cls(
             ids=names,
             labels=numbers,
@@ -119,6 +124,7 @@ class Samples:
             groups=names if groups is None else _strings("groups", groups),
             read=lambda positions: raw[positions],
             digest=split_digest(names, numbers, classes, content),
+            weights=factors,
         )
 
     @classmethod
@@ -175,6 +181,13 @@ def _whole_numbers(labels: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
             f"{MESSAGE_PREFIX}labels {raw[:3].tolist()!s:.60} ... must be whole numbers, indices into classes"
         )
     return numbers
+
+
+def _floats(weights: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+    try:
+        return np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError) as e:
+        raise DataError(f"{MESSAGE_PREFIX}weights {weights!r:.60} must be numbers from 0 on") from e
 
 
 def _strings(column: str, names: Sequence[str] | NDArray[Any]) -> NDArray[np.str_]:

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.learners import run
-from graceful.models import bases, bundle
+from graceful.models import adapters, bases, bundle
 from graceful.models.weights import own_state
 from graceful.spec import RefreshSpec, parse
+from graceful.spec.adapters import Lora
 from graceful.storage import sha256_file
 from graceful.tasks import build
 from graceful.training.batches import gather
@@ -81,6 +82,27 @@ def test_adapters_alone_are_trained_and_change_nothing_at_first(folder: Path) ->
     assert torch.equal(run(task.learner, adapted, batch).embedding, expected.embedding)
     everywhere = build(spec(folder / "base", peft={"kind": "lora"}).task)
     assert len(own_state(everywhere.network(task.classes))) == 2 * 2 * 6 + 2  # two layers of six linear ones
+
+
+@pytest.mark.parametrize(
+    ("model", "section", "adapted"),
+    [
+        ("GPT2", Lora(r=2), {"c_attn", "c_proj", "c_fc"}),
+        ("GPT2", Lora(r=2, targets=("c_attn",)), {"c_attn"}),
+        ("ResNet", Lora(r=2, targets=("convolution",)), {"convolution"}),
+    ],
+)
+def test_layers_of_other_kinds_are_adapted_too(model: str, section: Lora, adapted: set[str]) -> None:
+    import transformers
+
+    small = {
+        "GPT2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 20},
+        "ResNet": {"depths": [1], "hidden_sizes": [8]},
+    }
+    body = getattr(transformers, f"{model}Model")(getattr(transformers, f"{model}Config")(**small[model]))
+    adapters.adapt(body, section)
+    trained = {name.split(".")[-4] for name, parameter in body.named_parameters() if parameter.requires_grad}
+    assert trained == adapted
 
 
 def test_a_version_keeps_adapters_and_names_its_base(folder: Path, tmp_path: Path) -> None:

@@ -64,6 +64,18 @@ def test_a_run_reads_the_weights_of_classes(tmp_path: Path) -> None:
     assert first["other"] != first["none"]
 
 
+def test_samples_in_memory_take_weights_and_their_digest_covers_them() -> None:
+    given = {"items": np.zeros((2, 1)), "labels": [0, 1], "classes": ("x", "y"), "ids": ["a", "b"]}
+    plain, first, second = (Samples.of(**given, weights=weights) for weights in (None, [1, 2], [1.0, 3.0]))
+    assert first.weights is not None
+    assert first.weights.tolist() == [1.0, 2.0]
+    assert len({plain.digest, first.digest, second.digest}) == 3
+    with pytest.raises(DataError, match=r"weight -1\.0 of sample 1"):
+        Samples.of(**given, weights=[1, -1])
+    with pytest.raises(DataError, match="must be numbers from 0 on"):
+        Samples.of(**given, weights=["much", "more"])
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [([1.0, np.nan, 1.0, 1.0], "weight nan of sample 1"), ([1.0, 1.0, 1.0, -2.0], "weight -2.0 of sample 3")],

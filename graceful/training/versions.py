@@ -161,7 +161,7 @@ def _prototypes(
     blocks = _clean(clean or targets.Live(predecessor=predecessor), train)
     embeddings, present_blocks = zip(*((out.embedding.cpu(), out.present.cpu()) for _, out in blocks), strict=True)
     present = torch.cat(present_blocks)
-    units, _ = prototypes(torch.cat(embeddings)[present], torch.from_numpy(train.labels)[present], classes)
+    units, _ = prototypes(torch.cat(embeddings)[present], torch.from_numpy(np.array(train.labels))[present], classes)
     return units
 
 

@@ -22,7 +22,7 @@ from graceful.errors import DataError
 from graceful.programs.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
-from graceful.tasks.table import content, mapping, repeats
+from graceful.tasks.table import content, index, mapping, repeats
 from graceful.tasks.table.source import gathered
 from tests.support import text_checkpoint
 
@@ -100,21 +100,21 @@ def test_an_index_is_made_once_and_again_when_a_file_changes_or_is_damaged(tmp_p
     path = tmp_path / "t.parquet"
     pq.write_table(made(500), path)
     digest = build(path).samples("train").digest
-    (index,) = indexes(home)
-    stamp = index.stat().st_mtime_ns
+    (usable,) = indexes(home)
+    stamp = usable.stat().st_mtime_ns
     assert build(path).samples("train").digest == digest
-    assert index.stat().st_mtime_ns == stamp
-    for damage in (b"", index.read_bytes()[:-1] + b"\x07"):
-        index.write_bytes(damage)
+    assert usable.stat().st_mtime_ns == stamp
+    for damage in (b"", usable.read_bytes()[:-1] + b"\x07"):
+        usable.write_bytes(damage)
         assert build(path).samples("train").digest == digest
-        assert index.stat().st_mtime_ns != stamp
+        assert usable.stat().st_mtime_ns != stamp
     (division,) = (home / "cache" / "tables").glob("*/train-labels.npy")
     division.unlink()
     assert build(path).samples("train").digest == digest
     pq.write_table(made(500, seed=1), path)
     assert build(path).samples("train").digest != digest
     assert len(indexes(home)) == 2
-    (home / "cache" / "tables" / f".{index.parent.name}.abcd1234.tmp").mkdir()  # of a process that was killed
+    (home / "cache" / "tables" / f".{usable.parent.name}.abcd1234.tmp").mkdir()  # of a process that was killed
     assert [item.kind for item in copies(home)] == ["index"] * 4
     assert [item.kind for item in leftovers(home)] == ["leftover"]
 
@@ -205,6 +205,15 @@ def test_ids_that_repeat_are_named_by_the_first_row_that_does(tmp_path: Path, mo
     pq.write_table(made(900).set_column(0, "id", [ids]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"t.parquet, row 500: id 'row-400' is that of .*t.parquet, row 400, too"):
         build(tmp_path / "t.parquet", columns={"id": "id"}).samples("train")
+
+
+def test_a_column_of_too_many_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MOST_LABELS", 100)
+    pq.write_table(made(200), tmp_path / "t.parquet")
+    with pytest.raises(
+        DataError, match=r"task.columns.label: more than 100 different values; name a column of classes"
+    ):
+        build(tmp_path / "t.parquet", columns={"label": "number"}).samples("train")
 
 
 def test_rows_that_repeat_across_splits_are_counted(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ ALL = ""
 KEYS, MORE, FOLDED, WEIGHTS = "keys", "more", "folded", "weights"
 _NAMING = ("label", "split", "id", "group")
 """Keys of columns of texts or whole numbers."""
+MOST_LABELS = 2_000_000
+"""Different labels of a table; they are kept in memory."""
 _IDS = "ids"
 """Hashes of ids, needed until it is known that all differ."""
 
@@ -179,7 +181,7 @@ class _Build:
     def __init__(self, section: TableTask, table: Table, folder: Path, split_rows: Sequence[tuple[str, int]]) -> None:
         self._columns, self._table, self._folder = section.columns, table, folder
         self._inputs, self._decodes = inputs_of(section), decodes(section)
-        self._labels, self._written_splits = _Vocabulary(), _Vocabulary()
+        self._labels, self._written_splits = _Vocabulary("columns.label"), _Vocabulary("columns.split")
         self._named_splits = {name for name, _ in split_rows} - {ALL}
         self._split_ends = np.cumsum([count for _, count in split_rows])
         self._part_splits = np.asarray([SPLITS.index(name) if name else -1 for name, _ in split_rows], dtype=np.int8)
@@ -317,29 +319,37 @@ class _Vocabulary:
     Attributes:
         texts: By their number.
         first: The first row of each.
+
+    Args:
+        key: Of the column, for messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
         self.texts: list[str] = []
         self.first: dict[str, int] = {}
+        self._key = key
         self._codes: dict[str, int] = {}
 
     def codes(self, texts: Any, start: int) -> NDArray[np.int32]:
-        """Return the numbers of Arrow strings, -1 for null; `start` is the row of the first."""
+        """Return the numbers of Arrow strings, -1 for null; `start` is the row of the first.
+
+        Raises:
+            DataError: There are too many different texts for memory.
+        """
         encoded = texts.dictionary_encode()
         indices = np.asarray(encoded.indices.fill_null(-1))
-        known = np.asarray([self._code(text) for text in encoded.dictionary.to_pylist()] + [-1], dtype=np.int32)
-        for number, text in enumerate(encoded.dictionary.to_pylist()):
-            if text not in self.first:
-                self.first[text] = start + int(np.argmax(indices == number))
+        firsts = dict(zip(*(values.tolist() for values in np.unique(indices, return_index=True)), strict=True))
+        spelled = encoded.dictionary.to_pylist()
+        for number, text in enumerate(spelled):
+            if text not in self._codes:
+                self._codes[text] = len(self.texts)
+                self.texts.append(text)
+                self.first[text] = start + firsts[number]
+        if len(self.texts) > MOST_LABELS:
+            raise DataError(f"task.{self._key}: more than {MOST_LABELS:,} different values; name a column of classes")
+        known = np.asarray([*(self._codes[text] for text in spelled), -1], dtype=np.int32)
         codes: NDArray[np.int32] = known[indices]
         return codes
-
-    def _code(self, text: str) -> int:
-        if text not in self._codes:
-            self._codes[text] = len(self.texts)
-            self.texts.append(text)
-        return self._codes[text]
 
 
 def decodes(section: TableTask) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from graceful.spec.adapters import Lora
 from graceful.storage import sha256_file
 from graceful.tasks import build
 from graceful.training.batches import gather
+from graceful.training.driver import train
 from graceful.training.job import TrainingJob
 from tests.support import text_checkpoint
 from tests.unit.test_tasks_table import parquet, rows
+from tests.unit.test_training_loop import StoppedError, losses, stop_at
 
 LORA = {"kind": "lora", "r": 2, "targets": ["query", "value"]}
 
@@ -151,6 +154,27 @@ def test_workers_with_another_base_are_refused_and_a_run_belongs_to_its_base(fol
     assert "base" not in replace(job, base=None).identity()
     with pytest.raises(IntegrityError, match="give all machines the same checkpoint"):
         gather(replace(job, base="0" * 64), build(section.task), device=torch.device("cpu"))
+
+
+def test_a_stopped_run_goes_on_with_the_same_losses_and_exports_what_was_trained(folder: Path, tmp_path: Path) -> None:
+    document = spec(folder / "base", peft={**LORA, "dropout": 0.2}).dump()
+    recipe = {"epochs": 2, "batch_size": 16, "num_workers": 0, "engine": {"kind": "torch"}, "checkpoint_every": 2}
+    rates = {"kind": "adamw", "lr": 0.01, "layer_decay": 0.9, "head_factor": 3.0, "decay_norms": False}
+    augment = {"kind": "word_dropout", "p": 0.2}
+    section = parse(
+        {**document, "train": {**recipe, "optimizer": rates}, "task": {**document["task"], "augment": augment}}
+    )
+    jobs = [TrainingJob(spec=section, run_dir=tmp_path / name) for name in ("whole", "parts")]
+    rows: list[Mapping[str, object]] = []
+    result = train(jobs[0], progress=rows.append)
+    assert rows[0]["learning_rates"] == "head 0.03, body 0.009 to 0.0081"
+    with pytest.raises(StoppedError):
+        train(jobs[1], progress=stop_at(5))
+    assert train(jobs[1]).resumed_from == 4
+    assert losses(jobs[1].run_dir) == losses(jobs[0].run_dir)
+    kept = load_file(result.weights)
+    assert {name.partition(".")[0] for name in kept} == {"body", "head"}
+    assert all("lora_" in name for name in kept if name.startswith("body"))
 
 
 def test_the_head_of_a_version_needs_no_base(folder: Path, tmp_path: Path) -> None:

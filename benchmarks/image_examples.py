@@ -115,10 +115,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, nothing written")
     options = parser.parse_args()
     begun = time.monotonic()
-    rows = [row for seed in (SEEDS[:1] if options.quick else SEEDS) for row in measure(options.example, seed)]
+    rows: list[dict[str, Any]] = []
+    for seed in SEEDS[:1] if options.quick else SEEDS:
+        rows += measure(options.example, seed)
+        if not options.quick:
+            results.write(f"example_{options.example}", rows, time.monotonic() - begun)
     print(table(rows))
-    if not options.quick:
-        print(results.write(f"example_{options.example}", rows, time.monotonic() - begun))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,9 @@ from graceful.models.preprocessing import Preprocessing
 from graceful.spec import ImageFolderTask, TableTask
 from graceful.spec.networks import Network, PretrainedImages, TransformersNetwork
 from graceful.tasks.augment import random_flip, random_shift
-from graceful.tasks.image_batches import batch_of
+from graceful.tasks.image_batches import batch_of, grey, square_of
 from graceful.tasks.image_listing import pool
-from graceful.tasks.photos import Decode, Frame, Photo, cut
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+from graceful.tasks.photos import Decode, Frame
 
 CONFIG, NUMBERS = checkpoints.CONFIG, "preprocessing.json"
 """Files of a version: the configuration of its network, and the numbers of its preprocessing."""
@@ -103,13 +100,13 @@ class ImageLearner:
         """
         if self._column is not None and hasattr(items, "photos"):
             items = items.photos(self._column, self.frame)
-        squares: Any = list(pool().map(partial(_pixels, frame=self.frame), items))
+        squares: Any = list(pool().map(partial(square_of, frame=self.frame), items))
         if views is not None and self.augments:
             squares = random_shift(np.stack(squares), views, self._options.shift, fill="edge")
             if self._options.flip:
                 squares = random_flip(squares, views)
         if self._options.channels == 1:
-            squares = [_grey(square) for square in squares]
+            squares = [grey(square) for square in squares]
         return batch_of(squares, self._scale())
 
     def _scale(self) -> Callable[[NDArray[np.float32]], None]:
@@ -182,20 +179,3 @@ class ImageLearner:
             return preprocessing.read(self._kept.get(NUMBERS), where=NUMBERS)
         numbers = checkpoints.numbers_of(self._section, self._files)
         return numbers if self._options.size is None else replace(numbers, size=self._options.size)
-
-
-def _pixels(item: Photo | Picture | NDArray[np.uint8], *, frame: Frame) -> NDArray[np.uint8]:
-    """Return [size, size, 3] pixels of one item."""
-    if isinstance(item, Photo):
-        return item.square(frame)
-    if isinstance(item, np.ndarray):
-        from PIL import Image as Pillow
-
-        item = Pillow.fromarray(item)
-    return cut(item, frame)
-
-
-def _grey(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    from PIL import Image as Pillow
-
-    return np.asarray(Pillow.fromarray(square).convert("L"))[:, :, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from graceful.tasks.image_listing import pool
+from graceful.tasks.photos import Frame, Photo, cut
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+def square_of(item: Photo | Picture | NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
+    """Return [size, size, 3] pixels of a photo, of an image of Pillow, or of bytes [H, W] or [H, W, 3]."""
+    if isinstance(item, Photo):
+        return item.square(frame)
+    if isinstance(item, np.ndarray):
+        from PIL import Image
+
+        item = Image.fromarray(item)
+    return cut(item, frame)
+
+
+def grey(square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a square of colours as one of grey, [size, size, 1]."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(square).convert("L"))[:, :, None]
 
 
 def batch_of(

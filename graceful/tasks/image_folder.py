@@ -10,7 +10,7 @@ import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,10 @@ from graceful.spec.networks import Pretrained
 from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
-from graceful.tasks.image_batches import batch_of, to_unit_range
+from graceful.tasks.image_batches import batch_of, grey, square_of, to_unit_range
 from graceful.tasks.image_layout import label_of
 from graceful.tasks.image_listing import Image, Listing, ignored_files_note, list_images, pool
-from graceful.tasks.photos import Frame, Photo, cut, read_photo
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+from graceful.tasks.photos import Frame, Photo, read_photo
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "train": (0.0, 0.6),
@@ -131,7 +128,9 @@ class ImageFolder:
         """Photos, or Pillow's images -> float32 [B, channels, size, size] in [-1, 1]; augmented if there are views."""
         if isinstance(self._section.network, Pretrained):
             return self.learner.collate(items, views)
-        squares: Any = list(pool().map(partial(_pixels, self._section.channels, self.frame()), items))
+        squares: Any = list(pool().map(partial(square_of, frame=self.frame()), items))
+        if self._section.channels == 1:
+            squares = list(pool().map(grey, squares))
         if views is not None and self.augments:
             squares = random_shift(np.stack(squares), views, self._section.shift, fill="edge")
             if self._section.flip:
@@ -204,11 +203,3 @@ def _within(images: list[Image], bounds: tuple[float, float], *, salt: int) -> l
 
 def _read(images: Sequence[Image], frame: Frame, positions: NDArray[np.int64]) -> list[Photo]:
     return list(pool().map(partial(read_photo, frame=frame), [images[position] for position in positions.tolist()]))
-
-
-def _pixels(channels: int, frame: Frame, item: Photo | Picture) -> NDArray[np.uint8]:
-    """Return [size, size, channels] pixels of one item."""
-    from PIL import Image as Pillow
-
-    square = item.square(frame) if isinstance(item, Photo) else cut(item, frame)
-    return square if channels == 3 else np.asarray(Pillow.fromarray(square).convert("L"))[:, :, None]

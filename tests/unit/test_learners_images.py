@@ -160,14 +160,16 @@ def test_a_version_has_its_own_numbers_and_running_statistics_and_needs_no_check
     )
     task, items = tasks.build(old_spec.task), tasks.build(new_spec.task).samples("train").read(np.arange(4))
     network = task.network(task.classes).train()
+    network.to(memory_format=torch.channels_last)  # tensors that are not contiguous
     run(task.learner, network, task.learner.collate(items, None))  # moves the running statistics
     assert any(bool((buffer != 0).any()) for name, buffer in network.named_buffers() if "running_mean" in name)
     bundle.save(tmp_path / "v1", network=network, spec=old_spec, classes=task.classes, task=task)
     expected = run(task.learner, network.eval(), task.learner.collate(items, None))
     shutil.rmtree(old)
     version = bundle.load(tmp_path / "v1", augment_like=new_spec.task)
-    assert version(items).logits.equal(expected.logits)
-    assert not version([Image.fromarray(item.pixels) for item in items]).logits.equal(expected.logits)
+    assert torch.allclose(version(items).logits, expected.logits, atol=1e-5)
+    others = version([Image.fromarray(item.pixels) for item in items])
+    assert not torch.allclose(others.logits, expected.logits, atol=1e-3)
 
 
 def test_existing_specs_mean_the_small_network_and_keep_their_digests() -> None:

@@ -181,3 +181,11 @@ def test_a_share_grows_the_training_images_alone_and_in_a_fixed_order(root):
     assert 0.1 < len(parts[0]) / len(parts[2]) < 0.5
     assert opened(root, "test", share=0.3).digest == opened(root, "test").digest
     assert "share" not in ImageFolderTask(root="r").model_dump(mode="json")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_of_bytes_are_read_as_images_of_pillow_are(channels):
+    task = tasks.build(ImageFolderTask(root="gone", size=8, channels=channels))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 12, 3), dtype=np.uint8)
+    expected = task.transform([Image.fromarray(one) for one in pixels], None)
+    assert task.transform(pixels, None).equal(expected)

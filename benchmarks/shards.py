@@ -127,7 +127,7 @@ def in_process(folder: Path) -> tuple[int, float, float]:
 
 def own_rate(task: Any, positions: np.ndarray) -> float:
     """Return samples per second of CPU time of reading the members of samples, on one thread."""
-    reader = MemberReader(task._index)
+    reader = MemberReader(task._division.index)
     reader.members(0, ("jpg", "cls"))
     began = time.process_time()
     for sample in positions.tolist():
@@ -181,19 +181,16 @@ def bucket_rows(folder: Path, count: int) -> list[dict[str, Any]]:
 
 def orders(task: Any, count: int) -> dict[str, np.ndarray]:
     """Return numbers of samples in the three orders."""
-    runs = task_of(Path(task._section.files[0]).parent, shuffle="blocks", split=0).samples("train").runs
-    starts = np.arange(0, len(task._index) + runs_length(runs), runs_length(runs)).clip(max=len(task._index))
+    index, folder = task._division.index, Path(task._section.files[0]).parent
+    runs = task_of(folder, shuffle="blocks").samples("train").runs
+    length = int(np.median(np.diff(runs.starts)))
+    starts = np.arange(0, len(index) + length, length).clip(max=len(index))
     every = type(runs)(starts=np.unique(starts), window=runs.window)
     return {
         "sequential": np.arange(count),
         "blocks": BlockOrder(every, key=(0, 0))(np.arange(count)),
-        "full": np.random.default_rng(0).permutation(len(task._index))[:count],
+        "full": np.random.default_rng(0).permutation(len(index))[:count],
     }
-
-
-def runs_length(runs: Any) -> int:
-    """Return the length of most runs."""
-    return int(np.median(np.diff(runs.starts)))
 
 
 def paired(own: Callable[[], float], peer: Callable[[], float], *, rounds: int) -> dict[str, Any]:

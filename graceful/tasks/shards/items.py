@@ -31,10 +31,14 @@ class MemberReader:
     def _arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
         return self._index.array("offsets"), self._index.array("sizes"), self._index.array("digests")
 
+    @cached_property
+    def _ids(self) -> NDArray[np.str_]:
+        return self._index.array("ids")
+
     def where(self, sample: int, ending: str) -> str:
         """Return shard and name of a member, for a message."""
         shard, _ = self._index.place(sample)
-        return f"{shard.where}, member {printable(str(self._index.array('ids')[sample]))}.{ending}"
+        return f"{shard.where}, member {printable(str(self._ids[sample]))}.{ending}"
 
     def has(self, sample: int, ending: str) -> bool:
         """Return whether a sample has a member of this ending."""
@@ -77,6 +81,7 @@ class ShardRows(Sequence[dict[str, Any]]):
 
     def __init__(self, reader: MemberReader, samples: NDArray[np.int64], *, inputs: Sequence[str]) -> None:
         self._reader, self._samples, self._inputs = reader, samples, inputs
+        self._members: dict[tuple[int, str], dict[str, bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -121,7 +126,9 @@ class ShardRows(Sequence[dict[str, Any]]):
     ) -> Any:
         ending = fields.ending_of(name)
         try:
-            return read(name, self._reader.members(sample, (ending,)))
+            if (sample, ending) not in self._members:  # a JSON member may hold several fields
+                self._members[sample, ending] = self._reader.members(sample, (ending,))
+            return read(name, self._members[sample, ending])
         except ValueError as e:
             raise DataError(f"{self._reader.where(sample, ending)}: the sample {e}; correct the shard") from e
 

@@ -1,0 +1,179 @@
+"""The examples under jobs/ that have v1 and v2: error, negative flips and retrieval by treatment.
+
+    python jobs/glosses/prepare.py
+    python -m benchmarks.examples glosses            # 3 seeds, writes benchmarks/results/example_glosses.json
+    python -m benchmarks.examples glosses --quick    # 1 seed without choosing weights, prints only
+
+v1 is trained as its spec says; v2 with each treatment in place of its spec's losses. The weight of a treatment is the
+one with the lowest negative flip rate on the validation split among those whose validation error is at most 0.5 points
+above the untreated one, or else the one with the lowest error, with a seed that the report never uses. Everything is
+reported on the test split. Retrieval ranks the test split against itself without the query; cross-test: queries of v2,
+gallery of v1. CPU seconds are those of training with the outputs of predecessors that it needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from benchmarks import results, runs
+from graceful import spec, tasks
+from graceful.chain import Predecessor
+from graceful.metrics import retrieval
+from graceful.metrics.compatibility import compare_retrieval
+from graceful.programs.model_outputs import run_on_split
+from graceful.tasks.base import Split, Task
+
+JOBS = Path(__file__).parents[1] / "jobs"
+SEEDS, SELECTION_SEED = (0, 1, 2), 100
+ALLOWED_ERROR = 0.5
+INLINE = ("train.num_workers=0", "train.engine={kind: torch}")
+INFLUENCE = {"kind": "influence", "weight": 1.0}
+
+
+def _distillation(weight: float) -> dict[str, Any]:
+    return {
+        "kind": "focal_distillation",
+        "focus": "all",
+        "beta": 0.0,
+        "temperature": 2.0,
+        "allow_low_temperature": True,
+        "weight": weight,
+    }
+
+
+TREATMENTS: Mapping[str, Mapping[str, list[dict[str, Any]]]] = {
+    "untreated": {"-": []},
+    "distillation": {f"{w:g}": [_distillation(w)] for w in (0.3, 1.0, 3.0)},
+    "BCT": {"1": [INFLUENCE]},
+    "BCT + distillation": {f"1 + {w:g}": [INFLUENCE, _distillation(w)] for w in (1.0, 3.0)},
+}
+"""Treatment -> weights, as they are shown -> losses of v2."""
+
+
+def measure(example: str, seed: int, split: Split, plan: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    """Train v1, and v2 with every planned treatment and weight; one row for each v2, measured on one split."""
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        wanted = spec.load(JOBS / example / "v1.yaml", [*INLINE, f"train.seed={seed}"])
+        old_folder, old_seconds = runs.trained(wanted, folder=folder / "v1", task=tasks.build(wanted.task))
+        old = runs.load(old_folder)
+        for treatment, weights in plan.items():
+            for weight in weights:
+                losses = f"compatibility.losses={TREATMENTS[treatment][weight]}"
+                wanted = spec.load(JOBS / example / "v2.yaml", [*INLINE, f"train.seed={seed + 10_000}", losses])
+                task = tasks.build(wanted.task)
+                ancestors = [old_folder]
+                new_folder, seconds = runs.trained(
+                    wanted, folder=folder / f"v2-{len(rows)}", ancestors=ancestors, task=task
+                )
+                new = runs.load(new_folder)
+                row = {"example": example, "treatment": treatment, "weight": weight, "seed": seed, "split": split}
+                flips = runs.flips(new, old, task=task, split=split)
+                cpu_seconds = {"cpu_seconds": seconds, "v1_cpu_seconds": old_seconds}
+                rows.append({**row, **flips, **searched(new, old, task, split), **cpu_seconds})
+                print(f"{treatment} {weight}, seed {seed}: {split} error {flips['error']:.2f} %", flush=True)
+    return rows
+
+
+def searched(new: Predecessor, old: Predecessor, task: Task, split: Split) -> dict[str, float]:
+    """Recall at 1 in percent: v2 in its own gallery, v2's queries in v1's gallery, v1 in its own."""
+    samples = task.samples(split)
+    embeddings = [
+        retrieval.Embeddings(
+            ids=samples.ids,
+            labels=np.asarray(samples.classes)[samples.labels],
+            vectors=run_on_split(version, samples, 256).embeddings,
+            groups=samples.groups,
+        )
+        for version in (new, old)
+    ]
+    measured = {
+        **retrieval.self_test(embeddings[0], embeddings[0], draws=20),
+        **compare_retrieval(embeddings[0], embeddings[0], embeddings[1], embeddings[1], draws=20),
+    }
+    names = {
+        "self_test": "self_test_recall_at_1",
+        "cross_test": "cross_test_recall_at_1",
+        "old_old": "old_old_recall_at_1",
+    }
+    return {short: 100 * float(measured[name].value or 0.0) for short, name in names.items()}
+
+
+def choose(rows: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Pick each treatment's weight from its rows of the validation split."""
+    (untreated,) = (row["error"] for row in rows if row["treatment"] == "untreated")
+    chosen = {}
+    for treatment in TREATMENTS:
+        own = [row for row in rows if row["treatment"] == treatment]
+        allowed = [row for row in own if row["error"] <= untreated + ALLOWED_ERROR]
+        best = min(allowed, key=lambda row: row["nfr"]) if allowed else min(own, key=lambda row: row["error"])
+        chosen[treatment] = (best["weight"],)
+    return chosen
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds, and paired differences to the untreated v2 with their 95 % t interval."""
+    untreated = {row["seed"]: row for row in rows if row["treatment"] == "untreated"}
+    lines = [
+        f"v1: error {statistics.fmean(row['old_error'] for row in rows):.2f} %,"
+        f" {statistics.fmean(row['v1_cpu_seconds'] for row in rows) / 60:.1f} CPU minutes",
+        f"{'treatment':<20}{'weight':>8}{'error':>8}{'NFR':>7}{'d error':>16}{'d NFR':>16}{'self R@1':>10}{'cross':>7}"
+        f"{'old/old':>9}{'CPU min':>9}",
+    ]
+    for treatment in TREATMENTS:
+        own = [row for row in rows if row["treatment"] == treatment]
+        if not own:
+            continue
+        mean = {
+            key: statistics.fmean(row[key] for row in own)
+            for key in ("error", "nfr", "self_test", "cross_test", "old_old", "cpu_seconds")
+        }
+        error, nfr = (
+            runs.mean_interval([row[key] - untreated[row["seed"]][key] for row in own]) for key in ("error", "nfr")
+        )
+        lines.append(
+            f"{treatment:<20}{own[0]['weight']:>8}{mean['error']:8.2f}{mean['nfr']:7.2f}"
+            f"{error[0]:+9.2f} +-{error[1]:4.2f}{nfr[0]:+9.2f} +-{nfr[1]:4.2f}"
+            f"{mean['self_test']:10.1f}{mean['cross_test']:7.1f}{mean['old_old']:9.1f}{mean['cpu_seconds'] / 60:9.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Choose weights on the validation split, then measure on the test split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("example", choices=sorted(path.parent.name for path in JOBS.glob("*/v2.yaml")))
+    parser.add_argument("--quick", action="store_true", help="one seed, first weights, nothing written")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    options = parser.parse_args()
+    started = time.monotonic()
+    every = {treatment: tuple(weights) for treatment, weights in TREATMENTS.items()}
+    if options.quick:
+        first = {treatment: weights[:1] for treatment, weights in every.items()}
+        print(table(measure(options.example, 0, "test", first)))
+        return
+    selection = measure(options.example, SELECTION_SEED, "validation", every)
+    plan = choose(selection)
+    print("chosen on the validation split:", plan, flush=True)
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        parts = pool.starmap(measure, [(options.example, seed, "test", plan) for seed in SEEDS], chunksize=1)
+    rows = [row for part in parts for row in part]
+    print(table(rows))
+    print(results.write(f"example_{options.example}", selection + rows, time.monotonic() - started))
+
+
+if __name__ == "__main__":
+    main()

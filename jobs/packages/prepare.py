@@ -2,8 +2,9 @@
 
     python jobs/packages/prepare.py                  # needs what `apt-get update` has fetched
 
-A row of `packages.parquet` is a package: sizes and counts as numbers, maintainer, architecture and beginning of the name as
-categories, and its section, which the models learn to tell. Sections with fewer than 100 packages are left out.
+A row of `packages.parquet` is a package: sizes and counts as numbers, maintainer, architecture, parts of the name and
+the host of its home page as categories, and its section, which the models learn to tell. Sections with fewer than 100
+packages are left out.
 """
 
 from __future__ import annotations

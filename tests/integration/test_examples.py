@@ -1,4 +1,4 @@
-"""The examples under jobs/ that fetch real data: each is prepared and refreshed as its page says, reduced to seconds."""
+"""Examples under jobs/ that fetch real data: each is prepared and refreshed as its page says, reduced to seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.integration.test_refresh import graceful
 pytestmark = pytest.mark.integration
 
 JOBS = Path(__file__).parents[2] / "jobs"
-INLINE = ("--set", "train.num_workers=0", "--set", "train.engine={kind: torch}", "--set", "train.epochs=1", "--set", "gate.constraints=[]")
+SMALL = ("train.num_workers=0", "train.engine={kind: torch}", "train.epochs=1", "gate.constraints=[]")
+INLINE = tuple(word for setting in SMALL for word in ("--set", setting))
 
 
 def prepared(example: str, folder: Path, *options: str) -> Path:
@@ -54,3 +55,15 @@ def test_glosses(tmp_path: Path) -> None:
     assert rate(measured, "new_error_rate") < min(0.75, rate(measured, "old_error_rate"))
     assert 0 < rate(measured, "negative_flip_rate") < rate(measured, "positive_flip_rate")
     assert rate(measured, "cross_test_recall_at_1") > 0.2
+
+
+def test_packages(tmp_path: Path) -> None:
+    """Real numbers and categories: v2, which reads categories as well, errs less than v1."""
+    folder = prepared("packages", tmp_path)
+    first = refreshed(folder, "v1")
+    second = refreshed(folder, "v2", "--set", "task.share=0.2")
+    (against,) = second["comparisons"]
+    measured = against["measurements"]
+    assert rate(measured, "old_error_rate") == rate(first["measurements"], "error_rate")
+    assert rate(measured, "new_error_rate") < 0.9 * rate(measured, "old_error_rate")
+    assert 0 < rate(measured, "negative_flip_rate") < rate(measured, "positive_flip_rate")

@@ -169,7 +169,7 @@ def rank(queries: Embeddings, gallery: Embeddings) -> Ranking:
     )
 
 
-Relevance = Callable[[int, int, NDArray[np.int64]], NDArray[np.int64]]
+Relevance = Callable[[int, int, NDArray[np.int64]], NDArray[Any]]
 """First query, last query (not included), order of the gallery for each [B, G] -> grades in that order [B, G]."""
 
 
@@ -180,7 +180,7 @@ def _relevance(queries: Embeddings, gallery: Embeddings) -> Relevance:
         return lambda start, stop, order: np.take_along_axis(grid.block(start, stop), order, axis=1)
     table: dict[Any, int] = {}
     query_labels, gallery_labels = encode(table, queries.labels), encode(table, gallery.labels)
-    return lambda start, stop, order: (gallery_labels[order] == query_labels[start:stop, None]).astype(np.int64)
+    return lambda start, stop, order: gallery_labels[order] == query_labels[start:stop, None]
 
 
 def _query_columns(query_ids: NDArray[Any], gallery_ids: NDArray[Any]) -> NDArray[np.int64]:
@@ -202,7 +202,7 @@ def normalised(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def _rank_chunk(
     scores: NDArray[np.float64],
     query_columns: NDArray[np.int64],
-    grades_in: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    grades_in: Callable[[NDArray[np.int64]], NDArray[Any]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Return positives, rank of the first hit, average precision and gain of each row of similarities.
 
@@ -223,12 +223,12 @@ def _rank_chunk(
     precision = hit_numbers / (column + 1.0)
     first_hit = np.full(len(scores), NEVER, dtype=np.int64)
     first_hit[hit_counts > 0] = column[start[hit_counts > 0]] + 1
-    gain = _gain(row, column, grades[row, column], ideal=_ideal_gain(grades))
+    gain = _gain(row, column, grades[row, column], ideal=_ideal_gain(grades, positives))
     return positives, first_hit, _averaged(row, precision, positives), gain
 
 
 def _gain(
-    row: NDArray[np.int64], column: NDArray[np.int64], grades: NDArray[np.int64], *, ideal: NDArray[np.float64]
+    row: NDArray[np.int64], column: NDArray[np.int64], grades: NDArray[Any], *, ideal: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the normalised discounted cumulative gain of each query: sum of grade / log2(rank + 1), over the ideal."""
     near = column < DEPTH
@@ -237,11 +237,14 @@ def _gain(
         return np.asarray(np.where(ideal > 0, total / ideal, np.nan))
 
 
-def _ideal_gain(grades: NDArray[np.int64]) -> NDArray[np.float64]:
+def _ideal_gain(grades: NDArray[Any], positives: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the gain of each query if its best items came first."""
+    discounts = 1.0 / np.log2(np.arange(DEPTH) + 2.0)
+    if grades.dtype == np.bool_:
+        return np.concatenate(([0.0], np.cumsum(discounts)))[np.minimum(positives, DEPTH)]
     depth = min(DEPTH, grades.shape[1])
     best = -np.sort(np.partition(-grades, depth - 1, axis=1)[:, :depth], axis=1)
-    return np.asarray((best / np.log2(np.arange(depth) + 2.0)).sum(axis=1))
+    return np.asarray((best * discounts[:depth]).sum(axis=1))
 
 
 def _averaged(

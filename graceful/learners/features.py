@@ -69,7 +69,8 @@ class FeatureLearner:
             return numbers
         texts = texts_of(items, columns.categories, numbers=columns.features)
         codes = [[code.get(text, 0) for text in values] for code, values in zip(self._codes, texts, strict=True)]
-        return {"numbers": numbers, "categories": torch.tensor(codes, dtype=torch.int64).T.contiguous()}
+        categories = torch.tensor(codes, dtype=torch.int64).T.contiguous()
+        return {**({"numbers": numbers} if columns.features else {}), "categories": categories}
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
         """As `Learner.forward`; there is one encoder."""

@@ -19,7 +19,7 @@ def width_of(values: int) -> int:
 
 
 class TabularBody(nn.Module):
-    """Batch {numbers [B, F], categories [B, K] int64} -> embedding [B, d].
+    """Batch {numbers [B, F], categories [B, K] int64} -> embedding [B, d]; numbers may be left out.
 
     Row 0 of each table of embeddings stands for values that are unknown or missing. It begins at zero and stays there
     unless values are missing in training, so that an unknown value adds nothing.
@@ -40,5 +40,6 @@ class TabularBody(nn.Module):
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
         """Batch of the learner -> embedding [B, d]."""
         codes = x["categories"]
-        embedded = [embedding(codes[:, index]) for index, embedding in enumerate(self.embeddings)]
-        return cast(Tensor, self.layers(torch.cat([x["numbers"], *embedded], dim=1)))
+        parts = [x["numbers"]] if "numbers" in x else []
+        parts += [embedding(codes[:, index]) for index, embedding in enumerate(self.embeddings)]
+        return cast(Tensor, self.layers(torch.cat(parts, dim=1)))

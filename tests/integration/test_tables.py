@@ -122,10 +122,12 @@ def test_adapters_in_one_chain_are_served_from_the_copy_of_their_base(tmp_path: 
     assert served(tmp_path, 2, texts) == ["red", "blue", "green"]
 
 
-def test_numbers_are_served_as_they_were_standardised(tmp_path: Path) -> None:
-    parquet(tmp_path / "rows.parquet", rows(600))
-    columns = {"features": ["weight", "height"], "label": "label", "id": "id"}
+def test_numbers_and_categories_are_served_as_they_were_learnt(tmp_path: Path) -> None:
+    shades = ("dark", "light")
+    parquet(tmp_path / "rows.parquet", [{**row, "shade": shades[place % 2]} for place, row in enumerate(rows(600))])
+    columns = {"features": ["weight", "height"], "categories": ["shade"], "label": "label", "id": "id"}
     report = refreshed(tmp_path, "v1", task={"columns": columns})
     assert report["measurements"]["error_rate"]["value"] < 0.5
     (tmp_path / "rows.parquet").unlink()
-    assert served(tmp_path, 1, [[-2.0, 0.0], [4.0, 0.0]]) == ["red", "blue"]
+    items = [{"weight": -2.0, "height": 0.0, "shade": "dark"}, {"weight": 4.0, "height": 0.0, "shade": "never seen"}]
+    assert served(tmp_path, 1, items) == ["red", "blue"]

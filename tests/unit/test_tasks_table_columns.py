@@ -14,6 +14,7 @@ import torch
 from graceful import tasks
 from graceful.errors import DataError, SpecError
 from graceful.learners import run
+from graceful.learners.batch import finite_rows
 from graceful.learners.features import CATEGORIES, NUMBERS
 from tests.unit.test_tasks_table import build, csv, json_lines, parquet, rows
 
@@ -166,6 +167,7 @@ def test_a_network_of_categories_alone_learns_what_they_say(tmp_path: Path) -> N
         optimizer.step()
     assert (run(task.learner, network, batch).logits.argmax(1) == labels).all()
     assert NUMBERS not in task.learner.assets()
+    assert finite_rows(batch).all()
 
 
 @pytest.mark.parametrize(

@@ -96,15 +96,21 @@ class Division:
         self.index = index
         self.folder = index.folder.with_name(storage.sha256_json(identity))
         self._meta = opened(self.folder, lambda part: _Build(index, part).run())
+        self._parts: dict[str, Part] = {}
         self.known: tuple[str, ...] = tuple(self._meta["known"])
         self.names: tuple[str, ...] = tuple(self._meta["parts"])
 
     def part(self, name: str) -> Part:
-        """Return one split.
+        """Return one split; every call returns the same arrays.
 
         Raises:
             KeyError: There is none of that name.
         """
+        if name not in self._parts:
+            self._parts[name] = self._opened(name)
+        return self._parts[name]
+
+    def _opened(self, name: str) -> Part:
         meta = self._meta["parts"][name]
         weighted = name == _TRAIN and self.index.section.columns.weight is not None
         return Part(

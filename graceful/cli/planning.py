@@ -201,6 +201,8 @@ def _local_paths(resolved: RefreshSpec) -> list[tuple[str, str]]:
     if isinstance(task, TableTask | ShardsTask):
         files = task.files.values() if isinstance(task.files, dict) else [task.files]
         paths = [("task.files", name) for names in files for name in names]
+    if isinstance(task, TableTask) and task.judgments is not None:
+        paths += [("task.judgments.files", name) for name in task.judgments.files]
     network = getattr(task, "network", None)
     checkpoint = getattr(network, "checkpoint", None)
     if checkpoint is not None and getattr(network, "revision", None) is None:

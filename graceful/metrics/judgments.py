@@ -5,6 +5,7 @@ Without them, an item answers a query if both have the same label.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,11 @@ class Judgments:
             first = int(np.argmin(self.grades))
             pair = f"query {str(self.queries[first])!r} and item {str(self.items[first])!r}"
             raise DataError(f"judgments: the grade of {pair} must be 0 or more, got {self.grades[first]}; correct it")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all judgments in their order."""
+        lines = zip(self.queries.tolist(), self.items.tolist(), self.grades.tolist(), strict=True)
+        return hashlib.sha256("\n".join(map(repr, lines)).encode("utf-8", "surrogatepass")).hexdigest()
 
     def grid(self, query_ids: NDArray[np.str_], item_ids: NDArray[np.str_]) -> Grid:
         """Return the judgments of some queries on a gallery, both sorted by id; pairs with other ids are left out."""

@@ -130,6 +130,10 @@ def _anchored(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     if isinstance(network, Mapping) and "checkpoint" in network and network.get("revision") is None:
         checkpoint = _absolute(network["checkpoint"], "task.network.checkpoint", where)
         task["network"] = {**network, "checkpoint": checkpoint}
+    judgments = task.get("judgments")
+    if isinstance(judgments, Mapping) and "files" in judgments:
+        files = _absolute(judgments["files"], "task.judgments.files", where)
+        task["judgments"] = {**judgments, "files": files}
     return {**document, "task": task}
 
 

@@ -66,6 +66,29 @@ class WordDropout(Section):
     """Probability of a word to be left out; words are what white space separates."""
 
 
+class JudgmentFiles(Section):
+    """Which items of the gallery split answer which query, and how well; the columns are those of BEIR's `qrels`."""
+
+    files: tuple[str, ...]
+    """As `files` of the task."""
+    query: str = "query-id"
+    """Column with ids of queries."""
+    item: str = "corpus-id"
+    """Column with ids of items."""
+    grade: str | None = "score"
+    """Column with whole numbers, 0: irrelevant; None: every row names an item that answers its query."""
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _listed(cls, files: Any) -> Any:
+        return _tuple(files)
+
+    @field_validator("files", mode="after")
+    @classmethod
+    def _addresses(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_address, files))
+
+
 class TableTask(Section):
     """Rows of Parquet, Arrow, JSON lines or CSV files, read with Hugging Face datasets."""
 
@@ -75,6 +98,8 @@ class TableTask(Section):
     or these for each split."""
     columns: Columns
     """Which column holds what."""
+    judgments: Annotated[JudgmentFiles | None, Field(exclude_if=lambda judgments: judgments is None)] = None
+    """Judgments that decide in place of labels which rows of the gallery split answer a query."""
     classes: tuple[str, ...] | None = None
     """Classes to learn, in this order; None: all labels of the training rows, sorted."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -138,6 +163,7 @@ class TableTask(Section):
         elif not self.files:
             raise ValueError("files must name at least one file")
         self._require_network()
+        self._require_judged_splits()
         if self.augment is not None and self.columns.text is None:
             raise ValueError("augment is for texts; leave it out")
         if self.columns.image is None and (self.shift or self.flip):
@@ -147,6 +173,15 @@ class TableTask(Section):
                 f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
             )
         return self
+
+    def _require_judged_splits(self) -> None:
+        """Refuse judgments of rows that have no names, or of splits that files lack."""
+        if self.judgments is None:
+            return
+        if self.columns.id is None:
+            raise ValueError("judgments names rows by columns.id; name that column")
+        if isinstance(self.files, dict) and not {"query", "gallery"} <= set(self.files):
+            raise ValueError("judgments needs the splits query and gallery; add them to files")
 
     def _require_network(self) -> None:
         """Refuse a network that does not read what is embedded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from graceful.learners.text import TextLearner
 from graceful.spec.networks import Perceptron, TransformersNetwork
 from graceful.spec.table import TableTask
 from graceful.tasks.base import Samples, Split
-from graceful.tasks.table import pictures, rows
+from graceful.tasks.table import judged, pictures, rows
 from graceful.tasks.table.division import Division, Part
 from graceful.tasks.table.index import ALL, inputs_of, open_index
 from graceful.tasks.table.mapping import mappings_of
@@ -121,7 +122,7 @@ class TableOfRows:
             pages.read(len(positions))
             return self._rows(index.table, part.rows[positions].astype(np.int64))
 
-        return Samples(
+        samples = Samples(
             ids=division.ids(split),
             labels=part.labels,
             classes=part.classes,
@@ -130,6 +131,14 @@ class TableOfRows:
             digest=self._digest(index.table, part),
             weights=part.weights,
         )
+        return self._judged(samples) if split == "query" and self._section.judgments is not None else samples
+
+    def _judged(self, queries: Samples) -> Samples:
+        """Return the queries with their judgments."""
+        assert self._section.judgments is not None
+        names = [np.asarray(ids, dtype=np.str_) for ids in (queries.ids, self.samples("gallery").ids)]
+        judgments = judged.read(self._section.judgments, queries=names[0], items=names[1])
+        return replace(queries, judgments=judgments, digest=storage.sha256_json([queries.digest, judgments.digest()]))
 
     def _rows(self, table: Table, positions: NDArray[np.int64]) -> rows.Rows:
         image = self._section.columns.image

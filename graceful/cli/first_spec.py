@@ -63,7 +63,7 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
         raise SpecError(f"{target} exists; add --force to replace it, or --out for another file")
     data = data_guess.look(path)
     task = _task(path, data, target, answers)
-    model = answers.model or _answer("Name of the model family", _name(path))
+    model = answers.model or _answer("Name of the model family", _name(path if path.exists() else path.parent))
     document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
     few = _batch_of_few(data.columns[0].rows) if data.kind == "table" else None
     if task.get("network", {}).get("kind") == "transformers":

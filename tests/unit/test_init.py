@@ -110,6 +110,7 @@ def test_shards_are_recognised(name: str, command_line: Run, tmp_path: Path) -> 
     assert command_line("init", name).returncode == 0
     task = spec.load(tmp_path / "v1.yaml").task
     assert (task.kind, task.members.image, task.members.label) == ("shards", ("png",), "cls")
+    assert spec.load(tmp_path / "v1.yaml").model == ("001" if name.endswith("001.tar") else "photos")
     assert task.files == (str(tmp_path / (name if name.endswith(".tar") else "photos/*.tar")),)
 
 

@@ -58,6 +58,8 @@ def test_images_are_read_by_range_and_do_not_depend_on_how_they_are_sharded(tmp_
         wanted = shards.Image.open(io.BytesIO(shards.picture(images[row]))).convert("RGB")
         assert photo.square(Frame(size=16)).tolist() == np.asarray(wanted).tolist()
     assert few.transform(photos, None).shape == (2, 3, 64, 64)
+    folder = tasks.build(spec.ImageFolderTask(root="/gone", size=8, channels=1))  # of a predecessor
+    assert folder.transform(photos, None).shape == (2, 1, 8, 8)
     assert set(thumbnails(train.ids[:3].tolist(), train)) == set(train.ids[:3].tolist())
 
 

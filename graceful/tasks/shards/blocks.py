@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +24,8 @@ from graceful.storage import StoredObject
 
 BLOCK = 4 * 2**20
 """Bytes that one request fetches."""
-DEFAULT_GB = 20.0
+DEFAULT = 20 * 10**9
+"""Bytes of a cache for which no limit is named."""
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 """Of the threads of a process that want the same block."""
 
@@ -108,17 +110,28 @@ class BlockCache:
 def shared_cache() -> BlockCache:
     """Return the cache of this machine, below graceful's folder, with the limit that the environment names.
 
+    Without one it is 20 GB, or half of what is free on the disk.
+
     Raises:
         SpecError: The variable holds no number above 0.
     """
+    folder = homes.folder() / "cache" / "shards" / "blocks"
     text = os.environ.get(SHARD_CACHE_GB_VARIABLE, "").strip()
+    if not text:
+        return _cache(folder, min(DEFAULT, _free_bytes(folder) // 2))
     try:
-        limit = float(text or DEFAULT_GB)
+        limit = float(text)
     except ValueError:
         limit = math.nan
     if not 0.0 < limit < math.inf:
-        raise SpecError(f"{SHARD_CACHE_GB_VARIABLE}={text}: must be a number of gigabytes above 0; write {DEFAULT_GB}")
-    return _cache(homes.folder() / "cache" / "shards" / "blocks", int(limit * 1e9))
+        raise SpecError(f"{SHARD_CACHE_GB_VARIABLE}={text}: must be a number of gigabytes above 0; write 20")
+    return _cache(folder, int(limit * 1e9))
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk on which a folder is, or will be."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 @lru_cache(maxsize=4)

@@ -109,12 +109,12 @@ def _cut(document: Mapping[str, Any], where: str) -> tuple[Any, Any, bool]:
     """Return size, share of the shorter side, and whether images are stretched."""
     size, crop = document.get("size"), document.get("crop_size")
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else None
-    side = _side(size)
+    side = _side(size, where)
     if "crop_pct" in document and shortest is not None:  # ConvNeXt
         whole = shortest >= _CONVNEXT_STRETCHES_FROM
         return shortest, 1.0 if whole else document["crop_pct"] or 1.0, whole
     if document.get("do_center_crop", crop is not None) and crop is not None:
-        target = _side(crop)
+        target = _side(crop, where)
         between = shortest or side or target
         if _is_number(target) and _is_number(between) and between > 0:
             return target, min(1.0, target / between), False
@@ -123,12 +123,14 @@ def _cut(document: Mapping[str, Any], where: str) -> tuple[Any, Any, bool]:
     return (side, 1.0, True) if side is not None else (shortest, 1.0, False)
 
 
-def _side(size: Any) -> Any:
+def _side(size: Any, where: str) -> Any:
     """Return the side of a square; None where there is none."""
-    if isinstance(size, Mapping):
-        height, width = size.get("height"), size.get("width")
-        return height if height == width else None
-    return size
+    if not isinstance(size, Mapping):
+        return size
+    height, width = size.get("height"), size.get("width")
+    if height != width:
+        raise DataError(f"{where}: images of {height} x {width} pixels, and networks get squares; choose another model")
+    return height
 
 
 def _triple(values: Any, default: float) -> tuple[Any, ...]:

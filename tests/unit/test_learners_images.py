@@ -132,6 +132,7 @@ def test_numbers_of_usual_processors(document: dict[str, Any], expected: dict[st
     ("document", "message"),
     [
         ({}, "p.json: has no size of images"),
+        ({"size": {"height": 32, "width": 48}}, "images of 32 x 48 pixels, and networks get squares"),
         ({"size": "large"}, "size of images must be a number, got 'large'"),
         ({"size": 4096}, r"size of images must be whole, in \[1, 1024\], got 4096"),
         ({"size": 32, "image_std": [0.5, 0.5, 0]}, "deviations above 0"),

@@ -187,13 +187,22 @@ def _stage(item: Registration, node: Any, folder: Path, created: str) -> dict[st
         "run_id": item.tracking_run,
         "utc_time_created": created,
     }
-    requirement = f"graceful-ai=={graceful.__version__}"
+    requirement = f"graceful-ai{_extra(item.spec)}=={graceful.__version__}"
     (folder / "MLmodel").write_text(yaml.safe_dump(described), encoding="utf-8")
     (folder / "requirements.txt").write_text(requirement + "\n", encoding="utf-8")
     environment = {"python": "3.11", "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(yaml.safe_dump(environment), encoding="utf-8")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+def _extra(spec: Mapping[str, Any]) -> str:
+    """Return the extra of graceful whose packages a version's network needs where it is served; empty: none."""
+    task = spec.get("task", {})
+    kind = (task.get("network") or {}).get("kind")
+    if kind == "transformers":
+        return "[text]" if (task.get("columns") or task.get("members") or {}).get("text") else "[vision]"
+    return "[zoo]" if kind == "timm" else ""
 
 
 def _record(

@@ -116,6 +116,8 @@ def test_adapters_in_one_chain_are_served_from_the_copy_of_their_base(tmp_path: 
     for name in ("v1", "v2"):
         assert (tmp_path / "runs" / f"rows-{name}" / "model" / "model.safetensors").stat().st_size < whole / 4
     shutil.rmtree(base)
+    requirements = [path.read_text() for path in (tmp_path / "artifacts").rglob("requirements.txt")]
+    assert [text.partition("==")[0] for text in requirements] == ["graceful-ai[text]"] * 2
     copies = [path for path in tmp_path.rglob("model.safetensors") if path.stat().st_size == whole]
     assert len(copies) == 1
     texts = ["small red ball", "an old blue cup", "new green box"]

@@ -16,6 +16,7 @@ from graceful import spec, tasks
 from graceful.errors import DataError, SpecError
 from graceful.programs.flipped import excerpts, thumbnails
 from graceful.tasks.photos import Frame
+from graceful.tasks.shards import files
 from graceful.tasks.shards.files import expanded
 from tests.support import shards
 from tests.support.shards import Sample, packed, samples, write
@@ -279,11 +280,13 @@ def test_shards_that_change_under_the_run_are_refused(tmp_path: Path) -> None:
         train.read(np.arange(1))
 
 
-def test_patterns_stand_for_shards() -> None:
+def test_patterns_stand_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expanded("{a,b}/{0..1}.tar") == ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]
-    with pytest.raises(DataError, match="stands for more than 1000000 shards"):
-        expanded("{0..9}{0..999999}.tar")
+    monkeypatch.setattr(files, "MOST", 99)
+    for name in ("{0..9}{0..9}.tar", "{0..100}.tar"):
+        with pytest.raises(DataError, match="stands for more than 99 shards; write a pattern with"):
+            expanded(name)
 
 
 def test_shards_that_are_not_there_or_named_twice_are_refused(tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_killed_search_loses_no_trial_and_repeats_none(home: Path) -> None:
     assert len(after) == TRIALS + 1  # one reference run: no fit was made for nothing
     _check_mlflow(home, trials=TRIALS)
     _check_repeated(home, path, done.stdout)
-    _check_grows(home, path, folder)
+    other = graceful("tune", path, "--set", "tune.space.runs=[2]", home=home)
+    assert other.returncode == 2
+    assert "begun with another tune" in other.stderr
 
 
 def _check_mlflow(home: Path, *, trials: int) -> None:
@@ -137,20 +139,6 @@ def _check_repeated(home: Path, path: Path, printed: str) -> None:
     again = graceful("tune", path, "-o", "json", home=home)
     assert again.stdout == printed
     assert all(at < started for at in finished(home / "tunes" / "digits-v2").values())
-
-
-def _check_grows(home: Path, path: Path, folder: Path) -> None:
-    """More trials continue, here without Ray; another space under the same name is refused."""
-    before = finished(folder)
-    more = graceful("tune", path, "--trials", TRIALS + 1, "--set", "tune.max_concurrent=1", "-o", "json", home=home)
-    assert more.returncode in (0, 3), more.stderr
-    assert json.loads(more.stdout)["trials"] == TRIALS + 1
-    after = finished(folder)
-    assert len(after) == len(before) + 1
-    assert {name: after[name] for name in before} == before
-    other = graceful("tune", path, "--set", "tune.space.runs=[2]", home=home)
-    assert other.returncode == 2
-    assert "begun with another tune" in other.stderr
 
 
 def test_error_rate_that_cannot_be_met_ends_with_3_and_the_closest_point(home: Path) -> None:

@@ -113,19 +113,23 @@ def stop(run: str, output: str, **location_options: str | None) -> int:
 
 @click.command(short_help="Resume a stopped or failed run.")
 @click.argument("run")
-@options(*LOCATION, OUTPUT)
-def resume(run: str, output: str, **location_options: str | None) -> int:
+@options(*LOCATION)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@OUTPUT
+def resume(run: str, output: str, *, yes: bool, **location_options: str | None) -> int:
     """Send RUN again under the same run id; it goes on from its last checkpoint.
 
-    A run that is not over is left alone.
+    With --on NAME it is sent with the machines, image and accounts that the profile names today; what is different
+    from before is shown and asked about. A run that is not over is left alone.
 
     \b
-    Example:
+    Examples:
       graceful resume glyphs-v2 --on kind
+      graceful resume glyphs-v2 --on kind --yes    # e.g. after more memory in cluster/kind.yaml
     """
     from graceful.cli import following
 
-    return following.resume(run, following.RunLocation(**location_options), output=output)
+    return following.resume(run, following.RunLocation(**location_options), yes=yes, output=output)
 
 
 @click.command("list", short_help="List the runs that were submitted.")

@@ -7,6 +7,7 @@ last line says how to come back.
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,11 +16,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from graceful import homes
+from graceful import homes, redact
 from graceful.cli import output as out
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, GracefulError, SpecError
 from graceful.launch import follow, names
-from graceful.launch.backend import Handle, Phase, Runs, Status
+from graceful.launch.backend import Handle, Phase, Renews, Runs, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class RunLocation:
         from graceful.launch.kuberay import backend as kuberay
 
         profile = self._beside_kubernetes
+        if profile is None and self._profile is not None and self._profile.kubernetes is not None:
+            there = {"namespace": self.namespace} if self.namespace else {}
+            cluster = self._profile.kubernetes.model_copy(update=there)
+            return kuberay.KubeRayBackend(profile=cluster, connect=lambda: self.kube, warn=warn)
         if profile is None:
             return kuberay.KubeRayRuns(connect=lambda: self.kube, warn=warn)
         self._require_no_kubernetes(profile.kind)
@@ -188,10 +193,32 @@ def stop(run: str, location: RunLocation, *, output: str) -> int:
     return _report(status, output, "it had ended before" if ended else advice)
 
 
-def resume(run: str, location: RunLocation, *, output: str) -> int:
-    """Send a stopped or failed run again."""
-    status = location.runs.resume(location.handle(run))
+def resume(run: str, location: RunLocation, *, yes: bool, output: str) -> int:
+    """Send a stopped or failed run again; what the profile says differently today is shown and asked about.
+
+    Raises:
+        SpecError: Nobody can be asked.
+    """
+    handle = location.handle(run)
+    lines = location.runs.renewal(handle) if isinstance(location.runs, Renews) else ()
+    for line in lines:
+        out.talk(redact.shown(line))
+    if lines and not yes and not _agreed(run, location):
+        out.talk("not sent")
+        return 0
+    status = location.runs.resume(handle)
     return _report(status, output, f"follow it with `graceful logs -f {run}{location.options()}`")
+
+
+def _agreed(run: str, location: RunLocation) -> bool:
+    if not sys.stdin.isatty():
+        raise SpecError(
+            f"resume: the profile {location.on} would send {run} differently than it was sent (the lines above), and"
+            " nobody can be asked here (stdin is no terminal); add --yes"
+        )
+    import click
+
+    return click.confirm(f"resume {run} as {location.on} says today?", err=True)
 
 
 def listing(location: RunLocation, *, output: str) -> int:

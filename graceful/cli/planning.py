@@ -68,7 +68,8 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
         out.line(str(handle))
         if planned.differences[-1].change in (Change.NONE, Change.UPDATE):
             out.talk(
-                "it was there already and is left as it is; `graceful resume` is for one that failed or was stopped"
+                "it was there already and is left as it is; if it has failed or was stopped, `graceful resume"
+                f" {planned.job.run_id} --on {on}` sends it again, with what the profile says today"
             )
         _follow_up(handle, on)
     else:

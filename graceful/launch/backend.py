@@ -282,6 +282,19 @@ class Watched(Protocol):
         ...
 
 
+@runtime_checkable
+class Renews(Protocol):
+    """What backends may offer besides: a run resumes with what its profile says today."""
+
+    def renewal(self, handle: Handle) -> tuple[str, ...]:
+        """Return how the job that `resume` would send differs from the one that was sent; empty: not at all.
+
+        Raises:
+            SpecError: There is no such job.
+        """
+        ...
+
+
 class Backend(Runs, Protocol):
     """A backend runs programs: this machine, a Ray cluster, Kubernetes."""
 

@@ -52,10 +52,12 @@ class Memory:
         bare = ({key: value for key, value in one.items() if key != "kind"} for one in found)  # as the server lists
         return Listing(items=tuple(bare), resource_version="1")
 
-    def create(self, document: Mapping[str, Any]) -> Json:
+    def create(self, document: Mapping[str, Any], *, dry_run: bool = False) -> Json:
         key = (document["kind"], document["metadata"]["name"])
         if key in self.objects:
             raise ConflictError(str(key))
+        if dry_run:
+            return copy.deepcopy({**document})
         self.made += 1
         meta = {"uid": f"u{self.made}", "creationTimestamp": NOW.isoformat(), **document["metadata"]}
         self.objects[key] = copy.deepcopy({**document, "metadata": meta})
@@ -128,7 +130,17 @@ def test_stop_writes_the_job_down_before_it_deletes_it_and_keeps_its_document() 
     assert list(runs.listing(kube(memory))) == [stopped]
 
 
-@pytest.mark.parametrize("status", [DONE, FAILED, {"jobDeploymentStatus": "ValidationFailed"}])
+def test_stopping_a_failed_run_takes_its_pods_away_and_keeps_why_it_failed() -> None:
+    memory = Memory()
+    job(memory, "a", FAILED)
+    stopped = runs.stop(kube(memory), "a")
+    assert stopped.phase is Phase.STOPPED
+    assert stopped.cause.startswith("failed (")
+    assert memory.deleted == [("RayJob", "a")]
+    assert runs.status(kube(memory), "a") == stopped
+
+
+@pytest.mark.parametrize("status", [DONE, {"jobDeploymentStatus": "ValidationFailed"}])
 def test_stopping_what_is_over_changes_nothing(status: Json) -> None:
     memory = Memory()
     job(memory, "a", status)

@@ -127,6 +127,7 @@ class KubeRayBackend(KubeRayRuns):
             *validate.validate(rayjob),
             *_unmet(job, self.profile),
             *(manifests.ranks(job, self.profile).faults() if job.workers else ()),
+            *_left(differences[-1]),
             *refusals,
         )
         return Plan(
@@ -163,6 +164,21 @@ class KubeRayBackend(KubeRayRuns):
         for document in config:
             _own(kube, document, live)
         return planned.handle
+
+    def resume(self, handle: Handle) -> Status:
+        """Send a stopped or failed run again, with image, machines and accounts as the profile says today."""
+        from graceful.launch.kuberay import renewal, runs
+
+        kube = self.kube()
+        return runs.resume(kube, self.name(handle), renew=lambda sent: renewal.renewed(kube, sent, self.profile))
+
+    def renewal(self, handle: Handle) -> tuple[str, ...]:
+        """Return how the job that `resume` would send differs from the one that was sent."""
+        from graceful.launch.kuberay import renewal, runs
+
+        kube = self.kube()
+        sent = runs.sent(kube, self.name(handle))
+        return () if sent is None else renewal.difference(kube, sent, renewal.renewed(kube, sent, self.profile))
 
     def _where(self) -> str:
         context = f", context {self.profile.context}" if self.profile.context else ""
@@ -280,6 +296,21 @@ def _refusal(document: Document, error: GracefulError) -> Finding:
 
 def _unknown(document: Document, reason: str) -> Difference:
     return Difference(document=plan.title(document), change=Change.UNKNOWN, lines=(reason,))
+
+
+def _left(rayjob: Difference) -> tuple[Finding, ...]:
+    """Return a warning where a job is there that the profile would make differently today: submitting leaves it."""
+    if rayjob.change is not Change.UPDATE:
+        return ()
+    return (
+        Finding(
+            rule="left-as-it-is",
+            severity=Severity.WARNING,
+            where=rayjob.document,
+            message="it is there already, and submitting does not change it",
+            remedy="resume it, if it has failed or was stopped: it is sent again with what the profile says today",
+        ),
+    )
 
 
 def _unmet(job: JobSpec, profile: KubeRay) -> tuple[Finding, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -69,7 +69,9 @@ def listing(kube: Kube) -> Sequence[Status]:
 
 
 def stop(kube: Kube, name: str) -> Status:
-    """Write the job down and delete it, which stops its program first; what is over stays as it is.
+    """Write the job down and delete it, which stops its program first; what has succeeded stays as it is.
+
+    A failed run loses its pods, if it still has some, and can resume.
 
     Raises:
         SpecError: There is no such run.
@@ -80,17 +82,27 @@ def stop(kube: Kube, name: str) -> Status:
     except NotFoundError as e:
         return _recorded(_record(kube, name, e))
     current = Observer(kube=kube, name=name).status_of(job)
-    if current.phase.terminal:
+    if current.phase.terminal and current.phase is not Phase.FAILED:
         return current
-    stopped = replace(
-        current, phase=Phase.STOPPED, cause=f"stopped while {current.phase}; resume goes on", exit_code=EXIT_TRAINING
-    )
+    failed = f"failed ({current.cause}) and put away"
+    cause = failed if current.phase is Phase.FAILED else f"stopped while {current.phase}"
+    stopped = replace(current, phase=Phase.STOPPED, cause=f"{cause}; resume goes on", exit_code=EXIT_TRAINING)
     _delete(kube, job, stopped)
     return stopped
 
 
-def resume(kube: Kube, name: str, *, patience: Patience | None = None) -> Status:
+Renew = Callable[[Document], dict[str, Any]]
+"""The job that was sent -> the job to send."""
+
+
+def resume(kube: Kube, name: str, *, patience: Patience | None = None, renew: Renew = dict) -> Status:
     """Send a stopped or failed run again, under the same run id; one that is running is left alone.
+
+    Args:
+        kube: The API server.
+        name: Of the job.
+        patience: With the deletion of the old job.
+        renew: Makes the job to send of the one that was sent.
 
     Raises:
         SpecError: No such run, it has succeeded, it is invalid, or the document that it reads is gone.
@@ -100,20 +112,35 @@ def resume(kube: Kube, name: str, *, patience: Patience | None = None) -> Status
         job = kube.get("RayJob", name)
     except NotFoundError as e:
         record = _record(kube, name, e)
-        return _send_again(kube, json.loads(record["data"][JOB_FILE]))
+        return _send_again(kube, renew(json.loads(record["data"][JOB_FILE])))
     now = read(job)
     if now.phase in (Phase.SUCCEEDED, Phase.INVALID):
         raise SpecError(f"{now.run_id}: {now.phase}; nothing to resume, submit its spec again under a new name")
     if job["metadata"].get("deletionTimestamp"):
         _wait_until_deleted(kube, job, patience or kube.patience)
-        return _send_again(kube, as_sent(job))
+        return _send_again(kube, renew(as_sent(job)))
     if not now.phase.terminal:
         return now
     if (job.get("spec") or {}).get("suspend"):
         return read(kube.patch("RayJob", name, {"spec": {"suspend": False}}))
+    again = renew(as_sent(job))  # before anything is deleted
     _delete(kube, job, now)
     _wait_until_deleted(kube, job, patience or kube.patience)
-    return _send_again(kube, as_sent(job))
+    return _send_again(kube, again)
+
+
+def sent(kube: Kube, name: str) -> Document | None:
+    """Return the job of a stopped or failed run as it was sent; None: the run is not over.
+
+    Raises:
+        SpecError: There is no such run.
+    """
+    try:
+        job = kube.get("RayJob", name)
+    except NotFoundError as e:
+        document: Document = json.loads(_record(kube, name, e)["data"][JOB_FILE])
+        return document
+    return as_sent(job) if read(job).phase is Phase.FAILED else None
 
 
 def as_sent(job: Document) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from graceful.launch.refusals import ApiError
 from tests.cluster.conftest import Cluster
 from tests.support import launch
 from tests.support.launch import changed, job
+from tests.support.replay import write_status
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,20 @@ def test_the_server_accepts_every_shipped_profile_and_its_pods_under_restricted(
         pod["metadata"] = {"name": "probe", "namespace": restricted.namespace, **template["metadata"]}
         restricted.create(pod, dry_run=True)
     assert restricted.list("ConfigMap", selector=names.SELECTOR).items == ()
+
+
+def test_a_failed_run_resumes_with_the_profile_of_today_and_defaults_are_no_difference(restricted: Kube) -> None:
+    text = json.dumps({"model": "glyphs", "train": {"num_workers": 2}})
+    small = backend(restricted, worker={"memory": "2Gi"})
+    handle = small.submit(small.plan(job(document=text)))
+    write_status(restricted, handle.name, {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"})
+    assert small.renewal(handle) == ()
+    large = backend(restricted, worker={"memory": "3Gi"})
+    lines = [line for line in large.renewal(handle) if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert {"".join(line.split()) for line in lines} == {"-memory:2Gi", "+memory:3Gi"}
+    large.resume(handle)
+    (group,) = restricted.get("RayJob", handle.name)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == "3Gi"
 
 
 def test_restricted_refuses_the_same_pod_unhardened(restricted: Kube) -> None:

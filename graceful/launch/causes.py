@@ -64,6 +64,17 @@ def waiting(evidence: Evidence, ray_cluster: str) -> str:
     )
 
 
+def submitter_waiting(evidence: Evidence) -> str:
+    """Return why the pod that submits has not started, or an empty text; the machines of the job are there."""
+    pods = [pod for pod in evidence.pods if role(pod) == "submitter" and not is_being_deleted(pod)]
+    reason = (
+        _first(map(_image, pods))
+        or _first(map(_container, pods))
+        or _first(_unschedulable(pod, evidence.events) for pod in pods)
+    )
+    return f"the pod that submits the job is waiting: {reason}" if reason else ""
+
+
 def out_of_memory(message: str, pods: Sequence[Document]) -> str:
     """Return how Ray's monitor or the kernel killed something for its memory; empty if neither did.
 

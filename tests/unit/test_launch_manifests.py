@@ -16,7 +16,7 @@ from graceful import documents
 from graceful.errors import SpecError
 from graceful.launch import names, plan, profile
 from graceful.launch.job import Resources
-from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay import cronjob, manifests
 from graceful.launch.kuberay.profile import KubeRay
 from tests.support.launch import cluster, job
 
@@ -94,6 +94,42 @@ def test_every_container_meets_pod_security_restricted(user: int) -> None:
             mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
             assert {"/tmp", "/home/ray"} <= set(mounts)
             assert len(mounts) == len(set(mounts))
+
+
+HEAD = {
+    "node_selector": {"pool": "jobs"},
+    "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}],
+    "priority_class": "high",
+}
+PLACED = {
+    "nodeSelector": {"pool": "jobs"},
+    "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}],
+    "priorityClassName": "high",
+}
+
+
+@pytest.mark.parametrize(
+    ("submitter", "expected"),
+    [
+        ({}, PLACED),
+        ({"node_selector": {}, "tolerations": []}, {"priorityClassName": "high"}),
+        ({"node_selector": {"pool": "small"}}, {**PLACED, "nodeSelector": {"pool": "small"}}),
+    ],
+)
+def test_pods_that_submit_are_placed_as_the_head_unless_the_profile_says_otherwise(
+    submitter: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    chosen = cluster(head=HEAD, submitter={**submitter, "memory": "2Gi", "env": {"HTTPS_PROXY": "http://proxy:3128"}})
+    planned = cronjob.Schedule(
+        name="nightly", cron="0 3 * * *", time_zone="UTC", model="glyphs", document={}, account="submitter"
+    )
+    scheduled = cronjob.render(planned, chosen)[1]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    for spec in (manifests.rayjob(job(), chosen)["spec"]["submitterPodTemplate"]["spec"], scheduled):
+        assert {key: spec[key] for key in PLACED if key in spec} == expected
+        for container in (*spec["containers"], *spec.get("initContainers", ())):
+            assert container["resources"]["limits"] == {"cpu": "1", "memory": "2Gi"}
+            assert container["resources"]["requests"] == {"cpu": "100m", "memory": "1Gi"}
+            assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
 
 
 ALLOWED_VOLUMES = {

@@ -237,3 +237,15 @@ def test_an_outcome_that_was_cut_off_is_looked_for_again() -> None:
 
     seen = Observer(kube=Server(), name="churn").status_of(job("Complete", "SUCCEEDED"))  # type: ignore[arg-type]
     assert (seen.phase, seen.exit_code) == (P.SUCCEEDED, 3)
+
+
+def test_a_submitter_that_has_no_node_is_the_cause_though_the_cluster_is_ready() -> None:
+    ready = job("Running", "", rayClusterName="c")
+    message = "0/3 nodes are available: 3 node(s) had untolerated taint {dedicated: jobs}"
+    unplaced = [{"type": "PodScheduled", "status": "False", "message": message}]
+    waiting = pod("submitter", conditions=unplaced)
+    waiting["metadata"]["labels"] = {"graceful.dev/role": "submitter"}
+    seen = status.read(ready, Evidence(pods=(waiting,)))
+    assert (seen.phase, seen.exit_code) == (P.PROVISIONING, None)
+    assert seen.cause == f"the pod that submits the job is waiting: unschedulable: submitter: {message}"
+    assert status.read(ready, Evidence()).cause == "the cluster is ready, submitting the job"

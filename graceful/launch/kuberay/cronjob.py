@@ -30,7 +30,6 @@ HISTORY = 3
 RETRIES = 2
 """Of a firing, for trouble with infrastructure; a wrong spec, a held version or failed training would only repeat."""
 FINAL_CODES = [code for code in EXIT_CODES if code not in (EXIT_PASSED, EXIT_INFRASTRUCTURE)]
-_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}}
 _VOLUME = "job"
 _COMPONENT = {"app.kubernetes.io/component": "schedule"}
 Json = dict[str, Any]
@@ -130,6 +129,7 @@ def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
             "automountServiceAccountToken": True,
             "terminationGracePeriodSeconds": manifests.GRACE_SECONDS,
             **({"imagePullSecrets": pulls} if pulls else {}),
+            **manifests.placement(profile.submitter.placed_like(profile.head)),
             "containers": [submit, wait],
             "volumes": [{"name": _VOLUME, "configMap": {"name": config}}],
         },
@@ -147,8 +147,11 @@ def _container(profile: KubeRay, name: str, arguments: Sequence[str]) -> Json:
         "imagePullPolicy": profile.pull_policy,
         "command": ["graceful"],
         "args": list(arguments),
-        "env": [{"name": FIRING_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": label}}}],
-        "resources": _RESOURCES,
+        "env": [
+            {"name": FIRING_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": label}}},
+            *({"name": variable, "value": value} for variable, value in profile.submitter.env.items()),
+        ],
+        "resources": manifests.submitter_resources(profile.submitter),
         "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}],
     }
 

@@ -30,7 +30,7 @@ from graceful.launch.kuberay.ranks import RESOURCE, Ranks
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.profile import KubeRay, Machine, Worker
+    from graceful.launch.kuberay.profile import KubeRay, Machine, Submitter, Worker
 
 SPEC_FILE = "spec.json"
 GRACE_SECONDS = 120
@@ -43,7 +43,6 @@ STOP_SECONDS = 90
 LARGEST = 1_000_000
 """Bytes that a ConfigMap holds, with some room for its own fields."""
 GROUP = "workers"
-_SUBMITTER = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 Json = dict[str, Any]
 
@@ -213,9 +212,7 @@ def _template(job: JobSpec, profile: KubeRay, machine: Machine, container: Json,
     spec = {
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         **_service_account(profile),
-        **({"nodeSelector": machine.node_selector} if machine.node_selector else {}),
-        **({"tolerations": _tolerations(machine)} if machine.tolerations else {}),
-        **({"priorityClassName": machine.priority_class} if machine.priority_class else {}),
+        **placement(machine),
         "containers": [container],
         "volumes": [
             {"name": "runs", **runs},
@@ -235,9 +232,11 @@ def _submitter(job: JobSpec, profile: KubeRay) -> Json:
         "name": "ray-job-submitter",
         "image": job.image or profile.image,
         "imagePullPolicy": profile.pull_policy,
-        "resources": _SUBMITTER,
+        "resources": submitter_resources(profile.submitter),
+        **({"env": _pairs(profile.submitter.env)} if profile.submitter.env else {}),
     }
-    spec = {"restartPolicy": "Never", **_service_account(profile), "containers": [container]}
+    placed = placement(profile.submitter.placed_like(profile.head))
+    spec = {"restartPolicy": "Never", **_service_account(profile), **placed, "containers": [container]}
     return {
         "metadata": {"labels": {**_labels(job), names.ROLE: "submitter"}},
         "spec": harden.pod(spec, user=profile.user),
@@ -260,8 +259,21 @@ def _resources(machine: Machine) -> Json:
     return {"requests": {**amounts, **reserved}, "limits": amounts}
 
 
-def _tolerations(machine: Machine) -> list[Json]:
-    return [toleration.model_dump(exclude_none=True) for toleration in machine.tolerations]
+def submitter_resources(submitter: Submitter) -> Json:
+    """Return requests and limits of a pod that submits and waits."""
+    half = int(quantity(submitter.memory)) // 2
+    requests = {"cpu": cores(quantity(submitter.cpu) / 10), "memory": written(half)}
+    return {"requests": requests, "limits": {"cpu": str(submitter.cpu), "memory": str(submitter.memory)}}
+
+
+def placement(pod: Machine | Submitter) -> Json:
+    """Return the fields of a pod that say on which nodes it may run, and before which others."""
+    tolerations = [toleration.model_dump(exclude_none=True) for toleration in pod.tolerations or ()]
+    return {
+        **({"nodeSelector": pod.node_selector} if pod.node_selector else {}),
+        **({"tolerations": tolerations} if tolerations else {}),
+        **({"priorityClassName": pod.priority_class} if pod.priority_class else {}),
+    }
 
 
 def _env_from(profile: KubeRay) -> Json:

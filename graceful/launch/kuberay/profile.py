@@ -84,6 +84,32 @@ class Worker(Machine):
     the pod (NCCL and Ray exchange data there), else what the container runtime gives."""
 
 
+class Submitter(Section):
+    """The small pods that submit a run and wait for its end: one of each run, and one of each firing of a schedule."""
+
+    cpu: Quantity = "1"
+    """Most cores; a tenth of them is reserved."""
+    memory: Quantity = "1Gi"
+    """Hard limit; half of it is reserved."""
+    node_selector: dict[str, str] | None = None
+    """Labels that nodes must have; None: those of `head`."""
+    tolerations: tuple[Toleration, ...] | None = None
+    """Taints that are accepted; None: those of `head`."""
+    priority_class: str | None = None
+    """PriorityClass of the pods; None: that of `head`."""
+    env: Variables = Field(default_factory=dict)
+    """Variables of these pods alone, e.g. HTTPS_PROXY. No secrets."""
+
+    def placed_like(self, head: Machine) -> Submitter:
+        """Return what is meant, with the placement of the head where nothing is said."""
+        return self.model_copy(
+            update={
+                name: getattr(head, name) if getattr(self, name) is None else getattr(self, name)
+                for name in ("node_selector", "tolerations", "priority_class")
+            }
+        )
+
+
 class Storage(Section):
     """Where runs, checkpoints and caches are kept: in a bucket or on a volume; with neither they die with the pods."""
 
@@ -155,6 +181,7 @@ class KubeRay(Profile):
     """The driver runs here: loading data and evaluating happen on it."""
     worker: Worker = Worker()
     """As many as the training processes fill."""
+    submitter: Submitter = Submitter()
     storage: Storage = Storage()
     mlflow: Mlflow = Mlflow()
     env: Variables = Field(default_factory=dict)

@@ -129,7 +129,8 @@ class _JobReader:
         """Return the status of a job whose cluster is there; the job may be at any point."""
         job_status = self.reported.get("jobStatus") or ""
         if job_status in ("", "PENDING"):
-            return Phase.PROVISIONING, self.restarted() or "the cluster is ready, submitting the job", None
+            cause = self.restarted() or causes.submitter_waiting(self.evidence)
+            return Phase.PROVISIONING, cause or "the cluster is ready, submitting the job", None
         if job_status == "FAILED":
             phase = Phase.RETRYING if self.failed < self.retries else Phase.RUNNING
             return phase, self.app_failed()[1], None

@@ -319,8 +319,8 @@ class _Build:
         """Return a digest of all columns of some rows, because a predecessor may read others than this version."""
         table = self._index.table
         digest = content.Content(table.rows.column_names)
-        for start in range(0, len(rows), BATCH):
-            positions = rows[start : start + BATCH].astype(np.int64)
+        for start in range(0, len(rows), table.step):
+            positions = rows[start : start + table.step].astype(np.int64)
             digest.update(lambda name, positions=positions: table.taken(name, positions))
         return digest.hexdigest()
 

@@ -32,7 +32,7 @@ from graceful.spec.table import Split, TableTask
 from graceful.tasks.hashing import hash_points
 from graceful.tasks.image_layout import split_of
 from graceful.tasks.table import content, pictures, repeats, rows
-from graceful.tasks.table.source import BATCH, Table
+from graceful.tasks.table.source import Table
 from graceful.tasks.table.stored import Stored, Writer, opened
 
 FORMAT = 1
@@ -203,8 +203,9 @@ class _Build:
                 name: stack.enter_context(Writer(self._folder / f"{name}.npy", kind, count))
                 for name, kind in kinds.items()
             }
-            for start in range(0, count, BATCH):
-                for name, values in self._block(start, min(start + BATCH, count)).items():
+            step = self._table.step
+            for start in range(0, count, step):
+                for name, values in self._block(start, min(start + step, count)).items():
                     writers[name].append(values)
         if columns.id is None:
             self._count_copies(count)

@@ -41,6 +41,9 @@ BATCH = 16_384
 STORED = 65_536
 """Rows that are stored together: of fewer, 10^8 rows have so many parts that opening them takes 1 GB of memory."""
 
+FILES_AT_ONCE = 256
+"""Rows with bytes of files that are read together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -57,6 +60,12 @@ class Table:
     files: tuple[str, ...]
     starts: tuple[int, ...]
     identity: tuple[tuple[str, int, int], ...]
+
+    @cached_property
+    def step(self) -> int:
+        """How many rows to read together: few where a column holds the bytes of files, which are large."""
+        kinds = [str(field.type) for field in self.rows.features.arrow_schema]
+        return FILES_AT_ONCE if any("binary" in kind for kind in kinds) else BATCH
 
     def block(self, names: Sequence[str], start: int, stop: int) -> Any:
         """Return some columns of neighbouring rows as a `pyarrow.Table`; nothing is copied."""

@@ -28,6 +28,8 @@ IMAGE = r"^[!-~]+$"
 FOLDER_IN_PODS = r"^/[^:\x00]*$"
 FOLDER_OF_NODES = r"^/[^\x00]*$"
 RELEASE = r"^[0-9]+\.[0-9]+\.[0-9]+$"
+LABEL = r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$"
 PATTERNS = {
     VARIABLE: "the name of a variable: letters, digits and _, no digit first",
     TEXT: "text without NUL characters",
@@ -35,6 +37,8 @@ PATTERNS = {
     FOLDER_IN_PODS: "a path that begins with / and holds no colon",
     FOLDER_OF_NODES: "a path that begins with /",
     RELEASE: "three numbers such as 2.60.0",
+    LABEL: "the name of a label, such as node.kubernetes.io/instance-type",
+    LABEL_VALUE: "the value of a label: at most 63 letters, digits, -, _ and .",
 }
 """What the patterns of keys want, in words."""
 
@@ -44,7 +48,24 @@ def _quantity(value: str | float) -> str:
     return str(value)
 
 
+def _cores(value: str | float) -> str:
+    amount = quantity(value)
+    if not str(value).strip().endswith(("m", *"0123456789")) or not 0.001 <= amount <= MOST_CORES:
+        raise ValueError(f"must be cores such as 2 or 500m, from 1m to {MOST_CORES}, got {value!r}")
+    return str(value)
+
+
+def _memory(value: str | float) -> str:
+    if quantity(value) < LEAST_MEMORY:
+        raise ValueError(f"must be memory such as 4Gi, at least 64Mi, got {value!r} ({quantity(value):g} bytes)")
+    return str(value)
+
+
+MOST_CORES = 10_000
+LEAST_MEMORY = 64 * 2**20
 Quantity = Annotated[str | int | float, AfterValidator(_quantity)]
+Cores = Annotated[str | int | float, AfterValidator(_cores)]
+Memory = Annotated[str | int | float, AfterValidator(_memory)]
 LARGEST = 2**31 - 1
 Name = Annotated[str, Field(pattern=NAME)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
@@ -52,6 +73,7 @@ Seconds = Annotated[int, Field(ge=1, le=LARGEST)]
 Address = Annotated[str, AfterValidator(addresses.server)]
 Text = Annotated[str, Field(pattern=TEXT)]
 Variables = dict[Annotated[str, Field(pattern=VARIABLE)], Text]
+Labels = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=LABEL_VALUE)]]
 Price = Annotated[float, Field(ge=0.0)]
 
 

@@ -14,16 +14,18 @@ from graceful.launch.base import (
     IMAGE,
     LARGEST,
     RELEASE,
+    Cores,
     Count,
+    Labels,
+    Memory,
     Mlflow,
     Name,
     Price,
     Profile,
-    Quantity,
     Seconds,
     Variables,
 )
-from graceful.launch.resources import is_accelerator
+from graceful.launch.resources import is_accelerator, quantity
 from graceful.sections import Section
 
 if TYPE_CHECKING:
@@ -48,21 +50,29 @@ class Toleration(Section):
     value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
+    @model_validator(mode="after")
+    def _as_kubernetes_wants(self) -> Toleration:
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"operator Exists takes no value, got {self.value!r}; leave it out, or write Equal")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("operator Equal needs a key; name it, or write operator: Exists for every taint")
+        return self
+
 
 class Machine(Section):
     """One pod of the cluster: requests equal limits, because Ray believes the limits."""
 
-    cpu: Quantity = "1"
+    cpu: Cores = "1"
     """Cores."""
-    reserved_cpu: Quantity | None = None
+    reserved_cpu: Cores | None = None
     """Cores that the scheduler sets aside; None: all of `cpu`. With less, pods of a small machine share its cores."""
-    memory: Quantity = "4Gi"
+    memory: Memory = "4Gi"
     """Hard limit."""
     gpu: Count = 0
     """Accelerators."""
     gpu_resource: Annotated[str, AfterValidator(_accelerator)] = "nvidia.com/gpu"
     """Name under which nodes offer them: one that ends in gpu, or a slice such as nvidia.com/mig-1g.5gb."""
-    node_selector: dict[str, str] = Field(default_factory=dict)
+    node_selector: Labels = Field(default_factory=dict)
     """Labels that nodes must have."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints that are accepted."""
@@ -73,13 +83,19 @@ class Machine(Section):
     env: Variables = Field(default_factory=dict)
     """Variables of these pods alone, e.g. NCCL_DEBUG. No secrets."""
 
+    @model_validator(mode="after")
+    def _reserved_within_limit(self) -> Machine:
+        if self.reserved_cpu is not None and quantity(self.reserved_cpu) > quantity(self.cpu):
+            raise ValueError(f"reserved_cpu must be at most cpu = {self.cpu}, got {self.reserved_cpu}")
+        return self
+
 
 class Worker(Machine):
     """One pod with training processes; its cores, memory and accelerators are divided among them."""
 
     ranks: Annotated[int, Field(ge=1)] | None = None
     """Training processes of one pod; None: one for each accelerator, without accelerators one."""
-    shm: Quantity | None = None
+    shm: Memory | None = None
     """Size of /dev/shm, which counts as memory of the pod; None: a quarter of `memory` where several processes share
     the pod (NCCL and Ray exchange data there), else what the container runtime gives."""
 
@@ -87,11 +103,11 @@ class Worker(Machine):
 class Submitter(Section):
     """The small pods that submit a run and wait for its end: one of each run, and one of each firing of a schedule."""
 
-    cpu: Quantity = "1"
+    cpu: Cores = "1"
     """Most cores; a tenth of them is reserved."""
-    memory: Quantity = "1Gi"
+    memory: Memory = "1Gi"
     """Hard limit; half of it is reserved."""
-    node_selector: dict[str, str] | None = None
+    node_selector: Labels | None = None
     """Labels that nodes must have; None: those of `head`."""
     tolerations: tuple[Toleration, ...] | None = None
     """Taints that are accepted; None: those of `head`."""

@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("graceful", deadline=None)  # machines that test are busy
+settings.load_profile("graceful")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -263,7 +263,7 @@ def measured(source: str, count: int) -> dict[str, Any]:
             row = part("indexed", folder, source) | part("opened", folder, source)
     finally:
         shutil.rmtree(folder)
-    return {"source": source, "rows": count, "seed": SEED, "batch": BATCH, **row}
+    return {"source": source, "rows": count, "seed": SEED, "batch": BATCH, "commit": results.commit(), **row}
 
 
 def kept(sources: Mapping[str, object]) -> list[dict[str, Any]]:

@@ -24,13 +24,13 @@ ROWS = 512
 class Mappings:
     """Files that are mapped read-only, and how many rows were read of them.
 
-    Args:
-        maps: The files.
+    Attributes:
+        files: The files.
     """
 
-    def __init__(self, maps: Sequence[mmap.mmap]) -> None:
-        self._maps = [mapped for mapped in maps if len(mapped)]
-        self._large = sum(map(len, self._maps)) > SMALL and hasattr(mmap, "MADV_DONTNEED")
+    def __init__(self, files: Sequence[mmap.mmap]) -> None:
+        self.files = [mapped for mapped in files if len(mapped)]
+        self._large = sum(map(len, self.files)) > SMALL and hasattr(mmap, "MADV_DONTNEED")
         self._rows = 0
 
     def read(self, rows: int) -> None:
@@ -38,7 +38,7 @@ class Mappings:
         self._rows += rows
         if self._large and self._rows >= ROWS:
             self._rows = 0
-            for mapped in self._maps:
+            for mapped in self.files:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -69,3 +69,54 @@ def arrow_table(rows: Any) -> tuple[Any, Mappings]:
     mappings = Mappings(maps)
     mappings.read(ROWS)
     return pa.concat_tables(tables), mappings
+
+
+class Numbers:
+    """A column of numbers without nulls, read from mapped files in one step whatever the number of its chunks.
+
+    Args:
+        files: For each file its numbers from the first byte on.
+        owners: [chunks] the file of each chunk.
+        offsets: [chunks] where its first number is among those of the file.
+        starts: [chunks] position of its first row.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[NDArray[Any]],
+        owners: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        starts: NDArray[np.int64],
+    ) -> None:
+        self._files, self._owners, self._offsets, self._starts = files, owners, offsets, starts
+
+    @classmethod
+    def of(cls, chunks: Sequence[Any], starts: NDArray[np.int64], mappings: Mappings) -> Numbers | None:
+        """Return a column; None where it holds nulls or no plain numbers, or does not lie in these files."""
+        import pyarrow as pa
+
+        kind = chunks[0].type if len(chunks) else pa.null()
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)) or any(chunk.null_count for chunk in chunks):
+            return None
+        dtype = np.dtype(kind.to_pandas_dtype())
+        files = [np.frombuffer(mapped, dtype=np.uint8) for mapped in mappings.files]
+        addresses = np.asarray([chunk.buffers()[1].address + chunk.offset * dtype.itemsize for chunk in chunks])
+        owners, offsets = np.full(len(chunks), -1), np.zeros(len(chunks), dtype=np.int64)
+        for number, file in enumerate(files):
+            distance = addresses - file.ctypes.data
+            inside = (distance >= 0) & (distance < len(file)) & (distance % dtype.itemsize == 0)
+            owners[inside], offsets[inside] = number, distance[inside] // dtype.itemsize
+        if (owners < 0).any():
+            return None
+        whole = [file[: len(file) // dtype.itemsize * dtype.itemsize].view(dtype) for file in files]
+        return cls(whole, owners, offsets, starts)
+
+    def taken(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the numbers of some rows, in the order of the positions."""
+        chunks = np.searchsorted(self._starts, positions, side="right") - 1
+        places, owners = self._offsets[chunks] + positions - self._starts[chunks], self._owners[chunks]
+        numbers = np.empty(len(positions), dtype=self._files[0].dtype)
+        for owner in np.unique(owners).tolist():
+            chosen = owners == owner
+            numbers[chosen] = self._files[owner][places[chosen]]
+        return numbers

@@ -70,8 +70,7 @@ class Rows(Sequence[dict[str, Any]]):
         kind = str(getattr(self._table.rows.features[name], "dtype", ""))
         if not kind.startswith(NUMBERS):
             return np.asarray(self.column(name), dtype=np.float64)
-        taken = self._table.taken(name, self._positions).cast("float64", safe=False)
-        return np.asarray(taken.to_numpy(zero_copy_only=False), dtype=np.float64)
+        return self._table.numbers(name, self._positions)
 
     def categories(self, name: str) -> list[str | None]:
         """Return one column of these rows as texts, [B]; None where there is none, or a blank one.

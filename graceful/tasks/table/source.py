@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from graceful import homes, storage
 from graceful.errors import DataError, SpecError
-from graceful.tasks.table.mapping import Mappings, arrow_table
+from graceful.tasks.table.mapping import Mappings, Numbers, arrow_table
 
 FORMATS = {
     ".parquet": "parquet",
@@ -79,12 +79,27 @@ class Table:
         if self._arrow is None:
             column = self.rows.with_format("arrow", columns=[name])[positions.tolist()][name]
             return column.combine_chunks() if hasattr(column, "combine_chunks") else column
+        self._mappings.read(len(positions))
+        return gathered(*self._chunks_of(name), positions)
+
+    def numbers(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return one column of numbers of some rows, in the order of the positions; NaN for null."""
+        if name not in self._numbers:
+            plain = None if self._arrow is None else Numbers.of(*self._chunks_of(name), self._mappings)
+            self._numbers[name] = plain
+        plain = self._numbers[name]
+        if plain is not None:
+            self._mappings.read(len(positions))
+            return plain.taken(positions).astype(np.float64)
+        taken = self.taken(name, positions).cast("float64", safe=False)
+        return np.asarray(taken.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+    def _chunks_of(self, name: str) -> tuple[list[Any], NDArray[np.int64]]:
         if name not in self._chunks:
             chunks = self._arrow.column(name).chunks
             starts = np.cumsum([0, *(len(chunk) for chunk in chunks[:-1])])
             self._chunks[name] = chunks, starts
-        self._mappings.read(len(positions))
-        return gathered(*self._chunks[name], positions)
+        return self._chunks[name]
 
     @property
     def _arrow(self) -> Any:
@@ -99,6 +114,10 @@ class Table:
     def _mapped(self) -> tuple[Any, Mappings]:
         selected = getattr(self.rows, "_indices", None) is not None
         return (None, Mappings([])) if selected else arrow_table(self.rows)
+
+    @cached_property
+    def _numbers(self) -> dict[str, Numbers | None]:
+        return {}
 
     @cached_property
     def _chunks(self) -> dict[str, tuple[list[Any], NDArray[np.int64]]]:

@@ -22,7 +22,7 @@ from graceful.errors import DataError
 from graceful.programs.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
-from graceful.tasks.table import content, index, mapping, repeats
+from graceful.tasks.table import content, index, mapping, repeats, source
 from graceful.tasks.table.source import gathered
 from tests.support import text_checkpoint
 
@@ -269,3 +269,18 @@ def test_a_selection_of_a_saved_dataset_is_read_through_its_selection(tmp_path: 
     task = build(tmp_path / "saved", columns={"id": "id"})
     train = task.samples("train")
     assert [row["id"] for row in train.read(np.arange(3))] == train.ids[:3].tolist()
+
+
+def test_numbers_are_read_from_several_files_of_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "STORED", 100)
+    table = made(1000).append_column("gap", [[None if row % 9 == 0 else row for row in range(1000)]])
+    pq.write_table(table.slice(0, 450), tmp_path / "a.parquet")
+    pq.write_table(table.slice(450), tmp_path / "b.parquet")
+    train = build(tmp_path / "*.parquet", columns={"id": "number"}).samples("train")
+    positions = np.random.default_rng(0).integers(0, len(train), 500)
+    rows = train.read(positions)
+    wanted = table.take(np.asarray(train.ids[positions], dtype=np.int64) // 3)
+    for name in ("value", "weight", "label", "number", "gap"):
+        expected = wanted[name].cast("float64").to_numpy()
+        np.testing.assert_array_equal(rows.numbers(name), expected)
+        np.testing.assert_array_equal(np.asarray(rows.column(name), dtype=np.float64), expected)

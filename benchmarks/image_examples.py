@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,12 @@ JOBS = Path(__file__).parents[1] / "jobs"
 EXAMPLES = ("emoji", "lite0")
 SEEDS = (0, 1, 2)
 INLINE = ("train.num_workers=0", "train.engine={kind: torch}")
-TREATMENTS = {"untreated": ("compatibility.losses=[]",), "as its spec says": ()}
+TREATMENTS = {"as its spec says": (), "untreated": ("compatibility.losses=[]",)}
 SHOWN = ("error", "nfr", "self", "cross", "old", "cpu_seconds")
 
 
-def measure(example: str, seed: int) -> list[dict[str, Any]]:
-    """Train v1 and both v2 with one seed; one row for each v2."""
-    rows = []
+def measure(example: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Train v1 and both v2 with one seed; yield one row for each v2."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         wanted = spec.load(JOBS / example / "v1.yaml", [*INLINE, f"train.seed={seed}"])
@@ -50,16 +50,13 @@ def measure(example: str, seed: int) -> list[dict[str, Any]]:
         for treatment, overrides in TREATMENTS.items():
             wanted = spec.load(JOBS / example / "v2.yaml", [*INLINE, f"train.seed={seed + 10_000}", *overrides])
             task = tasks.build(wanted.task)
-            target = folder / f"v2-{len(rows)}"
+            target = folder / f"v2-{treatment[:2]}"
             new_folder, seconds = runs.trained(wanted, folder=target, ancestors=[old_folder], task=task)
             new, old = opened(new_folder, wanted), opened(old_folder, wanted)
             flips = runs.flips(new, old, task=task, split="test")
-            rows.append(
-                {"treatment": treatment, "seed": seed, **flips, **searched(new, old, task)}
-                | {"cpu_seconds": seconds, "v1_cpu_seconds": old_seconds}
-            )
             print(f"{example}, seed {seed}, {treatment}: error {flips['error']:.1f} %", flush=True)
-    return rows
+            row = {"treatment": treatment, "seed": seed, **flips, **searched(new, old, task)}
+            yield row | {"cpu_seconds": seconds, "v1_cpu_seconds": old_seconds}
 
 
 def opened(folder: Path, wanted: spec.RefreshSpec) -> Predecessor:
@@ -100,7 +97,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for treatment, members in own.items():
         means = [statistics.fmean(row[key] for row in members) for key in SHOWN]
         lines.append(f"{treatment:<18}{''.join(f'{mean:7.1f}' for mean in means[:-1])}{means[-1] / 60:9.1f}")
-    without, treated = own.values()
+    treated, without = own.values()
     for key in ("error", "nfr", "cross"):
         pairs = zip(treated, without, strict=True)
         middle, half = runs.mean_interval([one[key] - other[key] for one, other in pairs])
@@ -117,9 +114,10 @@ def main() -> None:
     begun = time.monotonic()
     rows: list[dict[str, Any]] = []
     for seed in SEEDS[:1] if options.quick else SEEDS:
-        rows += measure(options.example, seed)
-        if not options.quick:
-            results.write(f"example_{options.example}", rows, time.monotonic() - begun)
+        for row in measure(options.example, seed):
+            rows.append(row)
+            if not options.quick:
+                results.write(f"example_{options.example}", rows, time.monotonic() - begun)
     print(table(rows))
 
 

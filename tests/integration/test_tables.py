@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from tests.integration.test_refresh import graceful
-from tests.support import text_checkpoint
+from tests.support import image_checkpoint, text_checkpoint
 from tests.unit.test_tasks_table import parquet, rows
+from tests.unit.test_tasks_table_images import stored
 
 pytestmark = pytest.mark.integration
 
@@ -52,11 +53,11 @@ sys.stdout.write(json.dumps(model.predict(json.loads(sys.argv[3]))["label"].toli
 """
 
 
-def served(home: Path, number: int, items: list[Any]) -> list[str]:
+def served(home: Path, number: int, items: list[Any], *, script: str = SERVE) -> list[str]:
     arguments = [f"sqlite:///{home / 'mlflow.db'}", f"models:/rows/{number}", json.dumps(items)]
     env = {**os.environ, "GRACEFUL_HOME": str(home / "serving")}
     done = subprocess.run(
-        [sys.executable, "-c", SERVE, *arguments], capture_output=True, text=True, check=False, env=env
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, env=env
     )
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout))
@@ -133,3 +134,38 @@ def test_numbers_and_categories_are_served_as_they_were_learnt(tmp_path: Path) -
     (tmp_path / "rows.parquet").unlink()
     items = [{"weight": -2.0, "height": 0.0, "shade": "dark"}, {"weight": 4.0, "height": 0.0, "shade": "never seen"}]
     assert served(tmp_path, 1, items) == ["red", "blue"]
+
+
+SERVE_IMAGES = """
+import json, sys
+import mlflow
+from PIL import Image
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+pictures = [Image.new("RGB", (30, 20), colour) for colour in json.loads(sys.argv[3])]
+sys.stdout.write(json.dumps(model.predict(pictures)["label"].tolist()))
+"""
+
+
+def test_images_of_two_checkpoints_in_one_chain(tmp_path: Path) -> None:
+    """Each version is fed as its own checkpoint says, also after the first one's folder is gone."""
+    path, _ = stored(tmp_path / "images", "datasets")
+    image_checkpoint.save(tmp_path / "resnet")
+    other = {**image_checkpoint.PROCESSOR, "size": 32, "do_center_crop": False, "image_mean": [0.1, 0.2, 0.3]}
+    image_checkpoint.save(tmp_path / "vit", "vit", processor=other)
+    columns = {"image": "photo", "label": "label", "id": "name"}
+    network = {"kind": "transformers", "checkpoint": "resnet"}
+    files = str(path.relative_to(tmp_path))
+    first = refreshed(tmp_path, "v1", task={"files": files, "columns": columns, "network": network})
+    shutil.rmtree(tmp_path / "resnet")
+    second = refreshed(
+        tmp_path,
+        "v2",
+        task={"files": files, "columns": columns, "network": {**network, "checkpoint": "vit", "pooling": "cls"}},
+        compatibility={"losses": [{"kind": "focal_distillation"}]},
+    )
+    measured = {name: one["value"] for name, one in second["comparisons"][0]["measurements"].items()}
+    assert measured["old_error_rate"] == first["measurements"]["error_rate"]["value"]
+    shutil.rmtree(tmp_path / "vit")
+    (tmp_path / "images" / "rows.parquet").unlink()
+    assert served(tmp_path, 1, ["red", "blue"], script=SERVE_IMAGES) == ["ant", "bee"]

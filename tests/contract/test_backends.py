@@ -20,7 +20,8 @@ from graceful.launch import profile
 from graceful.testing.backend import BackendContract, BackendUnderTest
 from tests.support.ray_cluster import RayCluster, ray_cluster
 
-SECONDS = 120.0
+SECONDS = 800.0
+"""A limit that ends a hang alone; on a busy machine each of several trainings takes minutes."""
 WINE = Path(__file__).parents[2] / "jobs" / "wine" / "v1.yaml"
 
 
@@ -64,7 +65,7 @@ def test_a_refresh_runs_on_a_ray_cluster_and_its_verdict_comes_back(
         assert sent.returncode == 0, sent.stderr
         assert json.loads(sent.stdout)["handle"] == f"rayjobs://{ray.address.removeprefix('http://')}/wine-v1"
     followed = Follow(command_line, "--on", on)
-    followed.until_ended("wine-v1", seconds=2 * SECONDS)
+    followed.until_ended("wine-v1", seconds=SECONDS)
     found = json.loads(followed("status", "wine-v1", "--wait", "-o", "json", code=3))
     assert (found["phase"], found["exit_code"], found["cause"]) == ("SUCCEEDED", 3, "held by the gate")
     log = followed("logs", "wine-v1", "-f")
@@ -89,7 +90,7 @@ def test_weights_are_searched_on_a_ray_cluster_by_its_workers(
     sent = command_line("submit", spec, "--on", on, "--tune", "--yes", "-o", "json")
     assert json.loads(sent.stdout)["run_id"] == "digits-v2-tune-1", sent.stderr
     followed = Follow(command_line, "--on", on)
-    found = followed.until_ended("digits-v2-tune-1", seconds=4 * SECONDS)
+    found = followed.until_ended("digits-v2-tune-1", seconds=SECONDS)
     assert (found["phase"], found["exit_code"]) == ("SUCCEEDED", 0), followed("logs", "digits-v2-tune-1")
     folder = home / "tunes" / "digits-v2"
     assert json.loads((folder / "tune.json").read_text())["trials"] == 1

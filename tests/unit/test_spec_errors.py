@@ -44,7 +44,7 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
     for columns in {"columns", "members"} & document.keys():  # what is embedded must suit the network
         kind = document["network"]["kind"]
         inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})
-        document[columns] |= {"text": None, "features": [], **inputs}
+        document[columns] |= {"text": None, "features": [], "id": "id", **inputs}
         if "text" not in inputs and "augment" in document:
             document["augment"] = None  # it is for texts
     return document

@@ -7,7 +7,7 @@ A copy is an MLflow run of the family's experiment whose tag says which weights 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +53,23 @@ def keep(registry: Registry, spec: Mapping[str, Any], bundle: Path) -> None:
     client.set_terminated(run, status="FINISHED")
 
 
-def bring(registry: Registry, bundle: Path, *, experiment: str | None) -> None:
+def bring(registry: Registry, bundle: Path, *, experiment: Callable[[], str | None]) -> None:
     """Make sure that what a version names as its base is on this machine, if the registry has a copy of it.
+
+    The registry is asked only where a base is named and not here.
 
     Args:
         registry: Where.
         bundle: Folder of the version; one without adapters, or without weights, needs nothing.
-        experiment: Of the version's family.
+        experiment: Returns that of the version's family; None: there is none.
 
     Raises:
         IntegrityError: The copy has other bytes than the version was trained on.
+        RegistryError: Unreachable.
         StorageError: The disk is full.
     """
     base = _base_of(bundle)
-    if base is None or experiment is None:
+    if base is None:
         return
     from graceful.models import bases
 
@@ -74,11 +77,13 @@ def bring(registry: Registry, bundle: Path, *, experiment: str | None) -> None:
         bases.find(base)
         return
     except (DataError, IntegrityError, StorageError):
-        run = _run(registry, experiment, base)
-    if run is None:
-        return  # whoever runs the version is told what is missing
-    with tempfile.TemporaryDirectory(prefix="graceful-base-") as scratch:
-        paths = [Path(registry.client.download_artifacts(run, f"{FOLDER}/{name}", scratch)) for name in base.files]
+        pass
+    with registry.door("fetch the base of a version") as client, tempfile.TemporaryDirectory() as scratch:
+        family = experiment()
+        run = None if family is None else _run(registry, family, base)
+        if run is None:
+            return  # whoever runs the version is told what is missing
+        paths = [Path(client.download_artifacts(run, f"{FOLDER}/{name}", scratch)) for name in base.files]
         bases.put(base, paths[0].parent)
 
 
@@ -104,7 +109,8 @@ def bring_served(bundle: Path) -> None:
         described = yaml.safe_load((bundle / "MLmodel").read_text(encoding="utf-8"))
     registry = Registry(mlflow.get_tracking_uri(), homes.folder())
     with registry.door("fetch the base of a version") as client:
-        bring(registry, bundle, experiment=client.get_run(str(described["run_id"])).info.experiment_id)
+        family = str(client.get_run(str(described["run_id"])).info.experiment_id)
+    bring(registry, bundle, experiment=lambda: family)
 
 
 def _run(registry: Registry, experiment: str, base: Base) -> str | None:

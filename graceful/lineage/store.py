@@ -323,8 +323,7 @@ class Store:
             RegistryError: Unreachable, or a file is missing.
         """
         folder = self._fetched(record, (into or self.registry.home / "versions") / record.model_id, removable)
-        with self.registry.door(f"fetch the base of {record.label}"):
-            base_copies.bring(self.registry, folder, experiment=self.registry.known_experiment(record.model))
+        base_copies.bring(self.registry, folder, experiment=lambda: self.registry.known_experiment(record.model))
         return folder
 
     def _fetched(self, record: LineageRecord, folder: Path, removable: Collection[str]) -> Path:

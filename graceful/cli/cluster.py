@@ -123,7 +123,7 @@ def resume(run: str, output: str, *, yes: bool, **location_options: str | None) 
     from before is shown and asked about. A run that is not over is left alone.
 
     \b
-    Examples:
+    Example:
       graceful resume glyphs-v2 --on kind
       graceful resume glyphs-v2 --on kind --yes    # e.g. after more memory in cluster/kind.yaml
     """

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from graceful import addresses
 from graceful.sections import Count, Section
+from graceful.spec.data_files import FilesBySplit, require_splits
 from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
-from graceful.spec.table import Split, WordDropout
+from graceful.spec.table import WordDropout
 
 _FIELD = re.compile(r"[^\s:/.][^\s:/]*(?::.+)?")
 
@@ -99,7 +98,7 @@ class ShardsTask(Section):
     """Samples in tar files, as WebDataset writes them; indexed once, then read by ranges of bytes."""
 
     kind: Literal["shards"] = "shards"
-    files: tuple[str, ...] | dict[Split, tuple[str, ...]]
+    files: FilesBySplit
     """Tar files, folders of them, or patterns such as `data/train-{000..099}.tar` and `data/*.tar`, relative to the
     spec, or s3:// addresses; or these for each split."""
     members: Members
@@ -136,29 +135,9 @@ class ShardsTask(Section):
     def _size_of_checkpoint(cls, values: Any) -> Any:
         return {"size": None, **values} if is_pretrained(values) else values
 
-    @field_validator("files", mode="before")
-    @classmethod
-    def _listed(cls, files: Any) -> Any:
-        if isinstance(files, Mapping):
-            return {split: _tuple(names) for split, names in files.items()}
-        return _tuple(files)
-
-    @field_validator("files", mode="after")
-    @classmethod
-    def _addresses(cls, files: Any) -> Any:
-        if isinstance(files, dict):
-            return {split: tuple(map(_address, names)) for split, names in files.items()}
-        return tuple(map(_address, files))
-
     @model_validator(mode="after")
     def _consistent(self) -> ShardsTask:
-        if isinstance(self.files, dict):
-            if self.members.split is not None:
-                raise ValueError("files names splits, and members.split as well; keep one of them")
-            if not self.files.get("train"):
-                raise ValueError("files has no train split; add files: {train: ...}")
-        elif not self.files:
-            raise ValueError("files must name at least one shard")
+        require_splits(self.files, key="members.split", named=self.members.split is not None, what="shard")
         self._require_network()
         if not self.members.image and (self.shift or self.flip):
             raise ValueError("shift and flip are for images; leave them out")
@@ -183,13 +162,3 @@ class ShardsTask(Section):
             raise ValueError("members.features needs network: {kind: perceptron}, which is for nothing else")
         if not isinstance(self.network, Perceptron) and self.members.image:
             require_image_network(self.network, size=self.size)
-
-
-def _tuple(names: Any) -> Any:
-    return (names,) if isinstance(names, str) else names
-
-
-def _address(name: str) -> str:
-    if addresses.has_other_scheme(name):
-        raise ValueError(f"must be a local path or s3://bucket/key, got {name}")
-    return addresses.in_document(name) if addresses.is_remote(name) else name

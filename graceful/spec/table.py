@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from graceful import addresses
 from graceful.sections import Section
+from graceful.spec.data_files import Files, FilesBySplit, require_splits
 from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
-
-Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 
 
 class Columns(Section):
@@ -69,7 +67,7 @@ class WordDropout(Section):
 class JudgmentFiles(Section):
     """Which items of the gallery split answer which query, and how well; the columns are those of BEIR's `qrels`."""
 
-    files: tuple[str, ...]
+    files: Files
     """As `files` of the task."""
     query: str = "query-id"
     """Column with ids of queries."""
@@ -78,22 +76,12 @@ class JudgmentFiles(Section):
     grade: str | None = "score"
     """Column with whole numbers, 0: irrelevant; None: every row names an item that answers its query."""
 
-    @field_validator("files", mode="before")
-    @classmethod
-    def _listed(cls, files: Any) -> Any:
-        return _tuple(files)
-
-    @field_validator("files", mode="after")
-    @classmethod
-    def _addresses(cls, files: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_address, files))
-
 
 class TableTask(Section):
     """Rows of Parquet, Arrow, JSON lines or CSV files, read with Hugging Face datasets."""
 
     kind: Literal["table"] = "table"
-    files: tuple[str, ...] | dict[Split, tuple[str, ...]]
+    files: FilesBySplit
     """Files, patterns such as `data/*.parquet`, or folders of `save_to_disk`, relative to the spec, or s3:// addresses;
     or these for each split."""
     columns: Columns
@@ -139,29 +127,9 @@ class TableTask(Section):
         values = {**values, "network": network}
         return {"size": None, **values} if is_pretrained(values) else values
 
-    @field_validator("files", mode="before")
-    @classmethod
-    def _listed(cls, files: Any) -> Any:
-        if isinstance(files, Mapping):
-            return {split: _tuple(names) for split, names in files.items()}
-        return _tuple(files)
-
-    @field_validator("files", mode="after")
-    @classmethod
-    def _addresses(cls, files: Any) -> Any:
-        if isinstance(files, dict):
-            return {split: tuple(map(_address, names)) for split, names in files.items()}
-        return tuple(map(_address, files))
-
     @model_validator(mode="after")
     def _consistent(self) -> TableTask:
-        if isinstance(self.files, dict):
-            if self.columns.split is not None:
-                raise ValueError("files names splits, and columns.split as well; keep one of them")
-            if "train" not in self.files:
-                raise ValueError("files has no train split; add files: {train: ...}")
-        elif not self.files:
-            raise ValueError("files must name at least one file")
+        require_splits(self.files, key="columns.split", named=self.columns.split is not None, what="file")
         self._require_network()
         self._require_judged_splits()
         if self.augment is not None and self.columns.text is None:
@@ -199,13 +167,3 @@ class TableTask(Section):
             if isinstance(self.network, Perceptron):
                 raise ValueError("columns.image needs a network for images; write network: {kind: small}")
             require_image_network(self.network, size=self.size)
-
-
-def _tuple(names: Any) -> Any:
-    return (names,) if isinstance(names, str) else names
-
-
-def _address(name: str) -> str:
-    if addresses.has_other_scheme(name):
-        raise ValueError(f"must be a local path or s3://bucket/key, got {name}")
-    return addresses.in_document(name) if addresses.is_remote(name) else name

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from graceful import homes, storage
 from graceful.errors import DataError
-from graceful.spec.table import Split, TableTask
+from graceful.spec.data_files import Split
+from graceful.spec.table import TableTask
 from graceful.tasks.hashing import hash_points
 from graceful.tasks.image_layout import split_of
 from graceful.tasks.table import content, pictures, repeats, rows

@@ -94,13 +94,18 @@ class Photo:
         """Bytes of its pixels."""
         return self.pixels.nbytes
 
-    def square(self, frame: Frame) -> NDArray[np.uint8]:
+    def square(self, frame: Frame | int, decode: Decode = "full") -> NDArray[np.uint8]:
         """Return the pixels for another frame; the file is decoded again where it differs.
+
+        Args:
+            frame: How the image becomes a square, or the side of the square alone.
+            decode: Where only the side is given.
 
         Raises:
             DataError: It has become unreadable.
         """
-        return self.pixels if frame == self.frame else _square(self.image, frame)
+        wanted = Frame(size=frame, decode=decode) if isinstance(frame, int) else frame
+        return self.pixels if wanted == self.frame else _square(self.image, wanted)
 
     def thumbnail(self, longest: int) -> Picture:
         """Return the whole image, for people: its longer side has at most so many pixels.

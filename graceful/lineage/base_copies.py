@@ -69,15 +69,10 @@ def bring(registry: Registry, bundle: Path, *, experiment: Callable[[], str | No
         StorageError: The disk is full.
     """
     base = _base_of(bundle)
-    if base is None:
+    if base is None or _is_here(base):
         return
     from graceful.models import bases
 
-    try:
-        bases.find(base)
-        return
-    except (DataError, IntegrityError, StorageError):
-        pass
     with registry.door("fetch the base of a version") as client, tempfile.TemporaryDirectory() as scratch:
         family = experiment()
         run = None if family is None else _run(registry, family, base)
@@ -97,20 +92,26 @@ def bring_served(bundle: Path) -> None:
     import yaml
 
     base = _base_of(bundle)
-    if base is None:
+    if base is None or _is_here(base):
         return
     from graceful import homes
-    from graceful.models import bases
 
-    try:
-        bases.find(base)
-        return
-    except (DataError, IntegrityError, StorageError):
-        described = yaml.safe_load((bundle / "MLmodel").read_text(encoding="utf-8"))
+    described = yaml.safe_load((bundle / "MLmodel").read_text(encoding="utf-8"))
     registry = Registry(mlflow.get_tracking_uri(), homes.folder())
     with registry.door("fetch the base of a version") as client:
         family = str(client.get_run(str(described["run_id"])).info.experiment_id)
     bring(registry, bundle, experiment=lambda: family)
+
+
+def _is_here(base: Base) -> bool:
+    """Return whether a base is found without the registry; one that is damaged or has other bytes is not."""
+    from graceful.models import bases
+
+    try:
+        bases.find(base)
+    except (DataError, IntegrityError, StorageError):
+        return False
+    return True
 
 
 def _run(registry: Registry, experiment: str, base: Base) -> str | None:

@@ -15,7 +15,7 @@ from graceful.launch.backend import Handle, Phase
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests, renewal, runs
 from graceful.launch.kuberay.backend import KubeRayBackend
-from tests.support.launch import cluster, job
+from tests.support.launch import Server, cluster, job
 from tests.unit.test_launch_gc import FAILED, RUNNING, Memory, kube
 
 DOCUMENT = json.dumps({"model": "glyphs", "train": {"num_workers": 2, "use_gpu": None}})
@@ -79,6 +79,15 @@ def test_what_belongs_to_the_run_is_kept() -> None:
     found = renewal.job_of(rayjob, config["data"])
     kept = ("run_id", "command", "env", "document", "files", "workers", "queue", "labels")
     assert {key: getattr(found, key) for key in kept} == {key: getattr(one, key) for key in kept}
+
+
+def test_a_plan_warns_that_submitting_leaves_a_job_that_is_there() -> None:
+    server, one = Server(), job(document=DOCUMENT)
+    small = KubeRayBackend(profile=cluster(worker={"memory": "2Gi"}), connect=lambda: server)  # type: ignore[arg-type, return-value]  # as much of a server as planning uses
+    small.submit(small.plan(one))
+    large = KubeRayBackend(profile=cluster(worker={"memory": "8Gi"}), connect=lambda: server)  # type: ignore[arg-type, return-value]
+    rules = [[finding.rule for finding in there.plan(one).findings] for there in (small, large)]
+    assert [names.count("left-as-it-is") for names in rules] == [0, 1]
 
 
 class Terminal:

@@ -249,3 +249,13 @@ def test_a_submitter_that_has_no_node_is_the_cause_though_the_cluster_is_ready()
     assert (seen.phase, seen.exit_code) == (P.PROVISIONING, None)
     assert seen.cause == f"the pod that submits the job is waiting: unschedulable: submitter: {message}"
     assert status.read(ready, Evidence()).cause == "the cluster is ready, submitting the job"
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_only_a_run_that_something_outside_it_ended_is_said_to_go_on(*, retryable: bool) -> None:
+    ended = Outcome(exit_code=4, message="registry http://m: no answer", error="RegistryError", retryable=retryable)
+    read_again = outcome.last([ended.line()])
+    assert read_again == ended
+    seen = status.read(job("Failed", "FAILED", reason="AppFailed"), Evidence(outcome=read_again))
+    assert (seen.phase, seen.exit_code) == (P.FAILED, 4)
+    assert seen.cause.endswith("resume goes on from there") is retryable

@@ -418,6 +418,23 @@ def test_a_full_disk_under_the_outcome_does_not_change_the_exit_code(
     assert entry.main(["refresh", "--quiet"]) == 2
 
 
+@pytest.mark.parametrize(("registry", "code", "retryable"), [("/nowhere", 2, False), ("http://127.0.0.1:9", 4, True)])
+def test_the_outcome_tells_trouble_outside_the_run_from_a_wrong_spec(
+    mounted: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, registry: str, code: int, retryable: bool
+) -> None:
+    from graceful.lineage import outages
+    from graceful.programs import __main__ as entry
+
+    document = json.loads(mounted.read_text())
+    mounted.write_text(json.dumps({**document, "home": str(tmp_path), "registry": {"uri": registry}}))
+    monkeypatch.setattr(outages, "PATIENCE", dataclasses.replace(outages.PATIENCE, seconds=0.0))
+    monkeypatch.setenv(OUTCOME_VARIABLE, str(tmp_path / "outcome"))
+    assert entry.main(["refresh", "--quiet"]) == code
+    told = outcome.last((tmp_path / "outcome").read_text().splitlines())
+    assert told is not None
+    assert (told.exit_code, told.retryable) == (code, retryable)
+
+
 IMPORTED = """
 import io, json, sys
 from graceful.cli import main

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from graceful.environment import RANK_VARIABLE
 from graceful.errors import SpecError
@@ -31,3 +32,14 @@ def fitting(available: dict[str, float], *, use_gpu: bool) -> int:
     """Return how many training processes fit into resources of Ray; raises as `per_rank`."""
     needed = per_rank(use_gpu=use_gpu)
     return min(int(available.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items() if amount)
+
+
+def groups(available: dict[str, float], *, size: int, use_gpu: bool) -> int:
+    """Return how many groups of so many training processes fit into resources of Ray, at least one."""
+    return max(1, fitting(available, use_gpu=use_gpu) // size)
+
+
+def actor_options(*, use_gpu: bool) -> dict[str, Any]:
+    """Return what one training process takes, as options of an actor of Ray; raises as `per_rank`."""
+    resources = per_rank(use_gpu=use_gpu)
+    return {"num_cpus": resources.pop("CPU", 0.0), "num_gpus": resources.pop("GPU", 0.0), "resources": resources}

@@ -137,14 +137,8 @@ def _until_worth_it(here: Here, blocks: Iterator[Block]) -> Iterator[Outputs]:
 def _started(recipe: Recipe, *, count: int, use_gpu: bool) -> list[Any]:
     import ray
 
-    resources = rank_resources.per_rank(use_gpu=use_gpu)
-    kind = ray.remote(Runner).options(
-        num_cpus=resources.pop("CPU", 1),
-        num_gpus=resources.pop("GPU", 0),
-        resources=resources,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
-    )
+    options = rank_resources.actor_options(use_gpu=use_gpu)
+    kind = ray.remote(Runner).options(**options, max_restarts=RESTARTS, max_task_retries=RESTARTS)
     return [kind.remote(recipe, use_gpu=use_gpu) for _ in range(count)]
 
 

@@ -58,8 +58,7 @@ def concurrency(workers: int, *, gpus: bool = False) -> int:
     import ray
 
     resources = ray.cluster_resources()
-    processes = rank_resources.fitting(resources, use_gpu=gpus and resources.get("GPU", 0) > 0)
-    return max(1, processes // max(workers, 1))
+    return rank_resources.groups(resources, size=max(workers, 1), use_gpu=gpus and resources.get("GPU", 0) > 0)
 
 
 def on_ray(

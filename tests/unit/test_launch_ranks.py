@@ -123,6 +123,10 @@ def test_the_driver_asks_ray_for_what_the_plan_gave_a_rank(monkeypatch: pytest.M
     two_pods = {"CPU": 64.0, "GPU": 16.0, "rank": 16.0}
     assert rank_resources.fitting(two_pods, use_gpu=True) == 16
     assert rank_resources.fitting({**two_pods, "rank": 8.0}, use_gpu=True) == 8
+    assert rank_resources.groups(two_pods, size=4, use_gpu=True) == 4
+    assert rank_resources.groups({"CPU": 1.0}, size=4, use_gpu=False) == 1
+    options = rank_resources.actor_options(use_gpu=True)
+    assert options == {"num_cpus": 4.0, "num_gpus": 1.0, "resources": {"rank": 1.0}}
     monkeypatch.setenv(RANK_VARIABLE, "[1]")
     with pytest.raises(SpecError, match=RANK_VARIABLE):
         rank_resources.per_rank(use_gpu=False)

@@ -62,6 +62,7 @@ class Metric:
         retrieval: Whether only an evaluation with retrieval measures it.
         measured: False: reported as undefined until shares of usage are recorded, so that no bound could be met.
         measure: Measures it, for metrics of other packages; None: graceful does.
+        meaning: What it measures, in one sentence for people.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Metric:
     retrieval: bool = False
     measured: bool = True
     measure: Callable[[MetricInputs], Measurement] | None = field(default=None, compare=False, repr=False)
+    meaning: str = field(default="", compare=False, repr=False)
 
     def row(self) -> dict[str, Any]:
         """Return everything but the function, as JSON values; no upper end of the range is None."""
@@ -107,56 +109,110 @@ class Metric:
         return metric
 
 
-def _version(name: str, better: Better, *, retrieval: bool = False) -> Metric:
-    return Metric(name=name, about=About.VERSION, better=better, retrieval=retrieval)
+def _version(name: str, better: Better, meaning: str, *, retrieval: bool = False) -> Metric:
+    return Metric(name=name, about=About.VERSION, better=better, retrieval=retrieval, meaning=meaning)
 
 
-def _chain(name: str, *, measured: bool = True) -> Metric:
-    return Metric(name=name, about=About.CHAIN, better=Better.LOWER, measured=measured)
+def _chain(name: str, meaning: str, *, measured: bool = True) -> Metric:
+    return Metric(name=name, about=About.CHAIN, better=Better.LOWER, measured=measured, meaning=meaning)
 
 
-def _ancestor(name: str, better: Better, *, retrieval: bool = False) -> Metric:
-    return Metric(name=name, about=About.ANCESTOR, better=better, retrieval=retrieval)
+def _ancestor(name: str, better: Better, meaning: str, *, retrieval: bool = False) -> Metric:
+    return Metric(name=name, about=About.ANCESTOR, better=better, retrieval=retrieval, meaning=meaning)
 
 
-def _change(name: str, better: Better, *, retrieval: bool = False) -> Metric:
+def _change(name: str, better: Better, meaning: str, *, retrieval: bool = False) -> Metric:
     """A difference between the new version and an ancestor."""
-    return Metric(name=name, about=About.ANCESTOR, better=better, lowest=-1.0, unit="points", retrieval=retrieval)
+    return Metric(
+        name=name,
+        about=About.ANCESTOR,
+        better=better,
+        lowest=-1.0,
+        unit="points",
+        retrieval=retrieval,
+        meaning=meaning,
+    )
 
 
-_RANKING = ("recall_at_1", "recall_at_10", "mrr", "ndcg_at_10", "map")
-"""Ends of the names of what is measured of a search."""
+_RANKING: Mapping[str, str] = {
+    "recall_at_1": "share of queries whose first result answers them",
+    "recall_at_10": "share of queries with an answer among the first ten results",
+    "mrr": "mean over queries of 1 / rank of the first answer",
+    "ndcg_at_10": "mean over queries of the discounted gain of the first ten results, over the best possible one",
+    "map": "mean over queries of the precision at each answer, averaged over the answers",
+}
+"""Ends of the names of what is measured of a search -> what it says."""
+
+
+def _rankings(prefix: str, better: Better, sides: str) -> tuple[Metric, ...]:
+    """Return the metrics of one search; `prefix` is `self_test`, `cross_test` or `old_old`."""
+    add = _version if prefix == "self_test" else _ancestor
+    return tuple(
+        add(f"{prefix}_{name}", better, f"{sides}: {meaning}.", retrieval=True) for name, meaning in _RANKING.items()
+    )
+
 
 _ENTRIES = (
-    _version("error_rate", Better.LOWER),
-    *(_version(f"self_test_{name}", Better.HIGHER, retrieval=True) for name in _RANKING),
-    _chain("chain_max_nfr"),
-    _chain("chain_mean_nfr"),
-    _chain("usage_weighted_nfr", measured=False),
-    _chain("union_nfr"),
-    _chain("unanimous_nfr"),
-    _chain("step_nfr"),
-    Metric(name="cumulative_negative_flips", about=About.CHAIN, better=Better.LOWER, highest=inf, unit="flips"),
-    _ancestor("negative_flip_rate", Better.LOWER),
-    _ancestor("positive_flip_rate", Better.HIGHER),
-    _ancestor("relative_nfr", Better.LOWER),  # may exceed 1, which is worse than independent errors: no bound needs it
-    _ancestor("macro_nfr", Better.LOWER),
-    _ancestor("negative_flip_impact", Better.LOWER),
-    _ancestor("negative_flip_severity", Better.LOWER),
-    _ancestor("severe_flip_share", Better.LOWER),
-    _ancestor("backward_trust", Better.HIGHER),
-    _ancestor("backward_error", Better.HIGHER),  # the share of errors that the ancestor made as well: none of them new
-    _ancestor("inconsistency", Better.LOWER),
-    _ancestor("new_error_rate", Better.LOWER),
-    _ancestor("old_error_rate", Better.EITHER),
-    _change("error_rate_change", Better.LOWER),
-    _ancestor("shared_class_coverage", Better.HIGHER),
-    *(_ancestor(f"cross_test_{name}", Better.HIGHER, retrieval=True) for name in _RANKING),
-    _change("cross_test_gain_recall_at_1", Better.HIGHER, retrieval=True),
-    _change("cross_test_gain_map", Better.HIGHER, retrieval=True),
-    *(_ancestor(f"old_old_{name}", Better.EITHER, retrieval=True) for name in _RANKING),
-    _ancestor("retrieval_nfr", Better.LOWER, retrieval=True),
-    _ancestor("retrieval_nfr_backfilled", Better.LOWER, retrieval=True),
+    _version("error_rate", Better.LOWER, "Share of samples that the new version has wrong."),
+    *_rankings("self_test", Better.HIGHER, "New queries in the new gallery"),
+    _chain("chain_max_nfr", "Largest negative flip rate against any ancestor."),
+    _chain("chain_mean_nfr", "Mean of the negative flip rates against the ancestors."),
+    _chain("usage_weighted_nfr", "Mean of them, weighted by the traffic of each ancestor.", measured=False),
+    _chain("union_nfr", "Share of samples that any ancestor has right and the new version wrong."),
+    _chain("unanimous_nfr", "Share of samples that every ancestor has right and the new version wrong."),
+    _chain("step_nfr", "Negative flip rate against the latest ancestor."),
+    Metric(
+        name="cumulative_negative_flips",
+        about=About.CHAIN,
+        better=Better.LOWER,
+        highest=inf,
+        unit="flips",
+        meaning="Number of negative flips in every step of the chain, added up.",
+    ),
+    _ancestor("negative_flip_rate", Better.LOWER, "Share of samples that old has right and new wrong (NFR)."),
+    _ancestor("positive_flip_rate", Better.HIGHER, "Share of samples that old has wrong and new right."),
+    _ancestor(  # may exceed 1, which is worse than independent errors: no bound needs it
+        "relative_nfr", Better.LOWER, "NFR / ((1 - error of old) x error of new): 1 for independent errors."
+    ),
+    _ancestor("macro_nfr", Better.LOWER, "Mean over classes of each class's negative flip rate."),
+    _ancestor("negative_flip_impact", Better.LOWER, "Share of the new errors that are negative flips."),
+    _ancestor("negative_flip_severity", Better.LOWER, "Mean over negative flips of p(predicted) - p(label) of new."),
+    _ancestor("severe_flip_share", Better.LOWER, "Share of negative flips whose p(label) moved by a half or more."),
+    _ancestor("backward_trust", Better.HIGHER, "Share of what old has right that new has right, too."),
+    _ancestor(  # none of these errors is new
+        "backward_error", Better.HIGHER, "Share of the new errors that old makes, too."
+    ),
+    _ancestor("inconsistency", Better.LOWER, "Share of samples that new has wrong with another answer than old."),
+    _ancestor("new_error_rate", Better.LOWER, "Error rate of new on the samples that both can answer."),
+    _ancestor("old_error_rate", Better.EITHER, "Error rate of old on the samples that both can answer."),
+    _change("error_rate_change", Better.LOWER, "Error rate of new minus that of old, paired by sample."),
+    _ancestor("shared_class_coverage", Better.HIGHER, "Share of samples whose class old knows."),
+    *_rankings("cross_test", Better.HIGHER, "New queries in the old gallery"),
+    _change(
+        "cross_test_gain_recall_at_1",
+        Better.HIGHER,
+        "Recall at 1 of new queries in the old gallery, minus that of old queries in it.",
+        retrieval=True,
+    ),
+    _change(
+        "cross_test_gain_map",
+        Better.HIGHER,
+        "Mean average precision of new queries in the old gallery, minus that of old queries in it.",
+        retrieval=True,
+    ),
+    *_rankings("old_old", Better.EITHER, "Old queries in the old gallery"),
+    _ancestor(
+        "retrieval_nfr",
+        Better.LOWER,
+        "Share of queries whose first result was right with old queries in the old gallery, and is wrong with new ones.",
+        retrieval=True,
+    ),
+    _ancestor(
+        "retrieval_nfr_backfilled",
+        Better.LOWER,
+        "The same with new queries in the new gallery.",
+        retrieval=True,
+    ),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ENTRIES})

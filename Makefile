@@ -10,7 +10,7 @@ HOME_OF_DEMO := .graceful
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help venv demo test test-cluster unit lint types golden bench pin clean
+.PHONY: help venv demo test test-cluster unit lint types golden docs bench pin clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -54,6 +54,9 @@ types: venv  ## mypy --strict.
 
 golden: venv  ## Rewrite golden files; review them as a diff.
 	$(BIN)/python -m pytest tests -k golden --write-golden -m 'not gpu and not cluster'
+
+docs: venv  ## Build the documentation as a site that works from a folder: build/site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: venv  ## Start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
 	$(BIN)/python -m benchmarks.cli_startup

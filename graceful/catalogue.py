@@ -204,7 +204,7 @@ _ENTRIES = (
     _ancestor(
         "retrieval_nfr",
         Better.LOWER,
-        "Share of queries whose first result was right with old queries in the old gallery, and is wrong with new ones.",
+        "Share of queries whose first result in the old gallery is right with old queries and wrong with new ones.",
         retrieval=True,
     ),
     _ancestor(

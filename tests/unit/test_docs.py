@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
+import yaml
+
+from graceful import catalogue, spec
+from graceful.cli.app import graceful as command_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
+WRITTEN = [path.relative_to(ROOT) for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])]
+"""Documents that people write; others are made when the site is built."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -28,10 +37,61 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WRITTEN, ids=str)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        path = ((ROOT / page).parent / target).resolve()
+        assert path.exists() or path.parent == ROOT / "docs" / "reference", target  # the site's build checks the latter
+
+
+def test_specs_in_documents_are_valid() -> None:
+    specs = [block for page in WRITTEN for block in blocks(ROOT / page, "yaml") if "\nname: " in block]
+    assert len(specs) >= 4
+    for block in specs:
+        spec.parse(yaml.safe_load(block), where=block.splitlines()[0])
+
+
+def test_commands_in_documents_can_be_run() -> None:
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in WRITTEN if page.name != "CHANGELOG.md"]
+    lines = [
+        line
+        for text in texts
+        for line in re.findall(r"^    graceful ([a-z].*?)(?:  +#.*|   +.*)?$", text, re.MULTILINE)
+    ]
+    assert len(lines) > 30
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        command: click.Command = command_line
+        while isinstance(command, click.Group) and words:
+            name = words.pop(0)
+            found = command.get_command(click.Context(command), name)
+            assert found is not None, line
+            command = found
+        parser = command.make_parser(click.Context(command))
+        _, left, _ = parser.parse_args(list(words))  # raises on an option that the command does not have
+        assert not left, line
+
+
+def test_readme_is_short_enough_to_be_read() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 150
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    pages = {
+        name: (tmp_path / "site" / "reference" / f"{name}.html").read_text() for name in ("commands", "spec", "metrics")
+    }
+    assert "graceful schedule run-now" in pages["commands"]
+    assert "image_folder" in pages["spec"]
+    assert all(f"<code>{name}</code>" in pages["metrics"] for name in catalogue.METRICS)
+
+
+def test_every_metric_says_what_it_measures() -> None:
+    assert not [name for name, metric in catalogue.METRICS.items() if not metric.meaning.endswith(".")]
 
 
 def test_rooms_of_the_map_are_the_rooms_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""Every spec under jobs/ is valid, and the README shows the example task as it is."""
+"""Every spec under jobs/ is valid, and the guide shows the example task as it is."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_versions_of_the_demo_grow_in_data_classes_and_network() -> None:
     assert [task.network.size for task in (v1, v2, v3)] == ["xs", "s2", "m"]
 
 
-def test_readme_shows_the_example_task_word_for_word() -> None:
+def test_the_guide_shows_the_example_task_word_for_word() -> None:
     source = (ROOT / "jobs" / "wine" / "task.py").read_text()
     assert source.count("\n") <= 40
-    assert f"```python\n{source}```" in (ROOT / "README.md").read_text()
+    assert f"```python\n{source}```" in (ROOT / "docs" / "guides" / "task.md").read_text()

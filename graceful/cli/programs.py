@@ -130,7 +130,8 @@ def preview(resolved: RefreshSpec, output: str) -> int:
 def steps(resolved: RefreshSpec) -> tuple[str, ...]:
     """Return what a refresh of this spec would do, one line each."""
     compatibility, train = resolved.compatibility, resolved.train
-    losses = ", ".join(loss.kind for loss in compatibility.losses)
+    names = ["blend"] if compatibility.blend is not None else []
+    losses = ", ".join([*names, *(loss.kind for loss in compatibility.losses)])
     against = compatibility.against if isinstance(compatibility.against, str) else ", ".join(compatibility.against)
     workers = f"{train.num_workers} Ray workers" if train.num_workers else "this process"
     bounds = ", ".join(

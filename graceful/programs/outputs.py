@@ -53,7 +53,7 @@ class Views:
             return cls(live=True)
         mode = targets.plan_views(spec.compatibility.targets, augments=augments)
         if mode != "keyed":
-            if mode == "live" and spec.compatibility.reference:
+            if mode == "live" and spec.compatibility.reference_runs:
                 raise SpecError("compatibility.targets.mode: live has no cache for reference runs; write keyed")
             return cls(live=mode == "live")
         count = spec.compatibility.targets.views
@@ -71,8 +71,9 @@ def _require_live(spec: RefreshSpec) -> None:
         raise SpecError(
             f"compatibility.targets.mode: {why}; write live, or leave mode out, and predecessors run in every step"
         )
-    if spec.compatibility.reference:
-        raise SpecError(f"compatibility.reference: reads cached outputs, and {why}; leave it out")
+    for key in ("reference", "blend"):
+        if getattr(spec.compatibility, key):
+            raise SpecError(f"compatibility.{key}: reads cached outputs, and {why}; leave it out")
 
 
 @dataclass(kw_only=True)

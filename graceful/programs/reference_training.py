@@ -43,11 +43,17 @@ class Recipe:
     start: StoredVersion | None
 
 
-def train_references(recipe: Recipe, *, budgets: bool, progress: Progress) -> list[Trained]:
-    """Train the unconstrained runs: those to distil from, or one to measure budgets with."""
+def train_references(recipe: Recipe, *, predecessors: bool, progress: Progress) -> list[Trained]:
+    """Train the unconstrained runs: those to distil from, or one to measure budgets with.
+
+    Args:
+        recipe: Theirs.
+        predecessors: Whether training sees any; without them there are no budgets, and nothing to blend with.
+        progress: Called with each row of the metrics trace.
+    """
     section = recipe.run.spec.compatibility
-    runs = section.reference.runs if section.reference else 0
-    if budgets and isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
+    runs = section.reference_runs if predecessors or section.blend is None else 0
+    if predecessors and isinstance(section.weighting, Adaptive) and section.weighting.reference_error is None:
         runs = max(runs, 1)
     return [_reference(recipe, index, progress=progress) for index in range(1, runs + 1)]
 

@@ -11,6 +11,7 @@ from graceful.chain.ancestor import Ancestor
 from graceful.chain.contract import Contract
 from graceful.learners import roles
 from graceful.models import bases
+from graceful.programs import blend
 from graceful.programs.availability import reads_outputs, require_usable
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import (
@@ -66,29 +67,34 @@ def train(
     data_notes = notes_of(built)
     if data_notes:
         progress({"stage": "data", "notes": data_notes})
-    job, notes = _prepared(replace(run, spec=spec), built, samples, ancestors=ancestors, progress=progress)
+    job, blended, notes = _prepared(replace(run, spec=spec), built, samples, ancestors=ancestors, progress=progress)
     result = run_training(replace(job, task=task), progress=progress)
     record(run.folder, job.contract, result)
     silent_terms = [f"{loss}: never weighed a sample, so it constrained nothing" for loss in result.silent]
     digest, weight_notes = finish(spec, built, weights=result.weights, folder=run.model, start=job.start)
+    blend_notes: tuple[str, ...] = ()
+    if blended is not None:
+        new = run.version(run.model).whole()
+        blend_notes = blend.record(run.folder, blended, new, batch_size=spec.evaluate.batch_size)
     return Trained(
         folder=run.model,
         digest=digest,
         result=result,
         data=samples.digest,
-        notes=(*data_notes, *notes, *silent_terms, *weight_notes),
+        notes=(*data_notes, *notes, *blend_notes, *silent_terms, *weight_notes),
         contract=job.contract,
     )
 
 
 def _prepared(
     run: Run, task: Task, samples: Samples, *, ancestors: Sequence[Ancestor], progress: Progress
-) -> tuple[TrainingJob, list[str]]:
-    """The job, with every cache and reference run that it reads, and what a reader of the report must know of them."""
+) -> tuple[TrainingJob, blend.Blended | None, list[str]]:
+    """The job, with every cache and reference run that it reads, the plan of its blend, and what a reader of the
+    report must know of them."""
     spec = run.spec
     require_answers([ancestor.stored.open() for ancestor in ancestors], task.samples("test"), split="test")
     start = require_start(spec, ancestors[0].stored if ancestors else None, task=task)
-    selected = select(ancestors, spec.compatibility.against) if spec.compatibility.losses else ()
+    selected = select(ancestors, spec.compatibility.against) if spec.compatibility.sees_predecessors else ()
     versions, views = [ancestor.stored.open() for ancestor in selected], Views.of(spec, samples, augments=task.augments)
     require_usable(versions, spec.compatibility, task.classes, clean=views.keyed is None, live=views.live)
     outputs = CachedOutputs(
@@ -109,21 +115,46 @@ def _prepared(
         for ancestor in selected
     )
     recipe = Recipe(run=run, task=task, data=samples.digest, start=start)
-    references = train_references(recipe, budgets=bool(selected), progress=progress)
+    references = train_references(recipe, predecessors=bool(selected), progress=progress)
     budgets_contract = _contract(run, constraint_outputs, references, progress)
-    distilled = references if spec.compatibility.reference else ()
+    blended = _blended(run, task, versions, references, progress=progress)
+    distilled = references if spec.compatibility.reference or blended else ()
     job = TrainingJob(
         spec=spec,
         run_dir=run.folder,
         predecessors=chain,
         references=tuple(outputs.of(run.version(ancestor.folder)) for ancestor in distilled),
         contract=budgets_contract,
+        shares=None if blended is None else blended.shares,
         start=start,
         data=samples.digest,
         base=bases.digest_of(spec.task),
         mirror=run.mirror,
     )
-    return job, [*outputs.notes, *chance_notes]
+    return job, blended, [*outputs.notes, *chance_notes]
+
+
+def _blended(
+    run: Run, task: Task, chain: Sequence[Predecessor], references: Sequence[Trained], *, progress: Progress
+) -> blend.Blended | None:
+    """The blend's shares, chosen from what versions say of held-out samples; None where there is no blend."""
+    section, batch_size = run.spec.compatibility.blend, run.spec.evaluate.batch_size
+    if section is None or not chain:
+        return None
+    splits, evidence = blend.held_out(task), None
+    if not any(version.unrunnable_reason for version in chain):
+        runs = [run.version(trained.folder).whole() for trained in references]
+        evidence = blend.evidence_of(section, chain, runs, splits, batch_size=batch_size, classes=task.classes)
+    blended = blend.plan(
+        section,
+        evidence,
+        names=[version.name for version in chain],
+        weighting=run.spec.compatibility.weighting,
+        splits=splits,
+        recorded=begun(run.folder).get("shares"),
+    )
+    progress(blend.progress_row(blended))
+    return blended
 
 
 def _with_cache(ancestor: Ancestor, outputs: CachedOutputs, task: Task) -> Ancestor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from graceful.sections import NAME, Count, Fraction, Positive, Section, Weight
 from graceful.spec.compatibility import (
     Adaptive,
+    Blend,
     Compatibility,
     Decay,
     Equal,
@@ -35,6 +36,7 @@ __all__ = [
     "NAME",
     "AdamW",
     "Adaptive",
+    "Blend",
     "ClassWeights",
     "Compatibility",
     "Count",

@@ -27,6 +27,43 @@ class Reference(Section):
     """Softens both outputs before they are compared."""
 
 
+OneShare = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Blend(Section):
+    """Distil from one teacher, a blend of reference runs and old versions: fewer negative flips at no higher error.
+
+    The teacher q = (1 - w) softmax(z_ref / T) + w softmax(z_old / T) is built once from cached outputs, z_ref the mean
+    logits of the reference runs, w the share of the old version and T the temperature. The new version's loss is
+    scale / (1 + weight) x (task's loss + weight x T^2 KL(q || p)), to which `losses` are added. A class that an old
+    version does not know has the probability that the reference runs give it; the old version divides the rest.
+    """
+
+    runs: Annotated[int, Field(ge=1, le=16)] = 3
+    """Reference runs, trained without constraints and with other seeds; their mean logits are one side of the blend."""
+    share: Literal["auto"] | OneShare | dict[str, OneShare] = "auto"
+    """Share of the old versions in the teacher. auto: chosen before training from outputs on held-out samples, so that
+    the teacher's largest negative flip rate is lowest while `margin` is kept; a number: of all old versions together,
+    in the strengths of `weighting`; a mapping: of each old version, by name."""
+    margin: Annotated[float, Field(ge=-1.0, lt=1.0)] = 0.05
+    """For auto: the teacher's error must be lower than that of a reference run by this part of it; the new version does
+    not reach its teacher."""
+    temperature: Annotated[float, Field(gt=0.0, le=FLAT_TEMPERATURE)] = 2.0
+    """Softens the outputs that are blended, and those that are compared with the blend."""
+    weight: Positive = 20.0
+    """Factor of the distance from the teacher beside the task's loss; both are divided by 1 + weight."""
+    scale: Positive = 4.0
+    """Factor of both together. It multiplies gradients, so that it raises the effective learning rate of SGD."""
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Blend:
+        if isinstance(self.share, dict) and sum(self.share.values()) >= 1.0:
+            raise ValueError(
+                f"share: must add up to less than 1, got {sum(self.share.values()):g}; the rest is the reference runs'"
+            )
+        return self
+
+
 class Targets(Section):
     """How predecessors' outputs on the training data are obtained."""
 
@@ -104,6 +141,9 @@ class Compatibility(Section):
     right, in losses with a focus; null: everywhere."""
     reference: Reference | None = None
     """Second target that keeps accuracy; null: none."""
+    blend: Annotated[Blend | None, Field(exclude_if=lambda blend: blend is None)] = None
+    """One teacher of reference runs and old versions, in place of `reference` and of losses that compare outputs; a
+    section of keys, `{}` for the defaults; null: none."""
     targets: Targets = Targets()
     interpolation: Annotated[float, Field(ge=0.0, lt=1.0, exclude_if=lambda share: share == 0.0)] = 0.0
     """Share of the latest predecessor's weights in the finished version's, mixed in after training; for
@@ -115,6 +155,28 @@ class Compatibility(Section):
             first = next(iter(registry.kinds()))
             raise ValueError(f"weighting: adaptive needs a loss that it can strengthen; add {first} to losses")
         return self
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Compatibility:
+        if self.blend is None:
+            return self
+        if self.reference is not None:
+            raise ValueError("blend: has reference runs of its own; leave reference out, and write blend.runs")
+        for loss in self.losses:
+            if loss.compares_outputs:
+                raise ValueError(f"blend: distils from the old versions already; leave {loss.kind} out of losses")
+        return self
+
+    @property
+    def sees_predecessors(self) -> bool:
+        """Return whether training reads anything of predecessors: losses or a blend are written."""
+        return bool(self.losses) or self.blend is not None
+
+    @property
+    def reference_runs(self) -> int:
+        """Return how many reference runs training distils from."""
+        section = self.reference or self.blend
+        return 0 if section is None else section.runs
 
     @model_validator(mode="after")
     def _keeps_enough(self) -> Compatibility:

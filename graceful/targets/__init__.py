@@ -34,11 +34,24 @@ from graceful.storage import Mirror
 from graceful.targets import files, layouts, writing
 from graceful.targets.blocks import Compute
 from graceful.targets.cache import Agreement, Cache
+from graceful.targets.teacher import Teacher
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples
 from graceful.tasks.names import Column, ids_digest
 
-__all__ = ["Agreement", "Cache", "Live", "Mean", "Mode", "Source", "TwoEncoders", "build", "key_views", "plan_views"]
+__all__ = [
+    "Agreement",
+    "Cache",
+    "Live",
+    "Mean",
+    "Mode",
+    "Source",
+    "Teacher",
+    "TwoEncoders",
+    "build",
+    "key_views",
+    "plan_views",
+]
 
 Mode = Literal["clean", "keyed", "live"]
 
@@ -128,7 +141,7 @@ class Mean:
         return OldOutputs(logits, logits.new_zeros(len(logits), 0), present)
 
 
-Source = Cache | Live | TwoEncoders | Mean
+Source = Cache | Live | TwoEncoders | Mean | Teacher
 
 
 def build(

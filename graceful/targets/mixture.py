@@ -27,7 +27,8 @@ from graceful.losses.ops import focus
 from graceful.storage import guarded
 from graceful.targets.cache import Cache
 
-_CHUNK = 8192
+CHUNK = 8192
+"""Rows that are mixed at a time."""
 _IN_MEMORY = 2**30
 
 
@@ -81,8 +82,8 @@ class Mixture:
             raise ValueError(f"{loss.kind} does not merge")
         self._merge: Merge = loss.merge
         self._loss, self._members, self._device = loss, tuple(members), torch.device(device)
-        self._target = _allocate((views, samples, size), scratch)
-        self._weight = _allocate((views, samples), scratch)
+        self._target = allocate((views, samples, size), scratch)
+        self._weight = allocate((views, samples), scratch)
         self.conflict = 0.0
         """Mean conflict index over the samples somebody has something to say about, in units of the loss."""
 
@@ -91,8 +92,8 @@ class Mixture:
         views, samples = self._weight.shape
         total, count = 0.0, 0
         for view in range(views):
-            for start in range(0, samples, _CHUNK):
-                rows = np.arange(start, min(start + _CHUNK, samples), dtype=np.int64)
+            for start in range(0, samples, CHUNK):
+                rows = np.arange(start, min(start + CHUNK, samples), dtype=np.int64)
                 merged, conflict = self._merged_rows(rows, view, strengths)
                 self._target[view, rows] = merged.target.numpy()
                 self._weight[view, rows] = merged.weight.numpy()
@@ -155,7 +156,8 @@ def _size(member: Member) -> int:
     return int(member.cache.embeddings.shape[2]) if member.columns is None else len(member.columns)
 
 
-def _allocate(shape: tuple[int, ...], scratch: Path | None) -> NDArray[Any]:
+def allocate(shape: tuple[int, ...], scratch: Path | None) -> NDArray[Any]:
+    """Return an fp32 array of zeros: in memory or, above 1 GiB, in an unnamed file below `scratch`."""
     if 4 * int(np.prod(shape, dtype=np.int64)) <= _IN_MEMORY:
         return np.zeros(shape, dtype=np.float32)
     size = 4 * int(np.prod(shape, dtype=np.int64))

@@ -28,7 +28,7 @@ from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
 from graceful.training.sampler import Order
 from graceful.training.stream_reader import StreamReader, StreamRows
-from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, opened
+from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, old_side, opened
 from graceful.training.weights import SampleWeights, sample_weights
 
 _NO_IDS = np.zeros(0, dtype=np.str_)
@@ -57,7 +57,7 @@ class Materials:
         validation: The split that tells how training goes.
         chain: The predecessors: what the objective must know of each, and where its outputs come from.
         merged: Terms that are merged, and their targets; `remix` before the first slice.
-        reference: Mean of the reference runs.
+        reference: Mean of the reference runs, or the teacher of a blend.
         views: Epochs cycle through so many views; None: every epoch has its own.
         seed: Of the views.
         weights: What each sample counts in the task's loss; None: all the same.
@@ -160,7 +160,7 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
             " the run was started; give all machines the same checkpoint"
         )
     needed = needs(compatibility)
-    ancestors = job.predecessors if compatibility.losses else ()
+    ancestors = job.predecessors if compatibility.sees_predecessors else ()
     chain = [opened(ancestor, task=task, train=train, wanted=needed, device=device) for ancestor in ancestors]
     groups = grouped(compatibility, task.classes, chain)
     read_indices = unmerged(compatibility, groups, len(chain)) if needed & OUTPUTS else frozenset()
@@ -174,13 +174,31 @@ def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:
         validation=task.samples("validation"),
         chain=tuple(replace(predecessor, read=index in read_indices) for index, predecessor in enumerate(chain)),
         merged=tuple(merged_term(group, chain, classes=task.classes, train=train, device=device) for group in groups),
-        reference=targets.Mean(sources=tuple(references)) if references and compatibility.reference else None,
+        reference=_reference(job, references, chain, classes=task.classes, device=device),
         views=compatibility.targets.views if keyed else None,
         seed=job.effective_seed,
         device=device,
         weights=sample_weights(train, job.spec.train.class_weights),
         stream=_stream_reader(train, batch_size=job.spec.train.batch_size),
     )
+
+
+def _reference(
+    job: TrainingJob,
+    references: Sequence[targets.Cache],
+    chain: Sequence[Opened],
+    *,
+    classes: Sequence[str],
+    device: torch.device,
+) -> targets.Source | None:
+    """What the second target of a step is: the teacher of a blend, the mean of the reference runs, or nothing."""
+    if job.compatibility.blend is not None and job.shares is not None and references:
+        blend, scratch = job.compatibility.blend, references[0].folder.parent
+        old = [old_side(predecessor, classes=classes) for predecessor in chain]
+        return targets.Teacher(
+            references, old, shares=job.shares, temperature=blend.temperature, device=device, scratch=scratch
+        )
+    return targets.Mean(sources=tuple(references)) if references and job.compatibility.reference else None
 
 
 def _stream_reader(train: Samples, *, batch_size: int) -> StreamReader | None:

@@ -48,6 +48,7 @@ class TrainingJob:
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
         contract: Budgets, where the spec's weighting is adaptive.
+        shares: Of the predecessors in the blend's teacher, by name, where the spec has a blend.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
         base: Digest of the checkpoint's weights that adapters are trained beside, as the driver saw them; workers must
@@ -63,6 +64,7 @@ class TrainingJob:
     seed: int | None = None
     constrained: bool = True
     contract: Contract | None = None
+    shares: Mapping[str, float] | None = None
     task: Task | None = None
     data: str | None = None
     base: str | None = None
@@ -75,8 +77,11 @@ class TrainingJob:
 
     @property
     def compatibility(self) -> Compatibility:
-        """The section that counts."""
-        return self.spec.compatibility if self.constrained else Compatibility()
+        """The section that counts; without predecessors there is nothing to blend with."""
+        if not self.constrained:
+            return Compatibility()
+        section = self.spec.compatibility
+        return section if self.predecessors else section.model_copy(update={"blend": None})
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -119,6 +124,8 @@ class TrainingJob:
             document["base"] = self.base
         if self.contract is not None:
             document["contract"] = self.contract.identity()
+        if self.shares is not None:
+            document["shares"] = dict(self.shares)
         document["near_chance"] = sorted(ancestor.name for ancestor in self.predecessors if ancestor.near_chance)
         return document
 

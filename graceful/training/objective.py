@@ -2,6 +2,10 @@
 
     L = CE + sum over losses, versions k of weight * s_k * mean_i(F_i D_i) + weight_ref * mean_i(tau^2 KL(ref || new))
 
+With a blend (`spec.Blend`), one teacher takes the place of the reference, and of losses that compare outputs:
+
+    L = scale / (1 + nu) (CE + nu * mean_i(T^2 KL(teacher || new))) + the losses against predecessors
+
 The strengths s_k are 1 / V by default, V the number of versions the losses see, so that the total weight does not grow
 with the chain. Terms of cached versions merge where they can (`merging`). A loss that adds no term changes the weights
 of CE. Everything is computed in fp32, whatever autocast or the engine use. Samples whose class a
@@ -46,9 +50,10 @@ class ObjectiveValue:
 
     Attributes:
         total: Scalar with gradient.
-        parts: Detached scalars before their weights: `task`, `reference`, and `<kind>/<version>` for each term (a
-            second loss of the same kind is `<kind>-2/<version>`), or `<kind>/chain` for a group of merged terms, whose
-            strengths are inside and whose conflict is left out. `total` is their sum weighted by `Objective.weights`.
+        parts: Detached scalars before their weights: `task`, `reference` or `blend`, and `<kind>/<version>` for each
+            term (a second loss of the same kind is `<kind>-2/<version>`), or `<kind>/chain` for a group of merged
+            terms, whose strengths are inside and whose conflict is left out. `total` is their sum weighted by
+            `Objective.weights`.
         correct: int64 scalar, right predictions of the new version in the batch; a masked sample is none.
     """
 
@@ -64,7 +69,8 @@ def needs(compatibility: spec.Compatibility) -> frozenset[Reading]:
         A subset of: `logits` and `embedding` (of `OldOutputs`, hence a cache or a live network), `correctness`
         (`OldVersion.correct_share`), `prototypes` and `head` (of `OldVersion`). Empty: predecessors are not asked.
     """
-    return frozenset(reading for loss in compatibility.losses for reading in loss.reads)
+    blend: frozenset[Reading] = frozenset() if compatibility.blend is None else frozenset({"logits"})
+    return blend | frozenset(reading for loss in compatibility.losses for reading in loss.reads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +144,15 @@ class Objective:
     @property
     def weights(self) -> dict[str, float]:
         """Factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
-        reference = self._compatibility.reference
+        reference, blend = self._compatibility.reference, self._compatibility.blend
         extra = {} if reference is None else {"reference": reference.weight}
+        task = 1.0
+        if blend is not None:
+            task = blend.scale / (1.0 + blend.weight)
+            extra = {"blend": task * blend.weight}
         names = [known.version.name for known in self._versions]
         own = {term.key: term.loss.weight * self.strengths[names[term.index]] for term in self._terms}
-        return {"task": 1.0, **own, **{group.key: group.loss.weight for group, _ in self._groups}, **extra}
+        return {"task": task, **own, **{group.key: group.loss.weight for group, _ in self._groups}, **extra}
 
     @property
     def silent(self) -> list[str]:
@@ -174,7 +184,8 @@ class Objective:
             labels: [B] int64 in [0, C).
             old: One per version, in the same order, None where `merging.unmerged` says that no term reads it; may be
                 empty where none is read.
-            reference: Mean logits of the reference runs, [B, C] in the new version's class order.
+            reference: Mean logits of the reference runs, or the blend's teacher, [B, C] in the new version's class
+                order.
             merged: One per group, by its key.
             batch: What the outputs were made of, for the task's loss.
             weights: [B] what each sample counts in the task's loss; None: all the same.
@@ -190,11 +201,11 @@ class Objective:
         values = self._values(losses, self._pairs(outputs, labels, old), mask=mask, weights=weights)
         for group, columns in self._groups:
             values[group.key] = group.value(outputs, merged[group.key], columns=columns)
-        if self._compatibility.reference is not None and reference is not None:
-            temperature = self._compatibility.reference.temperature
-            distances = reference_divergence(outputs.logits, reference.logits, temperature=temperature)
+        if self._teacher is not None and reference is not None:
+            distances = reference_divergence(outputs.logits, reference.logits, temperature=self._teacher.temperature)
             present = reference.present if mask is None else reference.present & mask
-            values["reference"] = weighted_mean(distances, participates=present)
+            name = "reference" if self._compatibility.blend is None else "blend"
+            values[name] = weighted_mean(distances, participates=present)
         factors = self.weights
         total = torch.stack([factors[key] * value for key, value in values.items()]).sum()
         hits = outputs.logits.detach().argmax(-1) == labels
@@ -239,6 +250,11 @@ class Objective:
         return terms
 
     @property
+    def _teacher(self) -> spec.Reference | spec.Blend | None:
+        """Whose temperature the distance from a batch's reference outputs has."""
+        return self._compatibility.blend or self._compatibility.reference
+
+    @property
     def _reweights(self) -> bool:
         return any(not loss.adds_term for loss in self._compatibility.losses)
 
@@ -251,10 +267,10 @@ class Objective:
         keys = {group.key for group, _ in self._groups}
         if set(merged) != keys:
             raise ValueError(f"merged must have one entry for each of {sorted(keys)}, got {sorted(merged)}")
-        if reference is None and self._compatibility.reference is not None:
-            raise ValueError("compatibility.reference is set, but the batch has no reference logits")
-        if reference is not None and self._compatibility.reference is None:
-            raise ValueError("the batch has reference logits, but compatibility.reference is not set")
+        if reference is None and self._teacher is not None:
+            raise ValueError("compatibility.reference or blend is set, but the batch has no reference logits")
+        if reference is not None and self._teacher is None:
+            raise ValueError("the batch has reference logits, but neither compatibility.reference nor blend is set")
 
     def _pairs(self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs | None]) -> dict[int, Pair]:
         old_outputs = old or [None] * len(self._versions)

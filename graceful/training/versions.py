@@ -17,10 +17,12 @@ from torch import Tensor
 from graceful import spec, targets
 from graceful.chain import Completeness, OldOutputs, Predecessor, label_map, on_device
 from graceful.chain.ancestor import Ancestor
+from graceful.chain.blending import Known
 from graceful.chain.old_labels import OldLabels
 from graceful.learners import roles
 from graceful.losses.ops.prototypes import prototypes
 from graceful.targets.mixture import Member, Mixture
+from graceful.targets.teacher import OldSide
 from graceful.tasks.base import Samples, Task
 from graceful.tasks.portions import portion
 from graceful.training.merging import Group, plan
@@ -152,6 +154,13 @@ def merged_term(
         )
     mixture = Mixture(group.loss, members, device=device, scratch=members[0].cache.folder.parent)
     return MergedTerm(group=group, mixture=mixture)
+
+
+def old_side(predecessor: Opened, *, classes: Sequence[str]) -> OldSide:
+    """A predecessor as a side of the blend's teacher; its outputs must be cached."""
+    assert isinstance(predecessor.source, targets.Cache)
+    known = Known.of(label_map(classes, predecessor.version.classes))
+    return OldSide(name=predecessor.version.name, cache=predecessor.source, known=known)
 
 
 def _prototypes(

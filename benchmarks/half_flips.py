@@ -1,0 +1,211 @@
+"""Half the flips at no higher error? Negative flips and error by method, at converged length.
+
+    python -m benchmarks.half_flips --home DIR --splits 0-4                # choices were made on these
+    python -m benchmarks.half_flips --home DIR --splits 5-9 --seeds 0-2    # run once, at the end
+    python -m benchmarks.half_flips --home DIR --write                     # rows -> benchmarks/results/half_flips.json
+    python -m benchmarks.half_flips --quick                                # one split, one epoch, prints only
+
+The update is that of `glyphs_flips`: `xs` on 40 % of the training families is replaced by `s2` on all of them; a split
+divides the families anew. All networks are trained for 18 epochs, which is where the untreated error has converged to
+within 0.1 points. One process; rows are appended to DIR/rows.jsonl as they are measured, and what is there is not
+measured again. Rates are percent of the test split. `compute` is what a method trains beside the old version, in
+sample-passes: reference runs and all. Methods:
+
+    untreated               no constraints
+    untreated-long          the same with the sample-passes of `blend`: four times the epochs
+    distillation            from the old version, temperature 2, weight 1
+    distillation-long       the same with four times the epochs
+    reference+distillation  the weights that `glyphs_flips` chose: three reference runs of weight 3, old version 1
+    blend                   `compatibility.blend` with its defaults: three reference runs, shares chosen before training
+    two networks            nothing is trained: probabilities of the untreated and the old version, mixed at serving
+                            time with the share that `blend` chose; two networks run for every sample
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks import results, runs
+from benchmarks.glyphs_flips import NEW, OLD
+from graceful.chain import blending, label_map
+from graceful.programs import blend as blends
+from graceful.programs.model_outputs import run_on_split
+from graceful.tasks.base import Task
+
+EPOCHS, LONG = 18, 4
+DISTILLATION = {
+    "kind": "focal_distillation",
+    "focus": "all",
+    "beta": 0.0,
+    "temperature": 2.0,
+    "allow_low_temperature": True,
+    "weight": 1.0,
+}
+METHODS: Mapping[str, dict[str, Any]] = {
+    "untreated": {},
+    "untreated-long": {},
+    "distillation": {"losses": [DISTILLATION]},
+    "distillation-long": {"losses": [DISTILLATION]},
+    "reference+distillation": {
+        "losses": [DISTILLATION],
+        "reference": {"runs": 3, "weight": 3.0, "temperature": 2.0},
+    },
+    "blend": {"blend": {}},
+    "two networks": {},
+}
+"""Method -> compatibility section of the new version."""
+
+
+def measure(home: Path, split: int, seed: int, method: str, *, epochs: int) -> dict[str, Any]:
+    """Train a method with one seed and measure it on the test split; one row."""
+    old_task, new_task = (runs.task_of({**task, "split": split}) for task in (OLD, NEW))
+    old = version(home, f"old-{split}-{seed}", OLD, split, seed=seed, epochs=epochs, task=old_task)
+    own = {"seed": seed + 10_000, "task": new_task, "epochs": epochs * (LONG if method.endswith("-long") else 1)}
+    began = runs.cpu_seconds()
+    name = f"{method.replace(' ', '-').replace('+', '-')}-{split}-{seed}"
+    if method == "two networks":
+        untreated = version(home, f"untreated-{split}-{seed}", NEW, split, **own)
+        found = both(home / f"blend-{split}-{seed}", untreated, old, new_task)
+    else:
+        new = version(home, name, NEW, split, **own, ancestors=[old], compatibility=METHODS[method])
+        found = runs.flips(runs.load(new), runs.load(old), task=new_task, split="test")
+    row = {"data": "glyphs", "split": split, "seed": seed, "method": method}
+    row |= {"compute": passes(method, own["epochs"], epochs) * len(new_task.samples("train")), **found}
+    plan = home / name / blends.FILE
+    if plan.exists():
+        document = json.loads(plan.read_text(encoding="utf-8"))
+        row |= {"shares": document["shares"], "predicted": document["teacher"], "reached": document["reached"]}
+    return {**row, "cpu_seconds": round(runs.cpu_seconds() - began, 1)}
+
+
+def passes(method: str, own: int, epochs: int) -> int:
+    """Passes over the training data: of the version itself, and of the reference runs that it needs."""
+    references = METHODS[method].get("reference", METHODS[method].get("blend"))
+    return own + (0 if references is None else int(references.get("runs", 3)) * epochs)
+
+
+def version(
+    home: Path,
+    name: str,
+    section: Mapping[str, Any],
+    split: int,
+    *,
+    seed: int,
+    epochs: int,
+    task: Task,
+    ancestors: Sequence[Path] = (),
+    compatibility: Mapping[str, Any] | None = None,
+) -> Path:
+    """The bundle of a version, trained if it is not there."""
+    what = {"task": {**section, "split": split}, "seed": seed, "train": {"epochs": epochs}}
+    wanted = runs.refresh_spec(name, **what, compatibility=dict(compatibility or {}))
+    return runs.trained(wanted, folder=home / name, ancestors=ancestors, task=task)[0]
+
+
+def both(blend: Path, new: Path, old: Path, task: Task) -> dict[str, float]:
+    """Error and flips of two networks at once, mixed with the total share that the blend of this split and seed chose.
+
+    Raises:
+        FileNotFoundError: That blend has not been measured.
+    """
+    share = sum(json.loads((blend / blends.FILE).read_text(encoding="utf-8"))["shares"].values())
+    samples, (first, second) = task.samples("test"), (runs.load(new), runs.load(old))
+    logits = [torch.from_numpy(run_on_split(one, samples, 1024).logits) for one in (first, second)]
+    known, labels = label_map(first.classes, second.classes), torch.from_numpy(samples.labels)
+    reference = blending.tempered(logits[0], 1.0)
+    p_old = blending.completed(reference, logits[1], blending.Known.of(known), temperature=1.0)
+    right = blending.blended(reference, [p_old], [share]).argmax(1) == labels
+    right_old, asked = logits[1].argmax(1) == known[labels], known[labels] >= 0
+    flipped = (right_old & ~right)[asked].double().mean()
+    return {
+        "error": 100 * float(1 - right.double().mean()),
+        "old_error": 100 * float(1 - right_old[asked].double().mean()),
+        "nfr": 100 * float(flipped),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means by method, and paired differences to `untreated` with 95 % intervals over splits (means over seeds)."""
+    untreated = {(row["split"], row["seed"]): row for row in rows if row["method"] == "untreated"}
+    lines = [
+        f"{'method':<24}{'passes':>8}{'error':>8}{'NFR':>7}{'d error':>16}{'NFR / untreated: median (range)':>34}"
+        f"{'error kept':>12}"
+    ]
+    for method in METHODS:
+        own = [row for row in rows if row["method"] == method and (row["split"], row["seed"]) in untreated]
+        if not own:
+            continue
+        pairs = [(row, untreated[row["split"], row["seed"]]) for row in own]
+        splits = sorted({row["split"] for row in own})
+        gaps = [statistics.fmean(r["error"] - u["error"] for r, u in pairs if r["split"] == split) for split in splits]
+        ratios = [
+            statistics.fmean(r["nfr"] for r, _ in pairs if r["split"] == split)
+            / statistics.fmean(u["nfr"] for _, u in pairs if u["split"] == split)
+            for split in splits
+        ]
+        gap, half = runs.mean_interval(gaps)
+        passes_ = statistics.fmean(row["compute"] for row in own) / 1e6
+        error, nfr = (statistics.fmean(row[key] for row in own) for key in ("error", "nfr"))
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        kept = f"{sum(one <= 0 for one in gaps)} of {len(gaps)}"
+        lines.append(f"{method:<24}{passes_:7.2f}M{error:8.2f}{nfr:7.2f}{gap:+9.2f} +-{half:4.2f}{ratio:>34}{kept:>12}")
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read `0-4` or `0,2,5`."""
+    first, dash, last = text.partition("-")
+    return tuple(range(int(first), int(last) + 1)) if dash else tuple(int(part) for part in text.split(","))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Read the rows that were measured so far."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    """Measure what is missing, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, help="folder that keeps versions and rows; none: thrown away")
+    parser.add_argument("--splits", type=numbers, default=(), help="e.g. 0-4")
+    parser.add_argument("--seeds", type=numbers, default=(0,), help="e.g. 0-2 (default: 0)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="one split, one epoch, prints only")
+    parser.add_argument("--write", action="store_true", help="write all rows to benchmarks/results")
+    options = parser.parse_args()
+    splits, epochs = ((0,), 1) if options.quick else (options.splits, EPOCHS)
+    with tempfile.TemporaryDirectory() as scratch:
+        home: Path = (options.home or Path(scratch)).resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        file = home / "rows.jsonl"
+        measured = {(row["split"], row["seed"], row["method"]) for row in read(file)}
+        for seed in options.seeds:
+            for split in splits:
+                for method in options.methods.split(","):
+                    if (split, seed, method) not in measured:
+                        began = time.perf_counter()
+                        row = measure(home, split, seed, method, epochs=epochs)
+                        row["seconds"] = round(time.perf_counter() - began, 1)
+                        with file.open("a", encoding="utf-8") as rows_file:
+                            rows_file.write(json.dumps(row) + "\n")
+                        print(split, seed, method, f"{row['error']:.2f} {row['nfr']:.3f}", flush=True)
+        rows = read(file)
+    print(table(rows))
+    if options.write:
+        print(results.write("half_flips", rows, seconds=sum(row["seconds"] for row in rows)))
+
+
+if __name__ == "__main__":
+    main()

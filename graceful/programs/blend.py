@@ -1,0 +1,208 @@
+"""Plan a blend: ask old versions and reference runs about held-out samples, choose shares, say what is predicted.
+
+Nothing is trained for it. Held out are the validation and constraint splits, which none of the versions has learnt
+from; training data would not do, because the old versions know what they were trained on. Runs in the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graceful import spec
+from graceful.chain import Predecessor, blending, label_map, shares
+from graceful.chain.multipliers import strengths
+from graceful.chain.shares import Evidence, OldAnswers, Predicted
+from graceful.errors import DataError, SpecError
+from graceful.programs.model_outputs import run_on_split
+from graceful.storage import write_json
+from graceful.tasks.base import Samples, Task
+
+FILE = "blend.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blended:
+    """A blend as it was planned.
+
+    Attributes:
+        shares: Of the old versions in the teacher, by name.
+        evidence: What versions say of the held-out samples; None: some cannot be run, and the shares were given.
+        held_out: These samples.
+        teacher: What is predicted for it.
+        front: What was predicted for other shares, where they were searched.
+        chosen: Why these shares: one sentence.
+    """
+
+    shares: Mapping[str, float]
+    evidence: Evidence | None
+    held_out: tuple[Samples, ...]
+    teacher: Predicted | None
+    front: tuple[Predicted, ...] = field(default=(), repr=False)
+    chosen: str
+
+
+def held_out(task: Task) -> tuple[Samples, ...]:
+    """Return the splits that shares are chosen on: validation and, where there is one, constraint."""
+    splits = [task.samples("validation")]
+    with contextlib.suppress(KeyError, DataError, SpecError):  # only budgets need it, see `data_checks`
+        splits.append(task.samples("constraint"))
+    return tuple(samples for samples in splits if len(samples))
+
+
+def evidence_of(
+    section: spec.Blend,
+    chain: Sequence[Predecessor],
+    references: Sequence[Predecessor],
+    splits: Sequence[Samples],
+    *,
+    classes: Sequence[str],
+    batch_size: int,
+) -> Evidence:
+    """Ask all versions about the held-out samples.
+
+    Args:
+        section: For the temperature.
+        chain: The old versions.
+        references: The reference runs.
+        splits: The held-out samples.
+        classes: Of the new version.
+        batch_size: Samples per forward pass.
+    """
+    labels = torch.from_numpy(np.concatenate([samples.labels for samples in splits]))
+    runs = [_logits(run, splits, batch_size) for run in references]
+    errors = [1.0 - float((logits.argmax(1) == labels).double().mean()) for logits in runs]
+    reference = blending.tempered(torch.stack(runs).mean(0), section.temperature)
+    old = []
+    for version in chain:
+        logits, mapped = _logits(version, splits, batch_size), label_map(classes, version.classes)
+        present = logits.isfinite().all(1)
+        filled = torch.where(present[:, None], logits, 0.0)
+        known = blending.Known.of(mapped)
+        class_known = present & (mapped[labels] >= 0)
+        old.append(
+            OldAnswers(
+                name=version.name,
+                log_p=blending.completed(reference, filled, known, temperature=section.temperature),
+                right=class_known & (logits.argmax(1) == mapped[labels]),
+                known=class_known,
+                present=present,
+            )
+        )
+    return Evidence(reference=reference, reference_error=math.fsum(errors) / len(errors), labels=labels, old=tuple(old))
+
+
+def plan(
+    section: spec.Blend,
+    evidence: Evidence | None,
+    *,
+    names: Sequence[str],
+    weighting: spec.Weighting,
+    splits: Sequence[Samples],
+    recorded: Mapping[str, float] | None = None,
+) -> Blended:
+    """Settle the shares.
+
+    Args:
+        section: What was asked for.
+        evidence: What versions say; None: some cannot be run.
+        names: Of the old versions, latest first.
+        weighting: How a given total is divided.
+        splits: The held-out samples.
+        recorded: Shares with which this run began; it keeps to them.
+
+    Raises:
+        SpecError: `share` names no predecessor, or is auto and a version cannot be run.
+    """
+    if recorded is not None:
+        return _given(recorded, evidence, splits, "as this run began")
+    if isinstance(section.share, Mapping):
+        for name in section.share:
+            if name not in names:
+                raise SpecError(
+                    f"compatibility.blend.share: {name!r} is no predecessor of this training; it has {', '.join(names)}"
+                )
+        return _given({name: section.share.get(name, 0.0) for name in names}, evidence, splits, "as written")
+    if section.share != "auto":
+        total, division = section.share, strengths(weighting, names)
+        return _given({name: total * division[name] for name in names}, evidence, splits, "as written")
+    if evidence is None:
+        raise SpecError(
+            "compatibility.blend.share: auto asks all predecessors about held-out samples, and the weights of some are"
+            " gone; write a share, 0.3 say"
+        )
+    front, bound = shares.front(evidence), (1.0 - section.margin) * evidence.reference_error
+    teacher = shares.choose(front, largest_error=bound)
+    kept = teacher.error <= bound
+    chosen = (
+        f"lowest NFR at an error of at most {100 * bound:.2f} %"
+        if kept
+        else f"no share keeps the error at {100 * bound:.2f} %, these have the lowest error"
+    )
+    return Blended(
+        shares=teacher.shares,
+        evidence=evidence,
+        held_out=tuple(splits),
+        teacher=teacher,
+        front=tuple(front),
+        chosen=chosen,
+    )
+
+
+def _given(given: Mapping[str, float], evidence: Evidence | None, splits: Sequence[Samples], chosen: str) -> Blended:
+    teacher = None if evidence is None else evidence.predicted(given)
+    return Blended(shares=dict(given), evidence=evidence, held_out=tuple(splits), teacher=teacher, chosen=chosen)
+
+
+def progress_row(blend: Blended) -> dict[str, object]:
+    """Return the row of progress that says what was chosen and what is predicted."""
+    row: dict[str, object] = {"stage": "blend", "shares": dict(blend.shares), "chosen": blend.chosen}
+    if blend.evidence is not None and blend.teacher is not None:
+        facts = {"teacher_error": blend.teacher.error, "teacher_nfr": dict(blend.teacher.nfr)}
+        row |= {**facts, "reference_error": blend.evidence.reference_error, "ids": len(blend.evidence.labels)}
+    return row
+
+
+def record(run_dir: Path, blend: Blended, new: Predecessor, *, batch_size: int) -> tuple[str, ...]:
+    """Measure the trained version where its teacher was, write `blend.json`, return sentences for the report."""
+    document: dict[str, Any] = {"schema": 1, "shares": dict(blend.shares), "chosen": blend.chosen}
+    text = ", ".join(f"{share:.2f} {name}" for name, share in blend.shares.items())
+    sentence = f"blend: the teacher has the shares {text}, the rest is the reference runs' ({blend.chosen})"
+    if blend.evidence is None or blend.teacher is None:
+        write_json(run_dir / FILE, document)
+        return (sentence,)
+    labels = blend.evidence.labels
+    right = _logits(new, blend.held_out, batch_size).argmax(1) == labels
+    reached = blend.evidence.measured(right, shares=blend.shares)
+    untreated = blend.evidence.predicted(dict.fromkeys(blend.shares, 0.0))
+    document |= {
+        "ids": len(labels),
+        "reference_error": blend.evidence.reference_error,
+        "references_nfr": dict(untreated.nfr),
+        "teacher": blend.teacher.document(),
+        "reached": reached.document(),
+        "front": [teacher.document() for teacher in blend.front],
+    }
+    write_json(run_dir / FILE, document)
+    return (
+        sentence,
+        f"blend: on {len(labels)} held-out samples the teacher has an error of {100 * blend.teacher.error:.2f} % and"
+        f" flips {_rates(blend.teacher.nfr)}; this version has {100 * reached.error:.2f} % and {_rates(reached.nfr)};"
+        f" a reference run {100 * blend.evidence.reference_error:.2f} %",
+    )
+
+
+def _rates(nfr: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * rate:.2f} % against {name}" for name, rate in nfr.items())
+
+
+def _logits(version: Predecessor, splits: Sequence[Samples], batch_size: int) -> Tensor:
+    return torch.from_numpy(np.concatenate([run_on_split(version, samples, batch_size).logits for samples in splits]))

@@ -270,7 +270,7 @@ class Objective:
         if reference is None and self._teacher is not None:
             raise ValueError("compatibility.reference or blend is set, but the batch has no reference logits")
         if reference is not None and self._teacher is None:
-            raise ValueError("the batch has reference logits, but neither compatibility.reference nor blend is set")
+            raise ValueError("the batch has reference logits, but compatibility.reference or blend is not set")
 
     def _pairs(self, outputs: Outputs, labels: Tensor, old: Sequence[OldOutputs | None]) -> dict[int, Pair]:
         old_outputs = old or [None] * len(self._versions)

@@ -6,62 +6,68 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 HOME_OF_DEMO := .graceful
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help venv demo test test-cluster unit lint types golden docs bench pin clean
+.PHONY: help venv dev demo test test-cluster unit lint types golden docs release-check bench pin clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-venv: .venv/.stamp  ## Build .venv with pinned dependencies; instant when nothing changed.
+venv: .venv/.stamp  ## Build .venv with what graceful needs, pinned; instant when nothing changed.
+
+dev: .venv/.dev  ## Add what checks, tests, documentation and examples need.
 
 .venv/.stamp: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graceful needs Python 3.11 or newer; make venv PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graceful needs Python 3.11 or newer; make venv PYTHON=python3.11")'
+	@echo '1 of 2: .venv and $(TORCH)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) '$(TORCH)'
+	@echo '2 of 2: graceful with Ray, DeepSpeed and MLflow, about 150 packages'
+	@$(INSTALL) -e .
+	@touch $@
 
-demo: venv  ## Three versions of a model, one after the other, and the chain they form. A held version is a result.
-	@for version in v1 v2 v3; do \
-	  GRACEFUL_HOME=$(HOME_OF_DEMO) $(BIN)/graceful refresh jobs/glyphs/$$version.yaml || test $$? -eq 3 || exit 1; \
-	done
-	@GRACEFUL_HOME=$(HOME_OF_DEMO) $(BIN)/graceful lineage glyphs
-	@echo 'reports:  $(HOME_OF_DEMO)/runs/glyphs-*/report.html (what flipped, with pictures)'
-	@echo 'registry: $(BIN)/graceful ui'
-	@echo 'next:     $(BIN)/graceful refresh jobs/wine/v1.yaml    (a task of your own)'
-	@echo '          $(BIN)/graceful gate $(HOME_OF_DEMO)/runs/glyphs-v3/report.json jobs/glyphs/v3.yaml --set gate.constraints.0.bound=0.01'
+.venv/.dev: .venv/.stamp
+	@echo 'packages for checks, tests, documentation and examples'
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: venv  ## Three versions of a model, one after the other, and the chain they form.
+	@$(BIN)/graceful demo --home $(HOME_OF_DEMO)
 
 test: lint types  ## Lint, types, import contracts, unit, contract and integration tests.
 	$(BIN)/python -m pytest -m 'not gpu and not cluster'
 
-test-cluster: venv  ## Tests on a real Kubernetes: the test bed's, or the context named by GRACEFUL_TEST_CONTEXT.
+test-cluster: dev  ## Tests on a real Kubernetes: the test bed's, or the context named by GRACEFUL_TEST_CONTEXT.
 	$(BIN)/python -m pytest -m cluster tests
 
-unit: venv  ## Unit tests only: no sockets, no Ray.
+unit: dev  ## Unit tests only: no sockets, no Ray.
 	$(BIN)/python -m pytest tests/unit
 
-lint: venv  ## ruff (lint and format) and the import contracts.
+lint: dev  ## ruff (lint and format) and the import contracts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: venv  ## mypy --strict.
+types: dev  ## mypy --strict.
 	$(BIN)/mypy
 
-golden: venv  ## Rewrite golden files; review them as a diff.
+golden: dev  ## Rewrite golden files; review them as a diff.
 	$(BIN)/python -m pytest tests -k golden --write-golden -m 'not gpu and not cluster'
 
-docs: venv  ## Build the documentation as a site that works from a folder: build/site/index.html.
+docs: dev  ## Build the documentation as a site that works from a folder: build/site/index.html.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-bench: venv  ## Start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
+release-check: dev  ## Build wheel and sdist, install the wheel into an empty environment, and run the demo from there.
+	$(BIN)/python -m benchmarks.release --torch '$(TORCH)'
+
+bench: dev  ## Start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
 	$(BIN)/python -m benchmarks.cli_startup
 
-pin: venv  ## Rewrite constraints.txt from what .venv holds.
+pin: dev  ## Rewrite constraints.txt from what .venv holds.
 	{ head -n 1 constraints.txt; \
 	  $(BIN)/python -m pip freeze --exclude graceful-ai --exclude-editable | grep -v '^#' | sed -E 's/\+[a-z0-9.]+$$//'; \
 	} > constraints.new

@@ -23,6 +23,7 @@ from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import ImageFolderTask, RefreshSpec, ShardsTask, TableTask, Tune, credentials
+from graceful.spec.search_counts import trainings
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -89,7 +90,20 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
     address = planned.job.labels.get(code_upload.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
     findings = (*planned.findings, *_warnings(resolved, target_profile))
-    return target, replace(planned, findings=findings, notes=(*planned.notes, *code))
+    search = (_trainings(resolved),) if program != REFRESH else ()
+    rest = (
+        () if target_profile.is_here else (f"not checked here: bucket, registry, rights; `graceful doctor --on {on}`",)
+    )
+    return target, replace(planned, findings=findings, notes=(*search, *planned.notes, *code, *rest))
+
+
+def _trainings(resolved: RefreshSpec) -> str:
+    """Return how many models a search trains, for people."""
+    counts = trainings(resolved.tune or Tune(), resolved.compatibility)
+    return (
+        f"{counts.total} trainings: {counts.trials} trials, {counts.reference_runs} reference runs without constraints,"
+        f" {counts.final_fits} of the best trials again with fresh seeds"
+    )
 
 
 def job_of(resolved: RefreshSpec, target_profile: Profile, *, program: str = REFRESH) -> JobSpec:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from graceful import addresses
+from graceful.launch.images import well_formed
 from graceful.launch.job import FILES
 from graceful.launch.resources import quantity
 from graceful.sections import NAME, Section
@@ -73,6 +74,7 @@ Seconds = Annotated[int, Field(ge=1, le=LARGEST)]
 Address = Annotated[str, AfterValidator(addresses.server)]
 Text = Annotated[str, Field(pattern=TEXT)]
 Variables = dict[Annotated[str, Field(pattern=VARIABLE)], Text]
+Image = Annotated[str, Field(pattern=IMAGE), AfterValidator(well_formed)]
 Labels = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=LABEL_VALUE)]]
 Price = Annotated[float, Field(ge=0.0)]
 

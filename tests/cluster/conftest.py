@@ -6,15 +6,18 @@ stopped at the end. Every test has a namespace of its own.
 
 from __future__ import annotations
 
+import base64
 import os
+import ssl
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from graceful.launch.kuberay import kubeconfig
 from graceful.launch.kuberay.kube import Kube
@@ -73,10 +76,13 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
-    """An empty namespace, gone afterwards."""
+    """A namespace with the claim that profiles of tests name, gone afterwards."""
     kube = cluster.kube("default")
     name = f"t-{uuid.uuid4().hex[:8]}"
     kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    meta = {"name": "graceful-runs", "namespace": name}
+    kube.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": claim})
     yield name
     kube.delete("Namespace", name)
 
@@ -85,6 +91,36 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 def kube(cluster: Cluster, namespace: str) -> Kube:
     """A client of the test's namespace with every permission."""
     return cluster.kube(namespace)
+
+
+def anonymous(cluster: Cluster, kube: Kube, role: Mapping[str, tuple[list[str], list[str]]] | None = None) -> Kube:
+    """A client of an account `reader` that may do what a role says: resources and verbs by API group."""
+    meta = {"name": "reader", "namespace": kube.namespace}
+    kube.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
+    rules = [
+        {"apiGroups": [group], "resources": resources, "verbs": verbs}
+        for group, (resources, verbs) in (role or {}).items()
+    ]
+    group = "rbac.authorization.k8s.io"
+    kube.apply({"apiVersion": f"{group}/v1", "kind": "Role", "metadata": meta, "rules": rules})
+    subject = {"kind": "ServiceAccount", "name": "reader", "namespace": kube.namespace}
+    binding = {"roleRef": {"apiGroup": group, "kind": "Role", "name": "reader"}, "subjects": [subject]}
+    kube.apply({"apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": meta, **binding})
+    command = ["kubectl", "create", "token", "reader", "-n", kube.namespace]
+    done = subprocess.run(command, env=cluster.env, capture_output=True, text=True, check=True, timeout=60)
+    token = done.stdout.strip()
+    access = replace(kube.access, token=lambda: token, tls=_authority(cluster), identity="reader")
+    return Kube(access=access, namespace=kube.namespace)
+
+
+def _authority(cluster: Cluster) -> ssl.SSLContext:
+    """The server's certificate authority without the administrator's certificate."""
+    config = yaml.safe_load(Path(cluster.env["KUBECONFIG"]).read_text(encoding="utf-8"))
+    (entry, *_) = config["clusters"]
+    found = entry["cluster"]
+    if "certificate-authority-data" in found:
+        return ssl.create_default_context(cadata=base64.b64decode(found["certificate-authority-data"]).decode())
+    return ssl.create_default_context(cafile=found["certificate-authority"])
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from graceful.launch.kuberay.backend import KubeRayBackend
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.refusals import ApiError
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import Cluster, anonymous
 from tests.support import launch
 from tests.support.launch import changed, job
 from tests.support.replay import write_status
@@ -36,13 +34,11 @@ def restricted(kube: Kube) -> Kube:
     """The test's namespace, with PodSecurity at its strictest, and the accounts that profiles name."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kube.patch("Namespace", kube.namespace, {"metadata": {"labels": labels}})
-    for name in ("default", "graceful-ray"):
-        account = {
-            "apiVersion": "v1",
-            "kind": "ServiceAccount",
-            "metadata": {"name": name, "namespace": kube.namespace},
-        }
-        kube.apply(account, force=True)
+    named = {"ServiceAccount": ("default", "graceful-ray"), "Secret": ("registry", "mlflow-token", "s3-credentials")}
+    for kind, object_names in named.items():
+        for name in object_names:
+            meta = {"name": name, "namespace": kube.namespace}
+            kube.apply({"apiVersion": "v1", "kind": kind, "metadata": meta}, force=True)
     return kube
 
 
@@ -60,7 +56,7 @@ def shipped(name: str, namespace: str) -> KubeRay:
 def test_the_server_accepts_every_shipped_profile_and_its_pods_under_restricted(name: str, restricted: Kube) -> None:
     chosen = shipped(name, restricted.namespace)
     planned = KubeRayBackend(profile=chosen, connect=lambda: restricted).plan(job())
-    assert planned.errors == ()
+    assert [finding.rule for finding in planned.errors] == (["no-kueue"] if chosen.queue else [])
     assert [item.change for item in planned.differences] == [Change.CREATE, Change.CREATE]
     spec = planned.documents[-1]["spec"]
     cluster = spec["rayClusterSpec"]
@@ -182,42 +178,11 @@ def test_a_missing_namespace_is_the_places_fault_and_named(kube: Kube) -> None:
 
 
 def test_a_missing_permission_is_named_with_the_rule_to_grant(cluster: Cluster, kube: Kube) -> None:
-    account = {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {"name": "reader", "namespace": kube.namespace},
-    }
-    kube.apply(account)
-    done = subprocess.run(
-        ["kubectl", "create", "token", "reader", "-n", kube.namespace],
-        env=cluster.env,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    token = done.stdout.strip()
-    access = replace(
-        cluster.kube(kube.namespace).access, token=lambda: token, tls=_anonymous(cluster), identity="reader"
-    )
-    poor = Kube(access=access, namespace=kube.namespace)
+    poor = anonymous(cluster, kube)
     with pytest.raises(InfrastructureError, match="forbidden for reader") as caught:
         kuberay.refuse(backend(poor).plan(job()))
     assert 'verbs: ["get"]' in caught.value.message
     assert "\n" not in caught.value.message
-
-
-def _anonymous(cluster: Cluster) -> Any:
-    """The server's certificate authority without the administrator's certificate."""
-    import base64
-    import ssl
-
-    config = yaml.safe_load(Path(cluster.env["KUBECONFIG"]).read_text(encoding="utf-8"))
-    (entry, *_) = config["clusters"]
-    found = entry["cluster"]
-    if "certificate-authority-data" in found:
-        return ssl.create_default_context(cadata=base64.b64decode(found["certificate-authority-data"]).decode())
-    return ssl.create_default_context(cafile=found["certificate-authority"])
 
 
 def test_the_command_line_plans_submits_and_is_idempotent(

@@ -9,10 +9,12 @@ from typing import Any
 
 from graceful.launch import profile
 from graceful.launch.job import JobSpec
+from graceful.launch.kuberay.kube import Listing
 from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.refusals import ConflictError, NotFoundError
 from graceful.patience import Patience
 
+NAMED = ("Secret", "ServiceAccount", "PersistentVolumeClaim", "PriorityClass", "LocalQueue")
 CLUSTER: dict[str, Any] = {
     "kind": "kuberay",
     "namespace": "team-a",
@@ -57,7 +59,9 @@ def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 @dataclass
 class Server:
-    """Keeps objects by kind and name. Of a server only what planning rests on: names are unique, dry runs keep nothing.
+    """Keeps objects by kind and name; what profiles name is there.
+
+    Of a server only what planning rests on: names are unique, dry runs keep nothing.
 
     `before` is called with each verb and document and may raise.
     """
@@ -65,16 +69,19 @@ class Server:
     objects: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     before: Callable[[str, str], None] = lambda verb, kind: None
+    namespace: str = "team-a"
     patience: Patience = field(default_factory=lambda: Patience(sleep=lambda seconds: None))
 
     def get(self, kind: str, name: str, *, namespace: str | None = None) -> dict[str, Any]:
         self._called("get", kind)
+        if kind in NAMED:
+            return {"kind": kind, "metadata": {"name": name}}
         if (kind, name) not in self.objects:
             raise NotFoundError(f"get {kind} {name}: not found")
         return copy.deepcopy(self.objects[kind, name])
 
     def create(self, document: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
-        key = (document["kind"], document["metadata"]["name"])
+        key = (document["kind"], document["metadata"].get("name", ""))
         self._called("try" if dry_run else "create", key[0])
         if key in self.objects:
             raise ConflictError(f"create {key}: exists")
@@ -88,6 +95,14 @@ class Server:
         assert dry_run
         self._called("try", document["kind"])
         return copy.deepcopy(document)
+
+    def list(self, kind: str) -> Listing:
+        self._called("get", kind)
+        node = {"metadata": {"name": "n"}, "spec": {}, "status": {"allocatable": {"cpu": "64", "memory": "1Ti"}}}
+        return Listing(items=(node,), resource_version="1")
+
+    def serves(self, group: str) -> bool:
+        return True
 
     def patch(self, kind: str, name: str, body: dict[str, Any], *, namespace: str | None = None) -> dict[str, Any]:
         self._called("patch", kind)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from graceful import cli, spec
 from graceful.cli import planning
@@ -23,7 +24,7 @@ from graceful.launch.kuberay import backend as kuberay
 from graceful.launch.kuberay import manifests
 from graceful.launch.kuberay.backend import KubeRayBackend
 from graceful.launch.refusals import ForbiddenError, InvalidObjectError, UnreachableError
-from tests.support.launch import Server, cluster, job
+from tests.support.launch import CLUSTER, Server, cluster, job
 
 ROOT = Path(__file__).parents[2]
 NAME = "glyphs-v2"
@@ -451,3 +452,16 @@ def test_planning_offline_imports_neither_science_nor_a_client() -> None:
     found = json.loads(done.stderr.strip().splitlines()[-1])
     assert found["code"] == 0
     assert not {"torch", "numpy", "ray", "mlflow", "boto3", "kubernetes", "urllib3", "rich"} & set(found["modules"])
+
+
+def test_a_planned_search_announces_every_training_and_names_doctor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "place.yaml"
+    path.write_text(yaml.safe_dump(CLUSTER))
+    given = ["plan", str(ROOT / "jobs/glyphs/tune.yaml"), "--on", str(path), "--offline", "--tune"]
+    assert cli.main([*given, "-o", "json", "--set", "tune.trials=10", "--set", "tune.final.candidates=2"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes[0].startswith("28 trainings: 10 trials, 12 reference runs")
+    assert notes[0].endswith("6 of the best trials again with fresh seeds")
+    assert notes[-1].endswith(f"`graceful doctor --on {path}` does")

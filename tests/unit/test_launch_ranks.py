@@ -11,7 +11,7 @@ from graceful.environment import RANK_VARIABLE
 from graceful.errors import SpecError
 from graceful.launch.backend import Severity
 from graceful.launch.job import Resources
-from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay import manifests, pod_templates
 from graceful.launch.kuberay.backend import KubeRayBackend
 from graceful.launch.resources import demand
 from graceful.training import rank_resources
@@ -73,7 +73,7 @@ def test_processes_of_one_pod_share_memory(worker: dict[str, Any], size: str | N
 
 def test_what_a_rank_needs_at_least_is_given_to_each_rank_of_a_pod() -> None:
     needs = job(workers=4, resources=Resources(cpu=3.0, memory=4 * 2**30))
-    pod = manifests.worker(needs, cluster(worker={"cpu": 8, "memory": "64Gi", "ranks": 4}))
+    pod = pod_templates.worker(needs, cluster(worker={"cpu": 8, "memory": "64Gi", "ranks": 4}))
     assert (pod.cpu, pod.memory) == ("12", "64Gi")
 
 

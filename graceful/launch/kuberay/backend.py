@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
-from graceful.errors import GracefulError, InfrastructureError, SpecError
+from graceful.errors import InfrastructureError
 from graceful.launch import names, plan
 from graceful.launch.backend import (
     Change,
@@ -27,7 +27,7 @@ from graceful.launch.backend import (
     refuse,
 )  # fmt: skip
 from graceful.launch.job import JobSpec
-from graceful.launch.kuberay import lint, manifests, validate
+from graceful.launch.kuberay import comparison, lint, manifests, pod_templates, preflight, validate
 from graceful.launch.refusals import ApiError, ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 from graceful.launch.versions import client_ray
 
@@ -120,15 +120,17 @@ class KubeRayBackend(KubeRayRuns):
         """
         documents = manifests.render(job, self.profile)
         rayjob = documents[-1]
-        differences, refusals = self._compare_all(documents)
+        differences, refusals = comparison.compare(self.connect, documents)
+        answers = self._ask(rayjob, differences)
         prices = self.profile.prices
         findings = (
             *lint.lint(rayjob, client_ray=client_ray(), production=self.profile.production),
             *validate.validate(rayjob),
             *_unmet(job, self.profile),
-            *(manifests.ranks(job, self.profile).faults() if job.workers else ()),
-            *_left(differences[-1]),
+            *(pod_templates.ranks(job, self.profile).faults() if job.workers else ()),
+            *comparison.left(differences[-1]),
             *refusals,
+            *answers.findings,
         )
         return Plan(
             job=job,
@@ -140,7 +142,11 @@ class KubeRayBackend(KubeRayRuns):
             parts=plan.parts(rayjob, prices),
             differences=differences,
             currency=prices.currency if prices else "",
-            notes=(*manifests.ranks(job, self.profile).drawn(), *_notes(rayjob, self.profile)),
+            notes=(
+                *pod_templates.ranks(job, self.profile).drawn(),
+                *_notes(rayjob, self.profile),
+                *([f"not asked, because we may not: {', '.join(answers.unasked)}"] if answers.unasked else []),
+            ),
         )
 
     def submit(self, planned: Plan) -> Handle:
@@ -157,10 +163,10 @@ class KubeRayBackend(KubeRayRuns):
         live = rayjob if (created := _create(kube, rayjob)) is None else created
         if live is rayjob:
             live = kube.get("RayJob", rayjob["metadata"]["name"], namespace=self.profile.namespace)
-            if not same_run(live, rayjob):
+            if not comparison.same_run(live, rayjob):
                 for document in new_documents:
                     kube.delete("ConfigMap", document["metadata"]["name"], namespace=self.profile.namespace)
-                raise name_taken(rayjob, live)
+                raise comparison.name_taken(rayjob, live)
         for document in config:
             _own(kube, document, live)
         return planned.handle
@@ -180,32 +186,17 @@ class KubeRayBackend(KubeRayRuns):
         sent = runs.sent(kube, self.name(handle))
         return () if sent is None else renewal.difference(kube, sent, renewal.renewed(kube, sent, self.profile))
 
+    def _ask(self, rayjob: Document, differences: tuple[Difference, ...]) -> preflight.Answers:
+        """Ask for what the job names, unless the server does not answer or refused the job itself."""
+        asked = {Change.CREATE, Change.UPDATE}
+        if self.connect is None or differences[-1].change not in asked:
+            return preflight.Answers()
+        return preflight.ask(self.connect(), self.profile, rayjob)
+
     def _where(self) -> str:
         context = f", context {self.profile.context}" if self.profile.context else ""
         queue = f", queue {self.profile.queue}" if self.profile.queue else ""
         return f"kuberay, namespace {self.profile.namespace}{context}{queue}"
-
-    def _compare_all(self, documents: tuple[Document, ...]) -> tuple[tuple[Difference, ...], tuple[Finding, ...]]:
-        """Return what the server would do with each document; a server that does not answer is asked once only."""
-        if self.connect is None:
-            return tuple(_unknown(document, "not asked") for document in documents), ()
-        differences: list[Difference] = []
-        findings: list[Finding] = []
-        failure = ""
-        for document in documents:
-            if failure:
-                differences.append(_unknown(document, failure))
-                continue
-            try:
-                differences.append(_dry_run(self.connect(), document))
-            except GracefulError as e:
-                finding = _refusal(document, e)
-                findings.append(finding)
-                refused = finding.rule != "unreachable"
-                failure = "" if refused else e.message
-                change = Change.REFUSED if refused else Change.UNKNOWN
-                differences.append(Difference(document=plan.title(document), change=change, lines=(e.message,)))
-        return tuple(differences), tuple(findings)
 
 
 def connector(profile: KubeRay) -> Callable[[], Kube]:
@@ -218,24 +209,6 @@ def connector(profile: KubeRay) -> Callable[[], Kube]:
         return Kube.connect(context=profile.context, namespace=profile.namespace)
 
     return connect
-
-
-def same_run(live: Document, rendered: Document) -> bool:
-    """Return whether a live job computes what the rendered one would."""
-    keys = (names.CONFIG_HASH, names.RUN_ID)
-    live_annotations, annotations = ((document["metadata"].get("annotations") or {}) for document in (live, rendered))
-    return all(live_annotations.get(key) == annotations.get(key) for key in keys)
-
-
-def name_taken(rendered: Document, live: Document) -> SpecError:
-    """Return the error for a name that another job has."""
-    digest = (live["metadata"].get("annotations") or {}).get(names.CONFIG_HASH, "")
-    origin = f"with another spec (digest {digest[:12]})" if digest else "which graceful did not make"
-    name = rendered["metadata"]["name"]
-    return SpecError(
-        f"{plan.title(rendered)} is there already {origin}; give this version another `name`, or stop and delete that"
-        f" one (`kubectl delete rayjob {name} -n {rendered['metadata']['namespace']}`)"
-    )
 
 
 def _create(kube: Kube, document: Document) -> Document | None:
@@ -265,57 +238,9 @@ def _own(kube: Kube, document: Document, live: Document) -> None:
     kube.patch(document["kind"], document["metadata"]["name"], body, namespace=document["metadata"]["namespace"])
 
 
-def _dry_run(kube: Kube, document: Document) -> Difference:
-    kind, metadata = document["kind"], document["metadata"]
-    try:
-        live = kube.get(kind, metadata["name"], namespace=metadata["namespace"])
-    except NotFoundError:
-        return plan.difference(document, None, kube.create(document, dry_run=True))
-    if kind == "RayJob" and not same_run(live, document):
-        raise name_taken(document, live)
-    return plan.difference(document, live, kube.apply(document, dry_run=True, force=True))
-
-
-def _refusal(document: Document, error: GracefulError) -> Finding:
-    rules: tuple[tuple[type[GracefulError], str], ...] = (
-        (ForbiddenError, "forbidden"),
-        (NotFoundError, "absent"),
-        (InvalidObjectError, "invalid"),
-        (ConflictError, "conflict"),
-        (SpecError, "run-id-taken" if error.message.startswith(plan.title(document)) else "unreachable"),
-    )
-    rule = next((name for kind, name in rules if isinstance(error, kind)), "unreachable")
-    return Finding(
-        rule=rule,
-        severity=Severity.ERROR,
-        where=plan.title(document),
-        message=error.message,
-        remedy="",
-    )
-
-
-def _unknown(document: Document, reason: str) -> Difference:
-    return Difference(document=plan.title(document), change=Change.UNKNOWN, lines=(reason,))
-
-
-def _left(rayjob: Difference) -> tuple[Finding, ...]:
-    """Return a warning where a job is there that the profile would make differently today: submitting leaves it."""
-    if rayjob.change is not Change.UPDATE:
-        return ()
-    return (
-        Finding(
-            rule="left-as-it-is",
-            severity=Severity.WARNING,
-            where=rayjob.document,
-            message="it is there already, and submitting does not change it",
-            remedy="resume it, if it has failed or was stopped: it is sent again with what the profile says today",
-        ),
-    )
-
-
 def _unmet(job: JobSpec, profile: KubeRay) -> tuple[Finding, ...]:
     """Return findings about what the job asks for and the profile cannot give."""
-    gpus, required = manifests.worker(job, profile).gpu, job.resources.gpu or 0
+    gpus, required = pod_templates.worker(job, profile).gpu, job.resources.gpu or 0
     if required <= gpus or not job.workers:
         return ()
     return (

@@ -15,7 +15,8 @@ from graceful.environment import FIRING_VARIABLE
 from graceful.errors import EXIT_CODES, EXIT_INFRASTRUCTURE, EXIT_PASSED, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document
-from graceful.launch.kuberay import harden, manifests
+from graceful.launch.kuberay import harden, manifests, overrides, pod_templates, ways_out
+from graceful.launch.kuberay.machines import Submitter
 from graceful.launch.kuberay.profile import KubeRay
 
 SCHEDULE = f"{names.PREFIX}schedule"
@@ -105,14 +106,22 @@ def _cronjob(schedule: Schedule, profile: KubeRay, config: str) -> Json:
                             {"action": "FailJob", "onExitCodes": {"operator": "In", "values": FINAL_CODES}},
                         ]
                     },
-                    "template": {
-                        "metadata": {"labels": {**labels, **_COMPONENT, names.ROLE: "schedule"}},
-                        "spec": _pod(schedule, profile, config),
-                    },
+                    "template": _template(schedule, profile, config),
                 },
             },
         },
     }
+
+
+def _template(schedule: Schedule, profile: KubeRay, config: str) -> Json:
+    labels = {**_labels(schedule.name), **_COMPONENT, names.ROLE: "schedule"}
+    template = {"metadata": {"labels": labels}, "spec": _pod(schedule, profile, config)}
+    section = "submitter" if profile.scheduled is None else "scheduled"
+    return overrides.applied(template, profile.pods, _settings(profile), where=("pods", section), ends=True)
+
+
+def _settings(profile: KubeRay) -> Submitter:
+    return profile.scheduled or profile.submitter
 
 
 def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
@@ -127,11 +136,14 @@ def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
             "restartPolicy": "Never",
             "serviceAccountName": schedule.account,
             "automountServiceAccountToken": True,
-            "terminationGracePeriodSeconds": manifests.GRACE_SECONDS,
+            "terminationGracePeriodSeconds": pod_templates.GRACE_SECONDS,
             **({"imagePullSecrets": pulls} if pulls else {}),
-            **manifests.placement(profile.submitter.placed_like(profile.head)),
+            **pod_templates.placement(_settings(profile).placed_like(profile.head)),
             "containers": [submit, wait],
-            "volumes": [{"name": _VOLUME, "configMap": {"name": config}}],
+            "volumes": [
+                {"name": _VOLUME, "configMap": {"name": config}},
+                *ways_out.volumes(profile.ca_bundle),
+            ],
         },
         user=profile.user,
     )
@@ -141,18 +153,18 @@ def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
 
 def _container(profile: KubeRay, name: str, arguments: Sequence[str]) -> Json:
     label = "metadata.labels['batch.kubernetes.io/job-name']"
+    firing = {"name": FIRING_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": label}}}
+    common = pod_templates.submitter_container(profile, _settings(profile))
+    mount = {"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}
     return {
         "name": name,
         "image": profile.image,
         "imagePullPolicy": profile.pull_policy,
         "command": ["graceful"],
         "args": list(arguments),
-        "env": [
-            {"name": FIRING_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": label}}},
-            *({"name": variable, "value": value} for variable, value in profile.submitter.env.items()),
-        ],
-        "resources": manifests.submitter_resources(profile.submitter),
-        "volumeMounts": [{"name": _VOLUME, "mountPath": FOLDER, "readOnly": True}],
+        "env": [firing, *common.get("env", ())],
+        "resources": common["resources"],
+        "volumeMounts": [mount, *common.get("volumeMounts", ())],
     }
 
 

@@ -10,36 +10,36 @@ WRITABLE = {"tmp": "/tmp", "home": HOME}
 """Volumes that a read-only root needs, and where they are mounted."""
 
 
-def pod(spec: dict[str, Any], *, user: int) -> dict[str, Any]:
+def pod(spec: dict[str, Any], *, user: int | None) -> dict[str, Any]:
     """Return a pod's specification with every container hardened; the argument stays as it is.
 
     Args:
         spec: With `containers`; what it already says about volumes and mounts is kept.
-        user: Numeric user and group of all processes.
+        user: Numeric user and group of all processes; None: the cluster chooses them.
     """
+    ids = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    name = [{"name": "USER", "value": "ray"}] if user is None else []  # a chosen user has no name in the image
     volumes = [{"name": name, "emptyDir": {}} for name in WRITABLE]
     return {
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
+            **ids,
             "fsGroupChangePolicy": "OnRootMismatch",  # a chown of every checkpoint would delay each start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **spec,
-        "containers": [_container(container) for container in spec["containers"]],
+        "containers": [_container(container, name) for container in spec["containers"]],
         "volumes": [*volumes, *spec.get("volumes", [])],
     }
 
 
-def _container(container: dict[str, Any]) -> dict[str, Any]:
+def _container(container: dict[str, Any], name: list[dict[str, str]]) -> dict[str, Any]:
     mounts = [{"name": name, "mountPath": path} for name, path in WRITABLE.items()]
     return {
         **container,
         "securityContext": security_context(),
-        "env": [{"name": "HOME", "value": HOME}, *container.get("env", [])],
+        "env": [{"name": "HOME", "value": HOME}, *name, *container.get("env", [])],
         "volumeMounts": [*mounts, *container.get("volumeMounts", [])],
     }
 

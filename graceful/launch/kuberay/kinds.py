@@ -44,5 +44,6 @@ KINDS = {
     "CustomResourceDefinition": Kind("apiextensions.k8s.io/v1", "customresourcedefinitions", False),
     "SelfSubjectAccessReview": Kind("authorization.k8s.io/v1", "selfsubjectaccessreviews", False),
     "Workload": Kind("kueue.x-k8s.io/v1beta2", "workloads"),
+    "PriorityClass": Kind("scheduling.k8s.io/v1", "priorityclasses", False),
     "LocalQueue": Kind("kueue.x-k8s.io/v1beta2", "localqueues"),
 }

@@ -20,7 +20,7 @@ from graceful.launch.backend import Document
 from graceful.launch.kuberay.kinds import KINDS
 from graceful.launch.kuberay.kubeconfig import Access, load
 from graceful.launch.kuberay.wire import READ_SECONDS, Wire
-from graceful.launch.refusals import GoneError, InvalidObjectError, Request, UnreachableError, refused
+from graceful.launch.refusals import GoneError, InvalidObjectError, NotFoundError, Request, UnreachableError, refused
 from graceful.patience import Patience
 
 MANAGER = "graceful"
@@ -228,6 +228,15 @@ class Kube:
             "spec": {"resourceAttributes": attributes},
         }
         return bool(self.create(review).get("status", {}).get("allowed"))
+
+    def serves(self, group: str) -> bool:
+        """Return whether the server has an API group, such as `kueue.x-k8s.io`."""
+        request = Request(verb="get", resource=f"apis/{group}", identity=self.access.identity)
+        try:
+            self._wire.ask("GET", f"{self.access.server}/apis/{group}", request)
+        except NotFoundError:
+            return False
+        return True
 
     def version(self) -> str:
         """Return the server's version, e.g. v1.36.3: the cheapest request there is."""

@@ -11,13 +11,10 @@ from pydantic import AfterValidator, Field, model_validator
 from graceful import addresses
 from graceful.launch.base import (
     FOLDER_IN_PODS,
-    IMAGE,
     LARGEST,
     RELEASE,
-    Cores,
     Count,
-    Labels,
-    Memory,
+    Image,
     Mlflow,
     Name,
     Price,
@@ -25,105 +22,12 @@ from graceful.launch.base import (
     Seconds,
     Variables,
 )
-from graceful.launch.resources import is_accelerator, quantity
+from graceful.launch.kuberay.machines import CaBundle, Machine, Pod, Proxy, Submitter, Worker
 from graceful.sections import Section
 
 if TYPE_CHECKING:
     from graceful.launch.backend import Backend, Handle, Warn
     from graceful.launch.checks import Check, Services
-
-
-def _accelerator(resource: str) -> str:
-    if not is_accelerator(resource):
-        raise ValueError(
-            f"must end in gpu or be a slice such as nvidia.com/mig-1g.5gb, got {resource!r}; KubeRay tells Ray of no"
-            " others"
-        )
-    return resource
-
-
-class Toleration(Section):
-    """A taint of nodes that pods accept, as in a pod's specification."""
-
-    key: str | None = None
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _as_kubernetes_wants(self) -> Toleration:
-        if self.operator == "Exists" and self.value:
-            raise ValueError(f"operator Exists takes no value, got {self.value!r}; leave it out, or write Equal")
-        if self.operator == "Equal" and not self.key:
-            raise ValueError("operator Equal needs a key; name it, or write operator: Exists for every taint")
-        return self
-
-
-class Machine(Section):
-    """One pod of the cluster: requests equal limits, because Ray believes the limits."""
-
-    cpu: Cores = "1"
-    """Cores."""
-    reserved_cpu: Cores | None = None
-    """Cores that the scheduler sets aside; None: all of `cpu`. With less, pods of a small machine share its cores."""
-    memory: Memory = "4Gi"
-    """Hard limit."""
-    gpu: Count = 0
-    """Accelerators."""
-    gpu_resource: Annotated[str, AfterValidator(_accelerator)] = "nvidia.com/gpu"
-    """Name under which nodes offer them: one that ends in gpu, or a slice such as nvidia.com/mig-1g.5gb."""
-    node_selector: Labels = Field(default_factory=dict)
-    """Labels that nodes must have."""
-    tolerations: tuple[Toleration, ...] = ()
-    """Taints that are accepted."""
-    spot: bool = False
-    """The nodes may vanish at short notice."""
-    priority_class: str | None = None
-    """PriorityClass of the pods."""
-    env: Variables = Field(default_factory=dict)
-    """Variables of these pods alone, e.g. NCCL_DEBUG. No secrets."""
-
-    @model_validator(mode="after")
-    def _reserved_within_limit(self) -> Machine:
-        if self.reserved_cpu is not None and quantity(self.reserved_cpu) > quantity(self.cpu):
-            raise ValueError(f"reserved_cpu must be at most cpu = {self.cpu}, got {self.reserved_cpu}")
-        return self
-
-
-class Worker(Machine):
-    """One pod with training processes; its cores, memory and accelerators are divided among them."""
-
-    ranks: Annotated[int, Field(ge=1)] | None = None
-    """Training processes of one pod; None: one for each accelerator, without accelerators one."""
-    shm: Memory | None = None
-    """Size of /dev/shm, which counts as memory of the pod; None: a quarter of `memory` where several processes share
-    the pod (NCCL and Ray exchange data there), else what the container runtime gives."""
-
-
-class Submitter(Section):
-    """The small pods that submit a run and wait for its end: one of each run, and one of each firing of a schedule."""
-
-    cpu: Cores = "1"
-    """Most cores; a tenth of them is reserved."""
-    memory: Memory = "1Gi"
-    """Hard limit; half of it is reserved."""
-    node_selector: Labels | None = None
-    """Labels that nodes must have; None: those of `head`."""
-    tolerations: tuple[Toleration, ...] | None = None
-    """Taints that are accepted; None: those of `head`."""
-    priority_class: str | None = None
-    """PriorityClass of the pods; None: that of `head`."""
-    env: Variables = Field(default_factory=dict)
-    """Variables of these pods alone, e.g. HTTPS_PROXY. No secrets."""
-
-    def placed_like(self, head: Machine) -> Submitter:
-        """Return what is meant, with the placement of the head where nothing is said."""
-        return self.model_copy(
-            update={
-                name: getattr(head, name) if getattr(self, name) is None else getattr(self, name)
-                for name in ("node_selector", "tolerations", "priority_class")
-            }
-        )
 
 
 class Storage(Section):
@@ -180,7 +84,7 @@ class KubeRay(Profile):
     """Entry of the kubeconfig; None: the current one, or in a pod its service account."""
     namespace: Name
     """Where everything is created."""
-    image: Annotated[str, Field(pattern=IMAGE)]
+    image: Image
     """Holds graceful and Ray; the same for head, workers and submitter. Pin it by digest."""
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     pull_secrets: tuple[Name, ...] = ()
@@ -198,14 +102,23 @@ class KubeRay(Profile):
     worker: Worker = Worker()
     """As many as the training processes fill."""
     submitter: Submitter = Submitter()
+    """The pod that submits a run and waits for its end."""
+    scheduled: Submitter | None = None
+    """Pods of schedules, which submit and wait as well; None: as `submitter`."""
+    pods: Pod = Pod()
+    """What the templates of all pods say besides; what is said of one kind of pod wins."""
+    proxy: Proxy = Proxy()
+    ca_bundle: CaBundle | None = None
+    """None: the certificates that programs bring along."""
     storage: Storage = Storage()
     mlflow: Mlflow = Mlflow()
     env: Variables = Field(default_factory=dict)
-    """Variables of all pods. No secrets: they are readable in the RayJob."""
+    """Variables of head and workers. No secrets: they are readable in the RayJob."""
     env_from_secrets: tuple[Name, ...] = ()
     """Secrets whose keys become variables of head and workers, e.g. for S3."""
-    user: Annotated[int, Field(ge=1, le=LARGEST)] = 1000
-    """Numeric user and group of the processes; never root."""
+    user: Annotated[int, Field(ge=1, le=LARGEST)] | None = 1000
+    """Numeric user and group of the processes, never root; None: the cluster chooses, as OpenShift does, from the
+    range of the namespace."""
     retries: Retries = Retries()
     deadlines: Deadlines = Deadlines()
     prices: Prices | None = None

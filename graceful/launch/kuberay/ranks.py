@@ -18,7 +18,7 @@ from graceful.launch.resources import GIB, cores, quantity, written
 
 if TYPE_CHECKING:
     from graceful.launch.job import JobSpec
-    from graceful.launch.kuberay.profile import Worker
+    from graceful.launch.kuberay.machines import Worker
 
 RESOURCE = "rank"
 """Of Ray: places for ranks."""

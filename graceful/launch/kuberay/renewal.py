@@ -15,7 +15,7 @@ from graceful.environment import FIRING_VARIABLE, RESUMES_VARIABLE
 from graceful.launch import names, plan
 from graceful.launch.backend import Document
 from graceful.launch.job import JobSpec, Resources
-from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay import manifests, pod_templates
 from graceful.launch.kuberay.status import RESUMES
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def renewed(kube: Kube, sent: Document, profile: KubeRay) -> dict[str, Any]:
 def job_of(sent: Document, data: Mapping[str, str]) -> JobSpec:
     """Return the job of a RayJob that was sent, with the data of the ConfigMap that it reads (empty: it reads none)."""
     annotations = sent["metadata"]["annotations"]
-    text = data.get(manifests.SPEC_FILE)
+    text = data.get(pod_templates.SPEC_FILE)
     train = (json.loads(text) if text else {}).get("train") or {}
     spec = sent["spec"]
     facts = {
@@ -65,7 +65,7 @@ def job_of(sent: Document, data: Mapping[str, str]) -> JobSpec:
         command=tuple(spec["entrypoint"].split(" ")),
         env={name: variables[name] for name in _KEPT if name in variables},
         document=text,
-        files={name: content for name, content in data.items() if name != manifests.SPEC_FILE},
+        files={name: content for name, content in data.items() if name != pod_templates.SPEC_FILE},
         workers=int(train.get("num_workers", 0)),
         resources=Resources(gpu=1 if train.get("use_gpu") else None),
         queue=(sent["metadata"].get("labels") or {}).get(names.QUEUE),

@@ -17,6 +17,7 @@ from graceful.losses import registry
 from graceful.losses.base import Loss
 from graceful.losses.search import Choice, Domain, Point, Span, Value
 from graceful.spec import Compatibility, Reference, RefreshSpec, Space, Tune
+from graceful.spec.search_counts import reference_choices
 
 COMPARE = "compare"
 """Parameter that says which loss compares outputs with the old version's: a point has exactly one of them."""
@@ -117,10 +118,7 @@ def shares(spec: RefreshSpec) -> tuple[float, ...]:
 def _references(
     section: Compatibility, written_runs: tuple[int, ...] | None, weight: tuple[float, float] | None
 ) -> Iterator[Parameter]:
-    default = (0, 1, 3) if section.reference is None else tuple(sorted({1, 3, section.reference.runs}))
-    if section.targets.mode == "live":  # live predecessors have no cache for reference runs
-        default = (0,)
-    runs = written_runs or default
+    runs = reference_choices(section, written_runs)
     yield Parameter(name="runs", domain=Choice(values=runs))
     above_zero = tuple(count for count in runs if count)
     if above_zero:

@@ -8,6 +8,7 @@ from typing import Any
 from graceful.losses.search import Point
 from graceful.programs.tuning import space
 from graceful.spec import RefreshSpec, Tune
+from graceful.spec.search_counts import trainings
 
 
 def point_text(point: Point) -> str:
@@ -67,9 +68,7 @@ def _percent(rate: float) -> str:
 def dry_run(spec: RefreshSpec) -> dict[str, Any]:
     """Return what would be searched: parameters with their values, first points, and the number of trainings."""
     tune, parameters = spec.tune or Tune(), space.parameters(spec)
-    references = space.most_runs(parameters)
-    candidates = 0 if tune.objectives == "front" else tune.final.candidates
-    seeds = tune.final.seeds if candidates else 0
+    counts = trainings(tune, spec.compatibility)
     shares = ", ".join(f"{share:g}" for share in space.shares(spec))
     first = [] if tune.sampler == "random" else space.known_points(spec, parameters)
     return {
@@ -80,10 +79,10 @@ def dry_run(spec: RefreshSpec) -> dict[str, Any]:
         }
         | ({space.INTERPOLATION: f"{shares} of every training"} if shares else {}),
         "first": [point_text(point) for point in first],
-        "trials": tune.trials,
-        "reference_runs": references * (1 + seeds),
-        "final_fits": candidates * seeds,
-        "trainings": tune.trials + references * (1 + seeds) + candidates * seeds,
+        "trials": counts.trials,
+        "reference_runs": counts.reference_runs,
+        "final_fits": counts.final_fits,
+        "trainings": counts.total,
     }
 
 

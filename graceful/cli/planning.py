@@ -92,7 +92,7 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
     findings = (*planned.findings, *_warnings(resolved, target_profile))
     search = (_trainings(resolved),) if program != REFRESH else ()
     rest = (
-        () if target_profile.is_here else (f"not checked here: bucket, registry, rights; `graceful doctor --on {on}`",)
+        () if target_profile.is_here else (f"not checked here: bucket, registry, rights; `graceful doctor --on {on}` does",)
     )
     return target, replace(planned, findings=findings, notes=(*search, *planned.notes, *code, *rest))
 

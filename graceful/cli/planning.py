@@ -91,9 +91,8 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
     findings = (*planned.findings, *_warnings(resolved, target_profile))
     search = (_trainings(resolved),) if program != REFRESH else ()
-    rest = (
-        () if target_profile.is_here else (f"not checked here: bucket, registry, rights; `graceful doctor --on {on}` does",)
-    )
+    unchecked = f"not checked here: bucket, registry, rights; `graceful doctor --on {on}` does"
+    rest = () if target_profile.is_here else (unchecked,)
     return target, replace(planned, findings=findings, notes=(*search, *planned.notes, *code, *rest))
 
 

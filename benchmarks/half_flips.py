@@ -12,9 +12,9 @@ measured again. Rates are percent of the test split. `compute` is what a method 
 sample-passes: reference runs and all. Methods:
 
     untreated               no constraints
-    untreated-long          the same with the sample-passes of `blend`: four times the epochs
+    untreated-long          the same with the sample-passes of `blend`: five times the epochs
     distillation            from the old version, temperature 2, weight 1
-    distillation-long       the same with four times the epochs
+    distillation-long       the same with five times the epochs
     reference+distillation  the weights that `glyphs_flips` chose: three reference runs of weight 3, old version 1
     blend                   `compatibility.blend` with its defaults: three reference runs, shares chosen before training
     two networks            nothing is trained: probabilities of the untreated and the old version, mixed at serving
@@ -42,9 +42,10 @@ from benchmarks.glyphs_flips import NEW, OLD
 from graceful.chain import blending, label_map
 from graceful.programs import blend as blends
 from graceful.programs.model_outputs import run_on_split
+from graceful.spec import Blend
 from graceful.tasks.base import Task
 
-EPOCHS, LONG = 18, 4
+EPOCHS, LONG = 18, 5
 DISTILLATION = {
     "kind": "focal_distillation",
     "focus": "all",
@@ -72,7 +73,8 @@ def measure(home: Path, split: int, seed: int, method: str, *, epochs: int) -> d
     """Train a method with one seed and measure it on the test split; one row."""
     old_task, new_task = (runs.task_of({**task, "split": split}) for task in (OLD, NEW))
     old = version(home, f"old-{split}-{seed}", OLD, split, seed=seed, epochs=epochs, task=old_task)
-    own = {"seed": seed + 10_000, "task": new_task, "epochs": epochs * (LONG if method.endswith("-long") else 1)}
+    length = LONG if method.endswith("-long") else 1
+    own = {"seed": seed + 10_000, "task": new_task, "epochs": epochs * length}
     began = runs.cpu_seconds()
     name = f"{method.replace(' ', '-').replace('+', '-')}-{split}-{seed}"
     if method == "two networks":
@@ -92,8 +94,10 @@ def measure(home: Path, split: int, seed: int, method: str, *, epochs: int) -> d
 
 def passes(method: str, own: int, epochs: int) -> int:
     """Passes over the training data: of the version itself, and of the reference runs that it needs."""
-    references = METHODS[method].get("reference", METHODS[method].get("blend"))
-    return own + (0 if references is None else int(references.get("runs", 3)) * epochs)
+    if "blend" in METHODS[method]:
+        section = Blend.model_validate(METHODS[method]["blend"])
+        return round(own * section.length) + section.runs * epochs
+    return own + METHODS[method].get("reference", {"runs": 0})["runs"] * epochs
 
 
 def version(

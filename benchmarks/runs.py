@@ -17,6 +17,7 @@ from graceful.models import bundle
 from graceful.programs.run import Run
 from graceful.programs.train import train
 from graceful.tasks.base import Split, Task
+from graceful.training.job import begun
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145}
 """Two-sided 95 % points of Student's t by degrees of freedom."""
@@ -31,8 +32,16 @@ def refresh_spec(name: str, *, task: Mapping[str, Any], seed: int, **sections: A
 def trained(
     wanted: spec.RefreshSpec, *, folder: Path, ancestors: Sequence[Path] = (), task: Task
 ) -> tuple[Path, float]:
-    """Train a version; its bundle and the CPU seconds that took, reference runs and caches included."""
+    """Train a version; its bundle and the CPU seconds that took, reference runs and caches included.
+
+    Raises:
+        ValueError: It has the seed of an ancestor. Versions of one seed begin with the same rows of the head where
+            classes and embedding have the same size, and their embeddings are compatible without any loss.
+    """
     before = cpu_seconds()
+    for ancestor in ancestors:
+        if begun(ancestor.parent)["train"]["seed"] == wanted.train.seed:
+            raise ValueError(f"{wanted.name} has the seed of {ancestor.parent.name}; give it another one")
     run = Run.of(wanted, home=folder.parent, folder=folder)
     done = train(run, ancestors=run.chain(ancestors), task=task)
     return done.folder, cpu_seconds() - before

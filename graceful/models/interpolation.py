@@ -18,9 +18,18 @@ from graceful.models.base import Forward, Outputs
 
 State = Mapping[str, Tensor]
 _HEAD = "head."
+_HEAD_ALONE = "head needs the head"
 
 
-def inherited_state(new: State, old: State, *, classes: Sequence[str], old_classes: Sequence[str], name: str) -> State:
+def inherited_state(
+    new: State,
+    old: State,
+    *,
+    classes: Sequence[str],
+    old_classes: Sequence[str],
+    name: str,
+    needs: str = "latest needs the network",
+) -> State:
     """Return the old version's weights in the shape of the new one's.
 
     Args:
@@ -29,6 +38,7 @@ def inherited_state(new: State, old: State, *, classes: Sequence[str], old_class
         classes: Of the new version, in the order of its logits.
         old_classes: Of the old one.
         name: Of the old version, for messages.
+        needs: Which `train.start` needs what of it, for messages.
 
     Returns:
         Names and shapes of `new`; may share memory with both.
@@ -38,20 +48,43 @@ def inherited_state(new: State, old: State, *, classes: Sequence[str], old_class
             has a row for each.
     """
     same_classes = tuple(classes) == tuple(old_classes)
-    by_class = set() if same_classes else _by_class_keys(new, old, len(classes), len(old_classes), name=name)
+    by_class = (
+        set() if same_classes else _by_class_keys(new, old, len(classes), len(old_classes), name=name, needs=needs)
+    )
     state = {}
     for key in dict.fromkeys([*new, *old]):
         if key not in new or key not in old:
-            raise _mismatch(name, f"tensor {key} is only in {name if key in old else 'this version'}")
+            raise _mismatch(name, needs, f"tensor {key} is only in {name if key in old else 'this version'}")
         new_tensor, old_tensor = new[key], old[key]
         if key in by_class:
-            old_tensor = _by_class(new_tensor, old_tensor, classes, old_classes, key=key, name=name)
+            old_tensor = _by_class(new_tensor, old_tensor, classes, old_classes, key=key, name=name, needs=needs)
         if old_tensor.shape != new_tensor.shape:
             raise _mismatch(
-                name, f"tensor {key} has shape {list(old_tensor.shape)} in {name}, here {list(new_tensor.shape)}"
+                name, needs, f"tensor {key} has shape {list(old_tensor.shape)} in {name}, here {list(new_tensor.shape)}"
             )
         state[key] = old_tensor
     return state
+
+
+def inherited_head(new: State, old: State, *, classes: Sequence[str], old_classes: Sequence[str], name: str) -> State:
+    """Return `new` with the head of the old version: rows of classes that it knows are its own.
+
+    Args:
+        new: State of a network for `classes`.
+        old: State of the old version's head, or more; names as in `new`.
+        classes: Of the new version, in the order of its logits.
+        old_classes: Of the old one.
+        name: Of the old version, for messages.
+
+    Raises:
+        SpecError: The heads differ in more than their classes, or there is none.
+    """
+    heads = [{key: tensor for key, tensor in state.items() if key.startswith(_HEAD)} for state in (new, old)]
+    if not heads[0] or not heads[1]:
+        whose = name if heads[0] else "this version"
+        raise _mismatch(name, _HEAD_ALONE, f"the network of {whose} has no tensor head.*")
+    head = inherited_state(*heads, classes=classes, old_classes=old_classes, name=name, needs=_HEAD_ALONE)
+    return {**new, **head}
 
 
 def interpolated(new: State, old: State, share: float) -> State:
@@ -90,26 +123,37 @@ def recalibrate(
     update_bn(batches, Forward(network, run).train(network.training))
 
 
-def _by_class_keys(new: State, old: State, count: int, old_count: int, *, name: str) -> set[str]:
+def _by_class_keys(new: State, old: State, count: int, old_count: int, *, name: str, needs: str) -> set[str]:
     """Return the tensors of the head with a row for each class: one matrix and its bias; refuse any other layout."""
     head = [key for key in new if key.startswith(_HEAD) and key in old and new[key].ndim]
     keys = [key for key in head if new[key].shape[0] == count and old[key].shape[0] == old_count]
     matrices = [key for key in keys if new[key].ndim > 1]
     unclear = [key for key in head if key not in keys and count in new[key].shape]
     if not matrices:
-        raise _mismatch(name, f"{name} has other classes and no head.* tensor has a row for each")
+        raise _mismatch(name, needs, f"{name} has other classes and no head.* tensor has a row for each")
     if len(matrices) > 1 or len(keys) > 2 or unclear:
         several = ", ".join(sorted({*keys, *unclear}))
-        raise _mismatch(name, f"{name} has other classes, and which of {several} has a row for each cannot be told")
+        raise _mismatch(
+            name, needs, f"{name} has other classes, and which of {several} has a row for each cannot be told"
+        )
     return set(keys)
 
 
 def _by_class(
-    new_rows: Tensor, old_rows: Tensor, classes: Sequence[str], old_classes: Sequence[str], *, key: str, name: str
+    new_rows: Tensor,
+    old_rows: Tensor,
+    classes: Sequence[str],
+    old_classes: Sequence[str],
+    *,
+    key: str,
+    name: str,
+    needs: str,
 ) -> Tensor:
     if new_rows.shape[1:] != old_rows.shape[1:]:
         raise _mismatch(
-            name, f"rows of {key} have shape {list(old_rows.shape[1:])} in {name}, here {list(new_rows.shape[1:])}"
+            name,
+            needs,
+            f"rows of {key} have shape {list(old_rows.shape[1:])} in {name}, here {list(new_rows.shape[1:])}",
         )
     position = {class_name: index for index, class_name in enumerate(old_classes)}
     rows = new_rows.clone()
@@ -119,8 +163,8 @@ def _by_class(
     return rows
 
 
-def _mismatch(name: str, difference: str) -> SpecError:
+def _mismatch(name: str, needs: str, difference: str) -> SpecError:
     return SpecError(
-        f"train.start: latest needs the network of {name}, but {difference}; give task.network the same shape, or write"
+        f"train.start: {needs} of {name}, but {difference}; give task.network the same shape, or write"
         " train.start: random"
     )

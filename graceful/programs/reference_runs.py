@@ -63,7 +63,7 @@ def _of(run: Run, version: Predecessor, *, most: int) -> ReferenceRuns:
                 if version.unrunnable_reason
                 else ReferenceRuns(runs=(version,), reason="it is one")
             )
-        runs = []
+        runs: list[Predecessor] = []
         for index in range(1, most + 1):
             folder = run.home / "references" / reference_name(job, index)
             if not mirror.unseal(folder):
@@ -73,7 +73,8 @@ def _of(run: Run, version: Predecessor, *, most: int) -> ReferenceRuns:
         return ReferenceRuns(reason=f"cannot be read ({e})")
     if not runs:
         return ReferenceRuns(reason="none here; compatibility.reference or adaptive weighting trains one")
-    return ReferenceRuns(runs=tuple(runs), reason=f"{len(runs)} of its recipe, other seed")
+    same_start = ", started at the same predecessor, so not independent of it" if "start" in job else ""
+    return ReferenceRuns(runs=tuple(runs), reason=f"{len(runs)} of its recipe, other seed{same_start}")
 
 
 def reference_name(job: dict[str, Any], index: int) -> str:

@@ -45,6 +45,9 @@ class Blend(Section):
     """Share of the old versions in the teacher. auto: chosen before training from outputs on held-out samples, so that
     the teacher's largest negative flip rate is lowest while `margin` is kept; a number: of all old versions together,
     in the strengths of `weighting`; a mapping: of each old version, by name."""
+    length: Annotated[float, Field(ge=1.0, le=100.0)] = 2.0
+    """Epochs of the new version as a multiple of `train.epochs`; reference runs have those. Who learns from a teacher
+    gains from more passes than who learns from labels."""
     margin: Annotated[float, Field(ge=-1.0, lt=1.0)] = 0.05
     """For auto: the teacher's error must be lower than that of a reference run by this part of it; the new version does
     not reach its teacher."""

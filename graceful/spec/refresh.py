@@ -217,7 +217,7 @@ class RefreshSpec(Section):
         """Refuse interpolation of weights that did not start together, because no useful model lies between them."""
         if self.train.start == "latest":
             return self
-        remedy = "with train.start: random; leave it out, or write train.start: latest"
+        remedy = f"with train.start: {self.train.start}; leave it out, or write train.start: latest"
         if self.compatibility.interpolation:
             raise ValueError(
                 f"compatibility.interpolation must be 0, got {self.compatibility.interpolation:g}, {remedy}"

@@ -110,9 +110,10 @@ class Train(Section):
     """How often a failed worker group is restarted from the last checkpoint."""
     timeout: Positive = 86_400.0
     """Seconds after which training is stopped with exit code 5."""
-    start: Annotated[Literal["random", "latest"], Field(exclude_if=lambda start: start == "random")] = "random"
-    """Initial weights. latest: those of the latest predecessor, which must have the same network; classes are matched
-    by name, new ones start at random. Reference runs start there too."""
+    start: Annotated[Literal["random", "latest", "head"], Field(exclude_if=lambda start: start == "random")] = "random"
+    """Initial weights. latest: those of the latest predecessor, which must have the same network; head: those of its
+    head alone, whatever the rest of the network is, so that new embeddings grow towards the directions of the old
+    classes. Classes are matched by name, new ones start at random. Reference runs start there too."""
     class_weights: Annotated[ClassWeights | None, Field(exclude_if=lambda weights: weights is None)] = None
     """What samples of a class count in the task's loss: balanced, so that all classes count the same, or factors by
     name (1 for those left out). They are divided by their mean over the training samples. None: all samples alike."""

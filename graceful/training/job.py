@@ -84,6 +84,12 @@ class TrainingJob:
         return section if self.predecessors else section.model_copy(update={"blend": None})
 
     @property
+    def epochs(self) -> int:
+        """Passes over the training data; a version that learns from a blend has more."""
+        blend = self.compatibility.blend
+        return self.spec.train.epochs if blend is None else round(self.spec.train.epochs * blend.length)
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """Folders that workers read, sealed ones all."""
         chain = self.predecessors

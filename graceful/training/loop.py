@@ -88,7 +88,7 @@ class Loop:
             runs=self.materials.train.runs,
             in_order=self.materials.stream is not None,
         )
-        self.steps = self.train.epochs * self.sampler.steps_per_epoch
+        self.steps = job.epochs * self.sampler.steps_per_epoch
         self.objective = Objective(
             job.compatibility,
             task.classes,
@@ -104,7 +104,7 @@ class Loop:
         torch.manual_seed(job.effective_seed)
         self.network = task.network(task.classes)
         if job.start is not None:
-            load_own(self.network, weights_of(job.start, self.network, task=task))
+            load_own(self.network, weights_of(job.start, self.network, task=task, head=self.train.start == "head"))
         batches.try_out(task, self.network, self.materials.train)
         self.progress, self.reporter = Progress(), Reporter(job, context, steps=self.steps)
         self.resumed_from: int | None = None

@@ -44,7 +44,7 @@ class Reporter:
             event="start",
             step=step,
             steps=self._steps,
-            epochs=train.epochs,
+            epochs=self._job.epochs,
             pids=pids,
             world_size=context.world_size,
             batch=f"{context.world_size} ranks x {slices} = {train.batch_size}",

@@ -1,34 +1,39 @@
-"""Where training starts: at random weights, or at those of the latest predecessor. Driver and workers."""
+"""Where training starts: at random weights, at those of the latest predecessor, or at its head. Driver and workers."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from graceful.chain import Completeness
 from graceful.errors import SpecError
 from graceful.models import assets, bundle, bundle_files
-from graceful.models.interpolation import State, inherited_state
+from graceful.models.interpolation import State, inherited_head, inherited_state
 from graceful.models.stored import StoredVersion
 from graceful.models.weights import own_state
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 
 
-def weights_of(start: StoredVersion, network: nn.Module, *, task: Task) -> State:
+def weights_of(start: StoredVersion, network: nn.Module, *, task: Task, head: bool = False) -> State:
     """A predecessor's weights in the shape of this version's network; torch's random state is left as it was.
 
     Args:
         start: The predecessor.
         network: Of this version; its weights stand in for what the predecessor has none for.
         task: Of this version.
+        head: Take the head alone, which must be left of the predecessor; the rest stays this version's own.
 
     Raises:
         DataError, IntegrityError: The bundle is not whole or damaged.
         SpecError: The networks differ in more than their classes, or what the learners keep beside weights differs.
     """
-    _require_same_files(start, task)
-    old = start.whole()
-    return inherited_state(
+    if head:
+        old, inherited = start.open(at_least=Completeness.HEAD), inherited_head
+    else:
+        _require_same_files(start, task)
+        old, inherited = start.whole(), inherited_state
+    return inherited(
         own_state(network), own_state(old.network), classes=task.classes, old_classes=old.classes, name=old.name
     )
 
@@ -60,16 +65,19 @@ def require_start(spec: RefreshSpec, start: StoredVersion | None, *, task: Task)
     """
     if spec.train.start == "random":
         return None
+    kind = spec.train.start
     if start is None:
         raise SpecError(
-            f"train.start: latest needs a predecessor, {spec.model} has none yet; write random for the first"
+            f"train.start: {kind} needs a predecessor, {spec.model} has none yet; write random for the first"
         )
-    if not (start.folder / bundle_files.WEIGHTS).is_file():
+    head = kind == "head"
+    files = (bundle_files.HEAD, bundle_files.WEIGHTS) if head else (bundle_files.WEIGHTS,)
+    if not any((start.folder / name).is_file() for name in files):
         raise SpecError(
-            f"train.start: latest needs the weights of {start.name}, which are gone from {start.folder};"
+            f"train.start: {kind} needs the weights of {start.name}, which are gone from {start.folder};"
             " restore them from a backup, or write random"
         )
     with torch.random.fork_rng(devices=[]):
         network = task.network(task.classes)
-    weights_of(start, network, task=task)
+    weights_of(start, network, task=task, head=head)
     return start

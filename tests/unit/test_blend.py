@@ -204,6 +204,7 @@ def test_a_blend_trains_resumes_and_says_what_was_predicted(home: Path, engine: 
     assert again.digest == done.digest
     row = next(row for row in trace.read(whole / trace.FILE) if row["event"] == "step")
     assert set(row["parts"]) == {"task", "influence/v1", "blend"}
+    assert [row["epochs"] for row in trace.read(whole / trace.FILE) if row["event"] == "start"] == [4]
 
     (plan,) = (row for row in told if row.get("stage") == "blend")
     recorded = json.loads((whole / blend.FILE).read_text())

@@ -24,6 +24,7 @@ from graceful.programs.finishing import Trained
 from graceful.programs.reference_training import reference_run
 from graceful.programs.run import Run
 from graceful.programs.weight_mixing import mix
+from graceful.training.start import weights_of
 from tests.support.runs import train
 
 State = dict[str, Tensor]
@@ -196,6 +197,28 @@ def test_classes_that_the_predecessor_does_not_know_keep_their_own_rows(home: Pa
     kept = load_file(found.folder / "model.safetensors")
     assert torch.equal(kept["head.weight"][8:], trained["head.weight"][8:])
     assert torch.allclose(kept["head.weight"][:8], (trained["head.weight"][:8] + before["head.weight"]) / 2, atol=1e-6)
+
+
+def test_a_head_alone_is_inherited_by_another_network(home: Path, old: Path, tmp_path: Path) -> None:
+    """By class name, from a version of which nothing but its head is left."""
+    head_only = tmp_path / "head-only"
+    head_only.mkdir()
+    for name in ("arch.json", "head.safetensors"):
+        (head_only / name).write_bytes((old / name).read_bytes())
+    spec = spec_of(home, "v8", classes=9, task={"network": {"size": "s2"}}, train={"start": "head"})
+    task = tasks.build(spec.task)
+    torch.manual_seed(1)
+    network, start = task.network(task.classes), StoredVersion(folder=head_only)
+    inherited, before = weights_of(start, network, task=task, head=True), network.state_dict()
+    rows, classes = load_file(head_only / "head.safetensors"), start.description.classes
+    for index, name in enumerate(task.classes):
+        for key in ("head.weight", "head.bias"):
+            known = rows[key][classes.index(name)] if name in classes else before[key][index]
+            assert torch.equal(inherited[key][index], known)
+    assert all(torch.equal(inherited[key], before[key]) for key in before if not key.startswith("head."))
+    narrow = spec_of(home, "v8", classes=9, task={"network": {"embedding": 8}}, train={"start": "head"})
+    with pytest.raises(SpecError, match=r"train.start: head needs the head of v1, but rows of head.weight have shape"):
+        made(narrow, tmp_path, old)
 
 
 def test_reference_runs_start_where_the_run_does(home: Path, old: Path, random: Trained) -> None:

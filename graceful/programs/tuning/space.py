@@ -109,7 +109,7 @@ def _weight(loss: type[Loss], space: Space) -> Span:
 def shares(spec: RefreshSpec) -> tuple[float, ...]:
     """Shares of the latest predecessor's weights at which each training is measured; none where training starts at
     random."""
-    if spec.train.start == "random":
+    if spec.train.start != "latest":
         return ()
     interpolation = (spec.tune or Tune()).space.interpolation
     return tuple(sorted(set(interpolation or (*SHARES, spec.compatibility.interpolation))))

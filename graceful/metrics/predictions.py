@@ -77,27 +77,32 @@ class Predictions:
             classes: C names. Ties go to the class whose name sorts first, whatever the order of the head.
             groups: [N]
         """
-        if logits.ndim != 2 or logits.shape[1] != len(classes):
-            raise DataError(f"logits: must be [N, {len(classes)}] for {len(classes)} classes, got {logits.shape}")
-        by_name = np.argsort(np.asarray(classes), kind="stable")
-        ranked = np.asarray(logits, dtype=np.float64)[:, by_name]
-        finite: NDArray[np.bool_] = np.logical_not((np.isnan(ranked) | np.isposinf(ranked)).any(axis=1))
-        ranked = np.where(finite[:, None], ranked, 0.0)
-        top = ranked.argmax(axis=1)
-        odds = np.exp(ranked - ranked.max(axis=1, keepdims=True))
-        odds /= odds.sum(axis=1, keepdims=True)
-        names = np.asarray(classes)[by_name]
-        column = {name: index for index, name in enumerate(names.tolist())}
-        label_columns = np.array([column.get(name, -1) for name in labels.tolist()], dtype=np.int64)
-        rows = np.arange(len(ids))
+        codes, confidence, label_confidence = answers(logits, labels, classes)
+        return cls.from_codes(
+            codes, confidence, label_confidence, ids=ids, labels=labels, classes=classes, groups=groups
+        )
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: NDArray[np.integer[Any]],
+        confidence: NDArray[np.float64],
+        label_confidence: NDArray[np.float64],
+        *,
+        ids: NDArray[Any],
+        labels: NDArray[Any],
+        classes: Sequence[str],
+        groups: NDArray[Any] | None = None,
+    ) -> Self:
+        """Take what `answers` returned, for all samples; the other arguments are those of `from_logits`."""
         return cls(
             ids=ids,
             labels=labels,
-            predicted=np.where(finite, names[top], NO_PREDICTION),
+            predicted=np.where(codes >= 0, np.asarray(classes)[codes], NO_PREDICTION),
             classes=tuple(classes),
             groups=groups,
-            confidence=np.where(finite, odds[rows, top], 0.0),
-            label_confidence=np.where(finite & (label_columns >= 0), odds[rows, label_columns], 0.0),
+            confidence=confidence,
+            label_confidence=label_confidence,
         )
 
     def unique(self, *, where: str = "predictions") -> Self:
@@ -128,6 +133,38 @@ class Predictions:
             return np.ones(len(labels), dtype=np.bool_)
         known = set(self.classes)
         return np.fromiter((name in known for name in labels.tolist()), np.bool_, len(labels))
+
+
+def answers(
+    logits: NDArray[np.floating[Any]], labels: NDArray[Any], classes: Sequence[str]
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what logits predict: the class, its probability, and that of the true class.
+
+    Args:
+        logits: [N, C] in the order of `classes`. A row with NaN or +inf is no answer.
+        labels: [N] class **names**; names outside `classes` are allowed, and have probability 0.
+        classes: C names. Ties go to the class whose name sorts first, whatever the order of the head.
+
+    Returns:
+        [N] positions in `classes`, -1 for no answer; [N] and [N] probabilities, 0 for no answer.
+    """
+    if logits.ndim != 2 or logits.shape[1] != len(classes):
+        raise DataError(f"logits: must be [N, {len(classes)}] for {len(classes)} classes, got {logits.shape}")
+    by_name = np.argsort(np.asarray(classes), kind="stable")
+    ranked = np.asarray(logits, dtype=np.float64)[:, by_name]
+    finite: NDArray[np.bool_] = np.logical_not((np.isnan(ranked) | np.isposinf(ranked)).any(axis=1))
+    ranked = np.where(finite[:, None], ranked, 0.0)
+    top = ranked.argmax(axis=1)
+    odds = np.exp(ranked - ranked.max(axis=1, keepdims=True))
+    odds /= odds.sum(axis=1, keepdims=True)
+    column = {str(classes[position]): index for index, position in enumerate(by_name.tolist())}
+    label_columns = np.array([column.get(name, -1) for name in labels.tolist()], dtype=np.int64)
+    rows = np.arange(len(logits))
+    return (
+        np.where(finite, by_name[top], -1).astype(np.int32),
+        np.where(finite, odds[rows, top], 0.0),
+        np.where(finite & (label_columns >= 0), odds[rows, label_columns], 0.0),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

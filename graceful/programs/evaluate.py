@@ -18,6 +18,7 @@ from graceful.metrics.inputs import MetricInputs, VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.programs.background import background
 from graceful.programs.flipped import Flip, negative_flips
+from graceful.programs.kept_outputs import KeptOutputs
 from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.reference_runs import ReferenceRuns
 from graceful.report import Comparison, Measurement, Report
@@ -53,6 +54,7 @@ def evaluate(
     task: Task | None = None,
     notes: Sequence[str] = (),
     references: Mapping[str, ReferenceRuns] | None = None,
+    kept: KeptOutputs | None = None,
 ) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
@@ -64,11 +66,12 @@ def evaluate(
         task: Already built task, else built from the spec.
         notes: Further caveats for the report.
         references: Version name -> its unconstrained runs; the gate sees nothing of them.
+        kept: Where answers of earlier evaluations are; None: every version is run.
 
     Raises:
         DataError: The test split is empty or ids do not join.
     """
-    samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval)
+    samples = Evaluated.of(task or tasks.build(spec.task), with_retrieval=spec.evaluate.retrieval, kept=kept)
     unrunnable = [ancestor for ancestor in ancestors if ancestor.unrunnable_reason]
     versions = [new, *(ancestor for ancestor in ancestors if not ancestor.unrunnable_reason)]
     new_outputs, *old_outputs = outputs = run_versions(versions, samples, batch_size=spec.evaluate.batch_size)

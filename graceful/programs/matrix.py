@@ -8,6 +8,7 @@ from typing import Any
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
 from graceful.programs.background import reasons
+from graceful.programs.kept_outputs import KeptOutputs
 from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.pairs import pairs
 from graceful.programs.reference_runs import ReferenceRuns
@@ -21,6 +22,7 @@ def matrix(
     versions: Sequence[Predecessor],
     *,
     references: Mapping[str, ReferenceRuns] | None = None,
+    kept: KeptOutputs | None = None,
 ) -> dict[str, Any]:
     """Measure all pairs.
 
@@ -29,12 +31,14 @@ def matrix(
         task: Whose test, query and gallery splits are used.
         versions: Oldest first; the cells of those that cannot be run are None.
         references: Version name -> its unconstrained runs, for the independent diagonal.
+        kept: Where answers of earlier evaluations are; None: every version is run.
 
     Returns:
         What `pairs.pairs` says, with `data`, the digests of the splits, `unconstrained`, by version where its
         independent cell comes from, or why it has none, and `unrunnable`, by version why it cannot be run.
     """
-    samples, size = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval), spec.evaluate.batch_size
+    samples = Evaluated.of(task, with_retrieval=spec.evaluate.retrieval, kept=kept)
+    size = spec.evaluate.batch_size
     outputs, runs = (
         run_versions(
             [version_runs for version_runs in versions if not version_runs.unrunnable_reason], samples, batch_size=size

@@ -36,6 +36,7 @@ LOCKS = ("runs/*/lock", "tunes/*/lock", "locks/*/lock")
 OWN_FOLDERS = (
     "cache",
     "code",
+    "evaluations",
     "jobs",
     "locks",
     "outbox",
@@ -74,7 +75,8 @@ class Item:
     """Something that may go.
 
     Attributes:
-        kind: checkpoints, leftover, or of the copies: objects, index, model, base, version, record, code, outputs.
+        kind: checkpoints, leftover, or of the copies: objects, index, model, base, version, record, code, answers,
+            outputs.
         paths: What is deleted.
         size: Bytes.
         used: When it was last used, or written; seconds since 1970.
@@ -140,6 +142,8 @@ def copies(home: Path) -> Iterator[Item]:
         for path in home.glob(pattern):
             if kind != "code" or _CODE.fullmatch(path.name):
                 yield _item(kind, path)
+    for path in home.glob("evaluations/*.safetensors"):
+        yield _item("answers", path)
     for folder in eviction.finished(home / "targets"):
         yield _item("outputs", folder, used=(folder / META).stat().st_mtime)
 

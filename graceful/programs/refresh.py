@@ -21,6 +21,7 @@ from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.finishing import Trained
 from graceful.programs.flipped import excerpts, thumbnails
+from graceful.programs.kept_outputs import KeptOutputs
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.reference_runs import reference_runs_of
@@ -223,7 +224,8 @@ def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silen
         ]
         progress({"stage": "matrix", "versions": len(versions), **({"lost": unrunnable} if unrunnable else {})})
         references = reference_runs_of(run, versions[::-1])
-        document = matrix(spec, tasks.build(spec.task), versions, references=references)
+        kept = KeptOutputs.of(run.home, run.mirror)
+        document = matrix(spec, tasks.build(spec.task), versions, references=references, kept=kept)
         pages.write_matrix(run.folder, document, model=spec.model)
     return document
 
@@ -232,7 +234,8 @@ def measure(run: Run, ancestors: Sequence[Ancestor], *, notes: Sequence[str] = (
     """Evaluate the run's version against its ancestors and judge the report."""
     spec, chain = run.spec, [ancestor.stored.open() for ancestor in ancestors]
     new = run.version(run.model).whole()
-    evaluation = evaluate(spec, new, chain, notes=notes, references=reference_runs_of(run, [new, *chain]))
+    references, kept = reference_runs_of(run, [new, *chain]), KeptOutputs.of(run.home, run.mirror)
+    evaluation = evaluate(spec, new, chain, notes=notes, references=references, kept=kept)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return evaluation, gate.judge(evaluation.report, constraints, family=spec.gate.family)
 

@@ -211,13 +211,13 @@ def test_training_reads_its_own_splits_and_watches_validation_alone() -> None:
 
 def test_the_test_split_is_answered_once_where_it_stands_in_for_query_and_gallery(monkeypatch: Any) -> None:
     calls: list[str] = []
-    real = model_outputs.run_on_split
+    real = model_outputs.answers_on_split
 
     def counted(version: Any, *rest: Any, **options: Any) -> Any:
         calls.append(version.name)
         return real(version, *rest, **options)
 
-    monkeypatch.setattr(model_outputs, "run_on_split", counted)
+    monkeypatch.setattr(model_outputs, "answers_on_split", counted)
     evaluate(parse("v2"), constant("v2", 0), [constant("v1", 1)])
     assert calls == ["v2", "v1"]
 

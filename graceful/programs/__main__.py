@@ -234,6 +234,11 @@ def _space(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.tuning.words import dry_run
 
     document = dry_run(run.spec)
+    if run.spec.compatibility.blend is not None:
+        from graceful.programs.tune import run_of
+        from graceful.programs.tuning import teacher
+
+        document["teacher"] = teacher.predicted(run_of(run.spec))
     flat = {key: value for key, value in document.items() if key != "space"}
     return document, 0, _lines({**document["space"], **flat})
 

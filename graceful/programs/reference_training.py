@@ -7,6 +7,7 @@ all runs, whichever model family they belong to.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from graceful import tasks
 from graceful.models import bases, bundle
@@ -77,7 +78,24 @@ def reference_run(
     return _reference(Recipe(run=run, task=task, data=data, start=start), index, progress=progress)
 
 
+def finished_reference(run: Run, index: int, *, task: Task, latest: StoredVersion | None = None) -> Path | None:
+    """Return the bundle of an unconstrained run that some run has trained, here or in the bucket; None: not yet.
+
+    Arguments and errors as of `reference_run`.
+    """
+    start, data = require_start(run.spec, latest, task=task), task.samples("train").digest
+    job, name = _job(Recipe(run=run, task=task, data=data, start=start), index)
+    folder = job.run_dir.with_name(name)
+    return folder / "model" if run.mirror.unseal(folder) else None
+
+
 def _reference(recipe: Recipe, index: int, *, progress: Progress) -> Trained:
+    job, name = _job(recipe, index)
+    return _shared(job, name, recipe, progress=progress)
+
+
+def _job(recipe: Recipe, index: int) -> tuple[TrainingJob, str]:
+    """The job of a reference run, and the name under which all runs share it."""
     spec, shelf = recipe.run.spec, recipe.run.home / "references"
     train = spec.train.model_copy(update={"seed": spec.train.seed + index * REFERENCE_SEED_STRIDE})
     document = {
@@ -102,7 +120,7 @@ def _reference(recipe: Recipe, index: int, *, progress: Progress) -> Trained:
         base=base,
         mirror=recipe.run.mirror,
     )
-    return _shared(job, name, recipe, progress=progress)
+    return job, name
 
 
 def _shared(job: TrainingJob, name: str, recipe: Recipe, *, progress: Progress) -> Trained:

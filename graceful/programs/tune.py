@@ -11,11 +11,12 @@ from typing import Any, get_args
 from graceful import tasks
 from graceful.chain.ancestor import Ancestor
 from graceful.errors import IntegrityError, SpecError
+from graceful.losses.search import Point
 from graceful.programs import ancestry, exclusive, home_of
 from graceful.programs.readiness import require_ready
 from graceful.programs.run import Progress, Run, silent
-from graceful.programs.tuning import final, result, space, splits
-from graceful.programs.tuning.bench import Bench
+from graceful.programs.tuning import final, result, space, splits, teacher
+from graceful.programs.tuning.bench import Bench, of_trials
 from graceful.programs.tuning.pictures import write_pictures
 from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.search import located, search
@@ -115,7 +116,7 @@ def _require_ready(bench: Bench) -> None:
     for name in ("search",) if bench.tune.objectives == "front" else get_args(splits.Part):
         splits.part(bench.task, bench.spec, name)
     require_start(bench.spec, bench.ancestors[0].stored, task=bench.task)
-    require_ready(bench.of_trials, bench.task, run_dir=bench.folder)
+    require_ready(of_trials(bench.spec), bench.task, run_dir=bench.folder)
 
 
 def _searched(
@@ -135,7 +136,12 @@ def _searched(
         if watching:
             watching.trial(tried)
 
-    first = space.known_points(spec, parameters) if bench.tune.sampler != "random" else ()
+    def first() -> Sequence[Point]:
+        """Random search begins where the other does where both know it from a teacher, and nowhere else."""
+        if spec.compatibility.blend is not None:
+            return teacher.known_points(bench)
+        return space.known_points(spec, parameters) if bench.tune.sampler != "random" else ()
+
     search(bench, study, listener=listener, progress=progress, before=before, first=first)
     document = {**_concluded(bench, study, progress), "folder": mirror.display_path(folder)}
     files = _write(folder, spec, document, _tried(study))

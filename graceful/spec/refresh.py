@@ -213,6 +213,12 @@ class RefreshSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _searches_one_teacher(self) -> RefreshSpec:
+        if self.compatibility.blend is not None and self.tune is not None and self.tune.space.compare is not None:
+            raise ValueError("tune.space.compare must be null with compatibility.blend, whose share is searched")
+        return self
+
+    @model_validator(mode="after")
     def _interpolates_from_latest(self) -> RefreshSpec:
         """Refuse interpolation of weights that did not start together, because no useful model lies between them."""
         if self.train.start == "latest":

@@ -35,6 +35,8 @@ def reference_choices(section: Compatibility, written: tuple[int, ...] | None) -
         section: Of the spec that is searched.
         written: `tune.space.runs`.
     """
+    if section.blend is not None:
+        return tuple(count for count in written or () if count) or (section.blend.runs,)
     default = (0, 1, 3) if section.reference is None else tuple(sorted({1, 3, section.reference.runs}))
     if section.targets.mode == "live":  # live predecessors have no cache for reference runs
         default = (0,)

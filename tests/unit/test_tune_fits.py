@@ -16,7 +16,7 @@ from graceful.models import bundle
 from graceful.programs import tune as tuning
 from graceful.programs.run import Run
 from graceful.programs.tune import require_runnable
-from graceful.programs.tuning import fits, splits
+from graceful.programs.tuning import fits, splits, teacher
 from graceful.programs.tuning.bench import Bench
 from tests.support import training_task
 from tests.support.runs import train
@@ -126,6 +126,26 @@ def test_a_fit_is_trained_once_and_asked_with_every_share(tmp_path: Path) -> Non
     assert done is not None
     assert done.digest == work.digest
     assert fits.finished(work.at(0.5)) is None
+
+
+def test_a_search_of_a_blend_begins_at_the_front_of_its_teacher(tmp_path: Path) -> None:
+    """Before its reference runs are trained the front is not known, and nothing is trained to know it."""
+    optimizer = {"kind": "adamw", "lr": 0.01}
+    recipe = {"num_workers": 0, "engine": {"kind": "torch"}, "optimizer": optimizer, "epochs": 2, "batch_size": 128}
+    document = {"model": "m", "task": {"kind": "digits"}, "train": recipe, "home": str(tmp_path), "tune": {}}
+    old = train(specs.parse({**document, "name": "v1"}), run_dir=tmp_path / "v1", home=tmp_path).folder
+    spec = specs.parse({**document, "name": "v2", "compatibility": {"blend": {"runs": 2}}})
+    run = tuning.run_of(spec)
+    ancestors, task = run.chain([old]), tasks.build(spec.task)
+    assert teacher.front_of(run, ancestors, task) == "not known, 2 of 2 reference runs are not trained yet"
+    assert not list(tmp_path.glob("references/*"))
+    bench = replace(made(tmp_path), spec=spec, task=task, ancestors=tuple(ancestors), references=2)
+    points = teacher.known_points(bench)
+    assert len(points) > 1
+    assert all(point["compare"] == "blend" and point["runs"] == 2 and 0 <= point["share"] <= 0.8 for point in points)
+    rows = teacher.front_of(run, ancestors, task)
+    assert [row["share"] for row in rows] == [round(0.1 * index, 1) for index in range(10)]
+    assert rows[0]["worst_nfr"] >= rows[-1]["worst_nfr"]
 
 
 def test_trials_on_one_machine_train_in_their_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

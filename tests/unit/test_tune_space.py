@@ -95,9 +95,23 @@ def test_every_point_is_a_valid_spec_and_comes_back(position: int, share: float,
     again = spec.parse(chosen.dump())
     assert again.compatibility == chosen.compatibility
     assert space.within(point, parameters) == point
-    written = space._written(again)
+    written = space.written(again)
     for name in ("compare", "runs", str(point["compare"])):
         assert written.get(name, 0) == pytest.approx(point[name]) if name != "compare" else written[name] == point[name]
+
+
+def test_a_blend_is_searched_by_its_share_in_place_of_weights() -> None:
+    wanted = parsed({"blend": {"runs": 2, "length": 3.0}, "losses": [{"kind": "influence"}]})
+    assert names(wanted) == {"compare", "share", "influence", "runs"}
+    point = space.draw(Middle(0), space.parameters(wanted))
+    section = space.compatibility(wanted, {**point, "share": 0.3})
+    assert section.blend == spec.Blend(runs=2, length=3.0, share=0.3)
+    assert [loss.kind for loss in section.losses] == ["influence"]
+    told = dry_run(wanted)
+    assert told["first"] == []
+    assert told["reference_runs"] == 2 * (1 + spec.Final().seeds)
+    with pytest.raises(SpecError, match=r"must be null with compatibility\.blend, whose"):
+        parsed({"blend": {}}, space={"compare": ["distillation"]})
 
 
 def test_options_that_are_not_searched_stay_as_written() -> None:

@@ -309,7 +309,9 @@ def test_trials_of_another_limit_keep_their_own_fits(tmp_path: Path) -> None:
     study = opened(tmp_path, trials=5)
     study.enqueue([tried[1].point])
     study.again(study.ask()[0])
-    searching.search(made, study, listener=lambda one: None, progress=silent, before=tried, first=[tried[0].point])
+    searching.search(
+        made, study, listener=lambda one: None, progress=silent, before=tried, first=lambda: [tried[0].point]
+    )
     ended = [one for one in study.trials() if one.state == "complete"]
     assert sorted(one.record["seconds"] for one in ended) == [0.0, 2.0, 3.0, 4.0, 5.0]
     for one in ended:

@@ -56,11 +56,6 @@ class Bench:
         absolute = None if self.tune.error == "reference" else float(self.tune.error)
         return Limit(absolute=absolute, tolerance=self.tune.tolerance, confidence=self.tune.confidence)
 
-    @property
-    def of_trials(self) -> RefreshSpec:
-        """Return the spec as trials train it."""
-        return self.spec.model_copy(update={"train": self.spec.train.model_copy(update=_alone(self.spec))})
-
     def work(
         self,
         point: Point | None,
@@ -209,6 +204,11 @@ def _raised(answer: Mapping[str, Any]) -> Exception:
 def distributed(spec: RefreshSpec) -> bool:
     """Return whether trials use Ray Train workers: the spec wants some and there is a cluster to give them."""
     return spec.train.num_workers > 0 and ray_address.named() is not None
+
+
+def of_trials(spec: RefreshSpec) -> RefreshSpec:
+    """Return a spec as trials train it."""
+    return spec.model_copy(update={"train": spec.train.model_copy(update=_alone(spec))})
 
 
 def _alone(spec: RefreshSpec) -> dict[str, Any]:

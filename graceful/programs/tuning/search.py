@@ -25,7 +25,7 @@ def search(
     listener: Listener,
     progress: Progress,
     before: Sequence[Tried] = (),
-    first: Sequence[Point] = (),
+    first: Callable[[], Sequence[Point]] = tuple,
 ) -> None:
     """Make the reference runs, then trials until there are as many as the spec wants.
 
@@ -35,7 +35,7 @@ def search(
         listener: Told of each trial that is asked or ended.
         progress: Told of the rest.
         before: Trials of the same search under another limit: judged anew, not made again.
-        first: Points to try first, unless they were tried.
+        first: Returns points to try first, unless they were tried; called once the reference runs are there.
 
     Raises:
         TrainingError: A reference run failed: the recipe itself does not train.
@@ -47,7 +47,7 @@ def search(
     trials = _Trials(bench=bench, study=study, listener=listener)
     trials.resume()
     trials.repeat(before)
-    study.enqueue(first)
+    study.enqueue(first())
     bench.run(ask=trials.ask, tell=trials.tell)
 
 

@@ -21,6 +21,9 @@ from graceful.spec.search_counts import reference_choices
 
 COMPARE = "compare"
 """Parameter that says which loss compares outputs with the old version's: a point has exactly one of them."""
+BLEND, SHARE = "blend", "share"
+"""The comparison where the spec has a blend, and the share of the old versions in its teacher."""
+LARGEST_SHARE = 0.8
 INTERPOLATION = "interpolation"
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Above one half the new version is mostly the old one."""
@@ -65,9 +68,13 @@ def parameters(spec: RefreshSpec) -> tuple[Parameter, ...]:
 def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
     section, space = spec.compatibility, (spec.tune or Tune()).space
     written = {loss.kind: loss for loss in section.losses}
+    if section.blend is not None:
+        yield Parameter(name=COMPARE, domain=Choice(values=(BLEND,)))
+        yield Parameter(name=SHARE, domain=Span(low=0.0, high=LARGEST_SHARE))
     adaptive = section.weighting.kind == "adaptive"
     compared = {loss.weight_name(): loss for loss in _comparing(spec)}
-    yield Parameter(name=COMPARE, domain=Choice(values=tuple(compared)))
+    if compared:
+        yield Parameter(name=COMPARE, domain=Choice(values=tuple(compared)))
     for name, loss in compared.items() if not adaptive else ():
         yield Parameter(name=name, domain=_weight(loss, space), given=(COMPARE, (name,)))
     for name, loss in compared.items():
@@ -91,7 +98,9 @@ def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
 
 def _comparing(spec: RefreshSpec) -> tuple[type[Loss], ...]:
     """Return the losses of which a point has one: those written in `tune.space.compare`; else graceful's own and those
-    of other packages that the spec itself has."""
+    of other packages that the spec itself has; none beside a blend."""
+    if spec.compatibility.blend is not None:
+        return ()
     compare = (spec.tune or Tune()).space.compare
     spec_kinds = {loss.kind for loss in spec.compatibility.losses}
     alternatives = [loss for loss in registry.searched() if loss.compares_outputs]
@@ -121,7 +130,7 @@ def _references(
     runs = reference_choices(section, written_runs)
     yield Parameter(name="runs", domain=Choice(values=runs))
     above_zero = tuple(count for count in runs if count)
-    if above_zero:
+    if above_zero and section.blend is None:
         yield Parameter(name="reference", domain=Span.of(weight, (1.0, 60.0)), given=("runs", above_zero))
 
 
@@ -158,7 +167,7 @@ def within(point: Point, space: Sequence[Parameter]) -> dict[str, Value]:
 def known_points(spec: RefreshSpec, space: Sequence[Parameter]) -> list[dict[str, Value]]:
     """Return the points tried first: the spec as written, and weights that have worked, moved into the space."""
     most = {"runs": max(_runs(space), default=0)}
-    candidates: list[Point] = [_written(spec)]
+    candidates: list[Point] = [written(spec)]
     options = {parameter.name: parameter.domain for parameter in space}
     for loss in _comparing(spec):
         candidates += [{COMPARE: loss.weight_name(), **point, **most} for point in loss.known_points(options)]
@@ -181,8 +190,13 @@ def most_runs(space: Sequence[Parameter]) -> int:
     return max(1, *_runs(space))
 
 
-def _written(spec: RefreshSpec) -> dict[str, Value]:
+def written(spec: RefreshSpec) -> dict[str, Value]:
+    """Return the point at which the spec is as it is written; without the share of a blend that is chosen later."""
     section, point = spec.compatibility, dict[str, Value]()
+    if section.blend is not None:
+        point |= {COMPARE: BLEND, "runs": section.blend.runs}
+        if isinstance(section.blend.share, float):
+            point[SHARE] = section.blend.share
     for loss in section.losses:
         if loss.search_range is None:
             continue
@@ -208,8 +222,10 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
     """
     section = spec.compatibility
     other_losses = tuple(_reweighted(loss, point) for loss in section.losses if not loss.compares_outputs)
-    reference = None
-    if int(point["runs"]):
+    reference, blend = None, section.blend
+    if blend is not None:
+        blend = blend.model_copy(update={"share": float(point[SHARE]), "runs": int(point["runs"])})
+    elif int(point["runs"]):
         written = section.reference or Reference()
         reference = written.model_copy(update={"runs": int(point["runs"]), "weight": float(point["reference"])})
     weighting = section.weighting
@@ -218,10 +234,11 @@ def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:
             weighting = weighting.model_copy(update={key: float(point[name])})
     return Compatibility(
         against=point.get("against", section.against),  # type: ignore[arg-type]
-        losses=(_compared(spec, point), *other_losses),
+        losses=other_losses if blend is not None else (_compared(spec, point), *other_losses),
         weighting=weighting,
         near_chance=section.near_chance,
         reference=reference,
+        blend=blend,
         targets=section.targets,
         interpolation=float(point.get(INTERPOLATION, section.interpolation)),
     )

@@ -70,7 +70,8 @@ def dry_run(spec: RefreshSpec) -> dict[str, Any]:
     tune, parameters = spec.tune or Tune(), space.parameters(spec)
     counts = trainings(tune, spec.compatibility)
     shares = ", ".join(f"{share:g}" for share in space.shares(spec))
-    first = [] if tune.sampler == "random" else space.known_points(spec, parameters)
+    known_later = tune.sampler == "random" or spec.compatibility.blend is not None
+    first = [] if known_later else space.known_points(spec, parameters)
     return {
         "space": {
             parameter.name: f"{parameter.domain}"

@@ -74,9 +74,9 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **location_
     Example:
       graceful status glyphs-v2 --on kind --wait
     """
-    from graceful.cli import following
+    from graceful.cli import following, locations
 
-    return following.status(run, following.RunLocation(**location_options), wait=wait, timeout=timeout, output=output)
+    return following.status(run, locations.RunLocation(**location_options), wait=wait, timeout=timeout, output=output)
 
 
 @click.command(short_help="Print the log of a submitted run.")
@@ -91,9 +91,9 @@ def logs(run: str, follow: bool, since: str | None, **location_options: str | No
     Example:
       graceful logs -f glyphs-v2 --on kind
     """
-    from graceful.cli import following
+    from graceful.cli import following, locations
 
-    return following.logs(run, following.RunLocation(**location_options), follow=follow, since=since)
+    return following.logs(run, locations.RunLocation(**location_options), follow=follow, since=since)
 
 
 @click.command(short_help="Stop a submitted run; it can resume.")
@@ -106,9 +106,9 @@ def stop(run: str, output: str, **location_options: str | None) -> int:
     Example:
       graceful stop glyphs-v2 --on kind
     """
-    from graceful.cli import following
+    from graceful.cli import following, locations
 
-    return following.stop(run, following.RunLocation(**location_options), output=output)
+    return following.stop(run, locations.RunLocation(**location_options), output=output)
 
 
 @click.command(short_help="Resume a stopped or failed run.")
@@ -127,9 +127,9 @@ def resume(run: str, output: str, *, yes: bool, **location_options: str | None) 
       graceful resume glyphs-v2 --on kind
       graceful resume glyphs-v2 --on kind --yes    # e.g. after more memory in cluster/kind.yaml
     """
-    from graceful.cli import following
+    from graceful.cli import following, locations
 
-    return following.resume(run, following.RunLocation(**location_options), yes=yes, output=output)
+    return following.resume(run, locations.RunLocation(**location_options), yes=yes, output=output)
 
 
 @click.command("list", short_help="List the runs that were submitted.")
@@ -141,14 +141,20 @@ def list_(output: str, **location_options: str | None) -> int:
     Example:
       graceful list --on kind -o json
     """
-    from graceful.cli import following
+    from graceful.cli import following, locations
 
-    return following.listing(following.RunLocation(**location_options), output=output)
+    return following.listing(locations.RunLocation(**location_options), output=output)
 
 
 @click.command(short_help="Remove what finished runs left, here or on Kubernetes.")
 @options(*LOCATION, HOME)
 @click.option("--older-than", "older", default="1d", show_default=True, metavar="DURATION", help="Since they ended.")
+@click.option(
+    "--stopped-older-than",
+    "stopped",
+    metavar="DURATION",
+    help="On a cluster: forget runs that were stopped so long ago, too.  [default: keep them]",
+)
 @click.option(
     "--cache-gb",
     type=Finite(min=0),
@@ -160,7 +166,14 @@ def list_(output: str, **location_options: str | None) -> int:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @OUTPUT
 def gc(
-    older: str, dry_run: bool, output: str, home: Path | None, cache_gb: float, **location_options: str | None
+    older: str,
+    stopped: str | None,
+    output: str,
+    home: Path | None,
+    cache_gb: float,
+    *,
+    dry_run: bool,
+    **location_options: str | None,
 ) -> int:
     """Remove what finished runs left behind, on this machine or, with --on, --context or --namespace, on a cluster.
 
@@ -169,20 +182,21 @@ def gc(
     predecessors that can be computed again. What a run is working on stays.
 
     On a cluster: finished jobs, their submitters and documents, and checkpoints in the profile's bucket that no run
-    needs. Stopped runs stay, they can resume.
+    needs. Stopped runs stay, they can resume, unless --stopped-older-than gives their time.
 
     \b
     Example:
       graceful gc --dry-run
       graceful gc --on kind --older-than 7d --dry-run
     """
-    from graceful.cli import following, reclaiming
+    from graceful.cli import reclaiming
+    from graceful.cli.locations import RunLocation
 
-    location = following.RunLocation(**location_options)
+    location = RunLocation(**location_options)
     if location.is_home:
         return reclaiming.gc(home, older=older, cache_gb=cache_gb, dry_run=dry_run, output=output)
     if home is not None:
         from graceful.errors import SpecError
 
         raise SpecError("--home: is of this machine; leave it out, or --on, --context and --namespace")
-    return following.gc(location, older=older, dry_run=dry_run, output=output)
+    return reclaiming.gc_on_cluster(location, older=older, stopped=stopped, dry_run=dry_run, output=output)

@@ -11,143 +11,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from graceful import homes, redact
+from graceful import redact
 from graceful.cli import output as out
-from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, GracefulError, SpecError
-from graceful.launch import follow, names
-from graceful.launch.backend import Handle, Phase, Renews, Runs, Status
+from graceful.cli.locations import RunLocation
+from graceful.errors import EXIT_INTERRUPTED, SpecError
+from graceful.launch import follow
+from graceful.launch.backend import Phase, Renews, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.base import Profile
-    from graceful.launch.kuberay.kube import Kube
+    pass
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = timedelta(days=36_500)
 LONGEST_COUNT = 12
 """Digits that no duration has."""
 COLUMNS = ("run", "phase", "attempt", "age", "cause")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLocation:
-    """Where the runs are.
-
-    Attributes:
-        on: Profile (`cluster/NAME.yaml`); None: the kube context's own namespace.
-        context: Of the kubeconfig; wins over the profile's.
-        namespace: Wins over the profile's.
-    """
-
-    on: str | None = None
-    context: str | None = None
-    namespace: str | None = None
-
-    @cached_property
-    def runs(self) -> Runs:
-        """Return the backend to ask; nothing is sent yet.
-
-        Raises:
-            SpecError: No such profile or context, or --context and --namespace where there is no Kubernetes.
-        """
-        from graceful.launch.kuberay import backend as kuberay
-
-        profile = self._beside_kubernetes
-        if profile is None and self._profile is not None and self._profile.kubernetes is not None:
-            there = {"namespace": self.namespace} if self.namespace else {}
-            cluster = self._profile.kubernetes.model_copy(update=there)
-            return kuberay.KubeRayBackend(profile=cluster, connect=lambda: self.kube, warn=warn)
-        if profile is None:
-            return kuberay.KubeRayRuns(connect=lambda: self.kube, warn=warn)
-        self._require_no_kubernetes(profile.kind)
-        return profile.build(home=homes.folder(None), warn=warn)
-
-    @property
-    def is_home(self) -> bool:
-        """Return whether this machine's home is meant: nothing is named, or a profile whose jobs run here.
-
-        Raises:
-            SpecError: No such profile, or --context and --namespace where there is no Kubernetes.
-        """
-        if self.on is None:
-            return not self.context and not self.namespace
-        if self._profile is None or not self._profile.is_here:
-            return False
-        self._require_no_kubernetes(self._profile.kind)
-        return True
-
-    def _require_no_kubernetes(self, kind: str) -> None:
-        if self.context or self.namespace:
-            raise SpecError(f"--on {self.on}: kind {kind} is no Kubernetes; leave --context and --namespace out")
-
-    @cached_property
-    def kube(self) -> Kube:
-        """Return the client of the API server; nothing is sent yet.
-
-        Raises:
-            SpecError: No such profile or context, or the profile is no Kubernetes.
-        """
-        from graceful.launch.kuberay.kube import Kube
-
-        profile = self._profile
-        if profile is None:
-            return Kube.connect(context=self.context, namespace=self.namespace)
-        cluster = profile.kubernetes
-        if cluster is None:
-            raise SpecError(f"--on {self.on}: kind {profile.kind} is no Kubernetes; name a profile of kind kuberay")
-        return Kube.connect(context=self.context or cluster.context, namespace=self.namespace or cluster.namespace)
-
-    @property
-    def storage(self) -> str | None:
-        """Return the profile's bucket for runs, s3://bucket/prefix; None: there is no profile or no bucket.
-
-        Raises:
-            SpecError: No such profile.
-        """
-        return None if self._profile is None else self._profile.bucket
-
-    def handle(self, run: str) -> Handle:
-        """Return the handle for what people type: a run id, a job's name, or a handle, which the backend checks."""
-        if "://" in run:
-            return Handle.parse(run)
-        name = names.job_name(run)
-        if self._beside_kubernetes is None:
-            from graceful.launch.kuberay.backend import SCHEME
-
-            return Handle(scheme=SCHEME, location=self.kube.namespace, name=name)
-        return self._beside_kubernetes.handle(name)
-
-    def title(self) -> str:
-        """Return the location for people: `namespace team-a`, or the profile."""
-        return f"namespace {self.kube.namespace}" if self._beside_kubernetes is None else f"--on {self.on}"
-
-    def context_note(self) -> str:
-        """Return the kube context for people; empty where there is no Kubernetes."""
-        return f" (context {self.kube.access.context})" if self._beside_kubernetes is None else ""
-
-    @property
-    def _beside_kubernetes(self) -> Profile | None:
-        """Return the profile if its jobs are no objects of Kubernetes; None: they are, with a profile or without."""
-        profile = self._profile
-        return None if profile is None or profile.kubernetes is not None else profile
-
-    @cached_property
-    def _profile(self) -> Profile | None:
-        if self.on is None:
-            return None
-        from graceful.launch import profile
-
-        return profile.load(self.on)
-
-    def options(self) -> str:
-        """Return the options as people type them, for messages."""
-        options = {"--on": self.on, "--context": self.context, "-n": self.namespace}
-        return "".join(f" {flag} {value}" for flag, value in options.items() if value)
 
 
 def status(run: str, location: RunLocation, *, wait: bool, timeout: float | None, output: str) -> int:
@@ -157,7 +39,7 @@ def status(run: str, location: RunLocation, *, wait: bool, timeout: float | None
         last_status = location.runs.status(handle)
     else:
         try:
-            *_, last_status = _announced(follow.statuses(location.runs, handle, seconds=timeout, warn=warn))
+            *_, last_status = _announced(follow.statuses(location.runs, handle, seconds=timeout, warn=out.warn))
         except KeyboardInterrupt:
             return _detached(run, location)
         except NotFoundError:
@@ -239,42 +121,6 @@ def listing(location: RunLocation, *, output: str) -> int:
     return 0
 
 
-def gc(location: RunLocation, *, older: str, dry_run: bool, output: str) -> int:
-    """Remove what finished runs left behind on Kubernetes and in the profile's bucket, or only say what would go.
-
-    Returns:
-        0; 4 if the bucket could not be swept to the end.
-
-    Raises:
-        SpecError: The backend is no Kubernetes; others leave nothing but a small folder or record behind.
-    """
-    from graceful.cli import bucket
-    from graceful.launch.kuberay import gc as garbage
-
-    age = duration(older)
-    removals = garbage.find(location.kube, now=datetime.now(UTC), min_age=age)
-    removed = removals if dry_run else garbage.remove(location.kube, removals)
-    uri = location.storage
-    sweep = bucket.NOTHING if uri is None else bucket.sweep(uri, older=age, dry_run=dry_run)
-    if output != "table":
-        out.document([asdict(removal) for removal in (*removed, *sweep.removals)], output)
-    else:
-        for removal in (*removed, *sweep.removals):
-            out.line(f"{removal.kind} {removal.name}: {removal.why}")
-        verb = "would be removed" if dry_run else "removed"
-        out.talk(f"{_count(len(removed), 'object')} {verb} in namespace {location.kube.namespace}")
-        if uri is not None:
-            out.talk(f"{_count(len(sweep.removals), 'folder')} of checkpoints {verb} in {uri}")
-    if sweep.problem:
-        out.talk(f"warning: checkpoints not swept to the end: {sweep.problem}")
-        return EXIT_INFRASTRUCTURE
-    return 0
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def document(status: Status) -> dict[str, Any]:
     """Return a status as JSON values."""
     return {
@@ -309,11 +155,6 @@ def _announced(statuses: Iterator[Status]) -> Iterator[Status]:
         attempt = f" attempt {_attempt(status)}" if status.attempt > 1 else ""
         out.talk(f"{time.strftime('%H:%M:%S')} {status.phase}{attempt}{f': {status.cause}' if status.cause else ''}")
         yield status
-
-
-def warn(error: GracefulError) -> None:
-    """Say that something failed and is tried again."""
-    out.talk(f"{time.strftime('%H:%M:%S')} trying again: {error.message}")
 
 
 def _detached(run: str, location: RunLocation) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from graceful import consoles, startup
+from graceful.errors import GracefulError
 
 
 def document(value: Any, output: str) -> None:
@@ -62,3 +64,8 @@ def line(text: str) -> None:
 def surviving() -> AbstractContextManager[None]:
     """Print a result of which the exit code is the better half: it stays what it is where stdout cannot be written."""
     return startup.result_on_stdout(lambda message: talk(f"graceful: {message}"))
+
+
+def warn(error: GracefulError) -> None:
+    """Say that something failed and is tried again."""
+    talk(f"{time.strftime('%H:%M:%S')} trying again: {error.message}")

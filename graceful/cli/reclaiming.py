@@ -1,9 +1,11 @@
-"""`graceful gc` of this machine's home, done by a program that can reach registry and buckets. Client."""
+"""`graceful gc`: of this machine's home, by a program that reaches registry and buckets, and of a cluster. Client."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from graceful import homes, startup
 from graceful.cli import output as out
 from graceful.cli import programs
 from graceful.cli.following import duration
+from graceful.cli.locations import RunLocation
 from graceful.environment import HOME_VARIABLE
 from graceful.errors import EXIT_INFRASTRUCTURE
 
@@ -66,3 +69,47 @@ def _show(result: dict[str, Any], home: Path, *, cache_gb: float, dry_run: bool,
 
 def _size(count: int) -> str:
     return f"{count / GB:,.2f} GB" if count >= GB / 10 else f"{count / 1e6:,.1f} MB"
+
+
+def gc_on_cluster(location: RunLocation, *, older: str, stopped: str | None = None, dry_run: bool, output: str) -> int:
+    """Remove what finished runs left behind on Kubernetes and in the profile's bucket, or only say what would go.
+
+    Args:
+        location: Where.
+        older: Since runs ended, e.g. 1d.
+        stopped: Since runs were stopped that can resume no more then; None: they stay.
+        dry_run: Change nothing.
+        output: Form of the result.
+
+    Returns:
+        0; 4 if the bucket could not be swept to the end.
+
+    Raises:
+        SpecError: The backend is no Kubernetes; others leave nothing but a small folder or record behind.
+    """
+    from graceful.cli import bucket
+    from graceful.launch.kuberay import gc as garbage
+
+    age = duration(older)
+    stopped_age = None if stopped is None else duration(stopped)
+    removals = garbage.find(location.kube, now=datetime.now(UTC), min_age=age, stopped_age=stopped_age)
+    removed = removals if dry_run else garbage.remove(location.kube, removals)
+    uri = location.storage
+    sweep = bucket.NOTHING if uri is None else bucket.sweep(uri, older=age, dry_run=dry_run)
+    if output != "table":
+        out.document([asdict(removal) for removal in (*removed, *sweep.removals)], output)
+    else:
+        for removal in (*removed, *sweep.removals):
+            out.line(f"{removal.kind} {removal.name}: {removal.why}")
+        verb = "would be removed" if dry_run else "removed"
+        out.talk(f"{_count(len(removed), 'object')} {verb} in namespace {location.kube.namespace}")
+        if uri is not None:
+            out.talk(f"{_count(len(sweep.removals), 'folder')} of checkpoints {verb} in {uri}")
+    if sweep.problem:
+        out.talk(f"warning: checkpoints not swept to the end: {sweep.problem}")
+        return EXIT_INFRASTRUCTURE
+    return 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

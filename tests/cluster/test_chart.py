@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import yaml
 
 from graceful.cli.app import graceful as command_line
 from graceful.launch.job import JobSpec
-from graceful.launch.kuberay import manifests
+from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.profile import parse
 
@@ -90,6 +91,24 @@ def queues(bed: Bed) -> None:
 
 
 @pytest.fixture(scope="module")
+def monitors(bed: Bed) -> None:
+    """The kinds of the Prometheus Operator, without their schemas, where the cluster has none."""
+    for kind in ("PodMonitor", "PrometheusRule"):
+        names = {"kind": kind, "plural": f"{kind.lower()}s", "singular": kind.lower()}
+        schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+        versions = [{"name": "v1", "served": True, "storage": True, "schema": schema}]
+        definition = {
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"{names['plural']}.monitoring.coreos.com"},
+            "spec": {"group": "monitoring.coreos.com", "scope": "Namespaced", "names": names, "versions": versions},
+        }
+        if bed.kubectl("get", names["plural"], check=False).returncode != 0:
+            bed.kubectl("create", "--filename=-", stdin=json.dumps(definition))
+            bed.kubectl("wait", "--for=condition=Established", f"crd/{definition['metadata']['name']}")
+
+
+@pytest.fixture(scope="module")
 def installed(bed: Bed) -> str:
     """The chart in the shape for KubeRay; returns its notes."""
     return bed.helm("install", RELEASE, str(CHART), f"--values={CHART}/ci/kuberay-values.yaml").stdout
@@ -99,7 +118,7 @@ def installed(bed: Bed) -> str:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
-def test_every_object_of_every_shape_is_accepted(bed: Bed, queues: None, shape: Path) -> None:
+def test_every_object_of_every_shape_is_accepted(bed: Bed, queues: None, monitors: None, shape: Path) -> None:
     documents = bed.render(f"--values={shape}")
     sent = bed.kubectl(
         "apply",
@@ -112,6 +131,67 @@ def test_every_object_of_every_shape_is_accepted(bed: Bed, queues: None, shape: 
     answer = json.loads(sent.stdout)
     assert len(answer.get("items", [answer])) == len(documents) > 0
     assert "Warning" not in sent.stderr
+
+
+def test_pods_of_every_shape_are_admitted_where_only_restricted_ones_are(bed: Bed) -> None:
+    bed.kubectl("create", "priorityclass", "batch", "--value=1", check=False)
+    for shape in ("eks", "gke", "openshift", "machine"):
+        documents = bed.render(f"--values={CHART}/ci/{shape}-values.yaml")
+        for account in (item for item in documents if item["kind"] == "ServiceAccount"):
+            bed.kubectl("apply", "--filename=-", stdin=json.dumps(account))
+        templates = [item["spec"]["jobTemplate"]["spec"]["template"] for item in documents if item["kind"] == "CronJob"]
+        pods = [
+            {"apiVersion": "v1", "kind": "Pod", **part, "metadata": {**part["metadata"], "name": f"pod-{number}"}}
+            for number, part in enumerate(templates)
+        ]
+        body = json.dumps({"apiVersion": "v1", "kind": "List", "items": pods})
+        answer = bed.kubectl("create", "--dry-run=server", "--output=json", "--filename=-", stdin=body).stdout
+        for pod in objects_in(answer):
+            SEEN[shape](pod)
+        for account in (item for item in documents if item["kind"] == "ServiceAccount"):
+            bed.kubectl("delete", "serviceaccount", account["metadata"]["name"])
+    bed.kubectl("delete", "priorityclass", "batch")
+
+
+def _on_eks(pod: dict[str, Any]) -> None:
+    assert pod["spec"]["priority"] == 1
+    assert pod["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
+    assert pod["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+    assert pod["metadata"]["labels"]["cost-center"] == "vision"
+
+
+def _on_gke(pod: dict[str, Any]) -> None:
+    assert pod["spec"]["affinity"]["nodeAffinity"]
+    assert pod["metadata"]["annotations"]["sidecar.istio.io/nativeSidecar"] == "true"
+
+
+def _on_openshift(pod: dict[str, Any]) -> None:
+    assert not {"runAsUser", "fsGroup"} & set(pod["spec"]["securityContext"])
+    assert pod["spec"]["hostAliases"][0]["ip"] == "192.0.2.20"
+    assert pod["spec"]["initContainers"][0]["name"] == "watch"
+    (container,) = pod["spec"]["containers"]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    assert env["NO_PROXY"].endswith("$(KUBERNETES_SERVICE_HOST),.corp.example,10.128.0.0/14")
+    assert env["SSL_CERT_FILE"] == "/etc/graceful-ca/ca-bundle.crt"
+    assert {"/etc/extra", "/etc/graceful-ca"} <= {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def _on_one_machine(pod: dict[str, Any]) -> None:
+    assert "/dev/shm" in {mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+
+
+SEEN = {"eks": _on_eks, "gke": _on_gke, "openshift": _on_openshift, "machine": _on_one_machine}
+
+
+def test_the_dashboard_asks_for_what_is_there(bed: Bed) -> None:
+    (config,) = [
+        item
+        for item in bed.render(f"--values={CHART}/ci/eks-values.yaml")
+        if item["metadata"]["name"] == f"{PREFIX}-dashboard"
+    ]
+    board = json.loads(config["data"]["graceful.json"])
+    asked = {target["expr"] for panel in board["panels"] for target in panel.get("targets", ())}
+    assert len(asked) == 11
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
@@ -129,28 +209,31 @@ def test_only_namespaced_permissions_and_selectors_that_never_change(bed: Bed) -
     assert "team" not in selectors
 
 
-@pytest.mark.parametrize("name", ["kuberay", "gpu-queue", "minimal"])
+@pytest.mark.parametrize("name", ["kuberay", "gpu-queue", "minimal", "eks", "gke", "openshift"])
 def test_profiles_are_what_submit_reads(bed: Bed, name: str) -> None:
     documents = bed.render(f"--values={CHART}/ci/{name}-values.yaml")
     (profiles,) = [item for item in documents if item["metadata"]["name"] == f"{PREFIX}-profiles"]
-    for text in profiles["data"].values():
+    for text in profiles["stringData"].values():
         profile = parse(yaml.safe_load(text))
         assert isinstance(profile, KubeRay)
         assert profile.namespace == bed.namespace
+        job = JobSpec(name="refresh", command=("true",), document="{}", run_id="v1", workers=8 if name == "eks" else 1)
+        assert validate.validate(manifests.rayjob(job, profile)) == ()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
 def test_scheduled_pods_call_commands_that_exist(bed: Bed, shape: Path) -> None:
     cronjobs = [document["spec"] for document in bed.render(f"--values={shape}") if document["kind"] == "CronJob"]
     assert cronjobs or shape.stem == "minimal-values"
-    for container in (container for cronjob in cronjobs for container in containers(cronjob)):
+    ours = [part for cronjob in cronjobs for part in containers(cronjob) if part.get("command") == ["graceful"]]
+    assert len(ours) >= len(cronjobs)
+    for container in ours:
         name, *arguments = container["args"]
-        assert container["command"] == ["graceful"]
         command_line.commands[name].make_context(name, arguments)  # refuses what it does not know
 
 
 def test_only_pods_that_compute_get_credentials_and_only_submitters_a_token(bed: Bed) -> None:
-    for shape, token in (("kuberay", True), ("machine", False)):
+    for shape, token in (("kuberay", True), ("machine", False)):  # gc, which has both, is in neither
         options = ["--set=mlflow.secretName=mlflow", f"--values={CHART}/ci/{shape}-values.yaml"]
         for cronjob in (item["spec"] for item in bed.render(*options) if item["kind"] == "CronJob"):
             assert cronjob["jobTemplate"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is token
@@ -192,8 +275,9 @@ def test_notes_name_what_is_needed_and_what_comes_next(bed: Bed, installed: str)
     assert f"graceful plan SPEC --on {bed.namespace}-default" in installed
     command = next(line.strip() for line in installed.splitlines() if "jsonpath" in line)
     _, _, wanted = command.partition("-o ")
-    path = wanted.partition(" >")[0].strip("'").replace("jsonpath='", "jsonpath=")
-    text = bed.kubectl("get", "configmap", f"{PREFIX}-profiles", f"--output={path}").stdout
+    path = wanted.partition(" |")[0].strip("'").replace("jsonpath='", "jsonpath=")
+    assert "| base64 -d > cluster/" in command
+    text = decoded(bed.kubectl("get", "secret", f"{PREFIX}-profiles", f"--output={path.partition(' |')[0]}").stdout)
     assert isinstance(parse(yaml.safe_load(text)), KubeRay)
 
 
@@ -207,7 +291,12 @@ def test_accounts_may_do_what_they_need_and_nothing_else(bed: Bed, installed: st
         ("submitter", "list", "kueue.x-k8s.io", "workloads"): True,
         ("submitter", "delete", "batch", "jobs"): True,
         ("submitter", "get", "", "secrets"): False,
-        ("submitter", "create", "", "pods"): False,
+        ("submitter", "get", "", f"secrets/{PREFIX}-profiles"): True,
+        ("submitter", "patch", "", f"secrets/{PREFIX}-profiles"): False,
+        ("submitter", "get", "", f"secrets/{PREFIX}-nightly"): False,
+        ("submitter", "get", "", f"serviceaccounts/{PREFIX}-ray"): True,
+        ("submitter", "get", "", f"serviceaccounts/{PREFIX}-submitter"): False,
+        ("submitter", "create", "", "pods"): True,
         ("submitter", "create", "", "pods/exec"): False,
         ("submitter", "create", "batch", "cronjobs"): False,
         ("submitter", "create", "rbac.authorization.k8s.io", "rolebindings"): False,
@@ -244,21 +333,29 @@ def reviewed(bed: Bed, cases: list[tuple[str, ...]], *, namespace: str = "") -> 
     reviews = []
     for user, verb, group, resource in cases:
         name, _, part = resource.partition("/")
-        asked = {"verb": verb, "group": group, "resource": name, "subresource": part}
+        detail = {"name": part} if part.startswith(PREFIX) else {"subresource": part}
+        asked = {"verb": verb, "group": group, "resource": name, **detail}
         spec = {"user": user, "resourceAttributes": {"namespace": namespace or bed.namespace, **asked}}
         reviews.append({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec})
     body = json.dumps({"apiVersion": "v1", "kind": "List", "items": reviews})
     answer = bed.kubectl("create", "--output=json", "--filename=-", stdin=body).stdout
-    decoder, answers = json.JSONDecoder(), []
-    while answer.strip():
-        document, end = decoder.raw_decode(answer.lstrip())
-        answer = answer.lstrip()[end:]
-        answers += document.get("items", [document])
-    return {case: item["status"]["allowed"] for case, item in zip(cases, answers, strict=True)}
+    return {case: item["status"]["allowed"] for case, item in zip(cases, objects_in(answer), strict=True)}
+
+
+def objects_in(text: str) -> list[dict[str, Any]]:
+    """The objects that kubectl printed, one after the other or as a list."""
+    decoder, found = json.JSONDecoder(), []
+    while text.strip():
+        document, end = decoder.raw_decode(text.lstrip())
+        text = text.lstrip()[end:]
+        found += document.get("items", [document])
+    return found
 
 
 def test_the_submitter_may_send_what_its_profile_renders_and_ray_may_not(bed: Bed, installed: str) -> None:
-    text = bed.kubectl("get", "configmap", f"{PREFIX}-profiles", "--output=jsonpath={.data.default\\.yaml}").stdout
+    text = decoded(
+        bed.kubectl("get", "secret", f"{PREFIX}-profiles", "--output=jsonpath={.data.default\\.yaml}").stdout
+    )
     profile = parse(yaml.safe_load(text))
     assert isinstance(profile, KubeRay)
     job = JobSpec(name="refresh", command=("graceful", "worker", "run"), document="{}", run_id="glyphs-v1", workers=2)
@@ -299,6 +396,10 @@ def test_a_version_is_named_after_its_firing_unless_it_is_fixed(bed: Bed, instal
     assert jobs[f"{PREFIX}-release"]["suspend"] is True
 
 
+def decoded(text: str) -> str:
+    return base64.b64decode(text).decode()
+
+
 def containers(cronjob: dict[str, Any]) -> list[dict[str, Any]]:
     pod = cronjob["jobTemplate"]["spec"]["template"]["spec"]
     return [*pod.get("initContainers", []), *pod["containers"]]
@@ -308,7 +409,7 @@ def test_upgrade_changes_what_was_asked_rollback_takes_it_back_uninstall_leaves_
     bed: Bed, installed: str
 ) -> None:
     def state() -> dict[str, Any]:
-        kinds = "cronjobs,configmaps,networkpolicies,roles,rolebindings,serviceaccounts"
+        kinds = "cronjobs,configmaps,secrets,networkpolicies,roles,rolebindings,serviceaccounts"
         found = bed.objects(kinds, f"--selector=app.kubernetes.io/instance={RELEASE}")
         return {f"{item['kind']}/{item['metadata']['name']}": without_bookkeeping(item) for item in found}
 

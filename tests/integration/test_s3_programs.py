@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from graceful import cli, packing, tasks
-from graceful.cli import bucket, following
+from graceful.cli import bucket, locations
 from graceful.errors import InfrastructureError, IntegrityError, SpecError
 from graceful.launch.kuberay import gc
 from graceful.programs import sweep
@@ -231,9 +231,9 @@ def test_gc_shows_checkpoints_beside_what_goes_on_the_cluster(
     runs(uri)
     before = keys(uri)
     job = gc.Removal(kind="RayJob", name="done", uid="u", why="SUCCEEDED")
-    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age: (job,))
+    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age, stopped_age: (job,))
     monkeypatch.setattr(gc, "remove", lambda kube, found: found)
-    monkeypatch.setattr(following.RunLocation, "kube", Namespace())
+    monkeypatch.setattr(locations.RunLocation, "kube", Namespace())
     arguments = ["gc", "--on", place(tmp_path, uri)]
     assert cli.main([*arguments, "--dry-run"]) == 0
     said = capsys.readouterr()

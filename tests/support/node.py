@@ -6,6 +6,7 @@ enforces PodSecurity `restricted`, with the chart installed and a prefix of its 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shlex
@@ -167,8 +168,8 @@ class Team:
         path = self.node.folder / f"{self.name}-values.yaml"
         path.write_text(yaml.safe_dump({**known, **values}))
         self.node.run("helm", "upgrade", "--install", RELEASE, ROOT / "helm/graceful", "-n", self.name, "-f", path)
-        text = self.kube.get("ConfigMap", f"{RELEASE}-profiles")["data"]["default.yaml"]
-        self.profile.write_text(text)
+        text = self.kube.get("Secret", f"{RELEASE}-profiles")["data"]["default.yaml"]
+        self.profile.write_bytes(base64.b64decode(text))
 
     @property
     def profile(self) -> Path:

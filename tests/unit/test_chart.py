@@ -117,7 +117,9 @@ def test_a_misspelt_key_of_a_schedule_is_refused(key: str) -> None:
         ("networkPolicy.s3.ports", []),
         ("networkPolicy.apiServer.cidrs", ["10.0.0.1"]),
         ("quota.hard", {"pods": "many"}),
-        ("rbac.schedulers", [{"kind": "ServiceAccount", "name": "x"}]),
+        ("rbac.schedulers", [{"kind": "Pod", "name": "x"}]),
+        ("scheduled.spec", {"containers": []}),
+        ("gc.olderThan", "a week"),
         ("schedules", {"nightly": {"cron": "3 am", "spec": "model: m"}}),
         ("schedules", {"nightly": {"spec": "model: m"}}),
         ("schedules", {"profiles": {"cron": "@daily", "spec": "model: m"}}),
@@ -171,7 +173,8 @@ def test_supported_shapes_fit_the_schema_and_hold_real_specs(shape: Path, tmp_pa
 
 
 def test_there_is_a_shape_per_supported_cluster() -> None:
-    assert [shape.stem.removesuffix("-values") for shape in SHAPES] == ["gpu-queue", "kuberay", "machine", "minimal"]
+    names = [shape.stem.removesuffix("-values") for shape in SHAPES]
+    assert names == ["eks", "gke", "gpu-queue", "kuberay", "machine", "minimal", "openshift"]
 
 
 def test_versions_of_package_chart_and_image_agree() -> None:

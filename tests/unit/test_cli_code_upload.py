@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from graceful import cli, spec
-from graceful.cli import bucket, code_upload, following, planning, programs
+from graceful.cli import bucket, code_upload, locations, planning, programs, reclaiming
 from graceful.errors import SpecError
 from graceful.launch.kuberay import gc, manifests
 from graceful.launch.local.profile import Local
@@ -162,13 +162,13 @@ def test_gc_ends_with_4_and_one_warning_when_the_bucket_cannot_be_swept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = gc.Removal(kind="RayJob", name="a", uid="u", why="SUCCEEDED")
-    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age: (gone,))
+    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age, stopped_age: (gone,))
     monkeypatch.setattr(gc, "remove", lambda kube, found: found)
-    monkeypatch.setattr(following.RunLocation, "kube", Server())
+    monkeypatch.setattr(locations.RunLocation, "kube", Server())
     path = tmp_path / "place.yaml"
     path.write_text(yaml.safe_dump({**CLUSTER, "storage": STORAGE}))
-    place = following.RunLocation(on=str(path))
-    assert following.gc(place, older="1d", dry_run=False, output="json") == 4
+    place = locations.RunLocation(on=str(path))
+    assert reclaiming.gc_on_cluster(place, older="1d", dry_run=False, output="json") == 4
     said = capsys.readouterr()
     assert [row["name"] for row in json.loads(said.out)] == ["a"]
     assert said.err.startswith(
@@ -181,12 +181,12 @@ def test_gc_ends_with_4_and_one_warning_when_the_bucket_cannot_be_swept(
 def test_gc_leaves_buckets_alone_that_the_profile_does_not_name(
     storage: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age: ())
-    monkeypatch.setattr(following.RunLocation, "kube", Server())
+    monkeypatch.setattr(gc, "find", lambda kube, *, now, min_age, stopped_age: ())
+    monkeypatch.setattr(locations.RunLocation, "kube", Server())
     monkeypatch.setattr(bucket, "sweep", None)
     path = tmp_path / "place.yaml"
     path.write_text(yaml.safe_dump({**CLUSTER, "storage": storage}))
-    assert following.gc(following.RunLocation(on=str(path)), older="1d", dry_run=False, output="json") == 0
+    assert reclaiming.gc_on_cluster(locations.RunLocation(on=str(path)), older="1d", dry_run=False, output="json") == 0
     assert capsys.readouterr() == ("[]\n", "")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from graceful.cli import following
+from graceful.cli import following, locations
 from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import InfrastructureError, SpecError
 from graceful.launch.backend import Phase
@@ -226,6 +226,10 @@ def test_gc_takes_finished_jobs_and_orphans_and_keeps_what_can_resume() -> None:
     assert gc.remove(kube(memory), found) == found
     assert gc.remove(kube(memory), found) == ()
     assert {one.run_id for one in runs.listing(kube(memory))} == {"failed", "running", "stopped"}
+    later = NOW + timedelta(days=31)
+    assert "ConfigMap stopped-stopped" not in names(gc.find(kube(memory), now=later))
+    found = gc.find(kube(memory), now=later, stopped_age=timedelta(days=30))
+    assert {"ConfigMap stopped-stopped", "ConfigMap stopped-doc"} <= set(names(found))
 
 
 def submitter(name: str, owner_uid: str) -> Json:
@@ -264,7 +268,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(KubeRayRuns, "logs", interrupted)
-    monkeypatch.setattr(following.RunLocation, "kube", kube(Memory()))
-    place = following.RunLocation(on="kind", namespace="team")
+    monkeypatch.setattr(locations.RunLocation, "kube", kube(Memory()))
+    place = locations.RunLocation(on="kind", namespace="team")
     assert following.logs("glyphs-v2", place, follow=True, since=None) == 130
     assert "`graceful logs -f glyphs-v2 --on kind -n team`" in capsys.readouterr().err

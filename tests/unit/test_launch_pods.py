@@ -48,7 +48,7 @@ def test_settings_of_all_pods_reach_each_and_those_of_a_role_win() -> None:
 
 
 def test_proxies_and_certificates_reach_every_pod() -> None:
-    proxy = {"https": "http://proxy:3128", "no": [".corp"]}
+    proxy = {"https": "http://proxy:3128", "direct": [".corp"]}
     for template in templates(proxy=proxy, ca_bundle={"config_map": "corp-ca"}).values():
         (container, *_) = template["spec"]["containers"]
         env = {item["name"]: item.get("value") for item in container["env"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graceful.cli import following
+from graceful.cli import following, locations
 from graceful.environment import FIRING_VARIABLE
 from graceful.errors import SpecError
 from graceful.launch.backend import Handle, Phase
@@ -105,7 +105,7 @@ def test_a_difference_is_shown_and_nobody_resumes_by_accident(
 ) -> None:
     memory = Memory()
     sent(memory, FAILED, worker={"memory": "2Gi"})
-    location = following.RunLocation(on="team")
+    location = locations.RunLocation(on="team")
     monkeypatch.setitem(location.__dict__, "runs", backend(memory, worker={"memory": "8Gi"}))
     monkeypatch.setattr("sys.stdin", Terminal(people=False))
     with pytest.raises(SpecError, match=r"differently than it was sent .* add --yes"):

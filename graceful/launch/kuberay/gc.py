@@ -2,7 +2,8 @@
 
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
-all they need to resume. What is left in a bucket is found by `graceful.programs.sweep`, which has the door to it.
+all they need to resume, unless an age for them is given. What is left in a bucket is found by `graceful.programs.sweep`,
+which has the door to it.
 """
 
 from __future__ import annotations
@@ -39,13 +40,16 @@ class Removal:
     why: str
 
 
-def find(kube: Kube, *, now: datetime, min_age: timedelta = AFTER) -> tuple[Removal, ...]:
+def find(
+    kube: Kube, *, now: datetime, min_age: timedelta = AFTER, stopped_age: timedelta | None = None
+) -> tuple[Removal, ...]:
     """Return what could be removed: finished jobs, submitters and documents whose run is gone. Changes nothing.
 
     Args:
         kube: The API server.
         now: With a time zone.
         min_age: Only what ended, or was made, longer ago.
+        stopped_age: Records of runs that were stopped longer ago go as well; None: stopped runs stay for ever.
     """
     jobs = kube.list("RayJob", selector=names.SELECTOR).items
     submitters = kube.list("Job", selector="ray.io/originated-from-crd=RayJob").items
@@ -58,7 +62,15 @@ def find(kube: Kube, *, now: datetime, min_age: timedelta = AFTER) -> tuple[Remo
     ]
     removed_uids = {removal.uid for removal in finished}
     remaining_jobs = [job for job in jobs if job["metadata"]["uid"] not in removed_uids]
-    return (*finished, *_submitters(submitters, jobs, cutoff), *_documents(documents, remaining_jobs, cutoff))
+    records = [] if stopped_age is None else _records(documents, now - stopped_age)
+    removed_records = {removal.uid for removal in records}
+    kept_documents = [item for item in documents if item["metadata"]["uid"] not in removed_records]
+    return (
+        *finished,
+        *_submitters(submitters, jobs, cutoff),
+        *records,
+        *_documents(kept_documents, remaining_jobs, cutoff),
+    )
 
 
 def remove(kube: Kube, removals: Iterable[Removal]) -> tuple[Removal, ...]:
@@ -112,6 +124,15 @@ def _documents(documents: Sequence[Document], remaining_jobs: Sequence[Document]
         item for item in documents if not _is_record(item) and _run(item) not in runs_in_use and _made(item) < cutoff
     ]
     return [_removal("ConfigMap", document, "no job of its run is left") for document in unused]
+
+
+def _records(documents: Sequence[Document], cutoff: datetime) -> list[Removal]:
+    """Return the removals of records of stopped runs that nobody has resumed for long."""
+    return [
+        _removal("ConfigMap", document, f"stopped since {_made(document):%Y-%m-%d %H:%M}, can resume no more then")
+        for document in documents
+        if _is_record(document) and _made(document) < cutoff
+    ]
 
 
 def _is_record(document: Document) -> bool:

@@ -175,7 +175,7 @@ class Proxy(Section):
     """http://host:port of the proxy to https addresses. Without a password: it is readable in the pods."""
     http: Text | None = None
     """The proxy to http addresses."""
-    no: tuple[Text, ...] = ()
+    direct: tuple[Text, ...] = ()
     """Hosts, domains and networks that are reached directly; services of the cluster always are."""
 
 

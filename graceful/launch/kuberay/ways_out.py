@@ -27,7 +27,7 @@ def variables(profile: KubeRay) -> dict[str, str]:
         **({"HTTP_PROXY": proxy.http} if proxy.http else {}),
     }
     if result:
-        result["NO_PROXY"] = ",".join((*DIRECT, *proxy.no))
+        result["NO_PROXY"] = ",".join((*DIRECT, *proxy.direct))
     if bundle is not None:
         result |= dict.fromkeys(TRUST_VARIABLES, f"{bundle.folder}/{bundle.key}")
     return result

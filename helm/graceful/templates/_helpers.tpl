@@ -57,6 +57,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- toYaml (mergeOverwrite $env (deepCopy .Values.env)) -}}
 {{- end -}}
 
+{{/* The section `proxy` of a profile; nothing: no proxy. YAML of a mapping. */}}
+{{- define "graceful.proxy" -}}
+{{- $proxy := dict -}}
+{{- with .Values.proxy.https }}{{ $_ := set $proxy "https" . }}{{ end -}}
+{{- with .Values.proxy.http }}{{ $_ := set $proxy "http" . }}{{ end -}}
+{{- if and $proxy .Values.proxy.direct }}{{ $_ := set $proxy "direct" .Values.proxy.direct }}{{ end -}}
+{{- toYaml $proxy -}}
+{{- end -}}
+
+{{/* Variables by which pods reach what is outside, as graceful/launch/kuberay/ways_out.py has them. YAML of a mapping. */}}
+{{- define "graceful.waysOut" -}}
+{{- $env := dict -}}
+{{- with .Values.proxy.https }}{{ $_ := set $env "HTTPS_PROXY" . }}{{ end -}}
+{{- with .Values.proxy.http }}{{ $_ := set $env "HTTP_PROXY" . }}{{ end -}}
+{{- if $env -}}
+{{- $direct := list "localhost" "127.0.0.1" ".svc" ".cluster.local" "$(KUBERNETES_SERVICE_HOST)" -}}
+{{- $_ := set $env "NO_PROXY" (concat $direct .Values.proxy.direct | join ",") -}}
+{{- end -}}
+{{- if .Values.caBundle.configMap -}}
+{{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "CURL_CA_BUNDLE" -}}
+{{- $_ := set $env . (printf "/etc/graceful-ca/%s" $.Values.caBundle.key) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $env -}}
+{{- end -}}
+
 {{/* A cluster profile: what the chart knows, overwritten by what the user wrote. Argument: dict root, profile. */}}
 {{- define "graceful.profile" -}}
 {{- $root := .root -}}
@@ -69,6 +95,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
       "service_account" (include "graceful.account" (dict "root" $root "part" "ray"))
       "user" $values.podSecurity.user
 -}}
+{{- with include "graceful.proxy" $root | fromYaml }}{{ $_ := set $known "proxy" . }}{{ end -}}
+{{- with $values.caBundle.configMap }}{{ $_ := set $known "ca_bundle" (dict "config_map" . "key" $values.caBundle.key) }}{{ end -}}
+{{- $pods := dict -}}
+{{- with $values.pods.labels }}{{ $_ := set $pods "labels" . }}{{ end -}}
+{{- with $values.pods.annotations }}{{ $_ := set $pods "annotations" . }}{{ end -}}
+{{- with $pods }}{{ $_ := set $known "pods" . }}{{ end -}}
 {{- with $values.image.pullSecrets }}{{ $_ := set $known "pull_secrets" . }}{{ end -}}
 {{- with $values.queue.name }}{{ $_ := set $known "queue" . }}{{ end -}}
 {{- with include "graceful.environment" $root | fromYaml }}{{ $_ := set $known "env" . }}{{ end -}}
@@ -97,19 +129,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* A container of a scheduled pod; only one that trains by itself gets connections and credentials.
-     Argument: dict root, schedule, command (of the schedule), name, arguments. */}}
+{{/* A container of a scheduled pod; only one that computes or cleans a bucket gets connections and credentials.
+     Argument: dict root, schedule, command (submit, refresh or gc), name, arguments. */}}
 {{- define "graceful.scheduled" -}}
 {{- $values := .root.Values -}}
-{{- $env := dict -}}
+{{- $env := include "graceful.waysOut" .root | fromYaml -}}
 {{- $secrets := list -}}
-{{- if eq .command "refresh" -}}
-{{- $env = include "graceful.environment" .root | fromYaml -}}
+{{- if ne .command "submit" -}}
+{{- $env = mergeOverwrite $env (include "graceful.environment" .root | fromYaml) -}}
 {{- $_ := set $env "GRACEFUL_HOME" $values.storage.path -}}
 {{- with $values.storage.uri }}{{ $_ := set $env "GRACEFUL_STORAGE" . }}{{ end -}}
 {{- with $values.mlflow.uri }}{{ $_ := set $env "MLFLOW_TRACKING_URI" . }}{{ end -}}
 {{- $secrets = compact (list $values.mlflow.secretName $values.s3.secretName) -}}
 {{- end -}}
+{{- if kindIs "invalid" $values.podSecurity.user }}{{ $_ := set $env "USER" "ray" }}{{ end -}}
 - name: {{ .name }}
   image: {{ include "graceful.image" .root }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
@@ -122,7 +155,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     # The Job's name: one per firing, the same for its retries, so that a retry resumes the run.
     - name: GRACEFUL_FIRING
       valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
-    {{- range $key, $value := mergeOverwrite $env (deepCopy (.schedule.env | default dict)) }}
+    {{- range $key, $value := mergeOverwrite $env (deepCopy $values.scheduled.env) (deepCopy (.schedule.env | default dict)) }}
     - name: {{ $key }}
       value: {{ $value | quote }}
     {{- end }}
@@ -133,7 +166,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     {{- end }}
   {{- end }}
   resources:
-    {{- .schedule.resources | default (index $values.scheduled (printf "%sResources" .command)) | toYaml | nindent 4 }}
+    {{- .schedule.resources | default (index $values.scheduled (printf "%sResources" (ternary "refresh" "submit" (eq .command "refresh")))) | toYaml | nindent 4 }}
   securityContext:
     allowPrivilegeEscalation: false
     readOnlyRootFilesystem: true
@@ -141,11 +174,113 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   volumeMounts:
     - {name: tmp, mountPath: /tmp}
     - {name: home, mountPath: /home/ray}
+    {{- if ne .command "gc" }}
     - {name: job, mountPath: /etc/graceful/job, readOnly: true}
-    {{- if eq .command "submit" }}
+    {{- end }}
+    {{- if ne .command "refresh" }}
     - {name: profiles, mountPath: /etc/graceful/profiles, readOnly: true}
-    {{- else }}
+    {{- end }}
+    {{- if ne .command "submit" }}
     - {name: runs, mountPath: {{ $values.storage.path }}}
+    {{- end }}
+    {{- if eq .command "refresh" }}
     - {name: shared-memory, mountPath: /dev/shm}
     {{- end }}
+    {{- if $values.caBundle.configMap }}
+    - {name: trusted-certificates, mountPath: /etc/graceful-ca, readOnly: true}
+    {{- end }}
+    {{- with $values.scheduled.volumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{/* What all scheduled pods have in common. Argument: dict root, schedule, command, job (Secret that is mounted). */}}
+{{- define "graceful.scheduledPod" -}}
+{{- $values := .root.Values -}}
+{{- $refresh := eq .command "refresh" -}}
+restartPolicy: Never
+serviceAccountName: {{ include "graceful.account" (dict "root" .root "part" (ternary "ray" "submitter" $refresh)) }}
+automountServiceAccountToken: {{ not $refresh }}
+terminationGracePeriodSeconds: {{ $values.scheduled.gracePeriodSeconds }}
+{{- with $values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .schedule.nodeSelector | default $values.scheduled.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .schedule.tolerations | default $values.scheduled.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.scheduled.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  {{- with $values.podSecurity.user }}
+  runAsUser: {{ . }}
+  runAsGroup: {{ . }}
+  fsGroup: {{ . }}
+  {{- end }}
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+volumes:
+  - {name: tmp, emptyDir: {}}
+  - {name: home, emptyDir: {}}
+  {{- with .job }}
+  - {name: job, secret: {secretName: {{ . }}}}
+  {{- end }}
+  {{- if not $refresh }}
+  - {name: profiles, secret: {secretName: {{ include "graceful.prefix" .root }}-profiles}}
+  {{- end }}
+  {{- if ne .command "submit" }}
+  {{- if $values.storage.claim }}
+  - {name: runs, persistentVolumeClaim: {claimName: {{ $values.storage.claim }}}}
+  {{- else }}
+  - {name: runs, emptyDir: {}}
+  {{- end }}
+  {{- end }}
+  {{- if $refresh }}
+  - {name: shared-memory, emptyDir: {medium: Memory, sizeLimit: {{ $values.scheduled.sharedMemory }}}}
+  {{- end }}
+  {{- with $values.caBundle.configMap }}
+  - {name: trusted-certificates, configMap: {name: {{ . }}}}
+  {{- end }}
+{{- end -}}
+
+{{/* The template of a scheduled pod with what `scheduled.spec` says merged in: maps by key, volumes and init containers
+     are added, other lists replace ours. Argument: dict root, schedule, command, job, labels, init, containers. */}}
+{{- define "graceful.scheduledTemplate" -}}
+{{- $values := .root.Values -}}
+{{- $spec := include "graceful.scheduledPod" . | fromYaml -}}
+{{- $extra := deepCopy $values.scheduled.spec -}}
+{{- $volumes := concat $spec.volumes ($extra.volumes | default list) -}}
+{{- $init := concat ($extra.initContainers | default list) (.init | default list) -}}
+{{- $spec = mergeOverwrite $spec $extra (dict "containers" .containers "volumes" $volumes) -}}
+{{- if $init }}{{ $_ := set $spec "initContainers" $init }}{{ else }}{{ $_ := unset $spec "initContainers" }}{{ end -}}
+{{- $metadata := dict "labels" (mergeOverwrite (deepCopy $values.pods.labels) (deepCopy $values.scheduled.labels) .labels) -}}
+{{- with mergeOverwrite (deepCopy $values.pods.annotations) (deepCopy $values.scheduled.annotations) }}{{ $_ := set $metadata "annotations" . }}{{ end -}}
+{{- toYaml (dict "metadata" $metadata "spec" $spec) -}}
+{{- end -}}
+
+{{/* What CronJobs of ours have in common. Argument: dict root. */}}
+{{- define "graceful.podFailurePolicy" -}}
+rules:
+  - action: Ignore
+    onPodConditions: [{type: DisruptionTarget, status: "True"}]
+  - action: FailJob # a bug, a wrong spec, held by the gate, training failed: trying again changes nothing
+    onExitCodes: {operator: In, values: [1, 2, 3, 5]}
+{{- end -}}
+
+{{/* A subject of a RoleBinding: a user, a group, or a ServiceAccount of this or another namespace. */}}
+{{- define "graceful.subject" -}}
+{{- if eq .subject.kind "ServiceAccount" -}}
+- {kind: ServiceAccount, name: {{ .subject.name }}, namespace: {{ .subject.namespace | default .root.Release.Namespace }}}
+{{- else -}}
+- {kind: {{ .subject.kind }}, name: {{ .subject.name | quote }}, apiGroup: rbac.authorization.k8s.io}
+{{- end -}}
 {{- end -}}

@@ -2,8 +2,8 @@
 
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
-all they need to resume, unless an age for them is given. What is left in a bucket is found by `graceful.programs.sweep`,
-which has the door to it.
+all they need to resume, unless an age for them is given. What is left in a bucket is found by
+`graceful.programs.sweep`, which has the door to it.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ LOOKED_AT = 10_000
 LABELS = ("label", "class", "category", "target", "topic", "species", "y")
 """Usual names of the column that holds the class, the likeliest first."""
 IDS = ("id", "uuid", "guid", "key")
+ROWS_OF_CODES = 20
+"""Rows that must differ before short texts count as names of rows."""
 TEXT_LENGTH = 20
 """Characters that a text to embed has on average, at least."""
 MOST_CLASSES = 1000
@@ -165,10 +167,20 @@ def ids_of(columns: tuple[Column, ...]) -> tuple[str, ...]:
     return tuple(column.name for column in columns if column.name.casefold() in IDS or column.counts)
 
 
-def id_of(columns: tuple[Column, ...]) -> str | None:
-    """Return the column that names each row; None: none looks like that, or values repeat."""
+def id_of(columns: tuple[Column, ...], *, excluded: set[str]) -> str | None:
+    """Return the column that names each row, by its own name or because its short texts all differ; None: none does."""
     looks = ids_of(columns)
-    return next((column.name for column in columns if column.name in looks and column.distinct == column.rows), None)
+    unique = [column for column in columns if column.distinct == column.rows and not column.gaps and not column.images]
+    named = [column.name for column in unique if column.name in looks]
+    codes = [
+        column.name
+        for column in unique
+        if column.name not in excluded
+        and not column.numbers
+        and column.length < TEXT_LENGTH
+        and column.rows >= ROWS_OF_CODES
+    ]
+    return next(iter([*named, *codes]), None)
 
 
 def text_of(columns: tuple[Column, ...], *, excluded: set[str]) -> str | None:

@@ -133,7 +133,7 @@ def _table(data: data_guess.DataDescription, target: Path, answers: Answers) -> 
     label = _required_column("--label", answers.label, names) or _answer(
         f"Column of the class ({', '.join(names)})", data_guess.label_of(data.columns), option="--label", among=names
     )
-    identity = data_guess.id_of(data.columns)
+    identity = data_guess.id_of(data.columns, excluded={label, answers.text or ""})
     excluded = {label, *data_guess.ids_of(data.columns)}
     named = {"label": label, **({"id": identity} if identity else {})}
     files = {"kind": "table", "files": _relative(Path(data.files), target)}

@@ -47,6 +47,16 @@ def test_texts_label_and_id_are_recognised(
     assert command_line("refresh", "v1.yaml", "--dry-run").returncode == 0
 
 
+def test_short_texts_that_all_differ_name_rows(command_line: Run, tmp_path: Path) -> None:
+    kept = [{"sku": f"A-{row['id']}", **{key: row[key] for key in ("label", "weight")}} for row in rows()]
+    csv(tmp_path / "shop.csv", kept)
+    assert command_line("init", "shop.csv").returncode == 0
+    assert spec.load(tmp_path / "v1.yaml").task.columns.id == "sku"
+    csv(tmp_path / "shop.csv", [{**row, "sku": "twice"} for row in kept])
+    assert command_line("init", "shop.csv", "--force").returncode == 0
+    assert spec.load(tmp_path / "v1.yaml").task.columns.id is None
+
+
 def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path: Path) -> None:
     kept = [{key: row[key] for key in ("id", "label", "weight", "height")} for row in rows()]
     (tmp_path / "parts").mkdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -172,3 +172,48 @@ class Perceptron(Section):
     """linear: weights and bias; cosine: normalised weights times `scale`, for retrieval."""
     scale: Positive = 16.0
     """Scale of the cosine head; unused by the linear one."""
+
+
+def require_fitting(
+    network: Network | PretrainedImages | Perceptron,
+    *,
+    section: Literal["columns", "members"],
+    embedded: Collection[str],
+    size: int | None,
+    shift: int,
+    flip: bool,
+    augments_text: bool,
+) -> None:
+    """Refuse a network that does not read what is embedded, and augmentation of something else.
+
+    Args:
+        network: As it is written.
+        section: Which key of the task names what is embedded.
+        embedded: Keys of that section: text, image, features, categories.
+        size: Pixels of an image's side.
+        shift: Pixels by which images are moved.
+        flip: Whether images are mirrored.
+        augments_text: Whether texts are.
+
+    Raises:
+        ValueError: With the key, and what to write.
+    """
+    for key in embedded:
+        if key in ("features", "categories") and not isinstance(network, Perceptron):
+            raise ValueError(f"{section}.{key} needs network: {{kind: perceptron}}")
+        if key == "text" and getattr(network, "pooling", None) == "map":
+            raise ValueError("network.pooling: map is for images; write mean, cls or last for text")
+        if key == "text" and network.kind != "transformers":
+            raise ValueError(
+                f"{section}.text needs a network for text; write network: {{kind: transformers, checkpoint: FOLDER}}"
+            )
+        if key == "image":
+            if isinstance(network, Perceptron):
+                raise ValueError(f"{section}.image needs a network for images; write network: {{kind: small}}")
+            require_image_network(network, size=size)
+    if augments_text and "text" not in embedded:
+        raise ValueError("augment is for texts; leave it out")
+    if (shift or flip) and "image" not in embedded:
+        raise ValueError("shift and flip are for images; leave them out")
+    if size is not None and shift >= size:
+        raise ValueError(f"shift must be less than size = {size} pixels, got {shift}; write {size // 8}")

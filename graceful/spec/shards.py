@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from graceful.sections import Count, Section
 from graceful.spec.data_files import FilesBySplit, require_splits
-from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
+from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_fitting
 from graceful.spec.table import WordDropout
 
 _FIELD = re.compile(r"[^\s:/.][^\s:/]*(?::.+)?")
@@ -138,27 +138,13 @@ class ShardsTask(Section):
     @model_validator(mode="after")
     def _consistent(self) -> ShardsTask:
         require_splits(self.files, key="members.split", named=self.members.split is not None, what="shard")
-        self._require_network()
-        if not self.members.image and (self.shift or self.flip):
-            raise ValueError("shift and flip are for images; leave them out")
-        if self.members.text is None and self.augment is not None:
-            raise ValueError("augment is for texts; leave it out")
-        if self.size is not None and self.shift >= self.size:
-            raise ValueError(
-                f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
-            )
+        require_fitting(
+            self.network,
+            section="members",
+            embedded=[key for key in ("text", "image", "features") if getattr(self.members, key)],
+            size=self.size,
+            shift=self.shift,
+            flip=self.flip,
+            augments_text=self.augment is not None,
+        )
         return self
-
-    def _require_network(self) -> None:
-        """Refuse a network that does not read what is embedded."""
-        kind = self.network.kind
-        if self.members.text is not None and kind != "transformers":
-            raise ValueError(
-                "members.text needs a network for text; write network: {kind: transformers, checkpoint: FOLDER}"
-            )
-        if self.members.text is not None and getattr(self.network, "pooling", None) == "map":
-            raise ValueError("network.pooling: map is for images; write mean, cls or last for text")
-        if bool(self.members.features) != isinstance(self.network, Perceptron):
-            raise ValueError("members.features needs network: {kind: perceptron}, which is for nothing else")
-        if not isinstance(self.network, Perceptron) and self.members.image:
-            require_image_network(self.network, size=self.size)

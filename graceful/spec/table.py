@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from graceful.sections import Section
 from graceful.spec.data_files import Files, FilesBySplit, require_splits
-from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_image_network
+from graceful.spec.networks import Network, Perceptron, PretrainedImages, is_pretrained, require_fitting
 
 
 class Columns(Section):
@@ -130,16 +130,16 @@ class TableTask(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TableTask:
         require_splits(self.files, key="columns.split", named=self.columns.split is not None, what="file")
-        self._require_network()
+        require_fitting(
+            self.network,
+            section="columns",
+            embedded=[key for key in ("text", "image", "features", "categories") if getattr(self.columns, key)],
+            size=self.size,
+            shift=self.shift,
+            flip=self.flip,
+            augments_text=self.augment is not None,
+        )
         self._require_judged_splits()
-        if self.augment is not None and self.columns.text is None:
-            raise ValueError("augment is for texts; leave it out")
-        if self.columns.image is None and (self.shift or self.flip):
-            raise ValueError("shift and flip are for images; leave them out")
-        if self.size is not None and self.shift >= self.size:
-            raise ValueError(
-                f"shift must be less than size = {self.size} pixels, got {self.shift}; write {self.size // 8}"
-            )
         return self
 
     def _require_judged_splits(self) -> None:
@@ -150,20 +150,3 @@ class TableTask(Section):
             raise ValueError("judgments names rows by columns.id; name that column")
         if isinstance(self.files, dict) and not {"query", "gallery"} <= set(self.files):
             raise ValueError("judgments needs the splits query and gallery; add them to files")
-
-    def _require_network(self) -> None:
-        """Refuse a network that does not read what is embedded."""
-        if self.columns.text is not None and getattr(self.network, "pooling", None) == "map":
-            raise ValueError("network.pooling: map is for images; write mean, cls or last for text")
-        if self.columns.text is not None and self.network.kind != "transformers":
-            raise ValueError(
-                "columns.text needs a network for text; write network: {kind: transformers, checkpoint: FOLDER}"
-            )
-        if self.columns.categories and self.network.kind != "perceptron":
-            raise ValueError("columns.categories needs network: {kind: perceptron}")
-        if self.columns.features and self.network.kind != "perceptron":
-            raise ValueError("columns.features needs network: {kind: perceptron}")
-        if self.columns.image is not None:
-            if isinstance(self.network, Perceptron):
-                raise ValueError("columns.image needs a network for images; write network: {kind: small}")
-            require_image_network(self.network, size=self.size)

@@ -41,6 +41,10 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
             free_kind = name == "kind" and field.is_required()  # of a learner that another package offers
             value = "sentences" if free_kind else REQUIRED.get(name, field.default)
             document[name] = list(value) if isinstance(value, tuple) else value
+    if "blend" in document:  # a teacher of its own, in place of others
+        others = ("influence", "embedding_regression", "reweighting")
+        alone = {"reference": None, "losses": [loss for loss in document["losses"] if loss["kind"] in others]}
+        document |= alone if choice == CHOICES[-1] else {"blend": None}
     for columns in {"columns", "members"} & document.keys():  # what is embedded must suit the network
         kind = document["network"]["kind"]
         inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})

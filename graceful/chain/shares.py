@@ -48,7 +48,7 @@ class Evidence:
     Attributes:
         reference: [N, C] log r of the mean logits of the reference runs.
         reference_error: Mean error of the single runs.
-        labels: [N] of the new version.
+        labels: [N] of the new version; -1 where the reference runs have no answer, so that a teacher has none either.
         old: The old versions, nearest first; at least one.
     """
 

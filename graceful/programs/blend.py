@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from graceful import spec
@@ -22,11 +23,13 @@ from graceful.chain import Predecessor, blending, label_map, shares
 from graceful.chain.multipliers import strengths
 from graceful.chain.shares import Evidence, OldAnswers, Predicted
 from graceful.errors import DataError, SpecError
-from graceful.programs.model_outputs import run_on_split
 from graceful.storage import write_json
 from graceful.tasks.base import Samples, Task
+from graceful.tasks.portions import portion
 
 FILE = "blend.json"
+MOST = 20_000
+"""Held-out samples that are looked at; the error rate of so many is known to a fifth of a percent."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,25 +47,63 @@ class Blended:
 
     shares: Mapping[str, float]
     evidence: Evidence | None
-    held_out: tuple[Samples, ...]
+    held_out: HeldOut
     teacher: Predicted | None
     front: tuple[Predicted, ...] = field(default=(), repr=False)
     chosen: str
 
 
-def held_out(task: Task) -> tuple[Samples, ...]:
-    """Return the splits that shares are chosen on: validation and, where there is one, constraint."""
-    splits = [task.samples("validation")]
-    with contextlib.suppress(KeyError, DataError, SpecError):  # only budgets need it, see `data_checks`
-        splits.append(task.samples("constraint"))
-    return tuple(samples for samples in splits if len(samples))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOut:
+    """Samples that shares are chosen on.
+
+    Attributes:
+        parts: Splits, and which positions of each.
+    """
+
+    parts: tuple[tuple[Samples, NDArray[np.int64]], ...]
+
+    @classmethod
+    def of(cls, splits: Sequence[Samples]) -> HeldOut:
+        """Take samples of splits, at most 20,000 of all, spread evenly."""
+        total = sum(map(len, splits))
+        counts = [len(samples) if total <= MOST else len(samples) * MOST // total for samples in splits]
+        return cls(
+            parts=tuple(
+                (samples, np.linspace(0, len(samples) - 1, count).astype(np.int64))
+                for samples, count in zip(splits, counts, strict=True)
+                if count
+            )
+        )
+
+    @classmethod
+    def of_task(cls, task: Task) -> HeldOut:
+        """Take samples of validation and, where there is one, of constraint."""
+        splits = [task.samples("validation")]
+        with contextlib.suppress(KeyError, DataError, SpecError):  # only budgets need it, see `data_checks`
+            splits.append(task.samples("constraint"))
+        return cls.of(splits)
+
+    @property
+    def labels(self) -> Tensor:
+        """Return [N] labels of the new version."""
+        return torch.from_numpy(np.concatenate([samples.labels[positions] for samples, positions in self.parts]))
+
+    def logits(self, version: Predecessor, *, batch_size: int) -> Tensor:
+        """Return [N, C] what a version says; NaN where it has no answer."""
+        blocks = []
+        for samples, positions in self.parts:
+            size = portion(samples, version.learner.collate, most=batch_size)
+            for start in range(0, len(positions), size):
+                blocks.append(version(samples.read(positions[start : start + size])).logits.cpu())
+        return torch.cat(blocks)
 
 
 def evidence_of(
     section: spec.Blend,
     chain: Sequence[Predecessor],
     references: Sequence[Predecessor],
-    splits: Sequence[Samples],
+    held_out: HeldOut,
     *,
     classes: Sequence[str],
     batch_size: int,
@@ -73,17 +114,19 @@ def evidence_of(
         section: For the temperature.
         chain: The old versions.
         references: The reference runs.
-        splits: The held-out samples.
+        held_out: The held-out samples.
         classes: Of the new version.
         batch_size: Samples per forward pass.
     """
-    labels = torch.from_numpy(np.concatenate([samples.labels for samples in splits]))
-    runs = [_logits(run, splits, batch_size) for run in references]
-    errors = [1.0 - float((logits.argmax(1) == labels).double().mean()) for logits in runs]
-    reference = blending.tempered(torch.stack(runs).mean(0), section.temperature)
+    labels = held_out.labels
+    runs = [held_out.logits(run, batch_size=batch_size) for run in references]
+    errors = [1.0 - float(_right(logits, labels).double().mean()) for logits in runs]
+    mean = torch.stack(runs).mean(0)
+    answered = mean.isfinite().all(1)
+    reference = blending.tempered(torch.where(answered[:, None], mean, 0.0), section.temperature)
     old = []
     for version in chain:
-        logits, mapped = _logits(version, splits, batch_size), label_map(classes, version.classes)
+        logits, mapped = held_out.logits(version, batch_size=batch_size), label_map(classes, version.classes)
         present = logits.isfinite().all(1)
         filled = torch.where(present[:, None], logits, 0.0)
         known = blending.Known.of(mapped)
@@ -92,12 +135,17 @@ def evidence_of(
             OldAnswers(
                 name=version.name,
                 log_p=blending.completed(reference, filled, known, temperature=section.temperature),
-                right=class_known & (logits.argmax(1) == mapped[labels]),
+                right=class_known & _right(logits, mapped[labels]),
                 known=class_known,
                 present=present,
             )
         )
-    return Evidence(reference=reference, reference_error=math.fsum(errors) / len(errors), labels=labels, old=tuple(old))
+    return Evidence(
+        reference=reference,
+        reference_error=math.fsum(errors) / len(errors),
+        labels=torch.where(answered, labels, -1),
+        old=tuple(old),
+    )
 
 
 def plan(
@@ -106,7 +154,7 @@ def plan(
     *,
     names: Sequence[str],
     weighting: spec.Weighting,
-    splits: Sequence[Samples],
+    held_out: HeldOut,
     recorded: Mapping[str, float] | None = None,
 ) -> Blended:
     """Settle the shares.
@@ -116,24 +164,24 @@ def plan(
         evidence: What versions say; None: some cannot be run.
         names: Of the old versions, latest first.
         weighting: How a given total is divided.
-        splits: The held-out samples.
+        held_out: The held-out samples.
         recorded: Shares with which this run began; it keeps to them.
 
     Raises:
         SpecError: `share` names no predecessor, or is auto and a version cannot be run.
     """
     if recorded is not None:
-        return _given(recorded, evidence, splits, "as this run began")
+        return _given(recorded, evidence, held_out, "as this run began")
     if isinstance(section.share, Mapping):
         for name in section.share:
             if name not in names:
                 raise SpecError(
                     f"compatibility.blend.share: {name!r} is no predecessor of this training; it has {', '.join(names)}"
                 )
-        return _given({name: section.share.get(name, 0.0) for name in names}, evidence, splits, "as written")
+        return _given({name: section.share.get(name, 0.0) for name in names}, evidence, held_out, "as written")
     if section.share != "auto":
         total, division = section.share, strengths(weighting, names)
-        return _given({name: total * division[name] for name in names}, evidence, splits, "as written")
+        return _given({name: total * division[name] for name in names}, evidence, held_out, "as written")
     if evidence is None:
         raise SpecError(
             "compatibility.blend.share: auto asks all predecessors about held-out samples, and the weights of some are"
@@ -150,16 +198,16 @@ def plan(
     return Blended(
         shares=teacher.shares,
         evidence=evidence,
-        held_out=tuple(splits),
+        held_out=held_out,
         teacher=teacher,
         front=tuple(front),
         chosen=chosen,
     )
 
 
-def _given(given: Mapping[str, float], evidence: Evidence | None, splits: Sequence[Samples], chosen: str) -> Blended:
+def _given(given: Mapping[str, float], evidence: Evidence | None, held_out: HeldOut, chosen: str) -> Blended:
     teacher = None if evidence is None else evidence.predicted(given)
-    return Blended(shares=dict(given), evidence=evidence, held_out=tuple(splits), teacher=teacher, chosen=chosen)
+    return Blended(shares=dict(given), evidence=evidence, held_out=held_out, teacher=teacher, chosen=chosen)
 
 
 def progress_row(blend: Blended) -> dict[str, object]:
@@ -179,8 +227,8 @@ def record(run_dir: Path, blend: Blended, new: Predecessor, *, batch_size: int) 
     if blend.evidence is None or blend.teacher is None:
         write_json(run_dir / FILE, document)
         return (sentence,)
-    labels = blend.evidence.labels
-    right = _logits(new, blend.held_out, batch_size).argmax(1) == labels
+    labels = blend.held_out.labels
+    right = _right(blend.held_out.logits(new, batch_size=batch_size), labels)
     reached = blend.evidence.measured(right, shares=blend.shares)
     untreated = blend.evidence.predicted(dict.fromkeys(blend.shares, 0.0))
     document |= {
@@ -204,5 +252,6 @@ def _rates(nfr: Mapping[str, float]) -> str:
     return ", ".join(f"{100 * rate:.2f} % against {name}" for name, rate in nfr.items())
 
 
-def _logits(version: Predecessor, splits: Sequence[Samples], batch_size: int) -> Tensor:
-    return torch.from_numpy(np.concatenate([run_on_split(version, samples, batch_size).logits for samples in splits]))
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return [N] bool; who has no answer is wrong."""
+    return logits.isfinite().all(1) & (logits.argmax(1) == labels)

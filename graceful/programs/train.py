@@ -141,16 +141,16 @@ def _blended(
     section, batch_size = run.spec.compatibility.blend, run.spec.evaluate.batch_size
     if section is None or not chain:
         return None
-    splits, evidence = blend.held_out(task), None
+    held_out, evidence = blend.HeldOut.of_task(task), None
     if not any(version.unrunnable_reason for version in chain):
         runs = [run.version(trained.folder).whole() for trained in references]
-        evidence = blend.evidence_of(section, chain, runs, splits, batch_size=batch_size, classes=task.classes)
+        evidence = blend.evidence_of(section, chain, runs, held_out, batch_size=batch_size, classes=task.classes)
     blended = blend.plan(
         section,
         evidence,
         names=[version.name for version in chain],
         weighting=run.spec.compatibility.weighting,
-        splits=splits,
+        held_out=held_out,
         recorded=begun(run.folder).get("shares"),
     )
     progress(blend.progress_row(blended))

@@ -193,3 +193,22 @@ def test_a_lost_worker_is_replaced_and_all_ranks_go_on_with_the_same_multipliers
             assert list(state["duals"]["multipliers"].values()) in [
                 [*row["next_multipliers"].values()] for row in quiet
             ]
+
+
+def test_a_blend_trains_on_two_workers(tmp_path: Path) -> None:
+    """DeepSpeed trains the reference run and the version that learns from it; each rank has a teacher of its own."""
+    recipe = spec(checkpoint_every=None, engine={"kind": "deepspeed", "zero_stage": 2}, epochs=2)
+    section = {"blend": {"runs": 1, "share": {"v1": 0.2, "v0": 0.1}}, "against": "all", "targets": {"views": 1}}
+    job = {
+        "spec": {**recipe, "name": "v2", "compatibility": section},
+        "run_dir": str(tmp_path / "run"),
+        "ancestors": random_ancestors(tmp_path),
+    }
+    status, (answer,), stderr = run(job)
+    assert status == 0, stderr
+    rows = trace.read(tmp_path / "run" / trace.FILE)
+    assert {row["world_size"] for row in rows if row["event"] == "start"} == {2}
+    assert {tuple(row["parts"]) for row in rows if row["event"] == "step"} == {("task", "blend")}
+    (reference,) = (tmp_path / "run/home/references").glob("reference-*")
+    assert 2 * json.loads((reference / "training.json").read_text())["steps"] == answer["steps"]
+    assert json.loads((tmp_path / "run" / "blend.json").read_text())["shares"] == {"v1": 0.2, "v0": 0.1}

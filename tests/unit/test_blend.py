@@ -151,7 +151,7 @@ def test_written_and_recorded_shares_need_no_answers(
     share: Any, recorded: dict[str, float] | None, expected: list[float]
 ) -> None:
     section = spec.Blend(share=share)
-    options = {"names": ("v0", "v1"), "weighting": spec.Equal(), "splits": ()}
+    options = {"names": ("v0", "v1"), "weighting": spec.Equal(), "held_out": blend.HeldOut(parts=())}
     assert [*blend.plan(section, None, **options, recorded=recorded).shares.values()] == expected
     if share == "auto":
         with pytest.raises(SpecError, match="the weights of some are gone; write a share"):
@@ -212,6 +212,21 @@ def test_a_blend_trains_resumes_and_says_what_was_predicted(home: Path, engine: 
     assert recorded["ids"] == 120
     assert set(recorded["reached"]["nfr"]) == {"v1"}
     assert [note for note in done.notes if note.startswith("blend: on 120 held-out samples the teacher has an error")]
+
+
+def test_a_version_without_an_answer_is_wrong_and_large_splits_are_thinned(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = parse("v2", compatibility={})
+    task, old = tasks.build(document.task), bundle.load(home / "v1/model", augment_like=document.task)
+    monkeypatch.setattr(blend, "MOST", 60)
+    held_out = blend.HeldOut.of_task(task)
+    assert [len(positions) for _, positions in held_out.parts] == [30, 30]
+    silent = replace(old, classes=task.classes, network=task.network(task.classes).eval())
+    torch.nn.init.constant_(silent.network.head.bias, torch.nan)
+    known = blend.evidence_of(spec.Blend(), [old], [silent], held_out, classes=task.classes, batch_size=1024)
+    assert known.reference_error == known.predicted({"v1": 0.0}).error == 1.0
+    assert known.old[0].right.any()
 
 
 def test_the_first_version_has_nothing_to_blend_with(home: Path) -> None:

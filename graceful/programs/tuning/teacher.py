@@ -35,7 +35,7 @@ def evidence(
         section,
         chain,
         references,
-        [part(task, spec, "search")],
+        blend.HeldOut.of([part(task, spec, "search")]),
         classes=task.classes,
         batch_size=spec.evaluate.batch_size,
     )

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from graceful.launch import names
 from graceful.launch.backend import Document
-from graceful.launch.outcome import Outcome
+from graceful.launch.evidence import CLUSTER_LABEL, Evidence, newest_first
 
-CLUSTER_LABEL = "ray.io/cluster"
 TYPE_LABEL = "ray.io/node-type"
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"}
 CONTAINER_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
 LONGEST = 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What is known about a job besides its own status.
-
-    Attributes:
-        pods: Of the run: those there are, and those a follower has seen and that are gone.
-        events: About job, cluster and pods.
-        workload: Kueue's object for the job; None: no queue.
-        outcome: What the program said at its end; None: nothing found.
-        waits: What the running program says it waits for; empty: nothing.
-    """
-
-    pods: Sequence[Document] = field(default_factory=tuple)
-    events: Sequence[Document] = field(default_factory=tuple)
-    workload: Document | None = None
-    outcome: Outcome | None = None
-    waits: str = ""
 
 
 def role(pod: Document) -> str:
@@ -49,18 +28,25 @@ def cluster(pod: Document) -> str:
     return str((pod["metadata"].get("labels") or {}).get(CLUSTER_LABEL, ""))
 
 
-def waiting(evidence: Evidence, ray_cluster: str) -> str:
+def waiting(evidence: Evidence, ray_cluster: str, started: str | None = None) -> str:
     """Return why machines are not ready (image, scheduling, quota, admission, a missing secret), or an empty text.
 
     Pods say it first; where they are gone, events do, which the server keeps for an hour.
+
+    Args:
+        evidence: Of the job.
+        ray_cluster: Of the attempt.
+        started: When the attempt started, as the status of a job writes it.
     """
-    current = [pod for pod in evidence.pods if not is_being_deleted(pod) and cluster(pod) in ("", ray_cluster)]
+    evidence = evidence.of_attempt(ray_cluster, started)
+    current = [pod for pod in evidence.pods if not is_being_deleted(pod)]
+    events = evidence.about_waiting_pods()
     return (
         _first(map(_image, current))
         or _first(map(_container, current))
-        or _refused(evidence.events)
-        or _first(_unschedulable(pod, evidence.events) for pod in current)
-        or _from_events(evidence.events)
+        or _refused(events)
+        or _first(_unschedulable(pod, events) for pod in current)
+        or _from_events(events)
     )
 
 
@@ -188,10 +174,13 @@ def _unschedulable(pod: Document, events: Sequence[Document]) -> str:
 
 def _refused(events: Sequence[Document]) -> str:
     """Return why KubeRay could not create a pod, which only events of the cluster say; empty if they do not."""
-    for event in _newest(events):
+    for event in newest_first(events):
         message = event.get("message", "")
         if not event.get("reason", "").startswith("FailedToCreate") or "already exists" in message:
             continue
+        _, invalid, problem = message.partition(" is invalid: ")
+        if invalid:
+            return f"invalid pod: {_one_line(problem)}; correct the profile"
         _, quota, detail = message.partition("exceeded quota: ")
         if quota:
             return f"over quota: {_one_line(detail)}"
@@ -203,7 +192,7 @@ def _refused(events: Sequence[Document]) -> str:
 
 
 def _from_events(events: Sequence[Document]) -> str:
-    for event in _newest(events):
+    for event in newest_first(events):
         message, reason = event.get("message", ""), event.get("reason", "")
         if reason in IMAGE_REASONS or (reason == "Failed" and "image" in message.lower()):
             return f"image pull: {_one_line(message)}; check name and credentials"
@@ -215,13 +204,7 @@ def _from_events(events: Sequence[Document]) -> str:
 
 
 def _message(events: Sequence[Document], reason: str) -> str:
-    return _first(str(event.get("message", "")) for event in _newest(events) if event.get("reason") == reason)
-
-
-def _newest(events: Sequence[Document]) -> list[Document]:
-    return sorted(
-        events, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), reverse=True
-    )
+    return _first(str(event.get("message", "")) for event in newest_first(events) if event.get("reason") == reason)
 
 
 def _statuses(pod: Document) -> list[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer, follow
 from graceful.launch.refusals import ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 from graceful.patience import Patience
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import Cluster, anonymous
 from tests.support.apiserver_proxy import Fault, Weather, proxied
 from tests.support.kubelet import log_server
 from tests.support.kuberay_sequences import LifeCycle, life_cycles, rayjob
@@ -153,6 +153,44 @@ def test_deleting_a_run_that_is_followed_ends_the_following(kube: Kube) -> None:
     seen.extend(following)
     assert seen[-1].phase is Phase.STOPPED
     assert seen[-1].cause == "deleted while it was followed"
+
+
+def test_a_finished_run_that_goes_with_its_namespace_stays_what_it_was(kube: Kube) -> None:
+    create(kube, "job")
+    write_status(kube, "job", {"jobDeploymentStatus": "Running", "jobStatus": "SUCCEEDED"})
+    following = follow(Observer(kube=kube, name="job"))
+    assert next(following).phase is Phase.RUNNING
+    kube.delete("RayJob", "job")
+    (ended,) = list(following)[-1:]
+    assert (ended.phase, ended.exit_code) == (Phase.SUCCEEDED, 0)
+    assert ended.cause == "deleted after its program had ended"
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_role_that_is_taken_away_is_told_apart_from_a_namespace_that_is_deleted(
+    cluster: Cluster, kube: Kube, *, deleted: bool
+) -> None:
+    """Of a namespace that is deleted, roles go while KubeRay's finalizer still stops the program."""
+    reading = ["get", "list", "watch"]
+    poor = anonymous(cluster, kube, role={"ray.io": (["rayjobs"], reading), "": (["pods", "events"], reading)})
+    create(kube, "job", metadata={**rayjob("job", namespace=kube.namespace)["metadata"], "finalizers": ["a.b/c"]})
+    write_status(kube, "job", {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"})
+    following = follow(Observer(kube=poor, name="job", starting=1.0, running=1.0))
+    assert next(following).phase is Phase.RUNNING
+    if deleted:
+        kube.delete("RayJob", "job")
+        assert next(following).cause == "being deleted; its program is stopped first"
+    kube.delete("RoleBinding", "reader")
+    try:
+        if deleted:
+            (ended,) = following
+            assert (ended.phase, ended.exit_code) == (Phase.STOPPED, 5)
+            assert ended.cause == "deleted while it was followed, with its namespace"
+        else:
+            with pytest.raises(ForbiddenError, match="allowed before: the namespace was deleted, or a role was taken"):
+                list(following)
+    finally:
+        kube.patch("RayJob", "job", {"metadata": {"finalizers": None}})
 
 
 def test_gc_removes_what_is_finished_and_orphaned_and_nothing_else(kube: Kube, on_cluster: Run) -> None:

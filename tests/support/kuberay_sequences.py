@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from graceful.launch.causes import Evidence
+from graceful.launch.evidence import Evidence
 
 DATA = Path(__file__).parent.parent / "data" / "kuberay_sequences.json"
 QUEUED_CASE = "preempted by Kueue while running, re-admitted"

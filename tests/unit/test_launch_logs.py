@@ -53,7 +53,7 @@ class Played:
     def list(self, kind: str, *, selector: str = "") -> Listing:
         return Listing(items=tuple(self._answer(self.pods)), resource_version="1")
 
-    def pod_logs(self, name: str, *, follow: bool, since: datetime | None) -> Iterator[str]:
+    def pod_logs(self, name: str, *, container: str, follow: bool, since: datetime | None) -> Iterator[str]:
         self.asked.append(since)
         for line in self.streams.pop(0) if self.streams else ():
             if isinstance(line, Exception):

@@ -8,7 +8,7 @@ import pytest
 
 from graceful.launch import causes, outcome
 from graceful.launch.backend import Phase, Status
-from graceful.launch.causes import Evidence
+from graceful.launch.evidence import Evidence
 from graceful.launch.kuberay import status
 from graceful.launch.kuberay.kube import Listing
 from graceful.launch.kuberay.observe import Observer
@@ -232,7 +232,7 @@ def test_an_outcome_that_was_cut_off_is_looked_for_again() -> None:
         def list(self, kind: str, **query: str) -> Listing:
             return Listing(items=(pod("submitter", "s"),) if kind == "Pod" else (), resource_version="1")
 
-        def pod_logs(self, name: str, *, tail: int) -> list[str]:
+        def pod_logs(self, name: str, *, container: str, tail: int) -> list[str]:
             return next(self.logs)
 
     seen = Observer(kube=Server(), name="churn").status_of(job("Complete", "SUCCEEDED"))  # type: ignore[arg-type]
@@ -259,3 +259,91 @@ def test_only_a_run_that_something_outside_it_ended_is_said_to_go_on(*, retryabl
     seen = status.read(job("Failed", "FAILED", reason="AppFailed"), Evidence(outcome=read_again))
     assert (seen.phase, seen.exit_code) == (P.FAILED, 4)
     assert seen.cause.endswith("resume goes on from there") is retryable
+
+
+MADE = "2026-11-22T13:00:00Z"
+BEFORE, AFTER, LATER = "2026-11-22T12:50:00Z", "2026-11-22T13:01:00Z", "2026-11-22T13:30:00Z"
+
+
+def event(reason: str, message: str, kind: str, name: str, at: str, **subject: Any) -> dict[str, Any]:
+    involved = {"kind": kind, "name": name, **subject}
+    return {"reason": reason, "message": message, "involvedObject": involved, "lastTimestamp": at}
+
+
+def at(document: dict[str, Any], made: str) -> dict[str, Any]:
+    document["metadata"] |= {"creationTimestamp": made, "uid": document["metadata"].get("uid", "this")}
+    return document
+
+
+PULL = event("Failed", 'Failed to pull image "x": not found', "Pod", "old-head-a", BEFORE)
+NO_NODE = "0/1 nodes are available: 1 Insufficient cpu"
+
+
+@pytest.mark.parametrize(
+    ("document", "evidence", "cause"),
+    [
+        pytest.param(
+            job("Initializing", rayClusterName="c", startTime=AFTER),
+            Evidence(
+                events=(
+                    {**PULL, "lastTimestamp": AFTER},
+                    event("FailedToCreateHeadPod", 'Pod "h" is invalid: spec.volumes[1]: no', "RayCluster", "c", AFTER),
+                )
+            ),
+            "invalid pod: spec.volumes[1]: no; correct the profile",
+            id="an invalid pod is not the image pull of the attempt before",
+        ),
+        pytest.param(
+            job("Initializing", rayClusterName="c", startTime=AFTER),
+            Evidence(
+                pods=(at(pod("worker", "c-w-worker-b", phase="Running"), AFTER),),
+                events=(event("FailedScheduling", NO_NODE, "Pod", "c-w-worker-b", AFTER),),
+            ),
+            "",
+            id="a pod that runs is not unschedulable",
+        ),
+        pytest.param(
+            job("Initializing", rayClusterName="c", startTime=AFTER),
+            Evidence(events=(event("FailedScheduling", NO_NODE, "Pod", "c-w-worker-b", AFTER),)),
+            f"unschedulable: {NO_NODE}",
+            id="a pod that nobody saw may be",
+        ),
+        pytest.param(
+            job("Running", "RUNNING", rayClusterName="c"),
+            Evidence(
+                pods=(at(pod("head"), AFTER), at(pod("worker"), AFTER), at(pod("head", "old"), BEFORE)),
+                events=(
+                    event("SuccessfulCreate", "", "Job", "glyphs-v2", BEFORE),
+                    event("SuccessfulCreate", "", "Job", "glyphs-v2", AFTER),
+                    event("Failed", "", "RayJob", "glyphs-v2", AFTER, uid="another"),
+                ),
+            ),
+            "",
+            id="pods and events of the job before this one are not its own",
+        ),
+        pytest.param(
+            job("Complete", "SUCCEEDED", rayClusterName="c", endTime=AFTER),
+            Evidence(pods=(at(pod("worker"), AFTER), at(pod("worker", "w2"), LATER))),
+            "",
+            id="what is made after the end restarted nothing",
+        ),
+        pytest.param(
+            job("Complete", "SUCCEEDED", rayClusterName="c", endTime=LATER),
+            Evidence(pods=(at(pod("worker"), AFTER), at(pod("worker", "w2"), AFTER))),
+            "worker restarted on the way",
+            id="after the end nothing goes on",
+        ),
+        pytest.param(
+            {**job("Running", "RUNNING", rayClusterName="c"), "deleted": True},
+            Evidence(),
+            "being deleted; its program is stopped first",
+            id="a namespace that is deleted is no lost head",
+        ),
+    ],
+)  # fmt: skip
+def test_a_cause_is_of_this_job_and_this_attempt(document: dict[str, Any], evidence: Evidence, cause: str) -> None:
+    document = at(document, MADE)
+    if document.pop("deleted", False):
+        document["metadata"]["deletionTimestamp"] = AFTER
+    found = status.read(document, evidence)
+    assert (found.cause, found.attempt) == (cause, 1)

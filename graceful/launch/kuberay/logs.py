@@ -16,6 +16,7 @@ from graceful.launch import names
 from graceful.launch.backend import Document
 from graceful.launch.causes import role
 from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay.pod_templates import SUBMITTER
 from graceful.launch.kuberay.status import read, run_id
 from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError, tolerate
 from graceful.patience import Patience
@@ -149,7 +150,8 @@ class _Reader:
         ended = (pod.get("status") or {}).get("phase") in ENDED
         start, progressed, partial = cursor.reopened() or self.since, False, ""
         try:
-            log = self.kube.pod_logs(pod["metadata"]["name"], follow=follow and not ended, since=start)
+            name, container = pod["metadata"]["name"], log_container(pod)
+            log = self.kube.pod_logs(name, container=container, follow=follow and not ended, since=start)
             with closing(log):
                 for line in log:
                     self.failures = 0
@@ -175,6 +177,13 @@ class _Reader:
         """Pause after what passes; raise what does not, or what has lasted too long."""
         self.failures = tolerate(error, self.failures, patience=self.patience, warn=self.warn)
         self.healthy = False
+
+
+def log_container(pod: Document) -> str:
+    """Return the container whose log is the run's: sidecars that a mesh injects stand beside it, or before it."""
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    ours = [container["name"] for container in containers if container["name"] == SUBMITTER]
+    return next(iter(ours), "")
 
 
 def _moment(stamp: str) -> datetime | None:

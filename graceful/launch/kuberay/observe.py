@@ -11,15 +11,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from graceful.errors import EXIT_TRAINING
+from graceful.errors import EXIT_PASSED, EXIT_TRAINING
 from graceful.launch import names
 from graceful.launch.backend import Document, Phase, Status
-from graceful.launch.causes import Evidence, role
+from graceful.launch.causes import role
+from graceful.launch.evidence import Evidence
 from graceful.launch.kuberay import wait
 from graceful.launch.kuberay.kube import Kube
-from graceful.launch.kuberay.status import read, run_id
+from graceful.launch.kuberay.logs import log_container
+from graceful.launch.kuberay.status import DELETING, read, run_id
 from graceful.launch.outcome import Outcome, last, waiting_reason
-from graceful.launch.refusals import ApiError, NotFoundError, may_pass
+from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, may_pass
 
 SECOND_LOOKS = 2
 """At the log of a program that ended without an outcome line."""
@@ -47,6 +49,8 @@ class Observer:
     starting: float = STARTING_WINDOW
     running: float = RUNNING_WINDOW
     pods: dict[str, Document] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    job: Document = field(default_factory=dict)
     events: dict[str, Document] = field(default_factory=dict)
 
     def current_status(self) -> Status:
@@ -59,6 +63,7 @@ class Observer:
 
     def status_of(self, job: Document) -> Status:
         """Return the status of the job as given, with the evidence of this moment and before."""
+        self.job = job
         rough = read(job)
         if rough.phase is Phase.INVALID:
             return rough
@@ -71,7 +76,8 @@ class Observer:
             workload = self._workload(job)
         pods, events = tuple(self.pods.values()), tuple(self.events.values())
         log = self._log() if rough.phase.terminal or rough.phase is Phase.RUNNING else []
-        outcome = (last(log) or self._late_outcome()) if rough.phase.terminal else None
+        self.outcome = last(log) or self.outcome
+        outcome = (self.outcome or self._late_outcome()) if rough.phase.terminal else None
         return read(
             job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=waiting_reason(log))
         )
@@ -125,7 +131,7 @@ class Observer:
         lines: list[str] = []
         for pod in self.submitters():
             with contextlib.suppress(ApiError):
-                lines += self.kube.pod_logs(pod["metadata"]["name"], tail=TAIL)
+                lines += self.kube.pod_logs(pod["metadata"]["name"], container=log_container(pod), tail=TAIL)
         return lines
 
 
@@ -159,7 +165,10 @@ def follow(
     )
     with contextlib.closing(changes):
         while not latest.phase.terminal:
-            status = _next(observer, next(changes), latest)
+            try:
+                status = _next(observer, next(changes), latest)
+            except ForbiddenError as e:
+                status = _without_rights(latest, e)
             if status != latest:
                 latest = status
                 yield latest
@@ -167,17 +176,42 @@ def follow(
 
 def _next(observer: Observer, change: wait.Change, previous: Status) -> Status:
     if change.kind is wait.ChangeKind.GONE:
-        return _deleted(previous)
+        return _gone(observer, change.object, previous)
     if change.kind is not wait.ChangeKind.QUIET:
         return observer.status_of(change.object)
     try:
         return observer.current_status()
     except NotFoundError:
-        return _deleted(previous)
+        return _gone(observer, observer.job, previous)
     except ApiError as e:
         if not may_pass(e):
             raise
         return previous
+
+
+def _gone(observer: Observer, job: Document, previous: Status) -> Status:
+    """Return the status of a job that was deleted in the state given: one that had ended stays what it was."""
+    ended = (job.get("status") or {}).get("jobStatus") == "SUCCEEDED"
+    last_status = read(job, Evidence(outcome=observer.outcome))
+    if last_status.phase.terminal:
+        return last_status
+    if not ended:
+        return _deleted(previous)
+    code = observer.outcome.exit_code if observer.outcome else EXIT_PASSED
+    cause = "deleted after its program had ended"
+    return replace(previous, phase=Phase.SUCCEEDED, cause=cause, exit_code=code)
+
+
+def _without_rights(previous: Status, error: ForbiddenError) -> Status:
+    """Return the status of a job that is being deleted with its namespace, where roles go first.
+
+    Raises:
+        ForbiddenError: It was not being deleted; what may have happened is named.
+    """
+    if previous.cause == DELETING:
+        return replace(_deleted(previous), cause="deleted while it was followed, with its namespace")
+    reason = "the namespace was deleted, or a role was taken away while the run was followed"
+    raise ForbiddenError(f"{error.message}; it was allowed before: {reason}", error.facts) from error
 
 
 def _deleted(previous: Status) -> Status:

@@ -23,9 +23,10 @@ from typing import Any
 from graceful.errors import EXIT_CODES, EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE
 from graceful.launch import causes, names
 from graceful.launch.backend import Document, Handle, Phase, Status
-from graceful.launch.causes import Evidence
+from graceful.launch.evidence import Evidence
 from graceful.launch.outcome import Outcome, from_message
 
+DELETING = "being deleted; its program is stopped first"
 RESUMES = f"{names.PREFIX}resumes"
 """Annotation: how often the run was sent again after it was stopped or had failed."""
 REASONS = {
@@ -74,7 +75,7 @@ class _JobReader:
     """Derives the status from one state of a job."""
 
     def __init__(self, job: Document, evidence: Evidence) -> None:
-        self.job, self.evidence = job, evidence
+        self.job, self.evidence = job, evidence.of_job(job)
         self.reported: dict[str, Any] = job.get("status") or {}
         self.spec: dict[str, Any] = job.get("spec") or {}
         self.cluster = str(self.reported.get("rayClusterName") or "")
@@ -87,6 +88,8 @@ class _JobReader:
         """Look the deployment status up and add what all phases share."""
         deployment = str(self.reported.get("jobDeploymentStatus") or "")
         phase, cause, code = TABLE.get(deployment, _JobReader.unknown)(self)
+        if self.job["metadata"].get("deletionTimestamp") and not phase.terminal:
+            cause = DELETING
         created = self.job["metadata"].get("creationTimestamp")
         return Status(
             handle=handle(self.job),
@@ -123,7 +126,11 @@ class _JobReader:
 
     def initializing(self) -> tuple[Phase, str, int | None]:
         """Return the status of a job whose machines are coming, or what keeps them from coming."""
-        return Phase.PROVISIONING, causes.waiting(self.evidence, self.cluster) or self.previous(), None
+        return (
+            Phase.PROVISIONING,
+            causes.waiting(self.evidence, self.cluster, self.reported.get("startTime")) or self.previous(),
+            None,
+        )
 
     def running(self) -> tuple[Phase, str, int | None]:
         """Return the status of a job whose cluster is there; the job may be at any point."""
@@ -160,7 +167,7 @@ class _JobReader:
             return self.app_failed()
         code, cause = REASONS[reason]
         if reason == "PreRunningDeadlineExceeded":
-            cause = causes.waiting(self.evidence, self.cluster) or cause
+            cause = self.waits_for() or cause
         return Phase.FAILED, cause, code
 
     def app_failed(self) -> tuple[Phase, str, int | None]:
@@ -205,8 +212,9 @@ class _JobReader:
 
     def restarted(self, *, over: bool = False) -> str:
         """Return which pods were replaced without a change of the job's status, and why if a pod says so."""
-        heads = causes.count_pods(self.evidence, "head", self.cluster)
-        pods = [pod for pod in self.evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
+        evidence = self.evidence.until(self.reported.get("endTime"))
+        heads = causes.count_pods(evidence, "head", self.cluster)
+        pods = [pod for pod in evidence.pods if causes.cluster(pod) == self.cluster and self.cluster]
         if (
             pods
             and not over
@@ -219,12 +227,21 @@ class _JobReader:
             return f"head restarted, attempt {self.attempt(Phase.RUNNING)} from the last checkpoint{tail}"
         groups = (self.spec.get("rayClusterSpec") or {}).get("workerGroupSpecs") or ()
         planned_workers = sum(int(group.get("replicas") or 0) for group in groups) or 1
-        workers = causes.count_pods(self.evidence, "worker", self.cluster) - planned_workers
+        workers = causes.count_pods(evidence, "worker", self.cluster) - planned_workers
         if workers > 0:
-            return f"worker restarted{f' {workers} times' if workers > 1 else ''}, training went on from there{tail}"
-        if causes.count_pods(self.evidence, "submitter", self.cluster) > self.attempt(Phase.RUNNING):
+            times = f" {workers} times" if workers > 1 else ""
+            return (
+                f"worker restarted{times}, the run goes on from its last checkpoint{tail}"
+                if not over
+                else (f"worker restarted{times} on the way{tail}")
+            )
+        if causes.count_pods(evidence, "submitter", self.cluster) > self.attempt(Phase.RUNNING):
             return "submitter restarted, the job went on"
         return ""
+
+    def waits_for(self) -> str:
+        """Return why the machines of this attempt are not ready; empty if nothing says it."""
+        return causes.waiting(self.evidence, self.cluster, self.reported.get("startTime"))
 
     def previous(self) -> str:
         """Return what is known of earlier attempts."""

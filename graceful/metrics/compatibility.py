@@ -170,6 +170,23 @@ def rank_between(queries: Embeddings, gallery: Embeddings, *, older: Side) -> Ra
     return rank(queries.aligned(gallery.size), gallery)
 
 
+class Searches:
+    """Searches of one report, each done once: several of its parts rank the same queries in the same gallery.
+
+    Called as `rank_between`, with the very objects that it was called with before.
+    """
+
+    def __init__(self) -> None:
+        self._done: dict[tuple[int, int], tuple[Embeddings, Embeddings, Ranking]] = {}
+
+    def __call__(self, queries: Embeddings, gallery: Embeddings, *, older: Side) -> Ranking:
+        """Return the ranking of `rank_between`; the side makes no difference where both are of one length."""
+        key = id(queries), id(gallery)  # kept alive beside it; a pair of versions has one order in time
+        if key not in self._done:
+            self._done[key] = queries, gallery, rank_between(queries, gallery, older=older)
+        return self._done[key][2]
+
+
 def compare_retrieval(
     new_queries: Embeddings,
     new_gallery: Embeddings | None,
@@ -178,6 +195,7 @@ def compare_retrieval(
     *,
     draws: int = 1000,
     seed: int = 0,
+    searches: Searches | None = None,
 ) -> dict[str, Measurement]:
     """Measure new queries on the old gallery against old queries on the old gallery, query by query.
 
@@ -190,6 +208,7 @@ def compare_retrieval(
         old_gallery: By the old version.
         draws: Bootstrap draws.
         seed: Seed of the draws.
+        searches: Those of the report that this is part of; None: of this comparison alone.
 
     Returns:
         `cross_test_*` and `old_old_*` with the names of `measured`; `cross_test_gain_*`, paired differences of two of
@@ -199,17 +218,18 @@ def compare_retrieval(
     Raises:
         DataError: Ids do not join, labels differ, or duplicates conflict.
     """
-    new_queries, old_queries = same_samples(new_queries, old_queries, "queries")
-    old_old = rank(old_queries, old_gallery)
-    cross = rank_between(new_queries, old_gallery, older="gallery")
+    same_samples(new_queries, old_queries, "queries")
+    search = searches or Searches()
+    old_old = search(old_queries, old_gallery, older="gallery")
+    cross = search(new_queries, old_gallery, older="gallery")
     measurements = _gain(old_old, cross, draws=draws, seed=seed)
     for name, ranking in (("cross_test", cross), ("old_old", old_old)):
         values = measured(ranking, draws=draws, seed=seed)
         measurements |= {f"{name}_{ending}": value for ending, value in values.items()}
     measurements["retrieval_nfr"] = retrieval_nfr(old_old, cross, state="old gallery", draws=draws, seed=seed)
     if new_gallery is not None:
-        new_gallery, _ = same_samples(new_gallery, old_gallery, "gallery")
-        backfilled = rank(new_queries, new_gallery)
+        same_samples(new_gallery, old_gallery, "gallery")
+        backfilled = search(new_queries, new_gallery, older="gallery")
         measurements["retrieval_nfr_backfilled"] = retrieval_nfr(
             old_old, backfilled, state="backfilled gallery", draws=draws, seed=seed
         )

@@ -210,7 +210,9 @@ def _rank_chunk(
     gallery ids, in its low bits; after sorting the keys, hits are read off in rank order.
     """
     rows, in_gallery = np.arange(len(scores)), query_columns >= 0
-    keys = (_distances(scores) << np.uint64(32)) | np.arange(scores.shape[1], dtype=np.uint64)
+    keys = _distances(scores)
+    keys <<= np.uint64(32)
+    keys |= np.arange(scores.shape[1], dtype=np.uint64)
     keys[rows[in_gallery], query_columns[in_gallery]] |= _ITSELF
     keys.sort(axis=1)
     grades = grades_in((keys & _LOW).astype(np.int64))
@@ -256,9 +258,12 @@ def _averaged(
 
 
 def _distances(scores: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """1 - cosine in whole steps of 2^-24; a value that is not finite is farther than any other."""
-    steps = np.rint((1.0 - scores) * _GRID)
-    return np.where(np.isnan(steps), _UNREACHABLE, steps).astype(np.uint64)
+    """Return 1 - cosine in steps of 2^-24, in place of the scores; what is not finite is farther than any other."""
+    np.subtract(1.0, scores, out=scores)
+    np.multiply(scores, _GRID, out=scores)
+    np.rint(scores, out=scores)
+    np.nan_to_num(scores, copy=False, nan=_UNREACHABLE)
+    return scores.astype(np.uint64)
 
 
 def recall_at_k(ranking: Ranking, k: int = 1, *, draws: int = 1000, seed: int = 0) -> Measurement:
@@ -318,5 +323,9 @@ def measured(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> dict[str,
 
 def self_test(queries: Embeddings, gallery: Embeddings, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
     """Search a version's own gallery: `self_test_recall_at_1` and the other names of `measured`."""
-    ranking = rank(queries, gallery)
+    return self_tested(rank(queries, gallery), draws=draws, seed=seed)
+
+
+def self_tested(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
+    """Return what `self_test` does of a ranking of a version's own gallery."""
     return {f"self_test_{name}": value for name, value in measured(ranking, draws=draws, seed=seed).items()}

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from graceful.chain import Predecessor
+from graceful.metrics.compatibility import Searches
 from graceful.metrics.inputs import VersionOutputs
 from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.pairs import flipped_share, pairs, wrong_share
@@ -29,6 +30,7 @@ def background(
     *,
     references: Mapping[str, ReferenceRuns],
     chain: Sequence[Predecessor],
+    searches: Searches,
 ) -> dict[str, Any]:
     """Gather it as JSON values; `constraints.json` holds it.
 
@@ -38,6 +40,7 @@ def background(
         samples: What they were asked about.
         references: Version name -> its unconstrained runs.
         chain: The new version and all ancestors, newest first, those too that cannot be run.
+        searches: Those of the report.
 
     Returns:
         `matrix`, see `pairs.pairs`, of the newest versions, with `left_out`, how many older ones are not in it,
@@ -56,7 +59,7 @@ def background(
         if name in references
     }
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    matrix = pairs(in_matrix[::-1], names=names[::-1], references=reference_outputs)
+    matrix = pairs(in_matrix[::-1], names=names[::-1], references=reference_outputs, searches=searches)
     matrix["left_out"] = len(chain) - len(names)
     matrix["unconstrained"] = reasons(names, references)
     matrix["lost"] = {

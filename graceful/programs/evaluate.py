@@ -13,7 +13,7 @@ from graceful.chain import Predecessor
 from graceful.errors import GracefulError
 from graceful.metrics import added, flips, retrieval
 from graceful.metrics.chain_flips import chain_flips
-from graceful.metrics.compatibility import compare_retrieval
+from graceful.metrics.compatibility import Searches, compare_retrieval
 from graceful.metrics.inputs import MetricInputs, VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.programs.background import background
@@ -76,8 +76,11 @@ def evaluate(
     versions = [new, *(ancestor for ancestor in ancestors if not ancestor.unrunnable_reason)]
     new_outputs, *old_outputs = outputs = run_versions(versions, samples, batch_size=spec.evaluate.batch_size)
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
-    alone = _alone(new_outputs, old_outputs, unrunnable, draws=draws, seed=seed)
-    measured = {version.name: _against(new_outputs, version, draws=draws, seed=seed) for version in old_outputs}
+    searches = Searches()
+    alone = _alone(new_outputs, old_outputs, unrunnable, searches, draws=draws, seed=seed)
+    measured = {
+        version.name: _against(new_outputs, version, searches, draws=draws, seed=seed) for version in old_outputs
+    }
     comparisons = tuple(
         Comparison(
             against=old.name,
@@ -102,17 +105,26 @@ def evaluate(
         flips=tuple(itertools.chain.from_iterable(flipped)),
         test=samples.test,
         predictions=new_outputs.predictions,
-        background=background(spec, outputs, samples, references=references or {}, chain=[new, *ancestors]),
+        background=background(
+            spec, outputs, samples, references=references or {}, chain=[new, *ancestors], searches=searches
+        ),
     )
 
 
 def _alone(
-    new: VersionOutputs, others: Sequence[VersionOutputs], unrunnable: Sequence[Predecessor], *, draws: int, seed: int
+    new: VersionOutputs,
+    others: Sequence[VersionOutputs],
+    unrunnable: Sequence[Predecessor],
+    searches: Searches,
+    *,
+    draws: int,
+    seed: int,
 ) -> dict[str, Measurement]:
     """Everything that is measured about the new version itself, and against its whole chain at once."""
     measurements = dict(flips.measure_alone(new.predictions, draws=draws, seed=seed))
     if new.queries is not None and new.gallery is not None:
-        measurements |= retrieval.self_test(new.queries, new.gallery, draws=draws, seed=seed)
+        ranking = searches(new.queries, new.gallery, older="gallery")
+        measurements |= retrieval.self_tested(ranking, draws=draws, seed=seed)
     measurements |= added.measure(About.VERSION, MetricInputs(new, draws=draws, seed=seed))
     if others:
         measurements |= chain_flips(new.predictions, [old.predictions for old in others], draws=draws, seed=seed)
@@ -145,11 +157,14 @@ def _advice(version: Predecessor) -> str:
     return "" if version.unrunnable is None else f"; {version.remedy}"
 
 
-def _against(new: VersionOutputs, old: VersionOutputs, *, draws: int, seed: int) -> dict[str, Measurement]:
+def _against(
+    new: VersionOutputs, old: VersionOutputs, searches: Searches, *, draws: int, seed: int
+) -> dict[str, Measurement]:
     """Everything that is measured against one ancestor."""
     measurements = dict(flips.compare(new.predictions, old.predictions, draws=draws, seed=seed))
     if new.queries is not None and old.queries is not None and old.gallery is not None:
-        measurements |= compare_retrieval(new.queries, new.gallery, old.queries, old.gallery, draws=draws, seed=seed)
+        sides = (new.queries, new.gallery, old.queries, old.gallery)
+        measurements |= compare_retrieval(*sides, draws=draws, seed=seed, searches=searches)
     return measurements | added.measure(About.ANCESTOR, MetricInputs(new, (old,), draws=draws, seed=seed))
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from graceful.metrics import compatibility as compat
-from graceful.metrics.compatibility import Side
+from graceful.metrics.compatibility import Searches, Side
 from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions, join
-from graceful.metrics.retrieval import Ranking, rank
+from graceful.metrics.retrieval import Ranking
 
 RETRIEVAL = ("recall_at_1", "map")
 
@@ -20,6 +20,7 @@ def pairs(
     *,
     names: Sequence[str] | None = None,
     references: Mapping[str, Sequence[VersionOutputs]] | None = None,
+    searches: Searches | None = None,
 ) -> dict[str, Any]:
     """Measure all pairs.
 
@@ -27,6 +28,7 @@ def pairs(
         versions: Oldest first.
         names: Of the whole chain, oldest first; what nobody says anything for is None. None: of these versions.
         references: Version name -> the unconstrained runs of its recipe, where there are any.
+        searches: Those of the report that this is part of; None: of these matrices alone.
 
     Returns:
         JSON values. `versions`; `error`, one per version; `negative_flip_rate` [newer][older], None elsewhere. With
@@ -55,7 +57,8 @@ def pairs(
         [sizes[min(left, right, key=names.index)] if {left, right} <= sizes.keys() else None for right in names]
         for left in names
     ]
-    cells, independent = _searched(versions), _independent(names, references or {})
+    search = searches or Searches()
+    cells, independent = _searched(versions, search), _independent(names, references or {}, search)
     document["independent"] = independent
     for metric, values in cells.items():
         document[metric] = compat.compatibility_matrix(values, names)
@@ -63,14 +66,14 @@ def pairs(
     return document
 
 
-def _searched(versions: Sequence[VersionOutputs]) -> dict[str, dict[tuple[str, str], float | None]]:
+def _searched(versions: Sequence[VersionOutputs], search: Searches) -> dict[str, dict[tuple[str, str], float | None]]:
     cells: dict[str, dict[tuple[str, str], float | None]] = {metric: {} for metric in RETRIEVAL}
     for new_index, left in enumerate(versions):
         for old_index, right in enumerate(versions):
             assert left.queries is not None
             assert right.gallery is not None
             older: Side = "queries" if new_index < old_index else "gallery"
-            ranking = compat.rank_between(left.queries, right.gallery, older=older)
+            ranking = search(left.queries, right.gallery, older=older)
             for metric, value in _scores(ranking).items():
                 cells[metric][left.name, right.name] = value
     return cells
@@ -98,14 +101,16 @@ def wrong_share(version: Predictions) -> float | None:
 
 
 def _independent(
-    names: Sequence[str], references: Mapping[str, Sequence[VersionOutputs]]
+    names: Sequence[str], references: Mapping[str, Sequence[VersionOutputs]], search: Searches
 ) -> dict[str, list[float | None]]:
     """Self-tests of unconstrained runs, averaged over a version's runs."""
     self_tests: dict[str, list[float | None]] = {metric: [] for metric in RETRIEVAL}
     for name in names:
         sides = [(run.queries, run.gallery) for run in references.get(name, ())]
         scored = [
-            _scores(rank(queries, gallery)) for queries, gallery in sides if queries is not None and gallery is not None
+            _scores(search(queries, gallery, older="gallery"))
+            for queries, gallery in sides
+            if queries is not None and gallery is not None
         ]
         for metric, values in self_tests.items():
             values.append(_mean([scores[metric] for scores in scored]))

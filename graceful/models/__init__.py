@@ -9,11 +9,13 @@ from graceful.errors import SpecError
 from graceful.models.base import Forward, Network, Outputs
 from graceful.models.convnet import CHANNELS, ConvNet
 from graceful.models.heads import CosineHead, LinearHead, head_of
+from graceful.models.staged import StagedNet
+from graceful.spec.stages import StagedNetwork
 
-__all__ = ["ConvNet", "CosineHead", "Forward", "LinearHead", "Network", "Outputs", "build"]
+__all__ = ["ConvNet", "CosineHead", "Forward", "LinearHead", "Network", "Outputs", "StagedNet", "build"]
 
 
-def build(section: spec.Network, *, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+def build(section: spec.Network | StagedNetwork, *, classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Build an untrained network; its weights follow from torch's global seed.
 
     A linear head gets rectified embeddings, or it would only be one more linear layer; a cosine head gets signed ones,
@@ -31,10 +33,12 @@ def build(section: spec.Network, *, classes: int, input_shape: tuple[int, ...]) 
         raise SpecError(f"network: needs at least 1 class, got {classes}; check the task's classes")
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise SpecError(
-            f"network.size {section.size}: inputs must be (channels, height, width), got {tuple(input_shape)};"
+            f"network.{_described(section)}: inputs must be (channels, height, width), got {tuple(input_shape)};"
             " write a python task with its own network"
         )
     channels, height, width = input_shape
+    if isinstance(section, StagedNetwork):
+        return StagedNet(section, input_shape=(channels, height, width), classes=classes)
     head = head_of(section.head, section.embedding, classes, scale=section.scale)
     return ConvNet(
         (channels, height, width),
@@ -43,3 +47,7 @@ def build(section: spec.Network, *, classes: int, input_shape: tuple[int, ...]) 
         activation=nn.Identity() if section.head == "cosine" else nn.ReLU(),
         head=head,
     )
+
+
+def _described(section: spec.Network | StagedNetwork) -> str:
+    return f"size {section.size}" if isinstance(section, spec.Network) else "stages"

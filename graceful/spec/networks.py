@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from graceful import addresses
 from graceful.sections import Count, Positive, Section
 from graceful.spec.adapters import Adapted
+from graceful.spec.stages import StagedNetwork
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -148,13 +149,13 @@ def is_pretrained(values: Any) -> bool:
     )
 
 
-def require_image_network(network: Network | PretrainedImages, *, size: int | None) -> None:
+def require_image_network(network: Network | StagedNetwork | PretrainedImages, *, size: int | None) -> None:
     """Refuse what a network cannot do with images.
 
     Raises:
         ValueError: No size for a small network, or pooling that is for text.
     """
-    if isinstance(network, Network) and size is None:
+    if isinstance(network, Network | StagedNetwork) and size is None:
         raise ValueError("size must be a number of pixels for a small network; write size: 64")
     if isinstance(network, TransformersNetwork) and network.pooling == "last":
         raise ValueError("network.pooling: last is for text; write mean, cls or map for images")

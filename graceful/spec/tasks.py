@@ -11,6 +11,7 @@ from graceful import addresses
 from graceful.sections import Section
 from graceful.spec.networks import Network, PretrainedImages, is_pretrained, require_image_network
 from graceful.spec.shards import ShardsTask
+from graceful.spec.stages import StagedNetwork
 from graceful.spec.table import TableTask
 
 
@@ -30,7 +31,7 @@ class GlyphsTask(Section):
     """Seed of the split into train, validation, constraint and test families."""
     open_set: bool = True
     """Measure retrieval on characters no version was trained on (query and gallery from disjoint typefaces)."""
-    network: Network = Network()
+    network: Annotated[Network | StagedNetwork, Field(discriminator="kind")] = Network()
     """The network that embeds and classifies."""
 
 
@@ -46,7 +47,7 @@ class DigitsTask(Section):
     """Random translation in training, in pixels; 0: no augmentation."""
     split: Annotated[int, Field(ge=0)] = 0
     """Seed of the split into train, validation, constraint and test ids."""
-    network: Network = Network()
+    network: Annotated[Network | StagedNetwork, Field(discriminator="kind")] = Network()
     """The network that embeds and classifies."""
 
 
@@ -87,7 +88,7 @@ class ImageFolderTask(Section):
     """Random horizontal flips in training."""
     classes: tuple[str, ...] | None = None
     """Class folders to use; None: all, sorted by name."""
-    network: Annotated[Network | PretrainedImages, Field(discriminator="kind")] = Network(size="s2")
+    network: Annotated[Network | StagedNetwork | PretrainedImages, Field(discriminator="kind")] = Network(size="s2")
     """The network that embeds and classifies."""
     learner: Learner = None
     """Makes network, batches and loss in place of `network`, `shift` and `flip`; None: a classifier."""

@@ -1,0 +1,332 @@
+"""Small query models on the index of a large gallery model: glyphs, characters that no model was trained on.
+
+    python -m benchmarks.hvs_pairs            # 3 seeds, writes benchmarks/results/hvs_pairs.json
+    python -m benchmarks.hvs_pairs --quick    # 1 seed, 1 epoch, prints only
+
+A gallery model of 4.2 million multiply-accumulates and query models of 22, 40 and 88 times fewer are trained on the 110
+characters of the training typefaces. Queries and index are the 45 unseen characters (split: unseen), or a third of the
+test images of the 110 seen ones (split: seen), always in disjoint test typefaces. Query models, by treatment:
+
+    compatible     head of the gallery model and regression to its embeddings, weight 10: what `gallery:` sets
+    regression     regression to its embeddings, weight 10
+    distillation   plain distillation of its logits (temperature 2, every sample)
+    alone          the same network without any loss against the gallery model
+    best           the independent small model with the highest mAP on validation typefaces and seen characters, among
+                   `alone`, the same network with twice the epochs, and another network of that budget
+
+Rows are kept in --rows as they come, so that a second start continues. `difference` is the mAP of the query model on
+the gallery model's index minus that of `best` on its own index, with the 95 % interval of a bootstrap over typefaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from benchmarks import results, runs
+from graceful.chain import Predecessor
+from graceful.metrics import retrieval
+from graceful.metrics.intervals import Evidence, paired_difference
+from graceful.models import cost
+from graceful.programs.model_outputs import run_on_split
+from graceful.tasks.base import Samples, Task
+
+HEAD = {"embedding": 64, "head": "cosine", "scale": 16.0}
+SEEDS = (0, 1, 2)
+EPOCHS = 8
+
+
+def stages(*rows: tuple[int, int, int, bool]) -> dict[str, Any]:
+    """A network of stages, each (width, kernel, depth, depthwise)."""
+    keys = ("width", "kernel", "depth", "depthwise")
+    return {"kind": "stages", "stages": [dict(zip(keys, row, strict=True)) for row in rows], **HEAD}
+
+
+GALLERY = stages((32, 5, 1, False), (64, 3, 2, False), (128, 3, 1, False))
+BUDGETS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "20x": (
+        stages((16, 5, 1, False), (32, 3, 1, True), (48, 3, 1, True)),
+        stages((12, 3, 1, False), (24, 3, 1, False), (32, 3, 1, True)),
+    ),
+    "40x": (
+        stages((8, 3, 1, False), (16, 3, 1, False), (24, 3, 1, True)),
+        stages((10, 3, 1, False), (24, 3, 1, True), (32, 3, 1, True)),
+    ),
+    "80x": (
+        stages((6, 3, 1, False), (12, 3, 1, True), (24, 3, 1, True)),
+        stages((6, 3, 1, False), (16, 3, 1, True), (20, 3, 1, True)),
+    ),
+}
+"""Network of the query models of a budget, and another one of the same budget for `best`."""
+REGRESSION = {"kind": "embedding_regression", "weight": 10.0}
+DISTILLATION = {
+    "kind": "focal_distillation",
+    "weight": 1.0,
+    "temperature": 2.0,
+    "focus": "all",
+    "allow_low_temperature": True,
+}
+TREATMENTS: Mapping[str, list[dict[str, Any]]] = {
+    "compatible": [{"kind": "influence", "weight": 1.0}, REGRESSION],
+    "regression": [REGRESSION],
+    "distillation": [DISTILLATION],
+    "alone": [],
+}
+
+
+class Rows:
+    """Rows in a file of JSON lines, one for each key; what is there is not measured again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows = path, list[dict[str, Any]]()
+        if path is not None and path.exists():
+            self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def find(self, **key: Any) -> list[dict[str, Any]]:
+        """Rows with these values."""
+        return [row for row in self.rows if all(row.get(name) == value for name, value in key.items())]
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows, whole."""
+        self.rows += rows
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def halves(samples: Samples, *, every: int = 1) -> dict[str, np.ndarray]:
+    """Positions of every n-th sample in two halves of the groups."""
+    positions = np.arange(0, len(samples), every)
+    groups = np.unique(samples.groups)
+    first = np.isin(np.asarray(samples.groups)[positions], groups[0::2])
+    return {"query": positions[first], "gallery": positions[~first]}
+
+
+def part(samples: Samples, positions: np.ndarray) -> Samples:
+    """Some of the samples."""
+    return Samples(
+        ids=np.asarray(samples.ids)[positions],
+        labels=samples.labels[positions],
+        classes=samples.classes,
+        groups=np.asarray(samples.groups)[positions],
+        read=lambda rows: samples.read(positions[rows]),
+        digest=samples.digest,
+    )
+
+
+def splits(task: Task) -> dict[str, dict[str, Samples]]:
+    """Query and gallery samples by split; `validation` chooses, the others are reported."""
+    test, validation = task.samples("test"), task.samples("validation")
+    return {
+        "unseen": {"query": task.samples("query"), "gallery": task.samples("gallery")},
+        "seen": {side: part(test, rows) for side, rows in halves(test, every=3).items()},
+        "validation": {side: part(validation, rows) for side, rows in halves(validation).items()},
+    }
+
+
+Embedded = dict[str, dict[str, retrieval.Embeddings]]
+
+
+def embedded(version: Predecessor, data: Mapping[str, Mapping[str, Samples]]) -> Embedded:
+    """Embeddings of every side of every split."""
+    return {
+        split: {
+            side: retrieval.Embeddings(
+                ids=np.asarray(samples.ids),
+                labels=np.asarray(samples.classes)[samples.labels],
+                vectors=run_on_split(version, samples, 2048).embeddings,
+                groups=np.asarray(samples.groups),
+            )
+            for side, samples in sides.items()
+        }
+        for split, sides in data.items()
+    }
+
+
+def scores(ranking: retrieval.Ranking) -> dict[str, float]:
+    """R@1 and mAP."""
+    judged = ranking.judged
+    return {
+        "recall_at_1": float((ranking.first_hit[judged] == 1).mean()),
+        "map": float(ranking.average_precision[judged].mean()),
+    }
+
+
+def measure(seed: int, rows: Rows, home: Path, *, epochs: int) -> None:
+    """Train and measure everything of one seed that is not measured yet."""
+    base = {"kind": "glyphs", "characters": "all"}
+    gallery_task = runs.task_of({**base, "network": GALLERY})
+    data = splits(gallery_task)
+    train = {"epochs": epochs, "batch_size": 128}
+    spec = runs.refresh_spec("gallery", task={**base, "network": GALLERY}, seed=seed, train=train)
+    gallery_folder, _ = runs.trained(spec, folder=home / f"gallery-{seed}", task=gallery_task)
+    gallery_version = runs.load(gallery_folder)
+    gallery = embedded(gallery_version, data)
+    large = cost.macs(gallery_version.network.embed, torch.zeros(1, 1, 28, 28))
+    common = {"data": "glyphs", "gallery": f"{large} MACs", "seed": seed}
+    if not rows.find(seed=seed, query="paragon"):
+        found = [
+            {
+                **common,
+                "query": "paragon",
+                "pair": "g,g",
+                "macs_ratio": 1.0,
+                "split": split,
+                **scores(retrieval.rank(gallery[split]["query"], gallery[split]["gallery"])),
+            }
+            for split in ("unseen", "seen")
+        ]
+        rows.add(found)
+    for budget, networks in BUDGETS.items():
+        one_budget(budget, networks, seed=seed, rows=rows, home=home, gallery=gallery, data=data, common=common,
+                   train=train, gallery_folder=gallery_folder, large=large)  # fmt: skip
+
+
+def one_budget(
+    budget: str,
+    networks: tuple[dict[str, Any], dict[str, Any]],
+    *,
+    seed: int,
+    rows: Rows,
+    home: Path,
+    gallery: Embedded,
+    data: Mapping[str, Mapping[str, Samples]],
+    common: Mapping[str, Any],
+    train: Mapping[str, Any],
+    gallery_folder: Path,
+    large: int,
+) -> None:
+    """Train the independent models, choose the best of them, and measure every treatment beside it."""
+    if len({row["query"] for row in rows.find(seed=seed, budget=budget)}) == len(TREATMENTS) + 1:
+        return
+
+    def fitted(name: str, network: Mapping[str, Any], losses: list[dict[str, Any]], **changed: Any) -> Predecessor:
+        section = {"kind": "glyphs", "characters": "all", "network": network}
+        spec = runs.refresh_spec(
+            f"{name}-{budget}",
+            task=section,
+            seed=seed + 1000,
+            train={**train, **changed},
+            compatibility={"losses": losses} if losses else {},
+        )
+        folder = home / f"{name}-{budget}-{seed}"
+        built = runs.task_of(section)
+        return runs.load(runs.trained(spec, folder=folder, ancestors=[gallery_folder], task=built)[0])
+
+    network, other = networks
+    independent = {
+        "alone": fitted("alone", network, []),
+        "longer": fitted("longer", network, [], epochs=2 * train["epochs"]),
+        "other": fitted("other", other, []),
+    }
+    vectors = {name: embedded(version, data) for name, version in independent.items()}
+    validated = {
+        name: scores(retrieval.rank(sides["validation"]["query"], sides["validation"]["gallery"]))["map"]
+        for name, sides in vectors.items()
+    }
+    chosen = max(validated, key=lambda name: validated[name])
+    best = {split: retrieval.rank(vectors[chosen][split]["query"], vectors[chosen][split]["gallery"]) for split in data}
+    small = cost.macs(independent[chosen].network.embed, torch.zeros(1, 1, 28, 28))
+    found = [
+        {
+            **common,
+            "query": "best",
+            "budget": budget,
+            "chosen": chosen,
+            "validation_map": validated,
+            "pair": "q,q",
+            "macs_ratio": large / small,
+            "split": split,
+            **scores(best[split]),
+        }
+        for split in ("unseen", "seen")
+    ]
+    for treatment, losses in TREATMENTS.items():
+        version = independent["alone"] if treatment == "alone" else fitted(treatment, network, losses)
+        query = vectors["alone"] if treatment == "alone" else embedded(version, data)
+        found += four_pairs(query, gallery, best, version, {**common, "query": treatment, "budget": budget}, large)
+    rows.add(found)
+    for row in found:
+        if row["split"] == "unseen":
+            print(json.dumps({key: row[key] for key in ("seed", "budget", "query", "pair", "recall_at_1", "map")}))
+
+
+def four_pairs(
+    query: Embedded,
+    gallery: Embedded,
+    best: Mapping[str, retrieval.Ranking],
+    version: Predecessor,
+    common: Mapping[str, Any],
+    large: int,
+) -> list[dict[str, Any]]:
+    """M(q,q), M(q,g), M(g,q) and the distance of M(q,g) from the best independent model."""
+    small = cost.macs(version.network.embed, torch.zeros(1, 1, 28, 28))
+    found = []
+    for split in ("unseen", "seen"):
+        lengths = np.linalg.norm(query[split]["query"].vectors, axis=1)
+        row = {**common, "macs": small, "macs_ratio": large / small, "split": split}
+        row["norm_spread"] = float(lengths.std() / lengths.mean())
+        for pair, left, right in (("q,q", query, query), ("q,g", query, gallery), ("g,q", gallery, query)):
+            ranking = retrieval.rank(left[split]["query"], right[split]["gallery"])
+            measured = {**row, "pair": pair, **scores(ranking)}
+            if pair == "q,g":
+                judged = ranking.judged
+                assert ranking.groups is not None
+                evidence = Evidence.of(ranking.groups[judged], draws=1000, seed=0)
+                gain = paired_difference(
+                    ranking.average_precision[judged], best[split].average_precision[judged], evidence
+                )
+                measured |= {"difference": gain.value, "lower": gain.lower, "upper": gain.upper}
+            found.append(measured)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds."""
+    lines = [f"{'split':<8}{'budget':<8}{'query':<14}{'pair':<6}{'R@1':>8}{'mAP':>8}{'of paragon':>12}"]
+    for split in ("unseen", "seen"):
+        paragon = np.mean([row["map"] for row in rows if row["query"] == "paragon" and row["split"] == split])
+        keys = dict.fromkeys((row.get("budget", ""), row["query"], row["pair"]) for row in rows)
+        for budget, query, pair in keys:
+            own = [
+                row
+                for row in rows
+                if (row.get("budget", ""), row["query"], row["pair"], row["split"]) == (budget, query, pair, split)
+            ]
+            recall, precision = (np.mean([row[key] for row in own]) for key in ("recall_at_1", "map"))
+            lines.append(
+                f"{split:<8}{budget:<8}{query:<14}{pair:<6}{recall:8.3f}{precision:8.3f}{precision / paragon:12.3f}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure all seeds in this process and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing written")
+    parser.add_argument("--rows", type=Path, help="rows so far, JSON lines; models lie in a folder beside it")
+    options = parser.parse_args()
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = Rows(options.rows)
+        home = Path(scratch) if options.rows is None else options.rows.with_suffix("")
+        for seed in SEEDS[:1] if options.quick else SEEDS:
+            measure(seed, rows, home, epochs=1 if options.quick else EPOCHS)
+    print(table(rows.rows))
+    if not options.quick:
+        print(results.write("hvs_pairs", rows.rows, seconds=time.perf_counter() - begun))
+
+
+if __name__ == "__main__":
+    main()

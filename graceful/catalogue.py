@@ -45,6 +45,8 @@ class About(StrEnum):
     """All ancestors of a version together."""
     ANCESTOR = "ancestor"
     """A version against each of its ancestors."""
+    PAIR = "pair"
+    """A query model on the index of a gallery model, whichever of the two is the new version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,53 @@ def _rankings(prefix: str, better: Better, sides: str) -> tuple[Metric, ...]:
         add(f"{prefix}_{name}", better, f"{sides}: {meaning}.", retrieval=True) for name, meaning in _RANKING.items()
     )
 
+def _pair(name: str, better: Better, meaning: str, *, points: bool = False, highest: float = 1.0) -> Metric:
+    """A metric of a query model and a gallery model."""
+    lowest, unit = (-1.0, "points") if points else (0.0, "fraction")
+    return Metric(
+        name=name,
+        about=About.PAIR,
+        better=better,
+        lowest=lowest,
+        highest=highest,
+        unit=unit,
+        retrieval=True,
+        meaning=meaning,
+    )
+
+
+def _pairs(name: str, measure: str) -> tuple[Metric, ...]:
+    """Return the metrics of a query model q on a gallery model g, by one measure of a search."""
+    both, better, either = f"{measure} of queries by q on the index of g", Better.HIGHER, Better.EITHER
+    alone = f"{measure} of queries by q on an index by q"
+    return (
+        _pair(f"pair_{name}", better, f"{both}."),
+        _pair(f"pair_query_alone_{name}", either, f"{alone}."),
+        _pair(f"pair_paragon_{name}", either, f"{measure} of queries by g on the index of g."),
+        _pair(f"pair_reversed_{name}", better, f"{measure} of queries by g on an index by q."),
+        _pair(f"pair_gain_{name}", better, f"{both}, minus that on an index by q.", points=True),
+        _pair(
+            f"pair_gain_over_baseline_{name}",
+            better,
+            f"{both}, minus that of `gallery.baseline` on an index of its own.",
+            points=True,
+        ),
+        _pair(f"pair_share_{name}", better, f"{both}, over that of queries by g.", highest=inf),
+        Metric(
+            name=f"pair_gain_ratio_{name}",
+            about=About.PAIR,
+            better=better,
+            lowest=-inf,
+            highest=inf,
+            retrieval=True,
+            meaning=f"What q gains on the index of g, over what g has more than q: by {measure}.",
+        ),
+    )
+
+
+
+PAIRED = ("recall_at_1", "map")
+"""Ends of the names of what is measured of a query model on a gallery."""
 
 _ENTRIES = (
     _version("error_rate", Better.LOWER, "Share of samples that the new version has wrong."),
@@ -213,6 +262,8 @@ _ENTRIES = (
         "The same with new queries in the new gallery.",
         retrieval=True,
     ),
+    *_pairs("recall_at_1", "Recall at 1"),
+    *_pairs("map", "Mean average precision"),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ENTRIES})

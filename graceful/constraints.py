@@ -36,6 +36,9 @@ OWN_METRICS = named(About.VERSION, About.CHAIN)
 COMPARISON_METRICS = named(About.ANCESTOR)
 """What graceful measures against each ancestor."""
 
+PAIR_METRICS = named(About.PAIR)
+"""What graceful measures of a query model on each gallery, and of a gallery model for each of its query models."""
+
 SELF = "self"
 LATEST = "latest"
 ALL = "all"

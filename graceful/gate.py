@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from graceful.catalogue import METRICS, About, Metric, shown
-from graceful.constraints import ALL, LATEST, SELF, Constraint, Direction
+from graceful.constraints import ALL, LATEST, PAIR_METRICS, SELF, Constraint, Direction
 from graceful.errors import DataError, SpecError
 from graceful.proportions import minimum_n, quantile, wilson
 from graceful.report import Comparison, Measurement, Report
@@ -145,7 +145,9 @@ def _questions(report: Report, constraint: Constraint) -> list[_Question]:
     if constraint.against == SELF:
         return [_about_itself(report, constraint)]
     if constraint.against in (ALL, LATEST):
-        nearest_first = sorted(report.comparisons, key=lambda item: item.distance)
+        metric = _metric(report, constraint.metric)
+        of_pairs = metric is not None and metric.about is About.PAIR
+        nearest_first = sorted(report.pairs if of_pairs else report.ancestors, key=lambda item: item.distance)
         chosen = nearest_first[:1] if constraint.against == LATEST else nearest_first
         if not chosen:
             return [_Question(constraint=constraint, against=constraint.against, measurements=None)]
@@ -166,7 +168,7 @@ def _questions(report: Report, constraint: Constraint) -> list[_Question]:
 
 def _about_itself(report: Report, constraint: Constraint) -> _Question:
     metric = _metric(report, constraint.metric)
-    if metric is not None and metric.about is About.CHAIN and not report.comparisons:
+    if metric is not None and metric.about is About.CHAIN and not report.ancestors:
         return _Question(constraint=constraint, against=SELF, measurements=None)
     if constraint.metric not in report.measurements:
         elsewhere = any(constraint.metric in item.measurements for item in report.comparisons)
@@ -195,7 +197,8 @@ def _unknown(constraint: Constraint, known: Mapping[str, Measurement] | set[str]
 def _answer(report: Report, question: _Question, z: float) -> Finding:
     metric = question.constraint.metric
     if question.measurements is None:
-        reason = f"{metric} against {question.against}: no ancestors yet, met without evidence"
+        nobody = "no query model or gallery" if metric in PAIR_METRICS else "no ancestors"
+        reason = f"{metric} against {question.against}: {nobody} yet, met without evidence"
         return _judgement(question, None, met=True, reason=reason)
     measurement = question.measurements.get(metric)
     name = metric + ("" if question.against == SELF else f" against {question.against}")

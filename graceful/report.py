@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from graceful.catalogue import Metric
 from graceful.errors import DataError
@@ -35,6 +35,10 @@ class Measurement:
     reason: str | None = None
 
 
+Relation = Literal["ancestor", "gallery", "query"]
+"""What another version is to the one that is measured."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The new version against one ancestor, on ids both can answer.
@@ -44,12 +48,15 @@ class Comparison:
         model_id: Its identity in the registry.
         distance: 1 for the latest predecessor, 2 for the one before it, ...
         measurements: Metric name -> measurement.
+        relation: `ancestor`; `gallery`: the new version is a query model of its index; `query`: a query model of the
+            new version's index.
     """
 
     against: str
     model_id: str
     distance: int
     measurements: Mapping[str, Measurement]
+    relation: Relation = "ancestor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +87,22 @@ class Report:
         """Render as indented JSON with sorted keys; equal reports give equal bytes."""
         document = asdict(replace(self, metrics={}))
         del document["metrics"]  # reports without metrics of other packages are as they were before there were any
+        for item in document["comparisons"]:
+            if item["relation"] == "ancestor":  # reports without query models are as they were before there were any
+                del item["relation"]
         if self.metrics:
             document["metrics"] = {name: metric.row() for name, metric in self.metrics.items()}
         return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @property
+    def ancestors(self) -> tuple[Comparison, ...]:
+        """The comparisons with ancestors, those with query and gallery models left out."""
+        return tuple(item for item in self.comparisons if item.relation == "ancestor")
+
+    @property
+    def pairs(self) -> tuple[Comparison, ...]:
+        """The comparisons with gallery models, or with query models."""
+        return tuple(item for item in self.comparisons if item.relation != "ancestor")
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "report") -> Self:
@@ -148,6 +168,8 @@ def _require_names(report: Report) -> None:
         if not isinstance(name, str):
             raise ValueError(f"{key} must be a name, got {name!r:.40}")
     for index, item in enumerate(report.comparisons):
+        if item.relation not in get_args(Relation):
+            raise ValueError(f"comparisons.{index}.relation must be one of {get_args(Relation)}, got {item.relation!r}")
         if type(item.distance) is not int:
             raise ValueError(f"comparisons.{index}.distance must be a whole number, got {item.distance!r:.40}")
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from graceful.learners.base import Learner, Role, run
 from graceful.learners.batch import to_device
 from graceful.models.base import CODE_FAULTS, Outputs, answers
 from graceful.tasks.names import Column
+
+if TYPE_CHECKING:
+    from graceful.models.embedding_contract import EmbeddingContract
 
 
 class OldOutputs(NamedTuple):
@@ -82,6 +85,7 @@ class Predecessor:
         model: The family it was trained in; an ancestor of a branch may be of another one than the branch.
         role: Which of its encoders runs where nobody says, see `Learner.encoders`.
         unrunnable: Why its code is not run; nothing of it is loaded then, as if all weights were gone. None: it may be.
+        contract: How its embeddings are made and compared; None: unknown.
     """
 
     name: str
@@ -98,6 +102,7 @@ class Predecessor:
     model: str = ""
     role: Role = "query"
     unrunnable: Unrunnable | None = None
+    contract: EmbeddingContract | None = None
 
     @property
     def unrunnable_reason(self) -> str | None:

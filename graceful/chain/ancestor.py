@@ -18,14 +18,21 @@ class Link:
         model_id: Its identity.
         version: Number in the registry.
         digest: Of its bundle.
-        role: What the run has to do with it; empty in files of before, where the first one is the champion.
+        role: What the run has to do with it; empty in files of before, where the first one is the champion. `gallery`:
+            a gallery model that the new version shall search, the one that it is trained against first; `query`: a
+            query model of the new version's index; `baseline`: a model that was trained alone.
     """
 
     name: str
     model_id: str
     version: int
     digest: str
-    role: Literal["champion", "parent", "ancestor", ""] = ""
+    role: Literal["champion", "parent", "ancestor", "gallery", "query", "baseline", ""] = ""
+
+    @property
+    def is_ancestor(self) -> bool:
+        """Whether the new version descends from it."""
+        return self.role not in ("gallery", "query", "baseline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +60,10 @@ class Ancestor:
 
     @property
     def name(self) -> str:
-        """Name of the version."""
+        """Name of the version in this run."""
         return self.stored.name
+
+    @property
+    def is_ancestor(self) -> bool:
+        """Whether the new version descends from it, as it does from all that are known by their bundles alone."""
+        return self.link is None or self.link.is_ancestor

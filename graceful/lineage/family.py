@@ -26,14 +26,24 @@ class Cost:
         nfr: Negative flip rate in percent; None: not measured.
         budget: Its bound in percent; None: unconstrained.
         verdict: passed, held, unjudged.
+        found: Of an edge to a gallery model, the mAP on its index, in percent; None: an ancestor, or not measured.
+        share: That mAP as a share of the gallery model's own, in percent.
+        searches: Whether it is an edge to a gallery model.
     """
 
     nfr: float | None
     budget: float | None
     verdict: str
+    found: float | None = None
+    share: float | None = None
+    searches: bool = False
 
     def words(self) -> str:
-        """For people: `NFR 0.50% of 2.00%: passed`."""
+        """For people: `NFR 0.50% of 2.00%: passed`, or `searches it, mAP 52.10% (86% of its own): passed`."""
+        if self.searches:
+            found = "not measured" if self.found is None else f"{self.found:.2f}%"
+            share = "" if self.share is None else f" ({self.share:.0f}% of its own)"
+            return f"searches it, mAP {found}{share}: {self.verdict}"
         measured = "NFR not measured" if self.nfr is None else f"NFR {self.nfr:.2f}%"
         budget = "" if self.budget is None else f" of {self.budget:.2f}%"
         return f"{measured}{budget}: {self.verdict}"
@@ -245,6 +255,7 @@ def document(family: Family) -> list[dict[str, object]]:
                     "nfr_pct": cost.nfr,
                     "budget_pct": cost.budget,
                     "verdict": cost.verdict,
+                    **({"map_pct": cost.found, "share_pct": cost.share} if cost.searches else {}),
                 }
                 for key, cost in member.parents.items()
             ],

@@ -17,6 +17,7 @@ from typing import Any
 from graceful.lineage import records, schema
 from graceful.lineage.drawing import family_svg
 from graceful.lineage.family import Cost, Family, Key, Member, ordered
+from graceful.lineage.fleet import named
 from graceful.lineage.registry import Registry, quoted
 from graceful.lineage.render import DESCRIPTION_LIMIT, GAP, escape_markdown, version_link
 
@@ -78,9 +79,8 @@ def shortened(family: Family, most: int) -> Family:
 
 
 def parents(tags: Mapping[str, str]) -> list[Key]:
-    """Return the direct predecessors that a version's tag names."""
-    matches = re.findall(r"(?<=/)([a-z0-9-]{1,63})@([1-9][0-9]{0,8})(?=/)", tags.get(schema.TAG_PARENTS, ""))
-    return [Key(model, int(number)) for model, number in matches]
+    """Return the direct predecessors that a version's tag names, and the gallery models that it searches."""
+    return [*named(tags, schema.TAG_PARENTS)]
 
 
 def markdown(family: Family, run: str, svg: str) -> str:
@@ -212,6 +212,7 @@ def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], ver
     node = nodes.get(model_id)
     metrics = {} if node is None else {metric.key: metric.value for metric in node.metrics or ()}
     tags = {} if node is None else node.tags
+    searched = named(item.tags, schema.TAG_GALLERIES)
     return Member(
         key=key,
         name=_name(item),
@@ -219,7 +220,11 @@ def _member(item: Any, nodes: Mapping[str, Any], aliases: Mapping[str, int], ver
         run_id=str(item.run_id or ""),
         verdict=item.tags.get(schema.TAG_GATE, ""),
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == key.version)),
-        parents={parent: _cost(versions[parent], metrics, tags) for parent in parents(item.tags) if parent in versions},
+        parents={
+            parent: _cost(versions[parent], metrics, tags, searches=parent in searched)
+            for parent in parents(item.tags)
+            if parent in versions
+        },
         first=not parents(item.tags),
         accuracy=metrics.get("accuracy"),
         created=int(item.creation_timestamp),
@@ -230,10 +235,20 @@ def _name(item: Any) -> str:
     return str(item.tags.get(schema.TAG_REFRESH, "")).removeprefix(f"{item.name}-") or f"version {item.version}"
 
 
-def _cost(parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str]) -> Cost:
+def _cost(parent: Any, metrics: Mapping[str, float], tags: Mapping[str, str], *, searches: bool) -> Cost:
     """Return the numbers of one edge, as `tables.headline` wrote them under the parent's name."""
     name = _name(parent)
     node = str(parent.source).removeprefix("models:/")
+    if searches:
+        label = f"{parent.name}-{name}"
+        return Cost(
+            nfr=None,
+            budget=None,
+            verdict=tags.get(schema.parent_tag(node), "unjudged"),
+            found=metrics.get(f"pair_map_pct/{label}"),
+            share=metrics.get(f"pair_share_map_pct/{label}"),
+            searches=True,
+        )
     return Cost(
         nfr=metrics.get(f"nfr_pct/{name}"),
         budget=metrics.get(f"nfr_budget_pct/{name}"),

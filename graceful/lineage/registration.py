@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +85,9 @@ def register(registry: Registry, item: Registration, parents: Sequence[LineageRe
     page = f"{description}\n\nVersion {number}: [{record.model} {record.name}]({link})"
     registry.client.set_tag(record.run_id, "mlflow.note.content", page.strip())
     registry.client.set_terminated(record.run_id, status="FINISHED")
-    for model in dict.fromkeys((record.model, *(parent.model for parent in parents))):
+    searched = [edge.model_id for edge in record.partners("gallery")]
+    galleries = [model for model, _ in registry.listings([], searched).values()] if searched else []
+    for model in dict.fromkeys((record.model, *(parent.model for parent in parents), *galleries)):
         pages.refresh(registry, model)
     return replace(record, version=number)
 
@@ -306,14 +308,30 @@ def _family(registry: Registry, model: str) -> None:
 
 
 def version_tags(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """Return the tags of a version, at most five, because MLflow's table shows all of them in every row."""
+    """Return the tags of a version, at most five, because MLflow's table shows all of them in every row.
+
+    Query models, and gallery models that have some, have one more.
+    """
     parents = [listings[parent.model_id] for parent in record.parents if parent.model_id in listings]
+    galleries, queries = (
+        [listings[edge.model_id] for edge in record.partners(relation) if edge.model_id in listings]
+        for relation in ("gallery", "query")
+    )
     tags = {
         schema.TAG_REFRESH: record.refresh_id,
         schema.TAG_GATE: record.verdict,
-        schema.TAG_PARENTS: "".join(f"/{model}@{number}" for model, number in parents) + "/",
+        schema.TAG_PARENTS: _versions([*parents, *galleries]),
         schema.TAG_DIGEST: record.manifest,
     }
+    if galleries:
+        tags[schema.TAG_GALLERIES] = _versions(galleries)
+    if queries:
+        tags[schema.TAG_QUERIES] = _versions(queries)
     if record.worst is not None:
         tags[schema.TAG_NFR_MAX] = f"{100 * record.worst:.2f}"
     return tags
+
+
+def _versions(keys: Iterable[tuple[str, int]]) -> str:
+    """Return versions as a tag names them, so that they can be searched: `/glyphs@2/glyphs@3/`."""
+    return "".join(f"/{model}@{number}" for model, number in keys) + "/"

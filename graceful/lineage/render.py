@@ -52,7 +52,7 @@ def lineage_table(records: Sequence[LineageRecord]) -> list[dict[str, object]]:
 
 def summary(record: LineageRecord) -> str:
     """Return one plain line: verdict, worst NFR, accuracy."""
-    count = len(record.edges)
+    count = len(record.ancestors)
     against = f"vs {count} predecessor{'s' if count > 1 else ''}"
     if not count:
         worst = "first version"
@@ -62,7 +62,9 @@ def summary(record: LineageRecord) -> str:
         worst = f"worst NFR {percent(record.worst)} {against}"
     error = record.metrics.get("error_rate")
     accuracy = "" if error is None else f", accuracy {1.0 - error:.3f}"
-    return f"{record.verdict.upper()}: {worst}{accuracy}"
+    gallery = next((edge for edge in record.edges if edge.relation == "gallery"), None)
+    searches = "" if gallery is None else f", searches {gallery.name} with {_pair_evidence(gallery)}"
+    return f"{record.verdict.upper()}: {worst}{accuracy}{searches}"
 
 
 def description(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = EMPTY) -> str:
@@ -95,8 +97,20 @@ def edge_rows(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = E
         name = escape_markdown(edge.name)
         if edge.model_id in listings:
             name = f"[{name}]({version_link(*listings[edge.model_id])})"
-        lines.append(f"| {name}{GAP} | {_evidence(edge)}{GAP} | {percent(edge.bound)}{GAP} | {edge.verdict} |")
+        evidence = _evidence(edge)
+        if edge.relation != "ancestor":
+            name += ", its gallery" if edge.relation == "gallery" else ", its query model"
+            evidence = _pair_evidence(edge)
+        lines.append(f"| {name}{GAP} | {evidence}{GAP} | {percent(edge.bound)}{GAP} | {edge.verdict} |")
     return lines
+
+
+def _pair_evidence(edge: Edge) -> str:
+    """Return what a query model finds on an index: its mAP, and how much that is of the gallery model's own."""
+    found, share = edge.metrics.get("pair_map"), edge.metrics.get("pair_share_map")
+    if found is None:
+        return "mAP not measured"
+    return f"mAP {percent(found)}" + ("" if share is None else f", {100 * share:.0f}% of the gallery model's own")
 
 
 def version_link(model: str, number: int) -> str:
@@ -133,11 +147,14 @@ def escape_markdown(text: str) -> str:
 
 
 def _edge(edge: Edge, index: int, *, direct: bool) -> dict[str, object]:
+    text, role = f"NFR {_evidence(edge)}, budget {percent(edge.bound)}", "parent" if direct else f"{edge.distance} back"
+    if edge.relation != "ancestor":
+        text, role = _pair_evidence(edge), {"gallery": "gallery", "query": "query model"}[edge.relation]
     return {
         "y": _TOP + index * _ROW + _ROW // 2,
         "name": _cut(edge.name, 16),
-        "role": "parent" if direct else f"{edge.distance} back",
-        "text": f"NFR {_evidence(edge)}, budget {percent(edge.bound)}: {edge.verdict}",
+        "role": role,
+        "text": f"{text}: {edge.verdict}",
         "colour": _COLOURS[edge.verdict],
         "direct": direct,
     }

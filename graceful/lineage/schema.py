@@ -20,7 +20,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from graceful import section_errors
 from graceful.errors import RegistryError
 from graceful.gate import Verdict
-from graceful.report import Report
+from graceful.report import Relation, Report
 from graceful.spec import NAME, parse
 
 SCHEMA: Literal[1] = 1
@@ -34,6 +34,8 @@ TAG_KIND = "graceful_kind"
 TAG_SPEC = "graceful_spec_digest"
 TAG_GATE = "graceful_gate"
 TAG_PARENTS = "graceful_parents"
+TAG_GALLERIES = "graceful_galleries"
+TAG_QUERIES = "graceful_queries"
 TAG_NFR_MAX = "graceful_nfr_max_pct"
 TAG_DIGEST = "graceful_digest"
 TAG_RECORD = "graceful_lineage_digest"
@@ -89,6 +91,7 @@ class Edge:
         bound: The tightest bound the gate applied to it; None: unconstrained.
         verdict: Whether every constraint against this ancestor was met; `unjudged` where there was none.
         metrics: All measurements against it that have a value; rates are fractions.
+        relation: `ancestor`; `gallery`: the new version searches its index; `query`: it searches the new version's.
     """
 
     __pydantic_config__ = _STRICT
@@ -102,6 +105,7 @@ class Edge:
     bound: float | None
     verdict: Judged
     metrics: dict[str, float] = field(default_factory=dict)
+    relation: Relation = "ancestor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +169,17 @@ class LineageRecord:
         return self
 
     @property
+    def ancestors(self) -> tuple[Edge, ...]:
+        """Edges to ancestors, nearest first."""
+        return tuple(edge for edge in self.edges if edge.relation == "ancestor")
+
+    def partners(self, relation: Relation) -> tuple[Edge, ...]:
+        """Return the edges of a relation that count for the fleet: the nearest gallery, and what was not held."""
+        edges = [edge for edge in self.edges if edge.relation == relation]
+        first = edges[:1] if relation == "gallery" else []
+        return tuple(edge for edge in edges if edge.verdict != "held" or edge in first)
+
+    @property
     def label(self) -> str:
         """Name of the version in messages."""
         return f"{self.model} {self.name} ({self.model_id})"
@@ -177,6 +192,9 @@ class LineageRecord:
     def to_json(self) -> str:
         """Render `lineage.json`: indented, sorted keys; equal records give equal bytes."""
         document = {key: value for key, value in asdict(self).items() if key != "version"}
+        for edge in document["edges"]:
+            if edge["relation"] == "ancestor":  # records without query models are as they were before there were any
+                del edge["relation"]
         return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
@@ -254,6 +272,7 @@ def _edge(report: Report, verdict: Verdict, index: int) -> Edge:
         upper=None if flips is None else flips.upper,
         bound=min(bounds, default=None),
         verdict=judged,
+        relation=comparison.relation,
         metrics={
             name: measurement.value
             for name, measurement in comparison.measurements.items()

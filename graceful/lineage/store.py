@@ -22,6 +22,7 @@ from graceful.files import mark_used
 from graceful.lineage import (
     base_copies,
     events,
+    fleet,
     graph,
     pages,
     promotion,
@@ -32,7 +33,8 @@ from graceful.lineage import (
     tracking,
 )
 from graceful.lineage.events import Event
-from graceful.lineage.family import Family
+from graceful.lineage.family import Family, Key
+from graceful.lineage.fleet import Fleet
 from graceful.lineage.listing import Listed, from_mlflow
 from graceful.lineage.promotion import Change
 from graceful.lineage.registration import Registration
@@ -342,6 +344,16 @@ class Store:
         """Return the newest versions of a model with their relatives, read from tags, which is quick."""
         with self.registry.door(f"read the family of {model}"):
             return pages.read(self.registry, model, most=most)
+
+    def fleet(self, model: str) -> Fleet:
+        """Return the live query models of a gallery family, and the galleries that they search."""
+        with self.registry.door(f"read the query models of {model}"):
+            return fleet.read(self.registry, model)
+
+    def searched(self, key: Key) -> tuple[Key, ...]:
+        """Return the gallery models whose index a version searches; none for versions that are no query models."""
+        with self.registry.door(f"read {key.model} version {key.version}") as client:
+            return fleet.named(client.get_model_version(key.model, str(key.version)).tags, schema.TAG_GALLERIES)
 
     def evidence(self, record: LineageRecord, name: str, into: Path) -> Path:
         """Return one file recorded beside a version, e.g. its predictions, copied to a folder and verified.

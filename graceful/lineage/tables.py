@@ -9,6 +9,9 @@ from typing import Any
 from graceful.lineage.registry import Registry
 from graceful.lineage.schema import LineageRecord, Node
 
+PAIRED = ("pair_recall_at_1", "pair_map", "pair_share_map", "pair_gain_map", "pair_query_alone_map")
+"""Metrics of a query model on a gallery model that charts of MLflow show, in percent."""
+
 
 def write(
     registry: Registry,
@@ -62,6 +65,9 @@ def headline(record: LineageRecord) -> dict[str, float]:
             numbers[f"nfr_pct/{edge.name}"] = 100 * edge.value
         if edge.bound is not None:
             numbers[f"nfr_budget_pct/{edge.name}"] = 100 * edge.bound
+        for name in PAIRED if edge.relation != "ancestor" else ():
+            if name in edge.metrics:
+                numbers[f"{name}_pct/{edge.name}"] = 100 * edge.metrics[name]
     return numbers
 
 

@@ -97,6 +97,12 @@ class Loss(Section):
     """Weights that a search tries, on a log scale; None: it does not vary the weight."""
     compares_outputs: ClassVar[bool] = False
     """Whether the loss compares outputs of both versions. A search point has exactly one such loss."""
+    aligns_embeddings: ClassVar[bool] = False
+    """Whether the loss puts new embeddings where old ones are, so that new queries find old items of a gallery."""
+    query_weight: ClassVar[float | None] = None
+    """Weight in the default losses of a query model; None: it is none of them."""
+    reads_labels: ClassVar[bool] = True
+    """Whether the loss reads the labels of the samples."""
 
     @property
     def reads(self) -> frozenset[Reading]:

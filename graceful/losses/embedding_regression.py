@@ -40,6 +40,9 @@ class EmbeddingRegression(Loss):
     order: ClassVar[int] = 40
     search_name: ClassVar[str] = "regression"
     search_range: ClassVar[tuple[float, float] | None] = (0.5, 10.0)
+    aligns_embeddings: ClassVar[bool] = True
+    query_weight: ClassVar[float | None] = 10.0
+    reads_labels: ClassVar[bool] = False
 
     @property
     def reads(self) -> frozenset[Reading]:

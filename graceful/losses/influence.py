@@ -37,6 +37,8 @@ class Influence(Loss):
 
     order: ClassVar[int] = 30
     search_range: ClassVar[tuple[float, float] | None] = (0.3, 10.0)
+    aligns_embeddings: ClassVar[bool] = True
+    query_weight: ClassVar[float | None] = 1.0
 
     @property
     def reads(self) -> frozenset[Reading]:

@@ -31,7 +31,7 @@ from graceful.chain import Completeness, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
 from graceful.learners import Classifier, KeepsAssets, learner_of, registry, run
 from graceful.learners.batch import to_device
-from graceful.models import assets, bases, recorded_code
+from graceful.models import assets, bases, embedding_contract, recorded_code
 from graceful.models import weights as parts
 from graceful.models.bundle_files import (
     DESCRIPTION,
@@ -43,6 +43,7 @@ from graceful.models.bundle_files import (
     parse_description,
     read_verified,
 )
+from graceful.models.embedding_contract import EmbeddingContract, contract_of
 from graceful.spec import PythonTask, RefreshSpec
 from graceful.spec import Task as TaskSection
 from graceful.tasks.base import Task
@@ -95,6 +96,7 @@ def save(
         "weights_sha256": hashlib.sha256(weight_bytes).hexdigest(),
         "head_sha256": None if head_bytes is None else hashlib.sha256(head_bytes).hexdigest(),
         **({"assets": assets.digests(kept_files)} if kept_files else {}),
+        **({"contract": contract_of(spec.task, size).document()} if spec.gallery else {}),
     }
     storage.write_bytes(folder / WEIGHTS, weight_bytes)
     if head_bytes is None:
@@ -226,7 +228,26 @@ def load(
         training_ids=lambda: _training_ids(task),
         completeness=contents.completeness,
         model=described.model,
+        contract=embedding_contract_of(described, section),
     )
+
+
+def embedding_contract_of(described: Description, section: TaskSection) -> EmbeddingContract:
+    """Return the embedding contract of a version: as it recorded it, else as its description implies it.
+
+    Args:
+        described: What its bundle says.
+        section: Its task, read from the description.
+
+    Raises:
+        DataError: The recorded one is none.
+    """
+    if described.contract is None:
+        return contract_of(section, described.embedding_size)
+    try:
+        return embedding_contract.read(described.contract)
+    except ValueError as e:
+        raise DataError(f"{described.name}: {e}; fetch the version again") from e
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------

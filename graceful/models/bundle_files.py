@@ -42,6 +42,7 @@ class Description(BaseModel):
     assets: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=_SHA256)]] = Field(
         default={}, max_length=MOST
     )
+    contract: dict[str, Any] | None = None
 
     @field_validator("classes")
     @classmethod

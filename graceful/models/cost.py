@@ -38,9 +38,7 @@ def macs(embed: Callable[[Any], Any], batch: Any) -> int:
 
 def parameters(network: nn.Module, *, without: str = "head") -> int:
     """Return the number of weights that embedding needs; the classifier, which queries do not run, is left out."""
-    return sum(
-        value.numel() for name, value in network.named_parameters() if not name.startswith(f"{without}.")
-    )
+    return sum(value.numel() for name, value in network.named_parameters() if not name.startswith(f"{without}."))
 
 
 def latency(call: Callable[[], object], *, calls: int = 200, warm_up: int = 20) -> Latency:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class StoredVersion:
         trusted: Digests of recorded code that may run.
         digest: Of the bundle, from the registry; None: only the weights are checked.
         model_id: Identity in the registry; None: `<model>-<name>`.
+        alias: What a run calls it, where another version may have its name; None: its name.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class StoredVersion:
     trusted: Collection[str] = ()
     digest: str | None = None
     model_id: str | None = None
+    alias: str | None = None
     _known: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -53,8 +55,8 @@ class StoredVersion:
 
     @property
     def name(self) -> str:
-        """Name of the version."""
-        return self.description.name
+        """Name of the version in this run."""
+        return self.alias or self.description.name
 
     def open(self, *, at_least: Completeness = Completeness.NOTHING) -> Predecessor:
         """Return the version, opened by the first call.
@@ -75,6 +77,7 @@ class StoredVersion:
                 trusted=self.trusted,
                 at_least=at_least,
             )
+            version = version if self.alias is None else replace(version, name=self.alias)
             self._known["version"] = version
         return version
 

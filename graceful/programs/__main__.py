@@ -144,7 +144,7 @@ def _refresh(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.constraint_report import FILE as CONSTRAINTS
     from graceful.programs.novelty import skipped
     from graceful.programs.refresh import refresh
-    from graceful.views.chain import Judged, chain_table
+    from graceful.views.chain import Judged, chain_table, pair_table, pairs_of
     from graceful.views.constraints import constraint_table, remarks
 
     skip = skipped(run) if run.spec.if_new_data else None
@@ -158,6 +158,8 @@ def _refresh(run: Run, progress: Talk) -> Outcome:
         champion = "there is no champion yet" if result.champion is None else f"champion is version {result.champion}"
         title = f"{result.run_id}: {result.outcome}, version {result.version}, {champion}"
         console.print(chain_table([Judged.of(report, result.outcome)], title=title))
+        if report.pairs:
+            console.print(pair_table(pairs_of(report, result.outcome), title="query models on galleries"))
         path = run.folder / CONSTRAINTS
         constraints = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"predecessors": []}
         if any(predecessor["budget"] is not None for predecessor in constraints["predecessors"]):
@@ -193,7 +195,7 @@ def _train(run: Run, progress: Talk) -> Outcome:
 
 def _evaluate(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.refresh import evaluate_only
-    from graceful.views.chain import Judged, chain_table
+    from graceful.views.chain import Judged, chain_table, pair_table, pairs_of
 
     report, verdict = evaluate_only(run, progress=progress)
     path = run.folder / "report.json"
@@ -201,6 +203,8 @@ def _evaluate(run: Run, progress: Talk) -> Outcome:
 
     def show(console: Console) -> None:
         console.print(chain_table([Judged.of(report, verdict.outcome)], title=run.spec.run_id))
+        if report.pairs:
+            console.print(pair_table(pairs_of(report, str(verdict.outcome)), title="query models on galleries"))
         console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
     return result, 0, show
@@ -247,7 +251,7 @@ def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
     from graceful.lineage.family import tree
     from graceful.programs.lineage import NEWEST, draw, strangers, versions
-    from graceful.views.chain import chain_table
+    from graceful.views.chain import chain_table, pair_table
 
     model = options.model
     if not model:
@@ -263,6 +267,9 @@ def _lineage(options: argparse.Namespace) -> Outcome:
         for line in tree(family):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print(chain_table([version.judged() for version in listed], title=f"{model}, in {store.display_uri}"))
+        paired = [pair for version in listed for pair in version.pairs()]
+        if paired:
+            console.print(pair_table(paired, title="query models on galleries"))
         if foreign:
             console.print(foreign, markup=False, highlight=False, soft_wrap=True)
         if family.older:

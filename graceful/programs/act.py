@@ -12,6 +12,7 @@ from pathlib import Path
 from graceful.errors import SpecError
 from graceful.lineage import Store
 from graceful.lineage.events import Event
+from graceful.lineage.family import Key
 from graceful.lineage.listing import Listed
 from graceful.lineage.reference import Reference, find
 from graceful.programs import notifications
@@ -58,6 +59,7 @@ class Done:
         champion: Number of the champion now.
         previous: Number that the next rollback goes to.
         event: MLflow run that records it; empty where nothing changed.
+        ended_pairs: Of a retirement, the pairs of query model and gallery model that are live no more.
     """
 
     action: str
@@ -68,12 +70,14 @@ class Done:
     champion: int | None
     previous: int | None
     event: str
+    ended_pairs: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """One line for people."""
         aliases = f"champion is {_number(self.champion)}, previous {_number(self.previous)}"
         what = _PAST[self.action] if self.changed else "nothing to do"
-        return f"{self.model} {self.name or ''} (version {self.version}): {what}; {aliases}"
+        ended = f"; ended pairs: {', '.join(self.ended_pairs)}" if self.ended_pairs else ""
+        return f"{self.model} {self.name or ''} (version {self.version}): {what}; {aliases}{ended}"
 
 
 _KINDS: Mapping[str, str] = {
@@ -105,6 +109,7 @@ def act(action: Action, home: Path) -> Done:
     versions = store.versions(reference.model)
     champion_before = next((item.version for item in versions if "champion" in item.aliases), None)
     target = None if action.action == "rollback" and reference.bare else _target(action, reference, versions)
+    ending = _losing(store, reference.model, target) if action.action == "retire" else ()
     event = _ACTIONS[action.action](store, action, reference.model, target, champion_before)
     versions = store.versions(reference.model)
     aliases = {alias: item.version for item in versions for alias in item.aliases}
@@ -118,9 +123,19 @@ def act(action: Action, home: Path) -> Done:
         champion=aliases.get("champion"),
         previous=aliases.get("previous"),
         event="" if event is None else event.run_id,
+        ended_pairs=ending if event is not None else (),
     )
     notifications.tell_action(notices, store, event, kind=_KINDS[action.action], version=number, champion=done.champion)
     return done
+
+
+def _losing(store: Store, model: str, target: Listed | None) -> tuple[str, ...]:
+    """Return the live pairs of query and gallery models that end with a version, in words."""
+    if target is None or not target.model_id:
+        return ()
+    key = Key(model, target.version)
+    families = dict.fromkeys([model, *(gallery.model for gallery in store.searched(key))])
+    return tuple(pair for family in families for pair in store.fleet(family).losing(key))
 
 
 def _target(action: Action, reference: Reference, versions: list[Listed]) -> Listed:

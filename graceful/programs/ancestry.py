@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 from graceful.chain.ancestor import Ancestor, Link
 from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord, Listed, Store, reference
+from graceful.lineage.family import Key
+from graceful.lineage.fleet import FleetModel
 from graceful.lineage.reference import Reference
 from graceful.lineage.schema import CHAMPION
 from graceful.models import bundle_files
@@ -61,9 +64,46 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
         if record.model_id not in retired
     ]
     _require_distinct(spec, records)
+    links += _fleet_links(store, spec)
     if keep:
         write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
+
+
+def _fleet_links(store: Store, spec: RefreshSpec) -> list[Link]:
+    """Return what the version must work with without descending from it: galleries, query models and the baseline.
+
+    A query model is measured on the gallery that it names, first, and on every other that live query models search; a
+    gallery model with every live query model of its family.
+    """
+    models: list[tuple[FleetModel, Literal["gallery", "query", "baseline"]]] = []
+    if spec.gallery is None:
+        models += [(model, "query") for model in store.fleet(spec.model).queries]
+    else:
+        named = _named(store, spec.gallery.version)
+        others = store.fleet(named.key.model).galleries
+        models += [(model, "gallery") for model in (named, *others) if model is named or model.key != named.key]
+        models += [(_named(store, spec.gallery.baseline), "baseline")] if spec.gallery.baseline else []
+    digests = {model.model_id: store.record(model.model_id).digest for model, _ in models}
+    return [
+        Link(
+            name=model.label,
+            model_id=model.model_id,
+            version=model.key.version,
+            digest=digests[model.model_id],
+            role=role,
+        )
+        for model, role in models
+        if model.key.model != spec.model
+    ]
+
+
+def _named(store: Store, version: str) -> FleetModel:
+    """Return the version that a spec names as gallery or baseline."""
+    listed, model = find(store, version), Reference.parse(version).model
+    if listed.gate == "retired":
+        raise SpecError(f"gallery: {version} is retired, so no index of it is left; name a version that is live")
+    return FleetModel(key=Key(model, listed.version), name=listed.name, model_id=listed.model_id)
 
 
 def fetch(run: Run, links: Sequence[Link]) -> list[Ancestor]:
@@ -96,8 +136,9 @@ def _chain(store: Store, version: str) -> list[LineageRecord]:
 def parents(links: Sequence[Link]) -> tuple[str, ...]:
     """Identities of the direct predecessors, the champion first."""
     roles = ("champion", "parent")
-    direct = sorted((link for link in links if link.role in roles), key=lambda link: roles.index(link.role))
-    return tuple(link.model_id for link in direct or links[:1])
+    ancestors = [link for link in links if link.is_ancestor]
+    direct = sorted((link for link in ancestors if link.role in roles), key=lambda link: roles.index(link.role))
+    return tuple(link.model_id for link in direct or ancestors[:1])
 
 
 def champion(links: Sequence[Link]) -> int | None:

@@ -61,7 +61,7 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
             "untreated_nfr": reference_nfr.get(item.against),
             "compat_slice": context.get("compat_slice", {}).get(item.against),
         }
-        for item in report.comparisons
+        for item in report.ancestors
     ]
     reference = recorded.get("reference_error")
     cost = None if acting is None else acting["constraint_error"] - reference

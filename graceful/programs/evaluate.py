@@ -18,6 +18,7 @@ from graceful.metrics.inputs import MetricInputs, VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.programs.background import background
 from graceful.programs.flipped import Flip, negative_flips
+from graceful.programs.galleries import FleetVersions, compare_pairs, unjudged
 from graceful.programs.kept_outputs import KeptOutputs
 from graceful.programs.model_outputs import Evaluated, run_versions
 from graceful.programs.reference_runs import ReferenceRuns
@@ -55,6 +56,7 @@ def evaluate(
     notes: Sequence[str] = (),
     references: Mapping[str, ReferenceRuns] | None = None,
     kept: KeptOutputs | None = None,
+    fleet: FleetVersions | None = None,
 ) -> Evaluation:
     """Compare a version with all of its ancestors on the test split, and on query and gallery where the task has them.
 
@@ -67,6 +69,7 @@ def evaluate(
         notes: Further caveats for the report.
         references: Version name -> its unconstrained runs; the gate sees nothing of them.
         kept: Where answers of earlier evaluations are; None: every version is run.
+        fleet: The galleries that the new version searches, or the query models that search its own.
 
     Raises:
         DataError: The test split is empty or ids do not join.
@@ -90,13 +93,19 @@ def evaluate(
         )
         for distance, old in enumerate(ancestors, start=1)
     )
+    paired = () if fleet is None else compare_pairs(spec, new_outputs, new, fleet, samples, first=len(ancestors) + 1)
     report = Report(
         model=spec.model,
         version=spec.name,
         data=samples.digests,
         measurements=alone,
-        comparisons=comparisons,
-        notes=(*notes, *_caveats(versions, unrunnable), *_overlaps(versions, samples.test)),
+        comparisons=(*comparisons, *paired),
+        notes=(
+            *notes,
+            *_caveats(versions, unrunnable),
+            *_overlaps(versions, samples.test),
+            *(unjudged(spec, paired) if paired else ()),
+        ),
         metrics=catalogue.others(),
     )
     flipped = [negative_flips(new_outputs.predictions, old.predictions, against=old.name) for old in old_outputs]

@@ -12,7 +12,7 @@ from graceful.lineage.drawing import family_png, family_svg
 from graceful.lineage.family import Family, tree
 from graceful.report import Measurement
 from graceful.storage import write_bytes, write_text
-from graceful.views.chain import COLUMNS, Judged, chain_rows
+from graceful.views.chain import COLUMNS, Judged, JudgedPair, chain_rows
 from graceful.views.rendering import render
 
 NEWEST = 25
@@ -39,10 +39,24 @@ class Version:
                 **_measured(edge.metrics),
                 "negative_flip_rate": Measurement(value=edge.value, lower=edge.lower, upper=edge.upper),
             }
-            for edge in self.record.edges
+            for edge in self.record.ancestors
         }
         outcome = " ".join([self.record.verdict, *(f"({alias})" for alias in self.aliases)])
         return Judged(name=self.record.name, outcome=outcome, alone=_measured(self.record.metrics), against=against)
+
+    def pairs(self) -> list[JudgedPair]:
+        """Return the galleries that it was judged to search, and the query models of its own index."""
+        label = f"{self.record.model}-{self.record.name}"
+        return [
+            JudgedPair(
+                query=label if edge.relation == "gallery" else edge.name,
+                gallery=edge.name if edge.relation == "gallery" else label,
+                measured=_measured(edge.metrics),
+                outcome=edge.verdict,
+            )
+            for edge in self.record.edges
+            if edge.relation != "ancestor"
+        ]
 
     def document(self) -> dict[str, object]:
         """As JSON values."""

@@ -28,7 +28,7 @@ def write(run_dir: Path, evaluation: Evaluation, verdict: Verdict) -> None:
     recorded_predictions.save(run_dir / recorded_predictions.FILE, evaluation.predictions)
     constraints = build(evaluation.report, run_dir, evaluation.background)
     write_json(run_dir / FILE, constraints)
-    nearest = next((item.against for item in evaluation.report.comparisons), None)
+    nearest = next((item.against for item in evaluation.report.ancestors), None)
     latest = [flip for flip in evaluation.flips if flip.against == nearest][:SHOWN]
     page = render_report(
         evaluation.report,

@@ -110,7 +110,7 @@ def _job(recipe: Recipe, index: int) -> tuple[TrainingJob, str]:
     if recipe.start is not None:
         document["start"] = bundle.recorded_digest(recipe.start.folder)
     name = f"reference-{sha256_json(document)[:16]}"
-    shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train}
+    shared = {"model": "reference", "name": name, "compatibility": Compatibility(), "train": train, "gallery": None}
     job = TrainingJob(
         spec=spec.model_copy(update=shared),
         run_dir=shelf / f"{name}.{spec.run_id}",

@@ -21,7 +21,9 @@ from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
 from graceful.programs.finishing import Trained
 from graceful.programs.flipped import excerpts, thumbnails
+from graceful.programs.galleries import FleetVersions, fleet_of
 from graceful.programs.kept_outputs import KeptOutputs
+from graceful.programs.live_pairs import live_pairs
 from graceful.programs.matrix import chosen, matrix
 from graceful.programs.novelty import ingredients
 from graceful.programs.reference_runs import reference_runs_of
@@ -86,7 +88,8 @@ def refresh(run: Run, *, progress: Progress = silent) -> tuple[Refreshed, Report
         tracking = store.begin(spec.recorded(), run_id=spec.run_id)
         with _abandoned(store, tracking, run_dir):
             links = ancestry.read(store, spec, run_dir, begun=_begun(run_dir))
-            progress({"stage": "chain", "ancestors": [link.name for link in links], "registry": store.display_uri})
+            lineal = [link.name for link in links if link.is_ancestor]
+            progress({"stage": "chain", "ancestors": lineal, **fleet_of(links), "registry": store.display_uri})
             require_judgeable(spec, [link.name for link in links])
             ancestors = ancestry.fetch(run, links)
             trained = train(run, ancestors=ancestors, progress=progress)
@@ -142,7 +145,8 @@ def evaluate_only(run: Run, *, progress: Progress = silent) -> tuple[Report, gat
         links = ancestry.read(run.store, run.spec, run.folder)
         ancestors = ancestry.fetch(run, links)
         progress({"stage": "evaluate"})
-        notes = note(run.spec.compatibility.interpolation, links[0].name) if links else ()
+        lineal = [link.name for link in links if link.is_ancestor]
+        notes = note(run.spec.compatibility.interpolation, lineal[0]) if lineal else ()
         evaluation, verdict = measure(run, ancestors, notes=notes)
         pages.write(run.folder, evaluation, verdict)
     return evaluation.report, verdict
@@ -214,7 +218,7 @@ def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silen
     spec = run.spec
     with _own(run):
         links = ancestry.read(run.store, spec, run.folder, begun=_trained(run), keep=False)
-        stored = [ancestor.stored for ancestor in ancestry.fetch(run, links)]
+        stored = [ancestor.stored for ancestor in ancestry.fetch(run, links) if ancestor.is_ancestor]
         stored = [run.version(run.model), *stored] if _trained(run) else stored
         if not stored:
             raise SpecError(f"run {spec.run_id}: no version and no ancestor; run `graceful refresh` first")
@@ -224,18 +228,19 @@ def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silen
         ]
         progress({"stage": "matrix", "versions": len(versions), **({"lost": unrunnable} if unrunnable else {})})
         references = reference_runs_of(run, versions[::-1])
-        kept = KeptOutputs.of(run.home, run.mirror)
-        document = matrix(spec, tasks.build(spec.task), versions, references=references, kept=kept)
+        kept, task = KeptOutputs.of(run.home, run.mirror), tasks.build(spec.task)
+        document = matrix(spec, task, versions, references=references, kept=kept) | live_pairs(run, task)
         pages.write_matrix(run.folder, document, model=spec.model)
     return document
 
 
 def measure(run: Run, ancestors: Sequence[Ancestor], *, notes: Sequence[str] = ()) -> tuple[Evaluation, gate.Verdict]:
     """Evaluate the run's version against its ancestors and judge the report."""
-    spec, chain = run.spec, [ancestor.stored.open() for ancestor in ancestors]
+    spec, chain = run.spec, [ancestor.stored.open() for ancestor in ancestors if ancestor.is_ancestor]
     new = run.version(run.model).whole()
     references, kept = reference_runs_of(run, [new, *chain]), KeptOutputs.of(run.home, run.mirror)
-    evaluation = evaluate(spec, new, chain, notes=notes, references=references, kept=kept)
+    fleet = FleetVersions.of(ancestors)
+    evaluation = evaluate(spec, new, chain, notes=notes, references=references, kept=kept, fleet=fleet)
     constraints = [item.constraint() for item in spec.gate.constraints]
     return evaluation, gate.judge(evaluation.report, constraints, family=spec.gate.family)
 

@@ -89,6 +89,7 @@ class Run:
                 trusted=self.spec.trust.code_digests,
                 digest=link.digest if link else None,
                 model_id=link.model_id if link else None,
+                alias=link.name if link and not link.is_ancestor else None,
             )
         return self.versions[key]
 

@@ -24,6 +24,7 @@ from graceful.programs.contract import (
     require_possible,
 )
 from graceful.programs.finishing import Trained, finish
+from graceful.programs.galleries import require_gallery
 from graceful.programs.inspection import require_answers
 from graceful.programs.outputs import CachedOutputs, Views
 from graceful.programs.readiness import require_ready
@@ -92,9 +93,12 @@ def _prepared(
     """The job, with every cache and reference run that it reads, the plan of its blend, and what a reader of the
     report must know of them."""
     spec = run.spec
-    require_answers([ancestor.stored.open() for ancestor in ancestors], task.samples("test"), split="test")
-    start = require_start(spec, ancestors[0].stored if ancestors else None, task=task)
-    selected = select(ancestors, spec.compatibility.against) if spec.compatibility.sees_predecessors else ()
+    lineal = [ancestor for ancestor in ancestors if ancestor.is_ancestor]
+    gallery = require_gallery(spec, ancestors, task=task)
+    asked = [ancestor.stored.open() for ancestor in (*lineal, *([gallery] if gallery else ()))]
+    require_answers(asked, task.samples("test"), split="test")
+    start = require_start(spec, lineal[0].stored if lineal else None, task=task)
+    selected = _selected(spec, lineal, gallery)
     versions, views = [ancestor.stored.open() for ancestor in selected], Views.of(spec, samples, augments=task.augments)
     require_usable(versions, spec.compatibility, task.classes, clean=views.keyed is None, live=views.live)
     outputs = CachedOutputs(
@@ -155,6 +159,15 @@ def _blended(
     )
     progress(blend.progress_row(blended))
     return blended
+
+
+def _selected(spec: RefreshSpec, lineal: Sequence[Ancestor], gallery: Ancestor | None) -> tuple[Ancestor, ...]:
+    """Return what the losses see: of a query model its gallery model, and ancestors where `against` asks for them."""
+    if not spec.compatibility.sees_predecessors:
+        return ()
+    if gallery is None:
+        return select(lineal, spec.compatibility.against)
+    return select([gallery, *lineal], spec.compatibility.against)
 
 
 def _with_cache(ancestor: Ancestor, outputs: CachedOutputs, task: Task) -> Ancestor:

@@ -29,6 +29,7 @@ from graceful.constraints import (
 from graceful.sections import NAME, VERSION, Count, Section, unreserved
 from graceful.spec.addresses import checked_webhook
 from graceful.spec.compatibility import ROOM, Compatibility
+from graceful.spec.gallery import Gallery, require_trainable, with_losses
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
 from graceful.spec.tune import Tune
@@ -101,7 +102,7 @@ class GateConstraint(Section):
     @property
     def _is_own(self) -> bool:
         """Return whether the metric is about the version itself, or all ancestors together: not about one of them."""
-        return self._row.about is not About.ANCESTOR
+        return self._row.about in (About.VERSION, About.CHAIN)
 
     def constraint(self) -> Constraint:
         """Return the floats-only value that the gate judges."""
@@ -193,12 +194,25 @@ class RefreshSpec(Section):
     parents: tuple[Annotated[str, Field(pattern=VERSION), AfterValidator(unreserved)], ...] = ()
     """Further direct predecessors, besides the champion of `model`: MODEL@ALIAS, MODEL:NUMBER or MODEL:NAME. For a new
     branch, e.g. glyphs-edge from glyphs@champion, and for a merge of branches."""
+    gallery: Annotated[Gallery | None, Field(exclude_if=lambda gallery: gallery is None)] = None
+    """Makes this version a query model of a larger version's index; null: it searches its own."""
     tune: Tune | None = None
     """What `graceful tune` searches; null: its defaults. Changes nothing for a refresh."""
     if_new_data: bool = False
     """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
     home: Annotated[str, AfterValidator(paths.checked)] | None = None
     """Folder of runs, caches and the default registry; None: $GRACEFUL_HOME, else .graceful here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _losses_of_query_models(cls, values: Any) -> Any:
+        return with_losses(values)
+
+    @model_validator(mode="after")
+    def _searches_its_gallery(self) -> RefreshSpec:
+        if self.gallery is not None:
+            require_trainable(self.gallery, self.compatibility, model=self.model)
+        return self
 
     @model_validator(mode="after")
     def _batch(self) -> RefreshSpec:

@@ -1,4 +1,4 @@
-"""Convolutional networks that a spec writes down stage by stage, as architecture search finds them. In every process."""
+"""Convolutional networks that a spec writes down stage by stage, as a search finds them. Runs in every process."""
 
 from __future__ import annotations
 

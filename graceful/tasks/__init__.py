@@ -98,9 +98,31 @@ def transform_digest(section: spec.Task) -> str:
     Raises:
         SpecError: A Python task's file cannot be read.
     """
+    from graceful.storage import sha256_json
+
+    return sha256_json(_transform_parts(section))
+
+
+_AUGMENTATION = ("shift", "flip", "augment")
+_SIZE = {"glyphs": 28, "digits": 8}
+"""Pixels a side of images that come in one size."""
+
+
+def preprocessing(section: spec.Task) -> tuple[dict[str, Any], int | None]:
+    """Return what determines the clean inputs of a task but for their size, and the side of its images in pixels.
+
+    None where there are no images, or the size is the checkpoint's. Of a Python task only that it is one: its file also
+    holds the network, which query and gallery models do not share.
+    """
+    parts = {"kind": section.kind} if section.kind == "python" else _transform_parts(section)
+    left_out = (*_AUGMENTATION, "size", "source")
+    clean = {key: value for key, value in parts.items() if key not in left_out}
+    return clean, _SIZE.get(section.kind, getattr(section, "size", None))
+
+
+def _transform_parts(section: spec.Task) -> dict[str, Any]:
     from graceful import spec
     from graceful.spec.networks import Pretrained
-    from graceful.storage import sha256_json
 
     parts: dict[str, Any] = {"kind": section.kind, "version": _TRANSFORM_VERSION}
     values = section.model_dump(mode="json")
@@ -123,4 +145,4 @@ def transform_digest(section: spec.Task) -> str:
         from graceful.learners import registry
 
         parts["learner"] = {**section.learner.model_dump(mode="json"), **registry.identity(section.learner.kind)}
-    return sha256_json(parts)
+    return parts

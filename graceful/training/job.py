@@ -90,6 +90,12 @@ class TrainingJob:
         return self.spec.train.epochs if blend is None else round(self.spec.train.epochs * blend.length)
 
     @property
+    def task_weight(self) -> float:
+        """Factor of the task's own loss: 0 for a query model that learns from its gallery model alone."""
+        gallery = self.spec.gallery if self.constrained else None
+        return 1.0 if gallery is None or gallery.labels else 0.0
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """Folders that workers read, sealed ones all."""
         chain = self.predecessors
@@ -124,6 +130,8 @@ class TrainingJob:
         document["compatibility"] = self.compatibility.model_dump(mode="json", exclude=ROOM)
         document["predecessors"] = [bundle.recorded_digest(ancestor.stored.folder) for ancestor in self.predecessors]
         document["references"] = [folder.name for folder in self.references]
+        if self.task_weight != 1.0:
+            document["task_weight"] = self.task_weight
         if self.start is not None:
             document["start"] = bundle.recorded_digest(self.start.folder)
         if self.base is not None:

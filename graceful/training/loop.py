@@ -96,6 +96,7 @@ class Loop:
             context.device,
             groups=self.materials.groups,
             task_loss=self.materials.learner.task_loss,
+            task_weight=job.task_weight,
         )
         self.budgets = budget_multipliers_of(job, task)
         fixed = strengths(job.compatibility.weighting, [version.name for version in self.materials.versions])

@@ -101,6 +101,7 @@ class Objective:
         groups: Which terms are merged, see `merging.plan`; their strengths are in the merged weights.
         strengths: Factor of each version's own terms, by name; None: equal, adding up to 1.
         task_loss: Outputs, batch and labels -> the task's own loss [B]: a learner's; None: cross-entropy.
+        task_weight: Factor of the task's loss; 0: labels are not learned.
 
     Raises:
         ValueError: A version lacks what a loss needs.
@@ -117,13 +118,14 @@ class Objective:
         groups: Sequence[Group] = (),
         strengths: Mapping[str, float] | None = None,
         task_loss: TaskLoss | None = None,
+        task_weight: float = 1.0,
     ) -> None:
         self._compatibility = compatibility
         self._device = torch.device(device)
         self._versions = tuple(self._known(version, classes) for version in versions)
         self._sum_over_workers = sum_over_workers or _sum_over_workers
         self._groups = tuple((group, group.some_columns(len(classes), self._device)) for group in groups)
-        self._task_loss = task_loss or cross_entropy
+        self._task_loss, self._task_weight = task_loss or cross_entropy, task_weight
         count = len(self._versions)
         equal = {version.name: 1.0 / count for version in versions}
         self.strengths = equal if strengths is None else dict(strengths)
@@ -146,9 +148,9 @@ class Objective:
         """Factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
         reference, blend = self._compatibility.reference, self._compatibility.blend
         extra = {} if reference is None else {"reference": reference.weight}
-        task = 1.0
+        task = self._task_weight
         if blend is not None:
-            task = blend.scale / (1.0 + blend.weight)
+            task *= blend.scale / (1.0 + blend.weight)
             extra = {"blend": task * blend.weight}
         names = [known.version.name for known in self._versions]
         own = {term.key: term.loss.weight * self.strengths[names[term.index]] for term in self._terms}

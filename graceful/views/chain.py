@@ -32,8 +32,61 @@ class Judged:
     @classmethod
     def of(cls, report: Report, outcome: str) -> Self:
         """From a report."""
-        against = {comparison.against: comparison.measurements for comparison in report.comparisons}
+        against = {comparison.against: comparison.measurements for comparison in report.ancestors}
         return cls(name=report.version, outcome=outcome, alone=report.measurements, against=against)
+
+
+PAIRED = {
+    "mAP": "pair_map",
+    "query alone": "pair_query_alone_map",
+    "gallery alone": "pair_paragon_map",
+    "gallery queries": "pair_reversed_map",
+    "gain [95 %]": "pair_gain_map",
+    "of gallery alone [95 %]": "pair_share_map",
+    "R@1": "pair_recall_at_1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedPair:
+    """A query model on the index of a gallery model.
+
+    Attributes:
+        query: Name of the query model.
+        gallery: Name of the gallery model.
+        measured: The metrics of the pair.
+        outcome: passed, held or unjudged.
+    """
+
+    query: str
+    gallery: str
+    measured: Mapping[str, Measurement]
+    outcome: str
+
+
+def pairs_of(report: Report, outcome: str) -> list[JudgedPair]:
+    """Return the pairs of a report."""
+    return [
+        JudgedPair(
+            query=report.version if item.relation == "gallery" else item.against,
+            gallery=item.against if item.relation == "gallery" else report.version,
+            measured=item.measurements,
+            outcome=outcome,
+        )
+        for item in report.pairs
+    ]
+
+
+def pair_table(pairs: Sequence[JudgedPair], *, title: str) -> Table:
+    """Return a table for the terminal: mAP of query model q on gallery model g beside what each finds alone."""
+    table = Table(title=title, title_justify="left", caption="mAP and R@1 in percent", caption_justify="left")
+    for column in ("query", "gallery", *PAIRED, "verdict"):
+        table.add_column(column, justify="left" if column in ("query", "gallery", "verdict") else "right")
+    for pair in pairs:
+        cells = [percent(pair.measured.get(key), interval="[" in column) for column, key in PAIRED.items()]
+        colour = COLOURS.get(pair.outcome, "white")
+        table.add_row(pair.query, pair.gallery, *cells, f"[{colour}]{pair.outcome}[/{colour}]")
+    return table
 
 
 ALONE = {"error": "error_rate", "self-test R@1": "self_test_recall_at_1"}

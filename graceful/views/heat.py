@@ -7,7 +7,7 @@ whichever contrasts more. Whether a pair is compatible is a sign in the cell, no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -48,11 +48,13 @@ class Heat:
         title: Its caption.
         names: Of rows and columns.
         rows: Cells; None: a pair that means nothing.
+        columns: Names of the columns, where they are not those of the rows.
     """
 
     title: str
     names: Sequence[str]
     rows: list[list[Cell | None]]
+    columns: Sequence[str] = ()
 
 
 def heat(
@@ -123,7 +125,22 @@ def matrices(document: Mapping[str, Any]) -> dict[str, Any]:
         "flips": heat(TITLES["negative_flip_rate"], names, document["negative_flip_rate"], triangle=True),
         "lost": document.get("lost", {}),
         "left_out": document.get("left_out"),
+        "fleet": _fleet(document["live_pairs"]) if "live_pairs" in document else [],
     }
+
+
+def _fleet(pairs: Mapping[str, Any]) -> list[Heat]:
+    """Return the heat maps of query models (rows) on gallery models (columns); pairs that are not live are empty."""
+    signs = {
+        (row, column): "" if live else "not live"
+        for row, lives in enumerate(pairs["live"])
+        for column, live in enumerate(lives)
+    }
+    columns = tuple(pairs["galleries"])
+    return [
+        replace(heat(TITLES[metric], pairs["queries"], pairs[metric], signs=signs), columns=columns)
+        for metric in ("recall_at_1", "map")
+    ]
 
 
 def _lengths(document: Mapping[str, Any]) -> str:
@@ -198,9 +215,26 @@ def matrix_tables(document: Mapping[str, Any]) -> list[Table]:
         for name, row in zip(document["versions"], document[metric], strict=True):
             table.add_row(name, *("-" if cell is None else f"{100 * cell:.2f}" for cell in row))
         tables.append(table)
+    if "live_pairs" in document:
+        tables.append(_fleet_table(document["live_pairs"]))
     if "summary_recall_at_1" in document:
         summary = Table(title="R@1 in a few numbers", title_justify="left", show_header=False)
         for row in summary_rows(document, "recall_at_1"):
             summary.add_row(*row)
         tables.append(summary)
     return tables
+
+
+def _fleet_table(pairs: Mapping[str, Any]) -> Table:
+    table = Table(
+        title="mAP, query model (row) on gallery model (column)",
+        title_justify="left",
+        caption="percent; -: not measured; (): the pair is not live",
+        caption_justify="left",
+    )
+    for column in ("", *pairs["galleries"]):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row, lives in zip(pairs["queries"], pairs["map"], pairs["live"], strict=True):
+        cells = ["-" if cell is None else f"{100 * cell:.2f}" for cell in row]
+        table.add_row(name, *(cell if live else f"({cell})" for cell, live in zip(cells, lives, strict=True)))
+    return table

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from graceful.programs.flipped import Flip
 
 BAR_LEFT, BAR_WIDTH, ROW_HEIGHT = 150, 560, 34
+PAIRED = ("pair_map", "pair_query_alone_map", "pair_paragon_map", "pair_reversed_map", "pair_gain_map",
+          "pair_share_map", "pair_recall_at_1")  # fmt: skip
 HEADLINE = ("negative_flip_rate", "positive_flip_rate", "relative_nfr", "cross_test_recall_at_1", "cross_test_map")
 
 
@@ -71,11 +73,12 @@ def render_report(
         bar_left=BAR_LEFT,
         bar_right=BAR_LEFT + BAR_WIDTH,
         row_height=ROW_HEIGHT,
-        constraints=constraint_report.sections(constraints) if constraints and report.comparisons else None,
+        constraints=constraint_report.sections(constraints) if constraints and report.ancestors else None,
         flips=flips,
         pictures=pictures or {},
         texts=texts or {},
         headline=HEADLINE,
+        paired=PAIRED,
         measurements=_measurement_rows(report),
     )
 
@@ -86,7 +89,7 @@ def _bars(report: Report, verdict: Verdict) -> list[Bar]:
         for finding in verdict.findings
         if finding.constraint.metric == "negative_flip_rate"
     }
-    rates = {item.against: item.measurements["negative_flip_rate"] for item in report.comparisons}
+    rates = {item.against: item.measurements["negative_flip_rate"] for item in report.ancestors}
     highest = max([rate.upper or 0.0 for rate in rates.values()] + list(bounds.values()) + [0.001]) * 1.15
     return [
         _bar(name, rate, bounds.get(name), top=index * ROW_HEIGHT + 6, highest=highest)

@@ -12,6 +12,7 @@ import pytest
 from graceful import spec as specs
 from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord
+from graceful.lineage.fleet import Fleet
 from graceful.lineage.listing import Listed
 from graceful.programs import ancestry
 from graceful.programs import refresh as program
@@ -42,6 +43,9 @@ class Registry:
             )
             for index, one in enumerate(self.chain(model))
         ]  # fmt: skip
+
+    def fleet(self, model: str) -> Fleet:
+        return Fleet(model=model)
 
     def retired(self, model: str) -> frozenset[str]:
         return frozenset(one.model_id for one in self.chain(model) if one.model_id in self.gone)

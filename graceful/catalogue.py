@@ -153,6 +153,7 @@ def _rankings(prefix: str, better: Better, sides: str) -> tuple[Metric, ...]:
         add(f"{prefix}_{name}", better, f"{sides}: {meaning}.", retrieval=True) for name, meaning in _RANKING.items()
     )
 
+
 def _pair(name: str, better: Better, meaning: str, *, points: bool = False, highest: float = 1.0) -> Metric:
     """A metric of a query model and a gallery model."""
     lowest, unit = (-1.0, "points") if points else (0.0, "fraction")
@@ -195,7 +196,6 @@ def _pairs(name: str, measure: str) -> tuple[Metric, ...]:
             meaning=f"What q gains on the index of g, over what g has more than q: by {measure}.",
         ),
     )
-
 
 
 PAIRED = ("recall_at_1", "map")

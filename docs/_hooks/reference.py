@@ -184,6 +184,7 @@ def metrics() -> str:
         About.VERSION: "Of a version",
         About.CHAIN: "Of a version against all its ancestors together",
         About.ANCESTOR: "Of a version against each ancestor",
+        About.PAIR: "Of a query model on each gallery model",
     }
     parts = [
         "# Metrics",

@@ -59,7 +59,7 @@ def require_trainable(gallery: Gallery, compatibility: Compatibility, *, model: 
                 f" write model: {model}-edge"
             )
     if compatibility.blend is not None:
-        raise ValueError("compatibility.blend distils outputs of ancestors, and a query model has none; leave blend out")
+        raise ValueError("compatibility.blend distils outputs of ancestors, not of a gallery model; leave it out")
     names = [loss.kind for loss in compatibility.losses]
     if not any(loss.aligns_embeddings for loss in compatibility.losses):
         raise ValueError(

@@ -45,6 +45,8 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
         others = ("influence", "embedding_regression", "reweighting")
         alone = {"reference": None, "losses": [loss for loss in document["losses"] if loss["kind"] in others]}
         document |= alone if choice == CHOICES[-1] else {"blend": None}
+    if document.get("gallery") and document["compatibility"]["blend"]:
+        document["gallery"] = None  # a blend is of ancestors
     for columns in {"columns", "members"} & document.keys():  # what is embedded must suit the network
         kind = document["network"]["kind"]
         inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})

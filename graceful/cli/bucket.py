@@ -79,6 +79,19 @@ def ship(path: Path, storage_uri: str) -> Bundle:
     return Bundle(size=facts["bytes"], uri=facts["uri"], uploaded=bool(facts["uploaded"]))
 
 
+def attempt_log(uri: str, run: str, number: int) -> str:
+    """Return the copy of the log of one start of a run, below s3://bucket/prefix.
+
+    Raises:
+        SpecError: There is none of that number.
+        InfrastructureError: The bucket cannot be reached or refused.
+    """
+    process = _run("log_archive", uri, run, str(number))
+    if process.returncode != 0:
+        raise (SpecError if process.returncode == EXIT_USAGE else InfrastructureError)(_last(process))
+    return process.stdout
+
+
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program without a time limit: programs give up by themselves on a server that does not answer."""
     command = startup.python(f"graceful.programs.{program}", *arguments)

@@ -84,16 +84,23 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **location_
 @options(*LOCATION)
 @click.option("-f", "--follow", is_flag=True, help="Until the run is over, across lost connections.")
 @click.option("--since", metavar="DURATION", help="Only what is newer, e.g. 15m.")
-def logs(run: str, follow: bool, since: str | None, **location_options: str | None) -> int:
+@click.option(
+    "--attempt", type=click.IntRange(min=1), metavar="N", help="Of the Nth start of RUN, from its copy in the bucket."
+)
+def logs(run: str, follow: bool, since: str | None, attempt: int | None, **location_options: str | None) -> int:
     """Print the log of RUN, each line once. Ctrl-C detaches and says how to come back.
+
+    A retry deletes the pods of the attempt before. Where the profile has a bucket, programs keep copies there of what
+    they print, one for each time they were started.
 
     \b
     Example:
       graceful logs -f glyphs-v2 --on kind
+      graceful logs glyphs-v2 --attempt 1 --on kind
     """
     from graceful.cli import following, locations
 
-    return following.logs(run, locations.RunLocation(**location_options), follow=follow, since=since)
+    return following.logs(run, locations.RunLocation(**location_options), follow=follow, since=since, attempt=attempt)
 
 
 @click.command(short_help="Stop a submitted run; it can resume.")

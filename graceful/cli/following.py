@@ -19,7 +19,7 @@ from graceful.cli import output as out
 from graceful.cli.locations import RunLocation
 from graceful.errors import EXIT_INTERRUPTED, SpecError
 from graceful.launch import follow
-from graceful.launch.backend import Phase, Renews, Status
+from graceful.launch.backend import Handle, Phase, Renews, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
@@ -52,18 +52,44 @@ def status(run: str, location: RunLocation, *, wait: bool, timeout: float | None
     return (last_status.exit_code or 0) if wait else 0
 
 
-def logs(run: str, location: RunLocation, *, follow: bool, since: str | None) -> int:
-    """Print the log of a run, each line once."""
+def logs(run: str, location: RunLocation, *, follow: bool, since: str | None, attempt: int | None = None) -> int:
+    """Print the log of a run, each line once; or the copy in the bucket of what one start of it printed.
+
+    Raises:
+        SpecError: No such attempt, or no bucket that has it.
+    """
+    if attempt is not None:
+        return _attempt_log(run, location, attempt, plain=not follow and since is None)
     start = None if since is None else datetime.now(UTC) - duration(since)
     handle = location.handle(run)
+    lines = 0
     try:
         for line in location.runs.logs(handle, follow=follow, since=start):
             out.line(line)
+            lines += 1
     except KeyboardInterrupt:
         return _detached(run, location)
     except NotFoundError:
         status = location.runs.status(handle)  # raises if there is no such run
         out.talk(f"{status.run_id} is {status.phase}: its pods and their log are gone")
+        lines = 0
+    if not lines and not follow and since is None and location.storage is not None:
+        out.talk(f"copies of the logs of its attempts: `graceful logs {run} --attempt 1{location.options()}`")
+    return 0
+
+
+def _attempt_log(run: str, location: RunLocation, attempt: int, *, plain: bool) -> int:
+    from graceful.cli import bucket
+
+    if not plain:
+        raise SpecError("--attempt: prints a copy whole; leave --follow and --since out")
+    if location.storage is None:
+        raise SpecError(
+            "--attempt: copies of logs lie in the bucket of a profile; name one with --on that has a bucket"
+        )
+    name = Handle.parse(run).name if "://" in run else run
+    for line in bucket.attempt_log(location.storage, name, attempt).splitlines():
+        out.line(line)
     return 0
 
 

@@ -33,7 +33,7 @@ from graceful.errors import (
     SpecError,
 )
 from graceful.launch import outcome
-from graceful.programs import default_home
+from graceful.programs import default_home, log_archive
 from graceful.programs.present import Talk
 from graceful.programs.run import Run
 
@@ -41,7 +41,20 @@ from graceful.programs.run import Run
 def main(arguments: list[str] | None = None) -> int:
     """Run one program and return its exit code; errors of ours are one line on stderr."""
     startup.write_anything()
-    ended = _main(arguments)
+    if RUN_SPEC_VARIABLE not in os.environ:
+        return _ended(_main(arguments))
+    with log_archive.kept() as archive:
+        return _ended(_main(arguments, archive))
+
+
+def _job_name(resolved: spec.RefreshSpec, program: str) -> str:
+    """Return the run id under which a program was submitted: a search is a run beside that of its version."""
+    trials = (resolved.tune or spec.Tune()).trials
+    return f"{resolved.run_id}-{program}-{trials}" if program == "tune" else resolved.run_id
+
+
+def _ended(ended: outcome.Outcome) -> int:
+    """Tell others how the program ended, and return its exit code."""
     if OUTCOME_VARIABLE in os.environ:
         with contextlib.suppress(OSError):  # a full disk loses the reason, not the exit code
             Path(os.environ[OUTCOME_VARIABLE]).write_text(ended.line() + "\n", encoding="utf-8")
@@ -66,7 +79,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _main(arguments: list[str] | None) -> outcome.Outcome:
+def _main(arguments: list[str] | None, archive: log_archive.Archive | None = None) -> outcome.Outcome:
     options = _options(arguments)
     talk = Console(stderr=True)
     lines = logging.StreamHandler()
@@ -81,6 +94,8 @@ def _main(arguments: list[str] | None) -> outcome.Outcome:
         run = None
         if options.program not in ("lineage", "diff", "act"):
             run = Run.of(spec.parse(_document(), where="the resolved spec"))
+            if archive is not None:
+                archive.begin(run, name=_job_name(run.spec, options.program))
         os.environ.update(homes.variables(run.home if run else default_home()))
         if options.program == "lineage":
             result, code, show = _lineage(options)

@@ -89,8 +89,13 @@ def removed(pods: Sequence[Document]) -> str:
 
 
 def queued(workload: Document | None, queue: str) -> str:
-    """Return what Kueue says about a waiting job: preempted, over quota, or merely waiting."""
-    conditions = ((workload or {}).get("status") or {}).get("conditions")
+    """Return what Kueue says about a waiting job: preempted, over quota, or merely waiting; and its place if known."""
+    place = str((workload or {}).get("waiting") or "")
+    reason = _why_queued(((workload or {}).get("status") or {}).get("conditions"))
+    return "; ".join(filter(None, (reason, place))) or f"waiting in queue {queue}"
+
+
+def _why_queued(conditions: Sequence[Mapping[str, Any]] | None) -> str:
     for kind in ("Preempted", "Evicted"):
         for condition in _true(conditions, kind):
             verb = "preempted" if "Preempt" in kind + condition.get("reason", "") else "evicted from the queue"
@@ -98,7 +103,7 @@ def queued(workload: Document | None, queue: str) -> str:
     for condition in conditions or ():
         if condition["type"] == "QuotaReserved" and condition["status"] == "False" and condition.get("message"):
             return f"over quota: {_one_line(condition['message'])}"
-    return f"waiting in queue {queue}"
+    return ""
 
 
 def evictions(workload: Document | None) -> int:
@@ -151,7 +156,9 @@ def _image(pod: Document) -> str:
         waiting_state = (state.get("state") or {}).get("waiting") or {}
         if waiting_state.get("reason") in IMAGE_REASONS:
             image = state.get("image") or "the image"
-            return f"image pull: {role(pod)} cannot get {image} ({waiting_state['reason']}); check name and credentials"
+            never = waiting_state["reason"] == "ErrImageNeverPull"
+            remedy = "the node has no such image and pull_policy is Never" if never else "check name and credentials"
+            return f"image pull: {role(pod)} cannot get {image} ({waiting_state['reason']}); {remedy}"
     return ""
 
 

@@ -18,6 +18,7 @@ SPOT = f"{PREFIX}spot"
 """Label of pods whose machines may vanish at short notice."""
 MANAGED_BY = ("app.kubernetes.io/managed-by", "graceful")
 QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 SELECTOR = "=".join(MANAGED_BY)
 """Selects everything of ours."""
 

@@ -13,6 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from graceful.programs import ray_gauges
+
 LINE_EVERY = 5.0
 """Seconds between progress lines where stderr is no terminal."""
 
@@ -66,6 +68,7 @@ class Talk:
 
     def __call__(self, row: Mapping[str, object]) -> None:
         """Take one row of progress: a stage that begins, or a step of one."""
+        ray_gauges.progress(row)
         if self.quiet:
             return
         if "step" not in row:

@@ -15,7 +15,7 @@ from graceful.errors import DataError, RegistryError, SpecError, StorageError, T
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.lineage.flips_table import MOST as LISTED
 from graceful.models import bundle_files
-from graceful.programs import ancestry, exclusive, notifications, pages, recorded_predictions
+from graceful.programs import ancestry, exclusive, notifications, pages, ray_gauges, recorded_predictions
 from graceful.programs.constraint_checks import require_judgeable
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
@@ -95,6 +95,7 @@ def refresh(run: Run, *, progress: Progress = silent) -> tuple[Refreshed, Report
             trained = train(run, ancestors=ancestors, progress=progress)
         progress({"stage": "evaluate"})
         evaluation, verdict = measure(run, ancestors, notes=trained.notes)
+        ray_gauges.judged(evaluation.report, passed=verdict.outcome == gate.Outcome.PASSED)
         pages.write(run_dir, evaluation, verdict)
         mirror.save(run_dir, exclude=NOT_MIRRORED)
         progress({"stage": "register"})

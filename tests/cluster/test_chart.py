@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.profile import parse
+from graceful.programs import ray_gauges
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Cluster
@@ -192,6 +194,9 @@ def test_the_dashboard_asks_for_what_is_there(bed: Bed) -> None:
     board = json.loads(config["data"]["graceful.json"])
     asked = {target["expr"] for panel in board["panels"] for target in panel.get("targets", ())}
     assert len(asked) == 11
+    ours = {name for text in asked for name in re.findall(r"ray_(graceful_\w+)", text)}
+    assert ours <= set(ray_gauges.NAMES)
+    assert len(ours) == 4
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
@@ -289,6 +294,8 @@ def test_accounts_may_do_what_they_need_and_nothing_else(bed: Bed, installed: st
         ("submitter", "get", "", "pods/log"): True,
         ("submitter", "list", "", "events"): True,
         ("submitter", "list", "kueue.x-k8s.io", "workloads"): True,
+        ("submitter", "create", "", "events"): True,
+        ("ray", "create", "", "events"): False,
         ("submitter", "delete", "batch", "jobs"): True,
         ("submitter", "get", "", "secrets"): False,
         ("submitter", "get", "", f"secrets/{PREFIX}-profiles"): True,

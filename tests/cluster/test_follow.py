@@ -166,6 +166,22 @@ def test_a_finished_run_that_goes_with_its_namespace_stays_what_it_was(kube: Kub
     assert ended.cause == "deleted after its program had ended"
 
 
+def test_followers_tell_a_verdict_as_one_event_of_the_job(kube: Kube) -> None:
+    create(kube, "job")
+    followings = [follow(Observer(kube=kube, name="job")) for _ in range(2)]
+    for following in followings:
+        next(following)
+    said = "Job entrypoint command failed with exit code 3, last available logs:\ngraceful: held: too many flips\n"
+    write_status(
+        kube, "job", {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed", "message": said}
+    )
+    for following in followings:
+        assert list(following)[-1].exit_code == 3
+    (event,) = kube.list("Event", fields="reason=GateHeld").items
+    assert (event["type"], event["involvedObject"]["name"]) == ("Warning", "job")
+    assert event["message"] == "job is registered and not promoted: held: too many flips"
+
+
 @pytest.mark.parametrize("deleted", [True, False])
 def test_a_role_that_is_taken_away_is_told_apart_from_a_namespace_that_is_deleted(
     cluster: Cluster, kube: Kube, *, deleted: bool

@@ -190,6 +190,16 @@ def test_over_quota_in_a_queue_shows_what_is_missing() -> None:
     found = status.read(queued, Evidence(workload={"status": {"conditions": [condition]}}))
     assert (found.phase, found.cause) == (Phase.QUEUED, "over quota: insufficient unused quota for cpu")
     assert status.read(queued).cause == "waiting in queue q"
+    placed = {"status": {"conditions": [condition]}, "waiting": "3 of 5 in queue q"}
+    assert status.read(queued, Evidence(workload=placed)).cause == f"{found.cause}; 3 of 5 in queue q"
+
+
+def test_an_image_that_is_never_pulled_is_told_as_missing_on_the_node() -> None:
+    waits = {"image": "x:1", "state": {"waiting": {"reason": "ErrImageNeverPull"}}}
+    found = status.read(
+        job("Initializing", rayClusterName="c"), Evidence(pods=(pod("head", containerStatuses=[waits]),))
+    )
+    assert found.cause.endswith("(ErrImageNeverPull); the node has no such image and pull_policy is Never")
 
 
 def test_a_refusal_by_pod_security_is_told() -> None:

@@ -229,6 +229,11 @@ class Kube:
         }
         return bool(self.create(review).get("status", {}).get("allowed"))
 
+    def waiting_workloads(self, queue: str) -> tuple[Document, ...]:
+        """Return what waits in a LocalQueue, first comes first, as Kueue's visibility API tells it."""
+        answer = self._call("GET", "get", "QueueVisibility", queue, part="pendingworkloads")
+        return tuple(answer.get("items") or ())
+
     def serves(self, group: str) -> bool:
         """Return whether the server has an API group, such as `kueue.x-k8s.io`."""
         request = Request(verb="get", resource=f"apis/{group}", identity=self.access.identity)

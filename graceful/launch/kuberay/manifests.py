@@ -103,7 +103,8 @@ def entrypoint(command: tuple[str, ...]) -> str:
 
 def _queue(job: JobSpec, profile: KubeRay) -> dict[str, str]:
     queue = job.queue or profile.queue
-    return {names.QUEUE: queue} if queue else {}
+    priority = {names.QUEUE_PRIORITY: profile.queue_priority} if profile.queue_priority else {}
+    return {names.QUEUE: queue, **priority} if queue else {}
 
 
 def _annotations(job: JobSpec, profile: KubeRay) -> dict[str, str]:

@@ -16,7 +16,7 @@ from graceful.launch import names
 from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.causes import role
 from graceful.launch.evidence import Evidence
-from graceful.launch.kuberay import wait
+from graceful.launch.kuberay import verdict_events, wait
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.logs import log_container
 from graceful.launch.kuberay.status import DELETING, read, run_id
@@ -113,7 +113,16 @@ class Observer:
             return None
         uid = job["metadata"]["uid"]
         workloads = self.kube.list("Workload", selector=f"kueue.x-k8s.io/job-uid={uid}").items
-        return workloads[0] if workloads else None
+        return {**workloads[0], "waiting": self._place(job, workloads[0])} if workloads else None
+
+    def _place(self, job: Document, workload: Document) -> str:
+        """Return the place of a workload among those that wait in its queue; empty if Kueue does not say."""
+        queue = job["metadata"]["labels"][names.QUEUE]
+        with contextlib.suppress(ApiError):
+            waiting = [item["metadata"]["name"] for item in self.kube.waiting_workloads(queue)]
+            if workload["metadata"]["name"] in waiting:
+                return f"{waiting.index(workload['metadata']['name']) + 1} of {len(waiting)} in queue {queue}"
+        return ""
 
     def _late_outcome(self) -> Outcome | None:
         """Return the outcome from another read of a log whose end was missing: connections are cut without an error."""
@@ -171,6 +180,8 @@ def follow(
                 status = _without_rights(latest, e)
             if status != latest:
                 latest = status
+                if latest.phase.terminal:
+                    verdict_events.tell(observer.kube, observer.job, latest)
                 yield latest
 
 

@@ -75,6 +75,7 @@ def objects(profile: KubeRay) -> list[tuple[str, str, str]]:
         *([("ServiceAccount", profile.service_account, "service_account")] if profile.service_account else []),
         *([("PersistentVolumeClaim", storage.claim, "storage.claim")] if storage.claim else []),
         *([("ConfigMap", bundle.config_map, "ca_bundle.config_map")] if bundle else []),
+        *([("WorkloadPriorityClass", profile.queue_priority, "queue_priority")] if profile.queue_priority else []),
         *(("PriorityClass", name, f"{role}.priority_class") for role, name in classes.items() if name),
     ]
     return list({(kind, name): (kind, name, key) for kind, name, key in reversed(named)}.values())[::-1]
@@ -134,7 +135,7 @@ def _named(kube: Kube, kind: str, name: str, key: str) -> Asked:
     try:
         kube.get(kind, name)
     except NotFoundError:
-        where = f"namespace {kube.namespace}" if kind != "PriorityClass" else "the cluster"
+        where = f"namespace {kube.namespace}" if not kind.endswith("PriorityClass") else "the cluster"
         message = f"{kind} {name} is not in {where}"
         yield _finding("absent", Severity.ERROR, f"profile.{key}", message, "create it: pods would wait for it")
     except ApiError:

@@ -97,6 +97,8 @@ class KubeRay(Profile):
     """Of the pods; its token is not mounted. None: the namespace's default."""
     queue: Name | None = None
     """Kueue's LocalQueue."""
+    queue_priority: Name | None = None
+    """Kueue's WorkloadPriorityClass: who waits and who is preempted; None: by the priority classes of the pods."""
     head: Machine = Machine(cpu="2", memory="4Gi")
     """The driver runs here: loading data and evaluating happen on it."""
     worker: Worker = Worker()

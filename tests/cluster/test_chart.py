@@ -277,7 +277,7 @@ def test_notes_name_what_is_needed_and_what_comes_next(bed: Bed, installed: str)
     assert "KubeRay operator" in installed
     assert "NOT FOUND" not in installed
     assert "http://mlflow.registry.svc:5000" in installed
-    assert f"graceful plan SPEC --on {bed.namespace}-default" in installed
+    assert f"graceful plan SPEC --on {bed.namespace}\n" in installed
     command = next(line.strip() for line in installed.splitlines() if "jsonpath" in line)
     _, _, wanted = command.partition("-o ")
     path = wanted.partition(" |")[0].strip("'").replace("jsonpath='", "jsonpath=")

@@ -284,3 +284,8 @@ rules:
 - {kind: {{ .subject.kind }}, name: {{ .subject.name | quote }}, apiGroup: rbac.authorization.k8s.io}
 {{- end -}}
 {{- end -}}
+
+{{/* Under which name people keep a profile: that of the namespace, with the profile's unless it is `default`. */}}
+{{- define "graceful.profileName" -}}
+{{- if eq .name "default" -}}{{ .root.Release.Namespace }}{{- else -}}{{ .root.Release.Namespace }}-{{ .name }}{{- end -}}
+{{- end -}}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
@@ -81,6 +82,15 @@ class KeepsAssets(Protocol):
         ...
 
 
+@runtime_checkable
+class RunsForward(Protocol):
+    """A network that runs a learner's `forward` itself, on the network inside it: a linearised one."""
+
+    def outputs_by(self, run: Callable[[nn.Module, Any], Outputs], batch: Batch) -> Outputs:
+        """Return the outputs of a batch, made with `run`, which takes the network inside and the batch."""
+        ...
+
+
 MEMBERS = ("collate", "forward", "task_loss")
 """Methods that a learner must have."""
 KEEPING = ("assets", "restored")
@@ -110,4 +120,7 @@ def roles(learner: Learner) -> tuple[Role, ...]:
 
 def run(learner: Learner, network: nn.Module, batch: Batch, *, role: Role = "query") -> Outputs:
     """Run a network on a batch, with the learner's encoder for a role; training, and all but galleries, are queries."""
-    return learner.forward(network, batch, encoder=encoder_for(learner, role))
+    encoder = encoder_for(learner, role)
+    if isinstance(network, RunsForward):
+        return network.outputs_by(partial(learner.forward, encoder=encoder), batch)
+    return learner.forward(network, batch, encoder=encoder)

@@ -31,6 +31,7 @@ from graceful.chain import Completeness, Predecessor, Unrunnable, freeze
 from graceful.errors import DataError
 from graceful.learners import Classifier, KeepsAssets, learner_of, registry, run
 from graceful.learners.batch import to_device
+from graceful.lqf.network import Linearised
 from graceful.models import assets, bases, embedding_contract, recorded_code
 from graceful.models import weights as parts
 from graceful.models.bundle_files import (
@@ -39,6 +40,7 @@ from graceful.models.bundle_files import (
     WEIGHTS,
     BundleContents,
     Description,
+    LinearisedDescription,
     digest_of,
     parse_description,
     read_verified,
@@ -60,6 +62,7 @@ def save(
     classes: Sequence[str],
     embedding_size: int | None = None,
     task: Task | None = None,
+    linearised: LinearisedDescription | None = None,
 ) -> str:
     """Write the files of a bundle, each atomically, the description last.
 
@@ -70,6 +73,7 @@ def save(
         classes: Class names in the order of its logits.
         embedding_size: d; None: `network.embedding_size` if there is one, else read off one training sample.
         task: The spec's task, if it is built already.
+        linearised: Of a network that is a `Linearised`; None: it is none.
 
     Returns:
         Digest of the bundle.
@@ -97,6 +101,7 @@ def save(
         "head_sha256": None if head_bytes is None else hashlib.sha256(head_bytes).hexdigest(),
         **({"assets": assets.digests(kept_files)} if kept_files else {}),
         **({"contract": contract_of(spec.task, size).document()} if spec.gallery else {}),
+        **({} if linearised is None else {"linearised": linearised.model_dump(mode="json")}),
     }
     storage.write_bytes(folder / WEIGHTS, weight_bytes)
     if head_bytes is None:
@@ -350,6 +355,8 @@ def _load_network(task: Task, folder: Path, contents: BundleContents) -> nn.Modu
     described = contents.described
     with torch.random.fork_rng(devices=[]):
         network = task.network(described.classes)
+    if described.linearised is not None:
+        network = linearised_as(network, described.linearised)
     path = folder / (WEIGHTS if contents.completeness is Completeness.WHOLE else HEAD)
     kind = str(described.task.get("kind"))
     parts.fill(
@@ -367,6 +374,18 @@ def _load_network(task: Task, folder: Path, contents: BundleContents) -> nn.Modu
             " fetch the version again"
         )
     return network
+
+
+def linearised_as(network: nn.Module, description: LinearisedDescription) -> Linearised:
+    """Return a network as a description says that it was linearised; its weights are filled in later.
+
+    Raises:
+        DataError: The network lacks a parameter with a delta.
+    """
+    missing = set(description.names) - {name for name, _ in network.named_parameters()}
+    if missing:
+        raise DataError(f"the network has no parameter {min(missing)}, which has a delta; restore its code")
+    return Linearised(network, description.names, slope=description.slope, temperature=description.temperature)
 
 
 def _augmenting_section(section: TaskSection, like: TaskSection | None) -> TaskSection:

@@ -25,6 +25,28 @@ REMOVABLE = (WEIGHTS, HEAD)
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
+class LinearisedDescription(BaseModel):
+    """How a version that was linearised answers, and what certifies it, see `graceful.lqf`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    names: tuple[str, ...] = Field(min_length=1)
+    """Parameters with a delta."""
+    slope: float = Field(ge=0.0)
+    """Of leaky activations."""
+    temperature: float = Field(gt=0.0)
+    """That logits are divided by."""
+    amplitude: float = Field(gt=0.0)
+    """Target of the right class."""
+    start_sha256: str = Field(pattern=_SHA256)
+    """Of the starting weights; deltas of versions with the same ones may be combined."""
+    start_from: str
+    """Where they are from."""
+    unseen: bool
+    """Whether they were made without the labels of the training samples."""
+    certificate: dict[str, Any]
+
+
 class Description(BaseModel):
     """What `arch.json` holds."""
 
@@ -43,6 +65,7 @@ class Description(BaseModel):
         default={}, max_length=MOST
     )
     contract: dict[str, Any] | None = None
+    linearised: LinearisedDescription | None = None
 
     @field_validator("classes")
     @classmethod

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -13,6 +14,7 @@ from graceful.chain.contract import Contract
 from graceful.errors import SpecError
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS
+from graceful.models.bundle_files import LinearisedDescription
 from graceful.models.stored import StoredVersion
 from graceful.models.weights import difference, load_own, own_state
 from graceful.programs.weight_mixing import mix
@@ -43,7 +45,13 @@ class Trained:
 
 
 def finish(
-    spec: RefreshSpec, task: Task, *, weights: Path, folder: Path, start: StoredVersion | None = None
+    spec: RefreshSpec,
+    task: Task,
+    *,
+    weights: Path,
+    folder: Path,
+    start: StoredVersion | None = None,
+    linearised: Mapping[str, Any] | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """Write the bundle of a version whose training has ended.
 
@@ -53,6 +61,7 @@ def finish(
         weights: What training wrote; stays.
         folder: Of the bundle.
         start: The version at whose weights training started; None: at random.
+        linearised: What training says of a linearised version; None: it is not one.
 
     Returns:
         Digest of the bundle, and what a reader of the report must know of its weights.
@@ -62,6 +71,9 @@ def finish(
     """
     with _translated(weights):
         network, state = task.network(task.classes), load_file(weights)
+        description = None if linearised is None else LinearisedDescription.model_validate(linearised)
+        if description is not None:
+            network = bundle.linearised_as(network, description)
         problem = difference(own_state(network), state)
         if problem:
             raise SpecError(
@@ -71,7 +83,10 @@ def finish(
         load_own(network, state)
         share = spec.compatibility.interpolation
         notes = mix(network, start, share, spec=spec, task=task) if start is not None else ()
-        return bundle.save(folder, network=network, spec=spec, classes=task.classes, task=task), notes
+        digest = bundle.save(
+            folder, network=network, spec=spec, classes=task.classes, task=task, linearised=description
+        )
+        return digest, notes
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +22,18 @@ from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
 from graceful.learners import Batch, Learner, Role, learner_of, roles, run
 from graceful.learners.batch import described, finite_rows, size, take
+from graceful.lqf.network import Linearised
 from graceful.models import bundle
 from graceful.models.base import CODE_FAULTS, Outputs, answers, filled
 from graceful.models.weights import own_state, portable
 from graceful.programs.finishing import finish
 from graceful.spec import RefreshSpec, TorchEngine
+from graceful.spec.methods import Lqf
 from graceful.tasks import view_numbers
 from graceful.tasks.base import Samples, Task
 from graceful.training.batches import require_outputs, try_out
 from graceful.training.job import WEIGHTS, write_weights
+from graceful.training.linear_start import require_linear
 from graceful.training.plain import unused_parameters
 from graceful.training.rates import parameter_groups
 from graceful.training.sampler import Sampler
@@ -57,13 +61,18 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
         SpecError: The batch size does not fit, or the network cannot be trained, saved, loaded or frozen; why.
     """
     workers = max(spec.train.num_workers, 1)
-    slice_size = Sampler(
-        samples=train.training_rows,
-        batch_size=spec.train.batch_size,
-        accumulation=spec.train.accumulation,
-        world_size=workers,
-        seed=spec.train.seed,
-    ).slice_size
+    lqf = spec.train.method if isinstance(spec.train.method, Lqf) else None
+    slice_size = (
+        FEW
+        if lqf is not None
+        else Sampler(
+            samples=train.training_rows,
+            batch_size=spec.train.batch_size,
+            accumulation=spec.train.accumulation,
+            world_size=workers,
+            seed=spec.train.seed,
+        ).slice_size
+    )
     sample_weights(train, spec.train.class_weights)  # refuses weights of classes that the task does not have
     positions = np.unique(np.linspace(0, len(train) - 1, num=min(slice_size, FEW)).astype(np.int64))
     with torch.random.fork_rng(devices=[]):
@@ -73,6 +82,10 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
         parameter_groups(spec.train.optimizer, network)  # refuses rates of layers that the network does not have
         try_out(task, network, train)
         _step(spec, task, network, train, positions)
+        if lqf is not None:
+            few = learner_of(task).collate(train.read(positions), None)
+            with _translated(network.eval(), "the linearised network", few):
+                network = require_linear(lqf, task, network, few)
         torch.manual_seed(spec.train.seed + 1)  # what network() draws at random must not come out the same again
         with tempfile.TemporaryDirectory(prefix="graceful-rehearsal-") as folder:
             return _survived(spec, task, network, train.read(positions), Path(folder))
@@ -141,7 +154,7 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
         raise SpecError(f"task: embedding_size of the network is {declared}, embed() makes {actual}; correct it")
     weights, saved = folder / WEIGHTS, folder / "model"
     write_weights(weights, portable(own_state(network)))
-    finish(spec, task, weights=weights, folder=saved)
+    finish(spec, task, weights=weights, folder=saved, linearised=_described(network))
     with _translated(network, "the network, loaded and frozen,", batch):
         version = bundle.load(saved, augment_like=spec.task, task=task)
         outputs_after = {role: version(items, role=role) for role in outputs_before}
@@ -158,6 +171,14 @@ def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, 
                 " tensor as a parameter or buffer, and draw nothing at random that is not one"
             )
     return version
+
+
+def _described(network: nn.Module) -> dict[str, Any] | None:
+    """Return the description of a linearised network that was not trained; None of any other."""
+    if not isinstance(network, Linearised):
+        return None
+    facts = {"names": network.names, "slope": network.slope, "temperature": network.temperature, "amplitude": 1.0}
+    return {**facts, "start_sha256": "0" * 64, "start_from": "rehearsal", "unseen": True, "certificate": {}}
 
 
 def _stable_outputs(network: nn.Module, batch: Batch, learner: Learner, role: Role) -> Outputs:

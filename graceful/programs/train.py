@@ -72,7 +72,9 @@ def train(
     result = run_training(replace(job, task=task), progress=progress)
     record(run.folder, job.contract, result)
     silent_terms = [f"{loss}: never weighed a sample, so it constrained nothing" for loss in result.silent]
-    digest, weight_notes = finish(spec, built, weights=result.weights, folder=run.model, start=job.start)
+    digest, weight_notes = finish(
+        spec, built, weights=result.weights, folder=run.model, start=job.start, linearised=result.linearised
+    )
     blend_notes: tuple[str, ...] = ()
     if blended is not None:
         new = run.version(run.model).whole()
@@ -82,7 +84,7 @@ def train(
         digest=digest,
         result=result,
         data=samples.digest,
-        notes=(*data_notes, *notes, *blend_notes, *silent_terms, *weight_notes),
+        notes=(*data_notes, *notes, *blend_notes, *result.notes, *silent_terms, *weight_notes),
         contract=job.contract,
     )
 

@@ -30,6 +30,7 @@ from graceful.sections import NAME, VERSION, Count, Section, unreserved
 from graceful.spec.addresses import checked_webhook
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.gallery import Gallery, require_trainable, with_losses
+from graceful.spec.methods import require_quadratic
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
 from graceful.spec.tune import Tune
@@ -230,6 +231,12 @@ class RefreshSpec(Section):
     def _searches_one_teacher(self) -> RefreshSpec:
         if self.compatibility.blend is not None and self.tune is not None and self.tune.space.compare is not None:
             raise ValueError("tune.space.compare must be null with compatibility.blend, whose share is searched")
+        return self
+
+    @model_validator(mode="after")
+    def _quadratic(self) -> RefreshSpec:
+        if self.train.method.kind == "lqf":
+            require_quadratic(self.compatibility, precision=self.train.precision, start=self.train.start)
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from graceful.sections import Count, Fraction, Positive, Section
+from graceful.spec.methods import Descent, Method
 
 
 class Rates(Section):
@@ -82,6 +83,9 @@ ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(ge=0.0)]]
 class Train(Section):
     """How the network is optimised."""
 
+    method: Annotated[Method, Field(exclude_if=lambda method: method.kind == "descent")] = Descent()
+    """descent: steps of `optimizer`; lqf: the minimum of a quadratic, which no order of data changes; without `kind`:
+    descent."""
     epochs: Count = 4
     """Passes over the training data."""
     batch_size: Count = 128

@@ -19,7 +19,7 @@ from graceful.storage import guarded
 from graceful.training import checkpoint, trace
 from graceful.training.engine import require_precision
 from graceful.training.job import NOT_MIRRORED, TrainingJob, TrainingResult, claim, finished, record, require_own
-from graceful.training.loop import run
+from graceful.training.methods import run
 from graceful.training.rank_context import RankContext
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]

@@ -157,6 +157,8 @@ class TrainingResult:
         resumed_from: Step at which that call took the run up; None: it began it.
         chosen_epoch: The epoch whose weights these are, counted from 1; None: the last one.
         silent: `<loss>/<version>` of the constraints that never weighed a sample.
+        linearised: How a linearised version answers, as `bundle_files.LinearisedDescription`; None: it is not one.
+        notes: What a reader of the report must know of the training.
     """
 
     weights: Path
@@ -167,6 +169,8 @@ class TrainingResult:
     resumed_from: int | None = None
     chosen_epoch: int | None = None
     silent: tuple[str, ...] = ()
+    linearised: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def claim(job: TrainingJob) -> str:
@@ -235,6 +239,8 @@ def finished(job: TrainingJob) -> TrainingResult | None:
         resumed_from=document["resumed_from"],
         chosen_epoch=document.get("chosen_epoch"),
         silent=tuple(document.get("silent", ())),
+        linearised=document.get("linearised"),
+        notes=tuple(document.get("notes", ())),
     )
 
 

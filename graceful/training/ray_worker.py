@@ -38,7 +38,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
     startup.return_to_working_directory()
     import ray.train.torch
 
-    from graceful.training.loop import run
+    from graceful.training.methods import run
 
     job: TrainingJob = config["job"]
     failure = job.run_dir / FAILURE

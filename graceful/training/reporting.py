@@ -36,8 +36,30 @@ class Reporter:
         Raises:
             StorageError: The disk is full or refuses.
         """
-        context, train, pids = self._context, self._job.spec.train, self._context.pids()
+        train, ranks = self._job.spec.train, self._context.world_size
         slices = f"{train.accumulation} slices x {sampler.slice_size}"
+        self.begin(
+            step=step,
+            samples=samples,
+            batch=f"{ranks} ranks x {slices} = {train.batch_size}",
+            engine=train.engine.kind,
+            **({} if rates is None else {"learning_rates": rates}),
+        )
+
+    def begin(self, *, step: int, samples: int, batch: str, engine: str, **facts: object) -> None:
+        """Open the trace at a step and say what begins; every rank must call it.
+
+        Args:
+            step: From 0.
+            samples: Of the training split.
+            batch: What is computed at once, in words.
+            engine: What computes.
+            facts: Further columns.
+
+        Raises:
+            StorageError: The disk is full or refuses.
+        """
+        context, train, pids = self._context, self._job.spec.train, self._context.pids()
         if context.rank == 0:
             self._trace = Trace(self._job.run_dir / FILE, step=step)
         self.write(
@@ -47,13 +69,13 @@ class Reporter:
             epochs=self._job.epochs,
             pids=pids,
             world_size=context.world_size,
-            batch=f"{context.world_size} ranks x {slices} = {train.batch_size}",
+            batch=batch,
             samples=samples,
             seed=self._job.effective_seed,
-            engine=train.engine.kind,
+            engine=engine,
             precision=train.precision,
             device=str(context.device),
-            **({} if rates is None else {"learning_rates": rates}),
+            **facts,
         )
 
     def step(self, means: Mapping[str, float], *, step: int, epoch: int, rate: float, norm: float | None) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from graceful.chain import Completeness
 from graceful.errors import SpecError
+from graceful.lqf.network import Linearised
 from graceful.models import assets, bundle, bundle_files
 from graceful.models.interpolation import State, inherited_head, inherited_state
 from graceful.models.stored import StoredVersion
@@ -15,7 +16,9 @@ from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
 
 
-def weights_of(start: StoredVersion, network: nn.Module, *, task: Task, head: bool = False) -> State:
+def weights_of(
+    start: StoredVersion, network: nn.Module, *, task: Task, head: bool = False, linearised: bool = False
+) -> State:
     """A predecessor's weights in the shape of this version's network; torch's random state is left as it was.
 
     Args:
@@ -23,6 +26,7 @@ def weights_of(start: StoredVersion, network: nn.Module, *, task: Task, head: bo
         network: Of this version; its weights stand in for what the predecessor has none for.
         task: Of this version.
         head: Take the head alone, which must be left of the predecessor; the rest stays this version's own.
+        linearised: This version is linearised too, so that the starting weights of a linearised predecessor are meant.
 
     Raises:
         DataError, IntegrityError: The bundle is not whole or damaged.
@@ -33,8 +37,16 @@ def weights_of(start: StoredVersion, network: nn.Module, *, task: Task, head: bo
     else:
         _require_same_files(start, task)
         old, inherited = start.whole(), inherited_state
+    old_network = old.network
+    if isinstance(old_network, Linearised):
+        if not linearised:
+            raise SpecError(
+                f"train.start: {old.name} is linearised, and weights with its delta added are another model; write"
+                " train.method: lqf with start: latest, or start: random"
+            )
+        old_network = old_network.network
     return inherited(
-        own_state(network), own_state(old.network), classes=task.classes, old_classes=old.classes, name=old.name
+        own_state(network), own_state(old_network), classes=task.classes, old_classes=old.classes, name=old.name
     )
 
 
@@ -79,5 +91,5 @@ def require_start(spec: RefreshSpec, start: StoredVersion | None, *, task: Task)
         )
     with torch.random.fork_rng(devices=[]):
         network = task.network(task.classes)
-    weights_of(start, network, task=task, head=head)
+    weights_of(start, network, task=task, head=head, linearised=spec.train.method.kind == "lqf")
     return start

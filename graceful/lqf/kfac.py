@@ -1,0 +1,236 @@
+"""Kronecker factors of the curvature, as a preconditioner. They follow from w0 and inputs alone; labels have no part.
+
+The Hessian of the objective is J'WJ/N + penalty, the same at every delta. A linear layer's block of it is close to
+A x G, A the second moment of its inputs (with a 1 for the bias), G that of J'u at its outputs for u ~ N(0, I).
+Convolutions are linear layers on patches. Parameters of other layers get the diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from graceful.learners.batch import Batch
+from graceful.lqf.solution import Reduce
+from graceful.lqf.tangent import Run, differentiable, plain
+from graceful.models.base import outputs_of
+
+LARGEST_FACTOR = 4_096
+"""Rows of a factor; larger layers get the diagonal."""
+
+
+@dataclass
+class _Layer:
+    """A linear layer or convolution: its parameters among the flat vector, and its two factors."""
+
+    module: nn.Module
+    weight: str
+    bias: str | None
+    inputs: Tensor
+    outputs: Tensor
+    rows: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """One layer in the basis of its factors."""
+
+    weight: slice
+    bias: slice | None
+    shape: tuple[int, int]
+    left: Tensor
+    right: Tensor
+    curvature: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """Blocks of layers, and the diagonal of what is in no layer."""
+
+    blocks: tuple[_Block, ...]
+    diagonal: Tensor
+    alone: Tensor = field(repr=False)
+
+    def preconditioner(self, penalty: float, *, weight: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """Return `(curvature x weight + penalty)^-1` as a function of a flat gradient.
+
+        Args:
+            penalty: l of the problem.
+            weight: Mean weight of the samples in the problem.
+        """
+        scale = 1.0 / (self.diagonal * weight + penalty)
+
+        def apply(gradient: Tensor) -> Tensor:
+            step = torch.where(self.alone, gradient * scale, gradient)
+            for block in self.blocks:
+                matrix = gradient[block.weight].reshape(block.shape)
+                if block.bias is not None:
+                    matrix = torch.cat([matrix, gradient[block.bias].unsqueeze(1)], dim=1)
+                rotated = block.left.T @ matrix @ block.right
+                solved = block.left @ (rotated / (block.curvature * weight + penalty)) @ block.right.T
+                if block.bias is not None:
+                    step[block.bias] = solved[:, -1]
+                    solved = solved[:, :-1]
+                step[block.weight] = solved.reshape(-1)
+            return step
+
+        return apply
+
+
+def factors(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    names: Sequence[str],
+    *,
+    samples: int,
+    run: Run = outputs_of,
+    reduce: Reduce | None = None,
+    seed: int = 0,
+) -> Factors:
+    """Measure the factors on this worker's samples.
+
+    Args:
+        network: At w0, in eval mode.
+        batches: Of this worker.
+        names: Parameters with a delta, in the order of the flat vector.
+        samples: N over all workers.
+        run: Network and batch -> outputs.
+        reduce: Adds up over workers; None: there is one.
+        seed: Of the cotangents.
+    """
+    parameters = dict(network.named_parameters())
+    spans = _spans(parameters, names)
+    layers = _layers(network, names)
+    covered = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
+    rest = [name for name in names if name not in covered]
+    squares = {name: torch.zeros_like(parameters[name], dtype=torch.float64) for name in rest}
+    _measure(network, batches, layers, rest, squares, run=run, seed=seed)
+    reduced = reduce or (lambda tensor: tensor)
+    total = sum(parameters[name].numel() for name in names)
+    device = next(iter(parameters.values())).device
+    diagonal = torch.zeros(total, dtype=torch.float64, device=device)
+    alone = torch.zeros(total, dtype=torch.bool, device=device)
+    for name in rest:
+        diagonal[spans[name]] = reduced(squares[name]).reshape(-1) / samples
+        alone[spans[name]] = True
+    blocks = tuple(_block(layer, spans, samples=samples, reduce=reduced) for layer in layers)
+    return Factors(blocks=blocks, diagonal=diagonal, alone=alone)
+
+
+def _spans(parameters: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, slice]:
+    spans, start = {}, 0
+    for name in names:
+        spans[name] = slice(start, start + parameters[name].numel())
+        start += parameters[name].numel()
+    return spans
+
+
+def _layers(network: nn.Module, names: Sequence[str]) -> list[_Layer]:
+    """Layers whose weight has a delta, is used by one module alone, and whose factors are small enough."""
+    owners: dict[int, int] = {}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    chosen, layers = set(names), []
+    for prefix, module in network.named_modules():
+        plain_layer = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        weight = f"{prefix}.weight" if prefix else "weight"
+        if not plain_layer or weight not in chosen or owners[id(module.weight)] > 1:
+            continue
+        with_bias = module.bias is not None and weight.removesuffix("weight") + "bias" in chosen
+        rows, columns = len(module.weight), module.weight[0].numel() + with_bias
+        if max(rows, columns) > LARGEST_FACTOR:
+            continue
+        kind = {"dtype": torch.float64, "device": module.weight.device}
+        bias = weight.removesuffix("weight") + "bias" if with_bias else None
+        layers.append(
+            _Layer(module, weight, bias, torch.zeros(columns, columns, **kind), torch.zeros(rows, rows, **kind))
+        )
+    return layers
+
+
+def _measure(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    layers: Sequence[_Layer],
+    rest: Sequence[str],
+    squares: Mapping[str, Tensor],
+    *,
+    run: Run,
+    seed: int,
+) -> None:
+    """Add up inputs of layers and what cotangents make of their outputs; the rest by gradients of whole batches."""
+    parameters = dict(network.named_parameters())
+    wanted = [parameters[name] for name in rest] + [parameters[layer.weight] for layer in layers]
+    flags = [parameter.requires_grad for parameter in parameters.values()]
+    handles = [layer.module.register_forward_hook(_hook(layer)) for layer in layers]
+    try:
+        network.requires_grad_(requires_grad=True)
+        for index, batch in enumerate(batches):
+            with differentiable(), torch.enable_grad():
+                logits = run(network, plain(batch)).logits
+                generator = torch.Generator().manual_seed(seed + index)
+                noise = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+                found = torch.autograd.grad((logits * noise).sum(), wanted, allow_unused=True)
+            for name, gradient in zip(rest, found, strict=False):
+                if gradient is not None:
+                    squares[name].add_(gradient.double().square())
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in zip(parameters.values(), flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def _hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        patches = _patches(module, inputs[0].detach())
+        if layer.bias is not None:
+            patches = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)
+        layer.inputs.add_((patches.T @ patches).double())
+        layer.rows += len(patches)
+
+        def add(gradient: Tensor) -> None:
+            rows = gradient.movedim(1, -1) if isinstance(module, nn.Conv2d) else gradient
+            rows = rows.reshape(-1, rows.shape[-1])
+            layer.outputs.add_((rows.T @ rows).double())
+
+        outputs.register_hook(add)  # type: ignore[no-untyped-call]
+
+    return record
+
+
+def _patches(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Inputs of a layer as rows, [B x positions, columns]."""
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(-1, inputs.shape[-1])
+    assert isinstance(module, nn.Conv2d)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+        unfolded = F.unfold(inputs, module.kernel_size, module.dilation, 0, module.stride)
+    else:
+        unfolded = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+    return unfolded.movedim(1, -1).reshape(-1, unfolded.shape[1])
+
+
+def _block(layer: _Layer, spans: Mapping[str, slice], *, samples: int, reduce: Reduce) -> _Block:
+    """Turn two factors into their eigenbases; the inputs' one is a mean over rows, the outputs' one over samples."""
+    inputs, outputs = reduce(layer.inputs), reduce(layer.outputs)
+    rows = reduce(torch.tensor(float(layer.rows), dtype=torch.float64, device=inputs.device))
+    right_values, right = torch.linalg.eigh(inputs / rows.clamp(min=1.0))
+    left_values, left = torch.linalg.eigh(outputs / samples)
+    weight = layer.module.weight
+    assert isinstance(weight, Tensor)
+    return _Block(
+        weight=spans[layer.weight],
+        bias=None if layer.bias is None else spans[layer.bias],
+        shape=(len(weight), weight[0].numel()),
+        left=left,
+        right=right,
+        curvature=left_values.clamp(min=0.0)[:, None] * right_values.clamp(min=0.0)[None, :],
+    )

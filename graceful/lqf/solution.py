@@ -1,0 +1,100 @@
+"""The quadratic problem, what solves it, and the certificate that a solution carries. Values and tensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+ORDER_INDEPENDENT = 1e-3
+"""Relative gradient norm up to which a solution counts as the minimum."""
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over workers, in place, and returns it."""
+
+
+class Derivative(Protocol):
+    """J of the samples that this worker has, on flat vectors."""
+
+    def push(self, delta: Tensor) -> Tensor:
+        """[P] -> J delta, [M]."""
+        ...
+
+    def pull(self, values: Tensor) -> Tensor:
+        """[M] -> J'values, [P], of this worker's samples."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """`1/(2N) sum_m W_m ((J delta)_m - R_m)^2 + penalty/2 |delta|^2`.
+
+    Attributes:
+        residual: [M] targets less outputs at w0 of this worker's samples, M = samples x classes.
+        weights: [M] W.
+        samples: N over all workers.
+        penalty: l.
+    """
+
+    residual: Tensor
+    weights: Tensor
+    samples: int
+    penalty: float
+
+    def slope(self, derivative: Derivative, delta: Tensor, *, reduce: Reduce) -> Tensor:
+        """Return the gradient at delta, [P]."""
+        errors = derivative.push(delta) - self.residual
+        return reduce(derivative.pull(self.weights * errors)) / self.samples + self.penalty * delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What says that a version is the minimum of its objective.
+
+    Attributes:
+        solver: exact or pcg.
+        relative_gradient: Norm of the gradient at the solution as a share of that at delta 0.
+        iterations: Of pcg; 0 for exact.
+        penalty: l.
+        penalty_from: How l was chosen.
+        amplitude: Of the targets.
+        samples, parameters: N and P.
+        data: Digest of the training samples that does not depend on their order.
+        start: Digest of w0.
+    """
+
+    solver: str
+    relative_gradient: float
+    iterations: int
+    penalty: float
+    penalty_from: str
+    amplitude: float
+    samples: int
+    parameters: int
+    data: str
+    start: str
+
+    @property
+    def order_independent(self) -> bool:
+        """Whether the solution is close enough to the minimum to be called independent of the order of the data."""
+        return self.relative_gradient <= ORDER_INDEPENDENT
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**vars(self), "order_independent": self.order_independent}
+
+    def sentence(self) -> str:
+        """Return it as a sentence for a report."""
+        steps = f" after {self.iterations} iterations" if self.iterations else ""
+        told = (
+            "the version does not depend on the order of its data"
+            if self.order_independent
+            else f"above {ORDER_INDEPENDENT:g}, so the version may depend on the order of its data"
+        )
+        return (
+            f"LQF: solver {self.solver}, relative gradient {self.relative_gradient:.1e}{steps}: {told}; penalty"
+            f" {self.penalty:.3g} from {self.penalty_from}, {self.samples} samples (digest {self.data[:12]}),"
+            f" {self.parameters} parameters, starting weights {self.start[:12]}"
+        )

@@ -1,0 +1,15 @@
+"""Which run a job's method asks for: the loop of gradient descent, or the solution of a quadratic. Runs in workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graceful.training import linearised, loop
+from graceful.training.job import TrainingJob
+from graceful.training.rank_context import RankContext
+
+
+def run(job: TrainingJob, context: RankContext, *, digest: str) -> dict[str, Any]:
+    """Train a job to its end; arguments, result and errors are those of `loop.run`."""
+    start = linearised.run if job.spec.train.method.kind == "lqf" else loop.run
+    return start(job, context, digest=digest)

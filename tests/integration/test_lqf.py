@@ -17,7 +17,11 @@ from graceful.programs.run import Run
 from graceful.training.linear_start import starting_network
 from graceful.training.start import require_start
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning"),  # its view of our predict()
+]
 JOBS = Path(__file__).parents[2] / "jobs" / "lqf"
 
 

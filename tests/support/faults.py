@@ -38,23 +38,25 @@ class Ending:
         causes: Every cause that `status` named, in order.
         versions: How many the registry holds.
         champion: Name of the version that serves, if any.
+        facts: What else was seen.
     """
 
     final_state: str = ""
     causes: list[str] = field(default_factory=list)
     versions: int = 0
     champion: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
-    def row(self, fault: str, *, champion: str = "v1") -> dict[str, Any]:
+    def row(self, name: str, fault: Fault) -> dict[str, Any]:
         """For the result file; the cause shown is the one that names the fault."""
-        shown = FAULTS[fault].word
-        cause = next((cause for cause in self.causes if shown in cause), self.causes[-1] if self.causes else "")
+        cause = next((cause for cause in self.causes if fault.word in cause), self.causes[-1] if self.causes else "")
         return {
-            "fault": fault,
+            "fault": name,
             "final_state": self.final_state,
             "cause_shown": cause,
             "versions": self.versions,
-            "champion_correct": self.champion == champion,
+            "champion_correct": self.champion == fault.champion,
+            **({"facts": self.facts} if self.facts else {}),
         }
 
 
@@ -66,17 +68,21 @@ class Fault:
         happen: A whole scenario: lets it happen and follows the run to its end.
         word: What `status` must say of it; empty where nothing of the run is touched, so that there is nothing to say.
         final_state: In which the run must end.
+        versions: How many there must be at the end.
+        champion: Which one must serve.
     """
 
     happen: Callable[[Node], Ending]
     word: str
     final_state: str = "SUCCEEDED"
+    versions: int = 1
+    champion: str | None = "v1"
 
-    def good(self, ending: Ending, *, champion: str = "v1") -> bool:
-        """One version, the right champion, the right end, a cause that names it."""
+    def good(self, ending: Ending) -> bool:
+        """The right versions and champion, the right end, a cause that names it."""
         named = not self.word or any(self.word in cause for cause in ending.causes)
         facts = (ending.final_state, ending.versions, ending.champion)
-        return named and facts == (self.final_state, 1, champion)
+        return named and facts == (self.final_state, self.versions, self.champion)
 
 
 Strike = Callable[[Team, str], list[str]]
@@ -107,10 +113,10 @@ def struck(node: Node, *strikes: Strike) -> Ending:
         run = team.submit(spec(model, epochs=EPOCHS * (1 + len(strikes)) // 2))
         team.wait_for_checkpoint(run)
         seen = [cause for strike in strikes for cause in strike(team, run)]
-        return _followed(team, run, model, causes=seen)
+        return followed(team, run, model, causes=seen)
 
 
-def _followed(team: Team, run: str, model: str, *, causes: list[str] | None = None) -> Ending:
+def followed(team: Team, run: str, model: str, *, causes: list[str] | None = None) -> Ending:
     ending = Ending(causes=causes or [])
 
     def over(found: Mapping[str, Any]) -> bool:
@@ -120,10 +126,10 @@ def _followed(team: Team, run: str, model: str, *, causes: list[str] | None = No
         return found["exit_code"] is not None
 
     team.wait(run, over, seconds=420)
-    return _counted(team.node, model, ending)
+    return counted(team.node, model, ending)
 
 
-def _counted(node: Node, model: str, ending: Ending) -> Ending:
+def counted(node: Node, model: str, ending: Ending) -> Ending:
     found = node.graceful("lineage", model, "-o", "json", check=False)
     versions = json.loads(found.stdout) if found.returncode == 0 else []
     ending.versions = len(versions)
@@ -148,7 +154,7 @@ def _operator_restarted(team: Team, run: str) -> list[str]:
 
 
 def _api_server_restarted(team: Team, run: str) -> list[str]:
-    with _down(team.node.pid("kube-apiserver")):
+    with down(team.node.pid("kube-apiserver")):
         time.sleep(5.0)
         said = team.graceful("status", run, check=False)
         assert said.returncode == 4, said
@@ -160,7 +166,7 @@ def _api_server_restarted(team: Team, run: str) -> list[str]:
 
 
 def _s3_down(team: Team, run: str) -> list[str]:
-    with _down(team.node.pid("s3")):
+    with down(team.node.pid("s3")):
         end = time.monotonic() + OUTAGE_SECONDS
         word = FAULTS["S3 down for 30 s"].word
         seen = team.wait(run, lambda found: word in found["cause"], seconds=OUTAGE_SECONDS)
@@ -169,7 +175,7 @@ def _s3_down(team: Team, run: str) -> list[str]:
 
 
 @contextmanager
-def _down(pid_file: Path) -> Iterator[None]:
+def down(pid_file: Path) -> Iterator[None]:
     """Kill a server of the test bed, and start it again as it was."""
     pid = int(pid_file.read_text())
     words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
@@ -178,7 +184,10 @@ def _down(pid_file: Path) -> Iterator[None]:
     )
     folder = os.readlink(f"/proc/{pid}/cwd")
     log = os.readlink(f"/proc/{pid}/fd/1")
-    os.kill(pid, signal.SIGKILL)
+    if os.getpgid(pid) == pid:  # with the processes that it has started
+        os.killpg(pid, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGKILL)
     try:
         yield
     finally:
@@ -221,7 +230,7 @@ def _hopeless(node: Node, *, gigabytes: int = 0, **profile: Any) -> Ending:
             spec(model) | {"train": {"epochs": 3, "batch_size": 16, "num_workers": 0, "engine": {"kind": "torch"}}}
         )
         run = team.submit(spec(model, name="v2", gigabytes=gigabytes))
-        return _followed(team, run, model)
+        return followed(team, run, model)
 
 
 def _over_quota(node: Node) -> Ending:
@@ -231,7 +240,7 @@ def _over_quota(node: Node) -> Ending:
         run = team.submit(spec(model))
         seen = team.wait(run, lambda found: FAULTS["quota exceeded"].word in found["cause"], seconds=180)
         team.kube.patch("ResourceQuota", "graceful", {"spec": {"hard": {"limits.memory": "40Gi"}}})
-        return _followed(team, run, model, causes=[seen["cause"]])
+        return followed(team, run, model, causes=[seen["cause"]])
 
 
 def _preempted(node: Node) -> Ending:
@@ -249,7 +258,7 @@ def _preempted(node: Node) -> Ending:
         urgent = team.submit(spec(other, seconds=0.01))
         seen = team.wait(run, lambda found: FAULTS["Kueue preemption"].word in found["cause"], seconds=120)
         team.finish(urgent)
-        return _followed(team, run, model, causes=[seen["cause"]])
+        return followed(team, run, model, causes=[seen["cause"]])
 
 
 def _queue_documents(name: str) -> Iterator[dict[str, Any]]:

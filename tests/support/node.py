@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import yaml
 
 from graceful.launch.kuberay import kubeconfig
 from graceful.launch.kuberay.kube import Kube
+from graceful.launch.refusals import ConflictError, NotFoundError
 
 ROOT = Path(__file__).parents[2]
 TESTBED = ROOT.parent / "shared" / "testbed" / "testbed"
@@ -77,14 +79,17 @@ class Node:
             team.install(profile=profile or {}, **values)
             yield team
         finally:
-            admin.delete("Namespace", name)
+            with suppress(NotFoundError, ConflictError):  # a test deleted it
+                admin.delete("Namespace", name)
 
     def kube(self, namespace: str) -> Kube:
         """A client with every permission."""
         return Kube(access=kubeconfig.load(CONTEXT, files=[Path(self.env["KUBECONFIG"])]), namespace=namespace)
 
     def pid(self, server: str) -> Path:
-        """The file with the process id of a server of the test bed; `s3`, or as in its table."""
+        """The file with the process id of a server: `mlflow`, `s3`, or as in the test bed's table."""
+        if server == "mlflow":
+            return self.folder / "mlflow.pid"
         run = Path(self.env["KUBECONFIG"]).parent
         return run.parent / "s3" / "pid" if server == "s3" else run / "pid" / server
 
@@ -283,11 +288,14 @@ def mlflow(folder: Path, env: Mapping[str, str]) -> Iterator[str]:
         server = subprocess.Popen(
             command, env={**env, **variables}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+    pid_file = folder / "mlflow.pid"
+    pid_file.write_text(str(server.pid))
     try:
         _answering(f"{uri}/health", server)
         yield uri
     finally:
-        server.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(int(pid_file.read_text()), signal.SIGTERM)
         server.wait(timeout=30)
 
 

@@ -20,7 +20,6 @@ from graceful.launch.kuberay import schedule
 from graceful.launch.kuberay.cronjob import SCHEDULE
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.outcome import SKIPPED, Outcome
-from graceful.launch.refusals import ForbiddenError
 from tests.cluster.conftest import Cluster
 from tests.support import launch
 from tests.support.kubelet import log_server
@@ -104,7 +103,9 @@ def test_apply_twice_changes_nothing_and_a_change_is_shown(on: Command, kube: Ku
     assert changed["metadata"]["name"] != config["metadata"]["name"]
 
 
-def test_pods_of_a_schedule_are_admitted_under_restricted(on: Command, kube: Kube) -> None:
+def test_pods_of_a_schedule_are_admitted_under_restricted_or_it_is_not_applied(
+    on: Command, kube: Kube, tmp_path: Path
+) -> None:
     applied(on)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     kube.patch("Namespace", kube.namespace, {"metadata": {"labels": labels}})
@@ -112,9 +113,13 @@ def test_pods_of_a_schedule_are_admitted_under_restricted(on: Command, kube: Kub
     meta = {"name": "probe", "namespace": kube.namespace, **template["metadata"]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
     assert kube.create(pod, dry_run=True)["metadata"]["name"] == "probe"
-    loose = {**pod, "spec": {**template["spec"], "hostNetwork": True}}
-    with pytest.raises(ForbiddenError, match="PodSecurity"):
-        kube.create(loose, dry_run=True)
+    path = tmp_path / "here.yaml"
+    loose = {"overrides": {"spec": {"hostNetwork": True}}}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "scheduled": loose}))
+    code, _, errors = on("apply", "loose", str(SPEC), "--cron", "0 3 1 1 *")
+    assert code == 2
+    assert "pod of the schedule: violates PodSecurity" in errors
+    assert [item["metadata"]["name"] for item in kube.list("CronJob").items] == ["nightly"]
 
 
 def test_a_paused_schedule_stays_paused_until_it_is_resumed(on: Command, kube: Kube) -> None:

@@ -67,11 +67,11 @@ def test_it_follows_the_conventions_of_the_chart() -> None:
     for labels in (made["metadata"]["labels"], made["spec"]["jobTemplate"]["metadata"]["labels"]):
         assert labels["graceful.dev/schedule"] == "nightly"
     assert template["metadata"]["labels"]["graceful.dev/role"] == "schedule"
-    for word in ("graceful.dev/schedule: {{ $name }}", "graceful.dev/role: schedule", "$(GRACEFUL_FIRING)"):
+    for word in ("graceful.dev/schedule: {{ $name }}", '"graceful.dev/role" "schedule"', "$(GRACEFUL_FIRING)"):
         assert word in TEMPLATE
     rules = made["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert rules[1]["onExitCodes"] == {"operator": "In", "values": [1, 2, 3, 5]}
-    assert "onExitCodes: {operator: In, values: [1, 2, 3, 5]}" in TEMPLATE
+    assert "onExitCodes: {operator: In, values: [1, 2, 3, 5]}" in HELPERS
 
 
 def test_only_the_submitting_pod_has_a_token_and_it_is_hardened() -> None:

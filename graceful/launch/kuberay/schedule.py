@@ -16,8 +16,8 @@ from typing import Any
 from graceful.environment import FIRING_VARIABLE
 from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE, GracefulError, SpecError
 from graceful.launch import cron, names, plan
-from graceful.launch.backend import Change, Difference, Document
-from graceful.launch.kuberay import runs
+from graceful.launch.backend import Change, Difference, Document, Finding, Severity
+from graceful.launch.kuberay import preflight, runs
 from graceful.launch.kuberay.cronjob import SCHEDULE, Schedule, config_of, render
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay
@@ -84,6 +84,7 @@ def compare(kube: Kube, schedule: Schedule, profile: KubeRay) -> tuple[Differenc
         ApiError: The server refuses the CronJob, or a permission is missing.
     """
     config, cronjob = render(schedule, profile)
+    _require_admitted(kube, cronjob)
     try:
         live = kube.get("CronJob", schedule.name, namespace=profile.namespace)
     except NotFoundError:
@@ -301,6 +302,14 @@ def _documents(kube: Kube, live: Document) -> Mapping[str, str] | None:
         return None
     data: Mapping[str, str] = config_map.get("data") or {}
     return data
+
+
+def _require_admitted(kube: Kube, cronjob: Document) -> None:
+    """Refuse a schedule whose pods the cluster would refuse: a CronJob is accepted with any template."""
+    template = cronjob["spec"]["jobTemplate"]["spec"]["template"]
+    for finding in preflight.try_pod(kube, "schedule", template):
+        if isinstance(finding, Finding) and finding.severity is Severity.ERROR:
+            raise SpecError(finding.line())
 
 
 def _require_unused_name(kube: Kube, name: str) -> None:

@@ -7,6 +7,7 @@ from; training data would not do, because the old versions know what they were t
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ from graceful import spec
 from graceful.chain import Predecessor, blending, label_map, shares
 from graceful.chain.multipliers import strengths
 from graceful.chain.shares import Evidence, OldAnswers, Predicted
-from graceful.errors import DataError, SpecError
-from graceful.storage import write_json
+from graceful.errors import DataError, SpecError, one_line
+from graceful.storage import read_bytes, write_json
 from graceful.tasks.base import Samples, Task
 from graceful.tasks.portions import portion
 
@@ -222,29 +223,47 @@ def progress_row(blend: Blended) -> dict[str, object]:
 def record(run_dir: Path, blend: Blended, new: Predecessor, *, batch_size: int) -> tuple[str, ...]:
     """Measure the trained version where its teacher was, write `blend.json`, return sentences for the report."""
     document: dict[str, Any] = {"schema": 1, "shares": dict(blend.shares), "chosen": blend.chosen}
-    text = ", ".join(f"{share:.2f} {name}" for name, share in blend.shares.items())
-    sentence = f"blend: the teacher has the shares {text}, the rest is the reference runs' ({blend.chosen})"
-    if blend.evidence is None or blend.teacher is None:
-        write_json(run_dir / FILE, document)
-        return (sentence,)
-    labels = blend.held_out.labels
-    right = _right(blend.held_out.logits(new, batch_size=batch_size), labels)
-    reached = blend.evidence.measured(right, shares=blend.shares)
-    untreated = blend.evidence.predicted(dict.fromkeys(blend.shares, 0.0))
-    document |= {
-        "ids": len(labels),
-        "reference_error": blend.evidence.reference_error,
-        "references_nfr": dict(untreated.nfr),
-        "teacher": blend.teacher.document(),
-        "reached": reached.document(),
-        "front": [teacher.document() for teacher in blend.front],
-    }
+    if blend.evidence is not None and blend.teacher is not None:
+        labels = blend.held_out.labels
+        right = _right(blend.held_out.logits(new, batch_size=batch_size), labels)
+        document |= {
+            "ids": len(labels),
+            "reference_error": blend.evidence.reference_error,
+            "references_nfr": dict(blend.evidence.predicted(dict.fromkeys(blend.shares, 0.0)).nfr),
+            "teacher": blend.teacher.document(),
+            "reached": blend.evidence.measured(right, shares=blend.shares).document(),
+            "front": [teacher.document() for teacher in blend.front],
+        }
     write_json(run_dir / FILE, document)
+    return _sentences(document)
+
+
+def recorded(run_dir: Path) -> tuple[str, ...]:
+    """Return the sentences of a run whose training has ended; none without a blend.
+
+    Raises:
+        DataError: Its record is damaged.
+    """
+    path = run_dir / FILE
+    if not path.exists():
+        return ()
+    try:
+        return _sentences(json.loads(read_bytes(path)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DataError(f"{path}: not what a blend records ({one_line(e)}); delete it") from e
+
+
+def _sentences(document: Mapping[str, Any]) -> tuple[str, ...]:
+    text = ", ".join(f"{share:.2f} {name}" for name, share in document["shares"].items())
+    chosen = f"blend: the teacher has the shares {text}, the rest is the reference runs' ({document['chosen']})"
+    if "teacher" not in document:
+        return (chosen,)
+    teacher, reached = document["teacher"], document["reached"]
     return (
-        sentence,
-        f"blend: on {len(labels)} held-out samples the teacher has an error of {100 * blend.teacher.error:.2f} % and"
-        f" flips {_rates(blend.teacher.nfr)}; this version has {100 * reached.error:.2f} % and {_rates(reached.nfr)};"
-        f" a reference run {100 * blend.evidence.reference_error:.2f} %",
+        chosen,
+        f"blend: on {document['ids']} held-out samples the teacher has an error of {100 * teacher['error']:.2f} % and"
+        f" flips {_rates(teacher['nfr'])}; this version has {100 * reached['error']:.2f} % and flips"
+        f" {_rates(reached['nfr'])}; a reference run has an error of {100 * document['reference_error']:.2f} %",
     )
 
 

@@ -15,7 +15,7 @@ from graceful.errors import DataError, RegistryError, SpecError, StorageError, T
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.lineage.flips_table import MOST as LISTED
 from graceful.models import bundle_files
-from graceful.programs import ancestry, exclusive, notifications, pages, ray_gauges, recorded_predictions
+from graceful.programs import ancestry, blend, exclusive, notifications, pages, ray_gauges, recorded_predictions
 from graceful.programs.constraint_checks import require_judgeable
 from graceful.programs.constraint_report import FILE as CONSTRAINTS
 from graceful.programs.evaluate import Evaluation, evaluate
@@ -148,7 +148,7 @@ def evaluate_only(run: Run, *, progress: Progress = silent) -> tuple[Report, gat
         progress({"stage": "evaluate"})
         lineal = [link.name for link in links if link.is_ancestor]
         notes = note(run.spec.compatibility.interpolation, lineal[0]) if lineal else ()
-        evaluation, verdict = measure(run, ancestors, notes=notes)
+        evaluation, verdict = measure(run, ancestors, notes=(*blend.recorded(run.folder), *notes))
         pages.write(run.folder, evaluation, verdict)
     return evaluation.report, verdict
 

@@ -48,7 +48,7 @@ class Blend(Section):
     length: Annotated[float, Field(ge=1.0, le=100.0)] = 2.0
     """Epochs of the new version as a multiple of `train.epochs`; reference runs have those. Who learns from a teacher
     gains from more passes than who learns from labels."""
-    margin: Annotated[float, Field(ge=-1.0, lt=1.0)] = 0.05
+    margin: Annotated[float, Field(ge=-1.0, lt=1.0)] = 0.07
     """For auto: the teacher's error must be lower than that of a reference run by this part of it; the new version does
     not reach its teacher."""
     temperature: Annotated[float, Field(gt=0.0, le=FLAT_TEMPERATURE)] = 2.0

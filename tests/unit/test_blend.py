@@ -211,6 +211,7 @@ def test_a_blend_trains_resumes_and_says_what_was_predicted(home: Path, engine: 
     assert recorded["shares"] == plan["shares"] == json.loads((whole / "spec.json").read_text())["job"]["shares"]
     assert recorded["ids"] == 120
     assert set(recorded["reached"]["nfr"]) == {"v1"}
+    assert blend.recorded(whole) == done.notes
     assert [note for note in done.notes if note.startswith("blend: on 120 held-out samples the teacher has an error")]
 
 

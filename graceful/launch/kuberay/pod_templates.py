@@ -30,10 +30,13 @@ SPEC_FILE = "spec.json"
 SUBMITTER = "ray-job-submitter"
 """Name of the container whose log is the run's."""
 GRACE_SECONDS = 120
-"""Between SIGTERM and SIGKILL, on ranks and head: the control store must outlive ranks that drain."""
+"""Between SIGTERM and SIGKILL."""
 DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 DRAIN_SECONDS = 100
 """How long Ray waits for a node to become idle; below the grace period, or it is killed while draining."""
+HEAD_DRAIN_SECONDS = 5
+"""The same for heads. Ray never calls them idle, so that each would stay for the whole time; and an attempt ends with
+its head anyway, because the driver is there."""
 STOP_SECONDS = 90
 """How long a stopped driver may take to write its checkpoint."""
 GROUP = "workers"
@@ -62,6 +65,7 @@ def ranks(job: JobSpec, profile: KubeRay) -> Ranks:
 def head(job: JobSpec, profile: KubeRay) -> Json:
     """Return the template of the head, on which the driver runs."""
     env = {
+        DRAIN_VARIABLE: str(HEAD_DRAIN_SECONDS),
         "RAY_JOB_STOP_SIGNAL": "SIGINT",  # Ray's default kills the driver after 3 s, in the middle of a checkpoint
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
         **({RUN_SPEC_VARIABLE: f"{FILES}/{SPEC_FILE}"} if job.document is not None else {}),

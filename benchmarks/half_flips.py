@@ -1,6 +1,6 @@
 """Half the flips at no higher error? Negative flips and error by method, at converged length.
 
-    python -m benchmarks.half_flips --home DIR --splits 0-4                # choices were made on these
+    python -m benchmarks.half_flips --home DIR --splits 0-4                # choices may be made on these
     python -m benchmarks.half_flips --home DIR --splits 5-9 --seeds 0-2    # run once, at the end
     python -m benchmarks.half_flips --home DIR --write                     # rows -> benchmarks/results/half_flips.json
     python -m benchmarks.half_flips --quick                                # one split, one epoch, prints only
@@ -88,7 +88,12 @@ def measure(home: Path, split: int, seed: int, method: str, *, epochs: int) -> d
     plan = home / name / blends.FILE
     if plan.exists():
         document = json.loads(plan.read_text(encoding="utf-8"))
-        row |= {"shares": document["shares"], "predicted": document["teacher"], "reached": document["reached"]}
+        row |= {
+            "margin": Blend.model_validate(METHODS[method]["blend"]).margin,
+            "shares": document["shares"],
+            "predicted": document["teacher"],
+            "reached": document["reached"],
+        }
     return {**row, "cpu_seconds": round(runs.cpu_seconds() - began, 1)}
 
 

@@ -14,6 +14,7 @@ from graceful.launch.kuberay.kube import Listing
 from graceful.launch.kuberay.observe import Observer
 from graceful.launch.outcome import Outcome
 from graceful.patience import Patience
+from tests.support.kuberay_lives import Life, lives
 from tests.support.kuberay_sequences import LifeCycle, life_cycles, rayjob
 
 P = Phase
@@ -93,6 +94,24 @@ def test_only_the_end_of_a_life_cycle_is_terminal_and_has_an_exit_code(cycle: Li
 @pytest.mark.parametrize("cycle", life_cycles(), ids=lambda cycle: cycle.case)
 def test_without_any_evidence_the_phase_at_the_end_is_the_same(cycle: LifeCycle) -> None:
     assert status.read(cycle.moments[-1].job).phase is history(cycle)[-1].phase
+
+
+LIVES: dict[str, tuple[list[Phase], int, list[str]]] = {
+    # case: phases in order, attempt at the end, every cause that is shown
+    "stopped while running, then sent again": (
+        [*STARTED, *STARTED, P.SUCCEEDED], 2, ["being deleted; its program is stopped first"],
+    ),
+}  # fmt: skip
+QUIET = ("", "the cluster is ready, submitting the job", "the program has ended, KubeRay is cleaning up")
+
+
+@pytest.mark.parametrize("life", lives(), ids=lambda life: life.case)
+def test_causes_of_a_run_over_several_jobs_are_those_of_each_job(life: Life) -> None:
+    wanted_phases, attempt, causes_shown = LIVES[life.case]
+    statuses = [status.read(moment.job, moment.evidence) for moment in life.moments]
+    assert phases(statuses) == wanted_phases
+    assert statuses[-1].attempt == attempt
+    assert list(dict.fromkeys(one.cause for one in statuses if one.cause not in QUIET)) == causes_shown
 
 
 def job(deployment: str, job_status: str = "", **fields: Any) -> dict[str, Any]:

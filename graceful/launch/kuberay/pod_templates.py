@@ -35,8 +35,8 @@ DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 DRAIN_SECONDS = 100
 """How long Ray waits for a node to become idle; below the grace period, or it is killed while draining."""
 HEAD_DRAIN_SECONDS = 5
-"""The same for heads. Ray never calls them idle, so that each would stay for the whole time; and an attempt ends with
-its head anyway, because the driver is there."""
+"""The same for heads. An actor of Ray Train that outlives its program (`_AutoscalingCoordinatorActor`) keeps each from
+becoming idle, so that it would stay for the whole time; and an attempt ends with its head, where the driver is."""
 STOP_SECONDS = 90
 """How long a stopped driver may take to write its checkpoint."""
 GROUP = "workers"

@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 HOME_OF_DEMO := .graceful
+# Tests of one file run in one process, because they share servers and fits.
+TEST_PROCESSES ?= 2
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -39,13 +41,13 @@ demo: venv  ## Three versions of a model, one after the other, and the chain the
 	@$(BIN)/graceful demo --home $(HOME_OF_DEMO)
 
 test: lint types  ## Lint, types, import contracts, unit, contract and integration tests.
-	$(BIN)/python -m pytest -m 'not gpu and not cluster'
+	$(BIN)/python -m pytest -m 'not gpu and not cluster' -n $(TEST_PROCESSES) --dist loadfile
 
 test-cluster: dev  ## Tests on a real Kubernetes: the test bed's, or the context named by GRACEFUL_TEST_CONTEXT.
 	$(BIN)/python -m pytest -m cluster tests
 
 unit: dev  ## Unit tests only: no sockets, no Ray.
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES) --dist loadfile
 
 lint: dev  ## ruff (lint and format) and the import contracts.
 	$(BIN)/ruff check .

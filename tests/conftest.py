@@ -68,7 +68,7 @@ def command_line(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[st
             check=False,
             cwd=tmp_path,
             env=env,
-            timeout=60,
+            timeout=600,
             stdin=subprocess.DEVNULL,
         )
 

@@ -67,6 +67,12 @@ def ray_cluster(*, cpus: int = 2) -> Iterator[RayCluster]:
             cluster = RayCluster(address=f"http://127.0.0.1:{dashboard}", token=token, port=port)
             _wait(cluster, process, folder, agent)
             yield cluster
+            ended = process.poll()
+            assert ended is None, f"Ray ended by itself ({ended}): {(folder / 'start.log').read_text(encoding='utf-8')}"
+        except Exception as e:
+            if process.poll() is not None:
+                e.add_note(f"Ray had ended by itself: {(folder / 'start.log').read_text(encoding='utf-8')[-4000:]}")
+            raise
         finally:
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):

@@ -138,7 +138,7 @@ def test_an_interrupt_during_the_imports_of_a_program_is_one_line(number: signal
         child.send_signal(number)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=600)
     assert (child.returncode, told) == (130, "graceful: interrupted; run the same command again to resume\n")
 
 

@@ -170,7 +170,7 @@ def test_on_a_terminal_three_questions_are_asked(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "graceful.cli", "init", "t.csv"]
     os.write(master, b"nosuch\nowner\nminilm\n\n")  # a wrong answer is asked again; the last takes the guess
     done = subprocess.run(
-        command, stdin=slave, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path, env=environment
+        command, stdin=slave, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path, env=environment
     )
     os.close(master)
     os.close(slave)

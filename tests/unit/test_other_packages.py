@@ -126,7 +126,7 @@ def test_what_is_unfit_is_refused_in_one_line_where_it_is_named(tmp_path: Path) 
     names = [[key.split(" ")[1] for key in EXPECTED if key.startswith(f"{noun} ")] for noun in ("metric", "backend")]
     command = [sys.executable, "-c", PROGRAM, json.dumps(names)]
     env = {"PYTHONPATH": search_path(site)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert {key: answers[key] for key, text in EXPECTED.items() if text not in answers[key]} == {}

@@ -58,7 +58,7 @@ def test_talk_and_results_arrive_at_once_where_python_is_unbuffered(unbuffered: 
     code = "import os, sys; sys.stderr.write('talk\\n'); sys.stdout.write('result'); os._exit(0)"
     command = [sys.executable, "-c", f"from graceful import startup; startup.write_anything(); {code}"]
     env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
     assert (done.stderr, done.stdout) == ("talk\n", "result" if unbuffered else "")
 
 

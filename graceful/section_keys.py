@@ -51,7 +51,7 @@ def keys(annotation: Any, path: str = "") -> Iterator[Key]:
 
 def _field(field: FieldInfo, path: str, text: str) -> Iterator[Key]:
     inner = item(field.annotation)
-    default = None if field.is_required() else _default(field.default)
+    default = None if field.is_required() else _default(field.get_default(call_default_factory=True))
     alternatives = sections(field.annotation)
     doc = text or (_first_line(alternatives[0]) if len(alternatives) == 1 else "")
     yield Key(path=path, expects=expected(annotation_of(field)), default=default, doc=" ".join(doc.split()))

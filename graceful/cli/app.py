@@ -256,6 +256,35 @@ def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | 
     return programs.start("diff", document=document, home=home, **output_options)
 
 
+@click.command(short_help="Write a version as one file for a device, and judge the file.")
+@click.argument("version")
+@click.option(
+    "--format", "form", type=click.Choice(["onnx", "pt2"]), default="onnx", show_default=True, help="Of the file."
+)
+@click.option("--int8", is_flag=True, help="Quantise it to 8 bits; for onnx.")
+@click.option("--out", type=File(path_type=Path), metavar="FILE", help="Where.  [default: MODEL-NAME.FORMAT here]")
+@click.option("--spec", type=File(path_type=Path), help="Whose task and gate judge it.  [default: the version's own]")
+@options(HOME, OUTPUT, VERBOSE)
+def export(version: str, spec: Path | None, home: Path | None, *, out: Path | None, **arguments: Any) -> int:
+    """Write VERSION as an ONNX or PT2 file, run the file on the test data, and judge it by the version's constraints.
+
+    VERSION is MODEL (its champion), MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS. What is measured is the file, not the
+    network: rounding and 8 bits count. The file says which version and embedding contract it is; size, latency
+    (one sample, one core) and verdict are written beside it and kept with the version. Exit code 3 if it is held.
+
+    \b
+    Example:
+      graceful export glyphs-edge@champion --int8
+    """
+    from graceful.cli import programs
+
+    programs.require_reference(version)
+    resolved = None if spec is None else programs.resolve(spec, (), home).dump()
+    wanted = {"form": arguments.pop("form"), "int8": arguments.pop("int8"), "out": None if out is None else str(out)}
+    document = {"version": version, **wanted, "spec": resolved}
+    return programs.start("export", document=document, home=home, **arguments)
+
+
 @click.command(short_help="Browse versions, lineage and reports in a web page.")
 @click.option("--port", type=Whole(0, 65535), help="Port on this machine.  [default: first free from 5000]")
 @HOME
@@ -339,6 +368,7 @@ for _command in (
     gate,
     lineage,
     diff,
+    export,
     *version_commands.COMMANDS,
     ui,
     schema,

@@ -350,6 +350,12 @@ class Store:
         with self.registry.door(f"read the query models of {model}"):
             return fleet.read(self.registry, model)
 
+    def attach(self, record: LineageRecord, paths: Iterable[Path], *, folder: str) -> None:
+        """Copy files beside a version, where people find them; they are no part of its record."""
+        with self.registry.door(f"keep files of {record.label}") as client:
+            for path in paths:
+                client.log_artifact(record.run_id, str(path), folder)
+
     def searched(self, key: Key) -> tuple[Key, ...]:
         """Return the gallery models whose index a version searches; none for versions that are no query models."""
         with self.registry.door(f"read {key.model} version {key.version}") as client:

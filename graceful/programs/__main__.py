@@ -67,7 +67,7 @@ def _ended(ended: outcome.Outcome) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
-    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "diff", "lineage"]))
+    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "diff", "export", "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
@@ -92,7 +92,7 @@ def _main(arguments: list[str] | None, archive: log_archive.Archive | None = Non
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         logging.getLogger().setLevel(startup.log_level(os.environ))
         run = None
-        if options.program not in ("lineage", "diff", "act"):
+        if options.program not in ("lineage", "diff", "act", "export"):
             run = Run.of(spec.parse(_document(), where="the resolved spec"))
             if archive is not None:
                 archive.begin(run, name=_job_name(run.spec, options.program))
@@ -101,6 +101,9 @@ def _main(arguments: list[str] | None, archive: log_archive.Archive | None = Non
             result, code, show = _lineage(options)
         elif options.program == "diff":
             result, code, show = _diff(_document())
+        elif options.program == "export":
+            with contextlib.redirect_stdout(sys.stderr):
+                result, code, show = _export(_document())
         elif options.program == "act":
             result, code, show = _act(_document())
         elif run is not None:
@@ -302,6 +305,21 @@ def _diff(document: dict[str, Any]) -> Outcome:
     if document.get("html"):
         difference = diff_page.write(difference, Path(document["html"]), document.get("spec"))
     return difference.document(), 0, lambda console: console.print(screen(difference))
+
+
+def _export(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.exporting.program import Wanted, export
+
+    exported = export(Wanted(**document), default_home())
+    said = exported.document
+    lines = {
+        "file": f"{said['file']}, {said['bytes']:,} bytes",
+        "latency": f"p50 {said['p50_ms']:.3f} ms, p95 {said['p95_ms']:.3f} ms, one sample on one core",
+        "verdict": said["outcome"],
+        **{f"constraint {number}": reason for number, reason in enumerate(said["reasons"], start=1)},
+    }
+    held = exported.verdict.outcome == gate.Outcome.HELD
+    return said, EXIT_HELD if held else 0, _lines(lines)
 
 
 def _act(document: dict[str, Any]) -> Outcome:

@@ -53,21 +53,30 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
         newest.model_id: "champion" for newest in chains[0][:1]
     }
     links = [
-        Link(
-            name=record.name,
-            model_id=record.model_id,
-            version=record.version,
-            digest=record.digest,
-            role=roles.get(record.model_id, "ancestor"),  # type: ignore[arg-type]
-        )
-        for record in records
-        if record.model_id not in retired
+        _link(record, roles.get(record.model_id, "ancestor")) for record in records if record.model_id not in retired
     ]
     _require_distinct(spec, records)
     links += _fleet_links(store, spec)
     if keep:
         write_text(path, json.dumps([asdict(link) for link in links], indent=2) + "\n")
     return links
+
+
+def _link(record: LineageRecord, role: str) -> Link:
+    return Link(
+        name=record.name,
+        model_id=record.model_id,
+        version=record.version,
+        digest=record.digest,
+        role=role,  # type: ignore[arg-type]
+    )
+
+
+def of_version(store: Store, spec: RefreshSpec, record: LineageRecord) -> list[Link]:
+    """Return the live ancestors of a registered version, latest first, and the fleet that it must work with."""
+    records = store.trace(record.model, record.model_id)[1:]
+    retired = {model_id for model in {item.model for item in records} for model_id in store.retired(model)}
+    return [*(_link(item, "ancestor") for item in records if item.model_id not in retired), *_fleet_links(store, spec)]
 
 
 def _fleet_links(store: Store, spec: RefreshSpec) -> list[Link]:

@@ -14,12 +14,14 @@ from graceful.lineage import Store
 from graceful.lineage.family import tree
 from graceful.models import bundle
 from graceful.programs.act import Action, act
+from graceful.programs.exporting.program import Wanted, export
 from graceful.programs.refresh import matrix_of, refresh
 from graceful.programs.run import Run
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # of torch's exporter, about itself
 ]
 JOBS = Path(__file__).parents[2] / "jobs"
 SMALL = (
@@ -75,6 +77,13 @@ def test_a_query_model_is_judged_on_its_gallery_and_a_new_gallery_with_it(
     assert pairs["map"][0][0] == pytest.approx(value["pair_map"])
     assert json.loads((query_run.folder / "matrix.json").read_text(encoding="utf-8"))["live_pairs"] == pairs
     assert store.repair("glyphs-edge", dry_run=True) == []
+
+    exported = export(Wanted(version="glyphs-edge:1", int8=True, out=str(tmp_path / "edge.onnx")), tmp_path)
+    assert exported.verdict.outcome == "passed"
+    said = exported.document
+    assert said["version_digest"] == bundle.recorded_digest(query_run.model)
+    assert said["metrics"]["pair_map/glyphs-v1"] == pytest.approx(value["pair_map"], abs=0.02)
+    assert said["p95_ms"] >= said["p50_ms"] > 0.0
     retired = act(Action(action="retire", reference="glyphs-edge:1", reason="gone", author="a", force=True), tmp_path)
     assert "ended pairs: glyphs-edge-edge-v1 on glyphs-v1" in retired.sentence()
     assert store.fleet("glyphs").pairs == frozenset()

@@ -189,7 +189,9 @@ def test_a_training_that_failed_is_marked_in_the_registry_and_keeps_its_reason(
     def fail(*_: Any, **__: Any) -> None:
         raise CollapsedError("epoch 3: at chance")
 
+    fleet = SimpleNamespace(queries=())
     store = SimpleNamespace(begin=lambda *_, **__: "run", chain=lambda _: [], display_uri="", abandon=abandon)
+    store.fleet = lambda _: fleet
     monkeypatch.setattr("graceful.lineage.Store", lambda *_: store)
     monkeypatch.setattr("graceful.programs.refresh.train", fail)
     with pytest.raises(CollapsedError, match="at chance"):

@@ -67,7 +67,7 @@ def _ended(ended: outcome.Outcome) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m graceful.programs", description=__doc__)
-    parser.add_argument("program", choices=sorted([*PROGRAMS, "act", "diff", "export", "lineage"]))
+    parser.add_argument("program", choices=sorted([*PROGRAMS, *DOCUMENTS, "lineage"]))
     parser.add_argument("model", nargs="?", help="of lineage; the others read a resolved spec from stdin")
     parser.add_argument("--output", choices=("table", "json", "yaml"), default="table")
     parser.add_argument("--matrix", action="store_true", help="of evaluate: every version against every other")
@@ -92,20 +92,15 @@ def _main(arguments: list[str] | None, archive: log_archive.Archive | None = Non
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # kept while we were imported
         logging.getLogger().setLevel(startup.log_level(os.environ))
         run = None
-        if options.program not in ("lineage", "diff", "act", "export"):
+        if options.program not in ("lineage", *DOCUMENTS):
             run = Run.of(spec.parse(_document(), where="the resolved spec"))
             if archive is not None:
                 archive.begin(run, name=_job_name(run.spec, options.program))
         os.environ.update(homes.variables(run.home if run else default_home()))
         if options.program == "lineage":
             result, code, show = _lineage(options)
-        elif options.program == "diff":
-            result, code, show = _diff(_document())
-        elif options.program == "export":
-            with contextlib.redirect_stdout(sys.stderr):
-                result, code, show = _export(_document())
-        elif options.program == "act":
-            result, code, show = _act(_document())
+        elif options.program in DOCUMENTS:
+            result, code, show = DOCUMENTS[options.program](_document())
         elif run is not None:
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
                 names = [name.strip() for name in options.versions.split(",") if name.strip()]
@@ -310,7 +305,8 @@ def _diff(document: dict[str, Any]) -> Outcome:
 def _export(document: dict[str, Any]) -> Outcome:
     from graceful.programs.exporting.program import Wanted, export
 
-    exported = export(Wanted(**document), default_home())
+    with contextlib.redirect_stdout(sys.stderr):  # exporters talk
+        exported = export(Wanted(**document), default_home())
     said = exported.document
     lines = {
         "file": f"{said['file']}, {said['bytes']:,} bytes",
@@ -360,6 +356,10 @@ PROGRAMS: dict[str, Callable[[Run, Talk], Outcome]] = {
     "evaluate": _evaluate,
     "tune": _tune,
 }
+
+
+DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {"act": _act, "diff": _diff, "export": _export}
+"""Programs that read no spec but what the command line asks for."""
 
 
 def _document() -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Evidence:
         workload: Kueue's object for the job; None: no queue.
         outcome: What the program said at its end; None: nothing found.
         waits: What the running program says it waits for; empty: nothing.
+        namespace_ends: The namespace is being deleted: its pods go first, and the job knows nothing.
     """
 
     pods: Sequence[Document] = field(default_factory=tuple)
@@ -34,6 +35,7 @@ class Evidence:
     workload: Document | None = None
     outcome: Outcome | None = None
     waits: str = ""
+    namespace_ends: bool = False
 
     def of_job(self, job: Document) -> Evidence:
         """Return what belongs to this very job: its predecessors have its name and its run id, too."""

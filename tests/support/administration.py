@@ -116,7 +116,7 @@ def _stopped(node: Node) -> Ending:
 
 def _namespace_deleted(node: Node) -> Ending:
     with _team(node) as (team, model):
-        run = team.submit(spec(model))
+        run = team.submit(spec(model, epochs=60))
         team.wait_for_checkpoint(run)
         with _follower(team, run) as follower:
             team.node.kube("default").delete("Namespace", team.name)

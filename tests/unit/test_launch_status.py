@@ -304,6 +304,11 @@ def at(document: dict[str, Any], made: str) -> dict[str, Any]:
     return document
 
 
+def ending(document: dict[str, Any]) -> dict[str, Any]:
+    document["metadata"]["deletionTimestamp"] = AFTER
+    return document
+
+
 PULL = event("Failed", 'Failed to pull image "x": not found', "Pod", "old-head-a", BEFORE)
 NO_NODE = "0/1 nodes are available: 1 Insufficient cpu"
 
@@ -366,7 +371,13 @@ NO_NODE = "0/1 nodes are available: 1 Insufficient cpu"
             {**job("Running", "RUNNING", rayClusterName="c"), "deleted": True},
             Evidence(),
             "being deleted; its program is stopped first",
-            id="a namespace that is deleted is no lost head",
+            id="a job that is deleted is no lost head",
+        ),
+        pytest.param(
+            job("Running", "RUNNING", rayClusterName="c"),
+            Evidence(pods=(at(ending(pod("head")), AFTER),), namespace_ends=True),
+            "being deleted with its namespace",
+            id="a namespace that is deleted takes pods first, and is no lost head",
         ),
     ],
 )  # fmt: skip

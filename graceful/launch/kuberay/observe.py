@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from graceful.errors import EXIT_PASSED, EXIT_TRAINING
 from graceful.launch import names
 from graceful.launch.backend import Document, Phase, Status
-from graceful.launch.causes import role
+from graceful.launch.causes import is_being_deleted, role
 from graceful.launch.evidence import Evidence
 from graceful.launch.kuberay import verdict_events, wait
 from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.logs import log_container
-from graceful.launch.kuberay.status import DELETING, read, run_id
+from graceful.launch.kuberay.status import DELETING, NAMESPACE_ENDS, read, run_id
 from graceful.launch.outcome import Outcome, last, waiting_reason
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, may_pass
 
@@ -78,9 +78,8 @@ class Observer:
         log = self._log() if rough.phase.terminal or rough.phase is Phase.RUNNING else []
         self.outcome = last(log) or self.outcome
         outcome = (self.outcome or self._late_outcome()) if rough.phase.terminal else None
-        return read(
-            job, Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=waiting_reason(log))
-        )
+        seen = Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=waiting_reason(log))
+        return read(job, seen if rough.phase.terminal else replace(seen, namespace_ends=self._namespace_ends()))
 
     def submitters(self) -> list[Document]:
         """Return the pods that hold the job's log, oldest first, as far as they have been seen."""
@@ -114,6 +113,15 @@ class Observer:
         uid = job["metadata"]["uid"]
         workloads = self.kube.list("Workload", selector=f"kueue.x-k8s.io/job-uid={uid}").items
         return {**workloads[0], "waiting": self._place(job, workloads[0])} if workloads else None
+
+    def _namespace_ends(self) -> bool:
+        """Return whether the namespace is being deleted; asked where pods are, for which nothing else would say why."""
+        if not any(is_being_deleted(pod) for pod in self.pods.values()):
+            return False
+        with contextlib.suppress(ApiError):
+            namespace = self.kube.get("Namespace", self.kube.namespace)
+            return (namespace.get("status") or {}).get("phase") == "Terminating"
+        return False
 
     def _place(self, job: Document, workload: Document) -> str:
         """Return the place of a workload among those that wait in its queue; empty if Kueue does not say."""
@@ -219,7 +227,7 @@ def _without_rights(previous: Status, error: ForbiddenError) -> Status:
     Raises:
         ForbiddenError: It was not being deleted; what may have happened is named.
     """
-    if previous.cause == DELETING:
+    if previous.cause in (DELETING, NAMESPACE_ENDS):
         return replace(_deleted(previous), cause="deleted while it was followed, with its namespace")
     reason = "the namespace was deleted, or a role was taken away while the run was followed"
     raise ForbiddenError(f"{error.message}; it was allowed before: {reason}", error.facts) from error

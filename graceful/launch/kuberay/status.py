@@ -27,6 +27,7 @@ from graceful.launch.evidence import Evidence
 from graceful.launch.outcome import Outcome, from_message
 
 DELETING = "being deleted; its program is stopped first"
+NAMESPACE_ENDS = "being deleted with its namespace"
 RESUMES = f"{names.PREFIX}resumes"
 """Annotation: how often the run was sent again after it was stopped or had failed."""
 REASONS = {
@@ -88,7 +89,9 @@ class _JobReader:
         """Look the deployment status up and add what all phases share."""
         deployment = str(self.reported.get("jobDeploymentStatus") or "")
         phase, cause, code = TABLE.get(deployment, _JobReader.unknown)(self)
-        if self.job["metadata"].get("deletionTimestamp") and not phase.terminal:
+        if self.evidence.namespace_ends and not phase.terminal:
+            cause = NAMESPACE_ENDS
+        elif self.job["metadata"].get("deletionTimestamp") and not phase.terminal:
             cause = DELETING
         created = self.job["metadata"].get("creationTimestamp")
         return Status(

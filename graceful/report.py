@@ -72,6 +72,7 @@ class Report:
         notes: Caveats for people, one sentence each.
         metrics: What is known of the metrics that other packages measured, by name, so that the report can be judged
             and shown without those packages.
+        certificate: What certifies a version that was solved and not trained by steps; None: it was.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Report:
     notes: tuple[str, ...] = ()
     schema: int = field(default=SCHEMA)
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    certificate: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Render as indented JSON with sorted keys; equal reports give equal bytes."""
@@ -90,6 +92,8 @@ class Report:
         for item in document["comparisons"]:
             if item["relation"] == "ancestor":  # reports without query models are as they were before there were any
                 del item["relation"]
+        if self.certificate is None:
+            del document["certificate"]
         if self.metrics:
             document["metrics"] = {name: metric.row() for name, metric in self.metrics.items()}
         return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"

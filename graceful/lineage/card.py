@@ -27,6 +27,7 @@ def markdown(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> 
         _parents(record, listings),
         "## Verdict\n\n" + "\n".join(f"- {escape_markdown(reason)}" for reason in record.reasons or ("no findings",)),
         _table("Measurements", {name: _measured(name, value) for name, value in sorted(record.metrics.items())}),
+        _table("Certificate", {name: str(value) for name, value in (record.certificate or {}).items()}),
         _table(
             "Data, SHA-256", {**record.data, **{f"training {key}": value for key, value in record.training.items()}}
         ),

@@ -226,6 +226,7 @@ def _record(
         spec_digest=schema.spec_digest(item.spec),
         data=dict(item.report.data),
         training=dict(item.training),
+        certificate=None if item.report.certificate is None else dict(item.report.certificate),
         digest=item.digest,
         files=digests,
         manifest=schema.manifest_digest(digests),

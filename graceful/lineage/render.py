@@ -64,7 +64,17 @@ def summary(record: LineageRecord) -> str:
     accuracy = "" if error is None else f", accuracy {1.0 - error:.3f}"
     gallery = next((edge for edge in record.edges if edge.relation == "gallery"), None)
     searches = "" if gallery is None else f", searches {gallery.name} with {_pair_evidence(gallery)}"
-    return f"{record.verdict.upper()}: {worst}{accuracy}{searches}"
+    return f"{record.verdict.upper()}: {worst}{accuracy}{searches}{_certified(record)}"
+
+
+def _certified(record: LineageRecord) -> str:
+    """Return what a certificate says, as the end of a line; nothing for a version that was trained by steps."""
+    if record.certificate is None:
+        return ""
+    independent = (
+        "independent of the order of its data" if record.certificate.get("order_independent") else "NOT converged"
+    )
+    return f", LQF {independent} (relative gradient {record.certificate.get('relative_gradient', 1.0):.1e})"
 
 
 def description(record: LineageRecord, listings: Mapping[str, tuple[str, int]] = EMPTY) -> str:

@@ -134,6 +134,7 @@ class LineageRecord:
         evidence: File beside it -> SHA-256: report, verdict, spec, predictions, flips. Empty in records of before.
         code_version: Release of graceful that registered it.
         created: UTC time, ISO 8601.
+        certificate: What certifies a version that was solved and not trained by steps; None: it was.
         version: Number in the registry; 0 where none is listed. Not part of `lineage.json`, since it is no identity.
     """
 
@@ -160,6 +161,7 @@ class LineageRecord:
     version: int = 0
     training: dict[str, str] = field(default_factory=dict)
     evidence: dict[FileName, Sha256] = field(default_factory=dict)
+    certificate: dict[str, Any] | None = None
     schema: Literal[1] = SCHEMA
 
     @model_validator(mode="after")
@@ -191,7 +193,8 @@ class LineageRecord:
 
     def to_json(self) -> str:
         """Render `lineage.json`: indented, sorted keys; equal records give equal bytes."""
-        document = {key: value for key, value in asdict(self).items() if key != "version"}
+        left_out = {"version", *(("certificate",) if self.certificate is None else ())}
+        document = {key: value for key, value in asdict(self).items() if key not in left_out}
         for edge in document["edges"]:
             if edge["relation"] == "ancestor":  # records without query models are as they were before there were any
                 del edge["relation"]

@@ -7,7 +7,8 @@ Convolutions are linear layers on patches. Parameters of other layers get the di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,7 +90,8 @@ def factors(
     samples: int,
     run: Run = outputs_of,
     reduce: Reduce | None = None,
-    seed: int = 0,
+    first: int = 0,
+    stride: int = 1,
 ) -> Factors:
     """Measure the factors on this worker's samples.
 
@@ -100,7 +102,8 @@ def factors(
         samples: N over all workers.
         run: Network and batch -> outputs.
         reduce: Adds up over workers; None: there is one.
-        seed: Of the cotangents.
+        first, stride: Number of this worker's first batch among all, and how far the next one is; cotangents follow
+            from these numbers.
     """
     parameters = dict(network.named_parameters())
     spans = _spans(parameters, names)
@@ -108,7 +111,7 @@ def factors(
     covered = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
     rest = [name for name in names if name not in covered]
     squares = {name: torch.zeros_like(parameters[name], dtype=torch.float64) for name in rest}
-    _measure(network, batches, layers, rest, squares, run=run, seed=seed)
+    _measure(network, batches, layers, rest, squares, run=run, seeds=itertools.count(first, stride))
     reduced = reduce or (lambda tensor: tensor)
     total = sum(parameters[name].numel() for name in names)
     device = next(iter(parameters.values())).device
@@ -161,7 +164,7 @@ def _measure(
     squares: Mapping[str, Tensor],
     *,
     run: Run,
-    seed: int,
+    seeds: Iterator[int],
 ) -> None:
     """Add up inputs of layers and what cotangents make of their outputs; the rest by gradients of whole batches."""
     parameters = dict(network.named_parameters())
@@ -170,10 +173,10 @@ def _measure(
     handles = [layer.module.register_forward_hook(_hook(layer)) for layer in layers]
     try:
         network.requires_grad_(requires_grad=True)
-        for index, batch in enumerate(batches):
+        for batch in batches:
             with differentiable(), torch.enable_grad():
                 logits = run(network, plain(batch)).logits
-                generator = torch.Generator().manual_seed(seed + index)
+                generator = torch.Generator().manual_seed(next(seeds))
                 noise = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
                 found = torch.autograd.grad((logits * noise).sum(), wanted, allow_unused=True)
             for name, gradient in zip(rest, found, strict=False):

@@ -37,12 +37,12 @@ class Batched:
     """
 
     def __init__(self, tangent: Tangent, batches: Sequence[Batch], *, sizes: Sequence[int], classes: int) -> None:
-        self.tangent, self._batches, self._sizes, self._classes = tangent, batches, sizes, classes
+        self.tangent, self.batches, self._sizes, self._classes = tangent, batches, sizes, classes
 
     def push(self, delta: Tensor) -> Tensor:
         """As `Derivative.push`."""
         named = unflat(delta, self.tangent.start)
-        parts = [self.tangent.push(batch, named)[1].logits.reshape(-1) for batch in self._batches]
+        parts = [self.tangent.push(batch, named)[1].logits.reshape(-1) for batch in self.batches]
         return torch.cat(parts).to(delta) if parts else delta.new_zeros(0)
 
     def pull(self, values: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Batched:
         total = values.new_zeros(sum(tensor.numel() for tensor in self.tangent.start.values()))
         first = next(iter(self.tangent.start.values()))
         for batch, part in zip(
-            self._batches, torch.split(values, [n * self._classes for n in self._sizes]), strict=True
+            self.batches, torch.split(values, [n * self._classes for n in self._sizes]), strict=True
         ):
             cotangent = part.reshape(-1, self._classes).to(first)
             total += flat(self.tangent.pull(batch, cotangent), self.tangent.start).to(total)
@@ -65,7 +65,7 @@ class Batched:
         whole = sum(tensor.numel() for tensor in self.tangent.start.values())
         total: Tensor | None = None
         for group in grouped(self.tangent.start, elements or whole):
-            matrix = torch.cat([self.tangent.rows(batch, group).flatten(0, 1) for batch in self._batches])
+            matrix = torch.cat([self.tangent.rows(batch, group).flatten(0, 1) for batch in self.batches])
             part = (matrix @ matrix.T).double()
             total = part if total is None else total.add_(part)
         assert total is not None

@@ -46,9 +46,14 @@ class Tangent:
         network: In eval mode; its parameters are the weights w0 and stay as they are.
         run: Network and batch -> outputs.
         names: Parameters that the derivative is taken by, as `named_parameters` names them.
+
+    Attributes:
+        run: As given.
+        start: Parameters at w0, by name.
     """
 
     def __init__(self, network: nn.Module, run: Run, names: Sequence[str]) -> None:
+        self.run = run
         self._module = Forward(network, run)
         parameters = dict(network.named_parameters())
         self.start: dict[str, Tensor] = {name: parameters[name].detach() for name in names}

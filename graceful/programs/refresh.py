@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +242,9 @@ def measure(run: Run, ancestors: Sequence[Ancestor], *, notes: Sequence[str] = (
     references, kept = reference_runs_of(run, [new, *chain]), KeptOutputs.of(run.home, run.mirror)
     fleet = FleetVersions.of(ancestors)
     evaluation = evaluate(spec, new, chain, notes=notes, references=references, kept=kept, fleet=fleet)
+    linearised = run.version(run.model).description.linearised
+    if linearised is not None:
+        evaluation = replace(evaluation, report=replace(evaluation.report, certificate=linearised.certificate))
     constraints = [item.constraint() for item in spec.gate.constraints]
     return evaluation, gate.judge(evaluation.report, constraints, family=spec.gate.family)
 

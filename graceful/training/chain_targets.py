@@ -38,6 +38,12 @@ class ChainTargets:
     weights: Tensor
     silent: tuple[str, ...]
 
+    def take(self, rows: Tensor) -> ChainTargets:
+        """Return the targets of some samples."""
+        tensors = (self.labels, self.of_labels, self.targets, self.weights)
+        labels, of_labels, aims, weights = (tensor[rows] for tensor in tensors)
+        return ChainTargets(labels=labels, of_labels=of_labels, targets=aims, weights=weights, silent=self.silent)
+
 
 def chain_targets(
     job: TrainingJob, materials: Materials, batches: FixedBatches, *, amplitude: float, strengths: dict[str, float]

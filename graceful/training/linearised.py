@@ -6,22 +6,19 @@ over ranks. A step of the trace is an iteration of conjugate gradients; the exac
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
 from graceful import learners, tasks
 from graceful.chain.multipliers import strengths
-from graceful.errors import SpecError, TrainingError
-from graceful.lqf import exact, kfac, pcg
+from graceful.errors import TrainingError
+from graceful.lqf import cut, exact, kfac, pcg
 from graceful.lqf.network import Linearised
 from graceful.lqf.operators import Batched, flat, unflat
 from graceful.lqf.solution import Certificate, Problem
@@ -30,20 +27,17 @@ from graceful.models.bundle_files import LinearisedDescription
 from graceful.models.weights import own_state, portable
 from graceful.spec.methods import Lqf
 from graceful.storage import sha256_file
-from graceful.training import batches, checkpoint
+from graceful.training import batches
 from graceful.training.chain_targets import ChainTargets, chain_targets
 from graceful.training.fixed_batches import FixedBatches, data_digest, fixed_batches
 from graceful.training.job import WEIGHTS, TrainingJob, write_weights
+from graceful.training.linear_iterations import Iterations
+from graceful.training.linear_measures import HeldOut, error_of, locality
 from graceful.training.linear_start import LinearStart, prepared, starting_network
 from graceful.training.penalties import SOME_ROWS, Penalty, choose
-from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
+from graceful.training.rank_context import RankContext, together, unanimous
 from graceful.training.reporting import Reporter
 
-STATE = "iterations.safetensors"
-_SAVE_EVERY = 50
-_VALIDATED = 1_024
-"""Validation samples that penalty and temperature are chosen on."""
-_LOCALITY = 0.5
 _REFINEMENTS = 5
 
 
@@ -73,8 +67,10 @@ class Fit:
         self.all = fixed_batches(self.materials.train, self.materials.learner, size=size, device=context.device)
         self.own = self.all.of_rank(context.rank, context.world_size)
         self.start = self._start()
+        self.cut = self._cut()
         self.targets = self._targets()
         self.reporter = Reporter(job, context, steps=method.iterations)
+        self.iterations = Iterations(job, context, self.reporter, digest=digest, most=method.iterations)
         self.resumed_from: int | None = None
 
     def _start(self) -> LinearStart:
@@ -110,8 +106,20 @@ class Fit:
         """Return the network at w0 with its derivative."""
         return Tangent(self.start.network, self.forward, self.start.names)
 
+    def _cut(self) -> cut.Cut | None:
+        """Blocks whose outputs are kept; None where there are none below the scope, or too many samples."""
+        few = learners.batch.take(self.all[0], slice(4))
+        found = cut.find(self.start.network, self.forward, self.start.names, few)
+        if found is None:
+            return None
+        needed = cut.bytes_per_sample(found, few) * len(self.all.rows)
+        return found if needed <= self.method.memory_gib * 2**30 else None
+
     def _derivative(self, part: FixedBatches) -> Batched:
-        return Batched(self.tangent(), part, sizes=part.sizes, classes=self.classes)
+        if self.cut is None:
+            return Batched(self.tangent(), part, sizes=part.sizes, classes=self.classes)
+        above = Tangent(self.start.network, self.cut.replay, self.start.names)
+        return Batched(above, cut.Carried(self.cut, part), sizes=part.sizes, classes=self.classes)
 
     def _at_start(self, part: FixedBatches) -> tuple[Tensor, Tensor]:
         """Outputs at w0 [N, C] in float64, and which samples have an answer [N]."""
@@ -129,14 +137,7 @@ class Fit:
         place = np.empty(len(self.materials.train), dtype=np.int64)
         place[self.all.rows] = np.arange(len(self.all.rows))
         rows = torch.from_numpy(place[part.rows]).to(self.context.device)
-        whole = self.targets
-        return ChainTargets(
-            labels=whole.labels[rows],
-            of_labels=whole.of_labels[rows],
-            targets=whole.targets[rows],
-            weights=whole.weights[rows],
-            silent=whole.silent,
-        )
+        return self.targets.take(rows)
 
     def _problem(self, part: FixedBatches, penalty: float) -> Problem:
         start, answered = self._at_start(part)
@@ -161,13 +162,15 @@ class Fit:
         begun = time.monotonic()
         samples, parameters = len(self.all.rows), sum(p.numel() for p in self.tangent().start.values())
         solver = self._solver(samples * self.classes, parameters)
-        self._open(solver)
+        state = self.iterations.resumed() if solver == "pcg" else None
+        self.resumed_from = None if state is None else state.iteration
+        self._open(solver, step=self.resumed_from or 0)
         penalty, system = self._penalty(solver, parameters)
         if solver == "exact":
             assert system is not None
             delta, relative, iterations = self._exact(system, penalty.ridge)
         else:
-            delta, relative, iterations = self._iterative(penalty.ridge / samples, parameters)
+            delta, relative, iterations = self._iterative(penalty.ridge / samples, parameters, state=state)
         certificate = Certificate(
             solver=solver,
             relative_gradient=relative,
@@ -191,11 +194,11 @@ class Fit:
             return "exact"
         return "pcg"
 
-    def _open(self, solver: str) -> None:
+    def _open(self, solver: str, *, step: int) -> None:
         count = self.context.world_size
         size = max(self.all.sizes)
         self.reporter.begin(
-            step=0,
+            step=step,
             samples=len(self.all.rows),
             batch=f"{len(self.all)} batches of {size} over {count} ranks",
             engine=f"lqf {solver}",
@@ -225,7 +228,7 @@ class Fit:
             self._targets_of(part),
             start,
             unseen=self.start.unseen,
-            error_of=self._validation_error_of() if len(self.materials.validation) else None,
+            error_of=self._held_out().error_of(self.start, self.method.amplitude),
         )
         return chosen, system if solver == "exact" else None
 
@@ -259,19 +262,19 @@ class Fit:
         first = float(slopes[1].norm())
         return float(slopes[0].norm()) / first if first > 0.0 else 0.0
 
-    def _iterative(self, penalty: float, parameters: int) -> tuple[Tensor, float, int]:
+    def _iterative(self, penalty: float, parameters: int, *, state: pcg.State | None) -> tuple[Tensor, float, int]:
         problem, derivative = self._problem(self.own, penalty), self._derivative(self.own)
         factors = kfac.factors(
             self.start.network,
-            self.own,
+            derivative.batches,
             self.start.names,
             samples=problem.samples,
-            run=self.forward,
+            run=self.forward if self.cut is None else self.cut.replay,
             reduce=self._sum,
-            seed=self.context.rank,
+            first=self.context.rank,
+            stride=self.context.world_size,
         )
         weight = float(self.targets.weights.mean())
-        state = self._resumed()
         done = pcg.solve(
             derivative,
             problem,
@@ -281,7 +284,7 @@ class Fit:
             precondition=factors.preconditioner(penalty, weight=weight),
             reduce=self._sum,
             state=state,
-            each=partial(self._iterated, started=time.monotonic()),
+            each=self.iterations.took,
         )
         return done.delta, self._relative(derivative, problem, done.delta, self._sum), done.iteration
 
@@ -290,69 +293,11 @@ class Fit:
             distributed.all_reduce(values)
         return values
 
-    # --- iterations ---------------------------------------------------------------------------------------------------
+    # --- the version --------------------------------------------------------------------------------------------------
 
-    def _iterated(self, state: pcg.State, *, started: float) -> None:
-        self.reporter.write(
-            event="step",
-            step=state.iteration,
-            steps=self.method.iterations,
-            epoch=1,
-            relative_gradient=state.relative,
-            seconds=round(time.monotonic() - started, 3),
-        )
-        if not np.isfinite(state.relative):
-            raise unanimous(TrainingError(f"LQF: iteration {state.iteration} is not finite; write a larger penalty"))
-        if self.context.deadline is not None and time.monotonic() > self.context.deadline:
-            raise out_of_time(self.job.spec.train.timeout)
-        if state.iteration % (self.job.spec.train.checkpoint_every or _SAVE_EVERY) == 0:
-            self._save(state)
-
-    def _save(self, state: pcg.State) -> None:
-        context = self.context
-        with checkpoint.writing(context.scratch or Path(tempfile.gettempdir())):
-            part = Path(tempfile.mkdtemp(prefix=".part-", dir=context.scratch))
-        with checkpoint.writing(part):
-            if context.rank == 0:
-                vectors = {"delta": state.delta, "gradient": state.gradient, "direction": state.direction}
-                save_file({name: vector.cpu().contiguous() for name, vector in vectors.items()}, part / STATE)
-        numbers = {"product": state.product, "first": state.first, "iteration": state.iteration}
-        document = {"schema": 1, "digest": self.digest, "lqf": numbers}
-        checkpoint.seal(part, state=document, rank=context.rank, world_size=context.world_size)
-        self.reporter.sync()
-        context.publish(part, state.iteration, {"step": state.iteration, "relative_gradient": state.relative})
-
-    def _resumed(self) -> pcg.State | None:
-        with self.context.restore() as folder:
-            if folder is None:
-                return None
-            document = together(self.context, lambda: self._verified(folder))
-            vectors = {name: tensor.to(self.context.device) for name, tensor in load_file(folder / STATE).items()}
-        numbers = document["lqf"]
-        self.resumed_from = int(numbers["iteration"])
-        return pcg.State(**vectors, **numbers)
-
-    def _verified(self, folder: Path) -> dict[str, Any]:
-        document = checkpoint.verify(folder)
-        if document["digest"] != self.digest or "lqf" not in document:
-            raise SpecError(f"{folder}: checkpoint of another spec; choose another name, or delete {self.job.run_dir}")
-        return document
-
-    # --- what is measured ---------------------------------------------------------------------------------------------
-
-    def _validation(self) -> FixedBatches:
-        whole = fixed_batches(
-            self.materials.validation, self.materials.learner, size=max(self.all.sizes), device=self.context.device
-        )
-        return whole.some(_VALIDATED)
-
-    def _validation_error_of(self) -> Callable[[Tensor], float]:
-        part = self._validation()
-        derivative = self._derivative(part)
-        start = self._at_start(part)[0].reshape(-1)
-        labels = torch.from_numpy(self.materials.validation.labels[part.rows]).to(start.device)
-        truth = self.method.amplitude * torch.nn.functional.one_hot(labels, self.classes).double().reshape(-1)
-        return lambda delta: float((start + derivative.push(delta) - truth).square().mean())
+    def _held_out(self) -> HeldOut:
+        """Validation samples that penalty and temperature are chosen on."""
+        return HeldOut.of(self.materials, self.forward, size=max(self.all.sizes))
 
     def _data_digest(self) -> str:
         weights = self.materials.weights
@@ -364,11 +309,14 @@ class Fit:
         tangent = self.tangent()
         network = Linearised(self.start.network, self.start.names, slope=self.method.slope)
         network.put(unflat(delta, tangent.start))
-        temperature = self._temperature(network)
+        held_out = self._held_out()
+        temperature = held_out.temperature(network, self.method.amplitude)
         train_error, validation_error = (
-            self._error(network, samples) for samples in (self.materials.train, self.materials.validation)
+            error_of(network, self.materials, samples, size=max(self.all.sizes), context=self.context)
+            for samples in (self.materials.train, self.materials.validation)
         )
-        notes = [*self.start.notes, *penalty.notes, *self._locality(network), certificate.sentence()]
+        far = locality(self.tangent(), network, self.all[0])
+        notes = [*self.start.notes, *penalty.notes, *far, certificate.sentence()]
         self.reporter.write(
             event="epoch",
             step=max(certificate.iterations, 1),
@@ -402,58 +350,3 @@ class Fit:
             "linearised": description.model_dump(mode="json"),
             "notes": notes,
         }
-
-    def _error(self, network: Linearised, samples: Any) -> float:
-        """Error on a split, over all ranks."""
-        positions = fixed_batches(
-            samples, self.materials.learner, size=max(self.all.sizes), device=self.context.device
-        ).positions
-        own = positions[self.context.rank :: self.context.world_size]
-        counts = torch.tensor(
-            batches.evaluate(
-                self.materials.task,
-                samples,
-                own,
-                forward=partial(learners.run, self.materials.learner, network),
-                device=self.context.device,
-            ),
-            dtype=torch.float64,
-            device=self.context.device,
-        )
-        right, total = self._sum(counts).tolist()
-        return 1.0 - right / total if total else 0.0
-
-    def _temperature(self, network: Linearised) -> float:
-        """The temperature of the smallest cross-entropy on validation samples; that of the amplitude without any."""
-        if not len(self.materials.validation):
-            return self.method.amplitude / 5.0
-        part = self._validation()
-        logits = torch.cat([network.outputs_by(self.forward, batch).logits for batch in part]).double()
-        labels = torch.from_numpy(self.materials.validation.labels[part.rows]).to(logits.device)
-        grid = self.method.amplitude * torch.logspace(-2.5, 1.0, 71, dtype=torch.float64)
-        losses = torch.stack(
-            [torch.nn.functional.cross_entropy(logits / float(temperature), labels) for temperature in grid]
-        )
-        return float(grid[int(losses.nan_to_num(torch.inf).argmin())])
-
-    def _locality(self, network: Linearised) -> Sequence[str]:
-        """A sentence where the network at w0 + delta is far from its linearisation."""
-        from torch.func import functional_call
-
-        from graceful.models.base import Forward
-
-        batch = self.all[0]
-        at, along = self.tangent().push(batch, network.deltas())
-        moved: Mapping[str, Tensor] = {
-            f"network.{name}": start + network.deltas()[name] for name, start in self.tangent().start.items()
-        }
-        with torch.no_grad():
-            true = functional_call(Forward(self.start.network, self.forward), dict(moved), (batch,)).logits
-        length = float(along.logits.norm())
-        distance = float((true - at.logits - along.logits).norm()) / length if length > 0.0 else 0.0
-        if distance <= _LOCALITY:
-            return ()
-        return (
-            "LQF: starting weights plus delta, used as ordinary weights, are another model: its outputs differ by"
-            f" {distance:.2g} of what delta changes",
-        )

@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from graceful import learners, spec, tasks
 from graceful.errors import SpecError
@@ -16,6 +17,8 @@ from graceful.programs.refresh import refresh
 from graceful.programs.run import Run
 from graceful.training.linear_start import starting_network
 from graceful.training.start import require_start
+from tests.support.lqf_rank import solved
+from tests.support.training import run_distributed
 
 pytestmark = [
     pytest.mark.integration,
@@ -39,7 +42,12 @@ def test_example(tmp_path: Path) -> None:
     for name, facts in linearised.items():
         assert facts["certificate"]["order_independent"]
         assert facts["certificate"]["solver"] == "exact"
+        assert reports[name].certificate == facts["certificate"]
         assert any("does not depend on the order" in note for note in reports[name].notes)
+    record = runs["v3"].store.record(result.model_id)
+    assert record.certificate == linearised["v3"]["certificate"]
+    assert "certificate" not in runs["v1"].folder.joinpath("report.json").read_text()
+    assert "<h2>Certificate</h2>" in runs["v3"].folder.joinpath("report.html").read_text()
     errors = {name: report.measurements["error_rate"].value for name, report in reports.items()}
     assert errors["v3"] < errors["v2"] < errors["v1"] - 0.1
     flips = {item.against: item.measurements["negative_flip_rate"].value for item in reports["v3"].comparisons}
@@ -72,3 +80,16 @@ def test_example(tmp_path: Path) -> None:
     method = runs["v3"].spec.train.method.model_copy(update={"head": "start"})
     with pytest.raises(SpecError, match=r"the head of v1 was trained on 90 of the \d+ training samples"):
         starting_network(method, task, task.samples("train"), start=versions["v1"], seed=0)
+
+
+def test_two_workers_solve_what_one_does(tmp_path: Path) -> None:
+    """Sums over two ranks give the same version up to rounding, and the same digest of the data."""
+    both, _ = run_distributed(solved, 2, str(tmp_path / "two"))
+    alone, *_ = run_distributed(solved, 1, str(tmp_path / "one"))
+    first, second = (outcome["linearised"]["certificate"] for outcome in (alone, both))
+    assert first["order_independent"]
+    assert second["order_independent"]
+    assert (first["data"], first["start"]) == (second["data"], second["start"])
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in (name for name in one if name.startswith("delta.")):
+        torch.testing.assert_close(two[name], one[name], rtol=0.0, atol=1e-3 * float(one[name].abs().max()))

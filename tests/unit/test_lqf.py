@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 
 from graceful.errors import SpecError
-from graceful.lqf import exact, kfac, pcg
+from graceful.lqf import cut, exact, kfac, pcg
 from graceful.lqf.activations import LeakyClamp, make_leaky
 from graceful.lqf.network import Linearised, names_of, start_digest
 from graceful.lqf.operators import Batched, Dense, flat, grouped, unflat
@@ -344,3 +344,50 @@ def test_refusals():
     assert exact.elements_at_once(1000, 10**6, 2**30) == (2**30 - 32 * 10**6) // 8000
     assert exact.fits(1000, 10**6, 2**30)
     assert not exact.fits(1000, 10**7, 2**30)
+
+
+class Deep(nn.Module):
+    """Blocks one after the other; `bypass`: the head reads the first one, too."""
+
+    def __init__(self, *, bypass: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(D, D), nn.Tanh()) for _ in range(4))
+        self.head = nn.Linear(D, C)
+        self.bypass = bypass
+
+    def embed(self, x: Tensor) -> Tensor:
+        first = None
+        for layer in self.layers:
+            x = layer(x)
+            first = x if first is None else first
+        return x + first if self.bypass else x
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        return self.head(embedding)
+
+
+def test_blocks_below_the_scope_run_once():
+    """Kept outputs give the same derivative without running the blocks; a network with a bypass is left whole."""
+    x, _ = samples()
+    model = Deep(bypass=False).double().eval()
+    names = names_of(model, ["layers.3", "head"])
+    found = cut.find(model, outputs_of, names, x)
+    assert found is not None
+    assert (len(found.skipped), found.kept) == (2, model.layers[2])
+    assert cut.bytes_per_sample(found, x) == 8 * D
+    carried = cut.Carried(found, [x[:5], x[5:]])
+    list(carried)
+    calls = []
+    handles = [layer[0].register_forward_hook(lambda *_: calls.append(1)) for layer in model.layers[:3]]
+    part = Batched(Tangent(model, found.replay, names), carried, sizes=[5, N - 5], classes=C)
+    kernel = part.kernel()
+    vector = torch.randn(sum(t.numel() for t in part.tangent.start.values()), dtype=torch.float64)
+    pushed = part.push(vector)
+    assert not calls
+    for handle in handles:
+        handle.remove()
+    whole = Batched(Tangent(model, outputs_of, names), [x], sizes=[N], classes=C)
+    torch.testing.assert_close(kernel, whole.kernel())
+    torch.testing.assert_close(pushed, whole.push(vector))
+    assert cut.find(Deep(bypass=True).double().eval(), outputs_of, names, x) is None
+    assert cut.find(model, outputs_of, names_of(model, []), x) is None

@@ -57,7 +57,7 @@ RULES_AND_CASES: list[tuple[str, list[tuple[str, Any]]]] = [
     ("weak-security", [(f"{RANK}/spec/securityContext/seccompProfile/type", "Unconfined")]),
     ("mesh-sidecar", [("spec/submitterPodTemplate/metadata/labels/sidecar.istio.io~inject", "true")]),
     ("grace-period", [(f"{RANK}/{GRACE}", 100)]),
-    ("grace-period", [(f"{HEAD}/{GRACE}", None)]),
+    ("grace-period", [(f"{HEAD}/{GRACE}", 5)]),
 ]
 
 

@@ -322,13 +322,14 @@ def main() -> None:
     """Measure all seeds in this process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing written")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many")
     parser.add_argument("--rows", type=Path, help="rows so far, JSON lines; models lie in a folder beside it")
     options = parser.parse_args()
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         rows = Rows(options.rows)
         home = Path(scratch) if options.rows is None else options.rows.with_suffix("")
-        for seed in SEEDS[:1] if options.quick else SEEDS:
+        for seed in SEEDS[: 1 if options.quick else options.seeds]:
             measure(seed, rows, home, epochs=1 if options.quick else EPOCHS)
     print(table(rows.rows))
     if not options.quick:

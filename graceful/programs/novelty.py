@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from graceful import tasks
 from graceful.lineage import LineageRecord, Store
+from graceful.programs.ancestry import find
 from graceful.programs.run import Run
 from graceful.spec import RefreshSpec
 from graceful.spec import Task as TaskSection
@@ -80,9 +81,8 @@ def skipped(run: Run) -> Skipped | None:
     """
     spec, store = run.spec, run.store
     champion = next(iter(store.chain(spec.model)), None)
-    candidates = [
-        item for item in (champion, _attempt(store, spec.model, champion)) if item is not None and item.training
-    ]
+    attempts = (champion, _attempt(store, spec.model, champion))
+    candidates = [item for item in attempts if item is not None and item.training and searches(store, spec, item)]
     if not candidates:
         return None
     trained_from = ingredients(spec.task, data=tasks.build(spec.task).samples("train").digest)
@@ -96,6 +96,14 @@ def skipped(run: Run) -> Skipped | None:
         champion=None if champion is None else champion.version,
         spec_digest=spec.digest(),
     )
+
+
+def searches(store: Store, spec: RefreshSpec, version: LineageRecord) -> bool:
+    """Return whether a version was trained against the gallery model that a spec names now; an alias may have moved."""
+    if spec.gallery is None:
+        return True
+    gallery = next((edge.model_id for edge in version.edges if edge.relation == "gallery"), None)
+    return find(store, spec.gallery.version).model_id == gallery
 
 
 def _attempt(store: Store, model: str, champion: LineageRecord | None) -> LineageRecord | None:

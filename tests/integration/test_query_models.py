@@ -15,6 +15,7 @@ from graceful.lineage.family import tree
 from graceful.models import bundle
 from graceful.programs.act import Action, act
 from graceful.programs.exporting.program import Wanted, export
+from graceful.programs.novelty import skipped
 from graceful.programs.refresh import matrix_of, refresh
 from graceful.programs.run import Run
 
@@ -63,6 +64,8 @@ def test_a_query_model_is_judged_on_its_gallery_and_a_new_gallery_with_it(
         refresh(run_of("hvs/query.yaml", tmp_path, "name=edge-v2", "task.network.embedding=32"))
     assert e.value.exit_code == 2
 
+    again = run_of("hvs/query.yaml", tmp_path, "name=edge-v2", constraint("pair_share_map", 0.3))
+    assert skipped(again) is not None  # the same data, and the same gallery model
     strict = constraint("pair_share_map", 0.95)
     held, report = refresh(run_of("glyphs/v2.yaml", tmp_path, "compatibility.losses=[]", strict))
     assert [(item.against, item.relation) for item in report.pairs] == [("glyphs-edge-edge-v1", "query")]
@@ -84,6 +87,9 @@ def test_a_query_model_is_judged_on_its_gallery_and_a_new_gallery_with_it(
     assert said["version_digest"] == bundle.recorded_digest(query_run.model)
     assert said["metrics"]["pair_map/glyphs-v1"] == pytest.approx(value["pair_map"], abs=0.02)
     assert said["p95_ms"] >= said["p50_ms"] > 0.0
+    promote = Action(action="promote", reference="glyphs:2", reason="all devices follow", author="a", waive=True)
+    act(promote, tmp_path)
+    assert skipped(again) is None  # its gallery model is another one now
     retired = act(Action(action="retire", reference="glyphs-edge:1", reason="gone", author="a", force=True), tmp_path)
     assert "ended pairs: glyphs-edge-edge-v1 on glyphs-v1" in retired.sentence()
     assert store.fleet("glyphs").pairs == frozenset()

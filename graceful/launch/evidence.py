@@ -73,19 +73,21 @@ class Evidence:
 
     def about_waiting_pods(self) -> tuple[Document, ...]:
         """Return the events that may tell why something waits: not those about pods that started or were replaced."""
-        known = {pod["metadata"]["name"]: (pod.get("status") or {}).get("phase") for pod in self.pods}
+        known = {pod["metadata"]["name"]: pod for pod in self.pods}
         made = [_moment(pod["metadata"].get("creationTimestamp")) for pod in self.pods]
         newest = max((moment for moment in made if moment is not None), default=None)
         return tuple(event for event in self.events if _may_wait(event, known, newest))
 
 
-def _may_wait(event: Document, known: Mapping[str, str | None], newest: datetime | None) -> bool:
+def _may_wait(event: Document, known: Mapping[str, Document], newest: datetime | None) -> bool:
     subject = event["involvedObject"]
     if subject.get("kind") != "Pod":
         return True
-    if subject.get("name") in known:
-        return known[subject["name"]] not in STARTED
-    return not _before(event_moment(event), newest)
+    pod = known.get(subject.get("name", ""))
+    if pod is None:
+        return not _before(event_moment(event), newest)
+    scheduled = event.get("reason") == "FailedScheduling" and bool((pod.get("spec") or {}).get("nodeName"))
+    return not scheduled and (pod.get("status") or {}).get("phase") not in STARTED
 
 
 def newest_first(events: Iterable[Document]) -> list[Document]:

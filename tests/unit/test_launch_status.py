@@ -338,6 +338,15 @@ NO_NODE = "0/1 nodes are available: 1 Insufficient cpu"
         ),
         pytest.param(
             job("Initializing", rayClusterName="c", startTime=AFTER),
+            Evidence(
+                pods=({**at(pod("worker", "c-w-worker-b", phase="Pending"), AFTER), "spec": {"nodeName": "n"}},),
+                events=(event("FailedScheduling", NO_NODE, "Pod", "c-w-worker-b", AFTER),),
+            ),
+            "",
+            id="a pod that has a node at last is not unschedulable",
+        ),
+        pytest.param(
+            job("Initializing", rayClusterName="c", startTime=AFTER),
             Evidence(events=(event("FailedScheduling", NO_NODE, "Pod", "c-w-worker-b", AFTER),)),
             f"unschedulable: {NO_NODE}",
             id="a pod that nobody saw may be",

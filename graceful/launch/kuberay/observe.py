@@ -115,8 +115,8 @@ class Observer:
         return {**workloads[0], "waiting": self._place(job, workloads[0])} if workloads else None
 
     def _namespace_ends(self) -> bool:
-        """Return whether the namespace is being deleted; asked where pods are, for which nothing else would say why."""
-        if not any(is_being_deleted(pod) for pod in self.pods.values()):
+        """Return whether the namespace is being deleted; asked where pods go or are gone, which does not say why."""
+        if self.pods and not any(is_being_deleted(pod) for pod in self.pods.values()):
             return False
         with contextlib.suppress(ApiError):
             namespace = self.kube.get("Namespace", self.kube.namespace)

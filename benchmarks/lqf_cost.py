@@ -1,0 +1,110 @@
+"""What linear-quadratic fine-tuning costs: a pass, an answer, weights, and solvers by the size of the problem.
+
+    python -m benchmarks.lqf_cost            # a minute of one core, writes benchmarks/results/lqf_cost.json
+    python -m benchmarks.lqf_cost --quick    # smaller sizes, prints only
+
+Seconds are of the processor, the smallest of five. `step` is one iteration of conjugate gradients (a product with J and
+one with its transpose) on 128 images of the small network `s2`, its ratio that to forward and backward pass of ordinary
+training; `answer` is a forward pass of the linearised network against one of the network. `exact` factorises so many
+rows (samples x classes) and solves; its ratio is against the smallest size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import results
+from graceful import models, spec
+from graceful.lqf import exact
+from graceful.lqf.network import Linearised, names_of
+from graceful.lqf.operators import Batched
+from graceful.lqf.tangent import Tangent
+from graceful.models.base import outputs_of
+
+CLASSES, BATCH, REPEATS = 10, 128, 5
+
+
+def smallest(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Return the smallest processor time of some calls."""
+    times = []
+    for _ in range(repeats + 1):
+        begun = time.process_time()
+        work()
+        times.append(time.process_time() - begun)
+    return min(times[1:] or times)
+
+
+def row(what: str, value: float, ratio: float | None, **facts: object) -> dict[str, Any]:
+    """Return a row of the result."""
+    return {"what": what, "value": round(value, 5), "ratio": None if ratio is None else round(ratio, 3), **facts}
+
+
+def passes() -> list[dict[str, Any]]:
+    """Measure passes through the network, with and without its derivative."""
+    torch.manual_seed(0)
+    network = models.build(spec.Network(size="s2"), classes=CLASSES, input_shape=(1, 28, 28)).eval()
+    x, y = torch.rand(BATCH, 1, 28, 28), torch.randint(CLASSES, (BATCH,))
+    names = names_of(network, [])
+
+    def trained() -> None:
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(outputs_of(network, x).logits, y).backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def forward() -> None:
+        outputs_of(network, x)
+
+    step, answer = smallest(trained), smallest(forward)
+    parameters = sum(p.numel() for p in network.parameters())
+    linearised = Linearised(network, names)
+    derivative = Batched(Tangent(linearised.network, outputs_of, names), [x], sizes=[BATCH], classes=CLASSES)
+    delta = torch.randn(parameters, dtype=torch.float64)
+    iteration = smallest(lambda: derivative.pull(derivative.push(delta)))
+    served = smallest(lambda: linearised.outputs_by(outputs_of, x))
+    stored = sum(tensor.nbytes for tensor in linearised.state_dict().values())
+    return [
+        row("step", iteration, iteration / step, parameters=parameters),
+        row("answer", served, served / answer, parameters=parameters),
+        row("weights_bytes", stored, stored / (4 * parameters), parameters=parameters),
+    ]
+
+
+def solvers(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Measure the factorised system and one solution, by rows."""
+    found: list[dict[str, Any]] = []
+    for rows in sizes:
+        factor = torch.randn(rows, 256, dtype=torch.float64)
+        kernel, ones = factor @ factor.T, torch.ones(rows, dtype=torch.float64)
+        begun = time.process_time()
+        system = exact.DualSystem(kernel, ones, classes=CLASSES)
+        factorised = time.process_time() - begun
+        again = smallest(lambda system=system, ones=ones: system.solve(ones, 1.0), 1)  # type: ignore[misc]
+        first = found[0]["value"] if found else factorised
+        gib = exact.MATRICES * 8 * rows * rows / 2**30
+        found.append(
+            row("exact", factorised, factorised / first, rows=rows, solve_again=round(again, 5), gib=round(gib, 3))
+        )
+    return found
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    rows = [*passes(), *solvers((250, 500) if options.quick else (250, 500, 1000, 2000))]
+    for each in rows:
+        print(each)
+    if not options.quick:
+        print(results.write("lqf_cost", rows, time.monotonic() - started))
+
+
+if __name__ == "__main__":
+    main()

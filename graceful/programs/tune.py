@@ -54,7 +54,16 @@ def folder_of(spec: RefreshSpec) -> Path:
 
 
 def run_of(spec: RefreshSpec) -> Run:
-    """Return the search of a spec as a run, with or without a `tune` section."""
+    """Return the search of a spec as a run, with or without a `tune` section.
+
+    Raises:
+        SpecError: Its method is not searched.
+    """
+    if spec.train.method.kind == "lqf":
+        raise SpecError(
+            "train.method: lqf is not searched, it chooses its penalty itself; compare weights of losses with"
+            " `graceful refresh`, or write descent"
+        )
     return Run.of(spec.model_copy(update={"tune": spec.tune or Tune()}), folder=folder_of(spec))
 
 

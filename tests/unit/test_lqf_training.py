@@ -13,6 +13,7 @@ from graceful import learners, spec, tasks
 from graceful.chain import OldOutputs
 from graceful.errors import SpecError
 from graceful.models.base import outputs_of
+from graceful.programs import tune
 from graceful.training import trace
 from graceful.training.chain_targets import _pull
 from graceful.training.driver import train
@@ -101,6 +102,11 @@ def test_unfinished_iterations_are_not_called_order_independent(tmp_path):
     result = train(job(tmp_path, iterations=2))
     assert not result.linearised["certificate"]["order_independent"]
     assert any("may depend on the order of its data" in note for note in result.notes)
+
+
+def test_a_search_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="lqf is not searched"):
+        tune.run_of(job(tmp_path).spec)
 
 
 def test_a_zero_head_is_detected(tmp_path, monkeypatch):

@@ -389,5 +389,9 @@ def test_blocks_below_the_scope_run_once():
     whole = Batched(Tangent(model, outputs_of, names), [x], sizes=[N], classes=C)
     torch.testing.assert_close(kernel, whole.kernel())
     torch.testing.assert_close(pushed, whole.push(vector))
+    layers = [nn.TransformerEncoderLayer(D, 2, 8, batch_first=True) for _ in range(3)]  # keys' bias: no derivative
+    attention = Headed(nn.Sequential(*layers, nn.Flatten()), nn.Linear(4 * D, C)).double().eval()
+    last = names_of(attention, ["body.2", "head"])
+    assert cut.find(attention, outputs_of, last, samples(4, D)[0]) is not None
     assert cut.find(Deep(bypass=True).double().eval(), outputs_of, names, x) is None
     assert cut.find(model, outputs_of, names_of(model, []), x) is None

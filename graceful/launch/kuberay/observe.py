@@ -79,7 +79,8 @@ class Observer:
         self.outcome = last(log) or self.outcome
         outcome = (self.outcome or self._late_outcome()) if rough.phase.terminal else None
         seen = Evidence(pods=pods, events=events, workload=workload, outcome=outcome, waits=waiting_reason(log))
-        return read(job, seen if rough.phase.terminal else replace(seen, namespace_ends=self._namespace_ends()))
+        running = rough.phase is Phase.RUNNING
+        return read(job, replace(seen, namespace_ends=self._namespace_ends()) if running else seen)
 
     def submitters(self) -> list[Document]:
         """Return the pods that hold the job's log, oldest first, as far as they have been seen."""

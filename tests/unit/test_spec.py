@@ -170,7 +170,7 @@ def test_keys_that_were_added_later_leave_the_digests_of_earlier_specs_alone() -
             {"compatibility": {"interpolation": 1}},
             "compatibility.interpolation in spec: must be a number in [0, 1), got 1",
         ),
-        ({"train": {"start": "old"}}, "train.start in spec: must be random or latest, got 'old'"),
+        ({"train": {"start": "old"}}, "train.start in spec: must be random, latest or head, got 'old'"),
     ],
 )
 def test_weights_are_mixed_with_those_they_started_from_alone(change: dict[str, Any], message: str) -> None:

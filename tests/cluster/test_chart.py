@@ -79,9 +79,10 @@ def bed(cluster: Cluster) -> Iterator[Bed]:
 
 
 @pytest.fixture(scope="module")
-def queues(bed: Bed) -> None:
-    """Kueue's LocalQueue as a kind: Kueue itself, or on the test bed its definition alone."""
+def queues(bed: Bed) -> Iterator[None]:
+    """Kueue's LocalQueue as a kind: Kueue itself, or on the test bed its definition alone, for this file."""
     if bed.kubectl("get", "localqueues", check=False).returncode == 0:
+        yield
         return
     if not KUEUE.is_file():
         pytest.skip(f"the cluster of context {bed.cluster.context} has no Kueue")
@@ -90,6 +91,8 @@ def queues(bed: Bed) -> None:
     del definition["spec"]["conversion"]  # done by Kueue's webhook, which does not run here
     bed.kubectl("create", "--filename=-", stdin=json.dumps(definition))
     bed.kubectl("wait", "--for=condition=Established", "crd/localqueues.kueue.x-k8s.io", "--timeout=60s")
+    yield
+    bed.kubectl("delete", "crd", "localqueues.kueue.x-k8s.io", "--timeout=60s")
 
 
 @pytest.fixture(scope="module")

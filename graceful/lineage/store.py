@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -376,10 +377,16 @@ def _move_into_place(
     fresh: Path, folder: Path, *, aside: Path, record: LineageRecord, removed: Collection[str]
 ) -> None:
     """Move a verified download into place; if another process did so with the same files, keep those."""
-    if folder.exists():
+
+    def whole() -> bool:
+        return folder.is_dir() and all(path in removed for path, _ in damaged_files(folder, record))
+
+    if whole():
+        return
+    with suppress(FileNotFoundError):  # none was there, or another process moved the damaged one
         os.replace(folder, aside)
     try:
         os.replace(fresh, folder)
     except OSError:
-        if not folder.is_dir() or any(path not in removed for path, _ in damaged_files(folder, record)):
+        if not whole():
             raise

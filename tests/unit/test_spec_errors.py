@@ -47,6 +47,14 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
         document |= alone if choice == CHOICES[-1] else {"blend": None}
     if document.get("gallery") and document["compatibility"]["blend"]:
         document["gallery"] = None  # a blend is of ancestors
+    if section is spec.RefreshSpec:  # linear-quadratic fine-tuning takes one loss in one form, and no other teacher
+        quadratic = {"blend": None, "reference": None, "weighting": {"kind": "equal"}}
+        if choice == CHOICES[-2]:
+            (loss,) = (one for one in document["compatibility"]["losses"] if one["kind"] == "focal_distillation")
+            document["compatibility"] |= {**quadratic, "losses": [{**loss, "form": "lm"}]}
+            document["gallery"] = None  # such a version embeds where its starting weights do
+        else:
+            document["train"]["method"] = {"kind": "descent"}
     for columns in {"columns", "members"} & document.keys():  # what is embedded must suit the network
         kind = document["network"]["kind"]
         inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})

@@ -49,7 +49,7 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
         document["gallery"] = None  # a blend is of ancestors
     if section is spec.RefreshSpec:  # linear-quadratic fine-tuning takes one loss in one form, and no other teacher
         quadratic = {"blend": None, "reference": None, "weighting": {"kind": "equal"}}
-        if choice == CHOICES[-2]:
+        if choice == CHOICES[5]:
             (loss,) = (one for one in document["compatibility"]["losses"] if one["kind"] == "focal_distillation")
             document["compatibility"] |= {**quadratic, "losses": [{**loss, "form": "lm"}]}
             document["gallery"] = None  # such a version embeds where its starting weights do

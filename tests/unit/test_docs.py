@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
 WRITTEN = [path.relative_to(ROOT) for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])]
 """Documents that people write; others are made when the site is built."""
+HELP = command_line.context_settings["help_option_names"]
+"""A command keeps the names of the first context that it meets."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -65,10 +67,10 @@ def test_commands_in_documents_can_be_run() -> None:
         command: click.Command = command_line
         while isinstance(command, click.Group) and words:
             name = words.pop(0)
-            found = command.get_command(click.Context(command), name)
+            found = command.get_command(click.Context(command, help_option_names=HELP), name)
             assert found is not None, line
             command = found
-        parser = command.make_parser(click.Context(command))
+        parser = command.make_parser(click.Context(command, help_option_names=HELP))
         _, left, _ = parser.parse_args(list(words))  # raises on an option that the command does not have
         assert not left, line
 

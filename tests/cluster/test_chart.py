@@ -151,7 +151,9 @@ def test_pods_of_every_shape_are_admitted_where_only_restricted_ones_are(bed: Be
         ]
         body = json.dumps({"apiVersion": "v1", "kind": "List", "items": pods})
         answer = bed.kubectl("create", "--dry-run=server", "--output=json", "--filename=-", stdin=body).stdout
-        for pod in objects_in(answer):
+        admitted = objects_in(answer)
+        assert len(admitted) == len(pods) > 0
+        for pod in admitted:
             SEEN[shape](pod)
         for account in (item for item in documents if item["kind"] == "ServiceAccount"):
             bed.kubectl("delete", "serviceaccount", account["metadata"]["name"])

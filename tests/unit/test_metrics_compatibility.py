@@ -12,7 +12,7 @@ from graceful.errors import DataError
 from graceful.gate import Outcome, judge
 from graceful.metrics import compatibility as compat
 from graceful.metrics.compatibility import Matrix, compare_retrieval, compatibility_matrix
-from graceful.metrics.retrieval import Embeddings, rank
+from graceful.metrics.retrieval import Embeddings, Ranking, rank
 from graceful.report import Comparison, Report
 from tests.support import metric_oracles as oracle
 
@@ -195,3 +195,22 @@ def test_intervals_of_the_cross_test_widen_where_queries_come_in_groups() -> Non
         assert loose[name].value == grouped[name].value == pytest.approx(value)
         assert grouped[name].lower < loose[name].lower - 0.05, name
     assert grouped["retrieval_nfr"].upper > loose["retrieval_nfr"].upper + 0.1
+
+
+def test_searches_of_a_report_are_those_of_each_pair_and_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = [(space(seed, 12, noise=1.0, prefix="q"), space(seed, 12, noise=1.0, prefix="g")) for seed in range(3)]
+    calls = []
+
+    def counted(queries: Embeddings, gallery: Embeddings) -> Ranking:
+        calls.append((queries, gallery))
+        return rank(queries, gallery)
+
+    monkeypatch.setattr(compat, "rank", counted)
+    searches = compat.Searches()
+    new, *others = versions
+    shared = [compare_retrieval(*new, *old, draws=20, searches=searches) for old in others * 2]
+    assert len(calls) == 5  # the new version on three galleries, and two old versions on their own
+    assert shared[:2] == [compare_retrieval(*new, *old, draws=20) for old in others]
+    assert shared[:2] == shared[2:]
+    values = {shared[0][name].value for name in ("cross_test_map", "old_old_map")} | {shared[1]["cross_test_map"].value}
+    assert len(values) == 3

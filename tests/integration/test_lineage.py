@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import threading
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, schema
+from graceful.lineage.store import _move_into_place
 from graceful.storage import sha256_file
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
@@ -160,6 +162,20 @@ def test_processes_that_fetch_at_once_share_the_result(store: Store, three: list
     assert folders == [store.registry.home / "versions" / three[0].model_id] * 4
     assert {path.name for path in folders[0].iterdir()} == set(three[0].files)
     assert [path.name for path in folders[0].parent.iterdir()] == [three[0].model_id]
+
+
+def test_a_version_that_another_process_has_just_put_in_place_stays_there(
+    store: Store, three: list[LineageRecord], tmp_path: Path
+) -> None:
+    folder, fresh, aside = store.fetch(three[0]), tmp_path / "fresh", tmp_path / "damaged"
+    shutil.copytree(folder, fresh)
+    theirs = folder.stat().st_ino
+    _move_into_place(fresh, folder, aside=aside, record=three[0], removed=())
+    assert (folder.stat().st_ino, aside.exists()) == (theirs, False)
+    (folder / next(iter(three[0].files))).unlink()
+    _move_into_place(fresh, folder, aside=aside, record=three[0], removed=())
+    assert (folder.stat().st_ino == theirs, aside.exists()) == (False, True)
+    assert {path.name for path in folder.iterdir()} == set(three[0].files)
 
 
 def test_tampered_artifact_is_refused_with_both_digests(store: Store, three: list[LineageRecord]) -> None:

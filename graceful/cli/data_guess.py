@@ -27,7 +27,7 @@ SAMPLE = 1000
 """Rows that are looked at."""
 LOOKED_AT = 10_000
 """Files of a folder that are looked at."""
-LABELS = ("label", "class", "category", "target", "topic", "species", "y")
+LABELS = ("label", "class", "category", "target", "topic", "species", "kind", "y")
 """Usual names of the column that holds the class, the likeliest first."""
 IDS = ("id", "uuid", "guid", "key")
 ROWS_OF_CODES = 20

@@ -59,7 +59,7 @@ _RANDOM = "[a-z0-9_]{8}"
 """What `tempfile` puts into names."""
 _LEFT_FILE = re.compile(rf"\..+\.(?:{_RANDOM}\.tmp|\d+\.part)")
 _LEFT_FOLDER = re.compile(
-    rf"(?:code|jobs|cache/checkpoints|cache/bases)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/tables/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"
+    rf"(?:code|jobs|cache/checkpoints|cache/bases)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/(?:tables|images)/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"
     r"|(?:targets/[0-9a-f]{64}|versions/m-[0-9a-f]{32}|references/reference-[0-9a-f]{16})\.fetching"
     r"|(?:runs|references|tunes)/.+/model\.fetching"
     rf"|cache/shards/(?:parts|sets)/(?:.+/)?\.new-{_RANDOM}"
@@ -130,6 +130,7 @@ def copies(home: Path) -> Iterator[Item]:
             yield _item("objects", block)
     for meta in (
         *home.glob("cache/tables/*/meta.json"),
+        *home.glob("cache/images/*/meta.json"),
         *home.glob("cache/shards/parts/*/*/part.json"),
         *home.glob("cache/shards/sets/*/index.json"),
     ):

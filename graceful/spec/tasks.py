@@ -88,6 +88,9 @@ class ImageFolderTask(Section):
     """Random horizontal flips in training."""
     classes: tuple[str, ...] | None = None
     """Class folders to use; None: all, sorted by name."""
+    on_bad_sample: Annotated[Literal["refuse", "skip"], Field(exclude_if=lambda how: how == "refuse")] = "refuse"
+    """refuse: an image that cannot be read ends the run with its name; skip: every image is decoded once on a node
+    before training, those that cannot be read are left out, and the report says how many."""
     network: Annotated[Network | StagedNetwork | PretrainedImages, Field(discriminator="kind")] = Network(size="s2")
     """The network that embeds and classifies."""
     learner: Learner = None

@@ -27,6 +27,7 @@ from graceful.tasks.image_batches import batch_of, grey, square_of, to_unit_rang
 from graceful.tasks.image_layout import label_of
 from graceful.tasks.image_listing import Image, Listing, ignored_files_note, list_images, pool
 from graceful.tasks.photos import Frame, Photo, read_photo
+from graceful.tasks.unreadable import unreadable_images, unreadable_note
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "train": (0.0, 0.6),
@@ -78,11 +79,22 @@ class ImageFolder:
         section = self._section
         return list_images(section.root, named=section.classes or (), follow_links=section.follow_links)
 
+    @cached_property
+    def _unreadable(self) -> Mapping[str, str]:
+        """What is wrong with the images that are left out, by their path."""
+        skips = self._section.on_bad_sample == "skip"
+        return unreadable_images(self._listing.images, self.frame()) if skips else {}
+
+    @cached_property
+    def _images(self) -> tuple[Image, ...]:
+        return tuple(image for image in self._listing.images if image.path not in self._unreadable)
+
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return one sentence about ignored files of the root; empty where there are none."""
-        passed_over = self._listing.passed_over
-        return (ignored_files_note(self._section.root, passed_over),) if passed_over else ()
+        """Return a sentence about files that were ignored, and one about images left out, where there are any."""
+        root, passed_over = self._section.root, self._listing.passed_over
+        ignored = (ignored_files_note(root, passed_over),) if passed_over else ()
+        return (*ignored, unreadable_note(root, self._unreadable)) if self._unreadable else ignored
 
     def restored(self, assets: Mapping[str, Any]) -> ImageFolder:
         """Return this task with the learner that has the assets of another version; this task stays as it is."""
@@ -147,7 +159,7 @@ class ImageFolder:
     def _closed_set_images(self, split: Split) -> list[Image]:
         folders = self._listing.splits()
         if not folders:
-            images, bounds = list(self._listing.images), _BOUNDS[split]
+            images, bounds = list(self._images), _BOUNDS[split]
         elif split in folders and split != "train":
             images, bounds = self._images_of(split), (0.0, 1.0)
         elif split == "test":
@@ -178,7 +190,7 @@ class ImageFolder:
         return self._images_of(split), tuple(sorted(classes))
 
     def _images_of(self, split: str) -> list[Image]:
-        return [image for image in self._listing.images if image.split == split]
+        return [image for image in self._images if image.split == split]
 
     def _require_images(self, split: Split, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
         if len(labels) == 0:

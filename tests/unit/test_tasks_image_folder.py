@@ -153,6 +153,24 @@ def test_a_corrupt_image_is_named_in_one_line(root):
         assert "\n" not in str(caught.value)
 
 
+def test_images_that_cannot_be_read_are_left_out_on_request(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    whole = opened(root, "train")
+    damaged = sorted(whole.ids.tolist())[3:5]
+    (root / damaged[0]).write_bytes(b"not an image")
+    (root / damaged[1]).write_bytes((root / damaged[1]).read_bytes()[:40])
+    for _ in range(2):  # decoded, then read from the cache
+        task = tasks.build(ImageFolderTask(root=str(root), size=8, on_bad_sample="skip"))
+        samples = task.samples("train")
+        assert set(samples.ids.tolist()) == set(whole.ids.tolist()) - set(damaged)
+        assert len(samples.read(np.arange(len(samples)))) == len(samples)
+        (note,) = task.notes
+        assert note.startswith(f"{root}: 2 images that cannot be read were left out, first {root / damaged[0]}: not a")
+    assert len(list((tmp_path / "home/cache/images").glob("*/meta.json"))) == 1
+    (root / damaged[0]).write_bytes((root / samples.ids[0]).read_bytes())
+    assert len(opened(root, "train", on_bad_sample="skip")) == len(whole) - 1
+
+
 def test_an_empty_class_is_refused_by_name(root):
     (root / "dog").mkdir()
     with pytest.raises(DataError, match=r"class 'dog' of .* has no training image"):

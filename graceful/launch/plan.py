@@ -28,15 +28,17 @@ def parts(rayjob: Document, prices: Prices | None = None) -> tuple[Part, ...]:
     cluster = spec["rayClusterSpec"]
     groups = [(f"worker {group['groupName']}", group["replicas"], group) for group in cluster["workerGroupSpecs"]]
     pods = [
-        ("head", 1, cluster["headGroupSpec"]["template"]),
-        *((role if len(groups) > 1 else "worker", count, group["template"]) for role, count, group in groups),
-        ("submitter", 1, spec["submitterPodTemplate"]),
+        ("head", 1, cluster["headGroupSpec"]),
+        *((role if len(groups) > 1 else "worker", count, group) for role, count, group in groups),
+        ("submitter", 1, {"template": spec["submitterPodTemplate"]}),
     ]
-    return tuple(_part(role, count, template, prices) for role, count, template in pods)
+    return tuple(_part(role, count, group, prices) for role, count, group in pods)
 
 
-def _part(role: str, count: int, template: Mapping[str, Any], prices: Prices | None) -> Part:
+def _part(role: str, count: int, group: Mapping[str, Any], prices: Prices | None) -> Part:
+    template = group["template"]
     cpu, memory, gpu = demand(template["spec"]["containers"][0])
+    gpu = int((group.get("resources") or {}).get("GPU", gpu))  # said there where KubeRay does not know the name
     part = Part(role=role, count=count, cpu=cpu, memory=memory, gpu=gpu)
     if prices is None:
         return part

@@ -21,6 +21,7 @@ from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.profile import parse
 from graceful.programs import ray_gauges
+from tests.unit.test_chart import single_values
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Cluster
@@ -140,7 +141,7 @@ def test_every_object_of_every_shape_is_accepted(bed: Bed, queues: None, monitor
 
 def test_pods_of_every_shape_are_admitted_where_only_restricted_ones_are(bed: Bed) -> None:
     bed.kubectl("create", "priorityclass", "batch", "--value=1", check=False)
-    for shape in ("eks", "gke", "openshift", "machine"):
+    for shape, seen in SEEN.items():
         documents = bed.render(f"--values={CHART}/ci/{shape}-values.yaml")
         for account in (item for item in documents if item["kind"] == "ServiceAccount"):
             bed.kubectl("apply", "--filename=-", stdin=json.dumps(account))
@@ -154,7 +155,7 @@ def test_pods_of_every_shape_are_admitted_where_only_restricted_ones_are(bed: Be
         admitted = objects_in(answer)
         assert len(admitted) == len(pods) > 0
         for pod in admitted:
-            SEEN[shape](pod)
+            seen(pod)
         for account in (item for item in documents if item["kind"] == "ServiceAccount"):
             bed.kubectl("delete", "serviceaccount", account["metadata"]["name"])
     bed.kubectl("delete", "priorityclass", "batch")
@@ -187,7 +188,22 @@ def _on_one_machine(pod: dict[str, Any]) -> None:
     assert "/dev/shm" in {mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
 
 
-SEEN = {"eks": _on_eks, "gke": _on_gke, "openshift": _on_openshift, "machine": _on_one_machine}
+def _everything(pod: dict[str, Any]) -> None:
+    (container,) = pod["spec"]["containers"]
+    assert {"name": "GRACEFUL_LOG_LEVEL", "value": "DEBUG"} in container["env"]
+    assert container["imagePullPolicy"] == "Always"
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 300
+    assert {"key": "dedicated", "operator": "Exists"} in pod["spec"]["tolerations"]
+    assert pod["metadata"]["labels"]["tier"] == "batch"
+
+
+SEEN = {
+    "eks": _on_eks,
+    "every": _everything,
+    "gke": _on_gke,
+    "openshift": _on_openshift,
+    "machine": _on_one_machine,
+}
 
 
 def test_the_dashboard_asks_for_what_is_there(bed: Bed) -> None:
@@ -207,6 +223,35 @@ def test_the_dashboard_asks_for_what_is_there(bed: Bed) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda path: path.stem)
 def test_lint_finds_nothing(bed: Bed, shape: Path) -> None:
     assert "0 chart(s) failed" in bed.helm("lint", "--strict", str(CHART), f"--values={shape}").stdout
+
+
+def test_every_value_of_every_shape_changes_what_is_rendered(bed: Bed, tmp_path: Path) -> None:
+    """A value that nothing reads would be set in vain; refusing the rest without it is reading it."""
+
+    def rendered(values: dict[str, Any]) -> str:
+        path = tmp_path / f"{uuid4().hex}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return bed.helm("template", RELEASE, str(CHART), f"--values={path}", check=False).stdout
+
+    whole = {shape: yaml.safe_load(shape.read_text()) for shape in SHAPES}
+    texts = {shape: rendered(values) for shape, values in whole.items()}
+    read: set[str] = set()
+    for shape, values in whole.items():
+        for path in single_values():
+            less = without(values, path.split("."))
+            if path not in read and less != values and rendered(less) != texts[shape]:
+                read.add(path)
+    unread = sorted(set(single_values()) - read)
+    assert not unread, unread
+
+
+def without(values: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    key, *rest = path
+    if not isinstance(values, dict) or key not in values:
+        return values
+    return {
+        name: value if name != key else without(value, rest) for name, value in values.items() if name != key or rest
+    }
 
 
 def test_only_namespaced_permissions_and_selectors_that_never_change(bed: Bed) -> None:

@@ -14,7 +14,7 @@ from graceful.launch.kuberay.profile import KubeRay
 from graceful.launch.refusals import ConflictError, NotFoundError
 from graceful.patience import Patience
 
-NAMED = ("Secret", "ServiceAccount", "PersistentVolumeClaim", "PriorityClass", "LocalQueue")
+NAMED = ("Secret", "ServiceAccount", "PersistentVolumeClaim", "PriorityClass", "StorageClass", "LocalQueue")
 CLUSTER: dict[str, Any] = {
     "kind": "kuberay",
     "namespace": "team-a",

@@ -74,6 +74,12 @@ def merged(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def single_values() -> list[str]:
+    """Paths of all values that are no sections of others."""
+    below = [f"{path}.{key}".strip(".") for path in SECTIONS for key in at(DEFAULTS, path)]
+    return [path for path in below if path not in SECTIONS]
+
+
 def test_the_schema_is_one() -> None:
     broken = {**SCHEMA, "type": "mapping"}
     assert VALIDATOR.check_schema(SCHEMA) is None
@@ -174,7 +180,18 @@ def test_supported_shapes_fit_the_schema_and_hold_real_specs(shape: Path, tmp_pa
 
 def test_there_is_a_shape_per_supported_cluster() -> None:
     names = [shape.stem.removesuffix("-values") for shape in SHAPES]
-    assert names == ["eks", "gke", "gpu-queue", "kuberay", "machine", "minimal", "openshift"]
+    assert names == ["eks", "every", "gke", "gpu-queue", "kuberay", "machine", "minimal", "openshift"]
+
+
+def test_every_value_is_set_by_a_shape() -> None:
+    """What lint, rendering and dry runs of the shapes say is said of every value then."""
+    shapes = [merged(yaml.safe_load(shape.read_text()), DEFAULTS) for shape in SHAPES]
+
+    def differs(shape: dict[str, Any], path: str) -> bool:
+        *parents, key = path.split(".")
+        return bool(at(shape, ".".join(parents)).get(key) != at(DEFAULTS, path))  # null has removed it
+
+    assert not [path for path in single_values() if not any(differs(shape, path) for shape in shapes)]
 
 
 def test_versions_of_package_chart_and_image_agree() -> None:

@@ -55,6 +55,10 @@ RULES_AND_CASES: list[tuple[str, list[tuple[str, Any]]]] = [
     ("weak-security", [(f"{HEAD}/{CONTAINER}/securityContext/runAsUser", 0)]),
     ("weak-security", [(f"spec/submitterPodTemplate/{CONTAINER}/securityContext/allowPrivilegeEscalation", True)]),
     ("weak-security", [(f"{RANK}/spec/securityContext/seccompProfile/type", "Unconfined")]),
+    (
+        "topology-without-queue",
+        [(f"{RANK}/metadata/annotations/kueue.x-k8s.io~podset-required-topology", "kubernetes.io~hostname")],
+    ),
     ("mesh-sidecar", [("spec/submitterPodTemplate/metadata/labels/sidecar.istio.io~inject", "true")]),
     ("grace-period", [(f"{RANK}/{GRACE}", 100)]),
     ("grace-period", [(f"{HEAD}/{GRACE}", 5)]),

@@ -13,7 +13,6 @@ from graceful.launch.backend import Severity
 from graceful.launch.job import Resources
 from graceful.launch.kuberay import manifests, pod_templates
 from graceful.launch.kuberay.backend import KubeRayBackend
-from graceful.launch.resources import demand
 from graceful.training import rank_resources
 from tests.support.launch import cluster, job
 
@@ -103,17 +102,76 @@ def test_the_plan_draws_ranks_and_pods() -> None:
     planned = KubeRayBackend(profile=cluster(worker=BIG), connect=None).plan(job(workers=16))
     assert planned.notes[:3] == (
         "16 ranks in 2 pods, each rank with 4 cores, 32 GiB, 1 accelerator; /dev/shm 64Gi in each pod",
-        "  pod 0: ranks 0-7",
-        "  pod 1: ranks 8-15",
+        "  pod 0: ranks 0-7, 8 nvidia.com/gpu",
+        "  pod 1: ranks 8-15, 8 nvidia.com/gpu",
     )
     assert planned.gpus == 16
 
 
-def test_slices_of_a_gpu_are_counted_and_other_devices_refused() -> None:
-    container = group(2, gpu=1, gpu_resource="nvidia.com/mig-1g.5gb")["template"]["spec"]["containers"][0]
-    assert demand(container)[2] == 1
-    with pytest.raises(SpecError, match=r"gpu_resource.*must end in gpu or be a slice.*habana.ai/gaudi"):
+@pytest.mark.parametrize(
+    ("resource", "known_to_kuberay"),
+    [
+        ("nvidia.com/gpu", True),
+        ("amd.com/gpu", True),
+        ("nvidia.com/mig-1g.5gb", True),
+        ("nvidia.com/mig-1g.5gb.me", False),
+        ("nvidia.com/gpu.shared", False),
+        ("amd.com/cpx_nps4", False),
+    ],
+)
+def test_accelerators_of_any_name_are_planned_and_told_to_ray(resource: str, *, known_to_kuberay: bool) -> None:
+    worker = {"gpu": 1, "gpu_resource": resource}
+    planned = KubeRayBackend(profile=cluster(worker=worker), connect=None).plan(job(workers=2))
+    assert planned.gpus == 2
+    assert not planned.errors
+    found = group(2, **worker)
+    assert found["template"]["spec"]["containers"][0]["resources"]["limits"][resource] == "1"
+    assert found["resources"] == {"rank": "1"} | ({} if known_to_kuberay else {"GPU": "1"})
+
+
+def test_devices_that_training_does_not_use_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"gpu_resource.*must end in gpu or be of nvidia.com or amd.com.*gaudi"):
         cluster(worker={"gpu": 1, "gpu_resource": "habana.ai/gaudi"})
+
+
+@pytest.mark.parametrize("level", ["required", "preferred"])
+def test_workers_ask_kueue_for_a_topology(level: str) -> None:
+    rack = "cloud.provider.com/topology-rack"
+    worker = {"topology": {level: rack}}
+    planned = KubeRayBackend(profile=cluster(queue="team", worker=worker), connect=None).plan(job())
+    spec = planned.documents[-1]["spec"]["rayClusterSpec"]
+    wanted = {f"kueue.x-k8s.io/podset-{level}-topology": rack}
+    assert spec["workerGroupSpecs"][0]["template"]["metadata"]["annotations"] == wanted
+    assert not any("topology" in key for key in spec["headGroupSpec"]["template"]["metadata"]["annotations"])
+    assert "topology-without-queue" not in {finding.rule for finding in planned.findings}
+    with pytest.raises(SpecError, match=r"worker.topology in profile: must have either `required` or `preferred`"):
+        cluster(worker={"topology": {"required": rack, "preferred": rack}})
+
+
+@pytest.mark.parametrize(
+    ("disk", "source"),
+    [
+        ({"size": "500Gi"}, {"emptyDir": {"sizeLimit": "500Gi"}}),
+        (
+            {"size": "1Ti", "storage_class": "local-nvme"},
+            {"ephemeral": {"volumeClaimTemplate": {"spec": {
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": "local-nvme",
+                "resources": {"requests": {"storage": "1Ti"}},
+            }}}},
+        ),
+    ],
+)  # fmt: skip
+def test_runs_and_caches_may_lie_on_a_disk_of_the_node(disk: dict[str, str], source: dict[str, Any]) -> None:
+    profile = cluster(storage={"uri": "s3://b/p"}, worker={"local_disk": disk})
+    rayjob = manifests.rayjob(job(), profile)
+    (only,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert {"name": "runs", **source} in only["template"]["spec"]["volumes"]
+    head = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert {"name": "runs", "emptyDir": {}} in head["volumes"]
+    assert KubeRayBackend(profile=profile, connect=None).plan(job()).errors == ()
+    with pytest.raises(SpecError, match=r"storage.claim and local_disk both say"):
+        cluster(head={"local_disk": disk})
 
 
 def test_the_driver_asks_ray_for_what_the_plan_gave_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:

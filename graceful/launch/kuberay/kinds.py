@@ -45,6 +45,7 @@ KINDS = {
     "SelfSubjectAccessReview": Kind("authorization.k8s.io/v1", "selfsubjectaccessreviews", False),
     "Workload": Kind("kueue.x-k8s.io/v1beta2", "workloads"),
     "PriorityClass": Kind("scheduling.k8s.io/v1", "priorityclasses", False),
+    "StorageClass": Kind("storage.k8s.io/v1", "storageclasses", False),
     "QueueVisibility": Kind("visibility.kueue.x-k8s.io/v1beta2", "localqueues"),
     "WorkloadPriorityClass": Kind("kueue.x-k8s.io/v1beta2", "workloadpriorityclasses", False),
     "LocalQueue": Kind("kueue.x-k8s.io/v1beta2", "localqueues"),

@@ -28,13 +28,15 @@ from graceful.sections import Section
 
 OWN_LABELS = (names.PREFIX, "ray.io/", names.MANAGED_BY[0])
 """How labels begin by which graceful and KubeRay find pods."""
+VENDORS = ("nvidia.com/", "amd.com/")
+"""Whose accelerators are GPUs under any name: slices, shares (nvidia.com/gpu.shared), partitions (amd.com/cpx_nps4)."""
 
 
 def _accelerator(resource: str) -> str:
-    if not is_accelerator(resource):
+    if not is_accelerator(resource) and not resource.startswith(VENDORS):
         raise ValueError(
-            f"must end in gpu or be a slice such as nvidia.com/mig-1g.5gb, got {resource!r}; KubeRay tells Ray of no"
-            " others"
+            f"must end in gpu or be of {' or '.join(vendor.rstrip('/') for vendor in VENDORS)}, such as"
+            f" nvidia.com/mig-1g.5gb, got {resource!r}; training uses no others"
         )
     return resource
 
@@ -97,6 +99,15 @@ class Pod(Section):
     `kubectl patch` does it; the container `main` is the one that graceful runs in; null removes a key."""
 
 
+class LocalDisk(Section):
+    """Room for runs, caches and shards on a disk of the node, which goes with the pod."""
+
+    size: Memory
+    """Most that the pod keeps there."""
+    storage_class: Name | None = None
+    """StorageClass that makes volumes on such disks, e.g. of local NVMe; None: an emptyDir, on the disk of kubelet."""
+
+
 class Machine(Pod):
     """One pod of the cluster: requests equal limits, because Ray believes the limits."""
 
@@ -109,11 +120,14 @@ class Machine(Pod):
     gpu: Count = 0
     """Accelerators."""
     gpu_resource: Annotated[str, AfterValidator(_accelerator)] = "nvidia.com/gpu"
-    """Name under which nodes offer them: one that ends in gpu, or a slice such as nvidia.com/mig-1g.5gb."""
+    """Name under which nodes offer them: one that ends in gpu, or any of NVIDIA's and AMD's, such as
+    nvidia.com/mig-1g.5gb or nvidia.com/gpu.shared."""
     resources: Annotated[dict[Annotated[str, Field(pattern=LABEL)], Quantity], AfterValidator(_further)] = Field(
         default_factory=dict
     )
     """Further amounts that are requested and allowed: ephemeral-storage, hugepages-2Mi, rdma/hca."""
+    local_disk: LocalDisk | None = None
+    """What lies under storage.path, unless storage.claim does; None: an emptyDir without a limit."""
     node_selector: Labels = Field(default_factory=dict)
     """Labels that nodes must have."""
     tolerations: tuple[Toleration, ...] = ()
@@ -132,6 +146,28 @@ class Machine(Pod):
         return self
 
 
+class Topology(Section):
+    """How near each other Kueue places the pods of the workers, by topology-aware scheduling."""
+
+    required: Annotated[str, Field(pattern=LABEL)] | None = None
+    """Label of nodes, e.g. cloud.provider.com/topology-rack: all pods share its value, or the job waits."""
+    preferred: Annotated[str, Field(pattern=LABEL)] | None = None
+    """The same, but pods that do not fit go elsewhere."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Topology:
+        if (self.required is None) == (self.preferred is None):
+            raise ValueError("must have either `required` or `preferred`; name the label of nodes in one of them")
+        return self
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Return the annotation of pods that Kueue reads."""
+        if self.required is not None:
+            return {f"{names.TOPOLOGY}required-topology": self.required}
+        return {f"{names.TOPOLOGY}preferred-topology": str(self.preferred)}
+
+
 class Worker(Machine):
     """One pod with training processes; its cores, memory and accelerators are divided among them."""
 
@@ -140,6 +176,8 @@ class Worker(Machine):
     shm: Memory | None = None
     """Size of /dev/shm, which counts as memory of the pod; None: a quarter of `memory` where several processes share
     the pod (NCCL and Ray exchange data there), else what the container runtime gives."""
+    topology: Topology | None = None
+    """Needs a queue of Kueue whose nodes have a topology; None: anywhere."""
 
 
 class Submitter(Pod):

@@ -24,7 +24,7 @@ _SPOT_LABELS = {
     "kubernetes.azure.com/scalesetpriority": "spot",
     names.SPOT: "true",
 }
-_PERSISTENT = ("persistentVolumeClaim", "csi", "nfs", "ephemeral")
+_PERSISTENT = ("persistentVolumeClaim", "csi", "nfs")
 
 
 def _memory(subject: Subject) -> Violations:
@@ -169,6 +169,19 @@ _MESHES = (
 """(what asks for a proxy, the value that does, what makes it end with the pod)."""
 
 
+def _topology(subject: Subject) -> Violations:
+    """Yield where a topology is asked for that nobody reads, because the job is in no queue."""
+    if names.QUEUE in (subject.metadata.get("labels") or {}):
+        return
+    for where, template in subject.pods():
+        for key, level in ((template.get("metadata") or {}).get("annotations") or {}).items():
+            if key.startswith(names.TOPOLOGY) and key.endswith("-topology"):
+                yield (
+                    f"{where}.metadata.annotations.{key}",
+                    f"{level}, but the job is in no queue: nobody places its pods",
+                )
+
+
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 RULES = tuple(
     Rule(id=name, severity=severity, remedy=remedy, check=check)
@@ -183,6 +196,7 @@ RULES = tuple(
         ("mutable-image", WARNING, _mutable_image, "pin the image by digest: name@sha256:..."),
         ("grace-period", WARNING, _grace, f"set terminationGracePeriodSeconds above {DRAIN_VARIABLE}"),
         ("weak-security", WARNING, _weak_security, "PodSecurity `restricted` refuses it; leave it out of overrides"),
+        ("topology-without-queue", WARNING, _topology, "name `queue`, or leave `worker.topology` out"),
         ("mesh-sidecar", WARNING, _mesh, "annotate it with nativeSidecar, or switch the injection off for submitters"),
     )
 )

@@ -19,7 +19,7 @@ from graceful.environment import (
 from graceful.launch import names
 from graceful.launch.job import FILES, JobSpec
 from graceful.launch.kuberay import harden, overrides, ways_out
-from graceful.launch.kuberay.ranks import RESOURCE, Ranks
+from graceful.launch.kuberay.ranks import Ranks
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:
@@ -84,13 +84,15 @@ def group(job: JobSpec, profile: KubeRay) -> Json:
     template = _template(job, profile, fill.worker, container, role="rank")
     if fill.shared_memory is not None:
         _share_memory(template["spec"], fill.shared_memory)
+    if profile.worker.topology is not None:
+        template["metadata"]["annotations"] = profile.worker.topology.annotations
     template = overrides.applied(template, profile.pods, profile.worker, where=("pods", "worker"))
     return {
         "groupName": GROUP,
         "replicas": fill.pods,
         "minReplicas": fill.pods,
         "maxReplicas": fill.pods,
-        "resources": {RESOURCE: str(fill.per_pod)},  # CPUs and GPUs follow from the limits
+        "resources": fill.offered,
         "rayStartParams": {},
         "template": template,
     }
@@ -136,15 +138,13 @@ def _environment(job: JobSpec, profile: KubeRay) -> dict[str, str]:
 
 def _template(job: JobSpec, profile: KubeRay, machine: Machine, container: Json, *, role: str) -> Json:
     """Return the template of a pod; the labels of a RayJob reach the RayCluster and never its pods."""
-    claim = profile.storage.claim
-    runs = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
     spec = {
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         **_service_account(profile),
         **placement(machine),
         "containers": [container],
         "volumes": [
-            {"name": "runs", **runs},
+            {"name": "runs", **_runs(profile, machine)},
             *([{"name": "spec", "configMap": {"name": config_name(job)}}] if job.document is not None else []),
             *ways_out.volumes(profile.ca_bundle),
         ],
@@ -154,6 +154,23 @@ def _template(job: JobSpec, profile: KubeRay, machine: Machine, container: Json,
         "metadata": {"labels": {**labels(job), names.ROLE: role, **spot}},
         "spec": harden.pod(spec, user=profile.user),
     }
+
+
+def _runs(profile: KubeRay, machine: Machine) -> Json:
+    """Return the source of the volume for runs and caches: the claim of all pods, or a disk of the pod's node."""
+    if profile.storage.claim:
+        return {"persistentVolumeClaim": {"claimName": profile.storage.claim}}
+    disk = machine.local_disk
+    if disk is None:
+        return {"emptyDir": {}}
+    if disk.storage_class is None:
+        return {"emptyDir": {"sizeLimit": str(disk.size)}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": disk.storage_class,
+        "resources": {"requests": {"storage": str(disk.size)}},
+    }
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
 
 
 def submitter_template(job: JobSpec, profile: KubeRay) -> Json:

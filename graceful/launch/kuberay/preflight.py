@@ -67,7 +67,10 @@ def ask(kube: Kube, profile: KubeRay, rayjob: Document) -> Answers:
 def objects(profile: KubeRay) -> list[tuple[str, str, str]]:
     """Return (kind, name, key of the profile) of the objects that a profile names, each once."""
     token, bundle, storage = profile.mlflow.token_secret, profile.ca_bundle, profile.storage
-    classes = {"head": profile.head.priority_class, "worker": profile.worker.priority_class}
+    machines = {"head": profile.head, "worker": profile.worker}
+    classes = {role: machine.priority_class for role, machine in machines.items()}
+    classes["submitter"] = profile.submitter.priority_class
+    disks = {role: machine.local_disk.storage_class for role, machine in machines.items() if machine.local_disk}
     named = [
         *(("Secret", secret, "pull_secrets") for secret in profile.pull_secrets),
         *(("Secret", secret, "env_from_secrets") for secret in profile.env_from_secrets),
@@ -77,6 +80,7 @@ def objects(profile: KubeRay) -> list[tuple[str, str, str]]:
         *([("ConfigMap", bundle.config_map, "ca_bundle.config_map")] if bundle else []),
         *([("WorkloadPriorityClass", profile.queue_priority, "queue_priority")] if profile.queue_priority else []),
         *(("PriorityClass", name, f"{role}.priority_class") for role, name in classes.items() if name),
+        *(("StorageClass", name, f"{role}.local_disk.storage_class") for role, name in disks.items() if name),
     ]
     return list({(kind, name): (kind, name, key) for kind, name, key in reversed(named)}.values())[::-1]
 
@@ -135,7 +139,7 @@ def _named(kube: Kube, kind: str, name: str, key: str) -> Asked:
     try:
         kube.get(kind, name)
     except NotFoundError:
-        where = f"namespace {kube.namespace}" if not kind.endswith("PriorityClass") else "the cluster"
+        where = f"namespace {kube.namespace}" if not kind.endswith("Class") else "the cluster"
         message = f"{kind} {name} is not in {where}"
         yield _finding("absent", Severity.ERROR, f"profile.{key}", message, "create it: pods would wait for it")
     except ApiError:

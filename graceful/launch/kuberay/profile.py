@@ -132,6 +132,12 @@ class KubeRay(Profile):
             raise ValueError(f"head.gpu must be 0, got {self.head.gpu}: the head schedules nothing; give it to worker")
         return self
 
+    @model_validator(mode="after")
+    def _one_place_for_runs(self) -> KubeRay:
+        if self.storage.claim and (self.head.local_disk or self.worker.local_disk):
+            raise ValueError("storage.claim and local_disk both say what lies under storage.path; remove one of them")
+        return self
+
     readers: ClassVar[str] = "all who may read ConfigMaps"
     secret_source: ClassVar[str] = "in a Secret that env_from_secrets of the profile names"
     carrier: ClassVar[str] = "a ConfigMap"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graceful.launch.backend import Finding, Severity
-from graceful.launch.resources import GIB, cores, quantity, written
+from graceful.launch.resources import GIB, cores, is_accelerator, quantity, written
 
 if TYPE_CHECKING:
     from graceful.launch.job import JobSpec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RESOURCE = "rank"
 """Of Ray: places for ranks."""
 SHARED_MEMORY_SHARE = 0.25
-_SLICE = re.compile(r"nvidia\.com/mig-.*")
+_SLICE = re.compile(r"nvidia\.com/(mig-.*|gpu\.shared)")
 MOST_PODS_DRAWN = 8
 
 
@@ -57,6 +57,13 @@ class Ranks:
         """Return the CPUs of Ray that a rank takes: whole ones, or its part of the pod's where it has less than one."""
         of_pod = math.ceil(quantity(self.worker.cpu))  # as KubeRay tells Ray
         return of_pod // self.per_pod or math.floor(1e4 * of_pod / self.per_pod) / 1e4
+
+    @property
+    def offered(self) -> dict[str, str]:
+        """Return what a pod offers besides what KubeRay reads from its limits: places, and GPUs of other names."""
+        gpu = self.worker.gpu
+        unknown = {"GPU": str(gpu)} if gpu and not is_accelerator(self.worker.gpu_resource) else {}
+        return {RESOURCE: str(self.per_pod), **unknown}
 
     @property
     def variable(self) -> str:
@@ -124,11 +131,13 @@ class Ranks:
         memory = int(quantity(self.worker.memory)) // self.per_pod
         gpu = ", 1 accelerator" if self.worker.gpu else ""
         each = f"{cores(quantity(self.worker.cpu) / self.per_pod)} cores, {memory / GIB:.3g} GiB{gpu}"
+        devices = f", {self.worker.gpu} {self.worker.gpu_resource}" if self.worker.gpu else ""
         shared = f"; /dev/shm {self.shared_memory} in each pod" if self.shared_memory else ""
         yield f"{_counted(self.total, 'rank')} in {_counted(self.pods, 'pod')}, each rank with {each}{shared}"
         for pod in range(min(self.pods, MOST_PODS_DRAWN)):
             first, last = pod * self.per_pod, min((pod + 1) * self.per_pod, self.total) - 1
-            yield f"  pod {pod}: " + (f"rank {first}" if first == last else f"ranks {first}-{last}")
+            ranks = f"rank {first}" if first == last else f"ranks {first}-{last}"
+            yield f"  pod {pod}: {ranks}{devices}"
         if self.pods > MOST_PODS_DRAWN:
             yield f"  ... to pod {self.pods - 1}"
 

@@ -31,8 +31,7 @@ import torch
 from benchmarks import results
 from graceful import spec, tasks
 from graceful.chain import Predecessor
-from graceful.learners import Classifier
-from graceful.learners.base import learner_of
+from graceful.learners import Classifier, learner_of
 from graceful.models.base import Headed
 from graceful.programs.evaluate import evaluate
 from graceful.programs.kept_outputs import KeptOutputs

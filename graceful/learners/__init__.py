@@ -6,9 +6,9 @@ learner of every task that names none. Driver and workers.
 
 from __future__ import annotations
 
-from graceful.learners.base import DEFAULT_ENCODER, KeepsAssets, Learner, Role, encoder_for, learner_of, roles, run
+from graceful.learners.base import DEFAULT_ENCODER, KeepsAssets, Learner, Role, encoder_for, roles, run
 from graceful.learners.batch import Batch
-from graceful.learners.classifier import Classifier
+from graceful.learners.classifier import Classifier, learner_of
 
 __all__ = [
     "DEFAULT_ENCODER",

@@ -1,19 +1,16 @@
-"""The protocol of learners, and which one a task has. Driver and workers."""
+"""The protocol of learners, and how a network is run with one. Driver and workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful.learners.batch import Batch
 from graceful.models.base import Outputs
-
-if TYPE_CHECKING:
-    from graceful.tasks.base import Task
 
 Role = Literal["query", "gallery"]
 DEFAULT_ENCODER = "default"
@@ -95,16 +92,6 @@ MEMBERS = ("collate", "forward", "task_loss")
 """Methods that a learner must have."""
 KEEPING = ("assets", "restored")
 """Methods that a learner has both of, or neither."""
-
-
-def learner_of(task: Task) -> Learner:
-    """Return the learner of a task: its attribute `learner`, or a classifier made of its network and transform."""
-    from graceful.learners.classifier import Classifier
-
-    own: Learner | None = getattr(task, "learner", None)
-    if own is not None:
-        return own
-    return Classifier(task.transform)
 
 
 def encoder_for(learner: Learner, role: Role) -> str:

@@ -1,17 +1,20 @@
-"""The learner of a task that names none: a network with `embed` and `classify`, cross-entropy. Driver and workers."""
+"""Which learner a task has; one that names none is a classifier with cross-entropy. Driver and workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graceful.learners.base import DEFAULT_ENCODER
+from graceful.learners.base import DEFAULT_ENCODER, Learner
 from graceful.learners.batch import Batch
 from graceful.models.base import Outputs, outputs_of
+
+if TYPE_CHECKING:
+    from graceful.tasks.base import Task
 
 
 def cross_entropy(outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
@@ -42,3 +45,11 @@ class Classifier:
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
         """Cross-entropy of the logits."""
         return cross_entropy(outputs, batch, labels)
+
+
+def learner_of(task: Task) -> Learner:
+    """Return the learner of a task: its attribute `learner`, or a classifier made of its network and transform."""
+    own: Learner | None = getattr(task, "learner", None)
+    if own is not None:
+        return own
+    return Classifier(task.transform)

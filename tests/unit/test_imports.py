@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import graphlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 HEAVY = {"torch", "numpy", "ray", "mlflow", "deepspeed", "boto3", "safetensors", "sklearn", "PIL", "pandas"}
@@ -62,3 +64,10 @@ def test_what_the_client_shares_imports_no_science(module: str) -> None:
     program = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
     assert not set(json.loads(done.stdout)) & HEAVY
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("graceful", exclude_type_checking_imports=True)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > 400
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError with the circle

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graceful.errors import GracefulError
 from graceful.launch.backend import Document
@@ -17,9 +17,11 @@ from graceful.launch.checks import Check, Services, fail, ok, warn
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.kube import Kube
-from graceful.launch.kuberay.profile import KubeRay, Storage
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 from graceful.patience import Patience
+
+if TYPE_CHECKING:
+    from graceful.launch.kuberay.profile import KubeRay, Storage
 
 CRD = "rayjobs.ray.io"
 ENFORCE = "pod-security.kubernetes.io/enforce"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import DataError
-from graceful.tasks.image_listing import Image, pool, printable
-from graceful.tasks.photos import Frame, Photo, read_photo
+from graceful.tasks.image_listing import pool, printable
+from graceful.tasks.photos import Frame, Photo, image_of, read_photo
 from graceful.tasks.shards import fields
 from graceful.tasks.shards.index import Index
 from graceful.tasks.shards.part import digest_of
@@ -131,11 +131,6 @@ class ShardRows(Sequence[dict[str, Any]]):
             return read(name, self._members[sample, ending])
         except ValueError as e:
             raise DataError(f"{self._reader.where(sample, ending)}: the sample {e}; correct the shard") from e
-
-
-def image_of(name: str, *, where: str, load: Callable[[], bytes]) -> Image:
-    """Return an image as the decoder takes it."""
-    return Image(path=name, split="", label="", where=where, load=load, tag=lambda: "")
 
 
 def read_photos(

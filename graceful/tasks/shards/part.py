@@ -281,8 +281,7 @@ class _Builder:
         if not members[ending]:
             raise ValueError(f"has an empty member .{ending}")
         if self.wanted.decode:
-            from graceful.tasks.photos import Frame, read_photo
-            from graceful.tasks.shards.items import image_of
+            from graceful.tasks.photos import Frame, image_of, read_photo
 
             try:
                 read_photo(image_of(key, where=key, load=lambda: members[ending]), Frame(size=8, decode="reduced"))

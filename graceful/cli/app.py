@@ -9,6 +9,7 @@ import click
 
 from graceful import __version__
 from graceful.cli import cluster, version_commands
+from graceful.cli.indexing import index
 from graceful.cli.options import HOME, LOCATION, OUTPUT, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
 from graceful.cli.schedule import schedule
 from graceful.errors import EXIT_PASSED
@@ -369,6 +370,7 @@ for _command in (
     lineage,
     diff,
     export,
+    index,
     *version_commands.COMMANDS,
     ui,
     schema,

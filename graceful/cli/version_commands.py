@@ -170,7 +170,7 @@ def _start(
     programs.require_reference(reference)
     document = {"action": action, "reference": reference, **arguments}
     if "reason" in arguments:
-        document["author"] = author or _user()
+        document["author"] = author or user()
     job = JobSpec(
         name=f"{action} {reference}",
         command=startup.python("graceful.programs", "act", "--output", output),
@@ -180,7 +180,8 @@ def _start(
     return foreground.run(job, deferred=True)
 
 
-def _user() -> str:
+def user() -> str:
+    """Return who runs this."""
     import getpass
 
     try:

@@ -318,6 +318,13 @@ def _export(document: dict[str, Any]) -> Outcome:
     return said, EXIT_HELD if held else 0, _lines(lines)
 
 
+def _index(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.indexing import program
+
+    done = program.act(program.Action.of(document), default_home())
+    return done.document, done.code, _lines(done.lines)
+
+
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import act, notifications
@@ -358,7 +365,12 @@ PROGRAMS: dict[str, Callable[[Run, Talk], Outcome]] = {
 }
 
 
-DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {"act": _act, "diff": _diff, "export": _export}
+DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
+    "act": _act,
+    "diff": _diff,
+    "export": _export,
+    "index": _index,
+}
 """Programs that read no spec but what the command line asks for."""
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from graceful import documents, gate, spec, tasks
+from graceful import gate, tasks
 from graceful.chain import Predecessor
 from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Store
 from graceful.models import cost
-from graceful.programs import ancestry
+from graceful.programs import ancestry, version_spec
 from graceful.programs.evaluate import evaluate
 from graceful.programs.exporting import files
 from graceful.programs.galleries import FleetVersions
@@ -102,16 +102,7 @@ def export(wanted: Wanted, home: Path) -> Exported:
 
 def _spec_of(store: Store, record: LineageRecord, wanted: Wanted) -> RefreshSpec:
     """Return the spec that judges the file: the given one, or what was recorded, unless that names code."""
-    if wanted.spec is not None:
-        section = spec.parse(wanted.spec, where="--spec")
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            section = spec.parse(documents.read(store.evidence(record, "spec.yaml", Path(scratch))))
-        if section.task.kind == "python":
-            raise SpecError(
-                f"export {wanted.version}: its task is code of your own, which a registry is not trusted with; give"
-                " --spec with the spec of the version"
-            )
+    section = version_spec.of(store, record, wanted.spec, what=f"export {wanted.version}")
     if (section.model, section.name) != (record.model, record.name):
         raise SpecError(
             f"--spec: must be that of {record.model} {record.name}, got {section.model} {section.name}; name its own"

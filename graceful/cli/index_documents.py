@@ -1,0 +1,68 @@
+"""What `graceful index` and `graceful backfill` send to their programs. Runs on the client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graceful.cli import programs
+from graceful.cli.version_commands import user
+from graceful.errors import SpecError
+
+SOURCE = ("version", "spec", "split", "vectors", "space", "metric")
+
+
+def settings(pairs: Sequence[str]) -> dict[str, str]:
+    """Return `KEY=VALUE` options of a backend.
+
+    Raises:
+        SpecError: One has no `=`, or a key comes twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key or key in found:
+            raise SpecError(f"--option {pair!r}: must be KEY=VALUE, each key once")
+        found[key] = value
+    return found
+
+
+def source(arguments: dict[str, Any], *, split: str) -> dict[str, Any]:
+    """Take the options about vectors out of a command's arguments, and return what is written in them.
+
+    Raises:
+        SpecError: Options that exclude each other, or no reference.
+    """
+    given = {name: arguments.pop(name, None) for name in SOURCE}
+    if given["version"] and given["vectors"]:
+        raise SpecError("--version and --vectors exclude each other: the vectors are made, or in a file")
+    if given["vectors"] and (given["spec"] or given["split"]):
+        raise SpecError("--spec and --split belong to --version; leave them out beside --vectors")
+    if given["version"]:
+        programs.require_reference(given["version"])
+        if given["space"]:
+            raise SpecError("--space names the model of a file; a version has its own name, leave --space out")
+        resolved = None if given["spec"] is None else programs.resolve(given["spec"], (), None).dump()
+        return {"version": given["version"], "spec": resolved, "split": given["split"] or split}
+    if given["vectors"]:
+        metric = given["metric"] or "cosine"
+        return {"vectors": str(given["vectors"]), "space": given["space"], "metric": metric}
+    return {}
+
+
+def start(action: str, index: Path, arguments: dict[str, Any], *, program: str = "index", **parts: Any) -> int:
+    """Run `graceful.programs index` with what the command line says.
+
+    Raises:
+        SpecError: Options that exclude each other.
+        InfrastructureError: It could not be started.
+    """
+    where = source(arguments, split="query" if action in ("query", "accept") else "gallery")
+    document: dict[str, Any] = {"action": action, "index": str(index), **parts}
+    if where:
+        document["source"] = where
+    if "reason" in arguments:
+        document["reason"] = arguments.pop("reason")
+        document["author"] = arguments.pop("author", None) or user()
+    return programs.start(program, document=document, **arguments)

@@ -1,0 +1,191 @@
+"""Backends whose vectors are files of the index itself: exact search here, approximate search in `graceful.index.ann`.
+
+A snapshot is a list of segments. An id that is in several of them has what the last one says, so a segment of the new
+model takes ids away from the old one without touching it, and an older snapshot is the shorter list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import GracefulError
+from graceful.index import exact, segments
+from graceful.index.base import Changes, Hits
+from graceful.index.manifest import Manifest, Part
+from graceful.index.vectors import Vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """All vectors of one space in the segments of a snapshot, and which of them count.
+
+    Attributes:
+        vectors: In the order of the segments.
+        alive: [N] it is the last word about its id.
+    """
+
+    vectors: Vectors
+    alive: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedView:
+    """One snapshot in memory.
+
+    Attributes:
+        manifest: The snapshot.
+        contents: What its segments hold, in order.
+        last: Id -> number of the last segment that has it.
+    """
+
+    manifest: Manifest
+    contents: tuple[Vectors, ...]
+    last: Mapping[str, int]
+
+    @cached_property
+    def spaces(self) -> Mapping[str, Resolved]:
+        """What each space has."""
+        found = {}
+        for name, space in self.manifest.spaces.items():
+            numbers = [number for number, part in enumerate(self.manifest.parts) if part.space == name]
+            alive = [
+                np.fromiter((self.last[row] == number for row in self.contents[number].ids.tolist()), dtype=np.bool_)
+                for number in numbers
+            ]
+            vectors = Vectors.joined([self.contents[number] for number in numbers], dimension=space.dimension)
+            found[name] = Resolved(vectors, np.concatenate(alive) if alive else np.zeros(0, dtype=np.bool_))
+        return found
+
+    def located(self, ids: NDArray[np.str_]) -> list[str]:
+        """Return the space in which each id has its vector; empty: the index has no such id."""
+        numbers = [self.last.get(name) for name in ids.tolist()]
+        return ["" if number is None else self.manifest.parts[number].space for number in numbers]
+
+    def count(self, space: str) -> int:
+        """Return how many ids have their vector in a space."""
+        return int(self.spaces[space].alive.sum())
+
+    def ids(self, space: str) -> NDArray[np.str_]:
+        """Return the ids whose vectors are in a space, sorted."""
+        resolved = self.spaces[space]
+        return np.sort(resolved.vectors.ids[resolved.alive])
+
+    def read(self, space: str, ids: NDArray[np.str_] | None = None) -> Vectors:
+        """Return vectors of a space with their payload, sorted by id."""
+        resolved = self.spaces[space]
+        alive = resolved.alive if ids is None else resolved.alive & np.isin(resolved.vectors.ids, ids)
+        rows = np.flatnonzero(alive)
+        return resolved.vectors.take(rows[np.argsort(resolved.vectors.ids[rows], kind="stable")])
+
+    def superseded(self, space: str, ids: NDArray[np.str_]) -> Vectors:
+        """Return the vectors that some ids have or once had in a space, the latest of each, sorted by id."""
+        resolved = self.spaces[space]
+        latest = {name: row for row, name in enumerate(resolved.vectors.ids.tolist())}
+        rows = [latest[name] for name in sorted(set(ids.tolist())) if name in latest]
+        return resolved.vectors.take(np.asarray(rows, dtype=np.int64))
+
+    def search(self, queries: NDArray[np.float32], *, space: str, k: int) -> Hits:
+        """Return the k nearest vectors of a space for each query, exactly."""
+        resolved = self.spaces[space]
+        return exact.search(queries, resolved.vectors.vectors, resolved.vectors.ids, k, alive=resolved.alive)
+
+
+@dataclass
+class Cache:
+    """Segments that were read, and who has the last word about each id in the snapshot that was opened last."""
+
+    segments: dict[str, Vectors] = field(default_factory=dict)
+    opened: tuple[Part, ...] = ()
+    words: dict[str, int] = field(default_factory=dict)
+
+    def contents(self, index: Path, parts: tuple[Part, ...]) -> tuple[Vectors, ...]:
+        """Return what segments hold.
+
+        Raises:
+            IntegrityError, StorageError: As `segments.read`.
+        """
+        for part in parts:
+            if part.sha256 not in self.segments:
+                self.segments[part.sha256] = segments.read(index, part)
+        return tuple(self.segments[part.sha256] for part in parts)
+
+    def last(self, parts: tuple[Part, ...], contents: tuple[Vectors, ...]) -> dict[str, int]:
+        """Return for each id the number of the last segment that has it; what follows a known one is added."""
+        known = len(self.opened)
+        if parts[:known] != self.opened:
+            known, self.words = 0, {}
+        words = self.words = dict(self.words)  # views of before keep theirs
+        for number in range(known, len(parts)):
+            words.update(dict.fromkeys(contents[number].ids.tolist(), number))
+        self.opened = parts
+        return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Files of the index and exact search.
+
+    Attributes:
+        index: Folder of the index.
+        cache: What was read; segments never change.
+    """
+
+    index: Path
+    kind: str = "exact"
+    cache: Cache = field(default_factory=Cache, repr=False, compare=False)
+
+    def options(self) -> dict[str, Any]:
+        """Return what opens this backend again."""
+        return {}
+
+    def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
+        """Write segments and return the parts of the next snapshot."""
+        parts = list(head.parts)
+        if len(changes.deleted):
+            nothing = np.zeros((len(changes.deleted), 0), dtype=np.float32)
+            parts.append(segments.write(self.index, Vectors(ids=changes.deleted, vectors=nothing), space=""))
+        for space, vectors in changes.upserts.items():
+            if len(vectors):
+                parts.append(segments.write(self.index, vectors, space=space))
+        return tuple(parts)
+
+    def revert(self, head: Manifest, target: Manifest) -> tuple[Part, ...]:
+        """Return the parts of an older snapshot: segments are never changed, so there is nothing to write."""
+        return target.parts
+
+    def view(self, manifest: Manifest) -> EmbeddedView:
+        """Open a snapshot."""
+        contents = self.cache.contents(self.index, manifest.parts)
+        return EmbeddedView(manifest, contents, self.cache.last(manifest.parts, contents))
+
+    def verify(self, manifest: Manifest) -> list[str]:
+        """Read every segment again and look at every vector."""
+        problems = []
+        for part in manifest.parts:
+            try:
+                content = segments.read(self.index, part)
+            except GracefulError as e:
+                problems.append(e.message)
+                continue
+            if part.space and len(content):
+                length = np.linalg.norm(content.vectors.astype(np.float64), axis=1)
+                bad = int((~(np.abs(length - 1.0) < 1e-3)).sum())
+                if bad:
+                    problems.append(f"{part.file}: {bad} of {part.rows} vectors have not unit length")
+        return problems or self._counts(manifest)
+
+    def _counts(self, manifest: Manifest) -> list[str]:
+        view = self.view(manifest)
+        found = {name: view.count(name) for name in manifest.spaces}
+        return [
+            f"space {name}: {found[name]} ids, the manifest says {manifest.counts.get(name, 0)}"
+            for name in found
+            if found[name] != manifest.counts.get(name, 0)
+        ]

@@ -1,0 +1,366 @@
+"""An index: build it, add, delete, search, roll back. Driver.
+
+Every change is one commit. Whoever reads sees the snapshot before it or the one after it; whoever was killed in between
+has changed nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import DataError, SpecError
+from graceful.index import registry
+from graceful.index.base import NOTHING, Backend, Changes, Hits, View
+from graceful.index.log import Log, MovedError
+from graceful.index.manifest import Manifest
+from graceful.index.space import Space
+from graceful.index.vectors import PAYLOAD_KINDS, Vectors, require_matrix, unit_length
+
+ATTEMPTS = 20
+"""Commits of others that a writer waits out before it gives up."""
+Next = Callable[[Manifest], tuple[Manifest, Changes | None]]
+"""The newest snapshot -> the one that shall follow, without parts and counts, and what changes; None: no vectors do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """A gallery on disk.
+
+    Attributes:
+        folder: Of the index.
+        log: Its commits.
+        backend: What stores and searches its vectors.
+    """
+
+    folder: Path
+    log: Log
+    backend: Backend
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        vectors: Vectors,
+        space: Space,
+        *,
+        backend: str = "exact",
+        options: Mapping[str, Any] | None = None,
+        reason: str = "",
+        author: str = "",
+    ) -> Self:
+        """Make an index of the vectors of one space.
+
+        Raises:
+            SpecError: There is an index already, or no such backend.
+            DataError: The vectors are not fit to be stored, see `Vectors.checked`.
+        """
+        path = Path(folder)
+        log = Log(path)
+        if log.numbers():
+            raise SpecError(
+                f"{path}: holds an index; add to it with `graceful index add {path}`, or name another folder"
+            )
+        checked = vectors.checked(dimension=space.dimension, where=f"space {space.name}")
+        opened = registry.opened(backend, path, options or {})
+        empty = Manifest(
+            number=0,
+            time=time.time(),
+            action="build",
+            reason=reason,
+            author=author,
+            backend=backend,
+            options=opened.options(),
+            spaces={space.name: space},
+            serving=space.name,
+            writes=space.name,
+            payload={name: PAYLOAD_KINDS[column.dtype.kind] for name, column in checked.payload.items()},
+        )
+        parts = opened.stage(empty, Changes(upserts={space.name: checked}))
+        log.commit(replace(empty, number=1, parts=parts, counts={space.name: len(checked)}))
+        return cls(folder=path, log=log, backend=opened)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open an index.
+
+        Raises:
+            DataError: There is none, or it is of a later format.
+            IntegrityError: Its manifest was altered.
+        """
+        path = Path(folder)
+        log = Log(path)
+        head = log.head()
+        return cls(folder=path, log=log, backend=registry.opened(head.backend, path, head.options))
+
+    def head(self) -> Manifest:
+        """Return the newest snapshot."""
+        return self.log.head()
+
+    def view(self, manifest: Manifest | None = None) -> View:
+        """Open a snapshot for searching; None: the newest."""
+        return self.backend.view(manifest or self.head())
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def commit(self, following: Next) -> Manifest:
+        """Commit what follows from the newest snapshot; where another writer is faster, what follows from theirs.
+
+        Args:
+            following: Called again with each newer snapshot; raises what refuses the change.
+
+        Raises:
+            MovedError: Others were faster every time.
+        """
+        with registry.writing(self.backend):
+            for attempt in range(ATTEMPTS):
+                head = self.head()
+                manifest, changes = following(head)
+                if changes is not None:
+                    counts = _counts(self.view(head), head, changes)
+                    manifest = replace(manifest, parts=self.backend.stage(head, changes), counts=counts)
+                try:
+                    return self.log.commit(replace(manifest, time=time.time()))
+                except MovedError:
+                    if attempt == ATTEMPTS - 1:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def add(
+        self,
+        vectors: Vectors,
+        space: Space,
+        *,
+        replacing: bool = False,
+        mixed: bool = False,
+        reason: str = "",
+        author: str = "",
+    ) -> Manifest:
+        """Add vectors.
+
+        Args:
+            vectors: Of one space.
+            space: Which.
+            replacing: Ids that are there get the new vectors; otherwise they are refused.
+            mixed: Vectors of another model than the one that the index takes are stored beside the others.
+            reason: Why, for the history.
+            author: Who.
+
+        Raises:
+            SpecError: Vectors of another model, or ids that are there.
+            DataError: Vectors that are not fit to be stored.
+        """
+        checked = vectors.checked(dimension=space.dimension, where=f"space {space.name}")
+
+        def following(head: Manifest) -> tuple[Manifest, Changes]:
+            name, spaces = self._space(head, space, mixed=mixed)
+            _require_payload(checked, head)
+            known = [place for place in zip(checked.ids, self.view(head).located(checked.ids), strict=True) if place[1]]
+            if known and not replacing:
+                raise SpecError(
+                    f"{self.folder}: has {len(known)} of these ids, e.g. {str(known[0][0])!a}; write --replace to give"
+                    " them the new vectors, or leave them out"
+                )
+            changed = head.after(action="add", reason=reason, author=author, spaces=spaces)
+            return changed, Changes(upserts={name: checked})
+
+        return self.commit(following)
+
+    def _space(self, head: Manifest, space: Space, *, mixed: bool) -> tuple[str, Mapping[str, Space]]:
+        """Return the name under which vectors of a space are stored, and all spaces with it."""
+        name = head.named(space.fingerprint)
+        expected = head.spaces[head.writes]
+        if name != head.writes and not mixed:
+            raise SpecError(
+                f"{self.folder}: takes vectors of {expected.name} (fingerprint {expected.fingerprint[:12]}), these are"
+                f" of {space.name} ({space.fingerprint[:12]}); embed them with {expected.name}, or write --mixed to"
+                " keep both"
+            )
+        if name is not None:
+            return name, head.spaces
+        if space.name in head.spaces:
+            raise SpecError(
+                f"{self.folder}: has another space called {space.name} (fingerprint"
+                f" {head.spaces[space.name].fingerprint[:12]}, not {space.fingerprint[:12]}); name this one anew"
+            )
+        return space.name, {**head.spaces, space.name: space}
+
+    def delete(self, ids: NDArray[np.str_], *, reason: str = "", author: str = "") -> Manifest:
+        """Delete ids.
+
+        Raises:
+            SpecError: The index has not all of them.
+        """
+
+        def following(head: Manifest) -> tuple[Manifest, Changes]:
+            missing = [name for name, at in zip(ids, self.view(head).located(ids), strict=True) if not at]
+            if missing:
+                raise SpecError(
+                    f"{self.folder}: has no id {str(missing[0])!a}; {len(missing)} of {len(ids)} are missing"
+                )
+            return head.after(action="delete", reason=reason, author=author), Changes(deleted=np.unique(ids))
+
+        return self.commit(following)
+
+    def accept(self, query: Space, gallery: str, *, reason: str = "", author: str = "") -> Manifest:
+        """Allow queries of one model on vectors of another, e.g. where compatible training has made them comparable.
+
+        Args:
+            query: Space of the queries.
+            gallery: Name of the space of the vectors.
+            reason: Why; the history keeps it.
+            author: Who.
+
+        Raises:
+            SpecError: There is no such space, or the dimensions differ.
+        """
+
+        def following(head: Manifest) -> tuple[Manifest, None]:
+            target = require_space(head, gallery, where=self.folder)
+            if query.dimension != target.dimension:
+                raise SpecError(
+                    f"{self.folder}: queries of {query.name} have {query.dimension} numbers, vectors of {gallery}"
+                    f" {target.dimension}; they cannot be compared without an adapter"
+                )
+            name, spaces = self._space(head, query, mixed=True)
+            accepts = tuple(dict.fromkeys([*head.accepts, (name, gallery)]))
+            return head.after(action="accept", reason=reason, author=author, spaces=spaces, accepts=accepts), None
+
+        return self.commit(following)
+
+    def rollback(self, to: int, *, reason: str = "", author: str = "") -> Manifest:
+        """Make the content of an older snapshot that of a new one: vectors, alias and what a backfill had done.
+
+        Raises:
+            DataError: There is no such snapshot.
+            IntegrityError: Its vectors are not what was written.
+        """
+        with registry.writing(self.backend):
+            head, target = self.head(), self.log.read(to)
+            self.view(target)
+            parts = self.backend.revert(head, target)
+            return self.log.commit(
+                replace(
+                    target,
+                    number=head.number + 1,
+                    time=time.time(),
+                    action="rollback",
+                    reason=reason,
+                    author=author,
+                    content=to,
+                    parts=parts,
+                )
+            )
+
+    # --- searching ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self, queries: Mapping[str, NDArray[np.floating[Any]]], *, k: int = 10, manifest: Manifest | None = None
+    ) -> Hits:
+        """Return the k nearest vectors of each query, over all spaces of the index.
+
+        Args:
+            queries: Space -> [Q, d], the same queries as each model embeds them. Vectors of a space are searched with
+                its own queries, else with those of a space that the index accepts on it.
+            k: How many.
+            manifest: Which snapshot; None: the newest.
+
+        Raises:
+            SpecError: Vectors of a space that none of the queries may search.
+            DataError: Queries of another length, or with NaN or zeros.
+        """
+        head = manifest or self.head()
+        return search(self.backend.view(head), head, queries, k=k, where=str(self.folder))
+
+
+def search(view: View, head: Manifest, queries: Mapping[str, NDArray[np.floating[Any]]], *, k: int, where: str) -> Hits:
+    """Search an opened snapshot, see `Index.search`; servers keep the view of theirs."""
+    prepared = {}
+    for name, matrix in queries.items():
+        space = require_space(head, name, where=where)
+        require_matrix(matrix, rows=len(matrix), dimension=space.dimension, where=f"queries of {name}")
+        prepared[name] = unit_length(matrix, where=f"queries of {name}")
+    found = []
+    for gallery, count in head.counts.items():
+        if not count:
+            continue
+        query = asking(head, gallery, prepared, where=where)
+        hits = view.search(prepared[query], space=gallery, k=k)
+        calibration = head.calibration(query, gallery)
+        scores = hits.scores if calibration is None else hits.scores * calibration.scale + calibration.shift
+        found.append(Hits(ids=hits.ids, scores=scores))
+    if not found:
+        raise DataError(f"{where}: has no vectors; add some with `graceful index add`")
+    return merged(found, k=k)
+
+
+def asking(head: Manifest, gallery: str, queries: Mapping[str, Any], *, where: object) -> str:
+    """Return the space whose queries search the vectors of a space.
+
+    Raises:
+        SpecError: None of them may.
+    """
+    if gallery in queries:
+        return gallery
+    for name in queries:
+        if (name, gallery) in head.accepts:
+            return name
+    raise SpecError(
+        f"{where}: holds {head.counts[gallery]} vectors of {gallery}, and the queries are of"
+        f" {', '.join(queries) or 'none'}; embed the queries with {gallery} as well, or declare them comparable with"
+        " `graceful index accept`"
+    )
+
+
+def merged(found: list[Hits], *, k: int) -> Hits:
+    """Return the k best of several results for the same queries, by score and then by id."""
+    ids = np.concatenate([hits.ids for hits in found], axis=1)
+    scores = np.concatenate([hits.scores for hits in found], axis=1)
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return Hits(ids=np.where(np.isfinite(scores), ids, NOTHING), scores=scores)
+
+
+def require_space(head: Manifest, name: str, *, where: object) -> Space:
+    """Return a space by name.
+
+    Raises:
+        SpecError: There is none of that name.
+    """
+    if name not in head.spaces:
+        raise SpecError(f"{where}: has no space {name!r}; it has {', '.join(sorted(head.spaces))}")
+    return head.spaces[name]
+
+
+def _require_payload(vectors: Vectors, head: Manifest) -> None:
+    kinds = {name: PAYLOAD_KINDS[column.dtype.kind] for name, column in vectors.payload.items()}
+    if kinds != dict(head.payload):
+        own, other = (
+            ", ".join(f"{name} ({kind})" for name, kind in sorted(item.items())) or "none"
+            for item in (kinds, head.payload)
+        )
+        raise DataError(f"payload columns: {own}, the index has {other}; give the same columns")
+
+
+def _counts(view: View, head: Manifest, changes: Changes) -> dict[str, int]:
+    """Return how many ids each space has after some changes."""
+    counts = dict(head.counts)
+
+    def leave(ids: NDArray[np.str_]) -> None:
+        for space in view.located(ids):
+            if space:
+                counts[space] -= 1
+
+    leave(changes.deleted)
+    for space, vectors in changes.upserts.items():
+        leave(vectors.ids)
+        counts[space] = counts.get(space, 0) + len(vectors)
+    return counts

@@ -1,0 +1,44 @@
+"""Which backends there are, found by their kind. Driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graceful.errors import SpecError
+from graceful.index.base import Backend
+
+
+def _exact(folder: Path, options: Mapping[str, Any]) -> Backend:
+    from graceful.index.embedded import Embedded
+
+    if options:
+        raise SpecError(f"index backend exact: has no options, got {', '.join(sorted(options))}; leave them out")
+    return Embedded(index=folder)
+
+
+KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {"exact": _exact}
+
+
+def opened(kind: str, folder: Path, options: Mapping[str, Any]) -> Backend:
+    """Open the backend of an index.
+
+    Raises:
+        SpecError: There is none of that kind, an option is wrong, or its package is missing.
+    """
+    if kind not in KINDS:
+        raise SpecError(f"index backend {kind!r}: must be one of {', '.join(KINDS)}")
+    return KINDS[kind](folder, options)
+
+
+@contextmanager
+def writing(backend: Backend) -> Iterator[None]:
+    """Keep other writers out while a backend that cannot hide half a commit stages one; files need no such lock."""
+    lock = getattr(backend, "writing", None)
+    if lock is None:
+        yield
+        return
+    with lock():
+        yield

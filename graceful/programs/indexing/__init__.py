@@ -1,0 +1,1 @@
+"""`graceful index` and `graceful backfill`: what a program does with indices of embeddings. Driver."""

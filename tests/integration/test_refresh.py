@@ -206,20 +206,10 @@ def test_an_unreachable_registry_is_one_line(tmp_path: Path) -> None:
     assert time.monotonic() - start < 60
 
 
-@pytest.mark.parametrize(
-    ("override", "code", "word"),
-    [
-        ("task.clases=3", 2, "task.clases"),
-        ("task.network.sise=xs", 2, "task.network.sise"),
-        ("compatibility.against=[v9]", 2, "v9"),
-        ("train.batch_size=100000", 2, "batch_size"),
-        ("gate.constraints=[{metric: negativ_flip_rate, bound: 0.1}]", 2, "did you mean negative_flip_rate"),
-        ("gate.constraints=[{metric: negative_flip_rate, bound: 0.1, against: v9}]", 2, "v9"),
-    ],
-)
-def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, code: int, word: str) -> None:
+@pytest.mark.parametrize(("override", "word"), [("task.clases=3", "task.clases"), ("compatibility.against=[v9]", "v9")])
+def test_bad_specs_are_one_line_and_register_nothing(home: Path, override: str, word: str) -> None:
     path = write_spec(home, "v2", compatibility={"losses": [{"kind": "focal_distillation"}]})
-    assert_one_line(graceful("refresh", path, "--set", override, home=home), code, word)
+    assert_one_line(graceful("refresh", path, "--set", override, home=home), 2, word)
     assert champion(home) == 1
 
 

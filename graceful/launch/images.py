@@ -14,7 +14,7 @@ _ADDRESS = re.compile(rf"(?P<name>{_NAME})(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_
 
 
 def well_formed(address: str) -> str:
-    """Return the address of an image; pods with another text would wait for it for ever.
+    """Return the address of an image; pods with another text would wait for it forever.
 
     Raises:
         ValueError: It is none, with the part that is wrong.

@@ -73,7 +73,7 @@ def bring(registry: Registry, bundle: Path, *, experiment: Callable[[], str | No
         return
     from graceful.models import bases
 
-    with registry.door("fetch the base of a version") as client, tempfile.TemporaryDirectory() as scratch:
+    with registry.client_for("fetch the base of a version") as client, tempfile.TemporaryDirectory() as scratch:
         family = experiment()
         run = None if family is None else _run(registry, family, base)
         if run is None:
@@ -98,7 +98,7 @@ def bring_served(bundle: Path) -> None:
 
     described = yaml.safe_load((bundle / "MLmodel").read_text(encoding="utf-8"))
     registry = Registry(mlflow.get_tracking_uri(), homes.folder())
-    with registry.door("fetch the base of a version") as client:
+    with registry.client_for("fetch the base of a version") as client:
         family = str(client.get_run(str(described["run_id"])).info.experiment_id)
     bring(registry, bundle, experiment=lambda: family)
 

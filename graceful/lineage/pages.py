@@ -1,7 +1,7 @@
 """The page of a registered model: picture of the family, newest versions, what descends from them. Driver and client.
 
 A view: written anew after every registration and promotion from what the registry says then, and never read by
-graceful. Call `refresh` under `Registry.door`, after the writer's lock was given back or under it; both are right.
+graceful. Call `refresh` within `Registry.client_for`, after the writer's lock was given back or under it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def refresh(registry: Registry, model: str, *, force: bool = False) -> None:
         force: Also where the description is right: its picture may be lost.
 
     Raises:
-        mlflow's own errors, which `Registry.door` turns into one RegistryError line.
+        mlflow's own errors, which `Registry.client_for` turns into one RegistryError line.
     """
     listing = _listing(registry, model, NEWEST)
     run = _overview_run(registry, model) if listing.known else ""

@@ -40,7 +40,7 @@ class Registry:
         return connection.connect(self.address)
 
     @contextmanager
-    def door(self, action: str) -> Iterator[Any]:
+    def client_for(self, action: str) -> Iterator[Any]:
         """Yield the client; errors within the block become one RegistryError line."""
         client = self.client
         with connection.translated_errors(self.address, action):

@@ -30,7 +30,7 @@ class SearchLog:
 
     def __init__(self, registry: Registry, spec: Mapping[str, Any], *, run_id: str) -> None:
         self._registry, self._run_id = registry, run_id
-        with registry.door(f"begin search {run_id}") as client:
+        with registry.client_for(f"begin search {run_id}") as client:
             self._experiment = registry.experiment(spec["model"])
             parents = self._runs("search")
             if not parents:
@@ -55,7 +55,7 @@ class SearchLog:
             return
         from mlflow.entities import Metric, Param
 
-        with self._registry.door(f"record trial {number}") as client:
+        with self._registry.client_for(f"record trial {number}") as client:
             tags = {**self._tags("trial"), TAG_TRIAL: str(number), PARENT: self._parent}
             if record.get("failed"):
                 tags["mlflow.note.content"] = render.escape_markdown(str(record["failed"]))
@@ -75,7 +75,7 @@ class SearchLog:
         """Record the result and its files with the parent."""
         from mlflow.entities import Metric
 
-        with self._registry.door(f"record the result of search {self._run_id}") as client:
+        with self._registry.client_for(f"record the result of search {self._run_id}") as client:
             at = client.get_run(self._parent).info.start_time
             metrics = [
                 Metric("hypervolume", share, at + step, step) for step, share in enumerate(document["hypervolume"])

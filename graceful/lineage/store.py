@@ -80,7 +80,7 @@ class Store:
             SpecError: The refresh was begun with another spec, and not abandoned.
             RegistryError: Unreachable or refused.
         """
-        with self.registry.door(f"begin {run_id}"):
+        with self.registry.client_for(f"begin {run_id}"):
             return tracking.begin(self.registry, spec, run_id)
 
     def log_history(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -93,7 +93,7 @@ class Store:
         Raises:
             RegistryError: Unreachable or refused.
         """
-        with self.registry.door("log the history"):
+        with self.registry.client_for("log the history"):
             tracking.log_history(self.registry, run, rows)
 
     def search_log(self, spec: Mapping[str, Any], *, run_id: str) -> SearchLog:
@@ -106,7 +106,7 @@ class Store:
 
     def abandon(self, run: str) -> None:
         """Mark the run of a refresh that failed, so that it does not stay running; `begin` takes it up again."""
-        with self.registry.door("mark the run as failed") as client:
+        with self.registry.client_for("mark the run as failed") as client:
             client.set_terminated(run, status="FAILED")
 
     def register(self, item: Registration) -> LineageRecord:
@@ -116,7 +116,7 @@ class Store:
             RegistryError: Unreachable, refused, or the refresh is registered with other files.
             StorageError: The bundle cannot be read.
         """
-        with self.registry.door(f"register {item.model} {item.name}"):
+        with self.registry.client_for(f"register {item.model} {item.name}"):
             parents = [self.record(model_id) for model_id in item.parents]
             return registration.register(self.registry, item, parents)
 
@@ -142,7 +142,7 @@ class Store:
             IntegrityError: The registered files are not the ones recorded.
         """
         change = Change(model=model, version=version, expected=expected, reason=reason, actor=actor, waive=waive)
-        with self.registry.door(f"promote {model} version {version}"):
+        with self.registry.client_for(f"promote {model} version {version}"):
             return self._refresh_pages(model, promotion.promote(self.registry, change))
 
     def rollback(
@@ -166,7 +166,7 @@ class Store:
             RegistryError: Held, unknown, or the champion moved meanwhile.
             IntegrityError: The registered files are not the ones recorded.
         """
-        with self.registry.door(f"roll {model} back"):
+        with self.registry.client_for(f"roll {model} back"):
             done = promotion.rollback(self.registry, model, version, expected=expected, reason=reason, actor=actor)
             return self._refresh_pages(model, done)
 
@@ -181,7 +181,7 @@ class Store:
             RegistryError: Unknown.
         """
         change = Change(model=model, version=version, expected=None, reason=reason, actor=actor)
-        with self.registry.door(f"hold {model} version {version}"):
+        with self.registry.client_for(f"hold {model} version {version}"):
             return self._refresh_pages(model, (promotion.release if release else promotion.hold)(self.registry, change))
 
     def retire(self, model: str, version: int, *, reason: str, actor: str, force: bool = False) -> Event | None:
@@ -202,7 +202,7 @@ class Store:
             RegistryError: Unknown.
         """
         change = Change(model=model, version=version, expected=None, reason=reason, actor=actor, force=force)
-        with self.registry.door(f"retire {model} version {version}"):
+        with self.registry.client_for(f"retire {model} version {version}"):
             return self._refresh_pages(model, promotion.retire(self.registry, change))
 
     def repair(self, model: str, *, dry_run: bool = False, older_than_hours: float = 24.0) -> list[Repair]:
@@ -216,7 +216,7 @@ class Store:
         Returns:
             What was repaired, or would be; entries that cannot be repaired have `repaired` False.
         """
-        with self.registry.door(f"repair {model}"):
+        with self.registry.client_for(f"repair {model}"):
             repairs = repair.repair(self.registry, model, dry_run=dry_run, older_than_hours=older_than_hours)
             if not dry_run:
                 pages.refresh(self.registry, model, force=True)
@@ -236,7 +236,7 @@ class Store:
             RegistryError: Unreachable, an ancestor is missing, the lineage has a cycle, or the champion was deleted.
             IntegrityError: A record was altered.
         """
-        with self.registry.door(f"read the chain of {model}") as client:
+        with self.registry.client_for(f"read the chain of {model}") as client:
             number = self.registry.aliases(model).get(alias)
             if number is None:
                 if alias == schema.CHAMPION:
@@ -247,7 +247,7 @@ class Store:
 
     def trace(self, model: str, model_id: str) -> list[LineageRecord]:
         """Return a version and its ancestors, whichever models they belong to; raises what `chain` does."""
-        with self.registry.door(f"read the ancestors of {model_id}"):
+        with self.registry.client_for(f"read the ancestors of {model_id}"):
             records_by_id = records.ancestors(self.registry, model, model_id)
             return graph.trace(model_id, lambda key: records.require(records_by_id, self.registry, key))
 
@@ -262,7 +262,7 @@ class Store:
 
     def history(self, model: str) -> list[Event]:
         """Return every event of a family, oldest first; [] where the family is unknown."""
-        with self.registry.door(f"read the history of {model}"):
+        with self.registry.client_for(f"read the history of {model}"):
             return events.read(self.registry, model)
 
     def records(self, model: str, model_ids: Iterable[str]) -> list[LineageRecord]:
@@ -273,14 +273,14 @@ class Store:
             IntegrityError: A record was altered.
         """
         wanted = list(model_ids)
-        with self.registry.door(f"read the records of {model}"):
+        with self.registry.client_for(f"read the records of {model}"):
             records_by_id = records.read(self.registry, model, wanted)
             return [records.require(records_by_id, self.registry, model_id) for model_id in wanted]
 
     def retired(self, model: str) -> frozenset[str]:
         """Identities of the versions that refreshes leave out."""
         query = f"name = {quoted(model)} and tags.{schema.TAG_GATE} = 'retired'"
-        with self.registry.door(f"list the retired versions of {model}") as client:
+        with self.registry.client_for(f"list the retired versions of {model}") as client:
             return frozenset(str(item.source).removeprefix("models:/") for item in client.search_model_versions(query))
 
     def address(self, path: str) -> str | None:
@@ -295,7 +295,7 @@ class Store:
             RegistryError: Unknown, or its registration was never finished.
             IntegrityError: The record was altered.
         """
-        with self.registry.door(f"read the record of {model_id}"):
+        with self.registry.client_for(f"read the record of {model_id}"):
             node = self.registry.node(model_id)
             if node is None:
                 raise RegistryError(f"registry {self.display_uri}: holds no {model_id}; restore it from a backup")
@@ -307,7 +307,7 @@ class Store:
 
     def versions(self, model: str) -> list[Listed]:
         """Return every version of a family, newest first; [] where the family is unknown."""
-        with self.registry.door(f"list the versions of {model}") as client:
+        with self.registry.client_for(f"list the versions of {model}") as client:
             aliases = self.registry.aliases(model)
             versions = client.search_model_versions(f"name = {quoted(model)}")
             return sorted((from_mlflow(model, item, aliases) for item in versions), key=lambda item: -item.version)
@@ -333,7 +333,7 @@ class Store:
         if folder.is_dir() and not any(damaged_files(folder, record)):
             mark_used(folder)
             return folder
-        with self.registry.door(f"fetch {record.label}"):
+        with self.registry.client_for(f"fetch {record.label}"):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
                 fresh = Path(scratch) / "files"
@@ -343,23 +343,23 @@ class Store:
 
     def family(self, model: str, *, most: int = pages.NEWEST) -> Family:
         """Return the newest versions of a model with their relatives, read from tags, which is quick."""
-        with self.registry.door(f"read the family of {model}"):
+        with self.registry.client_for(f"read the family of {model}"):
             return pages.read(self.registry, model, most=most)
 
     def fleet(self, model: str) -> Fleet:
         """Return the live query models of a gallery family, and the galleries that they search."""
-        with self.registry.door(f"read the query models of {model}"):
+        with self.registry.client_for(f"read the query models of {model}"):
             return fleet.read(self.registry, model)
 
     def attach(self, record: LineageRecord, paths: Iterable[Path], *, folder: str) -> None:
         """Copy files beside a version, where people find them; they are no part of its record."""
-        with self.registry.door(f"keep files of {record.label}") as client:
+        with self.registry.client_for(f"keep files of {record.label}") as client:
             for path in paths:
                 client.log_artifact(record.run_id, str(path), folder)
 
     def searched(self, key: Key) -> tuple[Key, ...]:
         """Return the gallery models whose index a version searches; none for versions that are no query models."""
-        with self.registry.door(f"read {key.model} version {key.version}") as client:
+        with self.registry.client_for(f"read {key.model} version {key.version}") as client:
             return fleet.named(client.get_model_version(key.model, str(key.version)).tags, schema.TAG_GALLERIES)
 
     def evidence(self, record: LineageRecord, name: str, into: Path) -> Path:
@@ -369,7 +369,7 @@ class Store:
             RegistryError: It was not recorded, or is gone.
             IntegrityError: It was altered.
         """
-        with self.registry.door(f"fetch {name} of {record.label}"):
+        with self.registry.client_for(f"fetch {name} of {record.label}"):
             return self.registry.evidence(record, name, into)
 
 

@@ -1,4 +1,4 @@
-"""Leaky activations in place of those whose derivative is zero for ever where they are off. Driver and workers."""
+"""Leaky activations in place of those whose derivative is zero forever where they are off. Driver and workers."""
 
 from __future__ import annotations
 

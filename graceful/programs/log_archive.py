@@ -1,6 +1,6 @@
 """Copies in the bucket of what programs on clusters print, one for each start of a run. Driver; and a program that
-prints one of them, `python -m graceful.programs.log_archive s3://bucket/prefix RUN N`, for the client, which has no
-door to buckets.
+prints one of them, `python -m graceful.programs.log_archive s3://bucket/prefix RUN N`, for the client, which
+cannot reach buckets.
 
 The pods of an attempt, and with them its log, go before anybody has read why it failed. So the driver writes what it
 prints to GRACEFUL_STORAGE/logs/RUN/attempt-N.log every few seconds and at its end. It never waits for the bucket: a

@@ -1,5 +1,5 @@
 """Remove from a home what finished runs left and what can be had again: `python -m graceful.programs.reclaim HOME`. A
-process of its own, because the client that starts it (`graceful gc`) has no door to registry and buckets.
+process of its own, because the client that starts it (`graceful gc`) cannot reach registry and buckets.
 
 Checkpoints of finished runs and files of writes that broke off go once they are old enough. Copies go, least recently
 used first, until the newest fit a limit: objects of buckets, versions, records and code that lie elsewhere, indices

@@ -1,5 +1,5 @@
 """Pack the code of a task and put it into a bucket: `python -m graceful.programs.ship my_task/ s3://bucket/prefix`. A
-process of its own, because the client that starts it (`graceful submit`) has no door to buckets.
+process of its own, because the client that starts it (`graceful submit`) cannot reach buckets.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Delete checkpoints in a bucket that no run needs: `python -m graceful.programs.sweep s3://bucket/prefix`. A process
-of its own, because the client that starts it (`graceful gc`) has no door to buckets.
+of its own, because the client that starts it (`graceful gc`) cannot reach buckets.
 
 A run that has its result needs no checkpoints. Of another, Ray's snapshot lists those that it could resume from; what
 lies beside them unlisted was left by an upload or a deletion that broke off, once it is old enough to be no upload in

@@ -50,7 +50,7 @@ class Twins:
         model_id, _, digest = path.stem.rpartition("-")
         if self._store is None:
             return False
-        with self._store.registry.door(f"read the record of {model_id}"):
+        with self._store.registry.client_for(f"read the record of {model_id}"):
             node = self._store.registry.node(model_id)
             text = None if node is None else self._store.registry.record_text(node, sealed=False)
         return text is not None and hashlib.sha256(text.encode()).hexdigest() == digest == sha256_file(path)
@@ -86,7 +86,7 @@ class Twins:
         expected = record["files"].get(DESCRIPTION)
         if self._store is None or expected is None:
             return None
-        with self._store.registry.door(f"read {DESCRIPTION} of {record['model_id']}"):
+        with self._store.registry.client_for(f"read {DESCRIPTION} of {record['model_id']}"):
             description = self._store.registry.registered_file(record["model_id"], DESCRIPTION)
         if hashlib.sha256(description).hexdigest() != expected:
             return None
@@ -99,7 +99,7 @@ class Twins:
         """Size of each file of a version that the registry holds, by name."""
         if self._store is None:
             return {}
-        with self._store.registry.door(f"list the files of {model_id}") as client:
+        with self._store.registry.client_for(f"list the files of {model_id}") as client:
             if self._store.registry.node(model_id) is None:
                 return {}
             folders, sizes = [""], {}

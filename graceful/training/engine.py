@@ -1,4 +1,4 @@
-"""The Engine protocol, and DeepSpeed behind it. Runs in workers; the only door to deepspeed, opened on first use.
+"""The Engine protocol, and DeepSpeed behind it. Runs in workers; the only module that imports deepspeed, on first use.
 
 Engines hold weights, optimiser state and arithmetic, nothing else. They keep no scheduler: the caller gives each step's
 learning rate. Batch means are formed by the caller's equal slices, so gradients are plain means over ranks and slices.

@@ -161,7 +161,7 @@ def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, numb
         except RegistryError as e:
             if found.fault is Fault.SERVER_KILLED:
                 time.sleep(1.0)  # it takes a while to come back
-            if "expected" in e.facts:  # somebody was faster: judge again, but not for ever
+            if "expected" in e.facts:  # somebody was faster: judge again, but not forever
                 refusals, expected = refusals + 1, None
                 if refusals == REFUSALS:
                     return

@@ -1,4 +1,4 @@
-"""The door to Kubernetes: what is asked, what is repeated, what an answer becomes. No sockets."""
+"""Requests to Kubernetes: what is requested, what is repeated, what an answer becomes. No sockets."""
 
 from __future__ import annotations
 

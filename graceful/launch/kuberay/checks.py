@@ -127,7 +127,7 @@ def _unknown(value: Any, rules: Document, path: str) -> Iterator[str]:
 
 def _operator(kube: Kube) -> Sequence[Check]:
     """Check the deployment that acts on RayJobs, wherever it is."""
-    name, remedy = "KubeRay", "install the operator, or wait until it is ready; without it jobs wait for ever"
+    name, remedy = "KubeRay", "install the operator, or wait until it is ready; without it jobs wait forever"
     try:
         operators = [
             (document, image)

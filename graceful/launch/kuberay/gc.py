@@ -3,7 +3,7 @@
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
 all they need to resume, unless an age for them is given. What is left in a bucket is found by
-`graceful.programs.sweep`, which has the door to it.
+`graceful.programs.sweep`, which can reach it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find(
         kube: The API server.
         now: With a time zone.
         min_age: Only what ended, or was made, longer ago.
-        stopped_age: Records of runs that were stopped longer ago go as well; None: stopped runs stay for ever.
+        stopped_age: Records of runs that were stopped longer ago go as well; None: stopped runs stay forever.
     """
     jobs = kube.list("RayJob", selector=names.SELECTOR).items
     submitters = kube.list("Job", selector="ray.io/originated-from-crd=RayJob").items

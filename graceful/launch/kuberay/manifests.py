@@ -71,7 +71,7 @@ def rayjob(job: JobSpec, profile: KubeRay) -> Json:
             "entrypoint": entrypoint(job.command),
             "backoffLimit": profile.retries.job if job.retries is None else job.retries,
             "submitterConfig": {"backoffLimit": profile.retries.submitter},
-            "preRunningDeadlineSeconds": profile.deadlines.start,  # without it, a job waits for ever
+            "preRunningDeadlineSeconds": profile.deadlines.start,  # without it, a job waits forever
             **_deadline(job, profile),
             "shutdownAfterJobFinishes": True,  # the default leaves machines running; Kueue demands it too
             "ttlSecondsAfterFinished": profile.deadlines.keep,

@@ -158,7 +158,7 @@ def _queue(kube: Kube, rayjob: Document) -> Asked:
             return
         kube.get("LocalQueue", queue)
     except NotFoundError:
-        message = f"LocalQueue {queue} is not in namespace {kube.namespace}: the job would wait for ever"
+        message = f"LocalQueue {queue} is not in namespace {kube.namespace}: the job would wait forever"
         yield _finding("absent", Severity.ERROR, "profile.queue", message, "create it, or name another")
     except ApiError:
         yield f"LocalQueue {queue}"

@@ -84,7 +84,7 @@ def stop(kube: Kube, name: str) -> Status:
     current = Observer(kube=kube, name=name).status_of(job)
     if current.phase.terminal and current.phase is not Phase.FAILED:
         return current
-    failed = f"failed ({current.cause}) and put away"
+    failed = f"failed ({current.cause}) and removed"
     cause = failed if current.phase is Phase.FAILED else f"stopped while {current.phase}"
     stopped = replace(current, phase=Phase.STOPPED, cause=f"{cause}; resume goes on", exit_code=EXIT_TRAINING)
     _delete(kube, job, stopped)
@@ -211,7 +211,7 @@ def _hand_over(kube: Kube, job: Document, owner: Document) -> None:
         if name:
             try:
                 kube.patch("ConfigMap", name, body)
-            except NotFoundError as e:  # without it the head would wait for its volume for ever
+            except NotFoundError as e:  # without it the head would wait for its volume forever
                 raise SpecError(f"ConfigMap {name}: gone, so the run cannot resume; submit its spec again") from e
 
 

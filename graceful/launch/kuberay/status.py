@@ -202,7 +202,7 @@ class _JobReader:
         return Phase.INVALID, f"invalid: {' '.join(self.message.split()) or 'no reason given'}", EXIT_USAGE
 
     def waiting(self) -> tuple[Phase, str, int | None]:
-        """Return the status in interactive mode, which we never ask for and which waits for ever."""
+        """Return the status in interactive mode, which we never ask for and which waits forever."""
         return Phase.INVALID, "invalid: submissionMode InteractiveMode waits for a job that nobody submits", EXIT_USAGE
 
     def unknown(self) -> tuple[Phase, str, int | None]:

@@ -54,7 +54,9 @@ def index(context: click.Context) -> None:
 
 @index.command(short_help="Make an index.")
 @options(INDEX, *SOURCE)
-@click.option("--backend", default="exact", show_default=True, metavar="KIND", help="What stores and searches: exact.")
+@click.option(
+    "--backend", default="exact", show_default=True, metavar="KIND", help="What stores and searches: exact, faiss."
+)
 @click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="Of the backend. Repeatable.")
 @options(*WHY, *FORM)
 def build(index: Path, backend: str, settings: tuple[str, ...], **arguments: Any) -> int:

@@ -80,13 +80,14 @@ class View(Protocol):
         """
         ...
 
-    def search(self, queries: NDArray[np.float32], *, space: str, k: int) -> Hits:
+    def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = False) -> Hits:
         """Return the k nearest vectors of a space for each query.
 
         Args:
             queries: [Q, d] of unit length, of a model whose queries may search the space.
             space: Name.
             k: How many.
+            exact: All of the nearest, however long it takes; otherwise most of them, where that is faster.
         """
         ...
 

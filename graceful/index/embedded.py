@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import GracefulError
-from graceful.index import exact, segments
+from graceful.index import exact as truth
+from graceful.index import segments
 from graceful.index.base import Changes, Hits
 from graceful.index.manifest import Manifest, Part
 from graceful.index.vectors import Vectors
@@ -91,10 +92,10 @@ class EmbeddedView:
         rows = [latest[name] for name in sorted(set(ids.tolist())) if name in latest]
         return resolved.vectors.take(np.asarray(rows, dtype=np.int64))
 
-    def search(self, queries: NDArray[np.float32], *, space: str, k: int) -> Hits:
-        """Return the k nearest vectors of a space for each query, exactly."""
+    def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = True) -> Hits:
+        """Return the k nearest vectors of a space for each query, always exactly."""
         resolved = self.spaces[space]
-        return exact.search(queries, resolved.vectors.vectors, resolved.vectors.ids, k, alive=resolved.alive)
+        return truth.search(queries, resolved.vectors.vectors, resolved.vectors.ids, k, alive=resolved.alive)
 
 
 @dataclass

@@ -19,7 +19,13 @@ def _exact(folder: Path, options: Mapping[str, Any]) -> Backend:
     return Embedded(index=folder)
 
 
-KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {"exact": _exact}
+def _faiss(folder: Path, options: Mapping[str, Any]) -> Backend:
+    from graceful.index import ann
+
+    return ann.opened(folder, options)
+
+
+KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {"exact": _exact, "faiss": _faiss}
 
 
 def opened(kind: str, folder: Path, options: Mapping[str, Any]) -> Backend:

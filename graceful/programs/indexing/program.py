@@ -202,11 +202,35 @@ def _verify(action: Action, home: Path) -> Done:
         manifest = index.log.read(number)
         problems += [f"snapshot {number}: {problem}" for problem in index.backend.verify(manifest)]
     head = index.head()
-    document = {"index": action.index, "snapshot": head.number, "vectors": head.count, "problems": problems}
+    document: dict[str, Any] = {"index": action.index, "snapshot": head.number, "vectors": head.count}
+    document |= {"problems": problems, "recall": {} if problems else recall(index.view(head), head)}
     lines = {f"problem {number}": text for number, text in enumerate(problems, start=1)} or {
         action.index: f"snapshot {head.number}, {head.count} ids, each has one vector of the recorded digest"
     }
+    lines |= {
+        f"recall of the search in {space}": f"{value:.4f} of the ten nearest are found"
+        for space, value in document["recall"].items()
+    }
     return Done(document=document, lines=lines, code=EXIT_INFRASTRUCTURE if problems else 0)
+
+
+def recall(view: View, head: Manifest, *, k: int = 10, queries: int = 200) -> dict[str, float]:
+    """Return by space which share of the k nearest the search finds, for some of the stored vectors as queries.
+
+    This is the recall of approximate search against exact search in the same vectors, 1 for exact backends. What the
+    vectors are worth is another question, which the metrics of a report answer.
+    """
+    found = {}
+    for space, count in head.counts.items():
+        if not count:
+            continue
+        ids = view.ids(space)
+        sample = ids[np.unique(np.linspace(0, len(ids) - 1, queries).astype(np.int64))]
+        vectors = view.read(space, sample).vectors
+        near, truth = (view.search(vectors, space=space, k=min(k, count), exact=way) for way in (False, True))
+        kept = [len(set(one) & set(other)) for one, other in zip(near.ids.tolist(), truth.ids.tolist(), strict=True)]
+        found[space] = float(np.mean(kept)) / min(k, count)
+    return found
 
 
 def _status(action: Action, home: Path) -> Done:

@@ -171,8 +171,7 @@ class FaissBackend(Embedded):
 
     def structure(self, manifest: Manifest, space: str, resolved: Resolved) -> tuple[Any, int]:
         """Return a structure over the first rows of a space, and over how many; built where none is near enough."""
-        import faiss
-
+        faiss = _faiss()
         parts = [part for part in manifest.parts if part.space == space]
         rows = len(resolved.alive)
         for count in range(len(parts), 0, -1):
@@ -189,8 +188,7 @@ class FaissBackend(Embedded):
         return built, rows
 
     def _path(self, parts: list[Part]) -> Path:
-        import faiss
-
+        faiss = _faiss()
         made = {
             key: value for key, value in vars(self.settings).items() if key not in ("probes", "beam", "exact_below")
         }
@@ -199,8 +197,7 @@ class FaissBackend(Embedded):
 
     def _kept(self, path: Path) -> Any | None:
         """Return a structure that was built before; None where there is none, or its bytes are not those written."""
-        import faiss
-
+        faiss = _faiss()
         record = path.with_suffix(".json")
         if not path.exists() or not record.exists():
             return None
@@ -214,8 +211,7 @@ class FaissBackend(Embedded):
 
 def _built(settings: Options, vectors: NDArray[np.float32]) -> Any:
     """Build a structure over vectors of unit length."""
-    import faiss
-
+    faiss = _faiss()
     dimension, rows = vectors.shape[1], len(vectors)
     if settings.index == "flat":
         index = faiss.IndexFlatIP(dimension)
@@ -233,14 +229,20 @@ def _built(settings: Options, vectors: NDArray[np.float32]) -> Any:
 
 def _parameters(settings: Options, alive: NDArray[np.bool_] | None, count: int) -> Any:
     """Return how a structure is searched: how widely, and which rows may be found."""
-    import faiss
-
+    faiss = _faiss()
     selector = {} if alive is None else {"sel": faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))}
     if settings.index == "hnsw":
         return faiss.SearchParametersHNSW(efSearch=max(settings.beam, count), **selector)
     if settings.index == "ivf":
         return faiss.SearchParametersIVF(nprobe=settings.probes, **selector)
     return faiss.SearchParameters(**selector)
+
+
+def _faiss() -> Any:
+    """Return the package, whose stubs know less than it has."""
+    import faiss
+
+    return faiss
 
 
 def opened(folder: Path, options: Mapping[str, Any]) -> FaissBackend:
@@ -250,7 +252,7 @@ def opened(folder: Path, options: Mapping[str, Any]) -> FaissBackend:
         SpecError: faiss is missing, or an option is wrong.
     """
     try:
-        import faiss  # noqa: F401  a line now rather than a traceback at the first search
+        _faiss()
     except ImportError as e:
         raise SpecError("index backend faiss: needs faiss; install graceful-ai[faiss], or use --backend exact") from e
     return FaissBackend(index=folder, cache=Cache(), settings=Options.read(options))

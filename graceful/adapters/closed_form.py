@@ -83,8 +83,8 @@ class RidgePath:
         gram = x.T @ x
         gram[np.diag_indices_from(gram)] += max(ridge, 1e-12) * len(x) * float((x**2).sum() / len(x)) / x.shape[1]
         covariance = x.T @ y
-        solution = np.linalg.solve(gram, covariance)
-        _, directions = np.linalg.eigh(solution.T @ gram @ solution)
+        solution = np.asarray(np.linalg.solve(gram, covariance), dtype=np.float64)
+        directions = np.asarray(np.linalg.eigh(solution.T @ gram @ solution)[1], dtype=np.float64)
         return cls(solution=solution, directions=directions[:, ::-1], source_mean=x_mean, target_mean=y_mean)
 
     def at(self, rank: int) -> Map:

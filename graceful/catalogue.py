@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from math import inf, isfinite
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -47,6 +48,8 @@ class About(StrEnum):
     """A version against each of its ancestors."""
     PAIR = "pair"
     """A query model on the index of a gallery model, whichever of the two is the new version."""
+    ADAPTER = "adapter"
+    """An adapter between two versions, against searches without it; only `graceful adapt` measures it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,36 @@ def _pairs(name: str, measure: str) -> tuple[Metric, ...]:
     )
 
 
+ADAPTED = ("recall_at_1", "recall_at_10", "ndcg_at_10")
+"""Ends of the names of what is measured of a search with an adapter."""
+
+
+def _adapted(ending: str) -> tuple[Metric, ...]:
+    """Return the metrics of an adapter by one measure of a search."""
+    measure = {"recall_at_1": "Recall at 1", "recall_at_10": "Recall at 10", "ndcg_at_10": "NDCG at 10"}[ending]
+    row = partial(Metric, about=About.ADAPTER, retrieval=True)
+    return (
+        row(
+            name=f"adapter_share_{ending}",
+            better=Better.HIGHER,
+            highest=inf,
+            meaning=f"{measure} of the search with the adapter, over that after embedding the whole gallery again.",
+        ),
+        row(
+            name=f"adapter_gain_{ending}",
+            better=Better.HIGHER,
+            lowest=-1.0,
+            unit="points",
+            meaning=f"{measure} of the search with the adapter, minus that of old queries in the old gallery.",
+        ),
+        row(
+            name=f"full_{ending}",
+            better=Better.EITHER,
+            meaning=f"{measure} of new queries in the gallery that the new version has embedded again.",
+        ),
+    )
+
+
 PAIRED = ("recall_at_1", "map")
 """Ends of the names of what is measured of a query model on a gallery."""
 
@@ -264,6 +297,7 @@ _ENTRIES = (
     ),
     *_pairs("recall_at_1", "Recall at 1"),
     *_pairs("map", "Mean average precision"),
+    *(metric for ending in ADAPTED for metric in _adapted(ending)),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ENTRIES})

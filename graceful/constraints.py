@@ -39,6 +39,9 @@ COMPARISON_METRICS = named(About.ANCESTOR)
 PAIR_METRICS = named(About.PAIR)
 """What graceful measures of a query model on each gallery, and of a gallery model for each of its query models."""
 
+ADAPTER_METRICS = named(About.ADAPTER)
+"""What graceful measures of an adapter between two versions, against the old one."""
+
 SELF = "self"
 LATEST = "latest"
 ALL = "all"

@@ -185,6 +185,7 @@ def metrics() -> str:
         About.CHAIN: "Of a version against all its ancestors together",
         About.ANCESTOR: "Of a version against each ancestor",
         About.PAIR: "Of a query model on each gallery model",
+        About.ADAPTER: "Of an adapter between two versions",
     }
     parts = [
         "# Metrics",

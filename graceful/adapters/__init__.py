@@ -5,7 +5,7 @@ of the old gallery, `gallery` maps the old gallery into the space of new queries
 data and gate belong to it is the business of `graceful.programs.adapting`.
 """
 
-from graceful.adapters.bundle import Adapter, Described, Side, load, save
+from graceful.adapters.bundle import Adapter, Described, Side, found, load, save
 from graceful.adapters.closed_form import low_rank, procrustes
 from graceful.adapters.maps import KINDS, Kind, Map
 from graceful.adapters.mlp import residual_mlp
@@ -21,6 +21,7 @@ __all__ = [
     "Pairs",
     "Side",
     "choose",
+    "found",
     "load",
     "low_rank",
     "procrustes",

@@ -144,6 +144,11 @@ def save(folder: Path, fitted: Map, described: Mapping[str, Any]) -> Adapter:
     return load(folder)
 
 
+def found(folder: Path) -> bool:
+    """Return whether a folder holds an adapter, and not a version with a network."""
+    return (folder / DESCRIPTION).is_file()
+
+
 def load(folder: Path, *, expected_digest: str | None = None) -> Adapter:
     """Read an adapter.
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graceful.adapters import Adapter
 from graceful.chain import Predecessor
 from graceful.metrics.predictions import NO_PREDICTION
 
@@ -56,15 +57,41 @@ def _as_model_input(items: Any) -> Any:
     return array if not isinstance(items, list) or array.dtype.kind in "biufc" else items
 
 
-def _load_pyfunc(path: str) -> Served:
+class ServedAdapter:
+    """An adapter that maps vectors of one version into the space of another.
+
+    Args:
+        adapter: Loaded.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+
+    def predict(self, vectors: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """Map vectors, [N, a] -> [N, b] of length 1.
+
+        Args:
+            vectors: [N, a] by the source's version; where the adapter lies between old and mapped queries, a mapping
+                `{"new": [N, a], "old": [N, b]}` of what both versions say.
+            params: Unused; part of mlflow's signature.
+        """
+        if isinstance(vectors, Mapping):
+            return self.adapter(np.asarray(vectors["new"]), old=np.asarray(vectors["old"]))
+        return self.adapter(np.asarray(vectors))
+
+
+def _load_pyfunc(path: str) -> Served | ServedAdapter:
     """Entry point that `MLmodel` names; digests of the bundle are verified by loading it. What a version with adapters
     was trained on comes from where its spec says, from the bucket, or from the registry's copy.
 
     Raises:
         DataError: The version needs task code whose digest is not in `GRACEFUL_TRUST_CODE`.
     """
+    from graceful import adapters
     from graceful.lineage import base_copies
     from graceful.models import bundle, recorded_code
 
+    if adapters.found(Path(path)):
+        return ServedAdapter(adapters.load(Path(path)))
     base_copies.bring_served(Path(path))
     return Served(bundle.load(path, trusted=recorded_code.trusted_by_environment()))

@@ -144,7 +144,8 @@ def _judged_in_both(first: Ranking, second: Ranking, *, draws: int, seed: int) -
     return judged, Evidence.of(None if groups is None else groups[judged], draws=draws, seed=seed)
 
 
-def _gain(old_old: Ranking, cross: Ranking, *, draws: int, seed: int) -> dict[str, Measurement]:
+def gains(old_old: Ranking, cross: Ranking, *, draws: int, seed: int) -> dict[str, Measurement]:
+    """Return `cross_test_gain_*`: what a search has more than that of old queries in the old gallery, by query."""
     judged, evidence = _judged_in_both(old_old, cross, draws=draws, seed=seed)
     right, was_right = (ranking.first_hit[judged] == 1 for ranking in (cross, old_old))
     precision, was_precision = (ranking.average_precision[judged] for ranking in (cross, old_old))
@@ -222,7 +223,7 @@ def compare_retrieval(
     search = searches or Searches()
     old_old = search(old_queries, old_gallery, older="gallery")
     cross = search(new_queries, old_gallery, older="gallery")
-    measurements = _gain(old_old, cross, draws=draws, seed=seed)
+    measurements = gains(old_old, cross, draws=draws, seed=seed)
     for name, ranking in (("cross_test", cross), ("old_old", old_old)):
         values = measured(ranking, draws=draws, seed=seed)
         measurements |= {f"{name}_{ending}": value for ending, value in values.items()}

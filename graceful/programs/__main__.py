@@ -325,6 +325,19 @@ def _index(document: dict[str, Any]) -> Outcome:
     return done.document, done.code, _lines(done.lines)
 
 
+def _adapt(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.adapting.program import Wanted, adapt
+    from graceful.views.adapters import adapter_lines
+
+    with (
+        Talk(console=Console(stderr=True), quiet=document["quiet"]) as progress,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        result = adapt(Wanted(**document["wanted"]), default_home(), progress=progress)
+    held = result["outcome"] == gate.Outcome.HELD
+    return result, EXIT_HELD if held else 0, _lines(adapter_lines(result))
+
+
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import act, notifications
@@ -367,6 +380,7 @@ PROGRAMS: dict[str, Callable[[Run, Talk], Outcome]] = {
 
 DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
     "act": _act,
+    "adapt": _adapt,
     "diff": _diff,
     "export": _export,
     "index": _index,

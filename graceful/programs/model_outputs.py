@@ -85,7 +85,7 @@ def _outputs_of(version: Predecessor, samples: Evaluated, batch_size: int) -> Ve
     def of(split: Samples, role: Role = "query", *, embeddings: bool) -> SplitAnswers:
         key = id(split), encoder_for(version.learner, role)
         if key not in known:
-            known[key] = _answers(version, split, samples.kept, batch_size, role=role, embeddings=embeddings)
+            known[key] = split_answers(version, split, samples.kept, batch_size, role=role, embeddings=embeddings)
         return known[key]
 
     if samples.query is None or samples.gallery is None:
@@ -102,7 +102,7 @@ def _outputs_of(version: Predecessor, samples: Evaluated, batch_size: int) -> Ve
     )
 
 
-def _answers(
+def split_answers(
     version: Predecessor, samples: Samples, kept: KeptOutputs | None, batch_size: int, *, role: Role, embeddings: bool
 ) -> SplitAnswers:
     """Read a version's answers and compare a few of them with the version, or run it on all samples and keep them."""

@@ -38,6 +38,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RefreshSpec:
         document = override_with(document, override)
     spec = parse(document, where=str(spec_path))
     credentials.refuse_recorded(spec, str(spec_path))
+    if spec.adapter is not None:
+        raise SpecError(
+            f"adapter in {spec_path}: nothing is trained for an adapter; run `graceful adapt {spec.adapter.old}"
+            f" {spec.adapter.new}`, or leave it out"
+        )
     return spec
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from graceful import addresses, catalogue, paths, redact
 from graceful.catalogue import About
 from graceful.constraints import (
+    ADAPTER_METRICS,
     ALL,
     COMPARISON_METRICS,
     DIRECTIONS,
@@ -31,6 +32,7 @@ from graceful.spec.addresses import checked_webhook
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.gallery import Gallery, require_trainable, with_losses
 from graceful.spec.methods import require_quadratic
+from graceful.spec.space_map import SpaceMap
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
 from graceful.spec.tune import Tune
@@ -197,6 +199,8 @@ class RefreshSpec(Section):
     branch, e.g. glyphs-edge from glyphs@champion, and for a merge of branches."""
     gallery: Annotated[Gallery | None, Field(exclude_if=lambda gallery: gallery is None)] = None
     """Makes this version a query model of a larger version's index; null: it searches its own."""
+    adapter: Annotated[SpaceMap | None, Field(exclude_if=lambda adapter: adapter is None)] = None
+    """Makes this version an adapter between two others, which `graceful adapt` fits; null: it is a model."""
     tune: Tune | None = None
     """What `graceful tune` searches; null: its defaults. Changes nothing for a refresh."""
     if_new_data: bool = False
@@ -213,6 +217,16 @@ class RefreshSpec(Section):
     def _searches_its_gallery(self) -> RefreshSpec:
         if self.gallery is not None:
             require_trainable(self.gallery, self.compatibility, model=self.model)
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> RefreshSpec:
+        adapted = [item.metric for item in self.gate.constraints if item.metric in ADAPTER_METRICS]
+        if adapted and self.adapter is None:
+            raise ValueError(
+                f"gate.constraints: {adapted[0]} is measured of adapters alone, by `graceful adapt`; bound"
+                " cross_test_gain_recall_at_1 instead"
+            )
         return self
 
     @model_validator(mode="after")

@@ -89,7 +89,11 @@ def _bars(report: Report, verdict: Verdict) -> list[Bar]:
         for finding in verdict.findings
         if finding.constraint.metric == "negative_flip_rate"
     }
-    rates = {item.against: item.measurements["negative_flip_rate"] for item in report.ancestors}
+    rates = {
+        item.against: item.measurements["negative_flip_rate"]
+        for item in report.ancestors
+        if "negative_flip_rate" in item.measurements  # of adapters there is none
+    }
     highest = max([rate.upper or 0.0 for rate in rates.values()] + list(bounds.values()) + [0.001]) * 1.15
     return [
         _bar(name, rate, bounds.get(name), top=index * ROW_HEIGHT + 6, highest=highest)

@@ -10,10 +10,13 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 from sklearn.linear_model import Ridge
 
-from graceful import adapters
+from graceful import adapters, spec
 from graceful.adapters import bundle, maps, mlp, selection
 from graceful.adapters.maps import unit
+from graceful.constraints import ADAPTER_METRICS
 from graceful.errors import DataError, IntegrityError, SpecError
+from graceful.metrics.adapted import measure_adapter
+from graceful.metrics.retrieval import Embeddings, rank
 
 
 def points(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -194,3 +197,42 @@ def test_arrays_that_do_not_fit_or_are_not_finite_are_refused():
         maps.Map(kind="procrustes", arrays={"weight": weight * np.nan, "bias": bias})
     with pytest.raises(DataError, match="needs pairs"):
         adapters.procrustes(weight, weight[:2])
+
+
+def test_a_spec_of_an_adapter_is_no_spec_to_train(tmp_path):
+    document = {"model": "a-adapter", "name": "v1-v2", "task": {"kind": "digits"}}
+    bound = {"gate": {"constraints": [{"metric": "adapter_share_recall_at_10", "bound": 0.9}]}}
+    section = spec.parse({**document, **bound, "adapter": {"old": "a:v1", "new": "a:v2"}})
+    assert spec.parse(section.dump()) == section
+    assert "adapter" not in spec.parse(document).dump()
+    with pytest.raises(SpecError, match="is measured of adapters alone"):
+        spec.parse({**document, **bound})
+    (tmp_path / "spec.yaml").write_text(json.dumps(section.dump()))
+    with pytest.raises(SpecError, match="run `graceful adapt a:v1 a:v2`"):
+        spec.load(tmp_path / "spec.yaml")
+
+
+def test_what_is_measured_of_an_adapter_compares_with_both_searches():
+    rng = np.random.default_rng(1)
+    latent = {"q": rng.normal(size=(60, 8)), "g": rng.normal(size=(200, 8))}
+    labels = {name: np.array([str(int(row.argmax())) for row in part]) for name, part in latent.items()}
+
+    def embedded(part, vectors):
+        ids = np.array([f"{part}{row:03d}" for row in range(len(vectors))])
+        return Embeddings(ids=ids, labels=labels[part], vectors=vectors)
+
+    rotation = ortho_group.rvs(8, random_state=0)
+    new = {name: embedded(name, part) for name, part in latent.items()}
+    old = {name: embedded(name, (part + 0.8 * rng.normal(size=part.shape)) @ rotation) for name, part in latent.items()}
+    adapted = rank(embedded("q", latent["q"] @ rotation), old["g"])
+    old_old, full = rank(old["q"], old["g"]), rank(new["q"], new["g"])
+    found = measure_adapter(adapted, old_old=old_old, full=full, draws=200)
+    hits = {name: ranking.first_hit <= 1 for name, ranking in (("a", adapted), ("o", old_old), ("f", full))}
+    assert found["adapter_gain_recall_at_1"].value == pytest.approx(hits["a"].mean() - hits["o"].mean())
+    assert found["adapter_share_recall_at_1"].value == pytest.approx(hits["a"].mean() / hits["f"].mean())
+    assert found["retrieval_nfr"].value == pytest.approx((hits["o"] & ~hits["a"]).mean())
+    assert found["full_recall_at_1"].value == pytest.approx(hits["f"].mean())
+    share = found["adapter_share_ndcg_at_10"]
+    assert share.value == pytest.approx(adapted.gain.sum() / full.gain.sum())
+    assert share.lower < share.value < share.upper
+    assert {name for name in found if name in ADAPTER_METRICS} == set(ADAPTER_METRICS)

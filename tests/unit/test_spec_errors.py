@@ -16,6 +16,7 @@ from graceful.errors import SpecError
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
 REQUIRED |= {"files": ["rows.csv"], "checkpoint": "bert", "features": ["height"], "version": "b@champion", "width": 8}
+REQUIRED |= {"old": "b:v1", "new": "b:v2"}
 """Values of the keys that have no default, or whose default needs another key."""
 CHOICES = (0, 1, 2, 3, 4, 5, 16, 27)
 """Every member of every union is one of these modulo the number of members."""

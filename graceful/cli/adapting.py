@@ -1,0 +1,84 @@
+"""`graceful adapt`: its command and its help. Imports click alone. Runs on the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graceful.cli.options import HOME, OUTPUT, QUIET, VERBOSE, File, Finite, Whole, options
+
+KINDS = ("procrustes", "low_rank", "mlp")
+
+
+@click.command(short_help="Fit a map between the embedding spaces of two versions.")
+@click.argument("old")
+@click.argument("new")
+@click.option(
+    "--side",
+    type=click.Choice(["queries", "gallery"]),
+    default="queries",
+    show_default=True,
+    help="Map new queries into the old gallery's space, or the old gallery into that of new queries.",
+)
+@click.option(
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Of maps to try. Repeatable.  [default: all]"
+)
+@click.option("--interpolate", is_flag=True, help="Also try points between old and mapped queries; both models run.")
+@click.option("--pairs", type=Whole(2), default=20_000, show_default=True, help="Samples to fit on, at most.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of networks and intervals.")
+@click.option("--name", metavar="NAME", help="Of the adapter.  [default: OLD-NEW]")
+@click.option(
+    "--min-share",
+    type=Finite(min=0.0),
+    default=0.95,
+    show_default=True,
+    help="Least recall at 10, over that after embedding all again.",
+)
+@click.option(
+    "--min-gain",
+    type=Finite(min=-1.0, max=1.0),
+    default=0.0,
+    show_default=True,
+    help="Least gain of recall at 10 over old queries in the old gallery.",
+)
+@click.option(
+    "--max-nfr", type=Finite(min=0.0, max=1.0), default=0.1, show_default=True, help="Most queries that break."
+)
+@click.option("--spec", type=File(path_type=Path), help="Whose task has the samples.  [default: NEW's own]")
+@options(HOME, OUTPUT, QUIET, VERBOSE)
+def adapt(old: str, new: str, spec: Path | None, home: Path | None, **arguments: Any) -> int:
+    """Fit a map between the embedding spaces of OLD and NEW, measure it, and let the gate judge it.
+
+    OLD is the version whose gallery is there, NEW the one whose queries come: MODEL (its champion), MODEL:NUMBER,
+    MODEL:NAME or MODEL@ALIAS. Both embed NEW's training samples, no labels are read, and the kind of map whose
+    neighbours agree best on validation samples is taken. The adapter is registered as a version of MODEL-adapter with
+    both as parents; it is judged on the test queries against the search of before and the one after embedding the
+    whole gallery again. Exit code 3 if it is held.
+
+    \b
+    Example:
+      graceful adapt glyphs:v1 glyphs:v3
+      graceful adapt glyphs:v1 glyphs:v3 --side gallery --kind procrustes
+    """
+    from graceful.cli import programs
+
+    bounds = {
+        "adapter_share_recall_at_10": arguments.pop("min_share"),
+        "adapter_gain_recall_at_10": arguments.pop("min_gain"),
+        "retrieval_nfr": arguments.pop("max_nfr"),
+    }
+    programs.require_reference(old)
+    programs.require_reference(new)
+    output = {name: arguments.pop(name) for name in ("output", "quiet", "verbose")}
+    resolved = None if spec is None else programs.resolve(spec, (), home).dump()
+    wanted = {"old": old, "new": new, **arguments, "kinds": list(arguments["kinds"]) or list(KINDS), "bounds": bounds}
+    document = {
+        "wanted": {**wanted, "spec": resolved},
+        "quiet": output["quiet"],
+    }
+    return programs.start("adapt", document=document, home=home, **output)
+
+
+COMMANDS = (adapt,)

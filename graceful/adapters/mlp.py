@@ -118,8 +118,8 @@ def _loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _held_out(parameters: dict[str, Tensor], x: Tensor, y: Tensor, batch_size: int) -> float:
-    parts = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
-    return math.fsum(float(_loss(parameters, *part)) * len(part[0]) for part in parts) / len(x)
+    parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    return math.fsum(float(_loss(parameters, x[part], y[part])) * len(x[part]) for part in parts) / len(x)
 
 
 def _copies(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

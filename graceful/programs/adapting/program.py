@@ -172,7 +172,7 @@ def _notes(adapter: Adapter, best: selection.Tried) -> tuple[str, ...]:
     described = adapter.described
     mapped = f"{described.side} of {described.source.name} are mapped into the space of {described.target.name}"
     chosen = f"chosen on validation pairs, without labels: {100 * best.agreement:.1f} % of the ten nearest agree"
-    notes = (f"adapter: {mapped} by {described.kind}, {chosen}",)
+    notes: tuple[str, ...] = (f"adapter: {mapped} by {described.kind}, {chosen}",)
     if described.share < 1.0:
         notes += (
             f"adapter: searches {described.share:g} of the way from old to mapped queries, which runs both models",

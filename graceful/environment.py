@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from graceful.errors import SpecError
@@ -61,6 +62,23 @@ def clean(environment: MutableMapping[str, str] = os.environ) -> None:
     for name, value in list(environment.items()):
         if name.startswith(PREFIXES) and value != value.strip():
             environment[name] = value.strip()
+
+
+def usable_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many CPUs this process may keep busy: those that it is allowed, shared with the other training
+    processes on its machine. A pod's limit is no set of cores but a quota of its control group.
+
+    Args:
+        quota: Where the control group says it, microseconds of CPU and of the period, or `max`.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        granted, period = quota.read_text(encoding="utf-8").split()
+        allowed = min(allowed, max(round(int(granted) / int(period)), 1))
+    except (OSError, ValueError):  # no limit, or no such control group
+        pass
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(allowed // (int(beside) if beside.isdigit() and int(beside) else 1), 1)
 
 
 def header_value(text: str, *, what: str) -> str:

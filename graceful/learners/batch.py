@@ -35,8 +35,11 @@ def apply(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Return the batch on a device."""
-    return apply(batch, lambda tensor: tensor.to(device))
+    """Return the batch on a device; copies to a GPU go through pinned memory, and its streams alone wait for them."""
+    if torch.device(device).type != "cuda":
+        return apply(batch, lambda tensor: tensor.to(device))
+    pinned = apply(batch, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+    return apply(pinned, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def take(batch: Batch, rows: Any) -> Batch:

@@ -17,12 +17,15 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from graceful import storage
+from graceful.environment import usable_cpus
 from graceful.errors import DataError
 from graceful.tasks.image_layout import Parts, is_debris, label_of, require_classes, split_folders
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SAMPLED = 65_536
 """Bytes up to which a local file's tag covers all of it; of larger files, its size and both ends."""
+MOST_THREADS = 16
+"""That read and decode images; more of them wait for each other, because Python runs one at a time between images."""
 NAMED_ENDINGS = 8
 """Endings of passed-over files that a sentence names, the most frequent first."""
 
@@ -278,10 +281,10 @@ def _remote_tag(stored: storage.StoredObject) -> str:
 
 
 def pool() -> ThreadPoolExecutor:
-    """Return the threads that read and decode images; a forked process gets its own."""
+    """Return the threads that read and decode images, as many as there are CPUs; a forked process gets its own."""
     return _pool(os.getpid())
 
 
 @lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix=f"images-{process}")
+    return ThreadPoolExecutor(max_workers=min(MOST_THREADS, usable_cpus()), thread_name_prefix=f"images-{process}")

@@ -1,9 +1,8 @@
-"""What a training step reads: batch, labels, outputs of predecessors; one slice ahead. Runs in workers."""
+"""What a training step reads: batch, labels, outputs of predecessors; prepared ahead. Runs in workers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from graceful.tasks.base import Samples, Task
 from graceful.training.job import TrainingJob
 from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
+from graceful.training.prefetch import AHEAD, Transfer, ahead
 from graceful.training.sampler import Order
 from graceful.training.stream_reader import StreamReader, StreamRows
 from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, old_side, opened
@@ -108,6 +108,10 @@ class Materials:
             weights=None if weights is None else weights.of(positions, labels).to(self.device),
         )
 
+    def again(self, positions: NDArray[np.int64], *, epoch: int) -> Slice | None:
+        """Return training samples that were read some steps ago; None: a stream is past them."""
+        return None if self.stream is not None else self.slice(positions, epoch=epoch)
+
     def name(self, position: int, *, epoch: int) -> str:
         """Return the id of a training sample that was read a short while ago."""
         return str(self.train.ids[position]) if self.stream is None else self.stream.name(position, epoch=epoch)
@@ -128,17 +132,18 @@ class Materials:
         return {term.group.key: term.mixture.conflict for term in self.merged}
 
     def slices(self, order: Order, *, epoch: int) -> Iterator[list[Slice]]:
-        """Slices of each step; the next one is prepared in a thread meanwhile."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slices") as thread:
-            next_slice = thread.submit(self.slice, order[0], epoch=epoch) if len(order) else None
-            for first in range(0, len(order), order.accumulation):
-                step_slices = []
-                for index in range(first, first + order.accumulation):
-                    assert next_slice is not None
-                    step_slices.append(next_slice.result())
-                    more = index + 1 < len(order)
-                    next_slice = thread.submit(self.slice, order[index + 1], epoch=epoch) if more else None
+        """Slices of each step; the next ones are prepared in a thread meanwhile."""
+        transfer = Transfer(self.device)
+
+        def prepare(index: int) -> tuple[Slice, torch.cuda.Event | None]:
+            return transfer.sent(lambda: self.slice(order[index], epoch=epoch))
+
+        step_slices: list[Slice] = []
+        for prepared in ahead(prepare, len(order), depth=AHEAD):
+            step_slices.append(transfer.arrived(*prepared))
+            if len(step_slices) == order.accumulation:
                 yield step_slices
+                step_slices = []
 
 
 def gather(job: TrainingJob, task: Task, *, device: torch.device) -> Materials:

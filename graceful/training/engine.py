@@ -38,7 +38,7 @@ from graceful.training.plain import (
 from graceful.training.rates import parameter_groups, set_rates
 from graceful.training.unpickling import load_tensors
 
-__all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "build", "deepspeed_config"]
+__all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "bad_gradient", "build", "deepspeed_config"]
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _TAG = "engine"
@@ -55,8 +55,15 @@ class Engine(Protocol):
         """Add the gradients of one slice; called `accumulation` times before each step."""
         ...
 
-    def step(self, lr: float) -> StepInfo:
+    def step(self, lr: float, *, sound: Tensor | None = None) -> StepInfo:
         """Clip, update the weights with this learning rate, clear the gradients.
+
+        Args:
+            lr: Learning rate.
+            sound: On the device, whether every loss up to this step is finite; otherwise this step and all that follow
+                change no weight. With it an engine need not wait for the device: it may leave the norm there, for the
+                caller to look at later, if it changes no weight from the first gradient on that is not finite. None:
+                the caller knows that they are.
 
         Raises:
             NonFiniteError: The gradient is NaN or infinite (with fp16 the step is skipped instead).
@@ -148,7 +155,7 @@ class DeepSpeedEngine:
         self._train, self._stage, self._slice = train, train.engine.zero_stage, 0
         self._network = Forward(network.to(device), run)
         self._groups = parameter_groups(train.optimizer, network)
-        with _deepspeed(device) as deepspeed:
+        with quiet_deepspeed(device) as deepspeed:
             self._deepspeed = deepspeed
             self._engine, *_ = deepspeed.initialize(
                 model=self._network,
@@ -172,8 +179,13 @@ class DeepSpeedEngine:
         if self._slice < self._train.accumulation:
             self._engine.step()
 
-    def step(self, lr: float) -> StepInfo:
-        """As `Engine.step`; DeepSpeed tells the norm only afterwards: weights after a bad gradient are worthless."""
+    def step(self, lr: float, *, sound: Tensor | None = None) -> StepInfo:
+        """As `Engine.step`; DeepSpeed tells the norm only afterwards: weights after a bad gradient are worthless.
+
+        The losses are waited for, while the device is busy with the backward pass.
+        """
+        if sound is not None and not bool(sound):
+            return StepInfo(grad_norm=None, skipped=True)
         self._slice = 0
         set_rates(self._engine.optimizer.param_groups, [lr * group.factor for group in self._groups])
         skipped_before, norm = self._engine.skipped_steps, self._unsharded_norm()
@@ -244,7 +256,7 @@ def _tensors_only(engine: Any) -> Any:
 
 
 @contextmanager
-def _deepspeed(device: torch.device) -> Iterator[Any]:
+def quiet_deepspeed(device: torch.device) -> Iterator[Any]:
     """Import deepspeed for a device, quietly and without compiling anything.
 
     On CPU, deepspeed would build a shared-memory collective with g++ (a minute, and slower than gloo for small nets);

@@ -6,9 +6,10 @@ the same step. A step's random state follows from (seed, step, rank): nothing ra
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from graceful.models.weights import load_own
 from graceful.storage import sha256_file
 from graceful.tasks.base import Samples
 from graceful.tasks.portions import portion
-from graceful.training import batches, checkpoint, engine, stops
+from graceful.training import batches, checkpoint, engine, seeds, stops
 from graceful.training.budget_multipliers import BEST, budget_multipliers_of
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
 from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
 from graceful.training.rates import described
+from graceful.training.readings import Numbers, Readings, Unread, read_all
 from graceful.training.reporting import Reporter
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
@@ -109,6 +111,7 @@ class Loop:
         batches.try_out(task, self.network, self.materials.train)
         self.progress, self.reporter = Progress(), Reporter(job, context, steps=self.steps)
         self.resumed_from: int | None = None
+        self.readings, self.sound = Readings(), torch.ones((), dtype=torch.bool, device=context.device)
 
     def start(self) -> None:
         """Build the engine, take up the newest checkpoint, open the trace."""
@@ -131,6 +134,7 @@ class Loop:
         for slices in self.materials.slices(order, epoch=epoch):
             self._step(slices, epoch=epoch)
             if self.progress.step % self.sampler.steps_per_epoch == 0:
+                self._read()
                 self._evaluate(epoch, seconds=time.monotonic() - begun)
             interval = self.train.checkpoint_every or self.sampler.steps_per_epoch
             if self.progress.step % interval == 0 or self.progress.step == self.steps:
@@ -162,9 +166,9 @@ class Loop:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def _step(self, slices: list[batches.Slice], *, epoch: int) -> None:
-        step = self.progress.step
-        torch.manual_seed(_seed(self.job.effective_seed, step, self.context.rank))
-        sums: dict[str, float] = {}
+        step, every = self.progress.step, self.context.read_every
+        seeds.reseed(self.job.effective_seed, step, self.context.rank, device=self.context.device)
+        numbers = Numbers(self.context.world_size)
         for batch_slice in slices:
             outputs = self._forward(batch_slice)
             value = self.objective(
@@ -176,13 +180,14 @@ class Loop:
                 batch=batch_slice.batch,
                 weights=batch_slice.weights,
             )
-            names = ["total", *value.parts]
-            numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct])
-            means = dict(zip([*names, "correct"], self._mean(numbers), strict=True))
-            self._check(means, batch_slice, step=step, epoch=epoch)
+            numbers.add(value)
             self.engine.backward(value.total)
-            for name, number in means.items():
-                sums[name] = sums.get(name, 0.0) + number / len(slices)
+        means = numbers.means()
+        if every == 1:
+            for batch_slice, row in zip(slices, numbers.named(read_all(means)), strict=True):
+                self._check(row, batch_slice, step=step, epoch=epoch)
+        if self.context.deadline is not None and time.monotonic() > self.context.deadline:
+            raise out_of_time(self.train.timeout)
         rate = learning_rate(
             step,
             total=self.steps,
@@ -190,11 +195,34 @@ class Loop:
             warmup=self.train.warmup,
             schedule=self.train.schedule,
         )
-        norm = self._update(rate, step=step, epoch=epoch)
+        norm = self._update(rate, means, step=step, epoch=epoch)
         self.progress.step += 1
-        self.progress.loss_sum += sums["total"]
-        self.progress.right += round(sums["correct"] * self.context.world_size * len(slices))
-        self.reporter.step(sums, step=self.progress.step, epoch=epoch, rate=rate, norm=norm)
+        positions = [batch_slice.positions for batch_slice in slices]
+        self.readings.add(
+            Unread(step=step, epoch=epoch, rate=rate, positions=positions, numbers=numbers, means=means, norm=norm)
+        )
+        if len(self.readings) >= every:
+            self._read()
+
+    def _read(self) -> None:
+        """Take up the numbers of the steps since the last time.
+
+        Raises:
+            NonFiniteError: Of one of them; it changed no weight, and neither did those after it.
+        """
+        for reading in self.readings.read():
+            if self.context.read_every > 1:
+                for means, positions in zip(reading.slices, reading.positions, strict=True):
+                    again = partial(self.materials.again, positions, epoch=reading.epoch)
+                    self._check(means, again, step=reading.step, epoch=reading.epoch)
+                if reading.norm is not None and not math.isfinite(reading.norm) and self.train.precision != "fp16":
+                    raise stops.of_step(engine.bad_gradient(reading.norm), step=reading.step, epoch=reading.epoch)
+            means = reading.means
+            self.progress.loss_sum += means["total"]
+            self.progress.right += round(means["correct"] * self.context.world_size * len(reading.slices))
+            self.reporter.step(
+                means, step=reading.step + 1, epoch=reading.epoch, rate=reading.rate, norm=reading.finite_norm
+            )
 
     def _forward(self, batch_slice: batches.Slice) -> Outputs:
         """Run the network on a slice. Alone and on the CPU what its code raises is its own; elsewhere it may be the
@@ -212,34 +240,33 @@ class Loop:
                 f" {learners.batch.described(batch_slice.batch)} ({first_line(e)}); correct network() or the data"
             ) from e
 
-    def _update(self, rate: float, *, step: int, epoch: int) -> float | None:
+    def _update(self, rate: float, means: Sequence[Tensor], *, step: int, epoch: int) -> float | Tensor | None:
+        sound = None
+        if self.context.read_every > 1:
+            self.sound = sound = self.sound & torch.cat(list(means)).isfinite().all()
         try:
-            return self.engine.step(rate).grad_norm
+            return self.engine.step(rate, sound=sound).grad_norm
         except NonFiniteError as e:
-            raise unanimous(
-                NonFiniteError(f"step {step + 1}, epoch {epoch + 1}: {e.message}", {"step": step + 1})
-            ) from e
+            self._read()
+            raise stops.of_step(e, step=step, epoch=epoch) from e
 
-    def _mean(self, numbers: Tensor) -> list[float]:
-        """Means over ranks."""
-        numbers = numbers.double()
-        if self.context.world_size > 1:
-            distributed.all_reduce(numbers)
-        means: list[float] = (numbers / self.context.world_size).tolist()
-        return means
+    def _check(
+        self,
+        means: Mapping[str, float],
+        batch_slice: batches.Slice | Callable[[], batches.Slice | None],
+        *,
+        step: int,
+        epoch: int,
+    ) -> None:
+        """End the run if a number is not finite."""
+        stops.require_finite(means, step=step, epoch=epoch, culprit=lambda: self._culprit(batch_slice, epoch=epoch))
 
-    def _check(self, means: Mapping[str, float], batch_slice: batches.Slice, *, step: int, epoch: int) -> None:
-        """Before the gradients are touched: end the run if a number is not finite, or time is up."""
-        stops.require_finite(means, step=step, epoch=epoch, culprit=lambda: self._culprit(batch_slice))
-        if self.context.deadline is not None and time.monotonic() > self.context.deadline:
-            raise out_of_time(self.train.timeout)
-
-    def _culprit(self, batch_slice: batches.Slice) -> str | None:
+    def _culprit(self, batch_slice: batches.Slice | Callable[[], batches.Slice | None], *, epoch: int) -> str | None:
         """Id of a sample whose input is not finite, on whichever rank; all ranks ask."""
-        position = torch.tensor(batches.first_not_finite(batch_slice), device=self.context.device)
+        read = batch_slice() if callable(batch_slice) else batch_slice
+        position = torch.tensor(-1 if read is None else batches.first_not_finite(read), device=self.context.device)
         if self.context.world_size > 1:
             distributed.all_reduce(position, distributed.ReduceOp.MAX)
-        epoch = self.progress.step // self.sampler.steps_per_epoch
         return self.materials.name(int(position), epoch=epoch) if int(position) >= 0 else None
 
     # --- epochs -------------------------------------------------------------------------------------------------------
@@ -305,6 +332,7 @@ class Loop:
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        self._read()
         with checkpoint.writing(self.context.scratch or Path(tempfile.gettempdir())):
             part = Path(tempfile.mkdtemp(prefix=".part-", dir=self.context.scratch))
         with checkpoint.writing(part):
@@ -344,7 +372,3 @@ class Loop:
         if state["digest"] != self.digest:
             raise SpecError(f"{folder}: checkpoint of another spec; choose another name, or delete {self.job.run_dir}")
         return state
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

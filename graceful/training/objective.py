@@ -208,8 +208,7 @@ class Objective:
             present = reference.present if mask is None else reference.present & mask
             name = "reference" if self._compatibility.blend is None else "blend"
             values[name] = weighted_mean(distances, participates=present)
-        factors = self.weights
-        total = torch.stack([factors[key] * value for key, value in values.items()]).sum()
+        total = _total(values, self.weights)
         hits = outputs.logits.detach().argmax(-1) == labels
         correct = (hits if mask is None else hits & mask).sum()
         return ObjectiveValue(
@@ -317,6 +316,13 @@ class Objective:
     def _by_term(self, rows: Iterable[V]) -> dict[str, V]:
         """Rows of the terms whose focus follows the new model, by the key of the term."""
         return dict(zip((term.key for term in self._dynamic), rows, strict=True))
+
+
+def _total(values: Mapping[str, Tensor], factors: Mapping[str, float]) -> Tensor:
+    """Return the weighted sum of the parts; of one part with factor 1 that is the part itself, to the bit."""
+    if len(values) == 1 and all(factors[key] == 1.0 for key in values):
+        return next(iter(values.values()))
+    return torch.stack([factors[key] * value for key, value in values.items()]).sum()
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:

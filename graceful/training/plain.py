@@ -31,23 +31,43 @@ class StepInfo:
     """What one optimiser step did.
 
     Attributes:
-        grad_norm: Global 2-norm before clipping; None where the engine does not compute it (no clipping at ZeRO 0) or
-            fp16 skipped the step.
+        grad_norm: Global 2-norm before clipping, perhaps still on the device where the caller gave `sound`; None where
+            the engine does not compute it (no clipping at ZeRO 0) or fp16 skipped the step.
         skipped: fp16 found an overflow and lowered its loss scale instead of stepping.
     """
 
-    grad_norm: float | None
+    grad_norm: float | Tensor | None
     skipped: bool = False
 
 
 class TorchEngine:
-    """Plain torch; DistributedDataParallel when the default process group has more than one rank."""
+    """Plain torch; DistributedDataParallel when the default process group has more than one rank.
 
-    def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> None:
+    Args:
+        train: The section of the spec.
+        network: What is trained.
+        device: Of this rank.
+        run: How a batch goes through the network; None: embed, then classify.
+        fused: Take a step in one kernel, which the device itself can leave out; None: on GPUs, but not with fp16, whose
+            first steps are often left out, and torch's fused SGD then keeps momentum that nobody has set.
+    """
+
+    def __init__(
+        self,
+        train: spec.Train,
+        network: nn.Module,
+        *,
+        device: torch.device,
+        run: Run | None = None,
+        fused: bool | None = None,
+    ) -> None:
         self._train, self._device = train, device
         self._network = Forward(network.to(device), run)
         self._groups = parameter_groups(train.optimizer, network)
-        self._optimizer = _torch_optimizer(train.optimizer, self._groups)
+        self._fused = device.type == "cuda" and train.precision != "fp16" if fused is None else fused
+        self._optimizer = _torch_optimizer(train.optimizer, self._groups, fused=self._fused)
+        self._parameters = list(self._network.parameters())
+        self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._slice = 0
         assert isinstance(train.engine, spec.TorchEngine)
@@ -73,22 +93,38 @@ class TorchEngine:
             scaled.backward()  # type: ignore[no-untyped-call]
         self._slice += 1
 
-    def step(self, lr: float) -> StepInfo:
+    def step(self, lr: float, *, sound: Tensor | None = None) -> StepInfo:
         """As `Engine.step`."""
+        if sound is not None and not self._fused and not bool(sound):
+            return StepInfo(grad_norm=None, skipped=True)
         self._slice = 0
-        if world_size() > 1:
+        if world_size() > 1 and any(p.grad is None and p.requires_grad for p in self._parameters):
             unused_parameters(self._network.network, allowed=self._tolerant)
         set_rates(self._optimizer.param_groups, [lr * group.factor for group in self._groups])
         self._scaler.unscale_(self._optimizer)
-        parameters = [p for p in self._network.parameters() if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self._train.clip or float("inf")))
-        finite = math.isfinite(norm)
+        parameters = [p for p in self._parameters if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self._train.clip or float("inf"))
+        info = self._stepped(norm) if sound is None or not self._fused else self._guarded(norm, sound)
+        self._optimizer.zero_grad(set_to_none=True)
+        return info
+
+    def _stepped(self, norm: Tensor) -> StepInfo:
+        """Step, or not, by what the gradient is: the device is waited for."""
+        number = float(norm)
+        finite = math.isfinite(number)
         if not finite and self._train.precision != "fp16":
-            raise bad_gradient(norm)
+            raise bad_gradient(number)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-        return StepInfo(grad_norm=norm if finite else None, skipped=not finite)
+        return StepInfo(grad_norm=number if finite else None, skipped=not finite)
+
+    def _guarded(self, norm: Tensor, sound: Tensor) -> StepInfo:
+        """Step, or not, as the device finds: nobody waits."""
+        self._sound = self._sound & sound & norm.isfinite()
+        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self._optimizer.found_inf = (~self._sound).float()  # type: ignore[attr-defined]
+        self._optimizer.step()
+        return StepInfo(grad_norm=norm)
 
     def save(self, folder: Path) -> None:
         """As `Engine.save`: rank 0 writes everything, tensors and numbers only."""
@@ -109,6 +145,8 @@ class TorchEngine:
         """As `Engine.load`."""
         state = load_tensors(folder / _FILE, map_location=self._device)
         self._network.load_state_dict(state["network"], strict=not base_names(self._network.network))
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = True if self._fused else None
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
@@ -129,9 +167,13 @@ class TorchEngine:
         return nullcontext()
 
 
-def _torch_optimizer(section: spec.Optimizer, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+def _torch_optimizer(
+    section: spec.Optimizer, groups: Sequence[ParameterGroup], *, fused: bool
+) -> torch.optim.Optimizer:
     name, options = optimizer_options(section)
     factory: type[torch.optim.Optimizer] = getattr(torch.optim, name)
+    if fused:
+        options["fused"] = True
     return factory(optimizer_parameters(section, groups), **options)
 
 

@@ -18,6 +18,7 @@ from graceful.errors import GracefulError, TrainingError
 
 WARM_UP = 2
 """Steps of an attempt that its speed leaves out."""
+READ_EVERY = 10
 _CPU = torch.device("cpu")
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class RankContext:
         publish: Takes (folder, step, metrics) of a sealed checkpoint part and consumes the folder.
         report: Called with each trace row on rank 0.
         deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
+        every: Steps between two looks at the numbers of the device; None: as suits the device.
     """
 
     rank: int = 0
@@ -45,6 +47,12 @@ class RankContext:
     publish: Callable[[Path, int, Mapping[str, float]], None]
     report: Callable[[Mapping[str, object]], None] | None = None
     deadline: float | None = None
+    every: int | None = None
+
+    @property
+    def read_every(self) -> int:
+        """Steps between two looks at the numbers of the device; looking at a GPU makes it wait for this process."""
+        return self.every or (1 if self.device.type == "cpu" else READ_EVERY)
 
     def pids(self) -> list[int]:
         """Process ids of all ranks; every rank must ask."""

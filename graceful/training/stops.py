@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from graceful.errors import NonFiniteError
+from graceful.errors import GracefulError, NonFiniteError
 from graceful.training.rank_context import unanimous
 
 
@@ -20,6 +20,11 @@ class Progress:
     streak: int = 0
     validation_error: float = 1.0
     former_error: float = 1.0
+
+
+def of_step(error: NonFiniteError, *, step: int, epoch: int) -> GracefulError:
+    """Return an error about a gradient with the step it belongs to; all ranks raise it alike."""
+    return unanimous(NonFiniteError(f"step {step + 1}, epoch {epoch + 1}: {error.message}", {"step": step + 1}))
 
 
 def require_finite(

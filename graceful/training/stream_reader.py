@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from graceful.errors import DataError, IntegrityError
 from graceful.tasks.streams import Resumable, Row, Stream, as_json
+from graceful.training.prefetch import AHEAD
 
-KEPT = 3
-"""Batches in memory: the one that is trained on, the one that is prepared, and one more."""
+KEPT = AHEAD + 2
+"""Batches in memory: the one that is trained on, those that are prepared, and one more."""
 
 
 class StreamRows(NamedTuple):

@@ -125,3 +125,18 @@ def test_an_address_without_a_scheme_is_not_shown_whole(
     assert MARKER not in refused(lambda: kubeconfig.load(files=[tmp_path / "config"]))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
     assert MARKER not in refused(aws_environment.endpoint)
+
+
+@pytest.mark.parametrize(
+    ("quota", "ranks", "expected"),
+    [("max 100000", "1", None), ("150000 100000", "1", 2), ("50000 100000", "1", 1), ("100000 100000", "8", 1)],
+)
+def test_cpus_are_those_of_the_pod_shared_among_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, ranks: str, expected: int | None
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert environment.usable_cpus(tmp_path / "cpu.max") == (expected or 64)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert environment.usable_cpus(tmp_path / "missing") == 8

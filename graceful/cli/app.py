@@ -9,6 +9,7 @@ import click
 
 from graceful import __version__
 from graceful.cli import adapting, cluster, version_commands
+from graceful.cli.backfilling import backfill
 from graceful.cli.indexing import index
 from graceful.cli.options import HOME, LOCATION, OUTPUT, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
 from graceful.cli.schedule import schedule
@@ -371,6 +372,7 @@ for _command in (
     diff,
     export,
     index,
+    backfill,
     *adapting.COMMANDS,
     *version_commands.COMMANDS,
     ui,

@@ -120,6 +120,10 @@ class Backend(Protocol):
         """
         ...
 
+    def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
+        """Return the ids whose vectors were written by the commits between two snapshots, deleted ones included."""
+        ...
+
     def verify(self, manifest: Manifest) -> list[str]:
         """Return one sentence for each thing that is not as the manifest says; empty: all is."""
         ...

@@ -166,6 +166,11 @@ class Embedded:
         contents = self.cache.contents(self.index, manifest.parts)
         return EmbeddedView(manifest, contents, self.cache.last(manifest.parts, contents))
 
+    def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
+        """Return the ids whose vectors were written by the commits between two snapshots."""
+        added = self.cache.contents(self.index, after.parts[len(before.parts) :])
+        return np.unique(np.concatenate([np.zeros(0, dtype="U1"), *(content.ids for content in added)]))
+
     def verify(self, manifest: Manifest) -> list[str]:
         """Read every segment again and look at every vector."""
         problems = []

@@ -338,6 +338,13 @@ def _adapt(document: dict[str, Any]) -> Outcome:
     return result, EXIT_HELD if held else 0, _lines(adapter_lines(result))
 
 
+def _backfill(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.indexing import backfilling
+
+    done = backfilling.act(backfilling.Action.of(document), default_home())
+    return done.document, done.code, _lines(done.lines)
+
+
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import act, notifications
@@ -384,6 +391,7 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
     "diff": _diff,
     "export": _export,
     "index": _index,
+    "backfill": _backfill,
 }
 """Programs that read no spec but what the command line asks for."""
 

@@ -1,0 +1,132 @@
+"""`graceful backfill`: its commands and their help. Imports click alone. Runs on the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from graceful.cli.indexing import FORM, INDEX, SOURCE, WHY
+from graceful.cli.options import File, Finite, InOrder, Whole, options
+
+
+class _Shard(click.ParamType[tuple[int, int]]):
+    """NUMBER/COUNT, counted from 1."""
+
+    name = "N/COUNT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Read it."""
+        if isinstance(value, tuple):
+            return value
+        first, _, second = str(value).partition("/")
+        if all(part.isascii() and part.isdigit() and len(part) < 6 for part in (first, second)):
+            number, count = int(first), int(second)
+            if 1 <= number <= count:
+                return number - 1, count
+        self.fail(f"must be the number of this worker and of all, e.g. 1/4, got {value!r}", param, ctx)
+
+
+ORDER = (
+    click.option(
+        "--order",
+        type=click.Choice(["random", "distance", "uncertainty", "traffic"]),
+        default="random",
+        show_default=True,
+        help="Which vectors come first.",
+    ),
+    click.option("--traffic", type=File(path_type=Path), metavar="FILE", help='JSON {"id": how often it was found}.'),
+    click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the order."),
+    click.option(
+        "--rate", type=Finite(min=0.001), metavar="N", help="At most N vectors a second.  [default: no limit]"
+    ),
+)
+
+
+@click.group(cls=InOrder, invoke_without_command=True, short_help="Replace the vectors of an old model in an index.")
+@click.pass_context
+def backfill(context: click.Context) -> None:
+    """Replace the vectors of an old model in an index by those of a new one, while queries go on.
+
+    New vectors must be of the new model from the first batch on. The alias of the index moves to it at the end,
+    after a last check. Whatever interrupts a backfill, the same command goes on; it can be taken back at any point.
+
+    \b
+    Example:
+      graceful backfill plan gallery --version glyphs:v3
+      graceful backfill run gallery --version glyphs:v3 --order uncertainty --rate 500
+      graceful backfill status gallery
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@backfill.command(short_help="Replace vectors until all are of the new model.")
+@options(INDEX, *SOURCE, *ORDER)
+@click.option("--batch", type=Whole(1, 1000000), default=1024, show_default=True, help="Vectors of one commit.")
+@click.option("--stop-at", type=Finite(min=0, max=1), default=1.0, show_default=True, help="Share of the vectors.")
+@click.option("--shard", type=_Shard(), default=(0, 1), metavar="N/COUNT", help="This worker's part, e.g. 1/4.")
+@options(*WHY, *FORM)
+def run(index: Path, traffic: Path | None, **arguments: Any) -> int:
+    """Replace the vectors of INDEX by those of a version, or of a file of vectors.
+
+    One process does it, or several with --shard, here or as jobs of a cluster that share the folder. Meanwhile an index
+    has vectors of both models: search with the queries of both (`graceful index query --also`), or of one where
+    `graceful index accept` says so.
+
+    \b
+    Example:
+      graceful backfill run gallery --version glyphs:v3 --rate 500
+      graceful backfill run glosses --vectors e5.parquet --space multilingual-e5-small --stop-at 0.5
+    """
+    from graceful.cli import index_documents
+
+    names = ("order", "seed", "rate", "batch", "stop_at", "shard")
+    parts = {name: arguments.pop(name) for name in names}
+    parts["traffic"] = None if traffic is None else str(traffic)
+    return index_documents.start("run", index, arguments, program="backfill", **parts)
+
+
+@backfill.command(short_help="Stop a backfill after its present batch.")
+@options(INDEX, *FORM)
+def pause(index: Path, **arguments: Any) -> int:
+    """Stop the backfill of INDEX after its present batch. `graceful backfill run` goes on.
+
+    \b
+    Example:
+      graceful backfill pause gallery
+    """
+    from graceful.cli import index_documents
+
+    return index_documents.start("pause", index, arguments, program="backfill")
+
+
+@backfill.command(short_help="Show how far a backfill is.")
+@options(INDEX, *FORM)
+def status(index: Path, **arguments: Any) -> int:
+    """Show how far the backfill of INDEX is, how fast, and what the index serves.
+
+    \b
+    Example:
+      graceful backfill status gallery -o json
+    """
+    from graceful.cli import index_documents
+
+    return index_documents.start("status", index, arguments, program="backfill")
+
+
+@backfill.command(short_help="Take a backfill back.")
+@options(INDEX, *WHY, *FORM)
+def rollback(index: Path, **arguments: Any) -> int:
+    """Give the ids that the backfill of INDEX moved their old vectors again, and the alias to the old model.
+
+    What was added or replaced since it began has no old vector and stays; `graceful index status` counts it.
+
+    \b
+    Example:
+      graceful backfill rollback gallery --reason "recall fell at 40 %"
+    """
+    from graceful.cli import index_documents
+
+    return index_documents.start("rollback", index, arguments, program="backfill")

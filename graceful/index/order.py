@@ -1,0 +1,99 @@
+"""In which order a backfill replaces vectors. Driver, NumPy.
+
+Every order is a function of the ids, their old vectors and a seed, so that an interrupted backfill goes on in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful.errors import SpecError
+from graceful.index.vectors import Vectors
+
+Order = Literal["random", "distance", "uncertainty", "traffic"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+NEIGHBOURS = 10
+LABEL = "label"
+AT_ONCE = 4096
+
+
+def priority(
+    how: Order,
+    vectors: Vectors,
+    *,
+    seed: int = 0,
+    pairs: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    traffic: Mapping[str, float] | None = None,
+) -> NDArray[np.float64]:
+    """Return [N] how early each id is replaced: the largest first.
+
+    Args:
+        how: random; distance: far from the mean of its label first (from the mean of all, without a column `label`);
+            uncertainty: first where a linear map from the old space to the new one is expected to be most wrong;
+            traffic: what is found most often first.
+        vectors: Ids, with their vectors in the old space.
+        seed: Of the random order, which also decides between equals.
+        pairs: [M, d] and [M, e] old and new vectors of some ids, for uncertainty.
+        traffic: How often each id was found; others count as 0.
+
+    Raises:
+        SpecError: There is no such order, or it lacks what it needs.
+    """
+    random = _random(vectors.ids, seed)
+    if how == "random":
+        return random
+    if how == "distance":
+        first = _distance(vectors)
+    elif how == "traffic":
+        if traffic is None:
+            raise SpecError("order traffic: needs how often each id was found; write --traffic FILE")
+        first = np.asarray([traffic.get(name, 0.0) for name in vectors.ids.tolist()], dtype=np.float64)
+    elif how == "uncertainty":
+        if pairs is None:
+            raise SpecError("order uncertainty: needs vectors of both models for some ids")
+        first = _uncertainty(vectors.vectors, *pairs)
+    else:
+        raise SpecError(f"order {how!r}: must be one of {', '.join(ORDERS)}")
+    return first + 1e-9 * random
+
+
+def _random(ids: NDArray[np.str_], seed: int) -> NDArray[np.float64]:
+    """Return a number of [0, 1) for each id that depends on it and the seed alone."""
+    salt = str(seed).encode()
+    digests = [hashlib.blake2b(name.encode(), digest_size=6, salt=salt[:16]).digest() for name in ids.tolist()]
+    return np.asarray([int.from_bytes(digest) for digest in digests], dtype=np.float64) / 2**48
+
+
+def _distance(vectors: Vectors) -> NDArray[np.float64]:
+    """Return how far each vector is from the mean of its label."""
+    labels = vectors.payload.get(LABEL)
+    groups = np.zeros(len(vectors), dtype=np.int64)
+    if labels is not None:
+        groups = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    sums = np.zeros((int(groups.max(initial=0)) + 1, vectors.dimension))
+    np.add.at(sums, groups, vectors.vectors)
+    means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return np.asarray(1.0 - np.einsum("nd,nd->n", vectors.vectors, means[groups]))
+
+
+def _uncertainty(
+    vectors: NDArray[np.float32], old: NDArray[np.float32], new: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return how wrong a linear map is expected to be, from how wrong it is for the nearest known pairs."""
+    wide, target = old.astype(np.float64), new.astype(np.float64)
+    ridge = 0.1 * np.eye(wide.shape[1]) * len(wide) / wide.shape[1]
+    mapped = wide @ np.linalg.solve(wide.T @ wide + ridge, wide.T @ target)
+    mapped /= np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), 1e-12)
+    wrong = 1.0 - np.einsum("nd,nd->n", mapped, target)
+    expected = np.empty(len(vectors))
+    count = min(NEIGHBOURS, len(old))
+    for start in range(0, len(vectors), AT_ONCE):
+        scores = vectors[start : start + AT_ONCE] @ old.T
+        nearest = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+        expected[start : start + AT_ONCE] = wrong[nearest].mean(axis=1)
+    return expected

@@ -191,14 +191,7 @@ def _rollback(action: Action, home: Path) -> Done:
     return Done(document=document, lines={str(index.folder): f"serves {head.serving} again: {counts}"})
 
 
-def _plan(action: Action, home: Path) -> Done:
-    from graceful.programs.indexing import backfill_plan
-
-    return backfill_plan.planned(action, home)
-
-
 _ACTIONS: Mapping[str, Callable[[Action, Path], Done]] = {
-    "plan": _plan,
     "run": _run,
     "pause": _pause,
     "status": _status,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -184,31 +185,31 @@ MODELS = {"minilm": minilm, "e5": e5}
 
 
 def vectors(name: str, texts: Texts, cache: Path) -> tuple[NDArray[np.float32], float]:
-    """Return the vectors of texts, [N, d], and the seconds that computing them took in all.
+    """Return the vectors of texts, [N, d], and the CPU seconds that a text takes, the median over blocks.
 
     Args:
         name: Of the model, a key of `MODELS`.
         texts: In any order.
         cache: Blocks that are there are read; others are computed and written.
     """
-    embed, parts, seconds = None, [], 0.0
+    embed, parts, seconds = None, [], []
     for start in range(0, len(texts), BLOCK):
         block = texts[start : start + BLOCK]
         digest = hashlib.sha256("\n".join(block).encode()).hexdigest()[:24]
         path = cache / "vectors" / f"{name}-{digest}.npz"
         if not path.is_file():
             embed = embed or MODELS[name](cache)
-            begin = time.perf_counter()
+            begin = time.process_time()
             block_vectors = embed_by_length(embed, block)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part.npz")
-            np.savez(partial, vectors=block_vectors, seconds=time.perf_counter() - begin)
+            np.savez(partial, vectors=block_vectors, seconds=time.process_time() - begin)
             partial.rename(path)
             print(f"{name}: {start + len(block)} of {len(texts)}", file=sys.stderr, flush=True)
         with np.load(path) as kept:
             parts.append(kept["vectors"])
-            seconds += float(kept["seconds"])
-    return np.concatenate(parts), seconds
+            seconds.append(float(kept["seconds"]) / len(block))
+    return np.concatenate(parts), statistics.median(seconds)
 
 
 def embed_by_length(embed: Callable[[Texts], NDArray[np.float32]], texts: Texts, size: int = 50) -> NDArray[np.float32]:

@@ -345,6 +345,14 @@ def _backfill(document: dict[str, Any]) -> Outcome:
     return done.document, done.code, _lines(done.lines)
 
 
+def _compare_search(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.searches.comparing import Asked, compare
+    from graceful.views.search_difference import screen
+
+    found = compare(Asked(**document))
+    return found.document(), 0, lambda console: console.print(screen(found))
+
+
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import act, notifications
@@ -388,6 +396,7 @@ PROGRAMS: dict[str, Callable[[Run, Talk], Outcome]] = {
 DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
     "act": _act,
     "adapt": _adapt,
+    "compare-search": _compare_search,
     "diff": _diff,
     "export": _export,
     "index": _index,

@@ -1,4 +1,4 @@
-"""`graceful compare-search`: its command and its help. Imports click alone. Runs on the client."""
+"""`graceful compare-search` and `label-next`: their commands and help. Imports click alone. Runs on the client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from graceful.cli.options import HOME, OUTPUT, VERBOSE, File, Whole, options
+from graceful.cli.options import HOME, OUTPUT, VERBOSE, File, Finite, Whole, options
 
 FOLDER = File(path_type=Path)
 
@@ -59,4 +59,48 @@ def compare_search(a: Path, b: Path, home: Path | None, **arguments: Any) -> int
     return programs.start("compare-search", document=document, home=home, **output)
 
 
-COMMANDS = (compare_search,)
+@click.command("label-next", short_help="Say which samples to label next, and how many decide a bound.")
+@click.argument("old", type=File(path_type=Path))
+@click.argument("new", type=File(path_type=Path))
+@click.option(
+    "--bound", type=Finite(min=0.0, max=1.0), required=True, metavar="RATE", help="On negative flips, e.g. 0.02."
+)
+@click.option(
+    "--labels",
+    type=File(path_type=Path),
+    metavar="FILE",
+    help="What is known: id and label; of searches, judged pairs.",
+)
+@click.option(
+    "--queries", multiple=True, metavar="[SPACE=]FILE", help="Of two indices: vectors of the queries. Repeatable."
+)
+@click.option("--adapter", type=FOLDER, metavar="FOLDER", help="Search NEW with the queries that this adapter maps.")
+@click.option("--count", type=Whole(0), default=20, show_default=True, help="Samples that are listed.")
+@click.option("--out", type=File(path_type=Path), metavar="FILE", help="Also write all of them, .csv.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the prediction.")
+@options(HOME, OUTPUT, VERBOSE)
+def label_next(old: Path, new: Path, home: Path | None, **arguments: Any) -> int:
+    """Say which unlabelled samples decide soonest whether NEW keeps a bound on negative flips against OLD.
+
+    OLD and NEW are what two versions say of the same samples: .csv or .tsv files with id, answer and perhaps
+    confidence, or the predictions.npz of a version; or two indices, searched with --queries, where the first result is
+    the answer. Where both answer alike no label matters. The gate can decide once enough disagreements are labelled
+    that the rest changes nothing; the order needs the fewest labels for that, if the confidences are right. Label
+    some, give them with --labels, and ask again.
+
+    \b
+    Example:
+      graceful label-next old.csv new.csv --bound 0.02
+      graceful label-next old.csv new.csv --bound 0.02 --labels labels.csv --out next.csv
+      graceful label-next old-index new-index --queries q-old.npz --queries q-new.npz --bound 0.05
+    """
+    from graceful.cli import programs
+
+    output = {name: arguments.pop(name) for name in ("output", "verbose")}
+    paths = ("labels", "adapter", "out")
+    given = {name: None if arguments[name] is None else str(arguments[name]) for name in paths}
+    document = {**arguments, **given, "old": str(old), "new": str(new), "queries": list(arguments["queries"])}
+    return programs.start("label-next", document=document, home=home, **output)
+
+
+COMMANDS = (compare_search, label_next)

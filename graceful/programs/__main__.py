@@ -353,6 +353,14 @@ def _compare_search(document: dict[str, Any]) -> Outcome:
     return found.document(), 0, lambda console: console.print(screen(found))
 
 
+def _label_next(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.labelling import Asked, label_next
+    from graceful.views.labelling import screen
+
+    found = label_next(Asked(**document))
+    return found.document(), 0, lambda console: console.print(screen(found))
+
+
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import act, notifications
@@ -397,6 +405,7 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
     "act": _act,
     "adapt": _adapt,
     "compare-search": _compare_search,
+    "label-next": _label_next,
     "diff": _diff,
     "export": _export,
     "index": _index,

@@ -172,6 +172,48 @@ def tune(
     return programs.start("tune", resolved=programs.resolve(spec, overrides, home), arguments=flags, **output_options)
 
 
+@click.command("search-architecture", short_help="Search the network of a query model within a budget.")
+@options(SPEC, SET, TRUST, HOME)
+@click.option("--evaluations", type=Whole(1), help="As --set architectures.evaluations=N.")
+@click.option("--method", type=click.Choice(["evolution", "random"]), help="As --set architectures.method=NAME.")
+@click.option("--dry-run", is_flag=True, help="Print the space, its costs and what would be measured; train nothing.")
+@options(OUTPUT, QUIET, VERBOSE)
+def search_architecture(
+    spec: Path,
+    sets: tuple[str, ...],
+    home: Path | None,
+    *,
+    evaluations: int | None,
+    method: str | None,
+    dry_run: bool,
+    **output_options: Any,
+) -> int:
+    """Search the network of the query model that SPEC describes: what finds most within a budget.
+
+    One supernet, all of whose paths share weights, is trained against the frozen gallery model. Then paths
+    within the budget (multiply-accumulates, parameters, bytes in 8 bits, measured milliseconds) are measured
+    on classes that it was not trained on, on the gallery model's index and on one of their own. What is
+    searched is the section architectures: `graceful schema architectures`.
+
+    Stop it whenever you like: the same command continues, with more --evaluations too. Result: the winner
+    as spec.yaml and the rest of the Pareto front beside it, which `graceful refresh` trains from scratch.
+
+    \b
+    Example:
+      graceful search-architecture jobs/hvs/search.yaml --dry-run
+      graceful search-architecture jobs/hvs/search.yaml --set architectures.budget.macs=60000
+    """
+    from graceful.cli import programs
+    from graceful.spec.architectures import require_searchable
+
+    changes = [] if evaluations is None else [f"architectures.evaluations={evaluations}"]
+    changes += [] if method is None else [f"architectures.method={method}"]
+    resolved = programs.resolve(spec, (*sets, *changes), home)
+    require_searchable(resolved)
+    flags = ("--dry-run",) if dry_run else ()
+    return programs.start("search-architecture", resolved=resolved, arguments=flags, **output_options)
+
+
 @click.command(short_help="Measure a trained version against every ancestor.")
 @click.option("--matrix", is_flag=True, help="Every version of the chain against every other instead, as matrices.")
 @click.option("--versions", metavar="NAMES", help="With --matrix: only these, e.g. v1,v3.  [default: all]")
@@ -366,6 +408,7 @@ for _command in (
     cluster.submit,
     train,
     tune,
+    search_architecture,
     evaluate,
     gate,
     lineage,

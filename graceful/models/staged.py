@@ -52,7 +52,7 @@ class StagedNet(nn.Module):
 
     def __init__(self, section: StagedNetwork, *, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        inputs, height, width = input_shape
+        inputs, height, width = self.input_shape = input_shape
         self.resolution = section.resolution
         if self.resolution is not None:
             height = width = self.resolution

@@ -74,7 +74,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--versions", default="", help="of evaluate --matrix: only these, separated by commas")
     parser.add_argument("--draw", type=Path, help="of lineage: write the picture there")
     parser.add_argument("--last", type=int, help="of lineage: only so many of the newest versions")
-    parser.add_argument("--dry-run", action="store_true", help="of tune: what would be searched")
+    parser.add_argument("--dry-run", action="store_true", help="of searches: what would be searched")
     parser.add_argument("--quiet", action="store_true")
     return parser.parse_args(arguments)
 
@@ -108,7 +108,7 @@ def _main(arguments: list[str] | None, archive: log_archive.Archive | None = Non
                 if options.matrix:
                     program = partial(_matrix, names=names)
                 elif options.dry_run:
-                    program = _space
+                    program = _space if options.program == "tune" else _architectures
                 result, code, show = program(run, progress)
         with startup.result_on_stdout(partial(_say, talk)):
             _print(result, options.output, show)
@@ -260,6 +260,27 @@ def _space(run: Run, progress: Talk) -> Outcome:
     return document, 0, _lines({**document["space"], **flat})
 
 
+def _search_architecture(run: Run, progress: Talk) -> Outcome:
+    from graceful.programs.architectures.present import result_lines, result_table
+    from graceful.programs.architectures.program import run_of, search
+
+    document = search(run_of(run.spec), progress=progress)
+
+    def show(console: Console) -> None:
+        console.print(result_table(document))
+        for line in result_lines(document):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return document, 0, show
+
+
+def _architectures(run: Run, progress: Talk) -> Outcome:
+    from graceful.programs.architectures.program import dry_run
+
+    document = dry_run(run.spec)
+    return document, 0, _lines(document)
+
+
 def _lineage(options: argparse.Namespace) -> Outcome:
     from graceful.lineage import Store
     from graceful.lineage.family import tree
@@ -398,6 +419,7 @@ PROGRAMS: dict[str, Callable[[Run, Talk], Outcome]] = {
     "train": _train,
     "evaluate": _evaluate,
     "tune": _tune,
+    "search-architecture": _search_architecture,
 }
 
 

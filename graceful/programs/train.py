@@ -68,7 +68,7 @@ def train(
     data_notes = notes_of(built)
     if data_notes:
         progress({"stage": "data", "notes": data_notes})
-    job, blended, notes = _prepared(replace(run, spec=spec), built, samples, ancestors=ancestors, progress=progress)
+    job, blended, notes = prepared(replace(run, spec=spec), built, samples, ancestors=ancestors, progress=progress)
     result = run_training(replace(job, task=task), progress=progress)
     record(run.folder, job.contract, result)
     silent_terms = [f"{loss}: never weighed a sample, so it constrained nothing" for loss in result.silent]
@@ -89,7 +89,7 @@ def train(
     )
 
 
-def _prepared(
+def prepared(
     run: Run, task: Task, samples: Samples, *, ancestors: Sequence[Ancestor], progress: Progress
 ) -> tuple[TrainingJob, blend.Blended | None, list[str]]:
     """The job, with every cache and reference run that it reads, the plan of its blend, and what a reader of the

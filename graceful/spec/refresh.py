@@ -29,6 +29,7 @@ from graceful.constraints import (
 )
 from graceful.sections import NAME, VERSION, Count, Section, unreserved
 from graceful.spec.addresses import checked_webhook
+from graceful.spec.architectures import Architectures
 from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.gallery import Gallery, require_trainable, with_losses
 from graceful.spec.methods import require_quadratic
@@ -203,6 +204,8 @@ class RefreshSpec(Section):
     """Makes this version an adapter between two others, which `graceful adapt` fits; null: it is a model."""
     tune: Tune | None = None
     """What `graceful tune` searches; null: its defaults. Changes nothing for a refresh."""
+    architectures: Annotated[Architectures | None, Field(exclude_if=lambda section: section is None)] = None
+    """What `graceful search-architecture` searches for a query model. Changes nothing for a refresh."""
     if_new_data: bool = False
     """Skip the refresh unless training data or recipe have changed since the champion; scheduled firings do so."""
     home: Annotated[str, AfterValidator(paths.checked)] | None = None
@@ -291,7 +294,9 @@ class RefreshSpec(Section):
         searched, and how long or how often it may be tried, so that a run that was out of time resumes with a larger
         `train.timeout`.
         """
-        left_out = dict.fromkeys(("home", "registry", "description", "if_new_data", "trust", "tune"), True)
+        left_out = dict.fromkeys(
+            ("home", "registry", "description", "if_new_data", "trust", "tune", "architectures"), True
+        )
         if not self.parents:  # specs of before there were any keep their digest
             left_out["parents"] = True
         document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})

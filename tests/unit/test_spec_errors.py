@@ -42,6 +42,8 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
             free_kind = name == "kind" and field.is_required()  # of a learner that another package offers
             value = "sentences" if free_kind else REQUIRED.get(name, field.default)
             document[name] = list(value) if isinstance(value, tuple) else value
+    if isinstance(document.get("depthwise"), list):  # choices of a stage, each a list
+        document["width"] = [document["width"]]
     if "blend" in document:  # a teacher of its own, in place of others
         others = ("influence", "embedding_regression", "reweighting")
         alone = {"reference": None, "losses": [loss for loss in document["losses"] if loss["kind"] in others]}

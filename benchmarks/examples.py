@@ -4,6 +4,9 @@
     python -m benchmarks.examples glosses            # 3 seeds, writes benchmarks/results/example_glosses.json
     python -m benchmarks.examples glosses --quick    # 1 seed without choosing weights, prints only
 
+Versions and rows stay in a folder (--folder), so that a run that was interrupted goes on where it was. Delete the
+folder to measure again.
+
 v1 is trained as its spec says; v2 with each treatment in place of its spec's losses. The weight of a treatment is the
 one with the lowest negative flip rate on the validation split among those whose validation error is at most 0.5 points
 above the untreated one, or else the one with the lowest error, with a seed that the report never uses. Everything is
@@ -15,12 +18,14 @@ needed.
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import multiprocessing
 import os
+import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,32 +68,45 @@ TREATMENTS: Mapping[str, Mapping[str, list[dict[str, Any]]]] = {
 }
 """Treatment -> weights, as they are shown -> losses of v2."""
 
+Plan = Mapping[str, tuple[str, ...]]
+"""Treatment -> the weights to train with."""
 
-def measure(example: str, seed: int, split: Split, plan: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
-    """Train v1, and v2 with every planned treatment and weight; one row for each v2, measured on one split."""
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        wanted = spec.load(JOBS / example / "v1.yaml", [*INLINE, f"train.seed={seed}"])
-        old_folder, old_seconds = runs.trained(wanted, folder=folder / "v1", task=tasks.build(wanted.task))
-        old = runs.load(old_folder)
-        for treatment, weights in plan.items():
-            for weight in weights:
-                losses = f"compatibility.losses={TREATMENTS[treatment][weight]}"
-                wanted = spec.load(JOBS / example / "v2.yaml", [*INLINE, f"train.seed={seed + 10_000}", losses])
-                task = tasks.build(wanted.task)
-                ancestors = [old_folder]
-                new_folder, seconds = runs.trained(
-                    wanted, folder=folder / f"v2-{len(rows)}", ancestors=ancestors, task=task
-                )
-                new = runs.load(new_folder)
-                row = {"example": example, "treatment": treatment, "weight": weight, "seed": seed, "split": split}
-                flips = runs.flips(new, old, task=task, split=split)
-                cpu_seconds = {"cpu_seconds": seconds, "v1_cpu_seconds": old_seconds}
-                found = searched(new, old, task, split) if wanted.evaluate.retrieval else {}
-                rows.append({**row, **flips, **found, **cpu_seconds})
-                print(f"{treatment} {weight}, seed {seed}: {split} error {flips['error']:.2f} %", flush=True)
-    return rows
+
+def trained_once(wanted: spec.RefreshSpec, folder: Path, ancestors: Sequence[Path] = ()) -> tuple[Path, float]:
+    """Train a version, or return the one that an earlier call left in the folder: its bundle and its CPU seconds."""
+    done = folder / "done.json"
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        bundle, seconds = runs.trained(wanted, folder=folder, ancestors=ancestors, task=tasks.build(wanted.task))
+        done.write_text(json.dumps([str(bundle), seconds]), encoding="utf-8")
+    bundle, seconds = json.loads(done.read_text(encoding="utf-8"))
+    return Path(bundle), float(seconds)
+
+
+def first_version(example: str, seed: int, folder: Path) -> tuple[Path, float]:
+    """Train v1 with one seed."""
+    wanted = spec.load(JOBS / example / "v1.yaml", [*INLINE, f"train.seed={seed}"])
+    return trained_once(wanted, folder / f"v1-{seed}")
+
+
+def measure(example: str, folder: Path, *case: Any) -> dict[str, Any]:
+    """Train v2 against v1 of a seed, and measure it on one split; a case is (seed, split, treatment, weight)."""
+    seed, split, treatment, weight = case
+    old_folder, old_seconds = first_version(example, seed, folder)
+    losses = f"compatibility.losses={TREATMENTS[treatment][weight]}"
+    wanted = spec.load(JOBS / example / "v2.yaml", [*INLINE, f"train.seed={seed + 10_000}", losses])
+    label = f"v2-{seed}-{treatment}-{weight}".replace(" ", "")
+    new_folder, seconds = trained_once(wanted, folder / label, [old_folder])
+    measured = folder / f"{label}-{split}.json"
+    if not measured.exists():
+        task, new, old = tasks.build(wanted.task), runs.load(new_folder), runs.load(old_folder)
+        row = {"example": example, "treatment": treatment, "weight": weight, "seed": seed, "split": split}
+        flips = runs.flips(new, old, task=task, split=split)
+        cpu_seconds = {"cpu_seconds": seconds, "v1_cpu_seconds": old_seconds}
+        found = searched(new, old, task, split) if wanted.evaluate.retrieval else {}
+        measured.write_text(json.dumps({**row, **flips, **found, **cpu_seconds}), encoding="utf-8")
+        print(f"{treatment} {weight}, seed {seed}: {split} error {flips['error']:.2f} %", flush=True)
+    return dict(json.loads(measured.read_text(encoding="utf-8")))
 
 
 def searched(new: Predecessor, old: Predecessor, task: Task, split: Split) -> dict[str, float]:
@@ -153,25 +171,36 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def measure_all(
+    example: str, folder: Path, *, seeds: Sequence[int], split: Split, plan: Plan, workers: int
+) -> list[dict[str, Any]]:
+    """Measure every seed, treatment and weight of a plan, in several processes; v1 of each seed is trained first."""
+    cases = [(seed, split, treatment, weight) for seed in seeds for treatment in plan for weight in plan[treatment]]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.starmap(first_version, [(example, seed, folder) for seed in seeds], chunksize=1)
+        return pool.starmap(measure, [(example, folder, *case) for case in cases], chunksize=1)
+
+
 def main() -> None:
     """Choose weights on the validation split, then measure on the test split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("example", choices=sorted(path.parent.name for path in JOBS.glob("*/v2.yaml")))
     parser.add_argument("--quick", action="store_true", help="one seed, first weights, nothing written")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where versions and rows stay (default: build/example-EXAMPLE)")
     options = parser.parse_args()
     started = time.monotonic()
-    every = {treatment: tuple(weights) for treatment, weights in TREATMENTS.items()}
+    folder = (options.folder or Path("build") / f"example-{options.example}").resolve()
+    measure_plan = functools.partial(measure_all, options.example, folder, workers=options.workers)
+    every: Plan = {treatment: tuple(weights) for treatment, weights in TREATMENTS.items()}
     if options.quick:
         first = {treatment: weights[:1] for treatment, weights in every.items()}
-        print(table(measure(options.example, 0, "test", first)))
+        print(table(measure_plan(seeds=SEEDS[:1], split="test", plan=first)))
         return
-    selection = measure(options.example, SELECTION_SEED, "validation", every)
+    selection = measure_plan(seeds=[SELECTION_SEED], split="validation", plan=every)
     plan = choose(selection)
     print("chosen on the validation split:", plan, flush=True)
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        parts = pool.starmap(measure, [(options.example, seed, "test", plan) for seed in SEEDS], chunksize=1)
-    rows = [row for part in parts for row in part]
+    rows = measure_plan(seeds=SEEDS, split="test", plan=plan)
     print(table(rows))
     print(results.write(f"example_{options.example}", selection + rows, time.monotonic() - started))
 

@@ -40,10 +40,10 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from benchmarks import results, throughput_task
 from graceful import spec
-from graceful.training.engine import deepspeed_config, quiet_deepspeed
+from graceful.spec.deepspeed import deepspeed_config, optimizer_options
+from graceful.training.engine import quiet_deepspeed
 from graceful.training.job import TrainingJob
 from graceful.training.loop import Loop
-from graceful.training.plain import optimizer_options
 from graceful.training.rank_context import RankContext
 
 ENGINES: dict[str, Mapping[str, Any]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import __version__, addresses, homes, redact, startup
-from graceful.cli import code_upload, programs
+from graceful.cli import code_upload, gpu_memory, programs
 from graceful.cli import output as out
 from graceful.errors import EXIT_INFRASTRUCTURE, EXIT_USAGE, SpecError
 from graceful.launch import backend, plan, profile
@@ -89,11 +89,14 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
     planned = target.plan(job_of(resolved, target_profile, program=program))
     address = planned.job.labels.get(code_upload.FACT)
     code = (f"code: a submission uploads it to {address}, unless it is there",) if address else ()
-    findings = (*planned.findings, *_warnings(resolved, target_profile))
+    needed = gpu_memory.estimate(resolved)
+    memory = () if needed is None else (gpu_memory.note(needed),)
+    small = () if needed is None else gpu_memory.finding(needed, planned.documents)
+    findings = (*planned.findings, *_warnings(resolved, target_profile), *small)
     search = (_trainings(resolved),) if program != REFRESH else ()
     unchecked = f"not checked here: bucket, registry, rights; `graceful doctor --on {on}` does"
     rest = () if target_profile.is_here else (unchecked,)
-    return target, replace(planned, findings=findings, notes=(*search, *planned.notes, *code, *rest))
+    return target, replace(planned, findings=findings, notes=(*search, *planned.notes, *memory, *code, *rest))
 
 
 def _trainings(resolved: RefreshSpec) -> str:

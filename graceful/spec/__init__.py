@@ -23,13 +23,14 @@ from graceful.spec.compatibility import (
     Targets,
     Weighting,
 )
+from graceful.spec.engines import DeepSpeedEngine, Engine, Fsdp2Engine, TorchEngine
 from graceful.spec.loading import load, parse
 from graceful.spec.networks import Network
 from graceful.spec.refresh import Evaluate, Gate, GateConstraint, RefreshSpec, Registry, Trust
 from graceful.spec.shards import ShardsTask
 from graceful.spec.table import TableTask
 from graceful.spec.tasks import DigitsTask, GlyphsTask, ImageFolderTask, NamedLearner, PythonTask, Task
-from graceful.spec.training import AdamW, ClassWeights, DeepSpeedEngine, Engine, Optimizer, Sgd, TorchEngine, Train
+from graceful.spec.training import AdamW, ClassWeights, Optimizer, Sgd, Train
 from graceful.spec.tune import Final, Space, Tune
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Evaluate",
     "Final",
     "Fraction",
+    "Fsdp2Engine",
     "Gate",
     "GateConstraint",
     "GlyphsTask",

@@ -27,10 +27,13 @@ from graceful.constraints import (
     Direction,
     implied_direction,
 )
+from graceful.errors import SpecError
 from graceful.sections import NAME, VERSION, Count, Section, unreserved
 from graceful.spec.addresses import checked_webhook
 from graceful.spec.architectures import Architectures
 from graceful.spec.compatibility import ROOM, Compatibility
+from graceful.spec.deepspeed import deepspeed_config
+from graceful.spec.engines import DeepSpeedEngine
 from graceful.spec.gallery import Gallery, require_trainable, with_losses
 from graceful.spec.methods import require_quadratic
 from graceful.spec.space_map import SpaceMap
@@ -242,6 +245,22 @@ class RefreshSpec(Section):
             )
         if self.name in (SELF, LATEST, ALL):
             raise ValueError(f"name must not be one of {SELF}, {LATEST}, {ALL}, got {self.name!r}; write v1")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_config(self) -> RefreshSpec:
+        if not isinstance(self.train.engine, DeepSpeedEngine):
+            return self
+        if self.train.engine.sharded_init and (self.task.kind != "python" or self.train.start != "random"):
+            raise ValueError(
+                f"train.engine.sharded_init needs a Python task and train.start: random, got task.kind {self.task.kind}"
+                f" and start: {self.train.start}; leave it out"
+            )
+        if self.train.engine.config:
+            try:
+                deepspeed_config(self.train, world_size=max(self.train.num_workers, 1))
+            except SpecError as e:
+                raise ValueError(e.message) from e
         return self
 
     @model_validator(mode="after")

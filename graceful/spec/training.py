@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from graceful.sections import Count, Fraction, Positive, Section
+from graceful.spec.engines import DeepSpeedEngine, Engine, Fsdp2Engine
 from graceful.spec.methods import Descent, Method
 
 
@@ -57,26 +58,6 @@ class AdamW(Rates):
 Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
 
 
-class DeepSpeedEngine(Section):
-    """DeepSpeed; the JSON it reads is derived from this spec."""
-
-    kind: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """0: plain data parallel; 1: shard optimiser state; 2: and gradients; 3: and parameters."""
-
-
-class TorchEngine(Section):
-    """Plain torch, DistributedDataParallel when there is more than one worker."""
-
-    kind: Literal["torch"] = "torch"
-    find_unused_parameters: Annotated[bool, Field(exclude_if=lambda flag: not flag)] = False
-    """Look in each step for parameters that the loss does not reach, so that workers do not wait for their gradients.
-    DeepSpeed needs no such flag."""
-
-
-Engine = Annotated[DeepSpeedEngine | TorchEngine, Field(discriminator="kind")]
-
-
 ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(ge=0.0)]]
 
 
@@ -101,7 +82,15 @@ class Train(Section):
     clip: Annotated[float, Field(ge=0.0)] = 5.0
     """Largest gradient norm; 0 switches clipping off (training has collapsed without it)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of forward and backward pass; weights are kept in fp32."""
+    """Arithmetic of forward and backward pass; weights are kept in fp32, but for `weights: bf16`."""
+    weights: Annotated[Literal["fp32", "bf16"], Field(exclude_if=lambda kind: kind == "fp32")] = "fp32"
+    """bf16: weights, gradients and optimiser state have 2 bytes a number and no copies in fp32; steps that are small
+    beside a weight are lost. Needs precision: bf16, and an engine of plain torch."""
+    recompute: Annotated[bool, Field(exclude_if=lambda flag: not flag)] = False
+    """Activation checkpointing: keep the inputs of the network's layers alone, and run each again in the backward pass;
+    a third more arithmetic for a fraction of the memory. Layers as in `optimizer.layer_decay`."""
+    compile: Annotated[bool, Field(exclude_if=lambda flag: not flag)] = False
+    """Run the network through torch.compile, which needs a C++ compiler where workers are and a minute at the start."""
     engine: Engine = DeepSpeedEngine()
     """What holds weights and optimiser state; without `kind`: deepspeed."""
     num_workers: Annotated[int, Field(ge=0)] = 2
@@ -123,6 +112,17 @@ class Train(Section):
     name (1 for those left out). They are divided by their mean over the training samples. None: all samples alike."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights, the order of samples and the augmentation."""
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Train:
+        if self.weights == "bf16" and (self.precision != "bf16" or isinstance(self.engine, DeepSpeedEngine)):
+            raise ValueError(
+                "train.weights: bf16 needs train.precision: bf16 and engine torch or fsdp2, got"
+                f" {self.precision} and {self.engine.kind}; DeepSpeed keeps copies in fp32"
+            )
+        if isinstance(self.engine, Fsdp2Engine) and self.precision == "fp16":
+            raise ValueError("train.precision: fp16 needs engine torch or deepspeed, got fsdp2; write bf16")
+        return self
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -97,7 +97,7 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
         root.mkdir(parents=True, exist_ok=True)
         for broken_part in root.glob(".part-*"):
             shutil.rmtree(broken_part)
-    if job.spec.train.engine.kind == "deepspeed":
+    if job.spec.train.engine.kind in ("deepspeed", "fsdp2"):
         _group_of_one()
 
     @contextmanager

@@ -25,22 +25,22 @@ from graceful.errors import SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import base_names, own_state, portable
+from graceful.spec.deepspeed import deepspeed_config
 from graceful.training.plain import (
     Run,
     StepInfo,
     TorchEngine,
     bad_gradient,
-    optimizer_options,
     optimizer_parameters,
     rank,
     world_size,
 )
+from graceful.training.preparation import compile_in_place, prepared
 from graceful.training.rates import parameter_groups, set_rates
 from graceful.training.unpickling import load_tensors
 
 __all__ = ["DeepSpeedEngine", "Engine", "StepInfo", "TorchEngine", "bad_gradient", "build", "deepspeed_config"]
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _TAG = "engine"
 
 
@@ -100,8 +100,12 @@ def build(train: spec.Train, network: nn.Module, *, device: torch.device, run: R
         SpecError: fp16 without a GPU.
     """
     require_precision(train, gpu=device.type != "cpu")
-    if train.engine.kind == "deepspeed":
+    if isinstance(train.engine, spec.DeepSpeedEngine):
         return DeepSpeedEngine(train, network, device=device, run=run)
+    if isinstance(train.engine, spec.Fsdp2Engine):
+        from graceful.training.fsdp import Fsdp2Engine
+
+        return Fsdp2Engine(train, network, device=device, run=run)
     return TorchEngine(train, network, device=device, run=run)
 
 
@@ -115,52 +119,24 @@ def require_precision(train: spec.Train, *, gpu: bool) -> None:
         raise SpecError("train.precision: fp16 needs a GPU, this worker computes on cpu; write bf16 or fp32")
 
 
-def deepspeed_config(train: spec.Train, *, world_size: int) -> dict[str, Any]:
-    """The JSON that DeepSpeed reads: all of it follows from the spec.
-
-    No scheduler section (the caller sets each step's rate) and no fused optimiser (torch's own is built everywhere and
-    takes the same steps as the plain engine's; fused ones compile C++ on first use).
-
-    Args:
-        train: The spec's section; its engine must be DeepSpeed.
-        world_size: Ranks; batch_size must divide by ranks x accumulation.
-    """
-    assert isinstance(train.engine, spec.DeepSpeedEngine)
-    name, options = optimizer_options(train.optimizer)
-    if name == "AdamW":
-        options["torch_adam"] = True
-    config: dict[str, Any] = {
-        "train_batch_size": train.batch_size,
-        "train_micro_batch_size_per_gpu": train.batch_size // (world_size * train.accumulation),
-        "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": train.clip,
-        "optimizer": {"type": name, "params": options},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": train.engine.zero_stage},
-        "steps_per_print": 2**31 - 1,
-        "wall_clock_breakdown": False,
-    }
-    if train.engine.zero_stage == 3:
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    if train.precision != "fp32":
-        config["torch_autocast"] = {"enabled": True, "dtype": _DTYPES[train.precision]}
-    return config
-
-
 class DeepSpeedEngine:
     """DeepSpeed with ZeRO 0 to 3. Needs a default process group, of one rank if need be."""
 
     def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> None:
         assert isinstance(train.engine, spec.DeepSpeedEngine)
         self._train, self._stage, self._slice = train, train.engine.zero_stage, 0
-        self._network = Forward(network.to(device), run)
+        self._network = Forward(prepared(train, network), run)
+        if not train.engine.sharded_init:
+            self._network.to(device)
+        if train.compile:
+            compile_in_place(self._network)
         self._groups = parameter_groups(train.optimizer, network)
         with quiet_deepspeed(device) as deepspeed:
             self._deepspeed = deepspeed
             self._engine, *_ = deepspeed.initialize(
                 model=self._network,
                 model_parameters=optimizer_parameters(train.optimizer, self._groups),
-                config=deepspeed_config(train, world_size=world_size()),
+                config=json_of(train, network, device=device),
                 dist_init_required=False,
             )
             self._engine.checkpoint_engine = _tensors_only(self._engine)
@@ -231,6 +207,39 @@ class DeepSpeedEngine:
                 if keep:
                     state[name] = parameter.detach().clone()
         return portable(state) if keep else None
+
+
+def json_of(train: spec.Train, network: nn.Module, *, device: torch.device) -> dict[str, Any]:
+    """Return the JSON that DeepSpeed reads to train a network on a device."""
+    count = sum(getattr(p, "ds_numel", p.numel()) for p in network.parameters()) if device.type == "cuda" else None
+    return deepspeed_config(train, world_size=world_size(), gpu_parameters=count)
+
+
+def is_sharded(train: spec.Train) -> bool:
+    """Return whether a network is in shards as soon as it is built, so that only the engine can run it."""
+    return isinstance(train.engine, spec.DeepSpeedEngine) and train.engine.sharded_init
+
+
+@contextmanager
+def construction(train: spec.Train, *, device: torch.device) -> Iterator[None]:
+    """Build a network inside: with `sharded_init`, each rank keeps its share of every module as soon as it is made.
+
+    Raises:
+        SpecError: A module sets weights of another one, which only its shares are left of.
+    """
+    if not is_sharded(train):
+        yield
+        return
+    with quiet_deepspeed(device) as deepspeed, warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Initializing zero-element tensors")
+        try:
+            with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(train, world_size=world_size())):
+                yield
+        except UserWarning as e:
+            raise SpecError(
+                "train.engine.sharded_init: a module of network() initialises weights of another one, of which each"
+                " worker has only its share; let modules initialise their own, or leave sharded_init out"
+            ) from e
 
 
 def value_holders() -> tuple[type, ...]:

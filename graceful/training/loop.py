@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from graceful import learners, tasks
 from graceful.chain.multipliers import strengths
@@ -26,7 +26,7 @@ from graceful.errors import NonFiniteError, SpecError, TrainingError
 from graceful.models.base import CODE_FAULTS, Outputs
 from graceful.models.weights import load_own
 from graceful.storage import sha256_file
-from graceful.tasks.base import Samples
+from graceful.tasks.base import Samples, Task
 from graceful.tasks.portions import portion
 from graceful.training import batches, checkpoint, engine, seeds, stops
 from graceful.training.budget_multipliers import BEST, budget_multipliers_of
@@ -105,13 +105,21 @@ class Loop:
         self.objective.strengths = self.budgets.strengths if self.budgets else fixed
         self.best: dict[str, Tensor] | None = None
         torch.manual_seed(job.effective_seed)
-        self.network = task.network(task.classes)
-        if job.start is not None:
-            load_own(self.network, weights_of(job.start, self.network, task=task, head=self.train.start == "head"))
-        batches.try_out(task, self.network, self.materials.train)
+        self.network = self._network(task)
         self.progress, self.reporter = Progress(), Reporter(job, context, steps=self.steps)
         self.resumed_from: int | None = None
         self.readings, self.sound = Readings(), torch.ones((), dtype=torch.bool, device=context.device)
+
+    def _network(self, task: Task) -> nn.Module:
+        """Return the network with its initial weights, whole or in shards."""
+        job = self.job
+        with engine.construction(self.train, device=self.context.device):
+            network = task.network(task.classes)
+        if job.start is not None:
+            load_own(network, weights_of(job.start, network, task=task, head=self.train.start == "head"))
+        if not engine.is_sharded(self.train):
+            batches.try_out(task, network, self.materials.train)
+        return network
 
     def start(self) -> None:
         """Build the engine, take up the newest checkpoint, open the trace."""

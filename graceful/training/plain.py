@@ -17,6 +17,8 @@ from graceful.errors import NonFiniteError, SpecError
 from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import base_names, own_state, portable
+from graceful.spec.deepspeed import optimizer_options
+from graceful.training.preparation import compile_in_place, prepared
 from graceful.training.rates import ParameterGroup, parameter_groups, set_rates
 from graceful.training.unpickling import load_tensors
 
@@ -62,7 +64,9 @@ class TorchEngine:
         fused: bool | None = None,
     ) -> None:
         self._train, self._device = train, device
-        self._network = Forward(network.to(device), run)
+        self._network = Forward(prepared(train, network).to(device), run)
+        if train.compile:
+            compile_in_place(self._network)
         self._groups = parameter_groups(train.optimizer, network)
         self._fused = device.type == "cuda" and train.precision != "fp16" if fused is None else fused
         self._optimizer = _torch_optimizer(train.optimizer, self._groups, fused=self._fused)
@@ -182,15 +186,6 @@ def optimizer_parameters(section: spec.Optimizer, groups: Sequence[ParameterGrou
     if len(groups) == 1 and groups[0].weight_decay == section.weight_decay:
         return list(groups[0].parameters)
     return [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
-
-
-def optimizer_options(section: spec.Optimizer) -> tuple[str, dict[str, Any]]:
-    """Name in torch.optim and keyword arguments; both engines use them, so both take the same steps."""
-    common = {"lr": section.lr, "weight_decay": section.weight_decay}
-    if isinstance(section, spec.AdamW):
-        return "AdamW", {**common, "betas": [section.beta1, section.beta2], "eps": section.eps}
-    nesterov = section.nesterov and section.momentum > 0.0
-    return "SGD", {**common, "momentum": section.momentum, "nesterov": nesterov}
 
 
 def unused_parameters(network: nn.Module, *, allowed: bool) -> None:

@@ -110,6 +110,12 @@ def _layers(network: nn.Module) -> tuple[str, int]:
     return name, count
 
 
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """Return the items of the largest list of modules in the body; SpecError where there is none."""
+    prefix, _ = _layers(network)
+    return list(network.get_submodule(prefix).children())
+
+
 def _body_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in network.named_modules() if name and not _is_top(name))
 

@@ -30,6 +30,9 @@ from graceful.training.unpickling import load_tensors
 ENGINES: dict[str, spec.Engine] = {
     "torch": spec.TorchEngine(),
     **{f"zero{stage}": spec.DeepSpeedEngine(zero_stage=stage) for stage in (0, 1, 2, 3)},
+    "zero2-offload": spec.DeepSpeedEngine(zero_stage=2, offload="optimizer"),
+    "zero3-offload": spec.DeepSpeedEngine(zero_stage=3, offload="all"),
+    "fsdp2": spec.Fsdp2Engine(),
 }
 STEPS = 5
 
@@ -48,7 +51,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *arguments: Any) ->
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(timeout=120)
+            process.join(timeout=600)
             if process.is_alive():
                 process.kill()
         results = [_result(Path(folder) / f"{rank}.pickle") for rank in range(world_size)]
@@ -244,8 +247,39 @@ def _resumed(train: spec.Train, network: Callable[[], nn.Module], folder: Path) 
 def all_experiments(folder: str) -> dict[str, dict[str, Any]]:
     """Every engine in one pair of processes: importing torch and deepspeed is most of the time."""
     found = {kind: experiments(kind, f"{folder}/{kind}") for kind in ENGINES}
+    found["sharded"] = _sharded()
     found["fp16"] = _loss_scaler(Path(folder) / f"scaler-{distributed.get_rank()}.pt")
     return found
+
+
+class PresumptuousNet(TinyNet):
+    """Sets the weights of its head itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.kaiming_uniform_(self.head.weight)
+
+
+def _sharded() -> dict[str, Any]:
+    """Steps of a network built under zero.Init, and what it is told whose modules set weights of others."""
+    train = spec.Train(engine=spec.DeepSpeedEngine(zero_stage=3, sharded_init=True), batch_size=32)
+    device, rows = torch.device("cpu"), 0
+
+    def built() -> nn.Module:
+        nonlocal rows
+        with engines.construction(train, device=device):
+            network = TinyNet()
+        rows = sum(parameter.ds_tensor.numel() for parameter in network.parameters())
+        return network
+
+    trained = Trained(train, built).run(range(STEPS))
+    try:
+        with engines.construction(train, device=device):
+            PresumptuousNet()
+        refused = ""
+    except SpecError as e:
+        refused = str(e)
+    return {"losses": trained.losses, "weights": trained.weights(), "rows": rows, "refused": refused}
 
 
 def _loss_scaler(path: Path) -> dict[str, Any]:

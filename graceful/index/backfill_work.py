@@ -101,6 +101,7 @@ class Work:
         """
         space, head = reembed.space, index.head()
         if not _is_open(head) and not _is_done(head, space):
+            index.compact()
             with suppress(MovedError):  # another worker has begun it
                 index.commit(lambda newest: (_opened(index, newest, space, settings), None))
             head = index.head()

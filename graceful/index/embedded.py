@@ -157,6 +157,13 @@ class Embedded:
                 parts.append(segments.write(self.index, vectors, space=space))
         return tuple(parts)
 
+    def compacted(self, head: Manifest) -> tuple[Part, ...]:
+        """Write one segment for each space of what counts in a snapshot, and return these parts."""
+        view = self.view(head)
+        return tuple(
+            segments.write(self.index, view.read(name), space=name) for name in head.spaces if view.count(name)
+        )
+
     def revert(self, head: Manifest, target: Manifest) -> tuple[Part, ...]:
         """Return the parts of an older snapshot: segments are never changed, so there is nothing to write."""
         return target.parts

@@ -8,7 +8,6 @@ how the work is split.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from graceful.index.base import NOTHING, Hits
@@ -37,6 +36,8 @@ def search(
         k: How many.
         alive: [N] may be found; None: all may.
     """
+    import torch  # seconds that commands which do not search need not wait
+
     found_ids = np.full((len(queries), k), NOTHING, dtype=ids.dtype if ids.dtype.itemsize else "U1")
     found_scores = np.full((len(queries), k), -np.inf)
     living = len(vectors) if alive is None else int(alive.sum())

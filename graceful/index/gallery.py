@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,8 @@ from graceful.index.manifest import Manifest
 from graceful.index.space import Space
 from graceful.index.vectors import PAYLOAD_KINDS, Vectors
 
+FEW = 16
+"""Parts of a snapshot that are left as they are."""
 ATTEMPTS = 20
 """Commits of others that a writer waits out before it gives up."""
 Next = Callable[[Manifest], tuple[Manifest, Changes | None]]
@@ -235,6 +238,14 @@ class Index:
             return head.after(action="accept", reason=reason, author=author, spaces=spaces, accepts=accepts), None
 
         return self.commit(following)
+
+    def compact(self) -> None:
+        """Write the vectors that count as one part for each space, where many commits have left many; or leave it."""
+        head = self.head()
+        compacted = getattr(self.backend, "compacted", None)
+        if compacted is not None and len(head.parts) > FEW:
+            with suppress(MovedError):
+                self.log.commit(head.after(action="compact", parts=compacted(head), time=time.time()))
 
     def rollback(self, to: int, *, reason: str = "", author: str = "") -> Manifest:
         """Make the content of an older snapshot that of a new one: vectors, alias and what a backfill had done.

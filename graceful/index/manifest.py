@@ -59,7 +59,7 @@ class Manifest:
     Attributes:
         number: From 1; each commit adds one.
         time: Seconds since 1970 of its commit.
-        action: build, add, delete, backfill, move, accept or rollback.
+        action: build, add, delete, backfill, move, accept, compact or rollback.
         reason: Why, as somebody wrote it.
         author: Who.
         backend: Kind of the backend.

@@ -62,6 +62,31 @@ def backfill(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+@backfill.command(short_help="Show what a backfill would take, and what searches are worth meanwhile.")
+@options(INDEX, *SOURCE, *ORDER[1:])
+@click.option("--sample", type=Whole(10, 5000), default=1000, show_default=True, help="Vectors that are made for it.")
+@click.option("--on", metavar="NAME", help="Profile of a cluster, whose price per hour is used; needs --spec.")
+@options(*FORM)
+def plan(index: Path, traffic: Path | None, on: str | None, **arguments: Any) -> int:
+    """Show what a backfill of INDEX would take: vectors, hours, price, bytes; and predict the curve of its searches.
+
+    A sample of the ids is embedded by the new model, which gives the rate, and pairs of vectors. With these, recall is
+    computed for each order at 0 to 100 %: an item of the sample as the query, those with its label as answers. The
+    sample is smaller than the index, so the differences are what it tells. Nothing is changed.
+
+    \b
+    Example:
+      graceful backfill plan gallery --version glyphs:v3
+      graceful backfill plan gallery --version glyphs:v3 --spec v3.yaml --on team -o json
+    """
+    from graceful.cli import index_documents
+
+    parts = {name: arguments.pop(name) for name in ("seed", "rate", "sample")}
+    parts["traffic"] = None if traffic is None else str(traffic)
+    parts |= index_documents.price(arguments["spec"], on)
+    return index_documents.start("plan", index, arguments, program="backfill", **parts)
+
+
 @backfill.command(short_help="Replace vectors until all are of the new model.")
 @options(INDEX, *SOURCE, *ORDER)
 @click.option("--batch", type=Whole(1, 1000000), default=1024, show_default=True, help="Vectors of one commit.")

@@ -51,6 +51,24 @@ def source(arguments: dict[str, Any], *, split: str) -> dict[str, Any]:
     return {}
 
 
+def price(spec: Path | None, on: str | None) -> dict[str, Any]:
+    """Return what an hour on the machines of a profile costs; nothing where no profile is named.
+
+    Raises:
+        SpecError: There is no spec whose machines could be priced, or the profile has no prices.
+    """
+    if on is None:
+        return {}
+    if spec is None:
+        raise SpecError("--on: which machines a profile gives follows from a spec; write --spec as well")
+    from graceful.cli import planning
+
+    _, planned = planning.make(programs.resolve(spec, (), None), on=on, offline=True)
+    if planned.price is None:
+        raise SpecError(f"--on {on}: the profile has no prices; write prices in it, or leave --on out")
+    return {"price": planned.price, "currency": planned.currency}
+
+
 def start(action: str, index: Path, arguments: dict[str, Any], *, program: str = "index", **parts: Any) -> int:
     """Run `graceful.programs index` with what the command line says.
 

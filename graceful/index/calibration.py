@@ -1,8 +1,9 @@
-"""Scores of two models in one list: how a cosine of one becomes comparable with a cosine of the other. Driver, NumPy.
+"""Scores of two models in one list: what a cosine of one says about the cosine of the other. Driver, NumPy.
 
-Cosines of two models have different spreads: 0.8 may be a near neighbour for one and any pair for the other. For ids
-that have a vector in both spaces, the scores of near pairs are brought to the same mean. Within a space a vector's
-cosine with itself is 1, and stays 1; between two spaces there is no such point, and the spread is matched as well.
+Cosines of two models have different spreads, and the old model is the less reliable one: 0.8 may be a near neighbour
+for one and any pair for the other. For ids that have a vector in both spaces, both scores of every pair are known, and
+a score is replaced by what the new model's score of such a pair is on average. Order within a space is kept. Within a
+space a vector's cosine with itself is 1 and stays 1; between two spaces there is no such point.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from graceful.index.manifest import Calibration
 
-NEAR = 10
-"""Neighbours of each vector whose scores are compared."""
 FEWEST, MOST = 32, 1024
 """Pairs of vectors below which scores are not calibrated, and above which only some are used."""
-WIDEST = 20.0
-"""Largest scale, and one over the smallest: beyond that the scores say nothing."""
+SHARES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
+"""Quantiles of the scores between which they are averaged: close where the best results are."""
+LEAST = 20
+"""Pairs of scores that an average is made of."""
+SLOPE = 1e-4
+"""Least slope, so that equal scores come from equal ones only."""
 
 
 def calibrated(
@@ -35,28 +38,38 @@ def calibrated(
     if len(new) < FEWEST:
         return None
     rows = np.unique(np.linspace(0, len(new) - 1, MOST).astype(np.int64))
-    own = _without_itself(queries[rows] @ vectors[rows].T)
-    target = _without_itself(new[rows] @ new[rows].T)
-    near = _nearest(own) | _nearest(target)
-    first, second = own[near].astype(np.float64), target[near].astype(np.float64)
-    within = query == gallery
-    spread = float(1.0 - first.mean() if within else first.std())
-    if spread <= 0.0:
+    others = ~np.eye(len(rows), dtype=np.bool_)
+    first = (queries[rows] @ vectors[rows].T)[others].astype(np.float64)
+    second = (new[rows] @ new[rows].T)[others].astype(np.float64)
+    order = np.argsort(first)
+    first, second = first[order], second[order]
+    ends = np.unique(
+        [0, *(round(share * len(first)) for share in SHARES if (1 - share) * len(first) >= LEAST), len(first)]
+    )
+    parts = [slice(start, end) for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+    scores = [float(first[part].mean()) for part in parts]
+    expected = np.maximum.accumulate([float(second[part].mean()) for part in parts]).tolist()
+    if query == gallery:
+        scores, expected = [*scores, 1.0], [*expected, 1.0]
+    kept = [number for number in range(len(scores)) if not number or scores[number] > scores[number - 1]]
+    if len(kept) < 2:
         return None
-    scale = float(np.clip((1.0 - second.mean() if within else second.std()) / spread, 1.0 / WIDEST, WIDEST))
-    shift = 1.0 - scale if within else float(second.mean() - scale * first.mean())
-    return Calibration(query=query, gallery=gallery, scale=scale, shift=shift, pairs=int(near.sum()))
+    return Calibration(
+        query=query,
+        gallery=gallery,
+        scores=tuple(scores[number] for number in kept),
+        expected=tuple(expected[number] for number in kept),
+        pairs=len(first),
+    )
 
 
-def _without_itself(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    np.fill_diagonal(scores, -np.inf)
-    return scores
-
-
-def _nearest(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return [N, N] whether a column is among the nearest of a row."""
-    count = min(NEAR, len(scores) - 1)
-    columns = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    near = np.zeros(scores.shape, dtype=np.bool_)
-    np.put_along_axis(near, columns, values=True, axis=1)
-    return near & np.isfinite(scores)
+def applied(calibration: Calibration | None, scores: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return scores as they compare with those of the new space; what is not finite stays."""
+    if calibration is None:
+        return scores
+    known, expected = np.asarray(calibration.scores), np.asarray(calibration.expected)
+    made = np.interp(scores, known, expected) + SLOPE * (scores - 1.0)
+    steepest = (expected[1] - expected[0]) / (known[1] - known[0])
+    below = scores < known[0]
+    made[below] += (scores[below] - known[0]) * steepest
+    return np.where(np.isfinite(scores), made, scores)

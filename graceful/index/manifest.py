@@ -35,20 +35,20 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How scores of one kind become comparable with those of the space that an index moves to: scale x score + shift.
+    """How scores of one kind become comparable with those of the space that an index moves to.
 
     Attributes:
         query: Space of the queries.
         gallery: Space of the vectors.
-        scale: Of a score.
-        shift: Of it.
+        scores: [K] ascending.
+        expected: [K] ascending, what the score of the same pair is expected to be in the new space; linear in between.
         pairs: From how many pairs of scores it was computed.
     """
 
     query: str
     gallery: str
-    scale: float
-    shift: float
+    scores: tuple[float, ...]
+    expected: tuple[float, ...]
     pairs: int
 
 
@@ -143,5 +143,8 @@ class Manifest:
         document["spaces"] = {key: Space.read(value, where=where) for key, value in document["spaces"].items()}
         document["parts"] = tuple(Part(**part) for part in document["parts"])
         document["accepts"] = tuple((query, gallery) for query, gallery in document["accepts"])
-        document["calibrations"] = tuple(Calibration(**value) for value in document["calibrations"])
+        document["calibrations"] = tuple(
+            Calibration(**{**value, "scores": tuple(value["scores"]), "expected": tuple(value["expected"])})
+            for value in document["calibrations"]
+        )
         return cls(**document)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graceful.errors import DataError, SpecError
 from graceful.index.base import NOTHING, Hits, View
+from graceful.index.calibration import applied
 from graceful.index.manifest import Manifest
 from graceful.index.space import Space
 from graceful.index.vectors import require_matrix, unit_length
@@ -28,8 +29,7 @@ def search(view: View, head: Manifest, queries: Mapping[str, NDArray[np.floating
             continue
         query = asking(head, gallery, prepared, where=where)
         hits = view.search(prepared[query], space=gallery, k=k)
-        calibration = head.calibration(query, gallery)
-        scores = hits.scores if calibration is None else hits.scores * calibration.scale + calibration.shift
+        scores = applied(head.calibration(query, gallery), hits.scores)
         found.append(Hits(ids=hits.ids, scores=scores))
     if not found:
         raise DataError(f"{where}: has no vectors; add some with `graceful index add`")

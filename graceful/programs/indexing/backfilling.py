@@ -191,7 +191,23 @@ def _rollback(action: Action, home: Path) -> Done:
     return Done(document=document, lines={str(index.folder): f"serves {head.serving} again: {counts}"})
 
 
+def _plan(action: Action, home: Path) -> Done:
+    from graceful.programs.indexing import backfill_plan
+
+    index = Index.open(action.index)
+    plan = backfill_plan.planned(
+        index,
+        reembed.of(action.source, home),
+        Settings(seed=action.seed, rate=action.rate, traffic=traffic_of(action.traffic)),
+        sample=action.sample,
+        price=action.price,
+    )
+    document = {"index": str(index.folder), **plan, "currency": action.currency}
+    return Done(document=document, lines=backfill_plan.lines(document))
+
+
 _ACTIONS: Mapping[str, Callable[[Action, Path], Done]] = {
+    "plan": _plan,
     "run": _run,
     "pause": _pause,
     "status": _status,

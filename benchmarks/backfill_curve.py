@@ -3,10 +3,10 @@
     python -m benchmarks.backfill_curve            # 3 seeds, writes benchmarks/results/backfill_curve.json
     python -m benchmarks.backfill_curve --quick    # 1 seed, prints only
 
-v1 knows 55 characters from 40 % of the training families, v2 80 from 70 %, v3 all 110 from all of them; both have a wider
-network. `bct` is trained against its predecessors (influence with prototypes, and regression), `alone` without. The
-gallery and the queries show characters that no version was trained on. A row is one point: `fraction` of the gallery
-has v3's vectors; queries are embedded by both versions and each searches its own vectors with calibrated scores
+v1 knows 55 characters from 40 % of the training families, v2 80 from 70 %, v3 all 110 from all of them; these two have
+a wider network. `bct` is trained against its predecessors (influence with prototypes, and regression), `alone` without.
+The gallery and the queries show characters that no version was trained on. A row is one point: `fraction` of the
+gallery has v3's vectors; queries are embedded by both versions and each searches its own vectors with calibrated scores
 (`both`, and `both, raw` without calibration), or by v3 alone (`new`). `old_old` is v1 alone on its own gallery. Orders:
 `random`; `distance`, far from the mean of its label first; `uncertainty`, where a linear map from v1 to v3 is expected
 to be most wrong; `traffic`, the items that v1 finds most often for other queries first. `flips` is the share of queries

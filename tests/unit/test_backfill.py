@@ -154,7 +154,7 @@ def test_scores_of_both_models_are_comparable_meanwhile(tmp_path: Path) -> None:
         ]
         share[name] = np.mean([[name in moved for name in row[:10]] for row in others])
     assert share["raw"] < 0.1, "raw cosines of the old model are all larger"
-    assert 0.3 < share["calibrated"] < 0.9, "half of the vectors are moved, and some more of the results"
+    assert 0.3 < share["calibrated"] < 0.99, "half of the vectors are moved, and more of the results"
 
 
 def altered(kind: str, index: Index, model: Model) -> Any:
@@ -334,7 +334,7 @@ def test_a_plan_predicts_what_a_backfill_takes_and_what_searches_are_worth(tmp_p
     assert COUNT * 4 * 12 < plan["bytes"] < COUNT * (4 * 12 + 60)
     by_fraction = {point["fraction"]: point for point in plan["curve"] if point["order"] == "random"}
     assert by_fraction[0.0]["flips"] == 0.0
-    assert by_fraction[0.0]["recall_at_1"] < by_fraction[0.5]["recall_at_1"] < by_fraction[1.0]["recall_at_1"]
+    assert by_fraction[0.0]["recall_at_1"] < by_fraction[0.1]["recall_at_1"] < by_fraction[1.0]["recall_at_1"]
     assert {point["order"] for point in plan["curve"]} == {"random", "distance", "uncertainty"}
     assert "hours" in backfill_plan.lines({**plan, "currency": "EUR"})["time"]
     assert index.head().number == 1, "a plan changes nothing"

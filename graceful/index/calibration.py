@@ -63,7 +63,7 @@ def calibrated(
     )
 
 
-def applied(calibration: Calibration | None, scores: NDArray[np.floating]) -> NDArray[np.floating]:
+def applied(calibration: Calibration | None, scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return scores as they compare with those of the new space; what is not finite stays."""
     if calibration is None:
         return scores

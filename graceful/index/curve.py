@@ -105,7 +105,7 @@ def curve(
     for fraction in fractions:
         moved = order[: round(fraction * len(order))]
         calibration = _calibration(old, new, moved, reading) if calibrate else None
-        scores = applied(calibration, crossed).astype(np.float32)
+        scores = applied(calibration, crossed.astype(np.float64)).astype(np.float32)
         scores[:, moved] = fresh[:, moved]
         count = min(10, scores.shape[1])
         best = np.argpartition(-scores, count - 1, axis=1)[:, :count]

@@ -147,8 +147,10 @@ def _agreeing(new: Side) -> NDArray[np.bool_]:
 
 def _best(points: list[dict[str, Any]]) -> str:
     """Return the order with the highest mean recall between the ends."""
-    orders = dict.fromkeys(point["order"] for point in points)
-    mean = {order: np.mean([point["recall_at_1"] for point in points if point["order"] == order]) for order in orders}
+    orders = dict.fromkeys(str(point["order"]) for point in points)
+    mean: dict[str, float] = {}
+    for order in orders:
+        mean[order] = float(np.mean([point["recall_at_1"] for point in points if point["order"] == order]))
     return max(mean, key=lambda order: mean[order])
 
 

@@ -15,6 +15,9 @@ from graceful.lineage.family import tree
 from graceful.models import bundle
 from graceful.programs.act import Action, act
 from graceful.programs.exporting.program import Wanted, export
+from graceful.programs.indexing import backfilling
+from graceful.programs.indexing import program as indexing
+from graceful.programs.indexing.source import Source, embedder
 from graceful.programs.novelty import skipped
 from graceful.programs.refresh import matrix_of, refresh
 from graceful.programs.run import Run
@@ -41,6 +44,35 @@ def run_of(job: str, home: Path, *overrides: str) -> Run:
 
 def constraint(metric: str, bound: float) -> str:
     return f"gate.constraints=[{{metric: {metric}, bound: {bound}}}]"
+
+
+def indexed(home: Path, old: str, new: str) -> None:
+    """An index of v1's gallery finds what v1's report says, refuses v2, and after a backfill finds what v2's says."""
+
+    def act_on(action: str, version: str, split: str, program: Any = indexing, **parts: Any) -> Any:
+        source = {"version": version, "split": split}
+        document = {"action": action, "index": str(home / "gallery"), "source": source, **parts}
+        return program.act(program.Action.of(document), home).document
+
+    def recall(version: str) -> float:
+        found = act_on("query", version, "query", k=1)["queries"]
+        labels = dict(zip(*queries, strict=True))
+        return sum(item["hits"][0]["payload"]["label"] == labels[item["query"]] for item in found) / len(found)
+
+    def measured(report: str) -> float:
+        value: float = json.loads(Path(report).read_text())["measurements"]["self_test_recall_at_1"]["value"]
+        return value
+
+    made = embedder(Source(version="glyphs:1", split="query"), home).embed(role="query")
+    queries = made.ids.tolist(), made.payload["label"].tolist()
+    act_on("build", "glyphs:1", "gallery")
+    assert recall("glyphs:1") == pytest.approx(measured(old), abs=0.005)
+    with pytest.raises(SpecError, match="queries of glyphs-v2"):
+        recall("glyphs:2")
+    plan = act_on("plan", "glyphs:2", "gallery", backfilling, sample=60)
+    assert (plan["from"], plan["to"], plan["metric"]) == ("glyphs-v1", "glyphs-v2", "results of the same label")
+    assert act_on("run", "glyphs:2", "gallery", backfilling)["state"] == "moved"
+    assert recall("glyphs:2") == pytest.approx(measured(new), abs=0.005)
 
 
 def test_a_query_model_is_judged_on_its_gallery_and_a_new_gallery_with_it(
@@ -81,6 +113,7 @@ def test_a_query_model_is_judged_on_its_gallery_and_a_new_gallery_with_it(
     assert json.loads((query_run.folder / "matrix.json").read_text(encoding="utf-8"))["live_pairs"] == pairs
     assert store.repair("glyphs-edge", dry_run=True) == []
 
+    indexed(tmp_path, gallery.report, held.report)
     exported = export(Wanted(version="glyphs-edge:1", int8=True, out=str(tmp_path / "edge.onnx")), tmp_path)
     assert exported.verdict.outcome == "passed"
     said = exported.document

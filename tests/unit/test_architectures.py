@@ -239,6 +239,8 @@ def test_a_search_ends_in_specs_and_measures_nothing_twice(tmp_path: Path, monke
     assert all(row["macs"] <= 20_000 for row in first["front"])
     assert first["best"]["small_on_big_map"] == max(row["reward"] for row in first["front"])
     assert first["written"]["path"]["stages"][0]["width"] == 4
+    assert first["written"]["within_budget"]
+    assert first["best"]["reward"] >= first["written"]["reward"]
     winner = spec.load(run.folder / program.SPEC)
     assert winner.architectures is None
     assert costs.of(winner.task.network, SHAPE).macs == first["best"]["macs"]  # type: ignore[union-attr, arg-type]

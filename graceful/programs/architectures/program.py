@@ -80,7 +80,7 @@ def conclude(run: Run, *, ancestors: Sequence[Ancestor], progress: Progress = si
     """As `search`, with ancestors that are known; the gallery model is one of them."""
     bench = Bench.of(run, ancestors)
     prices = Prices(bench.space, bench.network, bench.input_shape, bench.section.budget, folder=run.folder)
-    start = prices.start()  # a budget that nothing meets is refused before anything is trained
+    start = _start(bench, prices)  # a budget that nothing meets is refused before anything is trained
     progress({"stage": "space", "networks": bench.section.space.size, "gallery": bench.gallery.name})
     if not (run.folder / IDENTITY).exists():
         require_ready(training.spec_of(run.spec), bench.task, run_dir=run.folder)
@@ -195,6 +195,13 @@ class Bench:
         if not self.section.actors:
             return Here(recipe.evaluator(self.task))
         return OnRay(recipe, actors=self.section.actors)
+
+
+def _start(bench: Bench, prices: Prices) -> Genes:
+    """Return the spec's own network if it is of the space and within the budget, so that a search does not end below
+    it; else a path that is."""
+    written = bench.space.genes(path_of(bench.network))
+    return written if written is not None and prices.fits(written) else prices.start()
 
 
 def _searched(

@@ -1,0 +1,94 @@
+"""A search of architectures on real parts: the registry's gallery model, kill -9, a lost actor of Ray, the winner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graceful import spec
+from graceful.programs.architectures import program
+from graceful.programs.refresh import refresh
+from graceful.programs.run import Run
+from graceful.spec import RefreshSpec
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),  # its own use of SQLAlchemy
+]
+JOBS = Path(__file__).parents[2] / "jobs"
+SMALL = ("train.num_workers=0", "train.engine={kind: torch}", "train.epochs=1", "train.batch_size=32")
+DATA = ("task.fonts=0.1", "task.classes=12", "evaluate.bootstrap=100")
+EVALUATIONS = 24
+
+
+def query(*overrides: str) -> RefreshSpec:
+    section = ("architectures.population=4", f"architectures.evaluations={EVALUATIONS}", "architectures.epochs=1")
+    return spec.load(JOBS / "hvs/search.yaml", [*SMALL, *DATA, *section, *overrides])
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    journals = list(folder.glob("evaluations-*.jsonl"))
+    text = journals[0].read_text(encoding="utf-8") if journals else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def killed_in_the_middle(document: RefreshSpec, folder: Path) -> list[dict[str, Any]]:
+    """Kill a search after a few evaluations, and return them."""
+    command = [sys.executable, "-m", "graceful.programs", "search-architecture", "--quiet"]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as driver:
+        assert driver.stdin is not None
+        with driver.stdin as stream:
+            stream.write(json.dumps(document.dump()))
+        while len(lines(folder)) < 3 and driver.poll() is None:
+            time.sleep(0.02)
+        os.kill(driver.pid, signal.SIGKILL)
+    assert driver.returncode == -signal.SIGKILL
+    return lines(folder)
+
+
+def end_actors(home: Path) -> int:
+    """Kill the actors of this test's Ray, which know its home, and return how many there were."""
+    ended = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title, variables = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:
+            continue  # it has ended, or is not ours
+        if title.startswith(b"ray::Holder") and f"GRACEFUL_HOME={home}".encode() in variables:
+            os.kill(int(process.name), signal.SIGKILL)
+            ended += 1
+    return ended
+
+
+def test_a_search_survives_kill_9_and_the_loss_of_an_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path))
+    gate = "gate.constraints=[{metric: error_rate, bound: 1.0}]"
+    gallery = Run.of(spec.load(JOBS / "glyphs/v1.yaml", [*SMALL, *DATA, gate]), home=tmp_path)
+    assert refresh(gallery)[0].outcome == "passed"
+    folder = program.run_of(query()).folder
+    before = killed_in_the_middle(query(), folder)
+    assert 3 <= len(before) < EVALUATIONS
+
+    ended: list[int] = []
+
+    def progress(row: Any) -> None:
+        if row.get("stage") == "search" and not sum(ended) and len(lines(folder)) > len(before):
+            ended.append(end_actors(tmp_path))
+
+    document = program.search(program.run_of(query("architectures.actors=1")), progress=progress)
+    after = lines(folder)
+    assert ended == [1]
+    assert after[: len(before)] == before
+    assert len({row["digest"] for row in after}) == len(after)
+    assert (document["evaluations"], document["failed"]) == (EVALUATIONS, [])
+    assert (document["gallery"], document["best"]["macs"] <= 60_000) == ("glyphs-v1", True)
+    winner = spec.load(folder / program.SPEC)
+    assert (winner.run_id, winner.architectures) == ("glyphs-edge-edge-v2", None)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from graceful import __version__
-from graceful.cli import adapting, cluster, searches, version_commands
+from graceful.cli import adapting, cluster, linearised_commands, searches, version_commands
 from graceful.cli.backfilling import backfill
 from graceful.cli.indexing import index
 from graceful.cli.options import HOME, LOCATION, OUTPUT, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
@@ -418,6 +418,7 @@ for _command in (
     backfill,
     *adapting.COMMANDS,
     *searches.COMMANDS,
+    *linearised_commands.COMMANDS,
     *version_commands.COMMANDS,
     ui,
     schema,

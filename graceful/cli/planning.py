@@ -23,7 +23,7 @@ from graceful.launch.base import Profile
 from graceful.launch.job import JobSpec, Resources
 from graceful.launch.resources import cores, written
 from graceful.spec import ImageFolderTask, RefreshSpec, ShardsTask, TableTask, Tune, credentials
-from graceful.spec.search_counts import trainings
+from graceful.spec.search_counts import trainings, tune_of
 
 COMMAND = ("python", "-m", "graceful.programs")
 REFRESH = "refresh"
@@ -101,7 +101,7 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
 
 def _trainings(resolved: RefreshSpec) -> str:
     """Return how many models a search trains, for people."""
-    counts = trainings(resolved.tune or Tune(), resolved.compatibility)
+    counts = trainings(tune_of(resolved), resolved.compatibility)
     return (
         f"{counts.total} trainings: {counts.trials} trials, {counts.reference_runs} reference runs without constraints,"
         f" {counts.final_fits} of the best trials again with fresh seeds"

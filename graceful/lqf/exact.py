@@ -53,9 +53,22 @@ class DualSystem:
         alpha: Tensor = self._root * self._inverse_times(self._root * residual.double(), ridge)
         return alpha
 
+    def smoothed(self, values: Tensor, ridge: float) -> Tensor:
+        """Return `W^1/2 (W^1/2 K W^1/2 + ridge)^-1 W^1/2 values` for columns [M, n]."""
+        root = self._root[:, None]
+        result: Tensor = root * self._inverse_times(root * values.double(), ridge)
+        return result
+
     def _inverse_times(self, right: Tensor, ridge: float) -> Tensor:
-        product: Tensor = self._vectors @ ((self._vectors.T @ right) / (self._values + ridge))
+        scale = self._values + ridge
+        product: Tensor = self._vectors @ ((self._vectors.T @ right) / (scale if right.ndim == 1 else scale[:, None]))
         return product
+
+    def largest(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the largest eigenvalues [r] above zero, and W^1/2 times their eigenvectors, [M, r]."""
+        order = self._values.argsort(descending=True)[:rank]
+        order = order[self._values[order] > 1e-12 * self._values.max()]
+        return self._values[order], self._root[:, None] * self._vectors[:, order]
 
     def left_out(self, residual: Tensor, ridge: float) -> Tensor:
         """Return [N, C], targets less predictions for each sample by the solution of all others.

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graceful.learners.batch import Batch
-from graceful.lqf.solution import Reduce
 from graceful.lqf.tangent import Run, differentiable, plain
 from graceful.models.base import outputs_of
 
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over workers, in place, and returns it."""
 LARGEST_FACTOR = 4_096
 """Rows of a factor; larger layers get the diagonal."""
+INPUTS, OUTPUTS, SQUARES = "inputs ", "outputs ", "squares "
+"""Before the name of a parameter: second moments of a layer's inputs and of what reaches its outputs, and squares."""
 
 
 @dataclass
@@ -47,6 +50,22 @@ class _Block:
     right: Tensor
     curvature: Tensor
 
+    def to(self, dtype: torch.dtype) -> _Block:
+        """Return it in another precision."""
+        tensors = {name: getattr(self, name).to(dtype) for name in ("left", "right", "curvature")}
+        return replace(self, **tensors)
+
+    def write(self, result: Tensor, vector: Tensor, change: Callable[[Tensor, _Block], Tensor]) -> None:
+        """Put the layer's part of a flat vector, changed in the basis of the factors, into a result."""
+        matrix = vector[self.weight].reshape(self.shape)
+        if self.bias is not None:
+            matrix = torch.cat([matrix, vector[self.bias].unsqueeze(1)], dim=1)
+        changed = self.left @ change(self.left.T @ matrix @ self.right, self) @ self.right.T
+        if self.bias is not None:
+            result[self.bias] = changed[:, -1]
+            changed = changed[:, :-1]
+        result[self.weight] = changed.reshape(-1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
@@ -68,18 +87,38 @@ class Factors:
         def apply(gradient: Tensor) -> Tensor:
             step = torch.where(self.alone, gradient * scale, gradient)
             for block in self.blocks:
-                matrix = gradient[block.weight].reshape(block.shape)
-                if block.bias is not None:
-                    matrix = torch.cat([matrix, gradient[block.bias].unsqueeze(1)], dim=1)
-                rotated = block.left.T @ matrix @ block.right
-                solved = block.left @ (rotated / (block.curvature * weight + penalty)) @ block.right.T
-                if block.bias is not None:
-                    step[block.bias] = solved[:, -1]
-                    solved = solved[:, :-1]
-                step[block.weight] = solved.reshape(-1)
+                block.write(step, gradient, lambda rotated, block: rotated / (block.curvature * weight + penalty))
             return step
 
         return apply
+
+    def spread(self, penalty: float, *, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """Return `(curvature + penalty)^-1/2` as a differentiable function of a flat vector.
+
+        Args:
+            penalty: l of the problem.
+            dtype: Of the vectors.
+        """
+        alone, scale = self.alone, ((self.diagonal + penalty) ** -0.5).to(dtype)
+        blocks = [block.to(dtype) for block in self.blocks]
+
+        def apply(vector: Tensor) -> Tensor:
+            parts = torch.where(alone, vector * scale, 0.0)
+            for block in blocks:
+                root = (block.curvature + penalty) ** -0.5
+                part = torch.zeros_like(vector)
+                block.write(part, vector, lambda rotated, _, root=root: rotated * root)  # type: ignore[misc]
+                parts = parts + part
+            return parts
+
+        return apply
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Return the curvature times a flat vector."""
+        product = vector * self.diagonal
+        for block in self.blocks:
+            block.write(product, vector, lambda rotated, block: rotated * block.curvature)
+        return product
 
 
 def factors(
@@ -93,7 +132,23 @@ def factors(
     first: int = 0,
     stride: int = 1,
 ) -> Factors:
-    """Measure the factors on this worker's samples.
+    """Return the factors of some samples; arguments as of `measured`."""
+    moments = measured(network, batches, names, samples=samples, run=run, reduce=reduce, first=first, stride=stride)
+    return assembled(network, names, moments)
+
+
+def measured(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    names: Sequence[str],
+    *,
+    samples: int,
+    run: Run = outputs_of,
+    reduce: Reduce | None = None,
+    first: int = 0,
+    stride: int = 1,
+) -> dict[str, Tensor]:
+    """Return the moments that factors are made of, from this worker's samples; they follow from w0 and inputs alone.
 
     Args:
         network: At w0, in eval mode.
@@ -106,21 +161,34 @@ def factors(
             from these numbers.
     """
     parameters = dict(network.named_parameters())
-    spans = _spans(parameters, names)
     layers = _layers(network, names)
     covered = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
     rest = [name for name in names if name not in covered]
     squares = {name: torch.zeros_like(parameters[name], dtype=torch.float64) for name in rest}
     _measure(network, batches, layers, rest, squares, run=run, seeds=itertools.count(first, stride))
     reduced = reduce or (lambda tensor: tensor)
+    moments = {f"{SQUARES}{name}": reduced(squares[name]) / samples for name in rest}
+    for layer in layers:
+        inputs, outputs = reduced(layer.inputs), reduced(layer.outputs)
+        rows = reduced(torch.tensor(float(layer.rows), dtype=torch.float64, device=inputs.device))
+        moments[f"{INPUTS}{layer.weight}"] = inputs / rows.clamp(min=1.0)
+        moments[f"{OUTPUTS}{layer.weight}"] = outputs / samples
+    return moments
+
+
+def assembled(network: nn.Module, names: Sequence[str], moments: Mapping[str, Tensor]) -> Factors:
+    """Return factors from what `measured` gave for the same network and parameters."""
+    parameters = dict(network.named_parameters())
+    spans = _spans(parameters, names)
     total = sum(parameters[name].numel() for name in names)
     device = next(iter(parameters.values())).device
     diagonal = torch.zeros(total, dtype=torch.float64, device=device)
     alone = torch.zeros(total, dtype=torch.bool, device=device)
-    for name in rest:
-        diagonal[spans[name]] = reduced(squares[name]).reshape(-1) / samples
-        alone[spans[name]] = True
-    blocks = tuple(_block(layer, spans, samples=samples, reduce=reduced) for layer in layers)
+    for key in (key for key in moments if key.startswith(SQUARES)):
+        span = spans[key.removeprefix(SQUARES)]
+        diagonal[span] = moments[key].to(diagonal).reshape(-1)
+        alone[span] = True
+    blocks = tuple(_block(layer, spans, moments) for layer in _layers(network, names))
     return Factors(blocks=blocks, diagonal=diagonal, alone=alone)
 
 
@@ -221,12 +289,10 @@ def _patches(module: nn.Module, inputs: Tensor) -> Tensor:
     return unfolded.movedim(1, -1).reshape(-1, unfolded.shape[1])
 
 
-def _block(layer: _Layer, spans: Mapping[str, slice], *, samples: int, reduce: Reduce) -> _Block:
+def _block(layer: _Layer, spans: Mapping[str, slice], moments: Mapping[str, Tensor]) -> _Block:
     """Turn two factors into their eigenbases; the inputs' one is a mean over rows, the outputs' one over samples."""
-    inputs, outputs = reduce(layer.inputs), reduce(layer.outputs)
-    rows = reduce(torch.tensor(float(layer.rows), dtype=torch.float64, device=inputs.device))
-    right_values, right = torch.linalg.eigh(inputs / rows.clamp(min=1.0))
-    left_values, left = torch.linalg.eigh(outputs / samples)
+    right_values, right = torch.linalg.eigh(moments[f"{INPUTS}{layer.weight}"].to(layer.inputs))
+    left_values, left = torch.linalg.eigh(moments[f"{OUTPUTS}{layer.weight}"].to(layer.outputs))
     weight = layer.module.weight
     assert isinstance(weight, Tensor)
     return _Block(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from graceful.lqf.solution import Derivative, Problem, Reduce
+from graceful.lqf.kfac import Reduce
+from graceful.lqf.solution import Derivative, Problem
 
 Precondition = Callable[[Tensor], Tensor]
 """[P] gradient -> [P] step; symmetric and positive."""
@@ -111,8 +112,7 @@ def _restarted(derivative: Derivative, problem: Problem, state: State, reduce: R
 def _step(
     derivative: Derivative, problem: Problem, state: State, precondition: Precondition | None, reduce: Reduce
 ) -> State:
-    pushed = problem.weights * derivative.push(state.direction)
-    curved = reduce(derivative.pull(pushed)) / problem.samples + problem.penalty * state.direction
+    curved = problem.curved(derivative, state.direction, reduce=reduce)
     length = state.product / float(state.direction @ curved)
     delta, gradient = state.delta + length * state.direction, state.gradient + length * curved
     step = gradient if precondition is None else precondition(gradient)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from graceful.lqf.kfac import Reduce
+from graceful.lqf.memory import Remembered
+
 ORDER_INDEPENDENT = 1e-3
 """Relative gradient norm up to which a solution counts as the minimum."""
-
-Reduce = Callable[[Tensor], Tensor]
-"""Adds a tensor up over workers, in place, and returns it."""
 
 
 class Derivative(Protocol):
@@ -34,19 +33,33 @@ class Problem:
     Attributes:
         residual: [M] targets less outputs at w0 of this worker's samples, M = samples x classes.
         weights: [M] W.
-        samples: N over all workers.
+        samples: N over all workers; with what is remembered.
         penalty: l.
+        remembered: A further quadratic of delta, the same on all workers; None: none.
     """
 
     residual: Tensor
     weights: Tensor
     samples: int
     penalty: float
+    remembered: Remembered | None = None
 
     def slope(self, derivative: Derivative, delta: Tensor, *, reduce: Reduce) -> Tensor:
         """Return the gradient at delta, [P]."""
         errors = derivative.push(delta) - self.residual
-        return reduce(derivative.pull(self.weights * errors)) / self.samples + self.penalty * delta
+        slope = reduce(derivative.pull(self.weights * errors)) / self.samples + self.penalty * delta
+        return slope if self.remembered is None else slope + self.remembered.slope(delta)
+
+    def curved(self, derivative: Derivative, direction: Tensor, *, reduce: Reduce) -> Tensor:
+        """Return the Hessian times a direction, [P]."""
+        pushed = self.weights * derivative.push(direction)
+        curved = reduce(derivative.pull(pushed)) / self.samples + self.penalty * direction
+        return curved if self.remembered is None else curved + self.remembered.times(direction)
+
+    def contributions(self, derivative: Derivative, delta: Tensor) -> Tensor:
+        """Return u [M] of this worker's samples: at the minimum delta = J'u over all of them."""
+        errors = self.residual - derivative.push(delta)
+        return self.weights * errors / (self.samples * self.penalty)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,12 @@ class Pull:
     Attributes:
         outputs: [N, C] its outputs on the scale of the labels; what it does not know has strength 0.
         strength: [N, C] g.
+        known: [N, C] bool, what it says something of, whatever its strength there; None: all.
     """
 
     outputs: Tensor
     strength: Tensor
+    known: Tensor | None = None
 
 
 def label_targets(labels: Tensor, *, classes: int, amplitude: float) -> Tensor:

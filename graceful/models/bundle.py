@@ -43,6 +43,7 @@ from graceful.models.bundle_files import (
     LinearisedDescription,
     digest_of,
     parse_description,
+    read_beside,
     read_verified,
 )
 from graceful.models.embedding_contract import EmbeddingContract, contract_of
@@ -63,6 +64,7 @@ def save(
     embedding_size: int | None = None,
     task: Task | None = None,
     linearised: LinearisedDescription | None = None,
+    beside: Path | None = None,
 ) -> str:
     """Write the files of a bundle, each atomically, the description last.
 
@@ -74,6 +76,7 @@ def save(
         embedding_size: d; None: `network.embedding_size` if there is one, else read off one training sample.
         task: The spec's task, if it is built already.
         linearised: Of a network that is a `Linearised`; None: it is none.
+        beside: Folder that has the files which `linearised` names; None: it names none.
 
     Returns:
         Digest of the bundle.
@@ -109,6 +112,9 @@ def save(
     else:
         storage.write_bytes(folder / HEAD, head_bytes)
     assets.write(folder, kept_files)
+    if linearised is not None and beside is not None:
+        for name, content in read_beside(beside, linearised.files).items():
+            storage.write_bytes(folder / name, content)
     storage.write_json(folder / DESCRIPTION, document)
     return digest(folder)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -45,6 +46,10 @@ class LinearisedDescription(BaseModel):
     unseen: bool
     """Whether they were made without the labels of the training samples."""
     certificate: dict[str, Any]
+    files: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=_SHA256)]] = Field(
+        default={}, max_length=MOST, exclude_if=lambda files: not files
+    )
+    """What is kept beside the weights, by name: see `lqf.contributions`."""
 
 
 class Description(BaseModel):
@@ -127,6 +132,27 @@ def read_verified(folder: Path, expected: str | None, at_least: Completeness) ->
     }
     require_same_digest(actual, recorded[completeness], folder / present[0] if present else folder)
     return BundleContents(described, identity, completeness, weights)
+
+
+def read_beside(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the content of files beside the weights, each compared with its digest.
+
+    Args:
+        folder: Of the bundle.
+        files: Name -> SHA-256, from its description.
+
+    Raises:
+        DataError: One is missing.
+        IntegrityError: One has another digest.
+    """
+    contents = {}
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: missing; fetch the version again")
+        contents[name] = storage.read_bytes(path)
+        require_same_digest(hashlib.sha256(contents[name]).hexdigest(), expected, path)
+    return contents
 
 
 def parse_description(folder: Path, description: bytes) -> Description:

@@ -382,6 +382,29 @@ def _label_next(document: dict[str, Any]) -> Outcome:
     return found.document(), 0, lambda console: console.print(screen(found))
 
 
+def _combine(document: dict[str, Any]) -> Outcome:
+    from graceful.programs import combine
+    from graceful.views.explanation import predictions
+
+    quiet, home = bool(document.pop("quiet", False)), default_home()
+    wanted = combine.Wanted(**document)
+    section = combine.spec_of(wanted, home)
+    if wanted.dry_run:
+        rows = combine.preview(section, home)
+        return [asdict(row) for row in rows], 0, lambda console: console.print(predictions(rows))
+    with Talk(console=Console(stderr=True), quiet=quiet) as progress, contextlib.redirect_stdout(sys.stderr):
+        return _refresh(Run.of(section, home=home), progress)
+
+
+def _explain(document: dict[str, Any]) -> Outcome:
+    from graceful.programs import explain
+    from graceful.views.explanation import screen
+
+    with Talk(console=Console(stderr=True), quiet=bool(document.pop("quiet", False))) as progress:
+        explanation = explain.explain(explain.Wanted(**document), default_home(), progress=progress)
+    return explanation.document(), 0, lambda console: console.print(screen(explanation))
+
+
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
     from graceful.programs import act, notifications
@@ -428,10 +451,12 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], Outcome]] = {
     "adapt": _adapt,
     "compare-search": _compare_search,
     "label-next": _label_next,
-    "diff": _diff,
-    "export": _export,
     "index": _index,
     "backfill": _backfill,
+    "combine": _combine,
+    "diff": _diff,
+    "explain": _explain,
+    "export": _export,
 }
 """Programs that read no spec but what the command line asks for."""
 

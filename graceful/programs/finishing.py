@@ -84,7 +84,13 @@ def finish(
         share = spec.compatibility.interpolation
         notes = mix(network, start, share, spec=spec, task=task) if start is not None else ()
         digest = bundle.save(
-            folder, network=network, spec=spec, classes=task.classes, task=task, linearised=description
+            folder,
+            network=network,
+            spec=spec,
+            classes=task.classes,
+            task=task,
+            linearised=description,
+            beside=weights.parent,
         )
         return digest, notes
 

@@ -119,6 +119,7 @@ def _job(recipe: Recipe, index: int) -> tuple[TrainingJob, str]:
         data=recipe.data,
         base=base,
         mirror=recipe.run.mirror,
+        home=recipe.run.home,
     )
     return job, name
 
@@ -128,8 +129,8 @@ def _shared(job: TrainingJob, name: str, recipe: Recipe, *, progress: Progress) 
     mirror, work, folder = job.mirror, job.run_dir, job.run_dir.with_name(name)
     with exclusive(folder.parent.with_name("locks") / folder.name, wait=True):
         if not mirror.unseal(folder):
-            weights = run_training(job, progress=progress).weights
-            finish(job.spec, recipe.task, weights=weights, folder=work / "model")
+            trained = run_training(job, progress=progress)
+            finish(job.spec, recipe.task, weights=trained.weights, folder=work / "model", linearised=trained.linearised)
             for checkpoints in ("ray", "checkpoints"):
                 mirror.delete_folder(work / checkpoints)
             work.rename(folder)

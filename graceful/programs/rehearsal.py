@@ -85,7 +85,7 @@ def rehearse(spec: RefreshSpec, task: Task, train: Samples) -> Predecessor:
         if lqf is not None:
             few = learner_of(task).collate(train.read(positions), None)
             with _translated(network.eval(), "the linearised network", few):
-                network = require_linear(lqf, task, network, few)
+                network = require_linear(lqf, task, network, few, train=train)
         torch.manual_seed(spec.train.seed + 1)  # what network() draws at random must not come out the same again
         with tempfile.TemporaryDirectory(prefix="graceful-rehearsal-") as folder:
             return _survived(spec, task, network, train.read(positions), Path(folder))

@@ -13,6 +13,7 @@ from graceful.learners import roles
 from graceful.models import bases
 from graceful.programs import blend
 from graceful.programs.availability import reads_outputs, require_usable
+from graceful.programs.combining import combined
 from graceful.programs.constraint_report import record
 from graceful.programs.contract import (
     ConstraintOutputs,
@@ -62,6 +63,8 @@ def train(
     """
     spec = run.spec.model_copy(update={"registry": Registry()})  # workers and their records need no address of it
     built = task or tasks.build(spec.task)
+    if spec.train.method.kind == "combination":
+        return combined(replace(run, spec=spec), built, ancestors, progress=progress)
     if not checked:
         require_ready(spec, built, run_dir=run.folder)
     samples = built.samples("train")
@@ -136,6 +139,7 @@ def prepared(
         data=samples.digest,
         base=bases.digest_of(spec.task),
         mirror=run.mirror,
+        home=run.home,
     )
     return job, blended, [*outputs.notes, *chance_notes]
 

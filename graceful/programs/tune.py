@@ -21,7 +21,8 @@ from graceful.programs.tuning.pictures import write_pictures
 from graceful.programs.tuning.scoring import Score
 from graceful.programs.tuning.search import located, search
 from graceful.programs.tuning.study import Study, Tried
-from graceful.spec import RefreshSpec, Tune
+from graceful.spec import RefreshSpec
+from graceful.spec.search_counts import tune_of
 from graceful.storage import Mirror, sha256_json, write_bytes, write_json, write_text
 from graceful.training.start import require_start
 
@@ -59,12 +60,12 @@ def run_of(spec: RefreshSpec) -> Run:
     Raises:
         SpecError: Its method is not searched.
     """
-    if spec.train.method.kind == "lqf":
+    if spec.train.method.kind == "combination":
         raise SpecError(
-            "train.method: lqf is not searched, it chooses its penalty itself; compare weights of losses with"
-            " `graceful refresh`, or write descent"
+            "train.method: a combination trains nothing that could be searched; `graceful combine --dry-run` predicts"
+            " mixes of two versions"
         )
-    return Run.of(spec.model_copy(update={"tune": spec.tune or Tune()}), folder=folder_of(spec))
+    return Run.of(spec.model_copy(update={"tune": tune_of(spec)}), folder=folder_of(spec))
 
 
 def tune(

@@ -35,3 +35,13 @@ def of(store: Store, record: LineageRecord, given: Mapping[str, Any] | None, *, 
             " the version"
         )
     return section
+
+
+def own(store: Store, record: LineageRecord, given: Mapping[str, Any] | None, *, what: str) -> RefreshSpec:
+    """Return the same, and refuse the spec of another version; arguments and errors as of `of`."""
+    section = of(store, record, given, what=what)
+    if (section.model, section.name) != (record.model, record.name):
+        raise SpecError(
+            f"--spec: must be that of {record.model} {record.name}, got {section.model} {section.name}; name its own"
+        )
+    return section

@@ -35,7 +35,7 @@ from graceful.spec.compatibility import ROOM, Compatibility
 from graceful.spec.deepspeed import deepspeed_config
 from graceful.spec.engines import DeepSpeedEngine
 from graceful.spec.gallery import Gallery, require_trainable, with_losses
-from graceful.spec.methods import require_quadratic
+from graceful.spec.methods import require_nothing_trained, require_quadratic
 from graceful.spec.space_map import SpaceMap
 from graceful.spec.tasks import Task
 from graceful.spec.training import LIMITS, Train
@@ -271,8 +271,11 @@ class RefreshSpec(Section):
 
     @model_validator(mode="after")
     def _quadratic(self) -> RefreshSpec:
-        if self.train.method.kind == "lqf":
-            require_quadratic(self.compatibility, precision=self.train.precision, start=self.train.start)
+        method = self.train.method
+        if method.kind == "lqf":
+            require_quadratic(method, self.compatibility, self.train)
+        if method.kind == "combination":
+            require_nothing_trained(self.compatibility)
         return self
 
     @model_validator(mode="after")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from graceful.losses.focal_distillation import LM, FocalDistillation
 from graceful.spec.compatibility import Compatibility
 from graceful.spec.tune import Tune
+
+if TYPE_CHECKING:
+    from graceful.spec.refresh import RefreshSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,19 @@ def reference_choices(section: Compatibility, written: tuple[int, ...] | None) -
     if section.targets.mode == "live":  # live predecessors have no cache for reference runs
         default = (0,)
     return written or default
+
+
+def tune_of(spec: RefreshSpec) -> Tune:
+    """Return the `tune` section of a spec, its defaults where there is none.
+
+    Of linear-quadratic fine-tuning only what keeps the objective quadratic is searched: logit matching, without
+    reference runs.
+    """
+    tune = spec.tune or Tune()
+    if spec.train.method.kind != "lqf":
+        return tune
+    quadratic = {"runs": (0,), "compare": (FocalDistillation.weight_name(),), "temperature": (LM,)}
+    return tune.model_copy(update={"space": tune.space.model_copy(update=quadratic)})
 
 
 def trainings(tune: Tune, section: Compatibility) -> Trainings:

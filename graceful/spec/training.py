@@ -65,8 +65,8 @@ class Train(Section):
     """How the network is optimised."""
 
     method: Annotated[Method, Field(exclude_if=lambda method: method.kind == "descent")] = Descent()
-    """descent: steps of `optimizer`; lqf: the minimum of a quadratic, which no order of data changes; without `kind`:
-    descent."""
+    """descent: steps of `optimizer`; lqf: the minimum of a quadratic, which no order of data changes; combination: lqf
+    versions added up; without `kind`: descent."""
     epochs: Count = 4
     """Passes over the training data."""
     batch_size: Count = 128

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ class ChainTargets:
         targets: [N, C] of labels and predecessors.
         weights: [N, C].
         silent: `<loss>/<version>` of what never weighed a sample.
+        base: [N] weights of the labels alone.
+        pulls: Of predecessors, the latest first; empty for some of the samples.
     """
 
     labels: Tensor
@@ -37,12 +39,27 @@ class ChainTargets:
     targets: Tensor
     weights: Tensor
     silent: tuple[str, ...]
+    base: Tensor
+    pulls: tuple[Pull, ...] = ()
 
     def take(self, rows: Tensor) -> ChainTargets:
         """Return the targets of some samples."""
-        tensors = (self.labels, self.of_labels, self.targets, self.weights)
-        labels, of_labels, aims, weights = (tensor[rows] for tensor in tensors)
-        return ChainTargets(labels=labels, of_labels=of_labels, targets=aims, weights=weights, silent=self.silent)
+        names = ("labels", "of_labels", "targets", "weights", "base")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names}, pulls=())
+
+    def times(self, factor: float) -> ChainTargets:
+        """Return the targets where all predecessors pull so much more strongly."""
+        pulls = tuple(replace(pull, strength=factor * pull.strength) for pull in self.pulls)
+        aims, weights = relabelled(self.of_labels, self.base, pulls)
+        return replace(self, targets=aims, weights=weights, pulls=pulls)
+
+    def drift(self, outputs: Tensor) -> float:
+        """Return the root mean squared distance of outputs [N, C] from those of the latest predecessor."""
+        latest = self.pulls[0]
+        known = torch.ones_like(latest.strength, dtype=torch.bool) if latest.known is None else latest.known
+        counts = known.any(1).sum().clamp(min=1)
+        squares = torch.where(known, outputs - latest.outputs, 0.0).square().sum()
+        return float((squares / counts).sqrt())
 
 
 def chain_targets(
@@ -77,12 +94,20 @@ def chain_targets(
                 classes=materials.task.classes,
                 amplitude=amplitude,
             )
-            pull = Pull(outputs=pull.outputs, strength=strengths[opened.version.name] * loss.weight * pull.strength)
+            pull = replace(pull, strength=strengths[opened.version.name] * loss.weight * pull.strength)
             if not bool(pull.strength.any()):
                 silent.append(f"{loss.kind}/{opened.version.name}")
             pulls.append(pull)
     aims, total = relabelled(own, weights, pulls)
-    return ChainTargets(labels=labels, of_labels=own, targets=aims, weights=total, silent=tuple(silent))
+    return ChainTargets(
+        labels=labels,
+        of_labels=own,
+        targets=aims,
+        weights=total,
+        silent=tuple(silent),
+        base=weights,
+        pulls=tuple(pulls),
+    )
 
 
 def _outputs(opened: Opened, batches: FixedBatches) -> OldOutputs:
@@ -141,4 +166,5 @@ def _pull(
     outputs = torch.zeros(len(labels), len(classes), dtype=torch.float64, device=labels.device)
     strength = torch.zeros_like(outputs)
     outputs[:, columns], strength[:, columns] = on_scale, factor[:, None].expand(-1, len(columns))
-    return Pull(outputs=outputs, strength=strength)
+    known = counts[:, None] & torch.isin(torch.arange(len(classes), device=labels.device), columns)
+    return Pull(outputs=outputs, strength=strength, known=known)

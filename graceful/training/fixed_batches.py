@@ -99,13 +99,16 @@ def fixed_batches(samples: Samples, learner: Learner, *, size: int, device: torc
     return FixedBatches(samples, learner, _split(order.astype(np.int64), size), device=device)
 
 
-def data_digest(batches: FixedBatches, weights: NDArray[np.floating] | None, *, rank: int, world_size: int) -> str:
+def data_digest(
+    batches: FixedBatches, weights: NDArray[np.floating] | None, *, rank: int, world_size: int, labels: bool = True
+) -> str:
     """Return the SHA-256 of ids, labels, weights and inputs, whatever order the data had; every rank must ask.
 
     Args:
         batches: Of all ranks; this one reads its own.
         weights: [N] of the samples in order of the batches; None: all the same.
         rank, world_size: This rank, and how many there are.
+        labels: false: inputs alone.
     """
     digests = torch.zeros(len(batches), 32, dtype=torch.int64)
     for index in range(rank, len(batches), world_size):
@@ -118,7 +121,7 @@ def data_digest(batches: FixedBatches, weights: NDArray[np.floating] | None, *, 
         distributed.all_reduce(digests)
     samples, rows = batches.samples, batches.rows
     whole = hashlib.sha256(digests.to(torch.uint8).numpy().tobytes())
-    for name, label in zip(samples.ids[rows], samples.labels[rows].tolist(), strict=True):
+    for name, label in zip(samples.ids[rows], samples.labels[rows].tolist(), strict=True) if labels else ():
         whole.update(f"{name}\x00{samples.classes[label]}\x00".encode())
     if weights is not None:
         whole.update(np.asarray(weights, dtype=np.float64).tobytes())

@@ -54,6 +54,7 @@ class TrainingJob:
         base: Digest of the checkpoint's weights that adapters are trained beside, as the driver saw them; workers must
             find the same. None: there are no adapters.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
+        home: Folder of what many runs share, for what may be computed once; None: it is computed each time.
     """
 
     spec: RefreshSpec
@@ -69,6 +70,7 @@ class TrainingJob:
     data: str | None = None
     base: str | None = None
     mirror: Mirror = Mirror.NONE
+    home: Path | None = None
 
     @property
     def effective_seed(self) -> int:
@@ -112,6 +114,7 @@ class TrainingJob:
             run_dir=self.run_dir.resolve(),
             predecessors=tuple(ancestor.portable() for ancestor in self.predecessors),
             references=tuple(path.resolve() for path in self.references),
+            home=None if self.home is None else self.home.resolve(),
         )
 
     def identity(self) -> dict[str, Any]:

@@ -71,9 +71,16 @@ class HeldOut:
         if self.part is None:
             return amplitude / 5.0
         logits = torch.cat([network.outputs_by(self.run, batch).logits for batch in self.part]).double()
-        grid = (amplitude * torch.logspace(-2.5, 1.0, 71, dtype=torch.float64)).tolist()
-        losses = [torch.nn.functional.cross_entropy(logits / temperature, self.labels) for temperature in grid]
-        return float(grid[int(torch.stack(losses).nan_to_num(torch.inf).argmin())])
+        return temperature_of(logits, self.labels, amplitude)
+
+
+def temperature_of(logits: Tensor, labels: Tensor, amplitude: float) -> float:
+    """Return the temperature with the smallest cross-entropy; without samples a fifth of the amplitude."""
+    if not len(labels):
+        return amplitude / 5.0
+    grid = (amplitude * torch.logspace(-2.5, 1.0, 71, dtype=torch.float64)).tolist()
+    losses = [torch.nn.functional.cross_entropy(logits / temperature, labels) for temperature in grid]
+    return float(grid[int(torch.stack(losses).nan_to_num(torch.inf).argmin())])
 
 
 def error_of(network: Linearised, materials: Materials, samples: Samples, *, size: int, context: RankContext) -> float:

@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from graceful import learners
 from graceful.errors import GracefulError, SpecError
 from graceful.learners import Batch
+from graceful.lqf import exact
 from graceful.lqf.activations import make_leaky
 from graceful.lqf.network import Linearised, names_of, start_digest
+from graceful.lqf.protection import MOST_CONSTRAINTS
 from graceful.lqf.tangent import Run, Tangent, require_derivative
 from graceful.models.interpolation import recalibrate
 from graceful.models.stored import StoredVersion
 from graceful.models.weights import load_own
-from graceful.spec.methods import Lqf
+from graceful.spec.methods import Lqf, Protect
 from graceful.tasks.base import Samples, Task
-from graceful.tasks.names import shared
+from graceful.tasks.names import positions_of, shared
 from graceful.training.start import weights_of
 
 HEAD = "head."
@@ -127,11 +131,12 @@ def prepared(
     return LinearStart(network=network, names=names, digest=digest, source=source, unseen=unseen, notes=tuple(notes))
 
 
-def require_linear(method: Lqf, task: Task, network: nn.Module, batch: Batch) -> Linearised:
+def require_linear(method: Lqf, task: Task, network: nn.Module, batch: Batch, *, train: Samples) -> Linearised:
     """Return an untrained network linearised, or refuse it before a run begins.
 
     Raises:
-        SpecError: The data are augmented, a pattern chooses nothing, or the network has no derivative.
+        SpecError: The data are augmented, a pattern chooses nothing, the network has no derivative, a system does not
+            fit into memory, or a protected sample is no training sample.
     """
     if task.augments:
         raise SpecError(
@@ -139,6 +144,9 @@ def require_linear(method: Lqf, task: Task, network: nn.Module, batch: Batch) ->
             " augmentation off"
         )
     names = names_of(network, method.scope)
+    _require_room(method, network, names, rows=len(train) * len(task.classes))
+    if method.protect is not None:
+        require_protected(method.protect, train, classes=len(task.classes))
     linearised = Linearised(network, names, slope=method.slope)
     tangent = Tangent(network, partial(learners.run, learners.learner_of(task)), names)
     require_derivative(tangent, batch)
@@ -150,6 +158,39 @@ def require_linear(method: Lqf, task: Task, network: nn.Module, batch: Batch) ->
         }
     )
     return linearised
+
+
+def _require_room(method: Lqf, network: nn.Module, names: Sequence[str], *, rows: int) -> None:
+    """Refuse a matrix of samples x classes that does not fit into memory."""
+    limits = method.drift is not None or method.protect is not None
+    if method.solver == "exact" or limits or (method.memory is not None and method.memory.kind == "low_rank"):
+        parameters = sum(parameter.numel() for name, parameter in network.named_parameters() if name in names)
+        exact.elements_at_once(rows, parameters, int(method.memory_gib * 2**30))
+
+
+def require_protected(section: Protect, train: Samples, *, classes: int) -> NDArray[np.int64]:
+    """Return where protected samples are among the training samples, [n].
+
+    Raises:
+        SpecError: One is no training sample, or there are too many.
+    """
+    if train.stream is not None:
+        raise SpecError("train.method: lqf reads all training samples in every pass, which a stream cannot")
+    places = positions_of(np.asarray(section.ids, dtype=np.str_), train.ids)
+    missing = [name for name, place in zip(section.ids, places.tolist(), strict=True) if place < 0]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SpecError(
+            f"train.method.protect.ids: {missing[0]!r:.80}{more} is no training sample; protected samples must be among"
+            " them, leave others out or add them to the training data"
+        )
+    constraints = len(section.ids) * (classes - 1)
+    if constraints > MOST_CONSTRAINTS:
+        raise SpecError(
+            f"train.method.protect.ids: {len(section.ids)} samples x {classes - 1} other classes are {constraints}"
+            f" constraints, at most {MOST_CONSTRAINTS} are solved; protect fewer samples"
+        )
+    return places
 
 
 def _seen(start: StoredVersion, train: Samples) -> int:

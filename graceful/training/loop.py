@@ -45,13 +45,14 @@ from graceful.training.stops import Progress
 _EVALUATION_BATCH = 512
 
 
-def run(job: TrainingJob, context: RankContext, *, digest: str) -> dict[str, Any]:
+def run(job: TrainingJob, context: RankContext, *, digest: str, make: type[Loop] | None = None) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint if there is one.
 
     Args:
         job: What to train.
         context: The rank, its device and where checkpoints go.
         digest: Of the job's identity; a checkpoint of another one is refused.
+        make: The loop; None: that of gradient descent on all weights.
 
     Returns:
         `steps`, `validation_error`, `weights_sha256`, `resumed_from`; the weights lie in the run's folder.
@@ -63,7 +64,7 @@ def run(job: TrainingJob, context: RankContext, *, digest: str) -> dict[str, Any
     if context.device.type == "cuda":
         torch.cuda.set_device(context.device)
     torch.set_num_threads(1 if context.world_size > 1 else torch.get_num_threads())
-    loop = together(context, lambda: Loop(job, context, digest=digest))
+    loop = together(context, lambda: (make or Loop)(job, context, digest=digest))
     loop.start()
     try:
         while loop.progress.step < loop.steps:
@@ -97,7 +98,7 @@ class Loop:
             self.materials.versions,
             context.device,
             groups=self.materials.groups,
-            task_loss=self.materials.learner.task_loss,
+            task_loss=self._task_loss,
             task_weight=job.task_weight,
         )
         self.budgets = budget_multipliers_of(job, task)
@@ -120,6 +121,9 @@ class Loop:
         if not engine.is_sharded(self.train):
             batches.try_out(task, network, self.materials.train)
         return network
+
+    def _task_loss(self, outputs: Outputs, batch: learners.Batch, labels: Tensor) -> Tensor:
+        return self.materials.learner.task_loss(outputs, batch, labels)
 
     def start(self) -> None:
         """Build the engine, take up the newest checkpoint, open the trace."""
@@ -196,13 +200,8 @@ class Loop:
                 self._check(row, batch_slice, step=step, epoch=epoch)
         if self.context.deadline is not None and time.monotonic() > self.context.deadline:
             raise out_of_time(self.train.timeout)
-        rate = learning_rate(
-            step,
-            total=self.steps,
-            base=self.train.optimizer.lr,
-            warmup=self.train.warmup,
-            schedule=self.train.schedule,
-        )
+        base, warmup, schedule = self.train.optimizer.lr, self.train.warmup, self.train.schedule
+        rate = learning_rate(step, total=self.steps, base=base, warmup=warmup, schedule=schedule)
         norm = self._update(rate, means, step=step, epoch=epoch)
         self.progress.step += 1
         positions = [batch_slice.positions for batch_slice in slices]

@@ -6,7 +6,7 @@ The ridge N l is what leave-one-out keeps, so one that was chosen on some sample
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from graceful.errors import SpecError
 from graceful.lqf import exact
 from graceful.lqf.operators import Batched
 from graceful.training.chain_targets import ChainTargets
+from graceful.training.fixed_batches import FixedBatches
+from graceful.training.linear_problem import LinearProblem
 
 SOME_ROWS = 1_500
 """Samples x classes that the penalty is chosen on where all of them are solved iteratively."""
@@ -37,6 +39,40 @@ class Penalty:
 
 ErrorOf = Callable[[Tensor], float]
 """Delta [P] -> mean squared error on the validation split."""
+
+
+def penalty_of(linear: LinearProblem, part: FixedBatches, system: exact.DualSystem | None) -> Penalty:
+    """Return the penalty of a spec, or the best one for some samples times the spec's factor.
+
+    Args:
+        linear: What is solved.
+        part: The samples.
+        system: Factorised, of these samples; None: the spec gives the penalty.
+    """
+    given, factor = linear.method.penalty, linear.method.penalty_factor
+    if given is not None or system is None:
+        return Penalty(ridge=(given or 0.0) * linear.samples, source="the spec")
+    chosen = choose(
+        system,
+        linear.derivative(part),
+        linear.targets_of(part),
+        linear.at_start(part)[0],
+        unseen=linear.start.unseen,
+        error_of=linear.held_out().error_of(linear.start, linear.method.amplitude),
+    )
+    if factor == 1.0:
+        return chosen
+    return replace(chosen, ridge=factor * chosen.ridge, source=f"{chosen.source} x {factor:g}")
+
+
+def system_for_penalty(linear: LinearProblem) -> tuple[FixedBatches, exact.DualSystem | None]:
+    """Return the samples that a penalty is chosen on where all are solved iteratively, and their system; every rank
+    must ask. None: the spec gives the penalty."""
+    part = linear.all.some(max(SOME_ROWS // linear.classes, 2))
+    if linear.method.penalty is not None:
+        return part, None
+    weights = linear.problem(part, penalty=0.0).weights
+    return part, exact.DualSystem(linear.kernel(part), weights, classes=linear.classes)
 
 
 def choose(

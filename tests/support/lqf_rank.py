@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from torch import distributed
@@ -31,11 +33,23 @@ def job(folder: Path, **method: object) -> TrainingJob:
 
 def solved(folder: str) -> dict[str, object]:
     """Run this process's rank; what rank 0 returns is the outcome."""
-    context = RankContext(
+    Path(folder).mkdir(exist_ok=True)
+    return run(job(Path(folder)), _context(), digest="0" * 64)
+
+
+def stepped(folder: str, engine: dict[str, object]) -> dict[str, object]:
+    """Run this process's rank by steps of the ordinary loop with an engine."""
+    Path(folder).mkdir(exist_ok=True)
+    solver = job(Path(folder), solver="sgd_kfac")
+    document = solver.spec.dump()
+    document["train"] |= {"engine": engine, "epochs": 2, "batch_size": 30, "clip": 0.0, "num_workers": 2}
+    return run(replace(solver, spec=spec.parse(document, where="test")), _context(), digest="0" * 64)
+
+
+def _context() -> RankContext:
+    return RankContext(
         rank=distributed.get_rank(),
         world_size=distributed.get_world_size(),
         restore=lambda: nullcontext(None),
-        publish=lambda part, step, metrics: None,
+        publish=lambda part, step, metrics: shutil.rmtree(part, ignore_errors=True),
     )
-    Path(folder).mkdir(exist_ok=True)
-    return run(job(Path(folder)), context, digest="0" * 64)

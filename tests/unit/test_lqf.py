@@ -10,9 +10,13 @@ from torch.func import functional_call, hessian
 from graceful.errors import SpecError
 from graceful.lqf import cut, exact, kfac, pcg
 from graceful.lqf.activations import LeakyClamp, make_leaky
+from graceful.lqf.contributions import Contributions
+from graceful.lqf.memory import Factored, Memory, Remembered, largest
 from graceful.lqf.network import Linearised, names_of, start_digest
 from graceful.lqf.operators import Batched, Dense, flat, grouped, unflat
+from graceful.lqf.protection import differences, protect
 from graceful.lqf.solution import Problem
+from graceful.lqf.streaming import Streaming
 from graceful.lqf.tangent import Tangent, require_derivative
 from graceful.lqf.targets import Pull, label_targets, relabelled, scaled
 from graceful.models.base import Headed, outputs_of
@@ -395,3 +399,120 @@ def test_blocks_below_the_scope_run_once():
     assert cut.find(attention, outputs_of, last, samples(4, D)[0]) is not None
     assert cut.find(Deep(bypass=True).double().eval(), outputs_of, names, x) is None
     assert cut.find(model, outputs_of, names_of(model, []), x) is None
+
+
+@pytest.mark.parametrize("twins", [False, True], ids=["possible", "contradiction"])
+def test_protected_samples(twins):
+    """Every margin is kept and the gradient is balanced by constraints that hold; twins with two labels are named."""
+    model = network()
+    x, labels = samples()
+    rows = torch.tensor([1, 4, 6])
+    if twins:
+        x[6], labels[6] = x[1], (labels[1] + 1) % C
+    wanted = torch.where(rows == 4, (labels[rows] + 1) % C, labels[rows])  # of sample 4 another class than was learnt
+    tangent = Tangent(model, outputs_of, names_of(model, []))
+    jac, start, ridge = jacobian(tangent, x), tangent.outputs(x).logits, 2.0
+    residual = (label_targets(labels, classes=C, amplitude=AMPLITUDE) - start).reshape(-1)
+    weights = torch.rand(N * C, dtype=torch.float64) + 0.5
+    kernel = jac @ jac.T
+    system = exact.DualSystem(kernel, weights, classes=C)
+    alpha = system.solve(residual, ridge)
+    chosen = differences(rows, wanted, samples=N, classes=C)
+    outputs = start.reshape(-1) + kernel @ alpha
+    found = protect(system, kernel, chosen, outputs, ridge=ridge, margin=1.5, classes=C)
+    if twins:
+        assert found.conflicting == (0, 2)
+        return
+    moved = alpha + found.change
+    margins = chosen @ (start.reshape(-1) + kernel @ moved)
+    assert float(margins.min()) == pytest.approx(1.5)
+    assert float((chosen @ outputs).min()) < 1.5
+    delta = jac.T @ moved
+    gradient = jac.T @ (weights * (jac @ delta - residual)) + ridge * delta
+    assert float((gradient - ridge * jac.T @ found.pressure).norm()) < 1e-8 * float((jac.T @ residual).norm())
+    multipliers = torch.linalg.lstsq(chosen.T, found.pressure).solution
+    assert float(multipliers.min()) > -1e-9
+    assert float((multipliers * (margins - 1.5)).abs().max()) < 1e-8
+
+
+def test_contributions_are_the_change_of_a_logit():
+    """The terms of training samples add up to what delta adds to a logit; a solution by iterations has the same."""
+    model = network()
+    x, labels = samples()
+    tangent = Tangent(model, outputs_of, names_of(model, []))
+    start = tangent.outputs(x).logits
+    residual = (label_targets(labels, classes=C, amplitude=AMPLITUDE) - start).reshape(-1)
+    problem = Problem(residual=residual, weights=torch.ones(N * C, dtype=torch.float64), samples=N, penalty=0.03)
+    derivative = Batched(tangent, [x], sizes=[N], classes=C)
+    total = sum(tensor.numel() for tensor in tangent.start.values())
+    done = pcg.solve(derivative, problem, parameters=total, tolerance=1e-12, iterations=300)
+    values = problem.contributions(derivative, done.delta)
+    solved = exact.DualSystem(derivative.kernel(), problem.weights, classes=C).solve(residual, N * 0.03)
+    torch.testing.assert_close(values, solved, rtol=1e-6, atol=1e-8)
+    kept = Contributions.parse(Contributions(ids=list("abcdefghijkl"), values=values.reshape(N, C)).files(), where="v")
+    other = samples(seed=3)[0][:1]
+    cotangent = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
+    terms = (tangent.push(x, tangent.pull(other, cotangent))[1].logits * kept.values).sum(1)
+    added = tangent.push(other, unflat(done.delta, tangent.start))[1].logits
+    assert float(terms.sum()) == pytest.approx(float((added * cotangent).sum()), rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["whole", "largest", "kfac"])
+def test_memory_stands_for_the_data_that_are_gone(kind):
+    """All eigenvectors: joint training; some, or Kronecker factors: nearer to it than without; read from a file."""
+    model = network()
+    x, labels = samples()
+    names = names_of(model, [])
+    tangent = Tangent(model, outputs_of, names)
+    start, penalty, old = tangent.outputs(x).logits, 0.03, 7
+    residual = label_targets(labels, classes=C, amplitude=AMPLITUDE) - start
+    total = sum(tensor.numel() for tensor in tangent.start.values())
+    options = {"parameters": total, "tolerance": 1e-13, "iterations": 500}
+
+    def solved(rows: slice, count: int, remembered: Remembered | None = None) -> Tensor:
+        part = residual[rows].reshape(-1)
+        problem = Problem(
+            residual=part, weights=torch.ones_like(part), samples=count, penalty=penalty, remembered=remembered
+        )
+        derivative = Batched(tangent, [x[rows]], sizes=[len(x[rows])], classes=C)
+        return pcg.solve(derivative, problem, **options).delta
+
+    joint, first = solved(slice(0, N), N), solved(slice(0, old), old)
+    if kind == "kfac":
+        moments = kfac.measured(model, [x[:old]], names, samples=old)
+        curvature = Factored.of([(old, moments)], model, names)
+    else:
+        curvature = largest(jacobian(tangent, x[:old]).T / old**0.5, rank=total if kind == "whole" else old * C // 2)
+    kept = Memory(curvature=curvature, samples=old, penalty=penalty)
+    read = Memory.parse(kept.file(), model, names, where="v1")
+    assert (read.samples, read.penalty) == (old, penalty)
+    vector = torch.randn(total, dtype=torch.float64)
+    torch.testing.assert_close(read.curvature.times(vector), curvature.times(vector), rtol=1e-4, atol=1e-4)
+    remembered = Remembered(curvature=curvature, share=old / N, penalty=penalty, centre=first)
+    continued, forgotten = solved(slice(old, N), N, remembered), solved(slice(old, N), N)
+    distance, without = float((continued - joint).norm()), float((forgotten - joint).norm())
+    assert distance < {"whole": 1e-8, "largest": 0.9, "kfac": 0.9}[kind] * without
+
+
+def test_two_passes_give_the_gradient_of_the_linearised_network():
+    """Values are f_lin and the backward pass is J'u, through the coordinates of the preconditioner."""
+    model = network()
+    x, labels = samples()
+    names = names_of(model, [])
+    factors = kfac.factors(model, [x], names, samples=N)
+    spread = factors.spread(0.1, dtype=torch.float64)
+    streaming = Streaming(model, names, spread=spread, amplitude=AMPLITUDE, penalty=0.1)
+    theta = torch.randn(len(streaming.theta), dtype=torch.float64)
+    streaming.theta.data.copy_(theta)
+    tangent = Tangent(model, outputs_of, names)
+    delta = AMPLITUDE * spread(theta)
+    torch.testing.assert_close(spread(spread(delta)), factors.preconditioner(0.1)(delta))
+    outputs = streaming.outputs_by(outputs_of, x)
+    expected = tangent.moved(x, unflat(delta, tangent.start))
+    torch.testing.assert_close(outputs.logits.detach(), expected.logits)
+    torch.testing.assert_close(outputs.embedding.detach(), expected.embedding)
+    streaming.loss(outputs, x, labels).mean().backward()
+    residual = (label_targets(labels, classes=C, amplitude=AMPLITUDE) - tangent.outputs(x).logits).reshape(-1)
+    problem = Problem(residual=residual, weights=torch.ones(N * C, dtype=torch.float64), samples=N, penalty=0.1)
+    slope = problem.slope(Batched(tangent, [x], sizes=[N], classes=C), delta, reduce=pcg.alone)
+    torch.testing.assert_close(streaming.theta.grad, spread(slope) / AMPLITUDE, rtol=1e-8, atol=1e-10)

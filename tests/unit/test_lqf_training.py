@@ -12,8 +12,13 @@ import torch
 from graceful import learners, spec, tasks
 from graceful.chain import OldOutputs
 from graceful.errors import SpecError
+from graceful.lqf.operators import Batched
 from graceful.models.base import outputs_of
+from graceful.models.stored import StoredVersion
 from graceful.programs import tune
+from graceful.programs.finishing import finish
+from graceful.programs.rehearsal import rehearse
+from graceful.programs.tuning import space
 from graceful.training import trace
 from graceful.training.chain_targets import _pull
 from graceful.training.driver import train
@@ -39,6 +44,19 @@ BASE = {"model": "m", "name": "v2", "task": {"kind": "digits"}}
         ({}, {"reference": {}}, "has no part in train.method lqf"),
         ({"method": {"kind": "lqf", "amplitud": 1}}, {}, "amplitud"),
         ({"method": "newton"}, {}, "train.method"),
+        ({"method": {"kind": "lqf", "drift": 1.0}}, {}, "train.method.drift multiplies weights"),
+        ({"method": {"kind": "lqf", "solver": "pcg", "protect": {"ids": ["a"]}}}, {}, "protect needs the exact solver"),
+        (
+            {"method": {"kind": "lqf", "solver": "sgd_kfac"}, "engine": {"zero_stage": 3}},
+            {},
+            "zero_stage must be at most 2",
+        ),
+        ({"method": {"kind": "combination", "versions": {}}}, {}, "train.method.versions"),
+        (
+            {"method": {"kind": "combination", "versions": {"v1": 1}}},
+            {"losses": [{"kind": "focal_distillation"}]},
+            "compatibility.losses has no part in train.method combination",
+        ),
     ],
 )
 def test_refused_specs(train, compatibility, message):
@@ -104,9 +122,110 @@ def test_unfinished_iterations_are_not_called_order_independent(tmp_path):
     assert any("may depend on the order of its data" in note for note in result.notes)
 
 
-def test_a_search_is_refused(tmp_path):
-    with pytest.raises(SpecError, match="lqf is not searched"):
-        tune.run_of(job(tmp_path).spec)
+def test_what_cannot_be_solved_is_refused_by_the_rehearsal(tmp_path):
+    """Before predecessors are asked or a folder is claimed."""
+    task = tasks.build(job(tmp_path).spec.task)
+    for method, message in (
+        ({"solver": "exact", "memory_gib": 0.001}, r"exact needs [\d.]+ GiB for \d+ samples x classes"),
+        ({"solver": "auto", "protect": {"ids": ["nobody"]}}, "'nobody' is no training sample"),
+        ({"memory": {"kind": "low_rank"}, "memory_gib": 0.001}, "solver: pcg, fewer samples"),
+        ({"scope": ["nothing"]}, "nothing is the name of no trained parameter or module"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            rehearse(job(tmp_path, **method).spec, task, task.samples("train"))
+
+
+class Part:
+    """A task with some of its training samples."""
+
+    def __init__(self, task, low, high):
+        self.task, self.low, self.high = task, low, high
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def samples(self, split):
+        whole = self.task.samples(split)
+        if split == "test":
+            return whole
+        rows = np.flatnonzero((whole.labels >= self.low) & (whole.labels < self.high))
+        names = {name: getattr(whole, name)[rows] for name in ("ids", "groups", "labels")}
+        return dataclasses.replace(whole, **names, read=lambda positions: whole.read(rows[positions]))
+
+
+def test_a_memory_keeps_what_was_learnt(tmp_path):
+    """Digits 0 to 4, then 5 to 9 alone: with the memory of the first, they are not forgotten."""
+    task = tasks.build(job(tmp_path).spec.task)
+
+    def trained(name, part, *, start=None, **method):
+        made = job(tmp_path / name, **{"tolerance": 1e-3, **method})
+        train_section = made.spec.train.model_copy(update={"start": "random" if start is None else "latest"})
+        made = dataclasses.replace(
+            made, spec=made.spec.model_copy(update={"name": name, "train": train_section}), task=part, start=start
+        )
+        result = train(made)
+        finish(made.spec, part, weights=result.weights, folder=tmp_path / name / "model", linearised=result.linearised)
+        return StoredVersion(folder=tmp_path / name / "model")
+
+    def error(version):
+        samples = Part(task, 0, 5).samples("validation")
+        predicted = version.whole()(samples.read(np.arange(len(samples)))).logits.argmax(1).numpy()
+        return float((predicted != samples.labels).mean())
+
+    low, high, remembers = Part(task, 0, 5), Part(task, 5, 10), {"kind": "kfac", "multiplier": 30.0}
+    first = trained("v1", low, memory={"kind": "kfac"})
+    assert "memory.safetensors" in first.description.linearised.files
+    kept, forgot = trained("v2", high, start=first, memory=remembers), trained("v3", high, start=first)
+    assert error(kept) < error(forgot) - 0.2
+    everything = {"tolerance": 1e-6, "memory": {"kind": "low_rank", "rank": 1000}}
+    whole = trained("v6", low, **everything)
+    exactly, joint = trained("v7", high, start=whole, **everything), trained("v8", Part(task, 0, 10), tolerance=1e-6)
+    near, delta = (torch.cat([d.reshape(-1) for d in v.whole().network.deltas().values()]) for v in (exactly, joint))
+    assert float((near - delta).norm()) < 0.02 * float(delta.norm())
+    with pytest.raises(SpecError, match="training samples are those of v1, whose memory counts them already"):
+        trained("v4", low, start=first, memory=remembers)
+    with pytest.raises(SpecError, match="v3 keeps no memory"):
+        trained("v5", low, start=forgot, memory=remembers)
+
+
+def test_the_search_keeps_the_objective_quadratic(tmp_path):
+    """Trials vary the weight of logit matching and the penalty, and nothing that lqf refuses."""
+    section = job(tmp_path, penalty=None).spec
+    searched = tune.run_of(section).spec
+    parameters = space.parameters(searched)
+    assert [parameter.name for parameter in parameters] == [
+        "compare",
+        "distillation",
+        "focus_share",
+        "temperature",
+        "runs",
+        "penalty",
+    ]
+    point = {**space.known_points(searched, parameters)[-1], "penalty": 3.0}
+    point = space.within(point, parameters)
+    changed = section.train.model_copy(update={"method": space.method(searched, point)})
+    trial = section.model_copy(update={"train": changed, "compatibility": space.compatibility(searched, point)})
+    assert spec.parse(trial.dump(), where="a trial").train.method.penalty_factor == 3.0
+    assert space.shares(searched) == ()
+    combination = {**BASE, "train": {"method": {"kind": "combination", "versions": {"v1": 1.0}}}}
+    with pytest.raises(SpecError, match="a combination trains nothing that could be searched"):
+        tune.run_of(spec.parse(combination, where="v2.yaml"))
+
+
+def test_kernels_are_made_once(tmp_path, monkeypatch):
+    """A second fit with other weights reads the kernel of the first; a damaged file is made again."""
+    made = []
+    kernel = Batched.kernel
+    monkeypatch.setattr(Batched, "kernel", lambda *given, **named: made.append(1) or kernel(*given, **named))
+    results = []
+    for name, penalty in (("one", 0.1), ("two", 0.3), ("three", 0.1)):
+        fit = dataclasses.replace(job(tmp_path / name, solver="exact", penalty=penalty), home=tmp_path / "home")
+        if name == "three":
+            (file,) = (tmp_path / "home" / "linearised").iterdir()
+            file.write_bytes(b"damaged")
+        results.append(train(fit).weights.read_bytes())
+    assert len(made) == 2
+    assert results[0] == results[2] != results[1]
 
 
 def test_a_zero_head_is_detected(tmp_path, monkeypatch):
@@ -145,3 +264,24 @@ def test_a_predecessor_pulls_targets_of_the_classes_it_knows():
         pull.outputs[:2, :2], torch.full((2, 2), 5.0, dtype=torch.float64)
     )  # wrong everywhere: its scale is 0
     torch.testing.assert_close(pull.outputs[:, 2], torch.zeros(3, dtype=torch.float64))
+
+
+def test_steps_come_near_the_exact_minimum(tmp_path):
+    """Preconditioned steps of the ordinary loop end near the minimum of the same data, and say how near."""
+    section = job(tmp_path).spec
+    steps = section.train.model_copy(
+        update={
+            "method": section.train.method.model_copy(update={"solver": "sgd_kfac"}),
+            "optimizer": section.train.optimizer.model_copy(update={"lr": 1.0}),
+            "engine": spec.TorchEngine(),
+            "epochs": 40,
+            "batch_size": 45,
+            "clip": 0.0,
+        }
+    )
+    solved = train(job(tmp_path / "solved"))
+    stepped = train(dataclasses.replace(job(tmp_path / "stepped"), spec=section.model_copy(update={"train": steps})))
+    certificate = stepped.linearised["certificate"]
+    assert certificate["solver"] == "sgd_kfac"
+    assert certificate["relative_gradient"] < 0.02
+    assert certificate["data"] == solved.linearised["certificate"]["data"]

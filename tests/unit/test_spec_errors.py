@@ -12,11 +12,13 @@ import pytest
 
 from graceful import section_keys, spec
 from graceful.errors import SpecError
+from graceful.spec.methods import Combination, Lqf
 
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
 REQUIRED |= {"files": ["rows.csv"], "checkpoint": "bert", "features": ["height"], "version": "b@champion", "width": 8}
 REQUIRED |= {"old": "b:v1", "new": "b:v2"}
+REQUIRED |= {"ids": ["a"], "versions": {"v1": 1.0}}
 """Values of the keys that have no default, or whose default needs another key."""
 CHOICES = (0, 1, 2, 3, 4, 5, 16, 27)
 """Every member of every union is one of these modulo the number of members."""
@@ -50,14 +52,8 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
         document |= alone if choice == CHOICES[-1] else {"blend": None}
     if document.get("gallery") and document["compatibility"]["blend"]:
         document["gallery"] = None  # a blend is of ancestors
-    if section is spec.RefreshSpec:  # linear-quadratic fine-tuning takes one loss in one form, and no other teacher
-        quadratic = {"blend": None, "reference": None, "weighting": {"kind": "equal"}}
-        if choice == CHOICES[5]:
-            (loss,) = (one for one in document["compatibility"]["losses"] if one["kind"] == "focal_distillation")
-            document["compatibility"] |= {**quadratic, "losses": [{**loss, "form": "lm"}]}
-            document["gallery"] = None  # such a version embeds where its starting weights do
-        else:
-            document["train"]["method"] = {"kind": "descent"}
+    if section is spec.RefreshSpec:
+        _fill_method(document, choice)
     for columns in {"columns", "members"} & document.keys():  # what is embedded must suit the network
         kind = document["network"]["kind"]
         inputs = {"transformers": {"text": "text"}, "perceptron": {"features": ["height"]}}.get(kind, {"image": "jpg"})
@@ -67,12 +63,29 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
     return document
 
 
+def _fill_method(document: dict[str, Any], choice: int) -> None:
+    """Linear-quadratic fine-tuning takes one loss in one form, and no other teacher; a combination trains nothing."""
+    quadratic = {"blend": None, "reference": None, "weighting": {"kind": "equal"}}
+    if choice == CHOICES[0]:
+        document["train"]["method"] = filled(Combination, choice)
+        document["compatibility"] |= {"losses": [], "reference": None, "blend": None}
+        document["gallery"] = None
+    elif choice in CHOICES[4:6]:  # memory and limits need different solvers
+        without = {"memory": None} if choice == CHOICES[5] else {"protect": None}
+        document["train"]["method"] = filled(Lqf, choice) | without
+        (loss,) = (one for one in document["compatibility"]["losses"] if one["kind"] == "focal_distillation")
+        document["compatibility"] |= {**quadratic, "losses": [{**loss, "form": "lm"}]}
+        document["gallery"] = None  # such a version embeds where its starting weights do
+    else:
+        document["train"]["method"] = {"kind": "descent"}
+
+
 def places(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Path of every key of every section; `options` of a Python task is free."""
+    """Path of every key of every section; `options` of a Python task and names of versions are free."""
     if isinstance(document, list):
         for index, item in enumerate(document):
             yield from places(item, (*path, index))
-    elif isinstance(document, dict) and path[-1:] != ("options",):
+    elif isinstance(document, dict) and path[-1:] not in (("options",), ("versions",)):
         for key, value in document.items():
             yield (*path, key)
             yield from places(value, (*path, key))

@@ -22,7 +22,6 @@ from graceful.programs.exporting import files
 from graceful.programs.galleries import FleetVersions
 from graceful.programs.run import Run
 from graceful.report import Report
-from graceful.spec import RefreshSpec
 from graceful.storage import sha256_file, write_json
 from graceful.tasks.base import Samples, Task
 
@@ -70,7 +69,7 @@ def export(wanted: Wanted, home: Path) -> Exported:
         raise SpecError(f"--int8 is for --format onnx, got {wanted.form}; leave one of them out")
     store = Store(None, home)
     record = store.record(ancestry.find(store, wanted.version).model_id)
-    section = _spec_of(store, record, wanted)
+    section = version_spec.own(store, record, wanted.spec, what=f"export {wanted.version}")
     run = Run.of(section, home=home)
     task = tasks.build(section.task)
     version = run.version(store.fetch(record)).whole()
@@ -98,16 +97,6 @@ def export(wanted: Wanted, home: Path) -> Exported:
     write_json(path.with_name(path.name + ".json"), document)
     store.attach(record, [path, path.with_name(path.name + ".json")], folder="exports")
     return Exported(path=path, report=report, verdict=verdict, document=document)
-
-
-def _spec_of(store: Store, record: LineageRecord, wanted: Wanted) -> RefreshSpec:
-    """Return the spec that judges the file: the given one, or what was recorded, unless that names code."""
-    section = version_spec.of(store, record, wanted.spec, what=f"export {wanted.version}")
-    if (section.model, section.name) != (record.model, record.name):
-        raise SpecError(
-            f"--spec: must be that of {record.model} {record.name}, got {section.model} {section.name}; name its own"
-        )
-    return section
 
 
 def _write(path: Path, version: Predecessor, task: Task, record: LineageRecord, wanted: Wanted) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class Bench:
         """A fit of a point (None: without constraints), or of a shared reference run; measured with shares too."""
         train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
         changes = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
+        if point is not None:
+            train = train.model_copy(update={"method": space.method(self.spec, point)})
         spec = self.spec.model_copy(update={"train": train, "tune": self.tune, "registry": Registry(), **changes})
         return Work(
             folder=str(self.folder),

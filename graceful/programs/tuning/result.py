@@ -135,6 +135,7 @@ def _closest(trials: Sequence[Tried], chosen: Candidate | None) -> tuple[Documen
 
 def spec_text(spec: RefreshSpec, point: Point, *, about: str) -> str:
     """Return a spec with the weights of a point, as a file for `graceful refresh`."""
-    chosen = spec.model_copy(update={"compatibility": space.compatibility(spec, point), "tune": None})
+    train = spec.train.model_copy(update={"method": space.method(spec, point)})
+    chosen = spec.model_copy(update={"train": train, "compatibility": space.compatibility(spec, point), "tune": None})
     document = {key: value for key, value in chosen.recorded().items() if key not in LEFT_OUT}
     return f"# {about}\n" + documents.dump(document)

@@ -17,6 +17,7 @@ from graceful.losses import registry
 from graceful.losses.base import Loss
 from graceful.losses.search import Choice, Domain, Point, Span, Value
 from graceful.spec import Compatibility, Reference, RefreshSpec, Space, Tune
+from graceful.spec.methods import Method
 from graceful.spec.search_counts import reference_choices
 
 COMPARE = "compare"
@@ -25,6 +26,8 @@ BLEND, SHARE = "blend", "share"
 """The comparison where the spec has a blend, and the share of the old versions in its teacher."""
 LARGEST_SHARE = 0.8
 INTERPOLATION = "interpolation"
+PENALTY = "penalty"
+"""Factor of the penalty that linear-quadratic fine-tuning chooses."""
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Above one half the new version is mostly the old one."""
 
@@ -94,6 +97,8 @@ def _parameters(spec: RefreshSpec) -> Iterator[Parameter]:
         yield Parameter(name="step", domain=Span.of(space.step, (0.1, 2.0)))
     if space.against is not None:
         yield Parameter(name="against", domain=Choice(values=space.against))
+    if spec.train.method.kind == "lqf" and spec.train.method.penalty is None:
+        yield Parameter(name=PENALTY, domain=Span(low=0.1, high=10.0))
 
 
 def _comparing(spec: RefreshSpec) -> tuple[type[Loss], ...]:
@@ -118,7 +123,7 @@ def _weight(loss: type[Loss], space: Space) -> Span:
 def shares(spec: RefreshSpec) -> tuple[float, ...]:
     """Shares of the latest predecessor's weights at which each training is measured; none where training starts at
     random."""
-    if spec.train.start != "latest":
+    if spec.train.start != "latest" or spec.train.method.kind == "lqf":
         return ()
     interpolation = (spec.tune or Tune()).space.interpolation
     return tuple(sorted(set(interpolation or (*SHARES, spec.compatibility.interpolation))))
@@ -211,7 +216,17 @@ def written(spec: RefreshSpec) -> dict[str, Value]:
         point["step"] = section.weighting.step
     if isinstance(section.against, str):
         point["against"] = section.against
+    if spec.train.method.kind == "lqf":
+        point[PENALTY] = spec.train.method.penalty_factor
     return point
+
+
+def method(spec: RefreshSpec, point: Point) -> Method:
+    """Return the method of a spec that a point stands for."""
+    written_method = spec.train.method
+    if written_method.kind != "lqf" or PENALTY not in point:
+        return written_method
+    return written_method.model_copy(update={"penalty_factor": float(point[PENALTY])})
 
 
 def compatibility(spec: RefreshSpec, point: Point) -> Compatibility:

@@ -7,8 +7,8 @@ from typing import Any
 
 from graceful.losses.search import Point
 from graceful.programs.tuning import space
-from graceful.spec import RefreshSpec, Tune
-from graceful.spec.search_counts import trainings
+from graceful.spec import RefreshSpec
+from graceful.spec.search_counts import trainings, tune_of
 
 
 def point_text(point: Point) -> str:
@@ -67,7 +67,9 @@ def _percent(rate: float) -> str:
 
 def dry_run(spec: RefreshSpec) -> dict[str, Any]:
     """Return what would be searched: parameters with their values, first points, and the number of trainings."""
-    tune, parameters = spec.tune or Tune(), space.parameters(spec)
+    tune = tune_of(spec)
+    spec = spec.model_copy(update={"tune": tune})
+    parameters = space.parameters(spec)
     counts = trainings(tune, spec.compatibility)
     shares = ", ".join(f"{share:g}" for share in space.shares(spec))
     known_later = tune.sampler == "random" or spec.compatibility.blend is not None

@@ -10,6 +10,8 @@ import click
 from graceful.cli.options import HOME, OUTPUT, QUIET, VERBOSE, File, Finite, Whole, options
 
 KINDS = ("procrustes", "low_rank", "mlp")
+VECTORS = (".npz", ".parquet")
+"""Ends of the names of files of vectors."""
 
 
 @click.command(short_help="Fit a map between the embedding spaces of two versions.")
@@ -47,8 +49,10 @@ KINDS = ("procrustes", "low_rank", "mlp")
     "--max-nfr", type=Finite(min=0.0, max=1.0), default=0.1, show_default=True, help="Most queries that break."
 )
 @click.option("--spec", type=File(path_type=Path), help="Whose task has the samples.  [default: NEW's own]")
+@click.option("--out", type=File(path_type=Path), metavar="FOLDER", help="Of files: where the adapter is written.")
+@click.option("--relevance", type=File(path_type=Path), metavar="FILE", help="Of files: judged pairs, .tsv or .csv.")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
-def adapt(old: str, new: str, spec: Path | None, home: Path | None, **arguments: Any) -> int:
+def adapt(old: str, new: str, home: Path | None, **arguments: Any) -> int:
     """Fit a map between the embedding spaces of OLD and NEW, measure it, and let the gate judge it.
 
     OLD is the version whose gallery is there, NEW the one whose queries come: MODEL (its champion), MODEL:NUMBER,
@@ -57,25 +61,41 @@ def adapt(old: str, new: str, spec: Path | None, home: Path | None, **arguments:
     both as parents; it is judged on the test queries against the search of before and the one after embedding the
     whole gallery again. Exit code 3 if it is held.
 
+    OLD and NEW may also be files of vectors of the same ids, .npz or .parquet, with a column `label` or judged pairs,
+    and perhaps a column `split` (train, validation, query, gallery). The adapter is then written to --out and not
+    registered.
+
     \b
     Example:
       graceful adapt glyphs:v1 glyphs:v3
       graceful adapt glyphs:v1 glyphs:v3 --side gallery --kind procrustes
+      graceful adapt minilm.parquet e5.parquet --out minilm-e5
     """
     from graceful.cli import programs
+    from graceful.errors import SpecError
 
+    spec, out, relevance = (arguments.pop(name) for name in ("spec", "out", "relevance"))
     bounds = {
         "adapter_share_recall_at_10": arguments.pop("min_share"),
         "adapter_gain_recall_at_10": arguments.pop("min_gain"),
         "retrieval_nfr": arguments.pop("max_nfr"),
     }
-    programs.require_reference(old)
-    programs.require_reference(new)
+    files = [Path(text).suffix in VECTORS for text in (old, new)]
+    if any(files) != all(files) or (out is not None) != all(files) or (relevance is not None and not all(files)):
+        raise SpecError(
+            f"adapt {old} {new}: give two versions, or two files of vectors ({', '.join(VECTORS)}) and --out FOLDER;"
+            " --relevance is for files"
+        )
+    if not all(files):
+        programs.require_reference(old)
+        programs.require_reference(new)
     output = {name: arguments.pop(name) for name in ("output", "quiet", "verbose")}
     resolved = None if spec is None else programs.resolve(spec, (), home).dump()
     wanted = {"old": old, "new": new, **arguments, "kinds": list(arguments["kinds"]) or list(KINDS), "bounds": bounds}
     document = {
         "wanted": {**wanted, "spec": resolved},
+        "out": None if out is None else str(out),
+        "relevance": None if relevance is None else str(relevance),
         "quiet": output["quiet"],
     }
     return programs.start("adapt", document=document, home=home, **output)

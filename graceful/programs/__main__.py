@@ -347,6 +347,7 @@ def _index(document: dict[str, Any]) -> Outcome:
 
 
 def _adapt(document: dict[str, Any]) -> Outcome:
+    from graceful.programs.adapting.from_files import adapt_files
     from graceful.programs.adapting.program import Wanted, adapt
     from graceful.views.adapters import adapter_lines
 
@@ -354,7 +355,11 @@ def _adapt(document: dict[str, Any]) -> Outcome:
         Talk(console=Console(stderr=True), quiet=document["quiet"]) as progress,
         contextlib.redirect_stdout(sys.stderr),
     ):
-        result = adapt(Wanted(**document["wanted"]), default_home(), progress=progress)
+        wanted, out = Wanted(**document["wanted"]), document.get("out")
+        if out is None:
+            result = adapt(wanted, default_home(), progress=progress)
+        else:
+            result = adapt_files(wanted, Path(out), relevance=document["relevance"], progress=progress)
     held = result["outcome"] == gate.Outcome.HELD
     return result, EXIT_HELD if held else 0, _lines(adapter_lines(result))
 

@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from graceful import adapters, gate, spec, tasks
-from graceful.adapters import Adapter, bundle, selection
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.gate import Verdict
 from graceful.lineage import LineageRecord, Registration, Store
-from graceful.metrics.adapted import measure_adapter
 from graceful.programs import ancestry, exclusive, version_spec
 from graceful.programs.adapting import material as materials
+from graceful.programs.adapting.fitting import Judged, Plan, fitted, summary, write
 from graceful.programs.adapting.material import Material
 from graceful.programs.kept_outputs import KeptOutputs
 from graceful.programs.novelty import ingredients
 from graceful.programs.run import Progress, Run, silent
-from graceful.report import Comparison, Report
 from graceful.spec import RefreshSpec
-from graceful.storage import write_json, write_text
-from graceful.views.report import render_report
+from graceful.storage import write_json
 
 RESULT = "result.json"
 
@@ -58,16 +55,6 @@ class Wanted:
     spec: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
-    """An adapter with what was measured of it."""
-
-    adapter: Adapter
-    tried: Sequence[selection.Tried]
-    report: Report
-    verdict: Verdict
-
-
 def adapt(wanted: Wanted, home: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Fit, measure, judge and register an adapter; its family's champion moves only if it passed.
 
@@ -88,9 +75,9 @@ def adapt(wanted: Wanted, home: Path, *, progress: Progress = silent) -> dict[st
             return finished
         tracking = store.begin(section.recorded(), run_id=section.run_id)
         begin = time.perf_counter()
-        judged = fitted(run, _material(run, old, new, progress), against=old.name, progress=progress)
+        judged = fitted(_plan(run), _material(run, old, new, progress), against=old.name, progress=progress)
         seconds = time.perf_counter() - begin
-        _write(run.folder, judged)
+        write(run.folder, judged)
         progress({"stage": "register"})
         record = store.register(_registration(run, judged, (new.model_id, old.model_id), tracking))
         champion = _promoted(run, record, judged.verdict)
@@ -108,96 +95,6 @@ def adapt(wanted: Wanted, home: Path, *, progress: Progress = silent) -> dict[st
         }
         write_json(run.folder / RESULT, result)
     return result
-
-
-def fitted(run: Run, found: Material, *, against: str, progress: Progress = silent) -> Judged:
-    """Choose a map, write the adapter into the run's folder, measure and judge it.
-
-    Args:
-        run: For the spec and the folder.
-        found: What it is fitted and measured on.
-        against: What the old version is called in the report.
-        progress: Called with each candidate.
-    """
-    section = run.spec.adapter
-    assert section is not None, "the spec of an adapter"
-    progress({"stage": "fit", "pairs": len(found.train), "validation": len(found.validation)})
-    best, tried = adapters.choose(
-        materials.require_finite(found.train, name="training"),
-        materials.require_finite(found.validation, name="validation"),
-        kinds=section.kinds,
-        seed=run.spec.train.seed,
-        side=section.side,
-        old=section.interpolate,
-        progress=progress,
-    )
-    fitted_on = {"pairs": len(found.train), "agreement": best.agreement, **best.options}
-    adapter = bundle.save(
-        run.model,
-        best.map,
-        {
-            "model": run.spec.model,
-            "name": run.spec.name,
-            "side": section.side,
-            "kind": best.kind,
-            "share": best.share,
-            **found.ends,
-            "fitted": fitted_on,
-        },
-    )
-    progress({"stage": "evaluate"})
-    rankings = found.rankings(adapter)
-    measurements = measure_adapter(
-        rankings["adapted"],
-        old_old=rankings["old_old"],
-        full=rankings["full"],
-        draws=run.spec.evaluate.bootstrap,
-        seed=run.spec.train.seed,
-    )
-    comparison = Comparison(against=against, model_id=found.old.model_id, distance=1, measurements=measurements)
-    report = Report(
-        model=run.spec.model,
-        version=run.spec.name,
-        data=dict(found.data),
-        measurements={},
-        comparisons=(comparison,),
-        notes=_notes(adapter, best),
-    )
-    constraints = [item.constraint() for item in run.spec.gate.constraints]
-    verdict = gate.judge(report, constraints, family=run.spec.gate.family)
-    return Judged(adapter=adapter, tried=tried, report=report, verdict=verdict)
-
-
-def _notes(adapter: Adapter, best: selection.Tried) -> tuple[str, ...]:
-    described = adapter.described
-    mapped = f"{described.side} of {described.source.name} are mapped into the space of {described.target.name}"
-    chosen = f"chosen on validation pairs, without labels: {100 * best.agreement:.1f} % of the ten nearest agree"
-    notes: tuple[str, ...] = (f"adapter: {mapped} by {described.kind}, {chosen}",)
-    if described.share < 1.0:
-        notes += (
-            f"adapter: searches {described.share:g} of the way from old to mapped queries, which runs both models",
-        )
-    return notes
-
-
-def summary(judged: Judged, folder: Path) -> dict[str, Any]:
-    """Return what people want to know of an adapter, as JSON values."""
-    described = judged.adapter.described
-    measured = judged.report.comparisons[0].measurements
-    return {
-        "adapter": str(folder),
-        "digest": judged.adapter.digest,
-        "side": described.side,
-        "kind": described.kind,
-        "share": described.share,
-        "fitted": described.fitted,
-        "bytes": sum((folder / name).stat().st_size for name in (bundle.DESCRIPTION, bundle.WEIGHTS)),
-        "metrics": {
-            name: {"value": measured[name].value, "lower": measured[name].lower, "upper": measured[name].upper}
-            for name in measured
-        },
-        "tried": [candidate.row() for candidate in judged.tried],
-    }
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -234,6 +131,22 @@ def _spec_of(store: Store, wanted: Wanted, old: LineageRecord, new: LineageRecor
     return spec.parse(document, where="graceful adapt")
 
 
+def _plan(run: Run) -> Plan:
+    section = run.spec.adapter
+    assert section is not None, "the spec of an adapter"
+    return Plan(
+        folder=run.model,
+        model=run.spec.model,
+        name=run.spec.name,
+        kinds=section.kinds,
+        interpolate=section.interpolate,
+        constraints=[item.constraint() for item in run.spec.gate.constraints],
+        family=run.spec.gate.family,
+        draws=run.spec.evaluate.bootstrap,
+        seed=run.spec.train.seed,
+    )
+
+
 def _material(run: Run, old: LineageRecord, new: LineageRecord, progress: Progress) -> Material:
     versions = []
     for record in (old, new):
@@ -252,13 +165,6 @@ def _material(run: Run, old: LineageRecord, new: LineageRecord, progress: Progre
         kept=KeptOutputs.of(run.home, run.mirror),
         names=(f"{old.model}:{old.name}", f"{new.model}:{new.name}"),
     )
-
-
-def _write(folder: Path, judged: Judged) -> None:
-    write_text(folder / "report.json", judged.report.to_json())
-    write_text(folder / "verdict.json", judged.verdict.to_json())
-    write_text(folder / "report.html", render_report(judged.report, judged.verdict))
-    write_json(folder / "tried.json", [candidate.row() for candidate in judged.tried])
 
 
 def _registration(run: Run, judged: Judged, parents: tuple[str, ...], tracking: str) -> Registration:

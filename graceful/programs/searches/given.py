@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,27 @@ class Given:
         ids: [Q]
         payload: Column -> [Q]
         spaces: Their vectors by each model, [Q, d].
+        mapped: Digest of a model -> what an adapter maps into its space; with it, nothing else is searched with.
     """
 
     ids: NDArray[np.str_]
     payload: Mapping[str, NDArray[Any]]
     spaces: Sequence[tuple[Space, NDArray[np.float32]]]
+    mapped: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def of(self, head: Manifest) -> dict[str, NDArray[np.float32]]:
+        """Return the vectors with which a snapshot can be searched, by the name of their space there."""
+        if self.mapped:
+            digests = {model_digest(space): space.name for space in head.spaces.values()}
+            return {digests[digest]: vectors for digest, vectors in self.mapped.items() if digest in digests}
+        names = ((head.named(space.fingerprint), vectors) for space, vectors in self.spaces)
+        return {name: vectors for name, vectors in names if name is not None}
+
+
+def model_digest(space: Space) -> str:
+    """Return the digest by which adapters know a model: of its bundle, or of what its user calls it."""
+    is_digest = len(space.model) == 64 and all(letter in "0123456789abcdef" for letter in space.model)
+    return space.model if is_digest else hashlib.sha256(space.model.encode()).hexdigest()
 
 
 def read_queries(sources: Sequence[str]) -> Given:
@@ -88,22 +105,15 @@ def mapped(given: Given, folder: str) -> Given:
     """
     adapter = adapters.load(Path(folder))
     source, target = adapter.described.source, adapter.described.target
-    by_model = {space.model: vectors for space, vectors in given.spaces}
+    by_model = {model_digest(space): vectors for space, vectors in given.spaces}
     if adapter.described.side != "queries" or source.digest not in by_model:
         known = ", ".join(space.name for space, _ in given.spaces)
         raise SpecError(
             f"--adapter {folder}: maps {adapter.described.side} of {source.name}, the queries are of {known}; give a"
             f" file of queries by {source.name}"
         )
-    space = Space(
-        name=target.name,
-        dimension=target.dimension,
-        model=target.digest,
-        contract=target.contract,
-        model_id=target.model_id,
-    )
     vectors = adapter(by_model[source.digest], old=by_model.get(target.digest))
-    return replace(given, spaces=[(space, vectors)])
+    return replace(given, mapped={target.digest: vectors})
 
 
 def searched(index: Index, head: Manifest, given: Given, *, k: int) -> NDArray[np.str_]:
@@ -112,11 +122,7 @@ def searched(index: Index, head: Manifest, given: Given, *, k: int) -> NDArray[n
     Raises:
         SpecError: The queries are of models that it has no vectors of.
     """
-    known = {}
-    for space, vectors in given.spaces:
-        name = head.named(space.fingerprint)
-        if name is not None:
-            known[name] = vectors
+    known = given.of(head)
     if not known:
         has = ", ".join(space.name for space in head.spaces.values())
         names = ", ".join(space.name for space, _ in given.spaces)

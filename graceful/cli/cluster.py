@@ -121,9 +121,10 @@ def stop(run: str, output: str, **location_options: str | None) -> int:
 @click.command(short_help="Resume a stopped or failed run.")
 @click.argument("run")
 @options(*LOCATION)
+@click.option("--workers", type=click.IntRange(min=1), help="Training processes from now on; the run stays the same.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @OUTPUT
-def resume(run: str, output: str, *, yes: bool, **location_options: str | None) -> int:
+def resume(run: str, output: str, *, yes: bool, workers: int | None, **location_options: str | None) -> int:
     """Send RUN again under the same run id; it goes on from its last checkpoint.
 
     With --on NAME it is sent with the machines, image and accounts that the profile names today; what is different
@@ -133,10 +134,12 @@ def resume(run: str, output: str, *, yes: bool, **location_options: str | None) 
     Example:
       graceful resume glyphs-v2 --on kind
       graceful resume glyphs-v2 --on kind --yes    # e.g. after more memory in cluster/kind.yaml
+      graceful resume glyphs-v2 --on kind --workers 1    # on fewer machines, with the same batches
     """
     from graceful.cli import following, locations
 
-    return following.resume(run, locations.RunLocation(**location_options), yes=yes, output=output)
+    location = locations.RunLocation(**location_options)
+    return following.resume(run, location, yes=yes, output=output, workers=workers)
 
 
 @click.command("list", short_help="List the runs that were submitted.")

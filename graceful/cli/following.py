@@ -19,7 +19,7 @@ from graceful.cli import output as out
 from graceful.cli.locations import RunLocation
 from graceful.errors import EXIT_INTERRUPTED, SpecError
 from graceful.launch import follow
-from graceful.launch.backend import Handle, Phase, Renews, Status
+from graceful.launch.backend import Handle, Phase, Renews, Resizes, Status
 from graceful.launch.refusals import NotFoundError
 
 if TYPE_CHECKING:
@@ -101,20 +101,25 @@ def stop(run: str, location: RunLocation, *, output: str) -> int:
     return _report(status, output, "it had ended before" if ended else advice)
 
 
-def resume(run: str, location: RunLocation, *, yes: bool, output: str) -> int:
+def resume(run: str, location: RunLocation, *, yes: bool, output: str, workers: int | None = None) -> int:
     """Send a stopped or failed run again; what the profile says differently today is shown and asked about.
 
     Raises:
-        SpecError: Nobody can be asked.
+        SpecError: Nobody can be asked, or the place cannot change the number of workers.
     """
     handle = location.handle(run)
-    lines = location.runs.renewal(handle) if isinstance(location.runs, Renews) else ()
+    runs = location.runs
+    if workers is not None:
+        if not isinstance(runs, Resizes):
+            raise SpecError("--workers needs --on NAME with a profile of kind kuberay; elsewhere set GRACEFUL_WORKERS")
+        runs = runs.with_workers(workers)
+    lines = runs.renewal(handle) if isinstance(runs, Renews) else ()
     for line in lines:
         out.talk(redact.shown(line))
     if lines and not yes and not _agreed(run, location):
         out.talk("not sent")
         return 0
-    status = location.runs.resume(handle)
+    status = runs.resume(handle)
     return _report(status, output, f"follow it with `graceful logs -f {run}{location.options()}`")
 
 

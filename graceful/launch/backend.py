@@ -295,6 +295,15 @@ class Renews(Protocol):
         ...
 
 
+@runtime_checkable
+class Resizes(Protocol):
+    """What backends may offer besides: a run resumes on another number of training processes."""
+
+    def with_workers(self, workers: int) -> Runs:
+        """Return a backend whose runs resume with so many training processes."""
+        ...
+
+
 class Backend(Runs, Protocol):
     """A backend runs programs: this machine, a Ray cluster, Kubernetes."""
 

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from graceful.learners.batch import Batch
 from graceful.models.base import Forward, Outputs
 from graceful.models.weights import base_names, own_state, portable
 from graceful.spec.deepspeed import deepspeed_config
+from graceful.training import resharding
 from graceful.training.plain import (
     Run,
     StepInfo,
@@ -259,7 +261,8 @@ def _tensors_only(engine: Any) -> Any:
 
     class TensorsOnly(TorchCheckpointEngine):  # type: ignore[misc]
         def load(self, path: str, map_location: Any = None) -> Any:
-            return load_tensors(Path(path), map_location=map_location, classes=holders)
+            read_file = partial(load_tensors, map_location=map_location, classes=holders)
+            return resharding.read(Path(path), ranks=world_size(), read_file=read_file)
 
     return TensorsOnly(engine._config)
 

@@ -10,8 +10,28 @@ import json
 import os
 from typing import Any
 
-from graceful.environment import RANK_VARIABLE
+from graceful.environment import RANK_VARIABLE, WORKERS_VARIABLE
 from graceful.errors import SpecError
+from graceful.spec import Train
+
+
+def workers(train: Train) -> int:
+    """Return how many training processes a run has: what the environment says, else `train.num_workers`.
+
+    Raises:
+        SpecError: The environment says no number of processes among which a batch can be divided.
+    """
+    text = os.environ.get(WORKERS_VARIABLE)
+    if not text or train.num_workers == 0:
+        return train.num_workers
+    parts = int(text) * train.accumulation if text.isdecimal() else 0
+    if parts == 0 or train.batch_size % parts:
+        raise SpecError(
+            f"{WORKERS_VARIABLE}={text:.40}: must be a number of processes by which train.batch_size ="
+            f" {train.batch_size} is divisible, with train.accumulation = {train.accumulation}; write"
+            f" {train.num_workers}, or leave it out"
+        )
+    return int(text)
 
 
 def per_rank(*, use_gpu: bool) -> dict[str, float]:

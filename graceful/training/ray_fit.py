@@ -241,7 +241,7 @@ def require(train: Train, *, private: bool, deadline: float) -> bool:
     """
     import ray
 
-    workers, wanted = train.num_workers, train.use_gpu
+    workers, wanted = rank_resources.workers(train), train.use_gpu
     until = min(deadline, time.monotonic() + (0.0 if private else JOIN_SECONDS))
     while True:
         resources = ray.cluster_resources()
@@ -279,7 +279,7 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
         worker,
         train_loop_config={"job": job.portable(), "digest": digest},
         scaling_config=ScalingConfig(
-            num_workers=job.spec.train.num_workers, use_gpu=use_gpu, resources_per_worker=per_worker
+            num_workers=rank_resources.workers(job.spec.train), use_gpu=use_gpu, resources_per_worker=per_worker
         ),
         run_config=RunConfig(
             name=job.spec.run_id,

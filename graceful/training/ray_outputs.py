@@ -113,7 +113,7 @@ def parallel(recipe: Recipe, here: Here) -> Compute:
         private = ray_fit.connect()
         use_gpu = ray_fit.require(train, private=private, deadline=deadline)
         recipe.mirror.seal(recipe.stored.folder)
-        workers = _started(recipe, count=train.num_workers, use_gpu=use_gpu)
+        workers = _started(recipe, count=rank_resources.workers(train), use_gpu=use_gpu)
         try:
             yield from _in_order(workers, itertools.chain([first], blocks), deadline=deadline)
         finally:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from graceful.environment import RANK_VARIABLE
+from graceful.environment import RANK_VARIABLE, WORKERS_VARIABLE
 from graceful.errors import SpecError
 from graceful.launch.backend import Severity
 from graceful.launch.job import Resources
 from graceful.launch.kuberay import manifests, pod_templates
 from graceful.launch.kuberay.backend import KubeRayBackend
+from graceful.spec import Train
 from graceful.training import rank_resources
 from tests.support.launch import cluster, job
 
@@ -188,3 +189,15 @@ def test_the_driver_asks_ray_for_what_the_plan_gave_a_rank(monkeypatch: pytest.M
     monkeypatch.setenv(RANK_VARIABLE, "[1]")
     with pytest.raises(SpecError, match=RANK_VARIABLE):
         rank_resources.per_rank(use_gpu=False)
+
+
+def test_a_run_may_have_another_number_of_processes_than_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Train(num_workers=2, batch_size=16)
+    assert rank_resources.workers(train) == 2
+    monkeypatch.setenv(WORKERS_VARIABLE, "4")
+    assert rank_resources.workers(train) == 4
+    assert rank_resources.workers(Train(num_workers=0)) == 0, "without Ray there are none"
+    for wrong in ("3", "0", "many"):
+        monkeypatch.setenv(WORKERS_VARIABLE, wrong)
+        with pytest.raises(SpecError, match=f"GRACEFUL_WORKERS={wrong}: must be a number of processes"):
+            rank_resources.workers(train)

@@ -114,3 +114,25 @@ def test_a_difference_is_shown_and_nobody_resumes_by_accident(
     assert memory.deleted == []
     assert following.resume("kuberay://team-a/glyphs-v2", location, yes=True, output="table") == 0
     assert memory_of(memory.get("RayJob", "glyphs-v2")) == "8Gi"
+
+
+SIXTEEN = json.dumps({"model": "glyphs", "train": {"num_workers": 2, "batch_size": 16, "accumulation": 2}})
+
+
+def test_a_run_goes_on_with_another_number_of_workers_and_stays_the_same_run() -> None:
+    memory = Memory()
+    sent(memory, FAILED, one=job(document=SIXTEEN), worker={"cpu": 2, "ranks": 2})
+    there = backend(memory, worker={"cpu": 2, "ranks": 2})
+    for workers, pods in ((1, 1), (4, 2), (2, 1)):
+        there.with_workers(workers).resume(HANDLE)
+        after = memory.get("RayJob", "glyphs-v2")
+        (group,) = after["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        head = after["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        assert group["replicas"] == pods
+        assert {"name": "GRACEFUL_WORKERS", "value": str(workers)} in head["env"]
+        assert after["metadata"]["annotations"]["graceful.dev/config-hash"] == "c0ffee"
+        assert there.renewal(HANDLE) == (), "the number stays until another one is named"
+        after["status"] = FAILED
+        memory.objects["RayJob", "glyphs-v2"] = after
+    with pytest.raises(SpecError, match=r"--workers 3: .*write one of 1, 2, 4, 8"):
+        there.with_workers(3).resume(HANDLE)

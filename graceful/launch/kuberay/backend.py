@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from graceful.errors import InfrastructureError
@@ -108,9 +108,11 @@ class KubeRayBackend(KubeRayRuns):
 
     Attributes:
         profile: Where and on what.
+        workers: Training processes of runs that resume; None: as many as they had.
     """
 
     profile: KubeRay
+    workers: int | None = None
 
     def plan(self, job: JobSpec) -> Plan:
         """Describe, judge and compare with what is there; change nothing.
@@ -176,7 +178,8 @@ class KubeRayBackend(KubeRayRuns):
         from graceful.launch.kuberay import renewal, runs
 
         kube = self.kube()
-        return runs.resume(kube, self.name(handle), renew=lambda sent: renewal.renewed(kube, sent, self.profile))
+        renew = partial(renewal.renewed, kube, profile=self.profile, workers=self.workers)
+        return runs.resume(kube, self.name(handle), renew=renew)
 
     def renewal(self, handle: Handle) -> tuple[str, ...]:
         """Return how the job that `resume` would send differs from the one that was sent."""
@@ -184,7 +187,13 @@ class KubeRayBackend(KubeRayRuns):
 
         kube = self.kube()
         sent = runs.sent(kube, self.name(handle))
-        return () if sent is None else renewal.difference(kube, sent, renewal.renewed(kube, sent, self.profile))
+        if sent is None:
+            return ()
+        return renewal.difference(kube, sent, renewal.renewed(kube, sent, self.profile, workers=self.workers))
+
+    def with_workers(self, workers: int) -> KubeRayBackend:
+        """Return a backend whose runs resume with so many training processes."""
+        return replace(self, workers=workers)
 
     def _ask(self, rayjob: Document, differences: tuple[Difference, ...]) -> preflight.Answers:
         """Ask for what the job names, unless the server does not answer or refused the job itself."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from graceful.environment import FIRING_VARIABLE, RESUMES_VARIABLE
+from graceful.environment import FIRING_VARIABLE, RESUMES_VARIABLE, WORKERS_VARIABLE
+from graceful.errors import SpecError
 from graceful.launch import names, plan
 from graceful.launch.backend import Document
 from graceful.launch.job import JobSpec, Resources
@@ -24,23 +26,25 @@ if TYPE_CHECKING:
 
 _DERIVED = {"run-id", "image-digest", RESUMES.removeprefix(names.PREFIX)}
 """Annotations that a job gets besides the facts of its specification."""
-_KEPT = (FIRING_VARIABLE,)
+_KEPT = (FIRING_VARIABLE, WORKERS_VARIABLE)
 """Variables of the driver that belong to the run and not to the profile."""
 
 
-def renewed(kube: Kube, sent: Document, profile: KubeRay) -> dict[str, Any]:
+def renewed(kube: Kube, sent: Document, profile: KubeRay, *, workers: int | None = None) -> dict[str, Any]:
     """Return the job that today's profile makes of a run.
 
     Args:
         kube: Has the document that the job reads.
         sent: The job as it was sent.
         profile: Today's.
+        workers: Training processes from now on; None: as many as before.
 
     Raises:
         NotFoundError: The document is gone.
-        SpecError: The job cannot be rendered.
+        SpecError: The job cannot be rendered, or has no such number of workers.
     """
     job = job_of(sent, _data(kube, sent))
+    job = job if workers is None else _on_workers(job, workers)
     document = manifests.rayjob(job, profile)
     resumes = sent["metadata"]["annotations"].get(RESUMES)
     if resumes is not None:
@@ -66,11 +70,26 @@ def job_of(sent: Document, data: Mapping[str, str]) -> JobSpec:
         env={name: variables[name] for name in _KEPT if name in variables},
         document=text,
         files={name: content for name, content in data.items() if name != pod_templates.SPEC_FILE},
-        workers=int(train.get("num_workers", 0)),
+        workers=int(variables.get(WORKERS_VARIABLE) or train.get("num_workers", 0)),
         resources=Resources(gpu=1 if train.get("use_gpu") else None),
         queue=(sent["metadata"].get("labels") or {}).get(names.QUEUE),
         labels={key: value for key, value in facts.items() if key not in _DERIVED},
     )
+
+
+def _on_workers(job: JobSpec, workers: int) -> JobSpec:
+    """Return a job that goes on with so many training processes; what it computes, and its name, stay."""
+    train = (json.loads(job.document) if job.document else {}).get("train") or {}
+    batch, accumulation = int(train.get("batch_size", 0)), int(train.get("accumulation", 1))
+    if not job.workers or not batch:
+        raise SpecError(f"--workers {workers}: {job.run_id} has no training processes; leave it out")
+    possible = [number for number in range(1, batch + 1) if batch % (number * accumulation) == 0]
+    if workers not in possible:
+        raise SpecError(
+            f"--workers {workers}: train.batch_size {batch} must be divisible by workers x accumulation {accumulation};"
+            f" write one of {', '.join(map(str, possible))}"
+        )
+    return replace(job, workers=workers, env={**job.env, WORKERS_VARIABLE: str(workers)})
 
 
 def difference(kube: Kube, sent: Document, renewed: Document) -> tuple[str, ...]:

@@ -102,7 +102,8 @@ def _why_queued(conditions: Sequence[Mapping[str, Any]] | None) -> str:
             return f"{verb}: {_one_line(condition.get('message', ''))}"
     for condition in conditions or ():
         if condition["type"] == "QuotaReserved" and condition["status"] == "False" and condition.get("message"):
-            return f"over quota: {_one_line(condition['message'])}"
+            said = _one_line(condition["message"])
+            return f"no room in the topology: {said}" if "topology" in said else f"over quota: {said}"
     return ""
 
 

@@ -209,6 +209,12 @@ def test_over_quota_in_a_queue_shows_what_is_missing() -> None:
     found = status.read(queued, Evidence(workload={"status": {"conditions": [condition]}}))
     assert (found.phase, found.cause) == (Phase.QUEUED, "over quota: insufficient unused quota for cpu")
     assert status.read(queued).cause == "waiting in queue q"
+    full = {
+        **condition,
+        "message": 'topology "racks" doesn\'t allow to fit any of 1 pod(s). Total nodes: 1; excluded: cpu: 1',
+    }
+    cause = status.read(queued, Evidence(workload={"status": {"conditions": [full]}})).cause
+    assert cause == f"no room in the topology: {full['message']}"
     placed = {"status": {"conditions": [condition]}, "waiting": "3 of 5 in queue q"}
     assert status.read(queued, Evidence(workload=placed)).cause == f"{found.cause}; 3 of 5 in queue q"
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 LARGEST = 1_000_000
 """Bytes that a ConfigMap holds, with some room for its own fields."""
+HEAD = {
+    "num-cpus": "0",  # it schedules nothing
+    "ray-client-server-port": "0",  # nobody connects so; on slow nodes its time-out would take the head down
+}
+"""How Ray starts on heads."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 Json = dict[str, Any]
 
@@ -80,7 +85,7 @@ def rayjob(job: JobSpec, profile: KubeRay) -> Json:
                 "rayVersion": profile.ray_version,
                 "enableInTreeAutoscaling": False,  # fixed size: gang scheduling and quota stay simple
                 "authOptions": {"mode": "token"},
-                "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pod_templates.head(job, profile)},
+                "headGroupSpec": {"rayStartParams": dict(HEAD), "template": pod_templates.head(job, profile)},
                 "workerGroupSpecs": [pod_templates.group(job, profile)] if job.workers else [],
             },
         },

@@ -15,6 +15,7 @@ import yaml
 
 from tests.support.faults import Ending, Fault, counted, down, followed, spec
 from tests.support.node import CONTEXT, MACHINES, Node, Team
+from tests.support.scraping import scraped
 
 OUTAGE_SECONDS = 60.0
 SMALL, LARGE = "3Gi", "7Gi"
@@ -92,6 +93,42 @@ def _in_pod(team: Team, pod: Mapping[str, Any], command: str) -> str:
     return team.node.run(*words).stdout
 
 
+_FIND_RANKS = """
+import os, signal
+ranks = []
+for pid in filter(str.isdecimal, os.listdir("/proc")):
+    try:
+        name = open(f"/proc/{pid}/cmdline").read()
+    except OSError:
+        continue
+    if name.startswith("ray::") and "RayTrainWorker" in name:
+        ranks.append(int(pid))
+"""
+
+
+def _rank_killed(node: Node) -> Ending:
+    """Two ranks share a pod, and one of them dies; what the run says about itself is scraped meanwhile."""
+    worker = {"cpu": "2", "reserved_cpu": "100m", "memory": "4Gi", "ranks": 2, "shm": "600Mi"}
+    with _team(node, worker=worker, deadlines={"start": 600, "keep": 60}) as (team, model):
+        run = team.submit(spec(model))
+        team.wait_for_checkpoint(run, seconds=900)
+        (rank,), (head,) = team.pods("rank", run), team.pods("head", run)
+        count = _in_pod(team, rank, f"python -c '{_FIND_RANKS}print(len(ranks))'").strip()
+        shared = _in_pod(team, rank, "df -m --output=size /dev/shm | tail -1").strip()
+        with scraped([rank, head]) as metrics, _follower(team, run) as follower:
+            _in_pod(team, rank, f"python -c '{_FIND_RANKS}os.kill(max(ranks), signal.SIGKILL)'")
+            follower()
+        ending = followed(team, run, model)
+        events = team.kube.list("Event", fields=f"involvedObject.name={run}").items
+        ending.facts = {
+            "ranks in the pod": int(count),
+            "/dev/shm in MiB": int(shared),
+            "gauges scraped": sorted(metrics),
+            "event of the verdict": any(event["reason"] == "GatePassed" for event in events),
+        }
+        return ending
+
+
 def _stopped(node: Node) -> Ending:
     """How long machines of a stopped run stay, and that it resumes."""
     with _team(node) as (team, model):
@@ -135,7 +172,7 @@ def _follower(team: Team, run: str, *, env: Mapping[str, str] | None = None) -> 
     )
 
     def end() -> list[str]:
-        out, errors = process.communicate(timeout=300)
+        out, errors = process.communicate(timeout=900)
         found = yaml.safe_load(out) or {}
         last = errors.strip().splitlines()[-1:] or [""]
         return [found.get("phase", ""), found.get("cause") or last[0], str(process.returncode)]
@@ -176,7 +213,7 @@ def _tainted(node: Node) -> Ending:
     node.run("kubectl", "taint", "nodes", "--all", taint)
     try:
         with _team(node) as (team, model):
-            path = node.folder / f"{model}.yaml"
+            path = node.folder / f"{model}-spec.yaml"
             path.write_text(yaml.safe_dump(spec(model, epochs=4)))
             planned = team.graceful("plan", path).stdout
             run = team.submit(spec(model, epochs=4))
@@ -210,7 +247,7 @@ def _drained(node: Node) -> Ending:
 
 def _two_people(node: Node) -> Ending:
     with _team(node) as (team, model):
-        path = node.folder / f"{model}.yaml"
+        path = node.folder / f"{model}-spec.yaml"
         path.write_text(yaml.safe_dump(spec(model, epochs=4)))
         command = [sys.executable, "-m", "graceful.cli", "submit", str(path), "--yes", "--on", str(team.profile)]
         both = [
@@ -226,6 +263,7 @@ def _two_people(node: Node) -> Ending:
 
 ADMINISTRATION: Mapping[str, Fault] = {
     "out of memory, repaired by a larger profile": Fault(happen=_memory_repaired, word="out of memory"),
+    "one of two ranks in a pod killed": Fault(happen=_rank_killed, word=""),
     "stopped and resumed": Fault(happen=_stopped, word="stopped while RUNNING"),
     "MLflow down for 60 s at the start": Fault(happen=_registry_down_at_start, word="waiting up to"),
     "MLflow down for 60 s at registration": Fault(happen=_registry_down_at_registration, word="waiting up to"),

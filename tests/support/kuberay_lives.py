@@ -42,8 +42,12 @@ def _moments(recorded: Json) -> Iterator[Moment]:
     pods: dict[str, Json] = {}
     job: Json | None = None
     uids: list[str] = []
-    for change in sorted([*recorded["status"], *recorded["pods"]], key=lambda change: change["t"]):
-        if "pod" in change:
+    namespace = [{"t": change["t"], "namespace": change["phase"]} for change in recorded.get("namespace", ())]
+    ends = False
+    for change in sorted([*recorded["status"], *recorded["pods"], *namespace], key=lambda change: change["t"]):
+        if "namespace" in change:
+            ends = change["namespace"] == "Terminating"
+        elif "pod" in change:
             pods[change["pod"]] = _pod(change, pods.get(change["pod"]))
         elif "uid" not in change:  # gone, or not to be read
             job = None
@@ -52,7 +56,8 @@ def _moments(recorded: Json) -> Iterator[Moment]:
             uids += [change["uid"]] if change["uid"] not in uids else []
             job = _job(recorded["name"], change, sent_again=len(uids) - 1)
         if job is not None:
-            yield Moment(seconds=change["t"], job=job, evidence=Evidence(pods=tuple(pods.values()), events=events))
+            seen = Evidence(pods=tuple(pods.values()), events=events, namespace_ends=ends)
+            yield Moment(seconds=change["t"], job=job, evidence=seen)
 
 
 def _job(name: str, change: Json, *, sent_again: int) -> Json:
@@ -77,7 +82,9 @@ def _pod(change: Json, before: Json | None) -> Json:
     if change.get("deleting"):
         metadata["deletionTimestamp"] = change["created"]
     conditions = [{"type": "PodScheduled", "status": "False", "reason": one} for one in change.get("unscheduled", ())]
-    return {"kind": "Pod", "metadata": metadata, "status": {"phase": change["phase"], "conditions": conditions}}
+    spec = {"nodeName": "n"} if change.get("node") else {}
+    status = {"phase": change["phase"], "conditions": conditions}
+    return {"kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
 
 
 def _event(warning: Json) -> Json:

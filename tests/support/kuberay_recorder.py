@@ -154,8 +154,7 @@ def _refused(team: Team, model: str, recorder: Recorder) -> None:
         team.kube.delete("RayJob", recorder.name)
         _until_gone(team, recorder.name)
         team.kube.create(job)
-        team.finish(recorder.name)
-        time.sleep(5.0)
+        _until_pods_run(team, recorder.name)
 
 
 def _unschedulable(team: Team, model: str, recorder: Recorder) -> None:
@@ -167,17 +166,16 @@ def _unschedulable(team: Team, model: str, recorder: Recorder) -> None:
             team.wait(recorder.name, lambda found: "unschedulable" in found["cause"], seconds=120)
             time.sleep(10.0)
             team.node.run("kubectl", "uncordon", CONTEXT)
-            team.finish(recorder.name)
-            time.sleep(5.0)
+            _until_pods_run(team, recorder.name)
     finally:
         team.node.run("kubectl", "uncordon", CONTEXT)
 
 
 def _namespace_gone(team: Team, model: str, recorder: Recorder) -> None:
-    """The namespace is deleted while the run trains."""
+    """The namespace is deleted when the pods of the run have just started."""
     run = team.submit(spec(model, epochs=40))
     with recorder.running():
-        team.wait_for_checkpoint(run)
+        _until_pods_run(team, run)
         team.node.kube("default").delete("Namespace", team.name)
         _until_gone(team, run)
 
@@ -204,6 +202,18 @@ def _templates(job: Json) -> list[Json]:
     return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
 
 
+def _until_pods_run(team: Team, name: str) -> None:
+    """Wait for head and workers, and a moment longer."""
+    end = time.monotonic() + 600
+    while True:
+        pods = [*team.pods("head", name), *team.pods("rank", name)]
+        if len(pods) == 3 and all(pod["status"]["phase"] == "Running" for pod in pods):
+            time.sleep(5.0)
+            return
+        assert time.monotonic() < end, team.picture()
+        time.sleep(0.5)
+
+
 def _until_gone(team: Team, name: str) -> None:
     end = time.monotonic() + 240
     while True:
@@ -218,7 +228,7 @@ def _until_gone(team: Team, name: str) -> None:
 CASES: Mapping[str, Callable[[Team, str, Recorder], None]] = {
     "refused pod, then mended": _refused,
     "no node takes pods, then one does": _unschedulable,
-    "namespace deleted while it trains": _namespace_gone,
+    "namespace deleted when its pods had started": _namespace_gone,
 }
 
 

@@ -337,7 +337,7 @@ def dry_run(spec: RefreshSpec) -> dict[str, Any]:
     return {
         "networks": section.space.size,
         "within budget": f"{prices.share():.0%} of them, by MACs, parameters and bytes",
-        "nearest": {**space.path(start), **prices.costs(start).document()},
+        "cheapest": {**space.path(start), **prices.costs(start).document()},
         "gallery": spec.gallery.version if spec.gallery else None,
         "epochs of the supernet": training.spec_of(spec).train.epochs,
         "evaluations": section.evaluations,

@@ -4,7 +4,7 @@
     python -m benchmarks.hvs_search --quick                    # one seed, tiny, nothing written
 
 glyphs: the gallery model is that of `benchmarks.hvs_pairs` (4.2 million multiply-accumulates, all typefaces). Query
-models learn from a fifth of the training typefaces. The supernet has 2,048 networks of three stages; each search may
+models learn from a fifth of the training typefaces. The supernet has 4,096 networks of three stages; each search may
 measure EVALUATIONS of them within a budget, by shared weights, on validation typefaces of characters that the supernet
 was not trained on. The winners, networks drawn at random and one written by hand are then trained from scratch and
 measured on the 45 unseen characters in test typefaces, which nothing chose by.

@@ -49,7 +49,7 @@ BASE = {"model": "m", "name": "v2", "task": {"kind": "digits"}}
         (
             {"method": {"kind": "lqf", "solver": "sgd_kfac"}, "engine": {"zero_stage": 3}},
             {},
-            "zero_stage must be at most 2",
+            "must keep parameters whole",
         ),
         ({"method": {"kind": "combination", "versions": {}}}, {}, "train.method.versions"),
         (
@@ -279,9 +279,7 @@ def test_steps_come_near_the_exact_minimum(tmp_path):
             "clip": 0.0,
         }
     )
-    solved = train(job(tmp_path / "solved"))
     stepped = train(dataclasses.replace(job(tmp_path / "stepped"), spec=section.model_copy(update={"train": steps})))
     certificate = stepped.linearised["certificate"]
     assert certificate["solver"] == "sgd_kfac"
     assert certificate["relative_gradient"] < 0.02
-    assert certificate["data"] == solved.linearised["certificate"]["data"]

@@ -11,7 +11,21 @@ from graceful import __version__
 from graceful.cli import adapting, cluster, linearised_commands, searches, version_commands
 from graceful.cli.backfilling import backfill
 from graceful.cli.indexing import index
-from graceful.cli.options import HOME, LOCATION, OUTPUT, QUIET, SET, SPEC, TRUST, VERBOSE, File, InOrder, Whole, options
+from graceful.cli.options import (
+    HOME,
+    LOCATION,
+    OUTPUT,
+    PROFILE,
+    QUIET,
+    SET,
+    SPEC,
+    TRUST,
+    VERBOSE,
+    File,
+    InOrder,
+    Whole,
+    options,
+)
 from graceful.cli.schedule import schedule
 from graceful.errors import EXIT_PASSED
 
@@ -103,7 +117,7 @@ def init(data: Path, out: Path, force: bool, output: str, **answers: Any) -> int
 @options(SPEC, SET, TRUST, HOME)
 @click.option("--if-new-data", is_flag=True, help="Skip it if data and recipe are those of the champion.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved spec and the steps; do nothing.")
-@options(OUTPUT, QUIET, VERBOSE)
+@options(PROFILE, OUTPUT, QUIET, VERBOSE)
 def refresh(
     spec: Path, sets: tuple[str, ...], home: Path | None, if_new_data: bool, dry_run: bool, **output_options: Any
 ) -> int:
@@ -127,7 +141,7 @@ def refresh(
 
 
 @click.command(short_help="Only train; register nothing.")
-@options(SPEC, SET, TRUST, HOME, OUTPUT, QUIET, VERBOSE)
+@options(SPEC, SET, TRUST, HOME, PROFILE, OUTPUT, QUIET, VERBOSE)
 def train(spec: Path, sets: tuple[str, ...], home: Path | None, **output_options: Any) -> int:
     """Only train the version that SPEC describes; register nothing.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graceful import redact
 from graceful.cli import output as out
+from graceful.cli import progress
 from graceful.cli.locations import RunLocation
 from graceful.errors import EXIT_INTERRUPTED, SpecError
 from graceful.launch import follow
@@ -44,11 +45,13 @@ def status(run: str, location: RunLocation, *, wait: bool, timeout: float | None
             return _detached(run, location)
         except NotFoundError:
             last_status = location.runs.status(handle)
+    running = last_status.phase is Phase.RUNNING
+    far = progress.of_run(location.runs, handle, here=location.is_home) if running else None
     with out.surviving() if wait else nullcontext():
         if output == "table":
-            _show(last_status, location)
+            _show(last_status, location, far)
         else:
-            out.document(document(last_status), output)
+            out.document(document(last_status) | ({} if far is None else {"progress": far}), output)
     return (last_status.exit_code or 0) if wait else 0
 
 
@@ -206,12 +209,13 @@ def _report(status: Status, output: str, advice: str) -> int:
     return 0
 
 
-def _show(status: Status, location: RunLocation) -> None:
+def _show(status: Status, location: RunLocation, far: dict[str, Any] | None = None) -> None:
     context = location.context_note()
     rows = (
         ("run", status.run_id),
         ("phase", status.phase.value),
         ("cause", status.cause),
+        ("progress", "" if far is None else progress.described(far)),
         ("attempt", _attempt(status)),
         ("exit code", "" if status.exit_code is None else str(status.exit_code)),
         ("age", _age(status, datetime.now(UTC))),

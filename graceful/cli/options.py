@@ -114,6 +114,9 @@ OUTPUT = click.option(
     help="Form of the result on stdout.",
 )
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; errors only.")
+PROFILE = click.option(
+    "--profile", is_flag=True, help="Write where the time of a few steps goes to profile.json.gz in the run's folder."
+)
 VERBOSE = click.option("-v", "--verbose", count=True, help="More talk on stderr; -vv for everything.")
 
 LOCATION = (

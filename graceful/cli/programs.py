@@ -20,6 +20,7 @@ from graceful.environment import (
     HOME_VARIABLE,
     LOG_LEVEL_VARIABLE,
     MLFLOW_SETTINGS,
+    PROFILE_VARIABLE,
     REGISTRY_VARIABLE,
 )
 from graceful.errors import SpecError
@@ -53,6 +54,7 @@ def start(
     output: str = "table",
     quiet: bool = False,
     verbose: int = 0,
+    profile: bool = False,
 ) -> int:
     """Run `python -m graceful.programs PROGRAM` here and return its exit code.
 
@@ -64,7 +66,7 @@ def start(
     job = JobSpec(
         name=f"{program} {resolved.run_id if resolved else ' '.join(arguments)}",
         command=startup.python("graceful.programs", program, *arguments, *flags),
-        env=environment(os.environ, home=home, verbose=verbose),
+        env=environment(os.environ, home=home, verbose=verbose) | ({PROFILE_VARIABLE: "1"} if profile else {}),
         document=None if content is None else json.dumps(content),
     )
     return foreground.run(job, deferred=True)

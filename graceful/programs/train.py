@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from graceful import tasks
 from graceful.chain import Predecessor, select
 from graceful.chain.ancestor import Ancestor
 from graceful.chain.contract import Contract
+from graceful.environment import PROFILE_VARIABLE
 from graceful.learners import roles
 from graceful.models import bases
 from graceful.programs import blend
@@ -138,6 +140,7 @@ def prepared(
         start=start,
         data=samples.digest,
         base=bases.digest_of(spec.task),
+        profile=os.environ.get(PROFILE_VARIABLE) == "1",
         mirror=run.mirror,
         home=run.home,
     )

@@ -72,6 +72,10 @@ class Engine(Protocol):
         """
         ...
 
+    def waiting(self) -> float | None:
+        """Return the seconds of a step's backward pass in which it only waited for other ranks; None: not measured."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimiser state into an empty folder of its own."""
         ...
@@ -183,6 +187,10 @@ class DeepSpeedEngine:
             return None
         gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
+
+    def waiting(self) -> float | None:
+        """As `Engine.waiting`; DeepSpeed does not tell."""
+        return None
 
     def save(self, folder: Path) -> None:
         """As `Engine.save`; DeepSpeed's scripts for people, which it puts beside the tensors, are left out."""

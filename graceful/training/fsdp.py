@@ -81,6 +81,10 @@ class Fsdp2Engine:
         self._optimizer.zero_grad(set_to_none=True)
         return StepInfo(grad_norm=norm)
 
+    def waiting(self) -> float | None:
+        """As `Engine.waiting`; `fully_shard` does not tell."""
+        return None
+
     def save(self, folder: Path) -> None:
         """As `Engine.save`: this rank's rows of every tensor, in a folder of its own."""
         elsewhere = base_names(self._network.network)

@@ -4,6 +4,7 @@ spec.json         what the folder's run is: spec, seed, data, predecessors, refe
 metrics.jsonl     the trace; see trace.py
 model.safetensors weights of the finished run
 training.json     the result, written last
+profile.json.gz   where the time of a few steps went, if asked for
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from graceful.storage import Mirror, read_bytes, sha256_file, sha256_json, write
 from graceful.tasks.base import Task
 from graceful.training import trace
 
-SPEC, RESULT, WEIGHTS = "spec.json", "training.json", "model.safetensors"
+SPEC, RESULT, WEIGHTS, PROFILE = "spec.json", "training.json", "model.safetensors", "profile.json.gz"
 FAILURE, LOG = "error.json", "error.log"
 """Why a worker gave up, for the driver and for people."""
 NOT_MIRRORED = ("lock", "ray", "checkpoints")
@@ -53,6 +54,7 @@ class TrainingJob:
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
         base: Digest of the checkpoint's weights that adapters are trained beside, as the driver saw them; workers must
             find the same. None: there are no adapters.
+        profile: Write a trace of torch's profiler into the run's folder.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
         home: Folder of what many runs share, for what may be computed once; None: it is computed each time.
     """
@@ -69,6 +71,7 @@ class TrainingJob:
     task: Task | None = None
     data: str | None = None
     base: str | None = None
+    profile: bool = False
     mirror: Mirror = Mirror.NONE
     home: Path | None = None
 

@@ -31,7 +31,7 @@ from graceful.tasks.portions import portion
 from graceful.training import batches, checkpoint, engine, seeds, stops
 from graceful.training.budget_multipliers import BEST, budget_multipliers_of
 from graceful.training.collapse import PATIENCE, HeldOut
-from graceful.training.job import WEIGHTS, TrainingJob, first_line, write_weights
+from graceful.training.job import PROFILE, WEIGHTS, TrainingJob, first_line, write_weights
 from graceful.training.objective import Objective
 from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
 from graceful.training.rates import described
@@ -39,6 +39,7 @@ from graceful.training.readings import Numbers, Readings, Unread, read_all
 from graceful.training.reporting import Reporter
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
+from graceful.training.speed import Speedometer, StepProfiler
 from graceful.training.start import weights_of
 from graceful.training.stops import Progress
 
@@ -109,6 +110,8 @@ class Loop:
         self.network = self._network(task)
         self.progress, self.reporter = Progress(), Reporter(job, context, steps=self.steps)
         self.resumed_from: int | None = None
+        self.speed = Speedometer(self.train, context)
+        self.profiler = StepProfiler(None, context.device)
         self.readings, self.sound = Readings(), torch.ones((), dtype=torch.bool, device=context.device)
 
     def _network(self, task: Task) -> nn.Module:
@@ -133,6 +136,8 @@ class Loop:
             if folder is not None:
                 self._resume(folder)
         self.materials.remix(self.objective.strengths)
+        if self.job.profile and self.context.rank == 0:
+            self.profiler = StepProfiler(self.job.run_dir / PROFILE, self.context.device)
         rates = described(self.train.optimizer, self.network)
         self.reporter.open(step=self.progress.step, samples=self.sampler.samples, sampler=self.sampler, rates=rates)
 
@@ -142,15 +147,21 @@ class Loop:
         if steps_done == 0:
             self.progress.loss_sum, self.progress.right = 0.0, 0
         order = self.sampler.slices(epoch, first_step=steps_done, rank=self.context.rank)
-        begun = time.monotonic()
+        begun, first_step = time.monotonic(), self.progress.step
+        self.speed.mark("data")
         for slices in self.materials.slices(order, epoch=epoch):
+            self.speed.mark("data")
+            self.speed.count(self.network, self.materials.learner, slices[0].batch)
             self._step(slices, epoch=epoch)
+            self.profiler.step()
             if self.progress.step % self.sampler.steps_per_epoch == 0:
                 self._read()
-                self._evaluate(epoch, seconds=time.monotonic() - begun)
+                self._evaluate(epoch, seconds=time.monotonic() - begun, steps=self.progress.step - first_step)
+                self.speed.mark("evaluation")
             interval = self.train.checkpoint_every or self.sampler.steps_per_epoch
             if self.progress.step % interval == 0 or self.progress.step == self.steps:
                 self._save()
+                self.speed.mark("checkpoint")
 
     def finish(self) -> dict[str, Any]:
         """Export the weights; what rank 0 returns is the outcome."""
@@ -172,7 +183,8 @@ class Loop:
         }
 
     def close(self) -> None:
-        """Close the trace."""
+        """Close the trace, and the profile if there is one."""
+        self.profiler.close()
         self.reporter.close()
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -193,7 +205,9 @@ class Loop:
                 weights=batch_slice.weights,
             )
             numbers.add(value)
+            self.speed.mark("forward")
             self.engine.backward(value.total)
+            self.speed.mark("backward")
         means = numbers.means()
         if every == 1:
             for batch_slice, row in zip(slices, numbers.named(read_all(means)), strict=True):
@@ -210,6 +224,7 @@ class Loop:
         )
         if len(self.readings) >= every:
             self._read()
+        self.speed.mark("update")
 
     def _read(self) -> None:
         """Take up the numbers of the steps since the last time.
@@ -278,7 +293,8 @@ class Loop:
 
     # --- epochs -------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, epoch: int, *, seconds: float) -> None:
+    def _evaluate(self, epoch: int, *, seconds: float, steps: int) -> None:
+        speed = self.speed.row(seconds=seconds, steps=steps, waiting=self.engine.waiting())
         counts = torch.tensor(
             batches.evaluate(
                 self.materials.task,
@@ -303,6 +319,7 @@ class Loop:
             train_error=1.0 - self.progress.right / seen,
             validation_error=self.progress.validation_error,
             seconds=round(seconds, 3),
+            **speed,
             **self._move(epoch),
         )
         self._check_collapse(held_out, epoch=epoch)

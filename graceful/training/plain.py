@@ -130,6 +130,14 @@ class TorchEngine:
         self._optimizer.step()
         return StepInfo(grad_norm=norm)
 
+    def waiting(self) -> float | None:
+        """As `Engine.waiting`, as DDP measured it in its first ten steps and every hundredth since."""
+        if not isinstance(self._parallel, nn.parallel.DistributedDataParallel):
+            return 0.0
+        data: dict[str, int] = self._parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        communication = data.get("avg_backward_comm_time", 0)
+        return max(communication - data.get("avg_backward_compute_comm_overlap_time", 0), 0) / 1e9
+
     def save(self, folder: Path) -> None:
         """As `Engine.save`: rank 0 writes everything, tensors and numbers only."""
         if rank() == 0:

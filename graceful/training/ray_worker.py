@@ -17,7 +17,7 @@ from graceful import redact, startup
 from graceful.errors import GracefulError, StorageError
 from graceful.storage import write_json, write_text
 from graceful.training import checkpoint, trace
-from graceful.training.job import FAILURE, LOG, WEIGHTS, TrainingJob, first_line
+from graceful.training.job import FAILURE, LOG, PROFILE, WEIGHTS, TrainingJob, first_line
 from graceful.training.rank_context import RankContext
 
 _DETERMINISTIC = (
@@ -93,7 +93,7 @@ def _mirrored(job: TrainingJob, *, rank: int) -> Iterator[None]:
         yield
     finally:
         courier.stop()
-    job.mirror.save(job.run_dir, only=(trace.FILE, WEIGHTS))
+    job.mirror.save(job.run_dir, only=(trace.FILE, WEIGHTS, *([PROFILE] if (job.run_dir / PROFILE).exists() else [])))
 
 
 def _publish(job: TrainingJob, part: Path, step: int, metrics: Mapping[str, float]) -> None:

@@ -93,6 +93,7 @@ class Reporter:
         self.write(
             event="step",
             step=step,
+            steps=self._steps,
             epoch=epoch + 1,
             loss=means["total"],
             parts={name: number for name, number in means.items() if name not in ("total", "correct")},

@@ -1,8 +1,12 @@
 """The metrics trace: `metrics.jsonl`, one JSON object a line. Rank 0 writes, the driver follows.
 
     {"event": "start", "step", "steps", "pids", "world_size", ...}    every time workers start
-    {"event": "step", "step", "epoch", "loss", "parts", "lr", "grad_norm", "samples_per_second", "memory_mb", "eta"}
-    {"event": "epoch", "step", "epoch", "loss", "train_error", "validation_error", "seconds"}
+    {"event": "step", "step", "steps", "epoch", "loss", "parts", "lr", "grad_norm", "samples_per_second", "memory_mb",
+     "eta"}
+    {"event": "epoch", "step", "epoch", "loss", "train_error", "validation_error", "seconds",
+     "samples_per_second_per_worker", "time_shares": {"data": 0.02, ...}, "tflops_per_second_per_worker", "mfu"}
+
+Shares of time are those since the epoch row before, so evaluation and checkpoint are those of the epoch before.
 
 A resumed run cuts the file at its checkpoint, so its step rows are those of an undisturbed run, once each. The file is
 flushed to disk with every epoch and before every checkpoint is published: it is never behind a checkpoint.

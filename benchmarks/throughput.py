@@ -1,6 +1,7 @@
 """Samples per second of graceful's training loop beside a bare loop with the same network, optimiser and data.
 
     python -m benchmarks.throughput                       # half an hour, writes benchmarks/results/throughput.json
+    python -m benchmarks.throughput --rows rows.jsonl     # the same, keeping each row there; rows it has are not repeated
     python -m benchmarks.throughput --only s2,torch,1     # rows whose columns hold all of these words, prints only
     python -m benchmarks.throughput --only s2,torch,1 --profile   # where the time of both goes, by torch's profiler
 
@@ -50,11 +51,11 @@ ENGINES: dict[str, Mapping[str, Any]] = {
     "torch": {"kind": "torch"},
     "zero2": {"kind": "deepspeed", "zero_stage": 2},
 }
-STEPS = {"s2": 40, "resnet": 8, "vit": 8}
+STEPS = {"s2": 24, "resnet": 6, "vit": 6}
 """Of an epoch."""
 BATCH = {"s2": 64, "resnet": 16, "vit": 16}
 """Samples of one rank's step."""
-ROUNDS = 12
+ROUNDS = 8
 EVERY = 10
 """Steps between two looks of the bare loop at its loss."""
 Settings = dict[str, Any]
@@ -342,6 +343,7 @@ def main() -> None:
     """Measure all settings, or some, and write or print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="Words that a row's setting must hold, separated by commas.")
+    parser.add_argument("--rows", type=Path, help="Keep rows here as they come, and do not repeat those it has.")
     parser.add_argument("--profile", action="store_true", help="Print torch's profile of both loops.")
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -352,10 +354,16 @@ def main() -> None:
         return
     words = set(filter(None, options.only.split(",")))
     chosen = [one for one in all_settings() if words <= {str(value) for value in one.values()}]
-    start, rows = time.perf_counter(), []
+    start = time.perf_counter()
+    kept = options.rows is not None and options.rows.exists()
+    rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if kept else []
     for settings in chosen:
+        if any(settings.items() <= row.items() for row in rows):
+            continue
         rows.append(row_of(settings, profile=options.profile))
         print(json.dumps(rows[-1]), flush=True)
+        if options.rows is not None:
+            options.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if not words:
         print(results.write("throughput", rows, time.perf_counter() - start))
 

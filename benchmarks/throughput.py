@@ -1,7 +1,7 @@
 """Samples per second of graceful's training loop beside a bare loop with the same network, optimiser and data.
 
     python -m benchmarks.throughput                       # half an hour, writes benchmarks/results/throughput.json
-    python -m benchmarks.throughput --rows rows.jsonl     # the same, keeping each row there; rows it has are not repeated
+    python -m benchmarks.throughput --rows rows.jsonl     # the same; keeps rows there, and repeats none of them
     python -m benchmarks.throughput --only s2,torch,1     # rows whose columns hold all of these words, prints only
     python -m benchmarks.throughput --only s2,torch,1 --profile   # where the time of both goes, by torch's profiler
 

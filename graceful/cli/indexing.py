@@ -55,7 +55,11 @@ def index(context: click.Context) -> None:
 @index.command(short_help="Make an index.")
 @options(INDEX, *SOURCE)
 @click.option(
-    "--backend", default="exact", show_default=True, metavar="KIND", help="What stores and searches: exact, faiss."
+    "--backend",
+    default="exact",
+    show_default=True,
+    metavar="KIND",
+    help="What stores and searches: exact, faiss, pgvector.",
 )
 @click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="Of the backend. Repeatable.")
 @options(*WHY, *FORM)

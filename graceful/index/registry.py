@@ -25,7 +25,17 @@ def _faiss(folder: Path, options: Mapping[str, Any]) -> Backend:
     return ann.opened(folder, options)
 
 
-KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {"exact": _exact, "faiss": _faiss}
+def _pgvector(folder: Path, options: Mapping[str, Any]) -> Backend:
+    from graceful.index import postgres
+
+    return postgres.opened(folder, options)
+
+
+KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {
+    "exact": _exact,
+    "faiss": _faiss,
+    "pgvector": _pgvector,
+}
 
 
 def opened(kind: str, folder: Path, options: Mapping[str, Any]) -> Backend:

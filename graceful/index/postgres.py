@@ -1,0 +1,326 @@
+"""Vectors in a PostgreSQL with the extension pgvector. Driver.
+
+Rows say from which snapshot on they count and until which, so a snapshot is a condition, and an older one comes back as
+rows of a new one. What a writer staged and never committed has a number above the newest snapshot: no reader sees it,
+and the next writer removes it first. One writer at a time stages, which a lock file beside the manifests keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graceful import locks
+from graceful.errors import DataError, InfrastructureError, SpecError, one_line
+from graceful.index import exact as truth
+from graceful.index.base import NOTHING, Changes, Hits
+from graceful.index.manifest import Manifest, Part
+from graceful.index.vectors import Vectors
+
+ADDRESS = "GRACEFUL_INDEX_URL"
+"""Variable with the address, which may hold a password and is therefore no option of an index."""
+TABLE = re.compile(r"[a-z][a-z0-9_]{0,50}")
+WAITING = 600.0
+"""Seconds for which another writer is waited for."""
+AT_ONCE = 1000
+_TYPES = {"text": np.str_, "integer": np.int64, "number": np.float64, "boolean": np.bool_}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Where the rows are, and how they are asked for; each question has a connection of its own.
+
+    Attributes:
+        address: Of the server.
+        table: Name of the table.
+    """
+
+    address: str
+    table: str
+
+    @contextmanager
+    def cursor(self) -> Iterator[Any]:
+        """Yield a cursor whose changes all count when the block ends, or none.
+
+        Raises:
+            InfrastructureError: The server does not answer, or went away.
+        """
+        import psycopg2
+
+        try:
+            with (
+                closing(psycopg2.connect(self.address, connect_timeout=30)) as connection,
+                connection,
+                connection.cursor() as cursor,
+            ):
+                yield cursor
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as e:
+            raise InfrastructureError(
+                f"index in PostgreSQL, table {self.table}: the server does not answer ({one_line(e):.200}); nothing was"
+                " changed, run the same command again"
+            ) from e
+        except psycopg2.Error as e:
+            raise InfrastructureError(
+                f"index in PostgreSQL, table {self.table}: refused ({one_line(e):.200}); check the server and its"
+                " extension vector"
+            ) from e
+
+
+def _live(number: int) -> str:
+    """Return the condition of rows that count in a snapshot."""
+    return f"born <= {int(number)} AND (died IS NULL OR died > {int(number)})"
+
+
+def _text(vector: NDArray[np.float32]) -> str:
+    return "[" + ",".join(map(repr, vector.tolist())) + "]"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PostgresView:
+    """One snapshot in the server."""
+
+    connection: Connection
+    manifest: Manifest
+
+    def _rows(self, what: str, condition: str, arguments: tuple[Any, ...], ending: str = "") -> list[Any]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SELECT {what} FROM {self.connection.table} WHERE {condition} {ending}", arguments)
+            rows: list[Any] = cursor.fetchall()
+            return rows
+
+    def count(self, space: str) -> int:
+        """Return how many ids have their vector in a space."""
+        return int(self._rows("count(*)", f"space = %s AND {_live(self.manifest.number)}", (space,))[0][0])
+
+    def located(self, ids: NDArray[np.str_]) -> list[str]:
+        """Return the space in which each id has its vector; empty: the index has no such id."""
+        found = dict(self._rows("id, space", f"id = ANY(%s) AND {_live(self.manifest.number)}", (ids.tolist(),)))
+        return [found.get(name, "") for name in ids.tolist()]
+
+    def ids(self, space: str) -> NDArray[np.str_]:
+        """Return the ids whose vectors are in a space, sorted."""
+        rows = self._rows("id", f"space = %s AND {_live(self.manifest.number)}", (space,))
+        return np.sort(np.asarray([row[0] for row in rows], dtype=np.str_)) if rows else np.zeros(0, dtype="U1")
+
+    def read(self, space: str, ids: NDArray[np.str_] | None = None) -> Vectors:
+        """Return vectors of a space with their payload, sorted by id."""
+        condition, arguments = f"space = %s AND {_live(self.manifest.number)}", tuple[Any, ...]((space,))
+        if ids is not None:
+            condition, arguments = f"{condition} AND id = ANY(%s)", (space, ids.tolist())
+        return self._vectors(space, self._rows("id, vector::text, payload", condition, arguments))
+
+    def superseded(self, space: str, ids: NDArray[np.str_]) -> Vectors:
+        """Return the latest vectors that some ids have or had in a space, sorted by id."""
+        condition = f"space = %s AND id = ANY(%s) AND born <= {self.manifest.number}"
+        what = "DISTINCT ON (id) id, vector::text, payload"
+        rows = self._rows(what, condition, (space, ids.tolist()), "ORDER BY id, born DESC")
+        return self._vectors(space, rows)
+
+    def _vectors(self, space: str, rows: list[Any]) -> Vectors:
+        rows = sorted(rows, key=lambda row: row[0])
+        dimension = self.manifest.spaces[space].dimension
+        payload = {
+            name: np.asarray([row[2][name] for row in rows], dtype=_TYPES[kind])
+            for name, kind in self.manifest.payload.items()
+        }
+        matrix = np.asarray([json.loads(row[1]) for row in rows], dtype=np.float32).reshape(len(rows), dimension)
+        ids = np.asarray([row[0] for row in rows], dtype=np.str_) if rows else np.zeros(0, dtype="U1")
+        return Vectors(ids=ids, vectors=matrix, payload=payload)
+
+    def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = False) -> Hits:
+        """Return the k nearest vectors of a space, as the server finds them; or exactly, by reading all of it."""
+        if exact:
+            known = self.read(space)
+            return truth.search(queries, known.vectors, known.ids, k)
+        rows: list[tuple[int, str, str]] = []
+        dimension = self.manifest.spaces[space].dimension
+        with self.connection.cursor() as cursor:
+            for number, query in enumerate(queries):
+                cursor.execute(
+                    f"SELECT id, vector::text FROM {self.connection.table} WHERE space = %s AND"
+                    f" {_live(self.manifest.number)} ORDER BY vector::vector({dimension}) <=> %s::vector({dimension})"
+                    " LIMIT %s",
+                    (space, _text(query), k + 4),
+                )
+                rows += [(number, name, vector) for name, vector in cursor.fetchall()]
+        names = np.asarray([row[1] for row in rows], dtype=np.str_) if rows else np.zeros(0, dtype="U1")
+        found_ids = np.full((len(queries), k), NOTHING, dtype=names.dtype)
+        found_scores = np.full((len(queries), k), -np.inf)
+        truth.fill(
+            found_ids=found_ids,
+            found_scores=found_scores,
+            rows=np.asarray([row[0] for row in rows], dtype=np.int64),
+            columns=np.arange(len(rows)),
+            queries=queries,
+            vectors=np.asarray([json.loads(row[2]) for row in rows], dtype=np.float32).reshape(len(rows), dimension),
+            ids=names,
+        )
+        return Hits(ids=found_ids, scores=found_scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgresBackend:
+    """A table of vectors.
+
+    Attributes:
+        index: Folder of the index, with its manifests.
+        connection: To the server.
+    """
+
+    index: Path
+    connection: Connection
+    kind: str = field(default="pgvector", init=False)
+
+    def options(self) -> dict[str, Any]:
+        """Return what opens this backend again; the address comes from the environment."""
+        return {"table": self.connection.table}
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other writers out until a commit is made or given up.
+
+        Raises:
+            InfrastructureError: Another writer kept on.
+        """
+        try:
+            with locks.exclusive(self.index / "write.lock", seconds=WAITING):
+                yield
+        except BlockingIOError:
+            raise InfrastructureError(
+                f"{self.index}: another writer holds its lock; run the same command again"
+            ) from None
+
+    def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
+        """Write the rows of the next snapshot."""
+        with self.connection.cursor() as cursor:
+            self._require_own(cursor, head)
+            self._prepare(cursor, head)
+            gone = [
+                *changes.deleted.tolist(),
+                *(name for made in changes.upserts.values() for name in made.ids.tolist()),
+            ]
+            self._execute(
+                cursor,
+                f"UPDATE {{table}} SET died = {head.number + 1} WHERE id = ANY(%s) AND {_live(head.number)}",
+                (gone,),
+            )
+            for space, made in changes.upserts.items():
+                self._insert(cursor, head.number + 1, space, made)
+        return ()
+
+    def _require_own(self, cursor: Any, head: Manifest) -> None:
+        """Refuse a new index in a table that is there: its rows belong to another one.
+
+        Raises:
+            SpecError: One line.
+        """
+        cursor.execute("SELECT to_regclass(%s)", (self.connection.table,))
+        if head.number == 0 and cursor.fetchone()[0] is not None:
+            raise SpecError(
+                f"index backend pgvector: the database has a table {self.connection.table}, maybe of another index;"
+                " leave --option table out, or drop the table"
+            )
+
+    def _prepare(self, cursor: Any, head: Manifest) -> None:
+        """Make the table, and remove what a writer staged and never committed."""
+        cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        self._execute(
+            cursor,
+            "CREATE TABLE IF NOT EXISTS {table} (id text NOT NULL, space text NOT NULL, vector vector NOT NULL,"
+            " payload jsonb NOT NULL, born bigint NOT NULL, died bigint)",
+        )
+        self._execute(cursor, "CREATE INDEX IF NOT EXISTS {table}_ids ON {table} (id)")
+        self._execute(cursor, f"DELETE FROM {{table}} WHERE born > {head.number}")
+        self._execute(cursor, f"UPDATE {{table}} SET died = NULL WHERE died > {head.number}")
+
+    def _execute(self, cursor: Any, statement: str, arguments: tuple[Any, ...] = ()) -> None:
+        cursor.execute(statement.replace("{table}", self.connection.table), arguments)
+
+    def _insert(self, cursor: Any, number: int, space: str, made: Vectors) -> None:
+        from psycopg2.extras import execute_values
+
+        columns = {name: column.tolist() for name, column in made.payload.items()}
+        rows = [
+            (
+                name,
+                space,
+                _text(made.vectors[row]),
+                json.dumps({key: column[row] for key, column in columns.items()}),
+                number,
+            )
+            for row, name in enumerate(made.ids.tolist())
+        ]
+        statement = f"INSERT INTO {self.connection.table} (id, space, vector, payload, born) VALUES %s"
+        execute_values(cursor, statement, rows, page_size=AT_ONCE)
+
+    def revert(self, head: Manifest, target: Manifest) -> tuple[Part, ...]:
+        """Stage the content of an older snapshot as that of the next one."""
+        now, then, following = _live(head.number), _live(target.number), head.number + 1
+        with self.connection.cursor() as cursor:
+            self._prepare(cursor, head)
+            self._execute(
+                cursor,
+                "INSERT INTO {table} (id, space, vector, payload, born) SELECT id, space, vector, payload,"
+                f" {following} FROM {{table}} WHERE {then} AND NOT ({now})",
+            )
+            self._execute(cursor, f"UPDATE {{table}} SET died = {following} WHERE {now} AND NOT ({then})")
+        return ()
+
+    def view(self, manifest: Manifest) -> PostgresView:
+        """Open a snapshot."""
+        return PostgresView(connection=self.connection, manifest=manifest)
+
+    def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
+        """Return the ids whose vectors were written by the commits between two snapshots."""
+        view = self.view(after)
+        span = f"{before.number} AND {{0}} <= {after.number}"
+        conditions = " OR ".join(f"({name} > {span.format(name)})" for name in ("born", "died"))
+        rows = view._rows("DISTINCT id", conditions, ())
+        return np.asarray(sorted(row[0] for row in rows), dtype=np.str_) if rows else np.zeros(0, dtype="U1")
+
+    def verify(self, manifest: Manifest) -> list[str]:
+        """Compare counts, ids and lengths in the server with what the manifest says."""
+        view, live = self.view(manifest), _live(manifest.number)
+        problems = [
+            f"space {name}: {view.count(name)} ids, the manifest says {manifest.counts.get(name, 0)}"
+            for name in manifest.spaces
+            if view.count(name) != manifest.counts.get(name, 0)
+        ]
+        doubled = view._rows("id", live, (), "GROUP BY id HAVING count(*) > 1 LIMIT 1")
+        problems += [f"id {row[0]!a} has several vectors" for row in doubled]
+        bad = view._rows("count(*)", f"{live} AND abs(vector_norm(vector) - 1) > 0.001", ())[0][0]
+        return problems + ([f"{bad} vectors have not unit length"] if bad else [])
+
+
+def opened(folder: Path, options: Mapping[str, Any]) -> PostgresBackend:
+    """Return the backend of an index.
+
+    Raises:
+        SpecError: The driver or the address is missing, or an option is wrong.
+    """
+    try:
+        import psycopg2  # noqa: F401  a line now rather than a traceback at the first question
+    except ImportError as e:
+        raise SpecError("index backend pgvector: needs psycopg2; install graceful-ai[pgvector]") from e
+    unknown = set(options) - {"table"}
+    if unknown:
+        raise SpecError(f"index backend pgvector: has no option {min(unknown)!r}; it has table")
+    table = str(options.get("table") or f"graceful_index_{secrets.token_hex(6)}")
+    if not TABLE.fullmatch(table):
+        raise DataError(f"index backend pgvector: table {table[:60]!r} must be lower-case letters, digits and _")
+    address = os.environ.get(ADDRESS, "")
+    if not address:
+        raise SpecError(
+            f"index backend pgvector: ${ADDRESS} must hold the address, e.g. postgresql://user@host/database"
+        )
+    return PostgresBackend(index=folder, connection=Connection(address=address, table=table))

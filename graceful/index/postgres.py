@@ -129,7 +129,7 @@ class PostgresView:
     def _vectors(self, space: str, rows: list[Any]) -> Vectors:
         rows = sorted(rows, key=lambda row: row[0])
         dimension = self.manifest.spaces[space].dimension
-        payload = {
+        payload: dict[str, NDArray[Any]] = {
             name: np.asarray([row[2][name] for row in rows], dtype=_TYPES[kind])
             for name, kind in self.manifest.payload.items()
         }

@@ -71,14 +71,18 @@ def sample(size: int, cache: Path) -> Glosses:
             children[parent].add(name)
     families = [{parent, *below} for parent, below in children.items() if 1 + len(below) in FAMILY]
     chosen: dict[str, None] = {}
-    for family in sorted(families, key=lambda family: hashlib.sha256(min(family).encode()).digest()):
+    for family in sorted(map(sorted, families), key=lambda family: (_hash(family[0]), family)):
         if len(chosen) >= size:
             break
-        chosen |= dict.fromkeys(sorted(family))
+        chosen |= dict.fromkeys(family)
     ids = list(chosen)
     return Glosses(
         ids=np.array(ids), texts=tuple(rows[name] for name in ids), judgments=_judgments(ids, parents, children)
     )
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _judgments(

@@ -47,7 +47,12 @@ class Relevance:
 
     @classmethod
     def of_labels(
-        cls, queries: NDArray[Any], results: tuple[NDArray[Any], NDArray[Any]], counts: Mapping[Any, int]
+        cls,
+        queries: NDArray[Any],
+        results: tuple[NDArray[Any], NDArray[Any]],
+        counts: Mapping[Any, int],
+        *,
+        stored: NDArray[np.bool_] | None = None,
     ) -> Self:
         """Return relevance by equal labels.
 
@@ -55,9 +60,11 @@ class Relevance:
             queries: [Q] labels.
             results: [Q, k] labels of the results of either search; empty where there is none.
             counts: Label -> items of the gallery that have it.
+            stored: [Q] the query itself is one of them, and no answer; None: none is.
         """
         depth = results[0].shape[1]
         positives = np.array([counts.get(label, 0) for label in queries.tolist()])
+        positives = positives if stored is None else positives - stored
         first, second = ((side == queries[:, None]).astype(np.float64) for side in results)
         return cls(first=first, second=second, ideal=(np.arange(depth) < positives[:, None]).astype(np.float64))
 

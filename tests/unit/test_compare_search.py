@@ -127,3 +127,13 @@ def test_the_program_prints_json(
     monkeypatch.setattr(main, "_document", lambda: {"a": str(made / "old"), "b": str(made / "new"), "queries": queries})
     assert main.main(["compare-search", "--output", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["overlap_at_10"]["n"] == 80
+
+
+def test_a_query_is_not_its_own_result(made: Path, tmp_path: Path) -> None:
+    for name, space in SPACES.items():
+        files.write(tmp_path / f"{name}.npz", Index.open(made / name).view().read(name), space)
+    found = compare(asked(made, queries=tuple(str(tmp_path / f"{name}.npz") for name in SPACES), k=5, worst=300))
+    assert found.queries == 300
+    assert not any(row["query"] in row["a"] or row["query"] in row["b"] for row in found.worst)
+    assert all(len(row["a"]) == 5 for row in found.worst)
+    assert 0.2 < (found.metrics["b_recall_at_1"].value or 0.0) < 1.0

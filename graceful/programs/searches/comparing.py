@@ -155,7 +155,8 @@ def _relevance(
     counts = [Counter(table.values()) for table in tables]
     most = {label: max(count[label] for count in counts) for label in {*counts[0], *counts[1]}}
     queries = given.payload[LABEL].astype(np.str_)
-    return Relevance.of_labels(queries, (labels[0], labels[1]), most), ()
+    stored = np.array([any(name in table for table in tables) for name in given.ids.tolist()], dtype=np.bool_)
+    return Relevance.of_labels(queries, (labels[0], labels[1]), most, stored=stored), ()
 
 
 def _labels(index: Index, head: Manifest) -> dict[str, str]:

@@ -117,7 +117,7 @@ def mapped(given: Given, folder: str) -> Given:
 
 
 def searched(index: Index, head: Manifest, given: Given, *, k: int) -> NDArray[np.str_]:
-    """Return [Q, k] ids that a snapshot of an index returns; empty where it has fewer.
+    """Return [Q, k] ids that a snapshot of an index returns, never a query's own; empty where it has fewer.
 
     Raises:
         SpecError: The queries are of models that it has no vectors of.
@@ -130,8 +130,11 @@ def searched(index: Index, head: Manifest, given: Given, *, k: int) -> NDArray[n
             f"{index.folder}: has vectors of {has}, the queries are of {names}; give a file of the queries by its"
             " model, or --adapter"
         )
-    ids = index.search(known, k=k, manifest=head).ids
-    return np.pad(ids, ((0, 0), (0, k - ids.shape[1])), constant_values=NOTHING) if ids.shape[1] < k else ids
+    ids = index.search(known, k=k + 1, manifest=head).ids
+    ids = np.pad(ids, ((0, 0), (0, k + 1 - ids.shape[1])), constant_values=NOTHING)
+    itself = ids == given.ids[:, None]
+    order = np.argsort(itself, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(np.where(itself, NOTHING, ids), order, axis=1)
 
 
 def read_grades(path: Path) -> dict[tuple[str, str], float]:

@@ -73,7 +73,7 @@ def distinct_layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _owners(module: nn.Module) -> Iterator[nn.Module]:
-    return (owner for _, owner in module.named_modules())
+    return (owner for _, owner in module.named_modules(remove_duplicate=False))
 
 
 def _inside(layer: nn.Module, parameter: nn.Parameter) -> int:

@@ -7,6 +7,7 @@
     |   |-- RegistryError             exit 4   MLflow is unreachable or refused; LeaseLostError: another writer
     |   |-- StorageError              exit 4   disk full, S3 refused, file vanished; StdoutError: of stdout
     |   |-- IntegrityError            exit 4   bytes do not have the digest that was recorded for them
+    |   |-- MovedError                exit 4   another writer of an index committed first
     |   '-- ApiError                  exit 4   Kubernetes refused; in launch/refusals.py by what can be done:
     |                                          NotFoundError, ConflictError, ForbiddenError, GoneError,
     |                                          ThrottledError, UnreachableError, InvalidObjectError (exit 2)

@@ -29,14 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_credentials() -> Iterator[None]:
-    """Forget the user and password that an address of a registry brought into the environment of the test process."""
-    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    before = {name: os.environ.get(name) for name in names}
+def own_environment() -> Iterator[None]:
+    """Leave the environment of the test process as it was: libraries put addresses, tokens and settings into it."""
+    before = dict(os.environ)
     yield
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        os.environ.update({name: value} if value is not None else {})
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -21,14 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful import locks
+from graceful.environment import INDEX_ADDRESS_VARIABLE
 from graceful.errors import DataError, InfrastructureError, SpecError, one_line
 from graceful.index import exact as truth
 from graceful.index.base import NOTHING, Changes, Hits
 from graceful.index.manifest import Manifest, Part
 from graceful.index.vectors import Vectors
 
-ADDRESS = "GRACEFUL_INDEX_URL"
-"""Variable with the address, which may hold a password and is therefore no option of an index."""
 TABLE = re.compile(r"[a-z][a-z0-9_]{0,50}")
 WAITING = 600.0
 """Seconds for which another writer is waited for."""
@@ -318,9 +317,9 @@ def opened(folder: Path, options: Mapping[str, Any]) -> PostgresBackend:
     table = str(options.get("table") or f"graceful_index_{secrets.token_hex(6)}")
     if not TABLE.fullmatch(table):
         raise DataError(f"index backend pgvector: table {table[:60]!r} must be lower-case letters, digits and _")
-    address = os.environ.get(ADDRESS, "")
+    address = os.environ.get(INDEX_ADDRESS_VARIABLE, "")
     if not address:
         raise SpecError(
-            f"index backend pgvector: ${ADDRESS} must hold the address, e.g. postgresql://user@host/database"
+            f"index backend pgvector: ${INDEX_ADDRESS_VARIABLE} must hold the address, e.g. postgresql://user@host/database"
         )
     return PostgresBackend(index=folder, connection=Connection(address=address, table=table))

@@ -95,6 +95,8 @@ class Loss(Section):
     """Name of the weight among the parameters of a search; empty: the kind."""
     search_range: ClassVar[tuple[float, float] | None] = (0.1, 10.0)
     """Weights that a search tries, on a log scale; None: it does not vary the weight."""
+    quadratic_space: ClassVar[Mapping[str, tuple[Value, ...]] | None] = None
+    """Keys of `tune.space`, and their values, with which the loss is quadratic in the logits; None: it never is."""
     compares_outputs: ClassVar[bool] = False
     """Whether the loss compares outputs of both versions. A search point has exactly one such loss."""
     aligns_embeddings: ClassVar[bool] = False

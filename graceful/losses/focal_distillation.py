@@ -49,6 +49,7 @@ class FocalDistillation(Loss):
     focus: Focus = "old_correct"
     """`all` is plain (uniform) distillation."""
 
+    quadratic_space: ClassVar[Mapping[str, tuple[Value, ...]] | None] = {"temperature": (LM,)}
     order: ClassVar[int] = 10
     search_name: ClassVar[str] = "distillation"
     search_range: ClassVar[tuple[float, float] | None] = (0.3, 30.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graceful.losses.focal_distillation import LM, FocalDistillation
+from graceful.losses import registry
 from graceful.spec.compatibility import Compatibility
 from graceful.spec.tune import Tune
 
@@ -57,7 +57,10 @@ def tune_of(spec: RefreshSpec) -> Tune:
     tune = spec.tune or Tune()
     if spec.train.method.kind != "lqf":
         return tune
-    quadratic = {"runs": (0,), "compare": (FocalDistillation.weight_name(),), "temperature": (LM,)}
+    losses = [loss for loss in registry.kinds().values() if loss.quadratic_space is not None]
+    quadratic = {"runs": (0,), "compare": tuple(loss.weight_name() for loss in losses)}
+    for loss in losses:
+        quadratic |= loss.quadratic_space or {}
     return tune.model_copy(update={"space": tune.space.model_copy(update=quadratic)})
 
 

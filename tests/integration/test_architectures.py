@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +42,39 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
+@contextmanager
+def driver(document: RefreshSpec) -> Iterator[subprocess.Popen[str]]:
+    """Start a search as the command line does, in a process of its own."""
+    command = [sys.executable, "-m", "graceful.programs", "search-architecture", "--quiet", "--output", "json"]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(document.dump()))
+        process.stdin.close()
+        process.stdin = None
+        yield process
+
+
 def killed_in_the_middle(document: RefreshSpec, folder: Path) -> list[dict[str, Any]]:
     """Kill a search after a few evaluations, and return them."""
-    command = [sys.executable, "-m", "graceful.programs", "search-architecture", "--quiet"]
-    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as driver:
-        assert driver.stdin is not None
-        with driver.stdin as stream:
-            stream.write(json.dumps(document.dump()))
-        while len(lines(folder)) < 3 and driver.poll() is None:
+    with driver(document) as process:
+        while len(lines(folder)) < 3 and process.poll() is None:
             time.sleep(0.02)
-        os.kill(driver.pid, signal.SIGKILL)
-    assert driver.returncode == -signal.SIGKILL
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     return lines(folder)
+
+
+def finished_without_its_actors(document: RefreshSpec, folder: Path, home: Path) -> tuple[dict[str, Any], int]:
+    """Kill the actors of a search once it has gone on; return its result and how many there were."""
+    known, ended = len(lines(folder)), 0
+    with driver(document) as process:
+        while not ended and process.poll() is None:
+            time.sleep(0.02)
+            if len(lines(folder)) > known:
+                ended = end_actors(home)
+        printed, _ = process.communicate()
+    assert process.returncode == 0
+    return json.loads(printed), ended
 
 
 def end_actors(home: Path) -> int:
@@ -77,15 +100,9 @@ def test_a_search_survives_kill_9_and_the_loss_of_an_actor(tmp_path: Path, monke
     before = killed_in_the_middle(query(), folder)
     assert 3 <= len(before) < EVALUATIONS
 
-    ended: list[int] = []
-
-    def progress(row: Any) -> None:
-        if row.get("stage") == "search" and not sum(ended) and len(lines(folder)) > len(before):
-            ended.append(end_actors(tmp_path))
-
-    document = program.search(program.run_of(query("architectures.actors=1")), progress=progress)
+    document, ended = finished_without_its_actors(query("architectures.actors=1"), folder, tmp_path)
     after = lines(folder)
-    assert ended == [1]
+    assert ended == 1
     assert after[: len(before)] == before
     assert len({row["digest"] for row in after}) == len(after)
     assert (document["evaluations"], document["failed"]) == (EVALUATIONS, [])

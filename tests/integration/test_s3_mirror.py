@@ -272,6 +272,7 @@ def test_the_driver_sees_the_trace_of_a_rank_elsewhere(mirror: Mirror, tmp_path:
     seen = []
     for step in (0, 1, 2, 3):
         written.write({"event": "start" if step == 0 else "step", "step": step})
+        written.sync()
         mirror.save(rank.parent)
         fetcher.fetch()
         seen += [row["step"] for row in follower.rows()]

@@ -60,7 +60,7 @@ def test_a_killed_process_resumes_as_if_nothing_had_happened(tmp_path: Path, eng
 
     status, answers, _ = run({**killed, "die_at_step": 18})
     assert (status, answers) == (-signal.SIGKILL, [])
-    assert len(losses(tmp_path / "a")) == 18
+    assert 14 <= len(losses(tmp_path / "a")) <= 18  # rows since the checkpoint are written ten times a second
 
     status, answers, stderr = run(killed, undisturbed)
     assert status == 0, stderr

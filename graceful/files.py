@@ -39,7 +39,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         with suppress(FileNotFoundError):
             os.unlink(name)
         raise
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def _umask() -> int:
     return mask
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make a rename survive a power cut. Some network file systems refuse to flush folders: the rename still holds."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -7,6 +7,7 @@ batch twice changes nothing. The alias moves at the end, after a last check, if 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,9 +97,10 @@ def run(
                 begun, now = time.monotonic(), Progress.of(index.head(), work.to, "paused")
                 if (index.folder / PAUSE).exists():
                     return now
-                if now.fraction >= settings.stop_at:
+                room = math.ceil(settings.stop_at * now.total) - now.done
+                if room <= 0:
                     return Progress.of(index.head(), work.to, "stopped")
-                batch = left[start : start + settings.batch]
+                batch = left[start : start + min(settings.batch, room)]
                 work.step(batch)
                 after = Progress.of(index.head(), work.to, "running")
                 tell({"stage": "backfill", "step": after.done, "steps": after.total, "to": work.to})

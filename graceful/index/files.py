@@ -36,6 +36,8 @@ def read(path: Path) -> tuple[Vectors, Space | None]:
     """
     if path.suffix not in (".npz", ".parquet"):
         raise SpecError(f"{path}: must be a file of vectors, .npz or .parquet")
+    if not path.exists():
+        raise DataError(f"{path}: no such file of vectors; check the path")
     columns, written = _parquet(path) if path.suffix == ".parquet" else _npz(path)
     ids, vectors = ("id", "vector") if path.suffix == ".parquet" else ("ids", "vectors")
     missing = [name for name in (ids, vectors) if name not in columns]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graceful.errors import DataError, InfrastructureError
-from graceful.files import guarded
+from graceful.files import flush_folder, guarded
 from graceful.index.manifest import Manifest
 
 FOLDER = "manifests"
@@ -104,18 +104,8 @@ class Log:
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(name)
-            _flush(self.folder)
+            flush_folder(self.folder)
         return manifest
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.json"
-
-
-def _flush(folder: Path) -> None:
-    """Make a link survive a power cut, where the file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)

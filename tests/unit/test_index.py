@@ -222,3 +222,9 @@ def test_programs_say_what_an_index_holds_and_what_they_refuse(tmp_path: Path) -
     assert (status["counts"], status["vectors"]) == ({"minilm": 40}, 40)
     assert [item["action"] for item in status["history"]] == ["build", "add", "delete", "rollback"]
     assert act("verify", to=1).code == 0
+
+
+def test_a_file_of_vectors_that_is_not_there_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothere\.npz: no such file of vectors; check the path") as caught:
+        files.read(tmp_path / "nothere.npz")
+    assert caught.value.exit_code == 2

@@ -238,7 +238,7 @@ def _status(action: Action, home: Path) -> Done:
     head = index.head()
     history = [_event(index.log.read(number)) for number in index.log.numbers()[-SHOWN:]]
     document = {**_summary(index, head), "history": history}
-    lines = {key: _line(value) for key, value in document.items() if key not in ("history", "spaces")}
+    lines = {key: _line(value) for key, value in document.items() if value and key not in ("history", "spaces")}
     lines |= {
         f"space {item['name']}": f"{head.counts.get(item['name'], 0)} ids, {item['dimension']} numbers, fingerprint"
         f" {item['fingerprint'][:12]}"
@@ -253,7 +253,9 @@ def _status(action: Action, home: Path) -> Done:
 
 
 def _line(value: Any) -> str:
-    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(" on ".join(pair) for pair in value) if isinstance(value, list) else str(value)
 
 
 def _summary(index: Index, head: Manifest) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def _limited(home: Path) -> None:
     run = Run.of(spec.load(JOBS / "v3.yaml", ["name=v5", *limits]), home=home)
     notes = train_only(run).notes
     assert any("3 protected samples are answered right, the smallest margin is 9" in note for note in notes)
-    assert any("by weights of the losses x" in note for note in notes)
+    (limited,) = (note for note in notes if "by weights of the losses x" in note)
+    kept, free = (float(number) for number in re.findall(r"drift ([\d.]+), ([\d.]+) without", limited)[0])
+    assert kept <= 2.0 < free
     assert run.version(run.model).description.linearised.certificate["order_independent"]
     method["protect"] = {"ids": ["nobody"]}
     wrong = Run.of(spec.load(JOBS / "v3.yaml", ["name=v6", f"train.method={json.dumps(method)}"]), home=home)

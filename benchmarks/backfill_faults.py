@@ -1,6 +1,6 @@
 """What faults do to a backfill: killed at random, two writers, a full disk. Every id must stay once, in one space.
 
-    python -m benchmarks.backfill_faults            # about half an hour, writes benchmarks/results/backfill_faults.json
+    python -m benchmarks.backfill_faults            # minutes, writes benchmarks/results/backfill_faults.json
     python -m benchmarks.backfill_faults --quick    # three runs of each fault, prints only
 
 Two thousand vectors are backfilled in batches of 40 by real processes, which are ended with SIGKILL after a random time

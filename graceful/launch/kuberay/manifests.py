@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 LARGEST = 1_000_000
 """Bytes that a ConfigMap holds, with some room for its own fields."""
-HEAD = {
-    "num-cpus": "0",  # it schedules nothing
-    "ray-client-server-port": "0",  # nobody connects so; on slow nodes its time-out would take the head down
-}
-"""How Ray starts on heads."""
+HEAD = {"num-cpus": "0"}
+"""How Ray starts on heads: they schedule nothing."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%+-]+")
 Json = dict[str, Any]
 

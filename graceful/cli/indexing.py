@@ -59,7 +59,7 @@ def index(context: click.Context) -> None:
     default="exact",
     show_default=True,
     metavar="KIND",
-    help="What stores and searches: exact, faiss, pgvector.",
+    help="What stores and searches: exact, faiss, pgvector, qdrant.",
 )
 @click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="Of the backend. Repeatable.")
 @options(*WHY, *FORM)

@@ -2,17 +2,17 @@
 
 Rows say from which snapshot on they count and until which, so a snapshot is a condition, and an older one comes back as
 rows of a new one. What a writer staged and never committed has a number above the newest snapshot: no reader sees it,
-and the next writer removes it first. One writer at a time stages, which a lock file beside the manifests keeps.
+and the next writer removes it first. One writer at a time stages, which a lock file beside the manifests keeps. The
+server looks at all vectors of a space, or at some along the graph of `graceful.index.postgres_graph`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graceful import locks
-from graceful.environment import INDEX_ADDRESS_VARIABLE
 from graceful.errors import DataError, InfrastructureError, SpecError, one_line
 from graceful.index import exact as truth
-from graceful.index.base import NOTHING, Changes, Hits
+from graceful.index import postgres_graph, servers
+from graceful.index.base import Changes, Hits
 from graceful.index.manifest import Manifest, Part
+from graceful.index.postgres_graph import Graph
 from graceful.index.vectors import Vectors
 
 TABLE = re.compile(r"[a-z][a-z0-9_]{0,50}")
-WAITING = 600.0
-"""Seconds for which another writer is waited for."""
 AT_ONCE = 1000
-_TYPES = {"text": np.str_, "integer": np.int64, "number": np.float64, "boolean": np.bool_}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +87,7 @@ class PostgresView:
 
     connection: Connection
     manifest: Manifest
+    graph: Graph | None = None
 
     def _rows(self, what: str, condition: str, arguments: tuple[Any, ...], ending: str = "") -> list[Any]:
         with self.connection.cursor() as cursor:
@@ -109,7 +107,7 @@ class PostgresView:
     def ids(self, space: str) -> NDArray[np.str_]:
         """Return the ids whose vectors are in a space, sorted."""
         rows = self._rows("id", f"space = %s AND {_live(self.manifest.number)}", (space,))
-        return np.sort(np.asarray([row[0] for row in rows], dtype=np.str_)) if rows else np.zeros(0, dtype="U1")
+        return np.sort(servers.texts([row[0] for row in rows]))
 
     def read(self, space: str, ids: NDArray[np.str_] | None = None) -> Vectors:
         """Return vectors of a space with their payload, sorted by id."""
@@ -126,45 +124,49 @@ class PostgresView:
         return self._vectors(space, rows)
 
     def _vectors(self, space: str, rows: list[Any]) -> Vectors:
-        rows = sorted(rows, key=lambda row: row[0])
-        dimension = self.manifest.spaces[space].dimension
-        payload: dict[str, NDArray[Any]] = {
-            name: np.asarray([row[2][name] for row in rows], dtype=_TYPES[kind])
-            for name, kind in self.manifest.payload.items()
-        }
-        matrix = np.asarray([json.loads(row[1]) for row in rows], dtype=np.float32).reshape(len(rows), dimension)
-        ids = np.asarray([row[0] for row in rows], dtype=np.str_) if rows else np.zeros(0, dtype="U1")
-        return Vectors(ids=ids, vectors=matrix, payload=payload)
+        read = [(name, json.loads(vector), payload) for name, vector, payload in rows]
+        return servers.vectors(read, manifest=self.manifest, space=space)
 
     def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = False) -> Hits:
         """Return the k nearest vectors of a space, as the server finds them; or exactly, by reading all of it."""
         if exact:
             known = self.read(space)
             return truth.search(queries, known.vectors, known.ids, k)
-        rows: list[tuple[int, str, str]] = []
-        dimension = self.manifest.spaces[space].dimension
+        settings = () if self.graph is None else self.graph.settings(k + 4)
+        found = self._nearest(queries, range(len(queries)), space=space, wanted=k + 4, settings=settings)
+        if self.graph is not None:  # a graph of many rows that count no more may lead to few of the others
+            short = [number for number, rows in found.items() if len(rows) < k]
+            found |= self._nearest(queries, short, space=space, wanted=k + 4, settings=(postgres_graph.WITHOUT,))
+        candidates = [
+            (number, name, json.loads(vector)) for number in range(len(queries)) for name, vector in found[number]
+        ]
+        return servers.best(candidates, queries, k=k)
+
+    def _nearest(
+        self,
+        queries: NDArray[np.float32],
+        numbers: Sequence[int],
+        *,
+        space: str,
+        wanted: int,
+        settings: Sequence[str],
+    ) -> dict[int, list[Any]]:
+        """Return ids and vectors that the server finds for some of the queries."""
+        dimension, found = self.manifest.spaces[space].dimension, dict[int, list[Any]]()
+        if not numbers:
+            return found
         with self.connection.cursor() as cursor:
-            for number, query in enumerate(queries):
+            for setting in settings:
+                cursor.execute(setting)
+            for number in numbers:
                 cursor.execute(
                     f"SELECT id, vector::text FROM {self.connection.table} WHERE space = %s AND"
                     f" {_live(self.manifest.number)} ORDER BY vector::vector({dimension}) <=> %s::vector({dimension})"
                     " LIMIT %s",
-                    (space, _text(query), k + 4),
+                    (space, _text(queries[number]), wanted),
                 )
-                rows += [(number, name, vector) for name, vector in cursor.fetchall()]
-        names = np.asarray([row[1] for row in rows], dtype=np.str_) if rows else np.zeros(0, dtype="U1")
-        found_ids = np.full((len(queries), k), NOTHING, dtype=names.dtype)
-        found_scores = np.full((len(queries), k), -np.inf)
-        truth.fill(
-            found_ids=found_ids,
-            found_scores=found_scores,
-            rows=np.asarray([row[0] for row in rows], dtype=np.int64),
-            columns=np.arange(len(rows)),
-            queries=queries,
-            vectors=np.asarray([json.loads(row[2]) for row in rows], dtype=np.float32).reshape(len(rows), dimension),
-            ids=names,
-        )
-        return Hits(ids=found_ids, scores=found_scores)
+                found[number] = cursor.fetchall()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,30 +176,21 @@ class PostgresBackend:
     Attributes:
         index: Folder of the index, with its manifests.
         connection: To the server.
+        graph: How it searches approximately; None: it looks at all vectors.
     """
 
     index: Path
     connection: Connection
+    graph: Graph | None = None
     kind: str = field(default="pgvector", init=False)
 
     def options(self) -> dict[str, Any]:
         """Return what opens this backend again; the address comes from the environment."""
-        return {"table": self.connection.table}
+        return {"table": self.connection.table, **({} if self.graph is None else self.graph.options())}
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Keep other writers out until a commit is made or given up.
-
-        Raises:
-            InfrastructureError: Another writer kept on.
-        """
-        try:
-            with locks.exclusive(self.index / "write.lock", seconds=WAITING):
-                yield
-        except BlockingIOError:
-            raise InfrastructureError(
-                f"{self.index}: another writer holds its lock; run the same command again"
-            ) from None
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other writers out until a commit is made or given up."""
+        return servers.sole_writer(self.index)
 
     def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
         """Write the rows of the next snapshot."""
@@ -215,6 +208,8 @@ class PostgresBackend:
             )
             for space, made in changes.upserts.items():
                 self._insert(cursor, head.number + 1, space, made)
+                if self.graph is not None:
+                    cursor.execute(self.graph.statement(self.connection.table, space, made.dimension), (space,))
         return ()
 
     def _require_own(self, cursor: Any, head: Manifest) -> None:
@@ -277,7 +272,7 @@ class PostgresBackend:
 
     def view(self, manifest: Manifest) -> PostgresView:
         """Open a snapshot."""
-        return PostgresView(connection=self.connection, manifest=manifest)
+        return PostgresView(connection=self.connection, manifest=manifest, graph=self.graph)
 
     def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
         """Return the ids whose vectors were written by the commits between two snapshots."""
@@ -285,7 +280,7 @@ class PostgresBackend:
         span = f"{before.number} AND {{0}} <= {after.number}"
         conditions = " OR ".join(f"({name} > {span.format(name)})" for name in ("born", "died"))
         rows = view._rows("DISTINCT id", conditions, ())
-        return np.asarray(sorted(row[0] for row in rows), dtype=np.str_) if rows else np.zeros(0, dtype="U1")
+        return servers.texts(sorted(row[0] for row in rows))
 
     def verify(self, manifest: Manifest) -> list[str]:
         """Compare counts, ids and lengths in the server with what the manifest says."""
@@ -311,15 +306,15 @@ def opened(folder: Path, options: Mapping[str, Any]) -> PostgresBackend:
         import psycopg2  # noqa: F401  a line now rather than a traceback at the first question
     except ImportError as e:
         raise SpecError("index backend pgvector: needs psycopg2; install graceful-ai[pgvector]") from e
-    unknown = set(options) - {"table"}
+    unknown = set(options) - {"table", "index", *postgres_graph.NAMES}
     if unknown:
-        raise SpecError(f"index backend pgvector: has no option {min(unknown)!r}; it has table")
+        raise SpecError(
+            f"index backend pgvector: has no option {min(unknown)!r}; it has table, index,"
+            f" {', '.join(postgres_graph.NAMES)}"
+        )
+    graph = Graph.read(options)
     table = str(options.get("table") or f"graceful_index_{secrets.token_hex(6)}")
     if not TABLE.fullmatch(table):
         raise DataError(f"index backend pgvector: table {table[:60]!r} must be lower-case letters, digits and _")
-    address = os.environ.get(INDEX_ADDRESS_VARIABLE, "")
-    if not address:
-        raise SpecError(
-            f"index backend pgvector: ${INDEX_ADDRESS_VARIABLE} must hold the address, e.g. postgresql://user@host/database"
-        )
-    return PostgresBackend(index=folder, connection=Connection(address=address, table=table))
+    address = servers.address("pgvector", example="postgresql://user@host/database")
+    return PostgresBackend(index=folder, connection=Connection(address=address, table=table), graph=graph)

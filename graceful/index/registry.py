@@ -31,10 +31,17 @@ def _pgvector(folder: Path, options: Mapping[str, Any]) -> Backend:
     return postgres.opened(folder, options)
 
 
+def _qdrant(folder: Path, options: Mapping[str, Any]) -> Backend:
+    from graceful.index import qdrant
+
+    return qdrant.opened(folder, options)
+
+
 KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {
     "exact": _exact,
     "faiss": _faiss,
     "pgvector": _pgvector,
+    "qdrant": _qdrant,
 }
 
 

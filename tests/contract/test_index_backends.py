@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from graceful.errors import InfrastructureError, SpecError
-from graceful.index import Index, Space, Vectors, exact
+from graceful.index import Index, Space, Vectors, exact, registry
 from graceful.index.base import Changes
 from graceful.index.postgres import PostgresBackend
 
@@ -23,8 +23,12 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "faiss ivf": ("faiss", {"index": "ivf", "probes": "4", **EXACT_BELOW}),
     "faiss hnsw": ("faiss", {"index": "hnsw", **EXACT_BELOW}),
     "pgvector": ("pgvector", {}),
+    "pgvector hnsw": ("pgvector", {"index": "hnsw", "links": "8", "build": "32", "beam": "40"}),
+    "qdrant": ("qdrant", {}),
 }
-APPROXIMATE = ("faiss ivf", "faiss hnsw")
+APPROXIMATE = ("faiss ivf", "faiss hnsw", "pgvector hnsw")
+GRAPHS_ALONE = "&options=-c%20enable_seqscan%3Doff%20-c%20enable_bitmapscan%3Doff%20-c%20enable_sort%3Doff"
+"""PostgreSQL would look at all of so few vectors."""
 Model = dict[str, tuple[str, "np.ndarray[Any, Any]"]]
 
 
@@ -47,10 +51,16 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, dict[str, Any]]:
+def backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[str, str, dict[str, Any]]:
     kind, options = BACKENDS[request.param]
     if kind == "pgvector":
-        monkeypatch.setenv("GRACEFUL_INDEX_URL", request.getfixturevalue("postgres"))
+        forced = GRAPHS_ALONE if "index" in options else ""
+        monkeypatch.setenv("GRACEFUL_INDEX_URL", request.getfixturevalue("postgres") + forced)
+    if kind == "qdrant":
+        pytest.importorskip("qdrant_client", reason="the extra qdrant is not installed")
+        monkeypatch.setenv("GRACEFUL_INDEX_URL", f"file://{tmp_path}/qdrant")
     if kind == "faiss":
         pytest.importorskip("faiss", reason="the extra faiss is not installed")
     return request.param, kind, options
@@ -169,3 +179,68 @@ def test_a_server_that_drops_the_connection_has_changed_nothing(
     monkeypatch.delenv("GRACEFUL_INDEX_URL")
     with pytest.raises(SpecError, match="GRACEFUL_INDEX_URL must hold the address"):
         Index.open(tmp_path / "index")
+
+
+def test_staged_vectors_of_a_space_that_was_never_committed_do_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("qdrant_client", reason="the extra qdrant is not installed")
+    monkeypatch.setenv("GRACEFUL_INDEX_URL", f"file://{tmp_path}/qdrant")
+    index = Index.create(tmp_path / "index", vectors(["a", "b"], seed=0), SPACES["old"], backend="qdrant")
+    index.backend.stage(index.head(), Changes(upserts={"new": vectors(["a", "x"], seed=1)}))
+    for step, name in enumerate(("c", "d"), start=2):
+        index.add(vectors([name], seed=step), SPACES["old"])
+    index.add(vectors(["e"], seed=4), SPACES["new"], mixed=True)
+    view = index.view()
+    assert (view.ids("old").tolist(), view.ids("new").tolist()) == (["a", "b", "c", "d"], ["e"])
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("http://127.0.0.1:9", InfrastructureError, "the server does not answer .* run the same command again"),
+        ("postgresql://user@host/database", SpecError, "must begin with http://, https:// or file:///"),
+        ("file:///dev/null/folder", InfrastructureError, "its folder cannot be used"),
+        ("", SpecError, "GRACEFUL_INDEX_URL must hold the address"),
+    ],
+)
+def test_a_qdrant_that_cannot_be_reached_is_one_line(
+    address: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("qdrant_client", reason="the extra qdrant is not installed")
+    monkeypatch.setenv("GRACEFUL_INDEX_URL", address)
+    with pytest.raises(error, match=message):
+        Index.create(tmp_path / "index", vectors(["a"], seed=0), SPACES["old"], backend="qdrant")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"index": "tree"}, "option index must be flat or hnsw, got 'tree'"),
+        ({"links": "8"}, "option links is for index=hnsw"),
+        ({"index": "hnsw", "beam": "0"}, "option beam must be a whole number from 1 to 1000, got '0'"),
+        ({"index": "hnsw", "links": "50"}, "option build must be at least twice links, 100, got 64"),
+        ({"beams": "3"}, "has no option 'beams'"),
+    ],
+)
+def test_options_of_a_graph_in_postgres_are_refused_in_one_line(options: dict[str, str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        registry.opened("pgvector", Path("nowhere"), options)
+
+
+def test_a_graph_in_postgres_is_searched_and_finds_what_little_is_left(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRACEFUL_INDEX_URL", postgres + GRAPHS_ALONE)
+    first = vectors([f"i{number:03d}" for number in range(600)], seed=0)
+    options = {"index": "hnsw", "links": "4", "build": "8", "beam": "1"}
+    index = Index.create(tmp_path / "index", first, SPACES["old"], backend="pgvector", options=options)
+    queries = first.vectors[::10]
+    found = index.view().search(queries, space="old", k=10).ids.tolist()
+    truth = index.view().search(queries, space="old", k=10, exact=True).ids.tolist()
+    shared = np.mean([len(set(one) & set(other)) / 10 for one, other in zip(found, truth, strict=True)])
+    assert 0.3 < shared < 1.0, "a graph of four links and one candidate does not find everything"
+    moved = vectors(first.ids[5:].tolist(), seed=1)
+    index.add(moved, SPACES["new"], mixed=True, replacing=True)
+    left = Index.open(tmp_path / "index").view().search(queries, space="old", k=5)
+    assert (np.sort(left.ids, axis=1) == first.ids[:5]).all()

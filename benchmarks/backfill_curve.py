@@ -32,18 +32,24 @@ from graceful.index import Vectors
 from graceful.index.curve import Judged, Reading, Side, curve
 from graceful.index.order import ORDERS, priority
 from graceful.index.vectors import unit_length
+from graceful.tasks.base import Split
 
 MIDDLE = {"kind": "glyphs", "characters": "all", "classes": 80, "fonts": 0.7, "network": {"size": "s2", **HEAD}}
 SEEDS = (0, 1, 2)
 BCT = {"losses": [INFLUENCE, REGRESSION]}
 FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+SPLITS: tuple[Split, ...] = ("query", "gallery", "train", "validation")
+"""Whose vectors are kept; the last two are for `benchmarks.glyphs_upgrade`."""
 SAMPLE = 0.1
 """Share of the gallery whose pairs the order by uncertainty knows; in a backfill they are what is replaced first."""
 
 
 def trained(seed: int, kept: Path) -> dict[str, Any]:
-    """Return the vectors of v1, of v3 with compatible training, and of v3 without, trained once and kept."""
-    path = kept / f"backfill-curve-{seed}.npz"
+    """Return the vectors of v1, of v3 with compatible training, and of v3 without, trained once and kept.
+
+    Seconds that the trainings of v3 took are in `bct.seconds` and `alone.seconds`.
+    """
+    path = kept / f"backfill-curve-{seed}-splits.npz"
     if path.exists():
         with np.load(path) as arrays:
             return dict(arrays)
@@ -56,14 +62,22 @@ def trained(seed: int, kept: Path) -> dict[str, Any]:
             spec = runs.refresh_spec(
                 f"v{number + 1}", task=section, seed=seed + 10_000 * number, compatibility=compatibility
             )
-            done, _ = runs.trained(spec, folder=folder / spec.name, ancestors=folders[::-1], task=runs.task_of(section))
+            done, seconds = runs.trained(
+                spec, folder=folder / spec.name, ancestors=folders[::-1], task=runs.task_of(section)
+            )
             folders.append(done)
+            found["bct.seconds"] = np.asarray(seconds)
         spec = runs.refresh_spec("alone", task=NEW, seed=seed + 20_000)
-        alone, _ = runs.trained(spec, folder=folder / "alone", task=task)
+        alone, seconds = runs.trained(spec, folder=folder / "alone", task=task)
+        found["alone.seconds"] = np.asarray(seconds)
         for name, where in (("v1", folders[0]), ("bct", folders[2]), ("alone", alone)):
-            for split, made in embeddings(runs.load(where), task).items():
+            before = runs.cpu_seconds()
+            for split, made in embeddings(runs.load(where), task, SPLITS).items():
                 found[f"{name}.{split}"] = made.vectors
                 found |= {f"{split}.ids": np.asarray(made.ids), f"{split}.labels": np.asarray(made.labels)}
+                found[f"{split}.groups"] = np.asarray(made.groups)
+            embedded = sum(len(found[f"{split}.ids"]) for split in SPLITS)
+            found[f"{name}.embed_seconds"] = np.asarray((runs.cpu_seconds() - before) / embedded)
     np.savez(path, **found)
     return found
 
@@ -142,10 +156,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, nothing written")
     parser.add_argument("--kept", type=Path, default=Path(tempfile.gettempdir()), help="where vectors are kept")
     parser.add_argument("--train", action="store_true", help="only train and keep the vectors")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="with --train, which (default: all)")
     options = parser.parse_args()
     start, rows = time.perf_counter(), list[dict[str, Any]]()
     options.kept.mkdir(parents=True, exist_ok=True)
-    for seed in SEEDS[:1] if options.quick else SEEDS:
+    for seed in options.seeds if options.train else SEEDS[:1] if options.quick else SEEDS:
         if options.train:
             trained(seed, options.kept)
             print(seed, round(time.perf_counter() - start), flush=True)

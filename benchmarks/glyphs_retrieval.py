@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.compatibility import compare_retrieval
 from graceful.programs.model_outputs import run_on_split
-from graceful.tasks.base import Task
+from graceful.tasks.base import Split, Task
 
 HEAD = {"embedding": 32, "head": "cosine", "scale": 16.0}
 OLD = {"kind": "glyphs", "characters": "all", "classes": 55, "fonts": 0.4, "network": {"size": "xs", **HEAD}}
@@ -82,10 +83,12 @@ def measure(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def embeddings(version: Predecessor, task: Task) -> dict[str, retrieval.Embeddings]:
-    """Query and gallery embeddings of one version."""
+def embeddings(
+    version: Predecessor, task: Task, splits: Sequence[Split] = ("query", "gallery")
+) -> dict[str, retrieval.Embeddings]:
+    """Query and gallery embeddings of one version, or those of other splits."""
     found = {}
-    for split in ("query", "gallery"):
+    for split in splits:
         samples = task.samples(split)
         found[split] = retrieval.Embeddings(
             ids=samples.ids,

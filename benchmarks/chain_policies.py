@@ -44,9 +44,9 @@ from benchmarks import results, runs
 from graceful import spec
 from graceful.chain import Predecessor
 from graceful.chain.budgets import Budget, Status
-from graceful.programs.contract import Unconstrained, ask, contract
-from graceful.programs.run import Run
-from graceful.programs.train import train
+from graceful.programs.fitting.train import train
+from graceful.programs.preparation.contract import Unconstrained, ask, contract
+from graceful.programs.runs.run import Run
 from graceful.tasks.base import Task
 
 SEEDS, VERSIONS = (0, 1, 2), 10

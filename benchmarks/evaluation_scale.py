@@ -33,9 +33,9 @@ from graceful import spec, tasks
 from graceful.chain import Predecessor
 from graceful.learners import Classifier, learner_of
 from graceful.models.base import Headed
-from graceful.programs.evaluate import evaluate
-from graceful.programs.kept_outputs import KeptOutputs
-from graceful.programs.model_outputs import Evaluated, answers_on_split, run_versions
+from graceful.programs.evaluation.evaluate import evaluate
+from graceful.programs.outputs.kept_outputs import KeptOutputs
+from graceful.programs.outputs.model_outputs import Evaluated, answers_on_split, run_versions
 from graceful.storage import Mirror
 from graceful.tasks.base import Samples, Task
 

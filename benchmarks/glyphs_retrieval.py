@@ -28,7 +28,7 @@ from benchmarks import results, runs
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.compatibility import compare_retrieval
-from graceful.programs.model_outputs import run_on_split
+from graceful.programs.outputs.model_outputs import run_on_split
 from graceful.tasks.base import Split, Task
 
 HEAD = {"embedding": 32, "head": "cosine", "scale": 16.0}

@@ -40,8 +40,8 @@ import torch
 from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD
 from graceful.chain import blending, label_map
-from graceful.programs import blend as blends
-from graceful.programs.model_outputs import run_on_split
+from graceful.programs.fitting import blend as blends
+from graceful.programs.outputs.model_outputs import run_on_split
 from graceful.spec import Blend
 from graceful.tasks.base import Task
 

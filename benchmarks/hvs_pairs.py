@@ -39,7 +39,7 @@ from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.intervals import Evidence, paired_difference
 from graceful.models import cost
-from graceful.programs.model_outputs import run_on_split
+from graceful.programs.outputs.model_outputs import run_on_split
 from graceful.tasks.base import Samples, Task
 
 HEAD = {"embedding": 64, "head": "cosine", "scale": 16.0}

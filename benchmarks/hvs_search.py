@@ -39,8 +39,8 @@ from graceful.chain import Predecessor
 from graceful.chain.ancestor import Ancestor, Link
 from graceful.metrics import retrieval
 from graceful.programs.architectures import program
-from graceful.programs.model_outputs import embeddings_of, run_on_split
-from graceful.programs.run import Run
+from graceful.programs.outputs.model_outputs import embeddings_of, run_on_split
+from graceful.programs.runs.run import Run
 from graceful.spec.architectures import ArchitectureSpace
 from graceful.spec.stages import StagedNetwork
 from graceful.tasks.base import Samples

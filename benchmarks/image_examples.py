@@ -32,7 +32,7 @@ from graceful import spec, tasks
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.compatibility import compare_retrieval
-from graceful.programs.model_outputs import run_on_split
+from graceful.programs.outputs.model_outputs import run_on_split
 from graceful.tasks.base import Task
 
 JOBS = Path(__file__).parents[1] / "jobs"

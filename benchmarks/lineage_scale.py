@@ -29,10 +29,10 @@ from benchmarks import results
 from graceful.lineage import LineageRecord, Node, Store, pages, schema
 from graceful.lineage.registration import record_tags, version_tags
 from graceful.metrics.predictions import Predictions
-from graceful.programs import recorded_predictions
-from graceful.programs.diff import difference
-from graceful.programs.lineage import NEWEST
-from graceful.programs.lineage import versions as lineage
+from graceful.programs.outputs import recorded_predictions
+from graceful.programs.versions.diff import difference
+from graceful.programs.versions.lineage import NEWEST
+from graceful.programs.versions.lineage import versions as lineage
 from tests.support import mlflow_server, postgres_server
 from tests.support import mlflow_versions as made
 

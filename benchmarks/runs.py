@@ -14,8 +14,8 @@ import numpy as np
 from graceful import spec, tasks
 from graceful.chain import Predecessor
 from graceful.models import bundle
-from graceful.programs.run import Run
-from graceful.programs.train import train
+from graceful.programs.fitting.train import train
+from graceful.programs.runs.run import Run
 from graceful.tasks.base import Split, Task
 from graceful.training.job import begun
 

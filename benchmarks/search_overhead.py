@@ -28,7 +28,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD, RECIPE
 from graceful import spec as specs
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.search import search

@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD, RECIPE
 from graceful import spec as specs
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.programs.tuning import final, space
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.scoring import Score

@@ -94,7 +94,7 @@ def attempt_log(uri: str, run: str, number: int) -> str:
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program without a time limit: programs give up by themselves on a server that does not answer."""
-    command = startup.python(f"graceful.programs.{program}", *arguments)
+    command = startup.python(f"graceful.programs.housekeeping.{program}", *arguments)
     env = {**os.environ, **programs.environment(os.environ)}
     return startup.answer(command, environment=env)
 

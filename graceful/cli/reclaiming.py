@@ -39,7 +39,7 @@ def gc(home: Path | None, *, older: str, cache_gb: float, dry_run: bool, output:
     folder, age = homes.folder(home), duration(older)
     flags = ["--dry-run"] if dry_run else []
     limits = ["--older-than", str(age.total_seconds()), "--limit", str(int(cache_gb * GB))]
-    command = startup.python("graceful.programs.reclaim", str(folder), *limits, *flags)
+    command = startup.python("graceful.programs.housekeeping.reclaim", str(folder), *limits, *flags)
     env = {**os.environ, **programs.environment(os.environ), HOME_VARIABLE: str(folder)}
     process = startup.answer(command, environment=env)
     lines = process.stdout.strip().splitlines()

@@ -31,11 +31,12 @@ from graceful.errors import (
     SpecError,
 )
 from graceful.launch import outcome
-from graceful.programs import default_home, log_archive, spec_programs
+from graceful.programs import default_home, spec_programs
 from graceful.programs.document_programs import DOCUMENTS
+from graceful.programs.housekeeping import log_archive
 from graceful.programs.outcomes import Show
 from graceful.programs.present import Talk
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.programs.spec_programs import PROGRAMS
 
 

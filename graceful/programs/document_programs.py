@@ -19,13 +19,13 @@ from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE
 from graceful.programs import default_home
 from graceful.programs.outcomes import Outcome, lines_of
 from graceful.programs.present import Talk
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.programs.spec_programs import refreshed
 
 
 def _diff(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
-    from graceful.programs import diff, diff_page
+    from graceful.programs.versions import diff, diff_page
     from graceful.views.difference import screen
 
     difference = diff.difference(Store(None, default_home()), document["old"], document["new"])
@@ -91,7 +91,7 @@ def _compare_search(document: dict[str, Any]) -> Outcome:
 
 
 def _label_next(document: dict[str, Any]) -> Outcome:
-    from graceful.programs.labelling import Asked, label_next
+    from graceful.programs.searches.labelling import Asked, label_next
     from graceful.views.labelling import screen
 
     found = label_next(Asked(**document))
@@ -99,7 +99,7 @@ def _label_next(document: dict[str, Any]) -> Outcome:
 
 
 def _combine(document: dict[str, Any]) -> Outcome:
-    from graceful.programs import combine
+    from graceful.programs.versions import combine
     from graceful.views.explanation import predictions
 
     quiet, home = bool(document.pop("quiet", False)), default_home()
@@ -113,7 +113,7 @@ def _combine(document: dict[str, Any]) -> Outcome:
 
 
 def _explain(document: dict[str, Any]) -> Outcome:
-    from graceful.programs import explain
+    from graceful.programs.versions import explain
     from graceful.views.explanation import screen
 
     with Talk(console=Console(stderr=True), quiet=bool(document.pop("quiet", False))) as progress:
@@ -123,7 +123,8 @@ def _explain(document: dict[str, Any]) -> Outcome:
 
 def _act(document: dict[str, Any]) -> Outcome:
     from graceful.lineage import Store
-    from graceful.programs import act, notifications
+    from graceful.programs.messages import notifications
+    from graceful.programs.versions import act
     from graceful.views.chain import history_table
 
     action, home = act.Action(**document), default_home()

@@ -15,21 +15,26 @@ from graceful.errors import DataError, RegistryError, SpecError, StorageError, T
 from graceful.lineage import LineageRecord, Registration, Store
 from graceful.lineage.flips_table import MOST as LISTED
 from graceful.models import bundle_files
-from graceful.programs import ancestry, blend, exclusive, notifications, pages, ray_gauges, recorded_predictions
-from graceful.programs.constraint_checks import require_judgeable
-from graceful.programs.constraint_report import FILE as CONSTRAINTS
-from graceful.programs.evaluate import Evaluation, evaluate
-from graceful.programs.finishing import Trained
-from graceful.programs.flipped import excerpts, thumbnails
-from graceful.programs.galleries import FleetVersions, fleet_of
-from graceful.programs.kept_outputs import KeptOutputs
-from graceful.programs.live_pairs import live_pairs
-from graceful.programs.matrix import chosen, matrix
-from graceful.programs.novelty import ingredients
-from graceful.programs.reference_runs import reference_runs_of
-from graceful.programs.run import Progress, Run, silent
-from graceful.programs.train import train
-from graceful.programs.weight_mixing import note
+from graceful.programs import exclusive, ray_gauges
+from graceful.programs.evaluation import pages
+from graceful.programs.evaluation.constraint_report import FILE as CONSTRAINTS
+from graceful.programs.evaluation.evaluate import Evaluation, evaluate
+from graceful.programs.evaluation.live_pairs import live_pairs
+from graceful.programs.evaluation.matrix import chosen, matrix
+from graceful.programs.evaluation.reference_runs import reference_runs_of
+from graceful.programs.fitting import blend
+from graceful.programs.fitting.finishing import Trained
+from graceful.programs.fitting.train import train
+from graceful.programs.fitting.weight_mixing import note
+from graceful.programs.messages import notifications
+from graceful.programs.outputs import recorded_predictions
+from graceful.programs.outputs.flipped import excerpts, thumbnails
+from graceful.programs.outputs.galleries import FleetVersions, fleet_of
+from graceful.programs.outputs.kept_outputs import KeptOutputs
+from graceful.programs.preparation.constraint_checks import require_judgeable
+from graceful.programs.runs import ancestry
+from graceful.programs.runs.novelty import ingredients
+from graceful.programs.runs.run import Progress, Run, silent
 from graceful.report import Report
 from graceful.spec import RefreshSpec
 from graceful.storage import write_text

@@ -19,15 +19,16 @@ from graceful.errors import EXIT_HELD, SpecError
 from graceful.programs import default_home
 from graceful.programs.outcomes import Outcome, lines_of
 from graceful.programs.present import Talk
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 
 
 def refreshed(run: Run, progress: Talk) -> Outcome:
     """Refresh a version: train, evaluate, judge, register, promote; or say why there is nothing to do."""
-    from graceful.programs import failure_record, notifications
-    from graceful.programs.constraint_report import FILE as CONSTRAINTS
-    from graceful.programs.novelty import skipped
+    from graceful.programs.evaluation.constraint_report import FILE as CONSTRAINTS
+    from graceful.programs.messages import notifications
     from graceful.programs.refresh import refresh
+    from graceful.programs.runs import failure_record
+    from graceful.programs.runs.novelty import skipped
     from graceful.views.chain import Judged, chain_table, pair_table, pairs_of
     from graceful.views.constraints import constraint_table, remarks
 
@@ -110,9 +111,9 @@ def matrix(run: Run, progress: Talk, *, names: Sequence[str]) -> Outcome:
 
 
 def _tune(run: Run, progress: Talk) -> Outcome:
-    from graceful.programs import failure_record
-    from graceful.programs.tune import run_of
+    from graceful.programs.runs import failure_record
     from graceful.programs.tuning.present import search_and_show
+    from graceful.programs.tuning.program import run_of
 
     search = run_of(run.spec)
     with failure_record.once(search, retried=RUN_SPEC_VARIABLE in os.environ):
@@ -125,8 +126,8 @@ def space(run: Run, progress: Talk) -> Outcome:
 
     document = dry_run(run.spec)
     if run.spec.compatibility.blend is not None:
-        from graceful.programs.tune import run_of
         from graceful.programs.tuning import teacher
+        from graceful.programs.tuning.program import run_of
 
         document["teacher"] = teacher.predicted(run_of(run.spec))
     flat = {key: value for key, value in document.items() if key != "space"}
@@ -159,7 +160,7 @@ def lineage(options: argparse.Namespace) -> Outcome:
     """Show the versions of a model, and what each one broke."""
     from graceful.lineage import Store
     from graceful.lineage.family import tree
-    from graceful.programs.lineage import NEWEST, draw, strangers, versions
+    from graceful.programs.versions.lineage import NEWEST, draw, strangers, versions
     from graceful.views.chain import chain_table, pair_table
 
     model = options.model

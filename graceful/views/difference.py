@@ -17,7 +17,7 @@ from graceful.report import Measurement
 from graceful.views.rendering import percent, render
 
 if TYPE_CHECKING:
-    from graceful.programs.diff import Difference, Flip
+    from graceful.programs.versions.diff import Difference, Flip
 
 SHOWN = 20
 """Flips that the terminal lists."""

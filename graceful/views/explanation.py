@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from graceful.programs.combine import Predicted
-    from graceful.programs.explain import Explanation, Pull
+    from graceful.programs.versions.combine import Predicted
+    from graceful.programs.versions.explain import Explanation, Pull
 
 
 UNEXPLAINED = 0.01

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from graceful.programs.labelling import Next
+    from graceful.programs.searches.labelling import Next
 
 
 def screen(found: Next) -> Group:

@@ -13,7 +13,7 @@ from graceful.views import constraints as constraint_report
 from graceful.views.rendering import render
 
 if TYPE_CHECKING:
-    from graceful.programs.flipped import Flip
+    from graceful.programs.outputs.flipped import Flip
 
 BAR_LEFT, BAR_WIDTH, ROW_HEIGHT = 150, 560, 34
 PAIRED = ("pair_map", "pair_query_alone_map", "pair_paragon_map", "pair_reversed_map", "pair_gain_map",

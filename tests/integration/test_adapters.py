@@ -14,7 +14,7 @@ from graceful.lineage import Store, serving
 from graceful.lineage.family import tree
 from graceful.programs.adapting.program import Wanted, adapt
 from graceful.programs.refresh import refresh
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 
 pytestmark = [
     pytest.mark.integration,

@@ -18,7 +18,7 @@ import pytest
 from graceful import spec
 from graceful.programs.architectures import program
 from graceful.programs.refresh import refresh
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.spec import RefreshSpec
 
 pytestmark = [

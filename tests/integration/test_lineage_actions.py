@@ -14,7 +14,7 @@ import pytest
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, schema
 from graceful.lineage.events import Event
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
 from tests.support.webhook_receiver import receiving
@@ -272,7 +272,7 @@ def test_refresh_leaves_retired_versions_out_and_keeps_the_champion_as_parent(
     store: Store, tmp_path: Path, filled: tuple[Path, list[LineageRecord]]
 ) -> None:
     from graceful import spec as specs
-    from graceful.programs import ancestry
+    from graceful.programs.runs import ancestry
 
     store.retire("glyphs", 2, **WHO)
     links = ancestry.read(store, specs.parse(versions.spec("v9")), tmp_path)
@@ -285,7 +285,7 @@ def test_verdict_and_promotion_of_a_refresh_are_told(
     store: Store, tmp_path: Path, filled: tuple[Path, list[LineageRecord]]
 ) -> None:
     from graceful import spec as specs
-    from graceful.programs import notifications
+    from graceful.programs.messages import notifications
 
     held, v3, _, _ = filled[1]
     with receiving(200) as receiver:
@@ -310,7 +310,8 @@ def test_what_people_do_is_told_to_the_address_of_the_models_spec(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from graceful import spec as specs
-    from graceful.programs import act, notifications
+    from graceful.programs.messages import notifications
+    from graceful.programs.versions import act
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = store.registry.home

@@ -11,7 +11,7 @@ from PIL import Image
 from graceful import cli
 from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord, Store
-from graceful.programs import diff
+from graceful.programs.versions import diff
 from graceful.views import difference
 from tests.support import mlflow_story
 from tests.support import mlflow_versions as versions

@@ -309,9 +309,10 @@ def test_edited_parents_stop_nobody(store: Store, text: str) -> None:
 
 def test_versions_of_others_are_named_and_stop_nobody(store: Store, tmp_path: Path) -> None:
     from graceful.lineage.connection import as_global
-    from graceful.programs import act, ancestry
-    from graceful.programs.lineage import strangers
-    from graceful.programs.lineage import versions as shown
+    from graceful.programs.runs import ancestry
+    from graceful.programs.versions import act
+    from graceful.programs.versions.lineage import strangers
+    from graceful.programs.versions.lineage import versions as shown
 
     client = store.registry.client
     experiment = client.create_experiment("another team's", artifact_location=(tmp_path / "theirs").as_uri())

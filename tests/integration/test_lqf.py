@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from graceful import spec, tasks
 from graceful.errors import SpecError
 from graceful.models.stored import StoredVersion
-from graceful.programs import combine
-from graceful.programs.explain import Wanted, explain
 from graceful.programs.refresh import refresh, train_only
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
+from graceful.programs.versions import combine
+from graceful.programs.versions.explain import Wanted, explain
 from graceful.training.linear_start import starting_network
 from graceful.training.start import require_start
 from tests.support.lqf_rank import solved, stepped

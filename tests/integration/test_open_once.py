@@ -12,7 +12,7 @@ import pytest
 from graceful import spec
 from graceful.models import bundle
 from graceful.programs.refresh import matrix_of, refresh
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.storage.server import client
 from tests.support.s3_server import BadRoad, environment, serving
 

@@ -9,7 +9,7 @@ import pytest
 
 from graceful import spec, tasks
 from graceful.models import bundle
-from graceful.programs.matrix import chosen, matrix
+from graceful.programs.evaluation.matrix import chosen, matrix
 from tests.support.runs import train
 
 pytestmark = pytest.mark.integration

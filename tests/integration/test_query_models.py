@@ -13,14 +13,14 @@ from graceful.errors import SpecError
 from graceful.lineage import Store
 from graceful.lineage.family import tree
 from graceful.models import bundle
-from graceful.programs.act import Action, act
 from graceful.programs.exporting.program import Wanted, export
 from graceful.programs.indexing import backfilling
 from graceful.programs.indexing import program as indexing
 from graceful.programs.indexing.source import Source, embedder
-from graceful.programs.novelty import skipped
 from graceful.programs.refresh import matrix_of, refresh
-from graceful.programs.run import Run
+from graceful.programs.runs.novelty import skipped
+from graceful.programs.runs.run import Run
+from graceful.programs.versions.act import Action, act
 
 pytestmark = [
     pytest.mark.integration,

@@ -22,7 +22,7 @@ import pytest
 from graceful import cli, packing
 from graceful.files import mark_used
 from graceful.lineage import LineageRecord, Store
-from graceful.programs import reclaim
+from graceful.programs.housekeeping import reclaim
 from graceful.storage import Mirror, objects, server
 from graceful.targets.files import META
 from graceful.tasks import code

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from graceful.constraints import COMPARISON_METRICS, OWN_METRICS
-from graceful.programs.webhook import PATIENCE
+from graceful.programs.messages.webhook import PATIENCE
 from tests.support.mlflow_versions import copied_store
 from tests.support.webhook_receiver import receiving
 
@@ -257,7 +257,7 @@ def test_an_ancestor_whose_weights_were_deleted_is_trained_against_and_holds_wha
     from graceful.errors import DataError
     from graceful.lineage import Store
     from graceful.programs.refresh import matrix_of, refresh
-    from graceful.programs.run import Run
+    from graceful.programs.runs.run import Run
 
     def refreshed(name: str, metric: str, bound: float, against: str, **compatibility: Any) -> Any:
         asked = {"losses": [{"kind": "focal_distillation"}], **compatibility}

@@ -24,9 +24,9 @@ from graceful.chain import Completeness
 from graceful.errors import IntegrityError, StorageError
 from graceful.models import bundle
 from graceful.patience import ONE_TRY
-from graceful.programs import outbox
-from graceful.programs.outbox import Outbox
-from graceful.programs.webhook import Webhook
+from graceful.programs.messages import outbox
+from graceful.programs.messages.outbox import Outbox
+from graceful.programs.messages.webhook import Webhook
 from graceful.storage import Mirror, objects, sha256_json
 from graceful.storage.server import PART, client
 from graceful.targets import writing

@@ -17,7 +17,7 @@ from graceful import cli, packing, tasks
 from graceful.cli import bucket, locations
 from graceful.errors import InfrastructureError, IntegrityError, SpecError
 from graceful.launch.kuberay import gc
-from graceful.programs import sweep
+from graceful.programs.housekeeping import sweep
 from graceful.spec import PythonTask
 from graceful.storage import objects
 from graceful.storage.server import client

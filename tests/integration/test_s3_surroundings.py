@@ -149,7 +149,7 @@ def test_an_answer_of_another_kind_is_one_line(places: dict[str, str], status: i
 
 
 def test_a_program_ends_with_4_and_one_line(places: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "graceful.programs.sweep", "S3A://some/x"]
+    command = [sys.executable, "-m", "graceful.programs.housekeeping.sweep", "S3A://some/x"]
     env = {**os.environ, "AWS_ENDPOINT_URL": "minio:9000"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 4, done.stderr

@@ -18,8 +18,8 @@ import pytest
 from graceful import spec, tasks
 from graceful.launch.timetable import Timetable
 from graceful.lineage import LineageRecord
-from graceful.programs import novelty
-from graceful.programs.run import Run
+from graceful.programs.runs import novelty
+from graceful.programs.runs.run import Run
 from tests.support import mlflow_versions
 from tests.support.mlflow_versions import local_store
 

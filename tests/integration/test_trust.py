@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graceful.programs import ship
+from graceful.programs.housekeeping import ship
 from graceful.programs.refresh import refresh
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.spec import parse
 from graceful.storage.server import client
 from tests.support.s3_server import serving

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from graceful.errors import SpecError
-from graceful.programs import tune as tuning
+from graceful.programs.tuning import program as tuning
 from graceful.storage import Mirror, objects
 from graceful.storage.server import client
 from tests.support.s3_server import serving

@@ -12,8 +12,8 @@ from PIL import Image
 
 from graceful.lineage import LineageRecord, Store
 from graceful.metrics.predictions import Predictions
-from graceful.programs import recorded_predictions
-from graceful.programs.flipped import negative_flips
+from graceful.programs.outputs import recorded_predictions
+from graceful.programs.outputs.flipped import negative_flips
 from graceful.views.report import render_report
 from tests.support import mlflow_versions as versions
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from graceful import spec, tasks
 from graceful.models.stored import StoredVersion
-from graceful.programs.outputs import CachedOutputs, Views
+from graceful.programs.outputs.predecessor_outputs import CachedOutputs, Views
 from graceful.storage import Mirror
 from graceful.training import ray_outputs
 

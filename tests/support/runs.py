@@ -12,9 +12,9 @@ import numpy as np
 from graceful.chain.ancestor import Ancestor
 from graceful.chain.budgets import Budget
 from graceful.chain.contract import Contract, Correctness, Promise
-from graceful.programs import train as program
-from graceful.programs.finishing import Trained
-from graceful.programs.run import Run
+from graceful.programs.fitting import train as program
+from graceful.programs.fitting.finishing import Trained
+from graceful.programs.runs.run import Run
 from graceful.spec import RefreshSpec
 from graceful.training.job import TrainingJob
 

@@ -14,9 +14,9 @@ from graceful.errors import IntegrityError, SpecError
 from graceful.lineage import LineageRecord
 from graceful.lineage.fleet import Fleet
 from graceful.lineage.listing import Listed
-from graceful.programs import ancestry
 from graceful.programs import refresh as program
-from graceful.programs.run import Run
+from graceful.programs.runs import ancestry
+from graceful.programs.runs.run import Run
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_records import record
 

@@ -26,8 +26,8 @@ from graceful.programs.architectures import program
 from graceful.programs.architectures.actors import Here, Recipe
 from graceful.programs.architectures.budgets import Prices
 from graceful.programs.architectures.journal import measurements
-from graceful.programs.run import Run
-from graceful.programs.train import train
+from graceful.programs.fitting.train import train
+from graceful.programs.runs.run import Run
 from graceful.spec.architectures import Architectures, ArchitectureSpace, Budget
 from graceful.spec.stages import StagedNetwork
 

@@ -19,8 +19,8 @@ from graceful.chain import Completeness
 from graceful.constraints import CHAIN_METRICS, COMPARISON_METRICS, Constraint, Direction
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle, bundle_files, weights
-from graceful.programs.evaluate import evaluate
-from graceful.programs.finishing import Trained
+from graceful.programs.evaluation.evaluate import evaluate
+from graceful.programs.fitting.finishing import Trained
 from graceful.report import Report
 from graceful.storage import sha256_file
 from graceful.tasks import code

@@ -21,7 +21,7 @@ from graceful.errors import SpecError
 from graceful.losses.ops.divergence import kl_divergence
 from graceful.models import bundle
 from graceful.models.base import Outputs
-from graceful.programs import blend
+from graceful.programs.fitting import blend
 from graceful.targets.teacher import OldSide, Teacher
 from graceful.training import trace
 from graceful.training.objective import Objective

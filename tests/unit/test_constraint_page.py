@@ -20,13 +20,15 @@ from graceful import tasks
 from graceful.gate import Outcome, Verdict
 from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
-from graceful.programs import background, flipped
-from graceful.programs.constraint_report import PROMISED, build
-from graceful.programs.evaluate import evaluate
-from graceful.programs.flipped import negative_flips, pictures
-from graceful.programs.model_outputs import Evaluated
-from graceful.programs.reference_runs import ReferenceRuns
-from graceful.programs.slices import most_flipped
+from graceful.programs.evaluation import background
+from graceful.programs.evaluation.constraint_report import build
+from graceful.programs.evaluation.evaluate import evaluate
+from graceful.programs.evaluation.reference_runs import ReferenceRuns
+from graceful.programs.evaluation.slices import most_flipped
+from graceful.programs.outputs import flipped
+from graceful.programs.outputs.flipped import negative_flips, pictures
+from graceful.programs.outputs.model_outputs import Evaluated
+from graceful.programs.preparation.contract_record import PROMISED
 from graceful.report import Comparison, Measurement, Report
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples

@@ -18,8 +18,9 @@ from graceful.chain.budgets import Standing, plan
 from graceful.errors import SpecError
 from graceful.gate import Outcome, Verdict
 from graceful.learners import Classifier
-from graceful.programs.constraint_report import PROMISED, build, record
-from graceful.programs.matrix import chosen, matrix
+from graceful.programs.evaluation.constraint_report import build
+from graceful.programs.evaluation.matrix import chosen, matrix
+from graceful.programs.preparation.contract_record import PROMISED, record
 from graceful.report import Comparison, Measurement, Report
 from graceful.training.driver import TrainingResult
 from graceful.views.constraints import constraint_rows, constraint_table

@@ -11,8 +11,8 @@ import pytest
 from graceful import gate
 from graceful.errors import DataError, IntegrityError, RegistryError
 from graceful.lineage import LineageRecord
-from graceful.programs import sweep
-from graceful.programs.twins import Twins
+from graceful.programs.housekeeping import sweep
+from graceful.programs.housekeeping.twins import Twins
 from graceful.storage import Mirror
 from graceful.targets import Cache, eviction
 from graceful.targets.files import META

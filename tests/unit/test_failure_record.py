@@ -4,8 +4,8 @@ import pytest
 
 from graceful import errors
 from graceful.environment import RESUMES_VARIABLE
-from graceful.programs import failure_record
-from graceful.programs.run import Run
+from graceful.programs.runs import failure_record
+from graceful.programs.runs.run import Run
 from graceful.spec import RefreshSpec
 
 

@@ -20,10 +20,10 @@ from graceful.models import bundle
 from graceful.models.base import Headed
 from graceful.models.interpolation import inherited_state, interpolated, recalibrate
 from graceful.models.stored import StoredVersion
-from graceful.programs.finishing import Trained
-from graceful.programs.reference_training import reference_run
-from graceful.programs.run import Run
-from graceful.programs.weight_mixing import mix
+from graceful.programs.fitting.finishing import Trained
+from graceful.programs.fitting.reference_training import reference_run
+from graceful.programs.fitting.weight_mixing import mix
+from graceful.programs.runs.run import Run
 from graceful.training.start import weights_of
 from tests.support.runs import train
 

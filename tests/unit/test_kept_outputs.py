@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from graceful import tasks
 from graceful.chain import Predecessor
-from graceful.programs import kept_outputs, model_outputs
-from graceful.programs.evaluate import evaluate
-from graceful.programs.kept_outputs import KeptOutputs
+from graceful.programs.evaluation.evaluate import evaluate
+from graceful.programs.outputs import kept_outputs, model_outputs
+from graceful.programs.outputs.kept_outputs import KeptOutputs
 from graceful.report import Report
 from graceful.storage import Mirror
 from tests.unit.test_program_stages import constant, parse

@@ -14,8 +14,8 @@ from graceful.errors import DataError, SpecError
 from graceful.index import Index, Space, Vectors, files
 from graceful.metrics.predictions import Predictions
 from graceful.programs import __main__ as main
-from graceful.programs import recorded_predictions
-from graceful.programs.labelling import Asked, label_next
+from graceful.programs.outputs import recorded_predictions
+from graceful.programs.searches.labelling import Asked, label_next
 from graceful.views.labelling import screen
 
 N, BOUND = 1000, 0.03

@@ -385,7 +385,7 @@ def test_a_pods_program_reads_the_mounted_spec_and_ends_with_its_outcome(
     code: int, ended: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from graceful.programs import __main__ as entry
-    from graceful.programs.run import Run
+    from graceful.programs.runs.run import Run
 
     seen: list[spec.RefreshSpec] = []
 

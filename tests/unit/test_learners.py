@@ -19,9 +19,9 @@ from graceful.lineage.serving import Served
 from graceful.losses.embedding_regression import EmbeddingRegression, embedding_regression
 from graceful.models import bundle
 from graceful.models.base import Outputs
-from graceful.programs import train as program
-from graceful.programs.model_outputs import Evaluated, run_on_split, run_versions
-from graceful.programs.rehearsal import rehearse
+from graceful.programs.fitting import train as program
+from graceful.programs.fitting.rehearsal import rehearse
+from graceful.programs.outputs.model_outputs import Evaluated, run_on_split, run_versions
 from graceful.programs.tuning import fits
 from graceful.spec import Compatibility, DigitsTask, PythonTask, RefreshSpec
 from graceful.targets import Live, build

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from graceful.errors import EXIT_USAGE, StorageError
-from graceful.programs import log_archive
+from graceful.programs.housekeeping import log_archive
 from graceful.storage import objects
 from graceful.storage.objects import StoredObject
 

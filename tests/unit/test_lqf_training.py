@@ -15,9 +15,9 @@ from graceful.errors import SpecError
 from graceful.lqf.operators import Batched
 from graceful.models.base import outputs_of
 from graceful.models.stored import StoredVersion
-from graceful.programs import tune
-from graceful.programs.finishing import finish
-from graceful.programs.rehearsal import rehearse
+from graceful.programs.fitting.finishing import finish
+from graceful.programs.fitting.rehearsal import rehearse
+from graceful.programs.tuning import program as tune
 from graceful.programs.tuning import space
 from graceful.training import trace
 from graceful.training.chain_targets import _pull

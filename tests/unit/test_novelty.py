@@ -10,7 +10,7 @@ import pytest
 
 from graceful import spec, tasks
 from graceful.lineage import LineageRecord
-from graceful.programs import novelty
+from graceful.programs.runs import novelty
 from tests.support.mlflow_records import record
 
 DATA = {"data": "a" * 64, "transform": "b" * 64}

@@ -16,10 +16,10 @@ from graceful.chain.old_labels import OldLabels
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.learners import Classifier
 from graceful.models import bundle
-from graceful.programs import model_outputs
-from graceful.programs.constraint_checks import require_judgeable
-from graceful.programs.evaluate import evaluate
-from graceful.programs.finishing import Trained
+from graceful.programs.evaluation.evaluate import evaluate
+from graceful.programs.fitting.finishing import Trained
+from graceful.programs.outputs import model_outputs
+from graceful.programs.preparation.constraint_checks import require_judgeable
 from graceful.tasks.base import Task
 from graceful.training import batches, versions
 from tests.support import training_task

@@ -24,9 +24,9 @@ from graceful.errors import (
     StorageError,
 )
 from graceful.programs import exclusive
-from graceful.programs.outputs import Pace
+from graceful.programs.outputs.predecessor_outputs import Pace
 from graceful.programs.refresh import Refreshed, refresh
-from graceful.programs.run import Run
+from graceful.programs.runs.run import Run
 from graceful.targets.blocks import blocks_of
 from graceful.training import ray_outputs
 from tests.support.runs import train

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from graceful.programs import sweep
+from graceful.programs.housekeeping import sweep
 from graceful.storage import StoredObject
 
 ROOT = "s3://b/team/runs"

@@ -15,7 +15,7 @@ import pytest
 
 from graceful.errors import DataError
 from graceful.metrics.predictions import Predictions
-from graceful.programs import recorded_predictions
+from graceful.programs.outputs import recorded_predictions
 from graceful.storage import arrays
 
 

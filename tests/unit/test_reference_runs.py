@@ -9,8 +9,8 @@ import pytest
 
 from graceful.chain import Completeness, Predecessor
 from graceful.models import bundle
-from graceful.programs.reference_runs import reference_runs_of
-from graceful.programs.run import Run
+from graceful.programs.evaluation.reference_runs import reference_runs_of
+from graceful.programs.runs.run import Run
 from tests.support import training_task
 from tests.support.runs import train
 from tests.unit.test_program_stages import constant, parse

@@ -12,7 +12,7 @@ from graceful import spec, tasks
 from graceful.errors import DataError, GracefulError, SpecError, StorageError, TrainingError
 from graceful.models import bundle
 from graceful.models.base import Outputs
-from graceful.programs.finishing import Trained
+from graceful.programs.fitting.finishing import Trained
 from graceful.training import job
 from graceful.training.batches import require_outputs
 from tests.support import odd_networks

@@ -17,7 +17,7 @@ from graceful.metrics.inputs import VersionOutputs
 from graceful.metrics.predictions import Predictions
 from graceful.metrics.retrieval import Embeddings, rank
 from graceful.models.base import Outputs
-from graceful.programs.pairs import pairs
+from graceful.programs.outputs.pairs import pairs
 from graceful.training.objective import Objective, OldVersion
 from tests.support import loss_oracles, metric_oracles
 

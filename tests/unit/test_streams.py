@@ -14,7 +14,7 @@ import pytest
 from graceful import spec, tasks
 from graceful.errors import DataError, IntegrityError, SpecError
 from graceful.models import bundle
-from graceful.programs.outputs import Views
+from graceful.programs.outputs.predecessor_outputs import Views
 from graceful.tasks.base import Samples
 from graceful.tasks.streams import Stream
 from graceful.training import trace

@@ -19,7 +19,7 @@ import pytest
 
 from graceful import spec, tasks
 from graceful.errors import DataError
-from graceful.programs.reclaim import copies, leftovers
+from graceful.programs.housekeeping.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
 from graceful.tasks.table import content, index, mapping, repeats, source

@@ -11,7 +11,7 @@ import pytest
 from graceful import spec
 from graceful.errors import DataError, SpecError
 from graceful.metrics import retrieval
-from graceful.programs.model_outputs import SplitOutputs, embeddings_of
+from graceful.programs.outputs.model_outputs import SplitOutputs, embeddings_of
 from tests.unit.test_tasks_table import build, csv, parquet, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from benchmarks.image_fuzz import FORMATS, mutants, outcome
 from graceful import tasks
 from graceful.errors import DataError
-from graceful.programs.flipped import thumbnails
+from graceful.programs.outputs.flipped import thumbnails
 from graceful.spec import ImageFolderTask
 from graceful.tasks.base import Samples
 from graceful.tasks.portions import MEMORY_LIMIT, portion

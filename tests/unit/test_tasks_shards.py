@@ -14,7 +14,7 @@ import pytest
 
 from graceful import spec, tasks
 from graceful.errors import DataError, SpecError
-from graceful.programs.flipped import excerpts, thumbnails
+from graceful.programs.outputs.flipped import excerpts, thumbnails
 from graceful.tasks.photos import Frame
 from graceful.tasks.shards import files
 from graceful.tasks.shards.files import expanded

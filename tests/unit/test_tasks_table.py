@@ -16,8 +16,8 @@ from graceful import spec, tasks
 from graceful.chain import Predecessor, freeze
 from graceful.errors import DataError, SpecError
 from graceful.learners.features import FeatureLearner
-from graceful.programs.flipped import excerpts
-from graceful.programs.inspection import require_answers
+from graceful.programs.outputs.flipped import excerpts
+from graceful.programs.preparation.inspection import require_answers
 from graceful.tasks import text_notes
 from tests.support import text_checkpoint
 from tests.support.text_checkpoint import WORDS

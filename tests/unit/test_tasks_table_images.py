@@ -15,7 +15,7 @@ from PIL import Image
 from graceful import spec, tasks
 from graceful.errors import DataError, SpecError
 from graceful.learners import run
-from graceful.programs.flipped import thumbnails
+from graceful.programs.outputs.flipped import thumbnails
 from graceful.spec import ImageFolderTask, TableTask
 from tests.support import image_checkpoint
 

@@ -19,7 +19,7 @@ from graceful.chain.contract import Contract
 from graceful.errors import DataError, SpecError
 from graceful.models import bundle, bundle_files
 from graceful.models.base import Forward
-from graceful.programs.contract import Unconstrained, ask, contract, near_chance
+from graceful.programs.preparation.contract import Unconstrained, ask, contract, near_chance
 from graceful.storage import sha256_file
 from graceful.training import batches, trace
 from graceful.training.budget_multipliers import BudgetMultipliers

@@ -13,11 +13,11 @@ from graceful import spec as specs
 from graceful import tasks
 from graceful.errors import DataError, GracefulError, IntegrityError
 from graceful.models import bundle
-from graceful.programs import tune as tuning
-from graceful.programs.run import Run
-from graceful.programs.tune import require_runnable
+from graceful.programs.runs.run import Run
 from graceful.programs.tuning import fits, splits, teacher
+from graceful.programs.tuning import program as tuning
 from graceful.programs.tuning.bench import Bench
+from graceful.programs.tuning.program import require_runnable
 from tests.support import training_task
 from tests.support.runs import train
 
@@ -204,8 +204,8 @@ def test_what_cannot_be_searched_is_refused_before_the_search_has_a_folder_of_it
     old = specs.RefreshSpec(model="m", name="v1", task=specs.DigitsTask(network=specs.Network(embedding=32)))
     built = tasks.build(old.task)
     bundle.save(tmp_path / "v1", network=built.network(built.classes), spec=old, classes=built.classes)
-    monkeypatch.setattr("graceful.programs.ancestry.read", lambda *_, **__: [])
-    monkeypatch.setattr("graceful.programs.ancestry.fetch", lambda run, _: run.chain([tmp_path / "v1"]))
+    monkeypatch.setattr("graceful.programs.runs.ancestry.read", lambda *_, **__: [])
+    monkeypatch.setattr("graceful.programs.runs.ancestry.fetch", lambda run, _: run.chain([tmp_path / "v1"]))
     if "share" in task:
         monkeypatch.setattr(splits, "LEAST", 999_999)
     with pytest.raises(GracefulError, match=said):

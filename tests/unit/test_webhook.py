@@ -18,10 +18,10 @@ from graceful import spec
 from graceful.environment import WEBHOOK_SECRET_VARIABLE, WEBHOOK_VARIABLE
 from graceful.errors import SpecError
 from graceful.patience import ONE_TRY
-from graceful.programs import notifications
-from graceful.programs.outbox import Outbox
-from graceful.programs.run import Run
-from graceful.programs.webhook import PATIENCE, Webhook, signature
+from graceful.programs.messages import notifications
+from graceful.programs.messages.outbox import Outbox
+from graceful.programs.messages.webhook import PATIENCE, Webhook, signature
+from graceful.programs.runs.run import Run
 from tests.support.webhook_receiver import DRIBBLE, FLOOD, HANG, Receiver, receiving
 
 VERDICT = {"kind": "verdict", "model": "glyphs", "model_id": "m-1", "event": None, "version": 3}

@@ -3,7 +3,7 @@
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep
 all they need to resume, unless an age for them is given. What is left in a bucket is found by
-`graceful.programs.sweep`, which can reach it.
+`graceful.programs.housekeeping.sweep`, which can reach it.
 """
 
 from __future__ import annotations

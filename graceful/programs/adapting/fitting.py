@@ -14,7 +14,7 @@ from graceful.gate import Verdict
 from graceful.metrics.adapted import measure_adapter
 from graceful.programs.adapting import material as materials
 from graceful.programs.adapting.material import Material
-from graceful.programs.run import Progress, silent
+from graceful.programs.runs.run import Progress, silent
 from graceful.report import Comparison, Report
 from graceful.storage import write_json, write_text
 from graceful.views.report import render_report

@@ -21,7 +21,7 @@ from graceful.metrics.retrieval import Embeddings
 from graceful.programs.adapting.fitting import Plan, fitted, summary, write
 from graceful.programs.adapting.material import Material, Searched
 from graceful.programs.adapting.program import Wanted
-from graceful.programs.run import Progress, silent
+from graceful.programs.runs.run import Progress, silent
 from graceful.programs.searches.given import model_digest, read_grades
 from graceful.storage import sha256_file, sha256_json, write_json
 

@@ -14,8 +14,8 @@ from graceful.chain import Predecessor
 from graceful.errors import DataError, SpecError
 from graceful.learners.base import Role
 from graceful.metrics.retrieval import Embeddings, Ranking, rank
-from graceful.programs.kept_outputs import KeptOutputs
-from graceful.programs.model_outputs import Evaluated, answers_on_split, split_answers
+from graceful.programs.outputs.kept_outputs import KeptOutputs
+from graceful.programs.outputs.model_outputs import Evaluated, answers_on_split, split_answers
 from graceful.spec import RefreshSpec
 from graceful.tasks.base import Samples, Task
 

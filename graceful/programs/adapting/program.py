@@ -13,13 +13,14 @@ from graceful import adapters, gate, spec, tasks
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.gate import Verdict
 from graceful.lineage import LineageRecord, Registration, Store
-from graceful.programs import ancestry, exclusive, version_spec
+from graceful.programs import exclusive
 from graceful.programs.adapting import material as materials
 from graceful.programs.adapting.fitting import Judged, Plan, fitted, summary, write
 from graceful.programs.adapting.material import Material
-from graceful.programs.kept_outputs import KeptOutputs
-from graceful.programs.novelty import ingredients
-from graceful.programs.run import Progress, Run, silent
+from graceful.programs.outputs.kept_outputs import KeptOutputs
+from graceful.programs.runs import ancestry, version_spec
+from graceful.programs.runs.novelty import ingredients
+from graceful.programs.runs.run import Progress, Run, silent
 from graceful.spec import RefreshSpec
 from graceful.storage import write_json
 

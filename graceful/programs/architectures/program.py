@@ -20,15 +20,16 @@ from graceful.architectures.space import Genes, Space, digest_of, network_of, pa
 from graceful.architectures.space import Path as NetworkPath
 from graceful.chain.ancestor import Ancestor
 from graceful.errors import TrainingError
-from graceful.programs import ancestry, exclusive, home_of
+from graceful.programs import exclusive, home_of
 from graceful.programs.architectures import training
 from graceful.programs.architectures.actors import Here, OnRay, Pool, Recipe, searched
 from graceful.programs.architectures.budgets import Prices
 from graceful.programs.architectures.journal import Journal, measurements
-from graceful.programs.galleries import require_gallery
-from graceful.programs.model_outputs import run_on_split
-from graceful.programs.readiness import require_ready
-from graceful.programs.run import Progress, Run, silent
+from graceful.programs.fitting.readiness import require_ready
+from graceful.programs.outputs.galleries import require_gallery
+from graceful.programs.outputs.model_outputs import run_on_split
+from graceful.programs.runs import ancestry
+from graceful.programs.runs.run import Progress, Run, silent
 from graceful.programs.tuning.result import LEFT_OUT
 from graceful.spec import RefreshSpec
 from graceful.spec.architectures import require_searchable

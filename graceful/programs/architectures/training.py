@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from graceful.architectures.held_out import SupernetTask
 from graceful.chain.ancestor import Ancestor
-from graceful.programs.run import Progress, Run
-from graceful.programs.train import prepared
+from graceful.programs.fitting.train import prepared
+from graceful.programs.runs.run import Progress, Run
 from graceful.spec import Equal, RefreshSpec, TorchEngine
 from graceful.spec.architectures import require_searchable
 from graceful.spec.training import LIMITS

@@ -16,11 +16,11 @@ from graceful.chain import Predecessor
 from graceful.errors import SpecError
 from graceful.lineage import LineageRecord, Store
 from graceful.models import cost
-from graceful.programs import ancestry, version_spec
-from graceful.programs.evaluate import evaluate
+from graceful.programs.evaluation.evaluate import evaluate
 from graceful.programs.exporting import files
-from graceful.programs.galleries import FleetVersions
-from graceful.programs.run import Run
+from graceful.programs.outputs.galleries import FleetVersions
+from graceful.programs.runs import ancestry, version_spec
+from graceful.programs.runs.run import Run
 from graceful.report import Report
 from graceful.storage import sha256_file, write_json
 from graceful.tasks.base import Samples, Task

@@ -97,8 +97,8 @@ def embedder(source: Source, home: Path) -> Embedder:
     """
     from graceful import tasks  # with the registry, seconds that files of vectors need not wait
     from graceful.lineage import Store
-    from graceful.programs import ancestry, version_spec
-    from graceful.programs.run import Run
+    from graceful.programs.runs import ancestry, version_spec
+    from graceful.programs.runs.run import Run
 
     assert source.version is not None
     store = Store(None, home)

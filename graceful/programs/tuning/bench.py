@@ -14,7 +14,7 @@ from graceful import errors, redact
 from graceful.chain.ancestor import Ancestor
 from graceful.errors import GracefulError, InfrastructureError
 from graceful.losses.search import Point
-from graceful.programs.run import Progress
+from graceful.programs.runs.run import Progress
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.fits import Work
 from graceful.programs.tuning.scoring import Baseline, Limit, Old, Score, score

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graceful.losses.search import Point, Value
-from graceful.programs.run import Progress
+from graceful.programs.runs.run import Progress
 from graceful.programs.tuning import fits
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Work

@@ -29,14 +29,14 @@ from graceful.metrics.retrieval import rank, recall_at_k
 from graceful.models import bundle
 from graceful.models.stored import StoredVersion
 from graceful.programs import exclusive
-from graceful.programs.model_outputs import embeddings_of, run_on_split
-from graceful.programs.reference_training import reference_run
-from graceful.programs.run import Run
-from graceful.programs.train import train
+from graceful.programs.fitting.reference_training import reference_run
+from graceful.programs.fitting.train import train
+from graceful.programs.fitting.weight_mixing import mix
+from graceful.programs.outputs.model_outputs import embeddings_of, run_on_split
+from graceful.programs.runs.run import Run
 from graceful.programs.tuning.space import INTERPOLATION
 from graceful.programs.tuning.splits import Part, part
 from graceful.programs.tuning.verify import accepted
-from graceful.programs.weight_mixing import mix
 from graceful.spec import RefreshSpec
 from graceful.storage import Mirror, arrays, sha256_json, write_bytes, write_json
 from graceful.tasks.base import Samples, Task

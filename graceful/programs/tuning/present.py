@@ -11,9 +11,9 @@ from rich.table import Table
 
 from graceful.errors import EXIT_HELD, RegistryError
 from graceful.programs.present import Talk
-from graceful.programs.run import Run
-from graceful.programs.tune import SPEC, Watch, tune
+from graceful.programs.runs.run import Run
 from graceful.programs.tuning import result
+from graceful.programs.tuning.program import SPEC, Watch, tune
 from graceful.programs.tuning.study import Tried
 from graceful.programs.tuning.words import conclusion, point_text
 from graceful.spec import RefreshSpec

@@ -8,7 +8,7 @@ from typing import Any
 
 from graceful.errors import TrainingError
 from graceful.losses.search import Point
-from graceful.programs.run import Progress
+from graceful.programs.runs.run import Progress
 from graceful.programs.tuning import fits, space
 from graceful.programs.tuning.bench import Bench
 from graceful.programs.tuning.fits import Work

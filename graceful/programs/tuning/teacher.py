@@ -12,9 +12,10 @@ from graceful.chain.ancestor import Ancestor
 from graceful.chain.shares import Evidence
 from graceful.errors import GracefulError
 from graceful.losses.search import Value
-from graceful.programs import ancestry, blend
-from graceful.programs.reference_training import finished_reference, reference_run
-from graceful.programs.run import Run
+from graceful.programs.fitting import blend
+from graceful.programs.fitting.reference_training import finished_reference, reference_run
+from graceful.programs.runs import ancestry
+from graceful.programs.runs.run import Run
 from graceful.programs.tuning import space
 from graceful.programs.tuning.bench import Bench, of_trials
 from graceful.programs.tuning.splits import part

@@ -1,0 +1,1 @@
+"""Programs about registered versions: roles, lineage, differences, combinations, explanations. Runs in the driver."""

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.results import write
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from tests.support.kuberay_sequences import life_cycles
 from tests.support.replay import create, replay, write_status
 

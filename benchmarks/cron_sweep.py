@@ -5,7 +5,7 @@
 
 For each zone of the IANA database whose clocks change in these years, the days around each change are searched minute
 by minute: what do the clocks of the zone show, and do the fields allow it? The search shares no code with
-`graceful.launch.cron` but the values that the fields were read into. A check is one expression around one change; it
+`graceful.schedules.cron` but the values that the fields were read into. A check is one expression around one change; it
 differs if one firing does.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
 from benchmarks import results
-from graceful.launch import cron
+from graceful.schedules import cron
 
 FIRST, LAST = datetime(2024, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC)
 AROUND = timedelta(days=8)

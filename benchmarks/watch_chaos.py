@@ -11,7 +11,7 @@ import sys
 import time
 
 from benchmarks.results import write
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from tests.support.apiserver_proxy import Fault, Weather
 from tests.support.watch_chaos import storm
 

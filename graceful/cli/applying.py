@@ -16,13 +16,13 @@ from graceful.cli import output as out
 from graceful.cli.scheduling import ScheduleLocation
 from graceful.errors import SpecError, StorageError
 from graceful.launch import backend, plan
-from graceful.launch import cron as crontab
 from graceful.launch.backend import Change, Difference
 from graceful.launch.kuberay import backend as kuberay
 from graceful.launch.kuberay import cronjob
 from graceful.launch.kuberay import schedule as cluster
 from graceful.launch.kuberay.profile import KubeRay
-from graceful.launch.timetable import Entry, Timetable
+from graceful.schedules import cron as crontab
+from graceful.schedules.timetable import Entry, Timetable
 
 NAME = re.compile(spec.NAME)
 MINUTES = "00000000"

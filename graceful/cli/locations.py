@@ -14,7 +14,7 @@ from graceful.launch.backend import Handle, Runs
 
 if TYPE_CHECKING:
     from graceful.launch.base import Profile
-    from graceful.launch.kuberay.kube import Kube
+    from graceful.launch.kubernetes.kube import Kube
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class RunLocation:
         Raises:
             SpecError: No such profile or context, or the profile is no Kubernetes.
         """
-        from graceful.launch.kuberay.kube import Kube
+        from graceful.launch.kubernetes.kube import Kube
 
         profile = self._profile
         if profile is None:

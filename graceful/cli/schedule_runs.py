@@ -15,9 +15,10 @@ from graceful.cli import output as out
 from graceful.cli import programs
 from graceful.environment import OUTCOME_VARIABLE
 from graceful.errors import EXIT_HELD, EXIT_INTERRUPTED, SpecError
-from graceful.launch import foreground, outcome, scheduler
+from graceful.launch import foreground, outcome
 from graceful.launch.job import JobSpec
-from graceful.launch.timetable import Entry, Timetable
+from graceful.schedules import scheduler
+from graceful.schedules.timetable import Entry, Timetable
 
 
 def run(*, home: Path | None, quiet: bool) -> int:

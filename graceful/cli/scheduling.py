@@ -11,11 +11,11 @@ from graceful import homes
 from graceful.cli import output as out
 from graceful.errors import SpecError
 from graceful.launch import profile
-from graceful.launch.history import Event
 from graceful.launch.kuberay import schedule as cluster
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay
-from graceful.launch.timetable import LATE, Timetable
+from graceful.launch.kubernetes.kube import Kube
+from graceful.schedules.history import Event
+from graceful.schedules.timetable import LATE, Timetable
 
 COLUMNS = ("schedule", "cron", "zone", "next", "last", "outcome", "state")
 POLICIES = {"missed_after_seconds": int(LATE.total_seconds())}

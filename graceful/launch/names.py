@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import UTC, datetime
 
 PREFIX = "graceful.dev/"
 RUN_ID = f"{PREFIX}run-id"
@@ -42,11 +41,6 @@ def job_name(run_id: str) -> str:
 def is_job_name(text: str) -> bool:
     """Return whether KubeRay accepts a name for a RayJob: DNS-1035, at most 47 characters."""
     return len(text) <= LONGEST and DNS_1035.fullmatch(text) is not None
-
-
-def firing_name(name: str, moment: datetime) -> str:
-    """Return the name of a firing as Kubernetes makes it: the schedule's and the minutes since 1970."""
-    return f"{name}-{int(moment.astimezone(UTC).timestamp() // 60)}"
 
 
 def document_name(job: str, text: str) -> str:

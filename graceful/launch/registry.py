@@ -22,7 +22,7 @@ from graceful.launch.base import Profile
 GROUP = "graceful.backends"
 OWN: Mapping[str, str] = {
     "local": "graceful.launch.local.profile:Local",
-    "rayjobs": "graceful.launch.rayjobs.profile:RayJobs",
+    "rayjobs": "graceful.launch.ray_jobs.profile:RayJobs",
     "kuberay": "graceful.launch.kuberay.profile:KubeRay",
 }
 """Kind -> module and class of its profile: the line that a new backend of graceful's own adds."""

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from graceful.launch.kuberay import kubeconfig
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes import kubeconfig
+from graceful.launch.kubernetes.kube import Kube
 from tests.support.node import TESTBED, Node, bed, exports, started
 
 PORT = "21630"

@@ -10,7 +10,7 @@ import pytest
 
 from graceful.launch.backend import Handle
 from graceful.launch.kuberay.backend import KubeRayBackend
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from graceful.testing.backend import LINES, OUTCOME, BackendContract, BackendUnderTest
 from tests.cluster.conftest import Cluster
 from tests.support import launch

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from graceful.launch.kuberay import checks as checks_kuberay
-from graceful.launch.kuberay.kinds import KINDS, Kind
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kinds import KINDS, Kind
+from graceful.launch.kubernetes.kube import Kube
 from tests.cluster.conftest import Cluster
 from tests.cluster.test_follow import without_permissions
 from tests.support import launch

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from graceful.launch.backend import Phase, Status
-from graceful.launch.kuberay import gc, kubeconfig, logs, runs
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kuberay import gc, logs, runs
 from graceful.launch.kuberay.observe import Observer, follow
+from graceful.launch.kubernetes import kubeconfig
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 from graceful.patience import Patience
 from tests.cluster.conftest import Cluster, anonymous

@@ -14,7 +14,7 @@ import yaml
 from graceful.launch.backend import Severity
 from graceful.launch.kuberay import overrides, preflight
 from graceful.launch.kuberay.backend import KubeRayBackend
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from tests.cluster.conftest import Cluster, anonymous
 from tests.support import launch
 from tests.support.launch import job

@@ -17,8 +17,8 @@ from graceful.launch.backend import Change, Phase
 from graceful.launch.kuberay import backend as kuberay
 from graceful.launch.kuberay import manifests, validate
 from graceful.launch.kuberay.backend import KubeRayBackend
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ApiError
 from tests.cluster.conftest import Cluster, anonymous
 from tests.support import launch

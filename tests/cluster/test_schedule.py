@@ -18,7 +18,7 @@ from graceful.errors import SpecError
 from graceful.launch import names
 from graceful.launch.kuberay import schedule
 from graceful.launch.kuberay.cronjob import SCHEDULE
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.outcome import SKIPPED, Outcome
 from tests.cluster.conftest import Cluster
 from tests.support import launch

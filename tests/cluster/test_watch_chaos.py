@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from tests.support.apiserver_proxy import Fault, Weather
 from tests.support.watch_chaos import storm
 

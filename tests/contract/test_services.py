@@ -14,9 +14,9 @@ from graceful.launch.checks import Check
 from graceful.launch.kuberay import checks as kuberay_checks
 from graceful.launch.kuberay.backend import client_ray
 from graceful.launch.kuberay.profile import Storage
-from graceful.launch.rayjobs import checks as rayjobs_checks
-from graceful.launch.rayjobs.dashboard import Dashboard, token
-from graceful.launch.rayjobs.profile import RayJobs
+from graceful.launch.ray_jobs import checks as rayjobs_checks
+from graceful.launch.ray_jobs.dashboard import Dashboard, token
+from graceful.launch.ray_jobs.profile import RayJobs
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 from graceful.patience import Patience
 from tests.support.http_answers import Answers, answering

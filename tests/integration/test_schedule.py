@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from graceful import spec, tasks
-from graceful.launch.timetable import Timetable
 from graceful.lineage import LineageRecord
 from graceful.programs.runs import novelty
 from graceful.programs.runs.run import Run
+from graceful.schedules.timetable import Timetable
 from tests.support import mlflow_versions
 from tests.support.mlflow_versions import local_store
 

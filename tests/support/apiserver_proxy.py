@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import urllib3
 
-from graceful.launch.kuberay.kubeconfig import Access
+from graceful.launch.kubernetes.kubeconfig import Access
 
 STALLED_SECONDS = 60.0
 

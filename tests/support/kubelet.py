@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ConflictError
 
 

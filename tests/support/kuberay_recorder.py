@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ApiError, NotFoundError
 from tests.support.faults import spec
 from tests.support.kuberay_lives import DATA

@@ -9,8 +9,8 @@ from typing import Any
 
 from graceful.launch import profile
 from graceful.launch.job import JobSpec
-from graceful.launch.kuberay.kube import Listing
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.kubernetes.kube import Listing
 from graceful.launch.refusals import ConflictError, NotFoundError
 from graceful.patience import Patience
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
-from graceful.launch.kuberay import kubeconfig
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes import kubeconfig
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ConflictError, NotFoundError
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import NotFoundError
 from tests.support.kuberay_sequences import LifeCycle, rayjob
 

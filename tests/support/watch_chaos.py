@@ -10,8 +10,8 @@ from typing import Any
 
 from graceful.launch.backend import Document, Status
 from graceful.launch.kuberay import status
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer, follow
+from graceful.launch.kubernetes.kube import Kube
 from graceful.patience import Patience
 from tests.support.apiserver_proxy import Weather, proxied
 from tests.support.kuberay_sequences import LifeCycle, life_cycles

@@ -15,8 +15,8 @@ import yaml
 
 import graceful
 from graceful import spec
-from graceful.launch.kuberay import harden
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.kubernetes import harden
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm/graceful"

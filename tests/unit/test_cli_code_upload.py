@@ -18,7 +18,7 @@ from graceful.cli import bucket, code_upload, locations, planning, programs, rec
 from graceful.errors import SpecError
 from graceful.launch.kuberay import gc, manifests
 from graceful.launch.local.profile import Local
-from graceful.launch.rayjobs.profile import RayJobs
+from graceful.launch.ray_jobs.profile import RayJobs
 from tests.support.launch import CLUSTER, Server, cluster
 
 STORAGE = {"uri": "s3://team/graceful/"}

@@ -13,10 +13,10 @@ from graceful import cli
 from graceful.cli.applying import MINUTES
 from graceful.cli.schedule import schedule
 from graceful.cli.scheduling import ScheduleLocation
-from graceful.launch.history import Event
 from graceful.launch.kuberay.cronjob import LONGEST
-from graceful.launch.names import firing_name
-from graceful.launch.timetable import Timetable
+from graceful.schedules.cron import firing_name
+from graceful.schedules.history import Event
+from graceful.schedules.timetable import Timetable
 from graceful.spec import load
 
 Golden = Callable[[str, str], None]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from graceful import documents, spec
 from graceful.errors import SpecError
 from graceful.launch import profile
-from graceful.launch.kuberay import kubeconfig
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.kubernetes import kubeconfig
 
 
 @pytest.mark.parametrize(

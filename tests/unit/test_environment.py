@@ -13,9 +13,9 @@ import yaml
 from graceful import environment
 from graceful.cli import checks_services
 from graceful.errors import GracefulError, SpecError
-from graceful.launch.kuberay import kubeconfig, proxies
-from graceful.launch.kuberay.kube import Kube
-from graceful.launch.rayjobs.dashboard import Dashboard, token
+from graceful.launch.kubernetes import kubeconfig, proxies
+from graceful.launch.kubernetes.kube import Kube
+from graceful.launch.ray_jobs.dashboard import Dashboard, token
 from graceful.lineage import connection
 from graceful.patience import Patience
 from graceful.storage import aws_environment

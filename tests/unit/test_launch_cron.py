@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graceful.errors import SpecError
-from graceful.launch import cron
+from graceful.schedules import cron
 
 START = datetime(2026, 3, 27, 12, tzinfo=UTC)
 

@@ -17,8 +17,8 @@ from graceful.errors import InfrastructureError, SpecError
 from graceful.launch.backend import Phase
 from graceful.launch.kuberay import gc, runs
 from graceful.launch.kuberay.backend import KubeRayRuns
-from graceful.launch.kuberay.kube import Kube, Listing
-from graceful.launch.kuberay.kubeconfig import Access
+from graceful.launch.kubernetes.kube import Kube, Listing
+from graceful.launch.kubernetes.kubeconfig import Access
 from graceful.launch.refusals import ConflictError, NotFoundError
 from graceful.patience import Patience
 from tests.support.kuberay_sequences import rayjob

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from graceful import redact
-from graceful.launch.kuberay import harden
+from graceful.launch.kubernetes import harden
 
 POD: dict[str, Any] = {
     "containers": [

@@ -17,9 +17,9 @@ import urllib3
 
 from graceful.errors import SpecError
 from graceful.launch import refusals
-from graceful.launch.kuberay import kubeconfig
-from graceful.launch.kuberay.kube import Kube
-from graceful.launch.kuberay.kubeconfig import Access
+from graceful.launch.kubernetes import kubeconfig
+from graceful.launch.kubernetes.kube import Kube
+from graceful.launch.kubernetes.kubeconfig import Access
 from graceful.launch.refusals import (
     ApiError,
     ConflictError,

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from graceful.errors import SpecError
-from graceful.launch.kuberay import kubeconfig, proxies
-from graceful.launch.kuberay.kube import Kube
-from graceful.launch.kuberay.kubeconfig import Access
+from graceful.launch.kubernetes import kubeconfig, proxies
+from graceful.launch.kubernetes.kube import Kube
+from graceful.launch.kubernetes.kubeconfig import Access
 from tests.support.http_answers import answering
 
 Json = dict[str, Any]

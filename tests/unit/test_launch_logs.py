@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from graceful.launch.kuberay import logs
-from graceful.launch.kuberay.kube import Kube, Listing
 from graceful.launch.kuberay.logs import Cursor
+from graceful.launch.kubernetes.kube import Kube, Listing
 from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError, UnreachableError
 from graceful.patience import Patience
 from tests.support.kuberay_sequences import rayjob

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from graceful.errors import SpecError
-from graceful.launch.kuberay import lint, manifests, nodes, overrides, preflight, validate
+from graceful.launch.kuberay import lint, manifests, overrides, preflight, validate
 from graceful.launch.kuberay.cronjob import Schedule, render
+from graceful.launch.kubernetes import nodes
 from tests.support.launch import cluster, job
 
 Json = dict[str, Any]

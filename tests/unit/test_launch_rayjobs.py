@@ -20,10 +20,10 @@ from graceful.launch import follow
 from graceful.launch.backend import Change, Handle, Phase, Status
 from graceful.launch.job import JobSpec
 from graceful.launch.local.profile import Local
-from graceful.launch.rayjobs import backend as rayjobs
-from graceful.launch.rayjobs import request as rayrequest
-from graceful.launch.rayjobs.backend import RayJobsBackend
-from graceful.launch.rayjobs.profile import RayJobs
+from graceful.launch.ray_jobs import backend as rayjobs
+from graceful.launch.ray_jobs import request as rayrequest
+from graceful.launch.ray_jobs.backend import RayJobsBackend
+from graceful.launch.ray_jobs.profile import RayJobs
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, UnreachableError
 from graceful.patience import Patience
 

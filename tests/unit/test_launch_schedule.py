@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from graceful.errors import SpecError
-from graceful.launch import names, plan, profile
+from graceful.launch import plan, profile
 from graceful.launch.kuberay import cronjob, manifests
 from graceful.launch.kuberay.cronjob import Schedule
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.schedules import cron
 from tests.support.launch import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -116,4 +117,4 @@ def test_too_long_a_name_and_too_large_a_spec_are_refused() -> None:
 
 def test_firings_are_named_as_kubernetes_names_them() -> None:
     moment = datetime(2025, 12, 3, 9, 45, 59, tzinfo=UTC)
-    assert names.firing_name("nightly", moment) == f"nightly-{29412585}"
+    assert cron.firing_name("nightly", moment) == f"nightly-{29412585}"

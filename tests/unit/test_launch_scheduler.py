@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from graceful.errors import InfrastructureError, SpecError
-from graceful.launch.history import Event
-from graceful.launch.scheduler import FiringResult, Scheduler
-from graceful.launch.timetable import Entry, Timetable
+from graceful.schedules.history import Event
+from graceful.schedules.scheduler import FiringResult, Scheduler
+from graceful.schedules.timetable import Entry, Timetable
 
 START = datetime(2026, 11, 22, 3, 0, 30, tzinfo=UTC)
 PASSED = FiringResult(outcome="passed", exit_code=0)

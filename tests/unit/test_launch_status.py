@@ -10,8 +10,8 @@ from graceful.launch import causes, outcome
 from graceful.launch.backend import Phase, Status
 from graceful.launch.evidence import Evidence
 from graceful.launch.kuberay import status
-from graceful.launch.kuberay.kube import Listing
 from graceful.launch.kuberay.observe import Observer
+from graceful.launch.kubernetes.kube import Listing
 from graceful.launch.outcome import Outcome
 from graceful.patience import Patience
 from tests.support.kuberay_lives import Life, lives

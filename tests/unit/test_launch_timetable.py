@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from graceful.errors import SpecError, StorageError
-from graceful.launch import history, timetable
-from graceful.launch.history import Event
-from graceful.launch.timetable import Due, Entry, Timetable, due
+from graceful.schedules import history, timetable
+from graceful.schedules.history import Event
+from graceful.schedules.timetable import Due, Entry, Timetable, due
 from tests.support.limits import largest_file
 
 MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from graceful.errors import InfrastructureError
-from graceful.launch.kuberay import wait
-from graceful.launch.kuberay.kube import Listing, WatchEvent
-from graceful.launch.kuberay.wait import Change, ChangeKind
+from graceful.launch.kubernetes import wait
+from graceful.launch.kubernetes.kube import Listing, WatchEvent
+from graceful.launch.kubernetes.wait import Change, ChangeKind
 from graceful.launch.refusals import ApiError, ForbiddenError, GoneError, ThrottledError, UnreachableError
 from graceful.patience import LONGEST_RETRY_AFTER, Patience
 

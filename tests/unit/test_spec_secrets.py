@@ -13,8 +13,8 @@ from graceful import cli, redact, spec
 from graceful.cli import planning
 from graceful.errors import SpecError
 from graceful.launch import profile
-from graceful.launch.rayjobs import request as rayrequest
-from graceful.launch.rayjobs.profile import RayJobs
+from graceful.launch.ray_jobs import request as rayrequest
+from graceful.launch.ray_jobs.profile import RayJobs
 
 MARKER = "mark3r-Secret"
 URI = f"postgresql://bob:{MARKER}@db.example/graceful"

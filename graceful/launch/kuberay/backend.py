@@ -32,8 +32,8 @@ from graceful.launch.refusals import ApiError, ConflictError, ForbiddenError, In
 from graceful.launch.versions import client_ray
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.kube import Kube
     from graceful.launch.kuberay.profile import KubeRay
+    from graceful.launch.kubernetes.kube import Kube
 
 SCHEME = "kuberay"
 TRIES = 5
@@ -213,7 +213,7 @@ def connector(profile: KubeRay) -> Callable[[], Kube]:
 
     @cache
     def connect() -> Kube:
-        from graceful.launch.kuberay.kube import Kube
+        from graceful.launch.kubernetes.kube import Kube
 
         return Kube.connect(context=profile.context, namespace=profile.namespace)
 

@@ -16,7 +16,7 @@ from graceful.launch.backend import Document
 from graceful.launch.checks import Check, Services, fail, ok, warn
 from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import manifests, validate
-from graceful.launch.kuberay.kube import Kube
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError
 from graceful.patience import Patience
 

@@ -11,7 +11,7 @@ from graceful.launch.backend import Change, Difference, Document, Finding, Sever
 from graceful.launch.refusals import ConflictError, ForbiddenError, InvalidObjectError, NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.kube import Kube
+    from graceful.launch.kubernetes.kube import Kube
 
 
 def compare(

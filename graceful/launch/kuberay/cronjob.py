@@ -15,9 +15,10 @@ from graceful.environment import FIRING_VARIABLE
 from graceful.errors import EXIT_CODES, EXIT_INFRASTRUCTURE, EXIT_PASSED, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document
-from graceful.launch.kuberay import harden, manifests, overrides, pod_templates, ways_out
+from graceful.launch.kuberay import manifests, overrides, pod_templates, ways_out
 from graceful.launch.kuberay.machines import Submitter
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.kubernetes import harden
 
 SCHEDULE = f"{names.PREFIX}schedule"
 """Label of everything that belongs to a schedule: its name."""

@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 
 from graceful.launch import names
 from graceful.launch.backend import Document, Phase
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.runs import STATE
 from graceful.launch.kuberay.status import read
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ConflictError, NotFoundError
 
 AFTER = timedelta(days=1)

@@ -15,9 +15,9 @@ from datetime import datetime
 from graceful.launch import names
 from graceful.launch.backend import Document
 from graceful.launch.causes import role
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.pod_templates import SUBMITTER
 from graceful.launch.kuberay.status import read, run_id
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ApiError, InvalidObjectError, NotFoundError, tolerate
 from graceful.patience import Patience
 

@@ -16,10 +16,10 @@ from graceful.launch import names
 from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.causes import is_being_deleted, role
 from graceful.launch.evidence import Evidence
-from graceful.launch.kuberay import verdict_events, wait
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.logs import log_container
 from graceful.launch.kuberay.status import DELETING, NAMESPACE_ENDS, read, run_id
+from graceful.launch.kubernetes import verdict_events, wait
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.outcome import Outcome, last, waiting_reason
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, may_pass
 

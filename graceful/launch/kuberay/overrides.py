@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graceful.errors import SpecError
-from graceful.launch.kuberay import harden
+from graceful.launch.kubernetes import harden
 from graceful.launch.resources import quantity
 
 if TYPE_CHECKING:

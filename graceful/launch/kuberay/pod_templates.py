@@ -18,8 +18,9 @@ from graceful.environment import (
 )
 from graceful.launch import names
 from graceful.launch.job import FILES, JobSpec
-from graceful.launch.kuberay import harden, overrides, ways_out
+from graceful.launch.kuberay import overrides, ways_out
 from graceful.launch.kuberay.ranks import Ranks
+from graceful.launch.kubernetes import harden
 from graceful.launch.resources import cores, quantity, written
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
-from graceful.launch.kuberay import nodes
+from graceful.launch.kubernetes import nodes
 from graceful.launch.refusals import ApiError, ForbiddenError, InvalidObjectError, NotFoundError
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.kube import Kube
     from graceful.launch.kuberay.profile import KubeRay
+    from graceful.launch.kubernetes.kube import Kube
 
 KUEUE = "kueue.x-k8s.io"
 AT_ONCE = 4

@@ -21,8 +21,8 @@ from graceful.launch.kuberay import manifests, pod_templates
 from graceful.launch.kuberay.status import RESUMES
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.kube import Kube
     from graceful.launch.kuberay.profile import KubeRay
+    from graceful.launch.kubernetes.kube import Kube
 
 _DERIVED = {"run-id", "image-digest", RESUMES.removeprefix(names.PREFIX)}
 """Annotations that a job gets besides the facts of its specification."""

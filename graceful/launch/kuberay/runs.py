@@ -18,9 +18,9 @@ from graceful.environment import RESUMES_VARIABLE
 from graceful.errors import EXIT_TRAINING, InfrastructureError, SpecError
 from graceful.launch import names
 from graceful.launch.backend import Document, Handle, Phase, Status
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.observe import Observer
 from graceful.launch.kuberay.status import RESUMES, handle, read
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.refusals import ConflictError, ForbiddenError, NotFoundError
 from graceful.patience import Patience
 

@@ -15,14 +15,15 @@ from typing import Any
 
 from graceful.environment import FIRING_VARIABLE
 from graceful.errors import EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING, EXIT_USAGE, GracefulError, SpecError
-from graceful.launch import cron, names, plan
+from graceful.launch import names, plan
 from graceful.launch.backend import Change, Difference, Document, Finding, Severity
 from graceful.launch.kuberay import preflight, runs
 from graceful.launch.kuberay.cronjob import SCHEDULE, Schedule, config_of, render
-from graceful.launch.kuberay.kube import Kube
 from graceful.launch.kuberay.profile import KubeRay
+from graceful.launch.kubernetes.kube import Kube
 from graceful.launch.outcome import SKIPPED
 from graceful.launch.refusals import ConflictError, NotFoundError
+from graceful.schedules import cron
 
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 OUTCOMES = {
@@ -219,7 +220,7 @@ def run_now(kube: Kube, name: str, *, now: datetime) -> str:
     """
     live = find(kube, name)
     cronjob = live["metadata"]["name"]
-    firing = names.firing_name(cronjob, now)
+    firing = cron.firing_name(cronjob, now)
     running = [job["metadata"]["name"] for job in jobs(kube, live) if is_active(job)]
     if running:
         raise SpecError(f"schedule {cronjob}: {running[0]} is running, two firings never overlap; wait for it")

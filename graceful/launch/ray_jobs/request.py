@@ -17,7 +17,7 @@ from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.job import JobSpec
 
 if TYPE_CHECKING:
-    from graceful.launch.rayjobs.profile import RayJobs
+    from graceful.launch.ray_jobs.profile import RayJobs
 
 DOCUMENT = "spec.json"
 PACKAGE = f"{names.PREFIX}package"

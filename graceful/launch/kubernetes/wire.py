@@ -13,8 +13,8 @@ import urllib3
 
 from graceful import __version__
 from graceful.launch.backend import Document
-from graceful.launch.kuberay import proxies
-from graceful.launch.kuberay.kubeconfig import Access
+from graceful.launch.kubernetes import proxies
+from graceful.launch.kubernetes.kubeconfig import Access
 from graceful.launch.refusals import ApiError, Request, ThrottledError, may_pass, refused, unreachable
 from graceful.patience import Patience
 

@@ -36,7 +36,7 @@ class RayJobs(Profile):
 
     def build(self, *, home: Path, offline: bool = False, warn: Warn = lambda error: None) -> Backend:
         """Return the backend of the cluster's job server."""
-        from graceful.launch.rayjobs.backend import RayJobsBackend
+        from graceful.launch.ray_jobs.backend import RayJobsBackend
 
         return RayJobsBackend(profile=self, offline=offline, warn=warn)
 
@@ -48,7 +48,7 @@ class RayJobs(Profile):
 
     def checks(self, services: Services) -> Sequence[Check]:
         """Check the job server and the registry."""
-        from graceful.launch.rayjobs.checks import checks
+        from graceful.launch.ray_jobs.checks import checks
 
         return [*checks(self), *services.mlflow(self.mlflow.uri)]
 

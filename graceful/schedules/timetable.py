@@ -23,9 +23,9 @@ from typing import Any
 from graceful import locks
 from graceful.errors import SpecError, StorageError
 from graceful.files import guarded, replacing
-from graceful.launch import cron, history
-from graceful.launch.cron import Cron
-from graceful.launch.history import Event, History
+from graceful.schedules import cron, history
+from graceful.schedules.cron import Cron
+from graceful.schedules.history import Event, History
 
 _LOG = logging.getLogger(__name__)
 LATE = timedelta(hours=1)

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from graceful import homes, redact
 from graceful.environment import CONTEXT_VARIABLE
 from graceful.errors import SpecError
-from graceful.launch.kuberay import login, proxies
-from graceful.launch.kuberay.login import Headers, Token
+from graceful.launch.kubernetes import login, proxies
+from graceful.launch.kubernetes.login import Headers, Token
 
 LARGEST = 2**24
 """Bytes of a kubeconfig."""

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from graceful.launch.backend import Document
-from graceful.launch.kuberay.kinds import KINDS
-from graceful.launch.kuberay.kubeconfig import Access, load
-from graceful.launch.kuberay.wire import READ_SECONDS, Wire
+from graceful.launch.kubernetes.kinds import KINDS
+from graceful.launch.kubernetes.kubeconfig import Access, load
+from graceful.launch.kubernetes.wire import READ_SECONDS, Wire
 from graceful.launch.refusals import GoneError, InvalidObjectError, NotFoundError, Request, UnreachableError, refused
 from graceful.patience import Patience
 

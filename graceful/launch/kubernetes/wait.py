@@ -16,7 +16,7 @@ from typing import Protocol
 
 from graceful.errors import InfrastructureError
 from graceful.launch.backend import Document
-from graceful.launch.kuberay.kube import Listing, WatchEvent
+from graceful.launch.kubernetes.kube import Listing, WatchEvent
 from graceful.launch.refusals import ApiError, GoneError, may_pass
 from graceful.patience import Patience
 

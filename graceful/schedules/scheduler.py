@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from graceful.errors import EXIT_INTERRUPTED, GracefulError, SpecError
-from graceful.launch import history
-from graceful.launch.history import Event
-from graceful.launch.names import firing_name
-from graceful.launch.timetable import Due, Entry, Timetable, due, unseen
+from graceful.schedules import history
+from graceful.schedules.cron import firing_name
+from graceful.schedules.history import Event
+from graceful.schedules.timetable import Due, Entry, Timetable, due, unseen
 
 POLL_SECONDS = 5.0
 """After so long the files are looked at again."""

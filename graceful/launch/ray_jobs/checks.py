@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 
 from graceful.errors import GracefulError
 from graceful.launch.checks import Check, fail, is_loopback, ok, warn
-from graceful.launch.rayjobs.dashboard import TOKEN_REMEDY, Dashboard, token
+from graceful.launch.ray_jobs.dashboard import TOKEN_REMEDY, Dashboard, token
 from graceful.launch.refusals import ForbiddenError
 from graceful.launch.versions import client_ray
 from graceful.patience import ONE_TRY
 
 if TYPE_CHECKING:
-    from graceful.launch.rayjobs.profile import RayJobs
+    from graceful.launch.ray_jobs.profile import RayJobs
 
 
 def checks(profile: RayJobs) -> list[Check]:

@@ -43,13 +43,13 @@ from graceful.launch.backend import (
     refuse,
 )
 from graceful.launch.job import JobSpec
-from graceful.launch.rayjobs.request import PACKAGE, problems, render
+from graceful.launch.ray_jobs.request import PACKAGE, problems, render
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, tolerate
 from graceful.patience import Patience
 
 if TYPE_CHECKING:
-    from graceful.launch.rayjobs.dashboard import Dashboard, Job
-    from graceful.launch.rayjobs.profile import RayJobs
+    from graceful.launch.ray_jobs.dashboard import Dashboard, Job
+    from graceful.launch.ray_jobs.profile import RayJobs
 
 SCHEME = "rayjobs"
 STOP_SECONDS = 120.0
@@ -78,7 +78,7 @@ class RayJobsBackend:
     @cached_property
     def dashboard(self) -> Dashboard:
         """Return the client of the job server; nothing is sent yet."""
-        from graceful.launch.rayjobs.dashboard import Dashboard
+        from graceful.launch.ray_jobs.dashboard import Dashboard
 
         return Dashboard(address=self.profile.address, patience=self.patience)
 

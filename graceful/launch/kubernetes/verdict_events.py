@@ -15,7 +15,7 @@ from graceful.launch.backend import Document, Phase, Status
 from graceful.launch.refusals import ApiError
 
 if TYPE_CHECKING:
-    from graceful.launch.kuberay.kube import Kube
+    from graceful.launch.kubernetes.kube import Kube
 
 LONGEST = 1000
 """Characters of an event's message; Kubernetes allows 1024."""

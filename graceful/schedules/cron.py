@@ -186,3 +186,8 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
         matches = difflib.get_close_matches(name.casefold(), zones, n=1)
         remedy = f"did you mean {zones[matches[0]]}?" if matches else "write one such as Europe/Berlin or Etc/UTC"
         raise SpecError(f"time zone {name!r}: not known; {remedy}") from e
+
+
+def firing_name(name: str, moment: datetime) -> str:
+    """Return the name of a firing as Kubernetes makes it: the schedule's and the minutes since 1970."""
+    return f"{name}-{int(moment.astimezone(UTC).timestamp() // 60)}"

@@ -9,6 +9,13 @@ measure EVALUATIONS of them within a budget, by shared weights, on validation ty
 was not trained on. The winners, networks drawn at random and one written by hand are then trained from scratch and
 measured on the 45 unseen characters in test typefaces, which nothing chose by.
 
+Pruning: WHOLE, three times as wide as the network by hand, is trained, its channels are ordered, and the network and
+both budgets are trained together, in PASSES epochs each, whose multiply-accumulates are no more than those of the
+supernet and its two winners. `weights` nested: `map` is that of the capacity as pruning leaves it, trained no further;
+`project` says whether gradients in conflict were projected. `method` pruned, `weights` own: the same network trained
+from scratch like the winners. `cost`: multiply-accumulates of all forward passes in training, a backward pass being
+twice as much everywhere; of pruning for both budgets together.
+
 Rows: `weights` shared: `map` is what the search saw, `regret` the distance from the best that any search of this seed
 and budget saw. `weights` own: `map` is that of the network trained from scratch on the gallery model's index, `regret`
 the distance from the best network trained in this seed within the budget. `method` spearman: rank correlation of the
@@ -33,14 +40,17 @@ import numpy as np
 
 from benchmarks import results, runs
 from benchmarks.hvs_pairs import GALLERY, REGRESSION, Rows, scores, stages
+from graceful import tasks
 from graceful.architectures import costs
 from graceful.architectures.space import Space, digest_of, network_of, path_of
 from graceful.chain import Predecessor
 from graceful.chain.ancestor import Ancestor, Link
 from graceful.metrics import retrieval
-from graceful.programs.architectures import program
+from graceful.programs.architectures import program, pruning
+from graceful.programs.fitting.train import train
 from graceful.programs.outputs.model_outputs import embeddings_of, run_on_split
 from graceful.programs.runs.run import Run
+from graceful.spec import load
 from graceful.spec.architectures import ArchitectureSpace
 from graceful.spec.stages import StagedNetwork
 from graceful.tasks.base import Samples
@@ -59,6 +69,8 @@ SPACE: dict[str, Any] = {
     ],
 }
 SHAPE = (1, 28, 28)
+WHOLE = stages((24, 3, 1, False), (48, 3, 1, True), (72, 3, 1, True))
+PASSES = {"epochs": 2, "together": 2}
 TASK = {"kind": "glyphs", "characters": "all", "fonts": 0.2}
 TRAIN, SHARED_EPOCHS = {"epochs": 4, "batch_size": 128}, 8
 EVOLUTION = {"population": 10, "parents": 5, "recalibration": 8, "images": 1600}
@@ -84,6 +96,47 @@ def search_of(seed: int, gallery: Path, home: Path, **section: Any) -> tuple[Run
     run = Run.of(spec, home=home, folder=home / f"search-{seed}")
     link = Link(name="gallery", model_id="gallery", version=1, digest="", role="gallery")
     return run, [Ancestor(stored=run.version(gallery), link=link)]
+
+
+def pruning_of(seed: int, gallery: Path, home: Path, *, project: bool) -> tuple[Run, list[Ancestor]]:
+    """The pruning of a seed, to both budgets."""
+    whole = macs_of(path_of(StagedNetwork.model_validate(WHOLE)))
+    capacities = [budget / whole for budget in sorted(BUDGETS, reverse=True)]
+    _, ancestors = search_of(seed, gallery, home)
+    section = {"pruning": {"capacities": capacities, "project": project}, "epochs": PASSES["together"]}
+    spec = runs.refresh_spec(
+        "prune",
+        task={**TASK, "network": WHOLE},
+        seed=seed + 1000,
+        train={**TRAIN, "epochs": PASSES["epochs"]},
+        gallery={"version": "gallery@champion"},
+        architectures={**section, "images": EVOLUTION["images"], "recalibration": EVOLUTION["recalibration"]},
+    )
+    return Run.of(spec, home=home, folder=home / f"prune-{seed}-{'projected' if project else 'added'}"), ancestors
+
+
+def prune(seed: int, gallery: Path, home: Path, *, project: bool) -> list[dict[str, Any]]:
+    """Both budgets of a pruned network as versions, measured on unseen characters; nothing chooses by these rows."""
+    run, ancestors = pruning_of(seed, gallery, home, project=project)
+    found = pruning.conclude(run, ancestors=ancestors)
+    samples = len(runs.task_of({**TASK, "network": WHOLE}).samples("train"))
+    together = sum(row["macs"] for row in found["front"])
+    cost = samples * (PASSES["epochs"] * found["front"][-1]["macs"] + PASSES["together"] * together)
+    rows = []
+    for row, budget in zip(found["front"], [*sorted(BUDGETS), None], strict=True):
+        wanted = load(run.folder / row["spec"])
+        task = tasks.build(wanted.task)
+        made = train(Run.of(wanted, home=home, folder=run.folder / f"version-{budget}"), ancestors=ancestors, task=task)
+        data = {side: task.samples(side) for side in ("query", "gallery")}  # type: ignore[arg-type]
+        measured = on_unseen(runs.load(made.folder), runs.load(gallery), data)
+        facts = {"network": row["path"], "validation_map": row["small_on_big_map"], "cost": cost, "project": project}
+        rows.append({"budget": budget, "method": "pruning", "weights": "nested", **facts, **measured})
+    return rows
+
+
+def macs_of(path: Mapping[str, Any]) -> int:
+    """Multiply-accumulates of a path."""
+    return costs.of(network_of(path, StagedNetwork.model_validate(BY_HAND)), SHAPE).macs
 
 
 def on_unseen(version: Predecessor, index: Predecessor, data: Mapping[str, Samples]) -> dict[str, float]:
@@ -116,8 +169,8 @@ def one_seed(seed: int, rows: Rows, home: Path, *, evaluations: int, drawn: int,
     like = StagedNetwork.model_validate(BY_HAND)
 
     def add(path: Mapping[str, Any], row: dict[str, Any]) -> None:
-        macs = costs.of(network_of(path, like), SHAPE).macs
-        rows.add([{"data": "glyphs", "seed": seed, "path": digest_of(dict(path)), "macs": macs, **row}])
+        facts = {"path": digest_of(dict(path)), "macs": macs_of(path)}
+        rows.add([{"data": "glyphs", "seed": seed, **facts, **row}])
         print(json.dumps(rows.rows[-1]), flush=True)
 
     winners = {}
@@ -142,6 +195,15 @@ def one_seed(seed: int, rows: Rows, home: Path, *, evaluations: int, drawn: int,
         if not rows.find(**key):
             shared = program.score(run, [network_of(path, like)], ancestors=ancestors)[0].reward("small_on_big")
             add(path, {**key, **own_weights(seed, path, gallery, home, rows=rows), "shared_map": shared})
+    for project in (True, False):
+        if rows.find(seed=seed, method="pruning", project=project):
+            continue
+        for row in prune(seed, gallery, home, project=project):
+            path = row.pop("network")
+            add(path, {"seed": seed, **row})
+            if project and row["budget"]:
+                key = {"seed": seed, "method": "pruned", "budget": row["budget"], "weights": "own"}
+                add(path, {**key, **own_weights(seed, path, gallery, home, rows=rows)})
 
 
 def drawn_paths(seed: int, count: int) -> list[dict[str, Any]]:
@@ -158,7 +220,8 @@ def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if budget is None:
             found.append(row)
             continue
-        same = [other for other in rows if other["seed"] == row["seed"] and other["weights"] == row["weights"]]
+        weights = "own" if row["weights"] == "nested" else row["weights"]
+        same = [other for other in rows if other["seed"] == row["seed"] and other["weights"] == weights]
         best = max(other["map"] for other in same if other["macs"] <= budget)
         found.append({**row, "regret": best - row["map"]})
     for seed in sorted({row["seed"] for row in rows}):

@@ -91,7 +91,7 @@ def without(samples: Samples, classes: tuple[str, ...]) -> Samples:
     if not classes:
         return samples
     left = ~np.isin(np.asarray(samples.classes)[samples.labels], classes)
-    return _some(samples, np.flatnonzero(left), what=["without", *sorted(classes)])
+    return some(samples, np.flatnonzero(left), what=["without", *sorted(classes)])
 
 
 def sides_of(task: Task, held_out: tuple[str, ...], *, images: int) -> Sides:
@@ -116,7 +116,7 @@ def sides_of(task: Task, held_out: tuple[str, ...], *, images: int) -> Sides:
             f"architectures: {len(sides[0])} queries and {len(sides[1])} gallery samples are left to compare networks"
             f" on, need {LEAST} each; raise architectures.held_out or images, or give the task more validation samples"
         )
-    query, gallery = (_some(samples, rows, what=["side", *held_out, str(images)]) for rows in sides)
+    query, gallery = (some(samples, rows, what=["side", *held_out, str(images)]) for rows in sides)
     return Sides(query=query, gallery=gallery)
 
 
@@ -126,7 +126,7 @@ def _evenly(positions: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:
     return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]
 
 
-def _some(samples: Samples, positions: NDArray[np.int64], *, what: list[str]) -> Samples:
+def some(samples: Samples, positions: NDArray[np.int64], *, what: list[str]) -> Samples:
     """Return some of the samples, in their order, with a digest of their own."""
     read = samples.read
     return replace(

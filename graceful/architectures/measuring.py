@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graceful.architectures.held_out import Sides
 from graceful.architectures.space import Path
-from graceful.architectures.supernet import Supernet, recalibrate
+from graceful.architectures.supernet import recalibrate
 from graceful.learners import learner_of
 from graceful.metrics import retrieval
 from graceful.models.base import CODE_FAULTS
@@ -49,6 +49,14 @@ class Measured:
         return self.scores[f"{kind}_map"]
 
 
+class Takes(Protocol):
+    """What has networks within it: a supernet, or a network with narrower ones."""
+
+    def network(self, path: Any, /) -> StagedNet:
+        """Return one of them with copies of its weights."""
+        ...
+
+
 class Evaluator:
     """Measures paths of one supernet; the images and the gallery model's index are read once.
 
@@ -64,7 +72,7 @@ class Evaluator:
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Takes,
         task: Task,
         *,
         train: Samples,
@@ -74,27 +82,35 @@ class Evaluator:
         batch_size: int,
     ) -> None:
         self._supernet, self._sides = supernet, sides
-        rows = np.random.default_rng(0).permutation(len(train))[: batches * batch_size]
-        parts = (rows[at : at + batch_size] for at in range(0, len(rows), batch_size))
-        self._recalibration = [_images(task, train, np.sort(part)) for part in parts if len(part) > 1]
+        parts = some_batches(len(train), batches=batches, batch_size=batch_size)
+        self._recalibration = [images_of(task, train, part) for part in parts]
         self._queries, self._gallery = (
-            [_images(task, side, part) for part in _parts(len(side))] for side in (sides.query, sides.gallery)
+            [images_of(task, side, part) for part in _parts(len(side))] for side in (sides.query, sides.gallery)
         )
         self._big = _embeddings(sides.gallery, index)
+
+    def recalibrated(self, path: Any) -> StagedNet:
+        """Return the network of a path, its normalisation recalibrated."""
+        network = self._supernet.network(path)
+        recalibrate(network, self._recalibration)
+        return network
 
     def measure(self, path: Path) -> Measured:
         """Recalibrate and measure a path; one that cannot run has a reason in place of scores."""
         begun = time.monotonic()
         try:
-            scores = self._scores(path)
+            scores = self.scores(self.recalibrated(path))
         except (*CODE_FAULTS, MemoryError) as e:
             reason = f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]
             return Measured(failed=reason, seconds=time.monotonic() - begun)
         return Measured(scores=scores, seconds=time.monotonic() - begun)
 
-    def _scores(self, path: Path) -> dict[str, float]:
-        network = self._supernet.network(path)
-        recalibrate(network, self._recalibration)
+    def scores(self, network: StagedNet) -> dict[str, float]:
+        """Return mAP and R@1 of a network, on an index of its own and on the gallery model's.
+
+        Raises:
+            ValueError: Its embeddings are not finite, or no query has an answer.
+        """
         queries = _embeddings(self._sides.query, _embedded(network, self._queries))
         own = _embeddings(self._sides.gallery, _embedded(network, self._gallery))
         return {**scores_of(queries, own, "small_alone"), **scores_of(queries, self._big, "small_on_big")}
@@ -125,7 +141,19 @@ def _parts(count: int) -> list[NDArray[np.int64]]:
     return [np.arange(at, min(at + BATCH, count), dtype=np.int64) for at in range(0, count, BATCH)]
 
 
-def _images(task: Task, samples: Samples, rows: NDArray[np.int64]) -> Tensor:
+def some_batches(count: int, *, batches: int, batch_size: int) -> list[NDArray[np.int64]]:
+    """Return the positions of a few batches of some samples, always the same ones."""
+    rows = np.random.default_rng(0).permutation(count)[: batches * batch_size]
+    parts = (rows[at : at + batch_size] for at in range(0, len(rows), batch_size))
+    return [np.sort(part) for part in parts if len(part) > 1]
+
+
+def images_of(task: Task, samples: Samples, rows: NDArray[np.int64]) -> Tensor:
+    """Return samples as a network takes them, not augmented.
+
+    Raises:
+        TypeError: They are no images.
+    """
     images = learner_of(task).collate(samples.read(rows), None)
     if not isinstance(images, Tensor):
         raise TypeError(f"networks of kind stages take one tensor of images, the task gives {type(images).__name__}")

@@ -95,7 +95,7 @@ class Supernet(nn.Module):
             own = dict(self.blocks[_block_name(*place, cast(Block, block))].named_parameters())
             for name, tensor in own.items():
                 full_name = f"features.{position}.{name}"
-                shared[full_name] = _part(tensor, parameters[full_name].shape)
+                shared[full_name] = part_of(tensor, parameters[full_name].shape)
         height, width = _final_sides(path["resolution"], self.input_shape, len(path["stages"]))
         projection = cast(nn.Linear, self.projections[f"{height}x{width}"])
         columns = parameters["projection.weight"].shape[1]  # channels first, so that the first channels come first
@@ -118,15 +118,20 @@ class Supernet(nn.Module):
         if key not in self._shells:
             if len(self._shells) >= SHELLS:
                 self._shells.clear()
-            with torch.device("meta"):
-                shell = StagedNet(network_of(path, self.like), input_shape=self.input_shape, classes=1)
-            shell.head = nn.Identity()
-            shell.forward = shell.embed  # type: ignore[method-assign]
-            for layer in _normalisations(shell):
-                layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-                layer.track_running_stats = False
-            self._shells[key] = shell
+            self._shells[key] = shell_of(network_of(path, self.like), input_shape=self.input_shape)
         return self._shells[key]
+
+
+def shell_of(section: StagedNetwork, *, input_shape: tuple[int, int, int]) -> StagedNet:
+    """Return a network without weights and head, which embeds, and whose normalisation keeps no statistics."""
+    with torch.device("meta"):
+        shell = StagedNet(section, input_shape=input_shape, classes=1)
+    shell.head = nn.Identity()
+    shell.forward = shell.embed  # type: ignore[method-assign]
+    for layer in _normalisations(shell):
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        layer.track_running_stats = False
+    return shell
 
 
 def _block_name(stage: int, index: int, block: Block) -> str:
@@ -142,7 +147,7 @@ def _final_sides(resolution: int | None, input_shape: tuple[int, int, int], stag
     return height, width
 
 
-def _part(tensor: Tensor, shape: torch.Size) -> Tensor:
+def part_of(tensor: Tensor, shape: torch.Size) -> Tensor:
     """Return the first channels of weights, and the middle of kernels."""
     for dimension, size in enumerate(shape):
         begin = (tensor.shape[dimension] - size) // 2 if dimension >= 2 else 0

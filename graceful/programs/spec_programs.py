@@ -137,8 +137,11 @@ def space(run: Run, progress: Talk) -> Outcome:
 def _search_architecture(run: Run, progress: Talk) -> Outcome:
     from graceful.programs.architectures.present import result_lines, result_table
     from graceful.programs.architectures.program import run_of, search
+    from graceful.programs.architectures.pruning import prune
+    from graceful.spec.architectures import require_searchable
 
-    document = search(run_of(run.spec), progress=progress)
+    pruning = require_searchable(run.spec).pruning
+    document = (search if pruning is None else prune)(run_of(run.spec), progress=progress)
 
     def show(console: Console) -> None:
         console.print(result_table(document))
@@ -150,9 +153,11 @@ def _search_architecture(run: Run, progress: Talk) -> Outcome:
 
 def architectures(run: Run, progress: Talk) -> Outcome:
     """Say what a search of architectures would try, without training anything."""
-    from graceful.programs.architectures.program import dry_run
+    from graceful.programs.architectures import program, pruning
+    from graceful.spec.architectures import require_searchable
 
-    document = dry_run(run.spec)
+    section = require_searchable(run.spec)
+    document = (program if section.pruning is None else pruning).dry_run(run.spec)
     return document, 0, lines_of(document)
 
 

@@ -78,11 +78,48 @@ class Budget(Section):
     """Median of the milliseconds of one embedding, measured on this machine: one image, one core."""
 
 
+class Pruning(Section):
+    """Channels of task.network are left out, the least important first: several capacities from one training.
+
+    Each capacity is a part of the next larger one and has the same weights. It takes as many passes as train.epochs
+    to train the whole network, then `architectures.epochs` in which all capacities are trained together. Of the rest
+    of `architectures` it reads images and recalibration.
+    """
+
+    capacities: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1, max_length=8)]
+    """Shares of the multiply-accumulates of task.network, e.g. [0.5, 0.25]; the whole network is always one more."""
+    project: bool = True
+    """Where the gradients of two capacities point against each other, take out of each what is against the other one.
+    false: add them as they are."""
+
+    @model_validator(mode="after")
+    def _falling(self) -> Pruning:
+        if list(self.capacities) != sorted(set(self.capacities), reverse=True):
+            raise ValueError(
+                f"capacities must fall, each of them once, got {list(self.capacities)}; write"
+                f" {sorted(set(self.capacities), reverse=True)}"
+            )
+        if len(set(map(percent, self.capacities))) < len(self.capacities):
+            raise ValueError(f"capacities must differ by a whole percent, got {list(self.capacities)}")
+        return self
+
+
+def percent(capacity: float) -> int:
+    """Return a capacity in percent, by which its files and its version are called; at least 1."""
+    return max(1, round(100 * capacity))
+
+
+UNPRUNED = ("budget", "method", "reward", "evaluations", "population", "parents", "mutation", "actors", "seed")
+"""Keys that pruning, which measures every capacity and searches nothing, does not read."""
+
+
 class Architectures(Section):
     """`graceful search-architecture`: the network of a query model that finds most within a budget."""
 
-    space: ArchitectureSpace
-    """What is searched; embedding, head and batch_norm are those of task.network."""
+    space: Annotated[ArchitectureSpace | None, Field(exclude_if=lambda space: space is None)] = None
+    """What is searched; embedding, head and batch_norm are those of task.network. null: `pruning` says what is done."""
+    pruning: Annotated[Pruning | None, Field(exclude_if=lambda pruning: pruning is None)] = None
+    """Prune task.network instead of searching a space; null: search."""
     budget: Budget = Budget()
     """What the network may cost."""
     method: Literal["evolution", "random"] = "evolution"
@@ -98,7 +135,8 @@ class Architectures(Section):
     mutation: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Chance of each choice of a mutant to be drawn again."""
     epochs: Count | None = None
-    """Passes in which the supernet is trained; null: twice train.epochs, because each step trains one path of it."""
+    """Passes in which the supernet is trained; null: twice train.epochs, because each step trains one path of it. Of
+    pruning: in which all capacities are trained together; null: train.epochs."""
     held_out: Annotated[float, Field(ge=0.0, le=0.5)] = 0.2
     """Share of the classes that the supernet is not trained on; networks are measured on their validation samples.
     0: all classes are trained on, and networks are measured on validation samples of them."""
@@ -110,6 +148,19 @@ class Architectures(Section):
     """Ray actors that hold the supernet and measure networks; 0: this process does."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Of the search; null: train.seed."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Architectures:
+        if (self.space is None) == (self.pruning is None):
+            got = "neither" if self.space is None else "both"
+            raise ValueError(
+                f"must have either space or pruning, got {got}; write space: {{stages: [{{width: [4, 8]}}]}}, or"
+                " pruning: {capacities: [0.5, 0.25]}"
+            )
+        unread = [name for name in UNPRUNED if getattr(self, name) != type(self).model_fields[name].default]
+        if self.pruning is not None and unread:
+            raise ValueError(f"{unread[0]} has no part in pruning, which measures every capacity; leave it out")
+        return self
 
 
 def require_searchable(spec: RefreshSpec) -> Architectures:
@@ -140,3 +191,9 @@ def require_searchable(spec: RefreshSpec) -> Architectures:
             f"train.method: must be descent to train a supernet, got {spec.train.method.kind}; leave it out"
         )
     return section
+
+
+def space_of(section: Architectures) -> ArchitectureSpace:
+    """Return the space of a section that has no pruning."""
+    assert section.space is not None, "validated"
+    return section.space

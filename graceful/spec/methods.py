@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from graceful import paths
 from graceful.sections import NAME, Count, Positive, Section
 
 if TYPE_CHECKING:
@@ -113,7 +114,17 @@ class Combination(Section):
     """true: the network at w0 + delta as an ordinary version, which answers faster and is another model."""
 
 
-Method = Annotated[Descent | Lqf | Combination, Field(discriminator="kind")]
+class Pruned(Section):
+    """Weights that `graceful search-architecture` left for one capacity of a pruned network: nothing is trained."""
+
+    kind: Literal["pruned"] = "pruned"
+    file: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(paths.checked)]
+    """Of weights, as it wrote it beside the spec."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of that file."""
+
+
+Method = Annotated[Descent | Lqf | Combination | Pruned, Field(discriminator="kind")]
 
 
 def require_quadratic(method: Lqf, compatibility: Compatibility, train: Train) -> None:

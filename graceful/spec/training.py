@@ -66,7 +66,7 @@ class Train(Section):
 
     method: Annotated[Method, Field(exclude_if=lambda method: method.kind == "descent")] = Descent()
     """descent: steps of `optimizer`; lqf: the minimum of a quadratic, which no order of data changes; combination: lqf
-    versions added up; without `kind`: descent."""
+    versions added up; pruned: weights that `graceful search-architecture` left; without `kind`: descent."""
     epochs: Count = 4
     """Passes over the training data."""
     batch_size: Count = 128

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -34,6 +34,8 @@ FAILURE, LOG = "error.json", "error.log"
 """Why a worker gave up, for the driver and for people."""
 NOT_MIRRORED = ("lock", "ray", "checkpoints")
 """What of a run's folder is copied by others or not at all: Ray writes its checkpoints to the mirror itself."""
+Together = Literal["projected", "added"]
+"""How gradients of several capacities become one: conflicts taken out, or as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class TrainingJob:
         profile: Write a trace of torch's profiler into the run's folder.
         mirror: Where the folders have copies that outlive this machine, and from which workers on others take them.
         home: Folder of what many runs share, for what may be computed once; None: it is computed each time.
+        together: The network is a `NestedNet`, all capacities of which are trained in each step; how the gradients of
+            capacities are added. None: it is one network.
     """
 
     spec: RefreshSpec
@@ -74,6 +78,7 @@ class TrainingJob:
     profile: bool = False
     mirror: Mirror = Mirror.NONE
     home: Path | None = None
+    together: Together | None = None
 
     @property
     def effective_seed(self) -> int:
@@ -144,6 +149,8 @@ class TrainingJob:
             document["base"] = self.base
         if self.contract is not None:
             document["contract"] = self.contract.identity()
+        if self.together is not None:
+            document["together"] = self.together
         if self.shares is not None:
             document["shares"] = dict(self.shares)
         document["near_chance"] = sorted(ancestor.name for ancestor in self.predecessors if ancestor.near_chance)

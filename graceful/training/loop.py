@@ -32,7 +32,7 @@ from graceful.training import batches, checkpoint, engine, seeds, stops
 from graceful.training.budget_multipliers import BEST, budget_multipliers_of
 from graceful.training.collapse import PATIENCE, HeldOut
 from graceful.training.job import PROFILE, WEIGHTS, TrainingJob, first_line, write_weights
-from graceful.training.objective import Objective
+from graceful.training.objective import Objective, ObjectiveValue
 from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
 from graceful.training.rates import described
 from graceful.training.readings import Numbers, Readings, Unread, read_all
@@ -194,20 +194,7 @@ class Loop:
         seeds.reseed(self.job.effective_seed, step, self.context.rank, device=self.context.device)
         numbers = Numbers(self.context.world_size)
         for batch_slice in slices:
-            outputs = self._forward(batch_slice)
-            value = self.objective(
-                outputs,
-                batch_slice.labels,
-                batch_slice.old,
-                batch_slice.reference,
-                batch_slice.merged,
-                batch=batch_slice.batch,
-                weights=batch_slice.weights,
-            )
-            numbers.add(value)
-            self.speed.mark("forward")
-            self.engine.backward(value.total)
-            self.speed.mark("backward")
+            self._learn(batch_slice, numbers)
         means = numbers.means()
         if every == 1:
             for batch_slice, row in zip(slices, numbers.named(read_all(means)), strict=True):
@@ -225,6 +212,25 @@ class Loop:
         if len(self.readings) >= every:
             self._read()
         self.speed.mark("update")
+
+    def _learn(self, batch_slice: batches.Slice, numbers: Numbers) -> None:
+        """Add the gradients of a slice, and its numbers to those of the step."""
+        value = self._value(batch_slice)
+        numbers.add(value)
+        self.speed.mark("forward")
+        self.engine.backward(value.total)
+        self.speed.mark("backward")
+
+    def _value(self, batch_slice: batches.Slice) -> ObjectiveValue:
+        return self.objective(
+            self._forward(batch_slice),
+            batch_slice.labels,
+            batch_slice.old,
+            batch_slice.reference,
+            batch_slice.merged,
+            batch=batch_slice.batch,
+            weights=batch_slice.weights,
+        )
 
     def _read(self) -> None:
         """Take up the numbers of the steps since the last time.

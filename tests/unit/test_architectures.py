@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,25 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from graceful import spec, tasks
-from graceful.architectures import costs
+from graceful.architectures import channels, costs
 from graceful.architectures.measuring import Measured
+from graceful.architectures.nested import NestedNet
 from graceful.architectures.searchers import Searcher
 from graceful.architectures.space import Genes, Space, network_of
 from graceful.architectures.supernet import Supernet, recalibrate
 from graceful.chain.ancestor import Ancestor, Link
-from graceful.errors import SpecError, TrainingError
+from graceful.errors import GracefulError, IntegrityError, SpecError, TrainingError
 from graceful.models import cost
 from graceful.models.staged import StagedNet
-from graceful.programs.architectures import program
+from graceful.programs.architectures import program, pruning
 from graceful.programs.architectures.actors import Here, Recipe
 from graceful.programs.architectures.budgets import Prices
 from graceful.programs.architectures.journal import measurements
 from graceful.programs.fitting.train import train
 from graceful.programs.runs.run import Run
 from graceful.spec.architectures import Architectures, ArchitectureSpace, Budget
-from graceful.spec.stages import StagedNetwork
+from graceful.spec.stages import Stage, StagedNetwork
+from graceful.training.nested_loop import projected
 
 SPACE: dict[str, Any] = {
     "resolution": [None, 20],
@@ -103,6 +107,73 @@ def test_recalibration_measures_the_statistics_of_the_path() -> None:
         recalibrate(network, [images])
         after, expected = network.embed(images), network.train().embed(images)
     assert float((after - expected).abs().max()) < 0.05 * float((before - expected).abs().max())
+
+
+# --- pruning ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_channels_are_ordered_without_changing_the_network_and_narrow_ones_lie_within(batch_norm: bool) -> None:
+    stages = [{"width": 6}, {"width": 8, "depthwise": True, "depth": 2}, {"width": 10, "depth": 2}]
+    section = LIKE.model_copy(update={"batch_norm": batch_norm, "stages": tuple(map(Stage.model_validate, stages))})
+    torch.manual_seed(0)
+    whole = StagedNet(section, input_shape=SHAPE, classes=3)
+    images, targets = torch.rand(16, *SHAPE), torch.randn(16, 8)
+    whole.train()(images)  # statistics of its own
+    with torch.no_grad():
+        for layer in (block.layers[0] for block in whole.features):  # type: ignore[union-attr, index]
+            layer.weight[1] = 0.0  # type: ignore[union-attr, index, operator]
+        before = whole.eval().embed(images)
+    values = channels.importance(whole, section, [(images[:8], targets[:8]), (images[8:], targets[8:])])
+    assert [len(value) for value in values] == [6, 8, 10]
+    assert float(values[0][1]) <= float(values[0].median())
+    orders = channels.by_importance(values)
+    channels.reorder(whole, section, orders)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.embed(images), before)
+
+    falling = [value[order].tolist() for value, order in zip(values, orders, strict=True)]
+    macs = costs.of(section, SHAPE).macs
+    capacities = (1.0, 0.5, 0.3)
+    widths = channels.nested_widths(section, falling, capacities, input_shape=SHAPE)
+    assert widths[0] == (6, 8, 10)
+    assert all(
+        left >= right for one, other in itertools.pairwise(widths) for left, right in zip(one, other, strict=True)
+    )
+    narrow = [channels.narrowed(section, each) for each in widths]
+    assert all(costs.of(each, SHAPE).macs <= share * macs for each, share in zip(narrow, capacities, strict=True))
+    with pytest.raises(ValueError, match=r"\[2, 2, 2\] channels cost .*, the limit is"):
+        channels.nested_widths(section, falling, [0.001], input_shape=SHAPE)
+
+    nested = NestedNet(whole, narrow)
+    for number, each in enumerate(narrow):
+        nested.capacity = number
+        alone = nested.network(number).train()
+        torch.testing.assert_close(nested.embed(images), alone.embed(images))
+        torch.testing.assert_close(nested.classify(alone.embed(images)), alone(images))
+        assert cost_of(alone) == costs.of(each, SHAPE).macs
+    nested.embed(images[:1]).sum().backward()
+    gradient = nested.whole.features[0].layers[0].weight.grad  # type: ignore[union-attr, index]
+    assert gradient is not None
+    assert not bool(gradient[widths[-1][0] :].any())
+
+
+def cost_of(network: StagedNet) -> int:
+    return cost.macs(network.eval().embed, torch.zeros(1, *SHAPE))
+
+
+def test_gradients_keep_what_is_not_against_another() -> None:
+    one, other = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([-1.0, 0.0, 0.0])
+    first, second = projected([one, other])
+    torch.testing.assert_close(first, torch.tensor([0.0, 1.0, 0.0]))
+    torch.testing.assert_close(second, torch.tensor([-0.5, 0.5, 0.0]))
+    agreeing = [one, one + other.abs()]
+    assert all(torch.equal(left, right) for left, right in zip(projected(agreeing), agreeing, strict=True))
+    torch.manual_seed(0)
+    many = [torch.randn(5) for _ in range(2)]
+    assert all(
+        float(torch.dot(kept, against)) >= -1e-5 for kept, against in zip(projected(many), many[::-1], strict=True)
+    )
 
 
 # --- searchers and budgets --------------------------------------------------------------------------------------------
@@ -187,6 +258,7 @@ QUERY: dict[str, Any] = {
     "gallery": {"version": "glyphs@champion"},
     "train": {"epochs": 2, "batch_size": 64, "num_workers": 0, "engine": "torch"},
 }
+PRUNE: dict[str, Any] = {"pruning": {"capacities": [0.6, 0.3]}, "epochs": 1, "recalibration": 4}
 SEARCH = {"space": SPACE, "evaluations": 6, "population": 3, "parents": 2, "budget": {"macs": 20_000}, "epochs": 1}
 
 
@@ -196,6 +268,11 @@ SEARCH = {"space": SPACE, "evaluations": 6, "population": 3, "parents": 2, "budg
         ({"architectures": None}, "architectures: is missing, so there is nothing to search"),
         ({"task": {"kind": "glyphs"}}, "task.network: must be of kind stages to be searched, got small"),
         ({"gallery": None}, "gallery: is missing; a search compares query models"),
+        ({"architectures": {}}, "either space or pruning, got neither; write space: "),
+        ({"architectures": {**SEARCH, "pruning": {"capacities": [0.5]}}}, "either space or pruning, got both"),
+        ({"architectures": {**PRUNE, "budget": {"macs": 1000}}}, "budget has no part in pruning"),
+        ({"architectures": {"pruning": {"capacities": [0.2, 0.5]}}}, r"must fall, .*; write \[0.5, 0.2\]"),
+        ({"architectures": {"pruning": {"capacities": [0.502, 0.501]}}}, "must differ by a whole percent"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -268,3 +345,55 @@ def test_a_search_ends_in_specs_and_measures_nothing_twice(tmp_path: Path, monke
     hopeless = program.run_of(spec.parse({**QUERY, "architectures": {**SEARCH, "space": only}}))
     with pytest.raises(TrainingError, match="all 6 networks failed, the first with ValueError"):
         program.conclude(hopeless, ancestors=ancestors)
+
+
+def test_pruning_ends_in_versions_of_every_capacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path))
+    ancestors = [gallery_of(tmp_path)]
+    wide = {**NETWORK, "stages": [{"width": 6}, {"width": 10, "depth": 2, "depthwise": True}]}
+    query = {**QUERY, "task": {**QUERY["task"], "network": wide}, "train": {**QUERY["train"], "epochs": 1}}
+    run = program.run_of(spec.parse({**query, "architectures": PRUNE}))
+    found = pruning.conclude(run, ancestors=ancestors)
+    assert [row["capacity"] for row in found["front"]] == [0.3, 0.6, 1.0]
+    whole = found["front"][-1]["macs"]
+    assert all(0.7 * row["capacity"] < row["macs"] / whole <= row["capacity"] for row in found["front"])
+    added = program.run_of(
+        spec.parse({**query, "architectures": {**PRUNE, "pruning": {**PRUNE["pruning"], "project": False}}})
+    )
+    assert added.folder != run.folder
+
+    for row in found["front"]:
+        wanted = spec.load(run.folder / row["spec"])
+        assert (wanted.architectures, wanted.train.method.kind) == (None, "pruned")
+        version = Run.of(wanted, home=tmp_path)
+        done = train(version, ancestors=ancestors, task=tasks.build(wanted.task))
+        assert any("nothing was trained" in note for note in done.notes)
+        again = train(version, ancestors=ancestors, task=tasks.build(wanted.task))
+        assert (again.digest, done.result.steps) == (done.digest, 0)
+        network = version.version(done.folder).whole().network
+        state = load_file(run.folder / row["weights"])
+        assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+        assert cost_of(network) == row["macs"]  # type: ignore[arg-type]
+
+    again = pruning.conclude(run, ancestors=ancestors)
+    scores = ("macs", "small_on_big_map", "small_alone_map")
+    assert [[row[key] for key in scores] for row in again["front"]] == [
+        [row[key] for key in scores] for row in found["front"]
+    ]
+    wanted = spec.load(run.folder / "spec-30.yaml", ["name=other"])
+    for damage, kind, message in (
+        (b"no weights", IntegrityError, "has SHA-256 .*, the spec says"),
+        (None, SpecError, r"weights-30.safetensors cannot be read \(No such file"),
+    ):
+        path = run.folder / "weights-30.safetensors"
+        path.unlink() if damage is None else path.write_bytes(damage)
+        with pytest.raises(kind, match=message) as caught:
+            train(Run.of(wanted, home=tmp_path), ancestors=ancestors, task=tasks.build(wanted.task))
+        assert isinstance(caught.value, GracefulError)
+    least = spec.parse({**query, "architectures": {"pruning": {"capacities": [0.5, 0.01]}}})
+    with pytest.raises(
+        SpecError,
+        match=r"0.01 of 29,400 multiply-accumulates is 294, but the fewest channels, 2, 2, cost 6,468; write at least 0.221",
+    ):
+        pruning.dry_run(least)
+    assert pruning.dry_run(run.spec)["multiply-accumulates"][0] == whole

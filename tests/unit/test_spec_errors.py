@@ -12,13 +12,13 @@ import pytest
 
 from graceful import section_keys, spec
 from graceful.errors import SpecError
-from graceful.spec.methods import Combination, Lqf
+from graceful.spec.methods import Combination, Lqf, Pruned
 
 MINIMAL: dict[str, Any] = {"model": "glyphs", "name": "v1", "task": {"kind": "glyphs"}}
 REQUIRED = {"file": "task.py", "root": "images", "metric": "error_rate", "bound": 0.5, "model": "a", "name": "v1"}
 REQUIRED |= {"files": ["rows.csv"], "checkpoint": "bert", "features": ["height"], "version": "b@champion", "width": 8}
 REQUIRED |= {"old": "b:v1", "new": "b:v2"}
-REQUIRED |= {"ids": ["a"], "versions": {"v1": 1.0}}
+REQUIRED |= {"ids": ["a"], "versions": {"v1": 1.0}, "capacities": [0.5], "sha256": "0" * 64}
 """Values of the keys that have no default, or whose default needs another key."""
 CHOICES = (0, 1, 2, 3, 4, 5, 16, 27)
 """Every member of every union is one of these modulo the number of members."""
@@ -46,6 +46,8 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
             document[name] = list(value) if isinstance(value, tuple) else value
     if isinstance(document.get("depthwise"), list):  # choices of a stage, each a list
         document["width"] = [document["width"]]
+    if "pruning" in document:  # or a space, and not both
+        document["space" if choice % 2 else "pruning"] = None
     if "blend" in document:  # a teacher of its own, in place of others
         others = ("influence", "embedding_regression", "reweighting")
         alone = {"reference": None, "losses": [loss for loss in document["losses"] if loss["kind"] in others]}
@@ -64,7 +66,7 @@ def filled(section: type[spec.Section], choice: int) -> dict[str, Any]:
 
 
 def _fill_method(document: dict[str, Any], choice: int) -> None:
-    """Linear-quadratic fine-tuning takes one loss in one form, and no other teacher; a combination trains nothing."""
+    """Linear-quadratic fine-tuning takes one loss in one form, and no other teacher; the others train nothing."""
     quadratic = {"blend": None, "reference": None, "weighting": {"kind": "equal"}}
     if choice == CHOICES[0]:
         document["train"]["method"] = filled(Combination, choice)
@@ -76,6 +78,8 @@ def _fill_method(document: dict[str, Any], choice: int) -> None:
         (loss,) = (one for one in document["compatibility"]["losses"] if one["kind"] == "focal_distillation")
         document["compatibility"] |= {**quadratic, "losses": [{**loss, "form": "lm"}]}
         document["gallery"] = None  # such a version embeds where its starting weights do
+    elif choice == CHOICES[2]:
+        document["train"]["method"] = filled(Pruned, choice)
     else:
         document["train"]["method"] = {"kind": "descent"}
 

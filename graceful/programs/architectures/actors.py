@@ -25,7 +25,7 @@ from graceful.architectures.supernet import Supernet
 from graceful.errors import DataError, InfrastructureError
 from graceful.models.weights import load_own
 from graceful.spec import RefreshSpec
-from graceful.spec.architectures import require_searchable
+from graceful.spec.architectures import require_searchable, space_of
 from graceful.spec.stages import StagedNetwork
 from graceful.tasks.base import Task
 from graceful.training import rank_resources, ray_fit
@@ -89,7 +89,7 @@ def searched(spec: RefreshSpec, task: Task) -> tuple[SupernetTask, Any]:
         with torch.random.fork_rng(devices=[]):
             shape = task.network(task.classes).input_shape
         assert isinstance(shape, tuple)
-        return Supernet(Space(section.space), network, input_shape=shape, classes=classes)
+        return Supernet(Space(space_of(section)), network, input_shape=shape, classes=classes)
 
     return SupernetTask(task, make, held_out=held_out), sides_of(task, held_out, images=section.images)
 

@@ -23,7 +23,8 @@ def path_text(path: Mapping[str, Any]) -> str:
 
 def result_table(document: Mapping[str, Any]) -> Table:
     """Return the front, and the spec's own network where the space has it."""
-    table = Table(title=f"{document['run_id']}: networks that search {document['gallery']}, by the supernet's weights")
+    whose = "by their own weights" if document["method"] == "pruning" else "by the supernet's weights"
+    table = Table(title=f"{document['run_id']}: networks that search {document['gallery']}, {whose}")
     for name in ("network", "MACs", "parameters", "int8 bytes", "p50 ms", "p95 ms", "mAP on big", "mAP alone"):
         table.add_column(name, justify="left" if name == "network" else "right")
     for row in document["front"]:
@@ -46,6 +47,8 @@ def result_lines(document: Mapping[str, Any]) -> list[str]:
     """Return what was measured, and what to do next."""
     folder = document["folder"]
     step = "copy it and `graceful refresh` it:" if "://" in folder else "graceful refresh"
+    if document["method"] == "pruning":
+        return [f"next:   {step} {folder}/{row['spec']}" for row in document["front"]]
     return [
         f"{document['evaluations']} of {document['networks']:,} networks measured, {len(document['failed'])} failed;"
         f" every one is in {document['journal']}",

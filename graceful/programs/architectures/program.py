@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ from graceful.programs.runs import ancestry
 from graceful.programs.runs.run import Progress, Run, silent
 from graceful.programs.tuning.result import LEFT_OUT
 from graceful.spec import RefreshSpec
-from graceful.spec.architectures import require_searchable
+from graceful.spec.architectures import require_searchable, space_of
+from graceful.spec.methods import Pruned
 from graceful.spec.stages import StagedNetwork
 from graceful.storage import sha256_json, write_json, write_text
 from graceful.tasks.base import Task
@@ -55,6 +56,19 @@ def run_of(spec: RefreshSpec) -> Run:
     return Run.of(spec, folder=folder)
 
 
+@contextmanager
+def opened(run: Run) -> Iterator[Sequence[Ancestor]]:
+    """Hold a search, and yield the ancestors of its spec; those of a search that has begun stay the same.
+
+    Raises:
+        SpecError: Another process holds it, or there is no such gallery model.
+    """
+    with exclusive(run.folder):
+        run.mirror.restore(run.folder, exclude=NOT_MIRRORED)
+        links = ancestry.read(run.store, run.spec, run.folder, begun=(run.folder / IDENTITY).exists())
+        yield ancestry.fetch(run, links)
+
+
 def search(run: Run, *, progress: Progress = silent) -> dict[str, Any]:
     """Train the supernet, search, write the winners. Each evaluation is kept: the same call continues.
 
@@ -70,11 +84,8 @@ def search(run: Run, *, progress: Progress = silent) -> dict[str, Any]:
         DataError: Too few samples.
         TrainingError: The supernet did not train, or every network failed.
     """
-    folder = run.folder
-    with exclusive(folder):
-        run.mirror.restore(folder, exclude=NOT_MIRRORED)
-        links = ancestry.read(run.store, run.spec, folder, begun=(folder / IDENTITY).exists())
-        return conclude(run, ancestors=ancestry.fetch(run, links), progress=progress)
+    with opened(run) as ancestors:
+        return conclude(run, ancestors=ancestors, progress=progress)
 
 
 def conclude(run: Run, *, ancestors: Sequence[Ancestor], progress: Progress = silent) -> dict[str, Any]:
@@ -82,7 +93,7 @@ def conclude(run: Run, *, ancestors: Sequence[Ancestor], progress: Progress = si
     bench = Bench.of(run, ancestors)
     prices = Prices(bench.space, bench.network, bench.input_shape, bench.section.budget, folder=run.folder)
     start = _start(bench, prices)  # a budget that nothing meets is refused before anything is trained
-    progress({"stage": "space", "networks": bench.section.space.size, "gallery": bench.gallery.name})
+    progress({"stage": "space", "networks": bench.space.section.size, "gallery": bench.gallery.name})
     if not (run.folder / IDENTITY).exists():
         require_ready(training.spec_of(run.spec), bench.task, run_dir=run.folder)
         write_json(run.folder / IDENTITY, {"digest": training.digest(run.spec)})
@@ -158,7 +169,7 @@ class Bench:
     @property
     def space(self) -> Space:
         """Return what is searched."""
-        return Space(self.section.space)
+        return Space(space_of(self.section))
 
     @property
     def network(self) -> StagedNetwork:
@@ -179,9 +190,10 @@ class Bench:
         task, sides = searched(spec, self.task)
         state = training.train_supernet(self.run, task, ancestors=self.ancestors, progress=progress)
         digests = (task.samples("train").digest, sides.query.digest, sides.gallery.digest)
-        return Recipe(spec=spec, state=state, index=self._index(sides), data=digests)
+        return Recipe(spec=spec, state=state, index=self.index(sides), data=digests)
 
-    def _index(self, sides: Sides) -> NDArray[np.float32]:
+    def index(self, sides: Sides) -> NDArray[np.float32]:
+        """Return the gallery model's embeddings of the gallery side."""
         version, size = self.gallery.stored.whole(), self.run.spec.evaluate.batch_size
         return run_on_split(version, sides.gallery, size, role="gallery").embeddings
 
@@ -292,7 +304,7 @@ def _result(bench: Bench, prices: Prices, journal: Journal[Measured], found: dic
         "method": section.method,
         "reward": section.reward,
         "budget": section.budget.model_dump(mode="json", exclude_none=True),
-        "networks": section.space.size,
+        "networks": bench.space.section.size,
         "evaluations": len(found),
         "failed": failed,
         "best": rows[-1],
@@ -313,10 +325,14 @@ def _specs(spec: RefreshSpec, like: StagedNetwork, document: dict[str, Any]) -> 
     return texts
 
 
-def spec_text(spec: RefreshSpec, like: StagedNetwork, path: NetworkPath, *, name: str) -> str:
-    """Return a spec with the network of a path, as a file."""
+def spec_text(
+    spec: RefreshSpec, like: StagedNetwork, path: NetworkPath, *, name: str, method: Pruned | None = None
+) -> str:
+    """Return a spec with the network of a path, as a file; with the weights of `method`, if there are any."""
     section = spec.task.model_copy(update={"network": network_of(path, like)})
     chosen = spec.model_copy(update={"task": section, "name": name, "architectures": None})
+    if method is not None:
+        chosen = chosen.model_copy(update={"train": spec.train.model_copy(update={"method": method})})
     document = {key: value for key, value in chosen.recorded().items() if key not in LEFT_OUT}
     about = f"network found by `graceful search-architecture`: {json.dumps(path)}"
     return f"# {about}\n" + documents.dump(document)
@@ -332,11 +348,11 @@ def dry_run(spec: RefreshSpec) -> dict[str, Any]:
     network, shape = getattr(spec.task, "network", None), task.network(task.classes).input_shape
     assert isinstance(network, StagedNetwork)
     _, sides = searched(spec, task)
-    space = Space(section.space)
+    space = Space(space_of(section))
     prices = Prices(space, network, shape, section.budget, folder=None)  # type: ignore[arg-type]
     start = prices.start()
     return {
-        "networks": section.space.size,
+        "networks": space.section.size,
         "within budget": f"{prices.share():.0%} of them, by MACs, parameters and bytes",
         "cheapest": {**space.path(start), **prices.costs(start).document()},
         "gallery": spec.gallery.version if spec.gallery else None,

@@ -20,13 +20,19 @@ from graceful.storage import sha256_json
 from graceful.training.driver import train as run_training
 
 FOLDER = "supernet"
+PRUNED_BY = {"pruning", "epochs", "images", "recalibration"}
+"""Keys of the section that pruning reads."""
 
 
 def spec_of(spec: RefreshSpec) -> RefreshSpec:
     """Return the spec by which the supernet is trained: in this process, from random weights, by the same losses."""
     section = require_searchable(spec)
-    alone = {"num_workers": 0, "engine": TorchEngine(), "start": "random"}
-    train = spec.train.model_copy(update={**alone, "epochs": section.epochs or 2 * spec.train.epochs})
+    return alone(spec, start="random", epochs=section.epochs or 2 * spec.train.epochs)
+
+
+def alone(spec: RefreshSpec, **changes: Any) -> RefreshSpec:
+    """Return a spec for training in this process, by the same losses and nothing beside them; `changes` of `train`."""
+    train = spec.train.model_copy(update={"num_workers": 0, "engine": TorchEngine(), **changes})
     plain = {"interpolation": 0.0, "reference": None, "weighting": Equal()}
     return spec.model_copy(update={"train": train, "compatibility": spec.compatibility.model_copy(update=plain)})
 
@@ -38,6 +44,8 @@ def digest(spec: RefreshSpec) -> str:
         mode="json", include={"task": True, "train": True, "compatibility": True, "gallery": True}
     )
     document["train"] = {key: value for key, value in document["train"].items() if key not in LIMITS}
+    if section.pruning is not None:
+        return sha256_json({**document, "architectures": section.model_dump(mode="json", include=PRUNED_BY)})
     parts = {"space", "held_out", "images", "recalibration"}
     return sha256_json({**document, "architectures": section.model_dump(mode="json", include=parts)})
 

@@ -16,6 +16,7 @@ from graceful.models import bases
 from graceful.programs.fitting import blend
 from graceful.programs.fitting.combining import combined
 from graceful.programs.fitting.finishing import Trained, finish
+from graceful.programs.fitting.pruned import pruned
 from graceful.programs.fitting.readiness import require_ready
 from graceful.programs.fitting.reference_training import Recipe, train_references
 from graceful.programs.outputs.galleries import require_gallery
@@ -67,6 +68,8 @@ def train(
     built = task or tasks.build(spec.task)
     if spec.train.method.kind == "combination":
         return combined(replace(run, spec=spec), built, ancestors, progress=progress)
+    if spec.train.method.kind == "pruned":
+        return pruned(replace(run, spec=spec), built, ancestors)
     if not checked:
         require_ready(spec, built, run_dir=run.folder)
     samples = built.samples("train")

@@ -66,6 +66,11 @@ def run_of(spec: RefreshSpec) -> Run:
             "train.method: a combination trains nothing that could be searched; `graceful combine --dry-run` predicts"
             " mixes of two versions"
         )
+    if spec.train.method.kind == "pruned":
+        raise SpecError(
+            "train.method: the weights of a pruned network are there already, so none of the losses can be searched;"
+            " leave train.method out to train the network from scratch"
+        )
     return Run.of(spec.model_copy(update={"tune": tune_of(spec)}), folder=folder_of(spec))
 
 

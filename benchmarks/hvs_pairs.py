@@ -25,7 +25,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,37 @@ TREATMENTS: Mapping[str, list[dict[str, Any]]] = {
     "distillation": [DISTILLATION],
     "alone": [],
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What query models are trained on.
+
+    Attributes:
+        data: Its name in rows.
+        section: Network -> task section of a spec.
+        shape: (channels, height, width) of an image.
+        train: Section of a spec.
+    """
+
+    data: str
+    section: Callable[[Mapping[str, Any]], dict[str, Any]]
+    shape: tuple[int, int, int]
+    train: Mapping[str, Any]
+
+    def macs(self, version: Predecessor) -> int:
+        """Multiply-accumulates of one embedding."""
+        return cost.macs(version.network.embed, torch.zeros(1, *self.shape))
+
+
+def glyphs(epochs: int) -> Setting:
+    """The setting of this benchmark."""
+    return Setting(
+        data="glyphs",
+        section=lambda network: {"kind": "glyphs", "characters": "all", "network": dict(network)},
+        shape=(1, 28, 28),
+        train={"epochs": epochs, "batch_size": 128},
+    )
 
 
 class Rows:
@@ -164,16 +196,29 @@ def scores(ranking: retrieval.Ranking) -> dict[str, float]:
 
 def measure(seed: int, rows: Rows, home: Path, *, epochs: int) -> None:
     """Train and measure everything of one seed that is not measured yet."""
-    base = {"kind": "glyphs", "characters": "all"}
-    gallery_task = runs.task_of({**base, "network": GALLERY})
-    data = splits(gallery_task)
-    train = {"epochs": epochs, "batch_size": 128}
-    spec = runs.refresh_spec("gallery", task={**base, "network": GALLERY}, seed=seed, train=train)
+    setting = glyphs(epochs)
+    section = setting.section(GALLERY)
+    gallery_task = runs.task_of(section)
+    spec = runs.refresh_spec("gallery", task=section, seed=seed, train=setting.train)
     gallery_folder, _ = runs.trained(spec, folder=home / f"gallery-{seed}", task=gallery_task)
+    pairs_of(setting, BUDGETS, gallery_folder, splits(gallery_task), seed=seed, rows=rows, home=home)
+
+
+def pairs_of(
+    setting: Setting,
+    budgets: Mapping[str, Sequence[dict[str, Any]]],
+    gallery_folder: Path,
+    data: Mapping[str, Mapping[str, Samples]],
+    *,
+    seed: int,
+    rows: Rows,
+    home: Path,
+) -> None:
+    """Measure the gallery model, then query models of every budget, if the rows do not have them."""
     gallery_version = runs.load(gallery_folder)
     gallery = embedded(gallery_version, data)
-    large = cost.macs(gallery_version.network.embed, torch.zeros(1, 1, 28, 28))
-    common = {"data": "glyphs", "gallery": f"{large} MACs", "seed": seed}
+    large = setting.macs(gallery_version)
+    common = {"data": setting.data, "gallery": f"{large} MACs", "seed": seed}
     if not rows.find(seed=seed, query="paragon"):
         found = [
             {
@@ -187,22 +232,22 @@ def measure(seed: int, rows: Rows, home: Path, *, epochs: int) -> None:
             for split in ("unseen", "seen")
         ]
         rows.add(found)
-    for budget, networks in BUDGETS.items():
-        one_budget(budget, networks, seed=seed, rows=rows, home=home, gallery=gallery, data=data, common=common,
-                   train=train, gallery_folder=gallery_folder, large=large)  # fmt: skip
+    for budget, networks in budgets.items():
+        one_budget(budget, networks, setting=setting, seed=seed, rows=rows, home=home, gallery=gallery, data=data,
+                   common=common, gallery_folder=gallery_folder, large=large)  # fmt: skip
 
 
 def one_budget(
     budget: str,
-    networks: tuple[dict[str, Any], dict[str, Any]],
+    networks: Sequence[dict[str, Any]],
     *,
+    setting: Setting,
     seed: int,
     rows: Rows,
     home: Path,
     gallery: Embedded,
     data: Mapping[str, Mapping[str, Samples]],
     common: Mapping[str, Any],
-    train: Mapping[str, Any],
     gallery_folder: Path,
     large: int,
 ) -> None:
@@ -211,23 +256,23 @@ def one_budget(
         return
 
     def fitted(name: str, network: Mapping[str, Any], losses: list[dict[str, Any]], **changed: Any) -> Predecessor:
-        section = {"kind": "glyphs", "characters": "all", "network": network}
+        section = setting.section(network)
         spec = runs.refresh_spec(
             f"{name}-{budget}",
             task=section,
             seed=seed + 1000,
-            train={**train, **changed},
+            train={**setting.train, **changed},
             compatibility={"losses": losses} if losses else {},
         )
         folder = home / f"{name}-{budget}-{seed}"
         built = runs.task_of(section)
         return runs.load(runs.trained(spec, folder=folder, ancestors=[gallery_folder], task=built)[0])
 
-    network, other = networks
+    network, *others = networks
     independent = {
         "alone": fitted("alone", network, []),
-        "longer": fitted("longer", network, [], epochs=2 * train["epochs"]),
-        "other": fitted("other", other, []),
+        "longer": fitted("longer", network, [], epochs=2 * setting.train["epochs"]),
+        **{"other": fitted("other", other, []) for other in others},
     }
     vectors = {name: embedded(version, data) for name, version in independent.items()}
     validated = {
@@ -236,7 +281,7 @@ def one_budget(
     }
     chosen = max(validated, key=lambda name: validated[name])
     best = {split: retrieval.rank(vectors[chosen][split]["query"], vectors[chosen][split]["gallery"]) for split in data}
-    small = cost.macs(independent[chosen].network.embed, torch.zeros(1, 1, 28, 28))
+    small = setting.macs(independent[chosen])
     found = [
         {
             **common,
@@ -258,7 +303,7 @@ def one_budget(
             query,
             gallery,
             best=best,
-            version=version,
+            macs=setting.macs(version),
             common={**common, "query": treatment, "budget": budget},
             large=large,
         )
@@ -273,16 +318,15 @@ def four_pairs(
     gallery: Embedded,
     *,
     best: Mapping[str, retrieval.Ranking],
-    version: Predecessor,
+    macs: int,
     common: Mapping[str, Any],
     large: int,
 ) -> list[dict[str, Any]]:
     """M(q,q), M(q,g), M(g,q) and the distance of M(q,g) from the best independent model."""
-    small = cost.macs(version.network.embed, torch.zeros(1, 1, 28, 28))
     found = []
     for split in ("unseen", "seen"):
         lengths = np.linalg.norm(query[split]["query"].vectors, axis=1)
-        row = {**common, "macs": small, "macs_ratio": large / small, "split": split}
+        row = {**common, "macs": macs, "macs_ratio": large / macs, "split": split}
         row["norm_spread"] = float(lengths.std() / lengths.mean())
         for pair, left, right in (("q,q", query, query), ("q,g", query, gallery), ("g,q", gallery, query)):
             ranking = retrieval.rank(left[split]["query"], right[split]["gallery"])
@@ -318,6 +362,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write(rows: list[dict[str, Any]], *, seconds: float) -> Path:
+    """Write rows beside those of other data, and return the path."""
+    data = {row["data"] for row in rows}
+    recorded = json.loads((results.FOLDER / "hvs_pairs.json").read_text(encoding="utf-8"))["rows"]
+    kept = [row for row in recorded if row["data"] not in data]
+    return results.write("hvs_pairs", sorted(kept + rows, key=lambda row: row["data"] != "glyphs"), seconds=seconds)
+
+
 def main() -> None:
     """Measure all seeds in this process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -333,7 +385,7 @@ def main() -> None:
             measure(seed, rows, home, epochs=1 if options.quick else EPOCHS)
     print(table(rows.rows))
     if not options.quick:
-        print(results.write("hvs_pairs", rows.rows, seconds=time.perf_counter() - begun))
+        print(write(rows.rows, seconds=time.perf_counter() - begun))
 
 
 if __name__ == "__main__":

@@ -212,9 +212,13 @@ def search_architecture(
     Stop it whenever you like: the same command continues, with more --evaluations too. Result: the winner
     as spec.yaml and the rest of the Pareto front beside it, which `graceful refresh` trains from scratch.
 
+    With architectures.pruning the network of the spec is pruned to several capacities in one training
+    instead, each of which is a spec and its weights, which `graceful refresh` makes a version of.
+
     \b
     Example:
       graceful search-architecture jobs/hvs/search.yaml --dry-run
+      graceful search-architecture jobs/hvs/prune.yaml
       graceful search-architecture jobs/hvs/search.yaml --set architectures.budget.macs=60000
     """
     from graceful.cli import programs

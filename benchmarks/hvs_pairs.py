@@ -272,8 +272,9 @@ def one_budget(
     independent = {
         "alone": fitted("alone", network, []),
         "longer": fitted("longer", network, [], epochs=2 * setting.train["epochs"]),
-        **{"other": fitted("other", other, []) for other in others},
     }
+    if others:
+        independent["other"] = fitted("other", others[0], [])
     vectors = {name: embedded(version, data) for name, version in independent.items()}
     validated = {
         name: scores(retrieval.rank(sides["validation"]["query"], sides["validation"]["gallery"]))["map"]

@@ -1,4 +1,4 @@
-"""The version bundle: a registered version on disk, and how it becomes a predecessor again. Drivers and workers.
+"""The version bundle: a registered version on disk. Used by drivers and workers.
 
 One folder, and nothing in it is code:
 
@@ -10,49 +10,41 @@ One folder, and nothing in it is code:
     assets/             files that its learner needs beside weights, if it names any, see `assets`
 
 Either file of weights may be deleted later to save storage: the version keeps its digest, which covers arch.json and
-the SHA-256 of the weights that arch.json names, and `load` says what is left. Weights are hashed before they are
-parsed, from the same bytes.
+the SHA-256 of the weights that arch.json names, and `load` says what is left.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as serialise_weights
 from torch import nn
 
-from graceful import section_errors, storage
-from graceful.chain import Completeness, Predecessor, Unrunnable, freeze
-from graceful.errors import DataError
-from graceful.learners import Classifier, KeepsAssets, learner_of, registry, run
+from graceful import storage
+from graceful.learners import KeepsAssets, learner_of, run
 from graceful.learners.batch import to_device
-from graceful.lqf.network import Linearised
-from graceful.models import assets, bases, embedding_contract, recorded_code
+from graceful.models import assets, bases
 from graceful.models import weights as parts
 from graceful.models.bundle_files import (
     DESCRIPTION,
     HEAD,
     WEIGHTS,
-    BundleContents,
     Description,
     LinearisedDescription,
     digest_of,
     parse_description,
     read_beside,
-    read_verified,
 )
-from graceful.models.embedding_contract import EmbeddingContract, contract_of
-from graceful.spec import PythonTask, RefreshSpec
-from graceful.spec import Task as TaskSection
+from graceful.models.bundle_loading import linearised_as, load, section_of
+from graceful.models.embedding_contract import contract_of
+from graceful.spec import RefreshSpec
 from graceful.tasks.base import Task
-from graceful.tasks.names import Column
 
-_AUGMENTATION = ("shift", "flip", "augment")
+__all__ = ["base_of", "describe", "digest", "files_of", "linearised_as", "load", "recorded_digest", "save"]
 
 
 def save(
@@ -92,20 +84,13 @@ def save(
     size, kept_files = embedding_size or _embedding_size(network, task), files_of(task)
     head = parts.head_of(network, embedding_size=size)
     head_bytes = None if head is None else serialise_weights(head)
-    document = {
-        "schema": 1,
-        "name": spec.name,
-        "model": spec.model,
-        "task": spec.task.model_dump(mode="json"),
-        "classes": list(classes),
-        "embedding_size": size,
-        "transform_digest": tasks.transform_digest(spec.task),
-        "weights_sha256": hashlib.sha256(weight_bytes).hexdigest(),
-        "head_sha256": None if head_bytes is None else hashlib.sha256(head_bytes).hexdigest(),
-        **({"assets": assets.digests(kept_files)} if kept_files else {}),
-        **({"contract": contract_of(spec.task, size).document()} if spec.gallery else {}),
-        **({} if linearised is None else {"linearised": linearised.model_dump(mode="json")}),
-    }
+    document = _document(spec, classes, size, weights=weight_bytes, head=head_bytes)
+    if kept_files:
+        document["assets"] = assets.digests(kept_files)
+    if spec.gallery:
+        document["contract"] = contract_of(spec.task, size).document()
+    if linearised is not None:
+        document["linearised"] = linearised.model_dump(mode="json")
     storage.write_bytes(folder / WEIGHTS, weight_bytes)
     if head_bytes is None:
         (folder / HEAD).unlink(missing_ok=True)
@@ -170,98 +155,27 @@ def base_of(folder: str | Path) -> bases.Base | None:
     if bases.FILE not in described.assets or not (folder / WEIGHTS).is_file():
         return None
     document = assets.read(folder, {bases.FILE: described.assets[bases.FILE]})[bases.FILE]
-    network: Any = getattr(_section(described, folder), "network", None)
+    network: Any = getattr(section_of(described, folder), "network", None)
     return bases.of(network, document)
 
 
-def load(
-    folder: str | Path,
-    *,
-    expected_digest: str | None = None,
-    model_id: str | None = None,
-    augment_like: TaskSection | None = None,
-    trusted: Collection[str] = (),
-    at_least: Completeness = Completeness.WHOLE,
-    task: Task | None = None,
-) -> Predecessor:
-    """Rebuild a version as a frozen predecessor. torch's random state is left as it was.
-
-    Args:
-        folder: Where its files are.
-        expected_digest: What `save` returned, from the registry; None: only the weights are checked.
-        model_id: Identity in the registry; None: `<model>-<name>`.
-        augment_like: Task section of the version in training. The predecessor then draws its augmented views as that
-            section does (shift, flip), so that both see the same view; clean inputs are unaffected. If both are Python
-            tasks, this section's file is the one that runs. None, or a task of another kind: as its own section says.
-        trusted: Digests of recorded code that may run; other code is not, because whoever may write to a registry
-            may name any code there.
-        at_least: What of it must be left; less is refused.
-        task: Its task, where the caller has just built it from the recorded section.
-
-    Returns:
-        The predecessor; its `notes` say when its transform may no longer be the one it was trained with, its
-        `completeness` what is left of it. Where its code is not run, nothing is, and its `unrunnable` says why.
-
-    Raises:
-        IntegrityError: Bytes that do not have the recorded digest: truncated, corrupt or exchanged files.
-        DataError: No bundle, a description or weights that do not fit each other or this graceful, or code that is not
-            run though the version must be.
-    """
+def _document(
+    spec: RefreshSpec, classes: Sequence[str], size: int, *, weights: bytes, head: bytes | None
+) -> dict[str, Any]:
+    """Return what the description of every bundle holds, as JSON values."""
     from graceful import tasks
 
-    folder = Path(folder)
-    contents = read_verified(folder, expected_digest, at_least)
-    described, model_id = contents.described, model_id or f"{contents.described.model}-{contents.described.name}"
-    code = _chosen_code(described, folder, augment_like=augment_like, trusted=trusted, built=task is not None)
-    if isinstance(code, Unrunnable):
-        return _unrunnable(contents, code, folder=folder, model_id=model_id, at_least=at_least)
-    section, allowed = code
-    current = tasks.transform_digest(section)
-    if allowed is not None and current != described.transform_digest:
-        changed = f"{described.task['file']} is not the file {described.name} was saved with"
-        raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
-    values = assets.read(folder, described.assets)
-    if contents.completeness is not Completeness.WHOLE:
-        values.pop(bases.FILE, None)  # the body is not asked, so nobody looks for its weights
-    task = _with_assets(task or tasks.build(section, trusted=allowed), values)
-    network = nn.Module() if contents.completeness is Completeness.NOTHING else _load_network(task, folder, contents)
-    viewed = _augmenting_section(section, augment_like)
-    return Predecessor(
-        name=described.name,
-        model_id=model_id,
-        digest=contents.digest,
-        classes=described.classes,
-        embedding_size=described.embedding_size,
-        network=freeze(network),
-        learner=learner_of(task if viewed is section else _with_assets(tasks.build(viewed), values)),
-        transform_digest=current if viewed is section else tasks.transform_digest(viewed),
-        notes=_notes(described, current),
-        training_ids=lambda: _training_ids(task),
-        completeness=contents.completeness,
-        model=described.model,
-        contract=embedding_contract_of(described, section),
-    )
-
-
-def embedding_contract_of(described: Description, section: TaskSection) -> EmbeddingContract:
-    """Return the embedding contract of a version: as it recorded it, else as its description implies it.
-
-    Args:
-        described: What its bundle says.
-        section: Its task, read from the description.
-
-    Raises:
-        DataError: The recorded one is none.
-    """
-    if described.contract is None:
-        return contract_of(section, described.embedding_size)
-    try:
-        return embedding_contract.read(described.contract)
-    except ValueError as e:
-        raise DataError(f"{described.name}: {e}; fetch the version again") from e
-
-
-# --- saving -----------------------------------------------------------------------------------------------------------
+    return {
+        "schema": 1,
+        "name": spec.name,
+        "model": spec.model,
+        "task": spec.task.model_dump(mode="json"),
+        "classes": list(classes),
+        "embedding_size": size,
+        "transform_digest": tasks.transform_digest(spec.task),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "head_sha256": None if head is None else hashlib.sha256(head).hexdigest(),
+    }
 
 
 def _embedding_size(network: nn.Module, task: Task) -> int:
@@ -278,135 +192,3 @@ def _embedding_size(network: nn.Module, task: Task) -> int:
         outputs = run(learner, network, to_device(learner.collate(items, None), device))
     network.train(training)
     return int(outputs.embedding.shape[1])
-
-
-# --- loading ----------------------------------------------------------------------------------------------------------
-
-
-def _section(described: Description, folder: Path) -> TaskSection:
-    try:
-        section: TaskSection = TypeAdapter(TaskSection).validate_python(described.task)
-    except ValidationError as e:
-        problem = section_errors.summary(e, "document", at="task")
-        raise DataError(f"{folder / DESCRIPTION}: {problem}; use the graceful release that wrote it") from e
-    return section
-
-
-def _chosen_code(
-    described: Description,
-    folder: Path,
-    *,
-    augment_like: TaskSection | None,
-    trusted: Collection[str],
-    built: bool,
-) -> tuple[TaskSection, Collection[str] | None] | Unrunnable:
-    """Return the section to build the task from, with the digests that its code must have (None: the user's own code),
-    or why recorded code is not run. Arguments as of `load`; `built`: the caller has the task already."""
-    section = _section(described, folder)
-    learner = getattr(section, "learner", None)
-    missing = None if learner is None else registry.unavailable(learner.kind)
-    if missing is not None:
-        return Unrunnable(missing, "install the package that offers it")
-    if not isinstance(section, PythonTask):
-        return section, None
-    if isinstance(augment_like, PythonTask):
-        return section.model_copy(update={"file": augment_like.file}), None
-    if built:
-        return section, None
-    refused = recorded_code.refusal(section, recorded=described.transform_digest, trusted=trusted)
-    return (section, trusted) if refused is None else refused
-
-
-def _unrunnable(
-    contents: BundleContents, refused: Unrunnable, *, folder: Path, model_id: str, at_least: Completeness
-) -> Predecessor:
-    """Return a predecessor made from the description alone; only its cached outputs can be used."""
-    described = contents.described
-    if at_least is not Completeness.NOTHING:
-        raise DataError(f"{folder}: {described.name} cannot be run, {refused.reason}; {refused.remedy}")
-
-    def transform(items: Any, views: Any) -> torch.Tensor:
-        raise DataError(f"{described.name}: cannot be run, {refused.reason}; {refused.remedy}")
-
-    return Predecessor(
-        name=described.name,
-        model_id=model_id,
-        digest=contents.digest,
-        classes=described.classes,
-        embedding_size=described.embedding_size,
-        network=nn.Module(),
-        learner=Classifier(transform),
-        transform_digest=described.transform_digest,
-        completeness=Completeness.NOTHING,
-        model=described.model,
-        unrunnable=refused,
-    )
-
-
-def _training_ids(task: Task) -> Column:
-    train = task.samples("train")
-    if train.stream is not None:
-        raise DataError("they are a stream")
-    return train.ids
-
-
-def _with_assets(task: Task, values: Mapping[str, Any]) -> Task:
-    """Return the task with the learner that has these assets; the same one where the version was saved without any."""
-    restored = getattr(task, "restored", None)
-    return restored(values) if values and restored is not None else task
-
-
-def _load_network(task: Task, folder: Path, contents: BundleContents) -> nn.Module:
-    """Build the network and load its weights under a forked random state, which changes no later initialisation."""
-    described = contents.described
-    with torch.random.fork_rng(devices=[]):
-        network = task.network(described.classes)
-    if described.linearised is not None:
-        network = linearised_as(network, described.linearised)
-    path = folder / (WEIGHTS if contents.completeness is Completeness.WHOLE else HEAD)
-    kind = str(described.task.get("kind"))
-    parts.fill(
-        network,
-        contents.weights,
-        path=path,
-        name=described.name,
-        kind=kind,
-        head_only=contents.completeness is Completeness.HEAD,
-    )
-    declared = getattr(network, "embedding_size", described.embedding_size)
-    if declared != described.embedding_size:
-        raise DataError(
-            f"{folder / DESCRIPTION}: embedding_size must be {declared}, got {described.embedding_size};"
-            " fetch the version again"
-        )
-    return network
-
-
-def linearised_as(network: nn.Module, description: LinearisedDescription) -> Linearised:
-    """Return a network as a description says that it was linearised; its weights are filled in later.
-
-    Raises:
-        DataError: The network lacks a parameter with a delta.
-    """
-    missing = set(description.names) - {name for name, _ in network.named_parameters()}
-    if missing:
-        raise DataError(f"the network has no parameter {min(missing)}, which has a delta; restore its code")
-    return Linearised(network, description.names, slope=description.slope, temperature=description.temperature)
-
-
-def _augmenting_section(section: TaskSection, like: TaskSection | None) -> TaskSection:
-    if like is None or like.kind != section.kind:
-        return section
-    changes = {
-        field: getattr(like, field)
-        for field in _AUGMENTATION
-        if hasattr(section, field) and getattr(like, field) != getattr(section, field)
-    }
-    return section.model_copy(update=changes) if changes else section
-
-
-def _notes(described: Description, transform_digest: str) -> tuple[str, ...]:
-    if transform_digest == described.transform_digest:
-        return ()
-    source = f"{described.task['file']} changed" if described.task.get("kind") == "python" else "the code changed"
-    return (f"{described.name}: {source} since this version was saved; its transform may differ from training",)

@@ -2,6 +2,7 @@
 
 from graceful.addresses import is_remote
 from graceful.files import guarded
+from graceful.storage.cached_objects import cached_file, object_cache, read_cached
 from graceful.storage.local import (
     read_bytes,
     sha256_file,
@@ -13,10 +14,7 @@ from graceful.storage.local import (
 from graceful.storage.mirror import Mirror
 from graceful.storage.objects import (
     StoredObject,
-    cached_file,
     list_objects,
-    object_cache,
-    read_cached,
     read_object,
     read_range,
     split_uri,

@@ -9,18 +9,18 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from graceful import addresses, homes
+from graceful import addresses
 from graceful.errors import IntegrityError, SpecError, StorageError
-from graceful.files import guarded, mark_used
+from graceful.files import guarded
 from graceful.storage import refusals, server
-from graceful.storage.local import read_bytes, sha256_file, sha256_json, write_bytes, write_text
+from graceful.storage.local import read_bytes, sha256_file
 
 _DIGEST = "sha256"
 ABSENT = frozenset({"NoSuchKey", "404"})
@@ -325,50 +325,6 @@ class _Part(io.BufferedWriter):
 def _open_part(path: Path) -> _Part:
     with guarded(path, "write"):
         return _Part(io.FileIO(path, "wb"))
-
-
-def read_cached(stored: StoredObject, cache: Path) -> bytes:
-    """Return one object's bytes through a local cache; a damaged local copy is fetched again.
-
-    Raises:
-        IntegrityError: It was overwritten since it was listed, or the server sent another number of bytes.
-        StorageError: Unreachable, refused, vanished, or the disk is full.
-    """
-    name = _cache_name(stored)
-    path, record = cache / name[:2] / name, cache / name[:2] / f"{name}.sha256"
-    with suppress(FileNotFoundError):
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() == record.read_text(encoding="ascii"):
-            mark_used(record)
-            return data
-    data = read_listed(stored)
-    if len(data) != stored.size:
-        raise IntegrityError(
-            f"{stored.uri}: {len(data)} bytes where the listing says {stored.size}; it changed meanwhile, start again"
-        )
-    write_bytes(path, data)
-    write_text(record, hashlib.sha256(data).hexdigest())
-    return data
-
-
-def cached_file(stored: StoredObject, cache: Path) -> Path:
-    """Return the local file of one object, which `read_cached` brings here where it is missing or damaged.
-
-    Raises:
-        IntegrityError, StorageError: As `read_cached`.
-    """
-    read_cached(stored, cache)
-    name = _cache_name(stored)
-    return cache / name[:2] / name
-
-
-def _cache_name(stored: StoredObject) -> str:
-    return sha256_json([stored.uri, stored.etag, stored.size])
-
-
-def object_cache() -> Path:
-    """Return where this machine caches objects: below $GRACEFUL_HOME, else below .graceful here."""
-    return homes.folder() / "cache" / "objects"
 
 
 def _require_same_digest(uri: str, expected: str | None, actual: str) -> None:

@@ -86,17 +86,7 @@ def write_version(
         return {}
     path = linear.job.run_dir / WEIGHTS
     write_weights(path, portable(own_state(network)))
-    description = LinearisedDescription(
-        names=linear.start.names,
-        slope=method.slope,
-        temperature=temperature,
-        amplitude=method.amplitude,
-        start_sha256=linear.start.digest,
-        start_from=linear.start.source,
-        unseen=linear.start.unseen,
-        certificate=certificate.document(),
-        files=_keep(linear, {**files, **_contributions(linear, solution)}),
-    )
+    description = _described(linear, solution, certificate, temperature=temperature, files=files)
     return {
         "steps": certificate.iterations or 1,
         "validation_error": validation_error,
@@ -105,6 +95,28 @@ def write_version(
         "linearised": description.model_dump(mode="json"),
         "notes": [*linear.start.notes, *notes, *far, certificate.sentence()],
     }
+
+
+def _described(
+    linear: LinearProblem,
+    solution: Solution,
+    certificate: Certificate,
+    *,
+    temperature: float,
+    files: Mapping[str, bytes],
+) -> LinearisedDescription:
+    """Write the files that are kept beside the weights, and return the description that names them."""
+    return LinearisedDescription(
+        names=linear.start.names,
+        slope=linear.method.slope,
+        temperature=temperature,
+        amplitude=linear.method.amplitude,
+        start_sha256=linear.start.digest,
+        start_from=linear.start.source,
+        unseen=linear.start.unseen,
+        certificate=certificate.document(),
+        files=_keep(linear, {**files, **_contributions(linear, solution)}),
+    )
 
 
 def _contributions(linear: LinearProblem, solution: Solution) -> dict[str, bytes]:

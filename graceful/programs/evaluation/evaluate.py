@@ -81,18 +81,7 @@ def evaluate(
     draws, seed = spec.evaluate.bootstrap, spec.train.seed
     searches = Searches()
     alone = _alone(new_outputs, old_outputs, unrunnable, searches, draws=draws, seed=seed)
-    measured = {
-        version.name: _against(new_outputs, version, searches, draws=draws, seed=seed) for version in old_outputs
-    }
-    comparisons = tuple(
-        Comparison(
-            against=old.name,
-            model_id=old.model_id,
-            distance=distance,
-            measurements=measured.get(old.name) or dict.fromkeys(_all(About.ANCESTOR), _unmeasured(old)),
-        )
-        for distance, old in enumerate(ancestors, start=1)
-    )
+    comparisons = _comparisons(new_outputs, old_outputs, ancestors, searches, draws=draws, seed=seed)
     paired = () if fleet is None else compare_pairs(spec, new_outputs, new, fleet, samples, first=len(ancestors) + 1)
     report = Report(
         model=spec.model,
@@ -117,6 +106,28 @@ def evaluate(
         background=background(
             spec, outputs, samples, references=references or {}, chain=[new, *ancestors], searches=searches
         ),
+    )
+
+
+def _comparisons(
+    new: VersionOutputs,
+    others: Sequence[VersionOutputs],
+    ancestors: Sequence[Predecessor],
+    searches: Searches,
+    *,
+    draws: int,
+    seed: int,
+) -> tuple[Comparison, ...]:
+    """Return the new version against each ancestor, latest first; nothing is measured against those without outputs."""
+    measured = {old.name: _against(new, old, searches, draws=draws, seed=seed) for old in others}
+    return tuple(
+        Comparison(
+            against=old.name,
+            model_id=old.model_id,
+            distance=distance,
+            measurements=measured.get(old.name) or dict.fromkeys(_all(About.ANCESTOR), _unmeasured(old)),
+        )
+        for distance, old in enumerate(ancestors, start=1)
     )
 
 

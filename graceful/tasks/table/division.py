@@ -25,8 +25,9 @@ from graceful import storage
 from graceful.tasks.hashing import SPLITS, as_fractions, split_digest
 from graceful.tasks.names import Names
 from graceful.tasks.table import content, repeats
-from graceful.tasks.table.index import FOLDED, KEYS, WEIGHTS, Index
-from graceful.tasks.table.index import SPLITS as NAMES
+from graceful.tasks.table.index import Index
+from graceful.tasks.table.index_build import FOLDED, KEYS, WEIGHTS
+from graceful.tasks.table.index_build import SPLITS as NAMES
 from graceful.tasks.table.source import BATCH
 from graceful.tasks.table.stored import Stored, Writer, opened
 

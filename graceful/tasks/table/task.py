@@ -23,7 +23,8 @@ from graceful.spec.table import TableTask
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.table import judged, pictures, rows
 from graceful.tasks.table.division import Division, Part
-from graceful.tasks.table.index import ALL, inputs_of, open_index
+from graceful.tasks.table.index import open_index
+from graceful.tasks.table.index_build import ALL, inputs_of
 from graceful.tasks.table.mapping import mappings_of
 from graceful.tasks.table.source import BATCH, Table, joined, read_files
 from graceful.tasks.text_notes import cut_note

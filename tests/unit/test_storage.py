@@ -108,7 +108,7 @@ def served(monkeypatch):
         asked.append(stored.uri)
         return objects[stored.uri]
 
-    monkeypatch.setattr(storage.objects, "read_listed", read)
+    monkeypatch.setattr(storage.cached_objects, "read_listed", read)
     return objects, asked
 
 

@@ -22,7 +22,7 @@ from graceful.errors import DataError
 from graceful.programs.housekeeping.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
-from graceful.tasks.table import content, index, mapping, repeats, source
+from graceful.tasks.table import content, index, index_build, mapping, repeats, source
 from graceful.tasks.table.source import gathered
 from tests.support import text_checkpoint
 
@@ -208,7 +208,7 @@ def test_ids_that_repeat_are_named_by_the_first_row_that_does(tmp_path: Path, mo
 
 
 def test_a_column_of_too_many_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "MOST_LABELS", 100)
+    monkeypatch.setattr(index_build, "MOST_LABELS", 100)
     pq.write_table(made(200), tmp_path / "t.parquet")
     with pytest.raises(
         DataError, match=r"task.columns.label: more than 100 different values; name a column of classes"

@@ -22,7 +22,7 @@ from graceful.errors import DataError
 from graceful.programs.housekeeping.reclaim import copies, leftovers
 from graceful.tasks.hashing import SPLITS, fractions
 from graceful.tasks.names import ids_digest
-from graceful.tasks.table import content, index, index_build, mapping, repeats, source
+from graceful.tasks.table import content, index_build, mapping, repeats, source
 from graceful.tasks.table.source import gathered
 from tests.support import text_checkpoint
 

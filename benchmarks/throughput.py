@@ -13,7 +13,8 @@ trace: reading, losses, updates and the trace are in it, evaluation and checkpoi
 The bare loop for engine torch is DistributedDataParallel as its tutorial has it; for DeepSpeed `deepspeed.initialize`
 with the very JSON that graceful derives. It clips as graceful does, reads the loss every tenth step, writes nothing.
 `arrays`: bytes in memory, read by a DataLoader that indexes a whole batch at once, without workers. `jpeg`: files in
-folders by class, which the bare loop decodes with Pillow in one worker of a DataLoader and graceful in its threads.
+folders by class, which the bare loop decodes with Pillow in one worker of a DataLoader and graceful in its threads;
+both decode them whole, which is graceful's default. An epoch has the same samples in both loops.
 """
 
 from __future__ import annotations
@@ -100,7 +101,6 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
         from PIL import Image
 
         with Image.open(path) as image:
-            image.draft("RGB", (SIDE, SIDE))
             scaled = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         return np.asarray(scaled).transpose(2, 0, 1)
 
@@ -108,12 +108,12 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
 SIDE = throughput_task.SHAPES["resnet"][1]
 
 
-def draw_jpegs(root: Path) -> None:
-    """Write seeded JPEGs of 256 pixels a side, in folders by split and class."""
+def draw_jpegs(root: Path, *, workers: int) -> None:
+    """Write seeded JPEGs of 256 pixels a side, as many as an epoch of all ranks reads, in folders by split and class."""
     from PIL import Image
 
     random = np.random.default_rng(0)
-    counts = {"train": 2 * STEPS["resnet"] * BATCH["resnet"], "validation": 10, "constraint": 10, "test": 10}
+    counts = {"train": workers * STEPS["resnet"] * BATCH["resnet"], "validation": 10, "constraint": 10, "test": 10}
     for split, count in counts.items():
         for index in range(count):
             folder = root / split / throughput_task.CLASSES[index % len(throughput_task.CLASSES)]
@@ -322,7 +322,7 @@ def row_of(settings: Settings, *, profile: bool) -> Settings:
     """Run the ranks of one setting in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         if settings["data"] == "jpeg":
-            draw_jpegs(Path(folder))
+            draw_jpegs(Path(folder), workers=settings["workers"])
         command = [sys.executable, "-m", "benchmarks.throughput", "--settings", json.dumps(settings), "--root", folder]
         if profile:
             command.append("--profile")

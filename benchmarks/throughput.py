@@ -7,8 +7,9 @@
 
 Both loops live in the same processes and take turns, an epoch each, in changing order, so that whatever else the
 machine does meets both; `ratio` is the median over rounds of graceful's rate to the bare one's, of wall time, and
-`cpu_ratio` of CPU time of rank 0, which other work disturbs least. graceful's rate is that of the epoch row of its
-trace: reading, losses, updates and the trace are in it, evaluation and checkpoints are not (`cpu_ratio` counts them).
+`cpu_ratio` of CPU time of rank 0 and its children, which other work disturbs least. graceful's rate is that of the
+epoch row of its trace: reading, losses, updates and the trace are in it, evaluation and checkpoints are not
+(`cpu_ratio` counts them).
 
 The bare loop for engine torch is DistributedDataParallel as its tutorial has it; for DeepSpeed `deepspeed.initialize`
 with the very JSON that graceful derives. It clips as graceful does, reads the loss every tenth step, writes nothing.
@@ -109,7 +110,7 @@ SIDE = throughput_task.SHAPES["resnet"][1]
 
 
 def draw_jpegs(root: Path, *, workers: int) -> None:
-    """Write seeded JPEGs of 256 pixels a side, as many as an epoch of all ranks reads, in folders by split and class."""
+    """Write seeded JPEGs of 256 pixels a side, as many as an epoch of all ranks reads, by split and class."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -253,7 +254,7 @@ def measure(settings: Settings, root: Path, *, profile: bool) -> Settings | None
         rank=rank,
         world_size=distributed.get_world_size(),
         restore=nullcontext,  # type: ignore[arg-type]
-        publish=lambda part, step, metrics: None,
+        publish=lambda part: None,
         report=report,
     )
     ours, bare = Graceful(settings, root, context), bare_epoch(settings, root)
@@ -263,12 +264,12 @@ def measure(settings: Settings, root: Path, *, profile: bool) -> Settings | None
     for turn in range(ROUNDS + 1):
         for name in sorted(loops, reverse=turn % 2 == 1):
             distributed.barrier()
-            started, cpu = time.perf_counter(), time.process_time()
+            started, cpu = time.perf_counter(), _cpu_seconds()
             loops[name]()
             wall = time.perf_counter() - started
             if turn:
                 walls[name].append(seconds[-1] if name == "ours" and seconds else wall)
-                cpus[name].append(time.process_time() - cpu)
+                cpus[name].append(_cpu_seconds() - cpu)
     if profile:
         _profile(loops, rank)
     if rank != 0:
@@ -289,6 +290,14 @@ def measure(settings: Settings, root: Path, *, profile: bool) -> Settings | None
         "rounds": ROUNDS,
         "steps_per_round": STEPS[settings["network"]],
     }
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of those that it has started, such as workers of a DataLoader."""
+    import psutil
+
+    children = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(times.user + times.system for times in children)
 
 
 def _profile(loops: Mapping[str, Epoch], rank: int) -> None:

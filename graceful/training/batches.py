@@ -25,7 +25,7 @@ from graceful.tasks.base import Samples, Task
 from graceful.training.job import TrainingJob
 from graceful.training.merging import Group, unmerged
 from graceful.training.objective import OldVersion, needs
-from graceful.training.prefetch import AHEAD, Transfer, ahead
+from graceful.training.prefetch import AHEAD, PIECE, Transfer, ahead
 from graceful.training.sampler import Order
 from graceful.training.stream_reader import StreamReader, StreamRows
 from graceful.training.versions import MergedTerm, Opened, grouped, merged_term, old_side, opened
@@ -139,7 +139,8 @@ class Materials:
             return transfer.sent(lambda: self.slice(order[index], epoch=epoch))
 
         step_slices: list[Slice] = []
-        for prepared in ahead(prepare, len(order), depth=AHEAD):
+        most = PIECE if self.stream is None else 1  # of a stream few batches are kept
+        for prepared in ahead(prepare, len(order), depth=AHEAD, most=most):
             step_slices.append(transfer.arrived(*prepared))
             if len(step_slices) == order.accumulation:
                 yield step_slices

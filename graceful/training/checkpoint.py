@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,37 @@ def writing(folder: Path) -> Iterator[None]:
             if shutil.disk_usage(folder).free > _FULL:
                 raise
             raise OSError(errno.ENOSPC, "no space left") from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one rank adds to a checkpoint: its files are written, flushing and digests are left to do.
+
+    Attributes:
+        folder: Holds exactly the files this rank wrote.
+        step: Of the checkpoint.
+        metrics: What is known of it.
+        state: JSON values; the same on all ranks.
+        rank: This rank.
+        world_size: Ranks.
+    """
+
+    folder: Path
+    step: int
+    metrics: Mapping[str, float]
+    state: Mapping[str, Any]
+    rank: int
+    world_size: int
+
+    def seal(self) -> None:
+        """Finish the part as `seal` does; once it is finished, nothing happens.
+
+        Raises:
+            StorageError: Disk full, permission.
+        """
+        if not (self.folder / _manifest(self.rank)).exists():
+            with writing(self.folder):
+                seal(self.folder, state=self.state, rank=self.rank, world_size=self.world_size)
 
 
 def seal(folder: Path, *, state: Mapping[str, Any], rank: int, world_size: int) -> None:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from graceful.errors import SpecError
 from graceful.spec import Train
 from graceful.storage import guarded
 from graceful.training import checkpoint, trace
+from graceful.training.beside import Beside
 from graceful.training.engine import require_precision
 from graceful.training.job import NOT_MIRRORED, TrainingJob, TrainingResult, claim, finished, record, require_own
 from graceful.training.methods import run
@@ -104,23 +106,28 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
     def restore() -> Iterator[Path | None]:
         yield checkpoint.latest(root)
 
-    def publish(part: Path, step: int, metrics: Mapping[str, float]) -> None:
+    def publish(part: checkpoint.Part) -> None:
+        part.seal()
         folders_before = set(root.glob("step-*"))
-        checkpoint.publish(part, root=root, step=step)
-        for removed in folders_before.difference(root.glob("step-*")):
+        checkpoint.publish(part.folder, root=root, step=part.step)
+        folders = set(root.glob("step-*"))
+        for removed in folders_before - folders:
             job.mirror.delete_folder(removed)
         job.mirror.save(job.run_dir, only=(trace.FILE,))
-        job.mirror.save(root)
+        for folder in sorted(folders):
+            job.mirror.save(folder)
 
+    uploads = Beside()
     context = RankContext(
         device=torch.device("cuda", 0) if gpu else torch.device("cpu"),
         scratch=root,
         restore=restore,
-        publish=publish,
+        publish=lambda part: uploads.begin(partial(publish, part)),
         report=progress,
         deadline=time.monotonic() + job.spec.train.timeout,
     )
-    return run(job, context, digest=digest)
+    with uploads:
+        return run(job, context, digest=digest)
 
 
 def _group_of_one() -> None:

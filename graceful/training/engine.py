@@ -131,6 +131,7 @@ class DeepSpeedEngine:
     def __init__(self, train: spec.Train, network: nn.Module, *, device: torch.device, run: Run | None = None) -> None:
         assert isinstance(train.engine, spec.DeepSpeedEngine)
         self._train, self._stage, self._slice = train, train.engine.zero_stage, 0
+        self._mode: bool | None = None
         self._network = Forward(prepared(train, network), run)
         if not train.engine.sharded_init:
             self._network.to(device)
@@ -149,7 +150,9 @@ class DeepSpeedEngine:
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
         """As `Engine.forward`."""
-        self._engine.train(train)
+        if self._mode != train:
+            self._engine.train(train)
+            self._mode = train
         with torch.set_grad_enabled(train):
             outputs: Outputs = self._engine(batch)
         return outputs

@@ -81,9 +81,14 @@ class Iterations:
                 save_file({name: vector.cpu().contiguous() for name, vector in vectors.items()}, part / VECTORS)
         numbers = {"product": state.product, "first": state.first, "iteration": state.iteration}
         document = {"schema": 1, "digest": self._digest, "lqf": numbers}
-        checkpoint.seal(part, state=document, rank=context.rank, world_size=context.world_size)
         self._reporter.sync()
-        context.publish(part, state.iteration, {"step": state.iteration, "relative_gradient": state.relative})
+        metrics = {"step": state.iteration, "relative_gradient": state.relative}
+        rank, world_size = context.rank, context.world_size
+        context.publish(
+            checkpoint.Part(
+                folder=part, step=state.iteration, metrics=metrics, state=document, rank=rank, world_size=world_size
+            )
+        )
 
     def _verified(self, folder: Path) -> dict[str, Any]:
         document = checkpoint.verify(folder)

@@ -195,9 +195,10 @@ class Loop:
         numbers = Numbers(self.context.world_size)
         for batch_slice in slices:
             self._learn(batch_slice, numbers)
-        means = numbers.means()
+        means, read_rows = numbers.means(), None
         if every == 1:
-            for batch_slice, row in zip(slices, numbers.named(read_all(means)), strict=True):
+            read_rows = read_all(means)
+            for batch_slice, row in zip(slices, numbers.named(read_rows), strict=True):
                 self._check(row, batch_slice, step=step, epoch=epoch)
         if self.context.deadline is not None and time.monotonic() > self.context.deadline:
             raise out_of_time(self.train.timeout)
@@ -207,7 +208,16 @@ class Loop:
         self.progress.step += 1
         positions = [batch_slice.positions for batch_slice in slices]
         self.readings.add(
-            Unread(step=step, epoch=epoch, rate=rate, positions=positions, numbers=numbers, means=means, norm=norm)
+            Unread(
+                step=step,
+                epoch=epoch,
+                rate=rate,
+                positions=positions,
+                numbers=numbers,
+                means=means,
+                norm=norm,
+                rows=read_rows,
+            )
         )
         if len(self.readings) >= every:
             self._read()
@@ -378,10 +388,12 @@ class Loop:
         }
         if self.materials.stream is not None:
             state["stream"] = self.materials.stream.state(self.progress.step)
-        checkpoint.seal(part, state=state, rank=self.context.rank, world_size=self.context.world_size)
         self.reporter.sync()
-        metrics = {"step": self.progress.step, "validation_error": self.progress.validation_error}
-        self.context.publish(part, self.progress.step, metrics)
+        step, rank, world_size = self.progress.step, self.context.rank, self.context.world_size
+        metrics = {"step": step, "validation_error": self.progress.validation_error}
+        self.context.publish(
+            checkpoint.Part(folder=part, step=step, metrics=metrics, state=state, rank=rank, world_size=world_size)
+        )
 
     def _resume(self, folder: Path) -> None:
         state = together(self.context, lambda: self._verified(folder))

@@ -74,6 +74,7 @@ class TorchEngine:
         self._sound = torch.ones((), dtype=torch.bool, device=device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._slice = 0
+        self._mode: bool | None = None
         assert isinstance(train.engine, spec.TorchEngine)
         self._tolerant = train.engine.find_unused_parameters
         self._parallel: nn.Module = self._network
@@ -85,7 +86,9 @@ class TorchEngine:
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
         """As `Engine.forward`."""
-        self._network.train(train)
+        if self._mode != train:  # modules are many, and each is told
+            self._network.train(train)
+            self._mode = train
         with torch.set_grad_enabled(train), self._autocast(), self._unsynchronised():
             outputs: Outputs = (self._parallel if train else self._network)(batch)
         return outputs
@@ -93,7 +96,8 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         """As `Engine.backward`."""
         with self._unsynchronised():
-            scaled: Tensor = self._scaler.scale(loss / self._train.accumulation)
+            slices = self._train.accumulation
+            scaled: Tensor = self._scaler.scale(loss if slices == 1 else loss / slices)
             scaled.backward()  # type: ignore[no-untyped-call]
         self._slice += 1
 

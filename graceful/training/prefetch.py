@@ -6,34 +6,81 @@ are decoded by the threads of `tasks.image_listing.pool`, as many as the rank ha
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 AHEAD = 2
-"""Slices that are prepared while one is trained on: one would do if all took equally long."""
+"""Pieces that are prepared while one is trained on: one would do if all took equally long."""
+PIECE_SECONDS = 0.004
+"""What preparing a piece may take: slices that take less are prepared several at a time."""
+PIECE = 8
+"""Slices of a piece at most."""
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], count: int, *, depth: int) -> Iterator[T]:
-    """Yield `make(0)` to `make(count - 1)`; one thread makes up to `depth` of them ahead.
+def ahead(make: Callable[[int], T], count: int, *, depth: int, most: int = PIECE) -> Iterator[T]:
+    """Yield `make(0)` to `make(count - 1)`; one thread makes them ahead, in up to `depth` pieces.
 
-    What `make` raises is raised in its place. A caller that stops early waits for the one in the making.
+    A piece is one of them, or several where each takes a fraction of a millisecond, because waking a thread takes
+    about as long. What `make` raises is raised in its place. A caller that stops early waits for the piece in the
+    making.
+
+    Args:
+        make: Makes one of them.
+        count: How many.
+        depth: Pieces that are made ahead.
+        most: Of a piece.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="slices")
-    waiting: deque[Future[T]] = deque()
+    pieces: deque[Future[_Piece[T]]] = deque()
+    start, size = 0, 1
+
+    def begin() -> None:
+        nonlocal start
+        indices = range(start, min(start + size, count))
+        start = indices.stop
+        if indices:
+            pieces.append(thread.submit(_piece, make, indices))
+
     try:
-        for index in range(count + depth):
-            if index < count:
-                waiting.append(thread.submit(make, index))
-            if index >= depth:
-                yield waiting.popleft().result()
+        for _ in range(depth):
+            begin()
+        while pieces:
+            piece = pieces.popleft().result()
+            size = min(max(int(PIECE_SECONDS / piece.seconds_each), 1), 2 * size, most)
+            begin()
+            yield from piece.items
+            if piece.error is not None:
+                raise piece.error
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece(Generic[T]):
+    """Some slices, how long each took, and what ended them early."""
+
+    items: Sequence[T]
+    seconds_each: float
+    error: Exception | None
+
+
+def _piece(make: Callable[[int], T], indices: range) -> _Piece[T]:
+    items: list[T] = []
+    error, begun = None, time.perf_counter()
+    try:
+        items.extend(map(make, indices))
+    except Exception as e:  # noqa: BLE001  raised by the caller, after the slices before it
+        error = e
+    seconds = (time.perf_counter() - begun) / len(indices)
+    return _Piece(items=items, seconds_each=max(seconds, 1e-9), error=error)
 
 
 class Transfer:

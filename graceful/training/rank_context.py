@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
@@ -15,6 +16,7 @@ import torch
 from torch import distributed
 
 from graceful.errors import GracefulError, TrainingError
+from graceful.training.checkpoint import Part
 
 WARM_UP = 2
 """Steps of an attempt that its speed leaves out."""
@@ -33,7 +35,8 @@ class RankContext:
         device: Where it computes.
         scratch: Folder for checkpoints in the making; None: the system's.
         restore: Opens the newest checkpoint for reading, or None.
-        publish: Takes (folder, step, metrics) of a sealed checkpoint part and consumes the folder.
+        publish: Seals a part of a checkpoint and brings it where checkpoints are kept, perhaps beside training, one
+            at a time; consumes the folder.
         report: Called with each trace row on rank 0.
         deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
         every: Steps between two looks at the numbers of the device; None: as suits the device.
@@ -44,7 +47,7 @@ class RankContext:
     device: torch.device = _CPU
     scratch: Path | None = None
     restore: Callable[[], AbstractContextManager[Path | None]]
-    publish: Callable[[Path, int, Mapping[str, float]], None]
+    publish: Callable[[Part], None]
     report: Callable[[Mapping[str, object]], None] | None = None
     deadline: float | None = None
     every: int | None = None
@@ -85,10 +88,29 @@ class Clock:
 
 
 def peak_memory_mb(device: torch.device) -> int:
-    """Peak memory: of the device on GPUs, of the process otherwise."""
+    """Return the peak memory: of the device on GPUs, of the process otherwise."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device) / 2**20)
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+class PeakMemory:
+    """Peak memory as it was at most a second ago: asking the kernel can take longer than a small network's step.
+
+    Args:
+        device: As of `peak_memory_mb`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._next, self._mb = -math.inf, 0
+
+    def mb(self) -> int:
+        """Return it in MB."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next, self._mb = now + 1.0, peak_memory_mb(self._device)
+        return self._mb
 
 
 def unanimous(error: GracefulError) -> GracefulError:

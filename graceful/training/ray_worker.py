@@ -5,9 +5,9 @@ Ray restarts a worker group that lost a process; an error that would only come a
 
 from __future__ import annotations
 
-import shutil
+import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
         world_size=ray_context.get_world_size(),
         device=ray.train.torch.get_device(),
         restore=_restore,
-        publish=partial(_publish, job),
+        publish=Uploads(job).publish,
     )
     try:
         with _mirrored(job, rank=context.rank):
@@ -96,17 +96,46 @@ def _mirrored(job: TrainingJob, *, rank: int) -> Iterator[None]:
     job.mirror.save(job.run_dir, only=(trace.FILE, WEIGHTS, *([PROFILE] if (job.run_dir / PROFILE).exists() else [])))
 
 
-def _publish(job: TrainingJob, part: Path, step: int, metrics: Mapping[str, float]) -> None:
-    import ray.train
+class Uploads:
+    """Brings parts of checkpoints to where Ray keeps them, one at a time, while training goes on.
 
-    if ray.train.get_context().get_world_rank() == 0:
-        job.mirror.save(job.run_dir, only=(trace.FILE,))
-    ray.train.report(
-        dict(metrics),
-        checkpoint=ray.train.Checkpoint.from_directory(part),
-        checkpoint_dir_name=checkpoint.name_of(step),
-    )
-    shutil.rmtree(part, ignore_errors=True)
+    What goes wrong there Ray raises in the worker's place, as if training had raised it. At the end of training it
+    waits for the last one.
+
+    Args:
+        job: What is trained.
+    """
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._job = job
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def publish(self, part: checkpoint.Part) -> None:
+        """Take a part over; waits for the one before, so that a slow store is not given more than it can take."""
+        import ray.train
+
+        self._idle.wait()
+        self._idle.clear()
+        ray.train.report(
+            dict(part.metrics),
+            checkpoint=ray.train.Checkpoint.from_directory(part.folder),
+            checkpoint_dir_name=checkpoint.name_of(part.step),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=partial(self._upload, part),
+        )
+
+    def _upload(self, part: checkpoint.Part, local: Any, name: str) -> Any:
+        """Return where a part lies now; called by Ray in a thread of its own, and again where it tries again."""
+        import ray.train
+
+        try:
+            part.seal()
+            if part.rank == 0:
+                self._job.mirror.save(self._job.run_dir, only=(trace.FILE,))
+            return ray.train.get_context().get_storage().persist_current_checkpoint(local, name)
+        finally:
+            self._idle.set()
 
 
 def _would_come_again(error: Exception) -> bool:

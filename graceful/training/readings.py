@@ -79,7 +79,7 @@ class Numbers:
         for work in self._works:
             work.wait()
         self._works.clear()
-        return [numbers / self._world_size for numbers in self._sums]
+        return self._sums if self._world_size == 1 else [numbers / self._world_size for numbers in self._sums]
 
     def named(self, rows: Sequence[Sequence[float]]) -> list[dict[str, float]]:
         """Return the means of each slice by name."""
@@ -98,7 +98,10 @@ def read_all(tensors: Sequence[Tensor]) -> list[list[float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Unread:
-    """A step whose numbers are still on the device; attributes as of `StepReading`, and the numbers."""
+    """A step whose numbers are still on the device; attributes as of `StepReading`, and the numbers.
+
+    `rows` are the means, where they have been read already.
+    """
 
     step: int
     epoch: int
@@ -107,6 +110,7 @@ class Unread:
     numbers: Numbers
     means: Sequence[Tensor]
     norm: Tensor | float | None
+    rows: Sequence[Sequence[float]] | None = None
 
 
 class Readings:
@@ -128,8 +132,9 @@ class Readings:
         if not steps:
             return []
         norms = [step.norm for step in steps if isinstance(step.norm, Tensor)]
-        rows = iter(read_all([*(mean for step in steps for mean in step.means), *norms]))
-        slices = [step.numbers.named([next(rows) for _ in step.means]) for step in steps]
+        unread = [mean for step in steps if step.rows is None for mean in step.means]
+        rows = iter(read_all([*unread, *norms]) if unread or norms else [])
+        slices = [step.numbers.named(step.rows or [next(rows) for _ in step.means]) for step in steps]
         found = []
         for step, named in zip(steps, slices, strict=True):
             norm = next(rows)[0] if isinstance(step.norm, Tensor) else step.norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graceful.training.job import TrainingJob
-from graceful.training.rank_context import Clock, RankContext, peak_memory_mb
+from graceful.training.rank_context import Clock, PeakMemory, RankContext
 from graceful.training.sampler import Sampler
 from graceful.training.trace import FILE, Trace
 
@@ -21,7 +21,7 @@ class Reporter:
 
     def __init__(self, job: TrainingJob, context: RankContext, *, steps: int) -> None:
         self._job, self._context, self._steps = job, context, steps
-        self._clock = Clock()
+        self._clock, self._memory = Clock(), PeakMemory(context.device)
         self._trace: Trace | None = None
 
     def open(self, *, step: int, samples: int, sampler: Sampler, rates: str | None = None) -> None:
@@ -100,7 +100,7 @@ class Reporter:
             lr=rate,
             grad_norm=norm,
             samples_per_second=round(self._job.spec.train.batch_size / pace, 1) if pace else None,
-            memory_mb=peak_memory_mb(self._context.device),
+            memory_mb=self._memory.mb(),
             eta=round((self._steps - step) * pace, 1) if pace else None,
         )
 

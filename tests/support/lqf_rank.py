@@ -51,5 +51,5 @@ def _context() -> RankContext:
         rank=distributed.get_rank(),
         world_size=distributed.get_world_size(),
         restore=lambda: nullcontext(None),
-        publish=lambda part, step, metrics: shutil.rmtree(part, ignore_errors=True),
+        publish=lambda part: shutil.rmtree(part.folder, ignore_errors=True),
     )

@@ -63,7 +63,7 @@ def loop_of(task: Faulty, folder: Path, *, every: int, monkeypatch: pytest.Monke
             "train": {"epochs": 1, "batch_size": 24, "num_workers": 0, "engine": {"kind": "torch"}},
         }
     )
-    context = RankContext(restore=nullcontext, publish=lambda part, step, metrics: None, every=every)
+    context = RankContext(restore=nullcontext, publish=lambda part: None, every=every)
     monkeypatch.setattr(engine, "TorchEngine", partial(TorchEngine, fused=fused))
     folder.mkdir()
     loop = Loop(TrainingJob(spec=document, run_dir=folder, task=task), context, digest="")

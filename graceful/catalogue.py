@@ -127,7 +127,7 @@ def _ancestor(name: str, better: Better, meaning: str, *, retrieval: bool = Fals
 
 
 def _change(name: str, better: Better, meaning: str, *, retrieval: bool = False) -> Metric:
-    """A difference between the new version and an ancestor."""
+    """Return a difference between the new version and an ancestor."""
     return Metric(
         name=name,
         about=About.ANCESTOR,
@@ -158,7 +158,7 @@ def _rankings(prefix: str, better: Better, sides: str) -> tuple[Metric, ...]:
 
 
 def _pair(name: str, better: Better, meaning: str, *, points: bool = False, highest: float = 1.0) -> Metric:
-    """A metric of a query model and a gallery model."""
+    """Return a metric of a query model and a gallery model."""
     lowest, unit = (-1.0, "points") if points else (0.0, "fraction")
     return Metric(
         name=name,

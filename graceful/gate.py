@@ -216,7 +216,7 @@ def _answer(report: Report, question: _Question, z: float) -> Finding:
 
 
 def _missing(measurement: Measurement | None, name: str, unit: str) -> str | None:
-    """Why there is nothing to judge; None where there is."""
+    """Return why there is nothing to judge; None where there is."""
     if measurement is None:
         return "not measured"
     if measurement.value is None:
@@ -300,7 +300,7 @@ def _end(measurement: Measurement, *, upper: bool, z: float) -> tuple[float, boo
 
 
 def _too_few(constraint: Constraint, measurement: Measurement, unit: str, z: float) -> str | None:
-    """Why this many ids could never show the bound, whatever the model does; None if they could."""
+    """Return why this many ids could never show the bound, whatever the model does; None if they could."""
     if not _is_proportion(measurement):
         return None
     at_most = constraint.direction is Direction.AT_MOST
@@ -313,7 +313,7 @@ def _too_few(constraint: Constraint, measurement: Measurement, unit: str, z: flo
 
 
 def _infeasible(question: _Question) -> str:
-    """NFR >= ER_new - ER_old: say so where the bound asks for less than the accuracy that was lost."""
+    """Return the NFR >= ER_new - ER_old: say so where the bound asks for less than the accuracy that was lost."""
     if question.constraint.metric != "negative_flip_rate" or question.comparison is None:
         return ""
     new, old = (question.comparison.measurements.get(f"{side}_error_rate") for side in ("new", "old"))

@@ -31,7 +31,7 @@ def address(storage_uri: str, digest: str) -> str:
 
 
 def pack(path: Path) -> bytes:
-    """A zip of a folder, or of one file as `task.py`. Not compressed: another zlib would give other bytes.
+    """Return a zip of a folder, or of one file as `task.py`. Not compressed: another zlib would give other bytes.
 
     Raises:
         SpecError: No `task.py`, more than `LARGEST` bytes or `MOST` files, a link that leaves the folder or leads to a
@@ -90,7 +90,7 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def read(path: Path) -> bytes:
-    """A file of the code.
+    """Return a file of the code.
 
     Raises:
         SpecError: It cannot be read.

@@ -71,14 +71,14 @@ _known: set[str] = set()
 
 
 def secrets(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the values that look like secrets, e.g. `spec.entrypoint`."""
+    """Yield the paths of the values that look like secrets, e.g. `spec.entrypoint`."""
     for where, part, name in _leaves(value, path):
         if hidden(part, name) != part:
             yield where
 
 
 def certain(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the values that are secrets by what they are, or by a name that means nothing else.
+    """Yield the paths of the values that are secrets by what they are, or by a name that means nothing else.
 
     `token`, `key` and `secret` are also words of a field: token_mixer, key_column.
     """
@@ -101,7 +101,7 @@ def looks_random(text: str) -> bool:
 
 
 def hidden(value: Any, name: str = "") -> Any:
-    """The same document with *** in place of what looks like a secret, in names, URLs and free text."""
+    """Return the same document with *** in place of what looks like a secret, in names, URLs and free text."""
     if isinstance(value, Mapping):
         if value.get("kind") == "Secret":
             parts = {key: dict.fromkeys(value.get(key) or {}, HIDDEN) for key in ("data", "stringData") if key in value}
@@ -115,7 +115,7 @@ def hidden(value: Any, name: str = "") -> Any:
 
 
 def shown(text: str, name: str = "") -> str:
-    """One text of a document, under the name of its key or variable."""
+    """Return one text of a document, under the name of its key or variable."""
     if not text or text.lower() in _PLAIN:
         return text
     if _is_secret(name):
@@ -131,12 +131,13 @@ def message(text: str) -> str:
 
 
 def record(text: str) -> str:
-    """A text of many lines that is kept, such as a traceback: as `shown`, without what is known to be secret."""
+    """Return a text of many lines that is kept, such as a traceback: as `shown`, without what is known to be secret."""
     return _without_known(_masked(text, prose=False))
 
 
 def address(url: str) -> str:
-    """What is meant as an address, for people: *** in place of all up to its last @, also where it has no scheme."""
+    """Return what is meant as an address, for people: *** in place of all up to its last @, also where it has no
+    scheme."""
     start = url.find("://") + len("://") if "://" in url else 0
     _, at, host = url[start:].rpartition("@")
     return message(f"{url[:start]}{HIDDEN}@{host}" if at else url)
@@ -149,13 +150,13 @@ def origin(url: str) -> str:
 
 
 def webhook(url: str) -> str:
-    """A webhook's address for people: *** in place of all that follows the host."""
+    """Return a webhook's address for people: *** in place of all that follows the host."""
     start = origin(url)
     return start if _without_user(url).rstrip("/") == start else f"{start}/{HIDDEN}"
 
 
 def holds_password(url: str) -> bool:
-    """Whether an address has a user or a password in it."""
+    """Return whether an address has a user or a password in it."""
     return _without_user(url) != url
 
 
@@ -187,7 +188,7 @@ def remember_password(url: str) -> None:
 
 
 def command(arguments: list[str]) -> list[str]:
-    """A command line without the values of `--set`, which are hidden from now on."""
+    """Return a command line without the values of `--set`, which are hidden from now on."""
     redacted, sets = [], False
     for argument in arguments:
         key, equals, value = argument.removeprefix("--set=").partition("=")
@@ -229,7 +230,7 @@ def _masked(text: str, *, prose: bool) -> str:
 
 
 def _address(word: str) -> str:
-    """A word without the user, the secret parameters and, of a webhook, the path of the address in it.
+    """Return a word without the user, the secret parameters and, of a webhook, the path of the address in it.
 
     An address may stand in another one, behind its path or as a parameter.
     """
@@ -256,7 +257,7 @@ def _without_user(url: str) -> str:
 
 
 def _holds_user(text: str, start: int, end: int) -> bool:
-    """Whether a user stands between :// and the last @; in s3://bucket/photos@2x there is none."""
+    """Return whether a user stands between :// and the last @; in s3://bucket/photos@2x there is none."""
     delimiter = _DELIMITER.search(text, start, end)
     first = text[start : end if delimiter is None else delimiter.start()]
     return start <= end and (delimiter is None or ":" in first or "@" in first)
@@ -289,7 +290,7 @@ def _assignments(text: str, *, prose: bool) -> str:
 
 
 def _is_value(match: re.Match[str], value: str, *, prose: bool) -> bool:
-    """Whether what follows a name is its value, not the next word of a sentence."""
+    """Return whether what follows a name is its value, not the next word of a sentence."""
     gap = match["gap"]
     if "=" in gap:
         return bool(value)
@@ -330,7 +331,7 @@ def _closing(text: str, opening: re.Match[str]) -> int:
 
 
 def _named(document: Mapping[str, Any], key: Any) -> str:
-    """The name of a value: its key, or what its `name` says where name and value stand side by side."""
+    """Return the name of a value: its key, or what its `name` says where name and value stand side by side."""
     pair = isinstance(document.get("name"), str) and isinstance(document.get("value"), str)
     return str(document["name"]) if pair and key == "value" else str(key)
 

@@ -122,7 +122,7 @@ class TextLearner:
         return tokenizer
 
     def _segments(self, encodings: Sequence[Any]) -> dict[str, Tensor]:
-        """Which of two texts a token belongs to, for transformers that learn it."""
+        """Return which of two texts a token belongs to, for transformers that learn it."""
         if self._columns.pair is None or self._files[CONFIG].get("type_vocab_size", 0) < 2:
             return {}
         return {"token_type_ids": torch.tensor([encoding.type_ids for encoding in encodings], dtype=torch.int64)}

@@ -78,7 +78,7 @@ class Member:
     created: int
 
     def label(self, model: str) -> str:
-        """Its name, with the model's where that is another one."""
+        """Return its name, with the model's where that is another one."""
         return self.name if self.key.model == model else f"{self.key.model} {self.name}"
 
 

@@ -133,7 +133,7 @@ def _node_tags(item: Registration) -> dict[str, str]:
 
 
 def record_tags(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """Tags of a finished node; all of them derive from its record, and the last seals it."""
+    """Return the tags of a finished node; all of them derive from its record, and the last seals it."""
     return {
         schema.TAG_REFRESH: record.refresh_id,
         schema.TAG_FAMILY: record.model,

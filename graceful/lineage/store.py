@@ -266,7 +266,7 @@ class Store:
             return events.read(self.registry, model)
 
     def records(self, model: str, model_ids: Iterable[str]) -> list[LineageRecord]:
-        """Records of many versions of a family, in this order, for a few questions in all.
+        """Return the records of many versions of a family, in this order, for a few questions in all.
 
         Raises:
             RegistryError: Unreachable; one is unknown, or its registration was never finished.
@@ -278,7 +278,7 @@ class Store:
             return [records.require(records_by_id, self.registry, model_id) for model_id in wanted]
 
     def retired(self, model: str) -> frozenset[str]:
-        """Identities of the versions that refreshes leave out."""
+        """Return the identities of the versions that refreshes leave out."""
         query = f"name = {quoted(model)} and tags.{schema.TAG_GATE} = 'retired'"
         with self.registry.client_for(f"list the retired versions of {model}") as client:
             return frozenset(str(item.source).removeprefix("models:/") for item in client.search_model_versions(query))

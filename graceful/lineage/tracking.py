@@ -46,7 +46,7 @@ def begin(registry: Registry, spec: Mapping[str, Any], run_id: str) -> str:
 
 
 def owner(process: int | None = None) -> str:
-    """Who works on a run: machine, process, and when that began, since numbers of processes come again.
+    """Return who works on a run: machine, process, and when that began, since numbers of processes come again.
 
     Args:
         process: Another one than this; one that is gone has no beginning.
@@ -83,7 +83,7 @@ def _runs(registry: Registry, experiment: str, run_id: str) -> list[Any]:
 
 
 def _tags(spec: Mapping[str, Any], run_id: str) -> dict[str, str]:
-    """Tags of a refresh's run."""
+    """Return the tags of a refresh's run."""
     return {
         schema.TAG_REFRESH: run_id,
         schema.TAG_KIND: "refresh",

@@ -160,7 +160,7 @@ def _replaced(skipped: Sequence[nn.Module], kept: nn.Module, outputs: Any) -> It
 
 
 def _same(cut: Cut, names: Sequence[str], batch: Batch) -> bool:
-    """Whether outputs and derivatives are those of the network without the cut."""
+    """Return whether outputs and derivatives are those of the network without the cut."""
     whole, replayed = Tangent(cut.network, cut.run, names), Tangent(cut.network, cut.replay, names)
     carried = cut.carrying(batch)
     expected, actual = whole.outputs(batch).logits, replayed.outputs(carried).logits

@@ -134,7 +134,7 @@ class Tangent:
         return parameters
 
     def _alone(self, parameters: Tensors, sample: Batch) -> Tensor:
-        """Logits [C] of one sample, which comes without the axis of samples."""
+        """Return the logits [C] of one sample, which comes without the axis of samples."""
         function, _ = self._function(apply(sample, lambda tensor: tensor.unsqueeze(0)))
         return function(parameters)[1][0]
 

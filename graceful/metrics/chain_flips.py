@@ -119,7 +119,7 @@ def _over_ancestors(
 
 
 def _cumulative(ok_new: NDArray[np.bool_], right: NDArray[np.bool_], known: NDArray[np.bool_]) -> Measurement:
-    """Flips of each step, oldest to newest, added up; None unless every step is judged on the same ids."""
+    """Return the flips of each step, oldest to newest, added up; None unless every step is judged on the same ids."""
     if not (known.all(axis=1) == known.any(axis=1)).all():
         return Measurement(value=None, n=len(ok_new), reason="the versions do not answer the same ids")
     shared = known[:, 0]

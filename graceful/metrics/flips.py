@@ -48,7 +48,7 @@ def error_rate_change(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDE
 
 
 def relative_nfr(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """NFR / ((1 - ER_old) ER_new): 1 for independent errors, below 1 for fewer flips than chance would make.
+    """Return the NFR / ((1 - ER_old) ER_new): 1 for independent errors, below 1 for fewer flips than chance would make.
 
     Returns:
         None with the reason where the denominator is 0: new makes no error, or old is never right.

@@ -46,7 +46,7 @@ class Evidence:
 
     @classmethod
     def of(cls, groups: NDArray[Any] | None, *, draws: int = 1000, seed: int = 0) -> Evidence:
-        """Number the groups; as many groups as ids means independent ids."""
+        """Return the number the groups; as many groups as ids means independent ids."""
         if groups is None or len(groups) == 0:
             return cls(draws=draws, seed=seed)
         codes: dict[Any, int] = {}

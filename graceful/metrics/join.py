@@ -75,5 +75,5 @@ def require_same_ids(first_ids: NDArray[Any], second_ids: NDArray[Any], *, names
 
 
 def encode(table: dict[Any, int], names: NDArray[Any]) -> NDArray[np.int64]:
-    """Number names by a shared table, which grows."""
+    """Return the number names by a shared table, which grows."""
     return np.fromiter((table.setdefault(name, len(table)) for name in names.tolist()), np.int64, len(names))

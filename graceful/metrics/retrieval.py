@@ -190,7 +190,7 @@ def _query_columns(query_ids: NDArray[Any], gallery_ids: NDArray[Any]) -> NDArra
 
 
 def normalised(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Rows of length 1; zero rows stay zero, rows that are not finite become NaN."""
+    """Return the rows of length 1; zero rows stay zero, rows that are not finite become NaN."""
     wide = np.asarray(vectors, dtype=np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         length = np.sqrt((wide**2).sum(axis=1, keepdims=True))

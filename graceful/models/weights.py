@@ -35,7 +35,7 @@ def load_own(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copies on the CPU, floating-point as fp32; tensors that share storage are written once each, and those of
+    """Return copies on the CPU, floating-point as fp32; tensors that share storage are written once each, and those of
     a checkpoint that the version only names are left out.
 
     Raises:
@@ -52,7 +52,7 @@ def state_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def portable(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """Copies on the CPU, floating-point as fp32, each with storage of its own.
+    """Return copies on the CPU, floating-point as fp32, each with storage of its own.
 
     Raises:
         SpecError: Something in the state is no dense tensor, or of a type that safetensors files do not have.

@@ -143,7 +143,7 @@ def _waits(why: str) -> None:
 
 
 def _said(result: Any) -> str:
-    """What a status must repeat of a program that ended well: that it skipped its work, and why."""
+    """Return what a status must repeat of a program that ended well: that it skipped its work, and why."""
     if isinstance(result, dict) and result.get("outcome") == "unmet":
         return "no point of the search keeps the error rate; its log says what is closest and what to relax"
     skipped = isinstance(result, dict) and result.get("outcome") == "skipped"

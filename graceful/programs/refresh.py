@@ -163,7 +163,7 @@ def _trained(run: Run) -> bool:
 
 
 def _begun(run_dir: Path) -> bool:
-    """Whether a job was trained here, or began to be: what it owes to whom no longer changes."""
+    """Return whether a job was trained here, or began to be: what it owes to whom no longer changes."""
     return any((run_dir / name).exists() for name in (JOB, "model"))
 
 
@@ -208,7 +208,7 @@ def _own(run: Run) -> Iterator[None]:
 
 
 def matrix_of(run: Run, *, names: Sequence[str] = (), progress: Progress = silent) -> dict[str, Any]:
-    """Every version of the chain against every other, the run's own included where it is trained; see `matrix`.
+    """Return every version of the chain against every other, the run's own included where it is trained; see `matrix`.
 
     Writes `matrix.json` and `matrix.html` into the run's folder, and does not settle the ancestors of a run that has
     no version yet: those are the champion's chain as it is now.
@@ -255,7 +255,7 @@ def measure(run: Run, ancestors: Sequence[Ancestor], *, notes: Sequence[str] = (
 
 
 def _finished(run: Run) -> Refreshed | None:
-    """The result of a run that is done and registered.
+    """Return the result of a run that is done and registered.
 
     Raises:
         RegistryError: Its registry was lost; or it would be called passed, and the next version have no ancestors.

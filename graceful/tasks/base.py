@@ -94,7 +94,7 @@ class Samples:
         groups: Sequence[str] | NDArray[Any] | None = None,
         weights: Sequence[float] | NDArray[Any] | None = None,
     ) -> Self:
-        """Samples from arrays in memory.
+        """Return the samples from arrays in memory.
 
         Args:
             items: [N, ...] raw items; `read` indexes its first axis.
@@ -129,7 +129,7 @@ class Samples:
 
     @classmethod
     def of_stream(cls, stream: Stream, *, most: int = HEAD) -> Self:
-        """Samples of a stream: its first rows in memory, which stand for it until training reads it.
+        """Return the samples of a stream: its first rows in memory, which stand for it until training reads it.
 
         Args:
             stream: The rows.

@@ -102,7 +102,7 @@ COLOURS = {"passed": "green", "held": "yellow"}
 
 
 def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
-    """One row for each version and each of its ancestors, in words and percent; a first link has one row."""
+    """Return one row for each version and each of its ancestors, in words and percent; a first link has one row."""
     rows: list[dict[str, str]] = []
     for version in versions:
         alone = {column: percent(version.alone.get(key), interval=False) for column, key in ALONE.items()}
@@ -115,7 +115,7 @@ def chain_rows(versions: Sequence[Judged]) -> list[dict[str, str]]:
 
 
 def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
-    """The rows as a table for the terminal."""
+    """Return the rows as a table for the terminal."""
     table = Table(title=title, title_justify="left", caption="rates in percent", caption_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("version", "against", "verdict") else "right")
@@ -127,7 +127,7 @@ def chain_table(versions: Sequence[Judged], *, title: str) -> Table:
 
 
 def history_table(events: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """One row for each event, oldest first."""
+    """Return one row for each event, oldest first."""
     table = Table(title=title, title_justify="left")
     for column in ("time", "what", "version", "champion before", "by", "reason"):
         table.add_column(column, overflow="fold")

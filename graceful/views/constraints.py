@@ -138,7 +138,7 @@ def _slice_row(item: Mapping[str, Any]) -> Row:
 
 
 def constraint_table(document: Mapping[str, Any]) -> Table:
-    """The rows as a table for the terminal, with what the constraints cost."""
+    """Return the rows as a table for the terminal, with what the constraints cost."""
     acted = any(row["multiplier"] for row in document["predecessors"])
     cost = document["cost"] if acted else None
     caption = "rates in percent, costs in points of error" + (
@@ -154,7 +154,7 @@ def constraint_table(document: Mapping[str, Any]) -> Table:
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
-    """The rest of the report in a few lines for the terminal; what was not measured has none."""
+    """Return the rest of the report in a few lines for the terminal; what was not measured has none."""
     lines = list(document["advice"])
     reference = document.get("unconstrained", {})
     if reference.get("runs"):

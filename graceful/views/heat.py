@@ -97,7 +97,7 @@ def _cell(value: float | None, *, low: float, high: float, sign: str, digits: in
 
 
 def colour(share: float) -> tuple[int, int, int]:
-    """The ramp's colour at a share from 0, light, to 1, dark."""
+    """Return the ramp's colour at a share from 0, light, to 1, dark."""
     place = min(max(share, 0.0), 1.0) * (len(RAMP) - 1)
     index = min(int(place), len(RAMP) - 2)
     mix = place - index
@@ -160,7 +160,7 @@ def _signs(cells: Cells) -> dict[tuple[int, int], str]:
 
 
 def summary_rows(document: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
-    """The summary of one retrieval metric as label and text."""
+    """Return the summary of one retrieval metric as label and text."""
     summary = document[f"summary_{metric}"]
     rows = [(label, _summed(key, summary[key])) for key, label in SUMMARIES.items()]
     if summary["update_gain"]:
@@ -204,7 +204,7 @@ def matrix_page(document: Mapping[str, Any], *, title: str) -> str:
 
 
 def matrix_tables(document: Mapping[str, Any]) -> list[Table]:
-    """The matrices as tables for the terminal, in percent."""
+    """Return the matrices as tables for the terminal, in percent."""
     tables = []
     for metric, title in TABLES.items():
         if metric not in document:

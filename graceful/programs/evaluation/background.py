@@ -95,7 +95,7 @@ def _newest_count(samples: Evaluated) -> int:
 def _reference_outputs(
     references: ReferenceRuns, outputs: Sequence[VersionOutputs], samples: Evaluated, *, batch_size: int
 ) -> list[VersionOutputs]:
-    """What unconstrained runs say; a version that is its own has spoken already."""
+    """Return what unconstrained runs say; a version that is its own has spoken already."""
     by_name = {version.name: version for version in outputs}
     unmeasured = [run for run in references.runs if run.name not in by_name]
     return [by_name[run.name] for run in references.runs if run.name in by_name] + run_versions(
@@ -110,7 +110,7 @@ def _unconstrained(
     *,
     references: ReferenceRuns | None,
 ) -> dict[str, Any]:
-    """The new version's recipe without predecessors, on test data.
+    """Return the new version's recipe without predecessors, on test data.
 
     Returns:
         `runs`, how many; `error`, their mean; `nfr`, by predecessor, what would have flipped without constraints;

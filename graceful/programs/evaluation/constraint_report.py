@@ -18,7 +18,7 @@ NEAR_CHANCE = 2.0
 
 
 def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The constraint report of a run as JSON values.
+    """Return the constraint report of a run as JSON values.
 
     Args:
         report: The evidence.
@@ -104,7 +104,7 @@ def _predecessor(
 
 
 def _retirement(predecessors: Sequence[Mapping[str, Any]], cost: float | None) -> list[dict[str, Any]]:
-    """What dropping each predecessor with a budget would buy, the most first.
+    """Return what dropping each predecessor with a budget would buy, the most first.
 
     At the optimum of the dual the error falls by about the multiplier for each unit of budget, so multiplier x budget
     ranks the predecessors. The multiplier weighs a loss and not the NFR itself, so the scale is taken from what was

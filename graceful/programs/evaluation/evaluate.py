@@ -140,7 +140,7 @@ def _alone(
     draws: int,
     seed: int,
 ) -> dict[str, Measurement]:
-    """Everything that is measured about the new version itself, and against its whole chain at once."""
+    """Return everything that is measured about the new version itself, and against its whole chain at once."""
     measurements = dict(flips.measure_alone(new.predictions, draws=draws, seed=seed))
     if new.queries is not None and new.gallery is not None:
         ranking = searches(new.queries, new.gallery, older="gallery")
@@ -155,7 +155,7 @@ def _alone(
 
 
 def _all(about: About) -> tuple[str, ...]:
-    """Names of graceful's metrics and of other packages'."""
+    """Return the names of graceful's metrics and of other packages'."""
     return *catalogue.named(about), *added.chosen(about)
 
 
@@ -173,14 +173,14 @@ def _unmeasured(version: Predecessor) -> Measurement:
 
 
 def _advice(version: Predecessor) -> str:
-    """What a person can do about code that is not run; nothing where weights were deleted to save storage."""
+    """Return what a person can do about code that is not run; nothing where weights were deleted to save storage."""
     return "" if version.unrunnable is None else f"; {version.remedy}"
 
 
 def _against(
     new: VersionOutputs, old: VersionOutputs, searches: Searches, *, draws: int, seed: int
 ) -> dict[str, Measurement]:
-    """Everything that is measured against one ancestor."""
+    """Return everything that is measured against one ancestor."""
     measurements = dict(flips.compare(new.predictions, old.predictions, draws=draws, seed=seed))
     if new.queries is not None and old.queries is not None and old.gallery is not None:
         sides = (new.queries, new.gallery, old.queries, old.gallery)
@@ -189,7 +189,7 @@ def _against(
 
 
 def _overlaps(versions: Sequence[Predecessor], test: Samples) -> list[str]:
-    """One sentence for each version that was trained on test ids, where it is too good to be compared with."""
+    """Return one sentence for each version that was trained on test ids, where it is too good to be compared with."""
     notes = []
     for version in versions:
         if version.training_ids is None:

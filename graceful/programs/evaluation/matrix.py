@@ -63,7 +63,7 @@ def matrix(
 
 
 def chosen(versions: Sequence[Predecessor], names: Sequence[str]) -> list[Predecessor]:
-    """The versions of these names, in the chain's order; no names: all.
+    """Return the versions of these names, in the chain's order; no names: all.
 
     Raises:
         SpecError: A name that the chain has not, or fewer than two versions.

@@ -38,7 +38,7 @@ class ReferenceRuns:
 
 
 def reference_runs_of(run: Run, versions: Sequence[Predecessor]) -> dict[str, ReferenceRuns]:
-    """The unconstrained runs of each version, looked up under its own model family.
+    """Return the unconstrained runs of each version, looked up under its own model family.
 
     Args:
         run: In whose home runs and references are.

@@ -44,7 +44,7 @@ class Slice:
 
 
 def most_flipped(new: Predictions, old: Predictions, *, against: str, draws: int, seed: int) -> tuple[Slice, ...]:
-    """The slices that certainly flipped most: by the lower end of the interval, then by rate, then by name.
+    """Return the slices that certainly flipped most: by the lower end of the interval, then by rate, then by name.
 
     A class or group of three ids with one flip has a high rate that means nothing, and a low lower end.
 

@@ -200,7 +200,7 @@ def _written(
 
 
 def _added(parts: Parts, factors: Mapping[str, float]) -> tuple[Linearised, tuple[str, ...]]:
-    """The linearised network with the sum of the deltas, and the names of its parameters that have one."""
+    """Return the linearised network with the sum of the deltas, and the names of its parameters that have one."""
     first = parts.network(next(iter(factors)))
     moved = {name for version in factors for name in parts.network(version).names}
     names = tuple(name for name, _ in first.network.named_parameters() if name in moved)
@@ -214,7 +214,7 @@ def _added(parts: Parts, factors: Mapping[str, float]) -> tuple[Linearised, tupl
 
 
 def _folded(network: Linearised, task: Task) -> nn.Module:
-    """A network of the task with the weights w0 + delta."""
+    """Return a network of the task with the weights w0 + delta."""
     base, deltas = network.network, network.deltas()
     with torch.no_grad():
         for name, parameter in base.named_parameters():
@@ -242,7 +242,7 @@ def _certificate(parts: Parts, factors: Mapping[str, float], predicted: float) -
 
 
 def _contributions(parts: Parts, factors: Mapping[str, float]) -> dict[str, bytes]:
-    """The sum of the contributions of all samples; nothing where a version keeps none."""
+    """Return the sum of the contributions of all samples; nothing where a version keeps none."""
     total: dict[str, Tensor] = {}
     for name, factor in factors.items():
         described = parts.descriptions[name]

@@ -95,7 +95,7 @@ def _reference(recipe: Recipe, index: int, *, progress: Progress) -> Trained:
 
 
 def _job(recipe: Recipe, index: int) -> tuple[TrainingJob, str]:
-    """The job of a reference run, and the name under which all runs share it."""
+    """Return the job of a reference run, and the name under which all runs share it."""
     spec, shelf = recipe.run.spec, recipe.run.home / "references"
     train = spec.train.model_copy(update={"seed": spec.train.seed + index * REFERENCE_SEED_STRIDE})
     document = {

@@ -100,7 +100,7 @@ def train(
 def prepared(
     run: Run, task: Task, samples: Samples, *, ancestors: Sequence[Ancestor], progress: Progress
 ) -> tuple[TrainingJob, blend.Blended | None, list[str]]:
-    """The job, with every cache and reference run that it reads, the plan of its blend, and what a reader of the
+    """Return the job, with every cache and reference run that it reads, the plan of its blend, and what a reader of the
     report must know of them."""
     spec = run.spec
     lineal = [ancestor for ancestor in ancestors if ancestor.is_ancestor]
@@ -153,7 +153,7 @@ def prepared(
 def _blended(
     run: Run, task: Task, chain: Sequence[Predecessor], references: Sequence[Trained], *, progress: Progress
 ) -> blend.Blended | None:
-    """The blend's shares, chosen from what versions say of held-out samples; None where there is no blend."""
+    """Return the blend's shares, chosen from what versions say of held-out samples; None where there is no blend."""
     section, batch_size = run.spec.compatibility.blend, run.spec.evaluate.batch_size
     if section is None or not chain:
         return None
@@ -183,7 +183,7 @@ def _selected(spec: RefreshSpec, lineal: Sequence[Ancestor], gallery: Ancestor |
 
 
 def _with_cache(ancestor: Ancestor, outputs: CachedOutputs, task: Task) -> Ancestor:
-    """The ancestor with the folders of its outputs, if training reads them and does not run it in every step."""
+    """Return the ancestor with the folders of its outputs, if training reads them and does not run it in every step."""
     if outputs.views.live or not reads_outputs(ancestor.stored.open(), outputs.spec.compatibility, task.classes):
         return ancestor
     cached = replace(ancestor, cache=outputs.of(ancestor.stored))
@@ -197,7 +197,8 @@ def _focused(spec: RefreshSpec) -> bool:
 
 
 def _constraint_outputs(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> ConstraintOutputs | None:
-    """What predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot be met.
+    """Return what predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot
+    be met.
 
     None where nobody needs to know, or nobody can: the split is empty, or the nearest cannot be run.
     """
@@ -219,7 +220,7 @@ def _constraint_outputs(spec: RefreshSpec, task: Task, chain: Sequence[Predecess
 def _near_chance(
     run: Run, constraint_outputs: ConstraintOutputs | None, chain: Sequence[Predecessor]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the predecessors near chance, and sentences for the report.
+    """Return the names of the predecessors near chance, and sentences for the report.
 
     A run that was begun keeps to what it recorded: weights that were lost meanwhile must not change it.
     """

@@ -46,7 +46,7 @@ def mix(network: nn.Module, start: StoredVersion, share: float, *, spec: Refresh
 
 
 def note(share: float, name: str) -> tuple[str, ...]:
-    """What a reader of the report must know of a mixture with a version of that name; nothing without one."""
+    """Return what a reader of the report must know of a mixture with a version of that name; nothing without one."""
     return (f"weights are {1.0 - share:g} x those of training + {share:g} x those of {name}",) if share else ()
 
 

@@ -124,7 +124,7 @@ def _leftovers(home: Path, own: Path) -> Iterator[Item]:
 
 
 def copies(home: Path) -> Iterator[Item]:
-    """What may be there a second time, elsewhere."""
+    """Yield what may be there a second time, elsewhere."""
     for digest in home.glob("cache/objects/*/*.sha256"):
         if _OBJECT.fullmatch(f"{digest.parent.name}/{digest.name}"):
             yield _item("objects", digest.with_suffix(""), digest)
@@ -170,7 +170,7 @@ def busy(home: Path) -> str:
 
 
 def over(items: Sequence[Item], *, limit: int, before: float, twin: Callable[[Item], bool]) -> Iterator[Item]:
-    """The least recently used of some copies, until the others fit.
+    """Yield the least recently used of some copies, until the others fit.
 
     Args:
         items: All copies.

@@ -89,7 +89,7 @@ def _unlisted(
     listed_checkpoints: Mapping[str, frozenset[str]],
     before: datetime,
 ) -> str:
-    """Why a checkpoint of an unfinished run is an orphan; empty: it is none."""
+    """Return why a checkpoint of an unfinished run is an orphan; empty: it is none."""
     listed = listed_checkpoints.get("/".join((run, *parts[:2])))
     times = [stored.modified for stored in stored_objects if stored.modified is not None]
     if listed is None or not _CHECKPOINT.fullmatch(parts[2]) or parts[2] in listed:
@@ -100,7 +100,7 @@ def _unlisted(
 
 
 def listed_in(snapshot: bytes) -> frozenset[str] | None:
-    """Names of the checkpoints that a snapshot of Ray's refers to; None: it cannot be read."""
+    """Return the names of the checkpoints that a snapshot of Ray's refers to; None: it cannot be read."""
     try:
         document = json.loads(snapshot)
         results = [*document["checkpoint_results"], *document["pending_training_results"]]
@@ -114,7 +114,7 @@ def listed_in(snapshot: bytes) -> frozenset[str] | None:
 
 
 def find(root: str, *, before: datetime, run: str = "") -> tuple[Orphan, ...]:
-    """What nobody needs now; changes nothing.
+    """Return what nobody needs now; changes nothing.
 
     Args:
         root: s3://bucket/prefix/runs.

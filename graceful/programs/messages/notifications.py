@@ -77,7 +77,7 @@ class Notices:
 
 
 def of_refresh(run: Run) -> Notices:
-    """Who is told by a refresh; call it before anything is trained, because a wrong address is refused.
+    """Return who is told by a refresh; call it before anything is trained, because a wrong address is refused.
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
@@ -96,7 +96,7 @@ def of_refresh(run: Run) -> Notices:
 
 
 def of_action(model: str, home: Path) -> Notices:
-    """Who is told of what people do to a version.
+    """Return who is told of what people do to a version.
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
@@ -138,7 +138,7 @@ def tell_action(
 
 
 def _address(home: Path, model: str) -> str | None:
-    """What the newest refresh of a model left; a name that is no name of a model has none."""
+    """Return what the newest refresh of a model left; a name that is no name of a model has none."""
     path = home / ADDRESSES / model
     if re.fullmatch(NAME, model) is None or not path.exists():
         return None

@@ -120,7 +120,7 @@ class Outbox:
                 self.say(f"outbox: {e}")
 
     def _put(self, key: str, data: bytes) -> Path | None:
-        """File of a message; None: it was taken before, or waits already."""
+        """Return the file of a message; None: it was taken before, or waits already."""
         if key in self._taken() or any(_key(path) == key and not self._is_foreign(path) for path in self._waiting()):
             return None
         moment = f"{time.time_ns():020d}"
@@ -150,7 +150,7 @@ class Outbox:
         return hmac.new(self.secret.encode(), named + data, hashlib.sha256).hexdigest()
 
     def _is_foreign(self, path: Path) -> bool:
-        """Whether a message came from the bucket and nobody who has the secret made it."""
+        """Return whether a message came from the bucket and nobody who has the secret made it."""
         if not self.secret or not _mark(path).exists():
             return False
         moment, _, signature = path.stem.rpartition("-")[0].partition(".")
@@ -218,7 +218,7 @@ class Outbox:
 
 
 def identity(document: Mapping[str, Any]) -> list[Any]:
-    """What makes two messages the same."""
+    """Return what makes two messages the same."""
     return [document.get(key) for key in ("kind", "model", "model_id", "event")]
 
 
@@ -227,7 +227,7 @@ def _key(path: Path) -> str:
 
 
 def _mark(path: Path) -> Path:
-    """File that says that a message came from the bucket."""
+    """Return the file that says that a message came from the bucket."""
     return path.with_name(f".{path.name}.from-bucket")
 
 

@@ -131,10 +131,10 @@ def _may_pass(error: _NotTakenError) -> bool:
 
 
 def signature(secret: str, data: bytes) -> str:
-    """What a receiver compares with the header, in constant time."""
+    """Return what a receiver compares with the header, in constant time."""
     return "sha256=" + hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
 
 
 def secret() -> str:
-    """The key of signatures, without the line break at the end that secrets in files often have."""
+    """Return the key of signatures, without the line break at the end that secrets in files often have."""
     return os.environ.get(WEBHOOK_SECRET_VARIABLE, "").strip()

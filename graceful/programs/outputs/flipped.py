@@ -54,7 +54,7 @@ class Flip:
 
 
 def negative_flips(new: Predictions, old: Predictions, *, against: str) -> tuple[Flip, ...]:
-    """The negative flips of one comparison, the most severe first; at most `MOST`."""
+    """Return the negative flips of one comparison, the most severe first; at most `MOST`."""
     joined = join(new, old)
     new = new.unique()
     flipped = np.flatnonzero(joined.negative_flips)

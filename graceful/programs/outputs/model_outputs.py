@@ -186,7 +186,7 @@ def _predictions(version: Predecessor, samples: Samples, said: SplitAnswers) -> 
 
 
 def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
-    """A split, or another one where the task has none of that name."""
+    """Return a split, or another one where the task has none of that name."""
     try:
         return task.samples(name)
     except KeyError:
@@ -194,7 +194,7 @@ def split_or(task: Task, name: Split, otherwise: Samples) -> Samples:
 
 
 def embeddings_of(samples: Samples, outputs: SplitOutputs) -> retrieval.Embeddings:
-    """A version's embeddings of a split."""
+    """Return a version's embeddings of a split."""
     return _embeddings(samples, outputs.embeddings)
 
 

@@ -89,7 +89,7 @@ def _scores(ranking: Ranking) -> dict[str, float | None]:
 
 
 def flipped_share(new: Predictions, old: Predictions) -> float | None:
-    """NFR without its interval; None where the two have no id in common that both can answer."""
+    """Return the NFR without its interval; None where the two have no id in common that both can answer."""
     joined = join(new, old)
     return float(joined.negative_flips.mean()) if len(joined) else None
 
@@ -123,7 +123,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def summary(cells: compat.Matrix, independent: Sequence[float | None]) -> dict[str, Any]:
-    """The matrix in a few numbers, each with the reason where it is None.
+    """Return the matrix in a few numbers, each with the reason where it is None.
 
     Returns:
         `average_compatibility` on the versions' own diagonal and `average_compatibility_independent` on that of their

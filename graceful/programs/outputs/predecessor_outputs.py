@@ -85,7 +85,7 @@ class Pace:
     _first: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int) -> dict[str, object]:
-        """How far it is."""
+        """Return how far it is."""
         now, row = self.clock(), {"stage": self.stage, "step": done, "steps": total}
         since, before = self._first = self._first or (now, done)
         if now <= since or done <= before:
@@ -111,7 +111,8 @@ class CachedOutputs:
     """Held open, so that nobody deletes one before training has it."""
 
     def of(self, stored: StoredVersion, *, role: Role = "query") -> Path:
-        """Folder of a version's outputs by its encoder for a role, built if need be and compared with it run now."""
+        """Return the folder of a version's outputs by its encoder for a role, built if need be and compared with it run
+        now."""
         version = replace(stored.open(), role=role)
         root, section = self.home / "targets", self.spec.compatibility.targets
         if section.limit_gb is not None:
@@ -143,7 +144,7 @@ class CachedOutputs:
         return cache.folder
 
     def _compute(self, version: Predecessor, stored: StoredVersion) -> Compute | None:
-        """Who runs the version: None, this process."""
+        """Return who runs the version: None, this process."""
         from graceful.training import ray_outputs
 
         if self.spec.train.num_workers < 2:

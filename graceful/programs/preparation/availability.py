@@ -19,7 +19,7 @@ from graceful.training.objective import needs
 
 
 def reads_outputs(version: Predecessor, compatibility: Compatibility, classes: Sequence[str]) -> bool:
-    """Whether training needs a version's outputs, cached or live."""
+    """Return whether training needs a version's outputs, cached or live."""
     asks = needs(compatibility) - {"head"}
     if version.completeness is Completeness.HEAD and set(classes) <= set(version.classes):
         asks -= {"prototypes"}

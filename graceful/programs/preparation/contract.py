@@ -168,7 +168,8 @@ def _correct(version: Predecessor, samples: Samples, names: NDArray[np.str_], ba
 
 
 def _pace(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Mean error of each epoch over the final one, never below 1; empty without runs or where the final error is 0."""
+    """Return the mean error of each epoch over the final one, never below 1; empty without runs or where the final
+    error is 0."""
     if not runs or not all(errors and errors[-1] > 0.0 for errors in runs):
         return ()
     ratios = [[error / errors[-1] for error in errors] for errors in runs]

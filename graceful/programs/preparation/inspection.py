@@ -111,7 +111,7 @@ class _Look:
         return self.version.learner.collate(items, None)
 
     def _first_misfit(self, positions: Positions) -> str:
-        """The sample that cannot be read alone, else the first that cannot be read with the one before it."""
+        """Return the sample that cannot be read alone, else the first that cannot be read with the one before it."""
         for count in (1, 2):
             for start in range(len(positions) - count + 1):
                 few = positions[start : start + count]

@@ -28,7 +28,8 @@ FILE = "chain.json"
 
 
 def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, keep: bool = True) -> list[Link]:
-    """The ancestors of this run, latest first: as recorded, else the champion, further parents and their ancestors now.
+    """Return the ancestors of this run, latest first: as recorded, else the champion, further parents and their
+    ancestors now.
 
     Args:
         store: The registry.
@@ -124,7 +125,7 @@ def fetch(run: Run, links: Sequence[Link]) -> list[Ancestor]:
 
 
 def find(store: Store, version: str) -> Listed:
-    """The registered version that is meant: MODEL:NUMBER, MODEL:NAME, MODEL@ALIAS; a bare MODEL is its champion.
+    """Return the registered version that is meant: MODEL:NUMBER, MODEL:NAME, MODEL@ALIAS; a bare MODEL is its champion.
 
     Raises:
         SpecError: There is none, or graceful did not register it.
@@ -143,7 +144,7 @@ def _chain(store: Store, version: str) -> list[LineageRecord]:
 
 
 def parents(links: Sequence[Link]) -> tuple[str, ...]:
-    """Identities of the direct predecessors, the champion first."""
+    """Return the identities of the direct predecessors, the champion first."""
     roles = ("champion", "parent")
     ancestors = [link for link in links if link.is_ancestor]
     direct = sorted((link for link in ancestors if link.role in roles), key=lambda link: roles.index(link.role))
@@ -151,7 +152,7 @@ def parents(links: Sequence[Link]) -> tuple[str, ...]:
 
 
 def champion(links: Sequence[Link]) -> int | None:
-    """Number of the version that served when the run started; None: none did."""
+    """Return the number of the version that served when the run started; None: none did."""
     return next((link.version for link in links if link.role in ("champion", "")), None)
 
 

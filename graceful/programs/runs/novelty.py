@@ -41,7 +41,7 @@ class Skipped:
 
 
 def ingredients(section: TaskSection, *, data: str) -> dict[str, str]:
-    """What a version is trained from, besides its spec, for its lineage record.
+    """Return what a version is trained from, besides its spec, for its lineage record.
 
     Args:
         section: The spec's task; a Python task counts with the content of its file.
@@ -51,7 +51,7 @@ def ingredients(section: TaskSection, *, data: str) -> dict[str, str]:
 
 
 def nothing_new(spec: RefreshSpec, trained_from: Mapping[str, str], version: LineageRecord) -> str | None:
-    """Why a refresh would repeat a version; None if it would not.
+    """Return why a refresh would repeat a version; None if it would not.
 
     Args:
         spec: What would be trained.
@@ -107,7 +107,7 @@ def searches(store: Store, spec: RefreshSpec, version: LineageRecord) -> bool:
 
 
 def _attempt(store: Store, model: str, champion: LineageRecord | None) -> LineageRecord | None:
-    """The newest version, if the gate held it and it was trained against this champion."""
+    """Return the newest version, if the gate held it and it was trained against this champion."""
     newest = next((listed for listed in store.versions(model) if listed.model_id), None)
     if newest is None or newest.gate != "held":
         return None

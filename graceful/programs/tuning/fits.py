@@ -277,7 +277,7 @@ def _cross_test(new: Predecessor, old: Predecessor, samples: Samples, spec: Refr
 
 @functools.lru_cache(maxsize=2)
 def _task(section: str) -> Task:
-    """The data is opened once for all trials of a process."""
+    """Return the data is opened once for all trials of a process."""
     return tasks.build(_SECTION.validate_json(section))
 
 

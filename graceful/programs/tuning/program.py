@@ -51,7 +51,7 @@ class Watch:
 
 
 def folder_of(spec: RefreshSpec) -> Path:
-    """Folder of a search: journal, fits, result."""
+    """Return the folder of a search: journal, fits, result."""
     return home_of(spec) / "tunes" / spec.run_id
 
 
@@ -265,7 +265,7 @@ def _wanted(spec: RefreshSpec) -> dict[str, Any]:
 
 
 def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:
-    """The result of this search, if it ended with as many trials and the same final selection."""
+    """Return the result of this search, if it ended with as many trials and the same final selection."""
     path = folder / RESULT
     if not path.exists():
         return None

@@ -73,7 +73,7 @@ class Done:
     ended_pairs: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         aliases = f"champion is {_number(self.champion)}, previous {_number(self.previous)}"
         what = _PAST[self.action] if self.changed else "nothing to do"
         ended = f"; ended pairs: {', '.join(self.ended_pairs)}" if self.ended_pairs else ""
@@ -188,7 +188,7 @@ _ACTIONS: Mapping[str, Callable[[Store, Action, str, Listed | None, int | None],
 
 
 def history(action: Action, home: Path) -> list[Event]:
-    """Every event of a model, or of one of its versions, oldest first.
+    """Return every event of a model, or of one of its versions, oldest first.
 
     Raises:
         SpecError: The registry knows no such model or version.
@@ -202,7 +202,7 @@ def history(action: Action, home: Path) -> list[Event]:
 
 
 def event_document(event: Event) -> dict[str, object]:
-    """An event as JSON values."""
+    """Return an event as JSON values."""
     return {**asdict(event), "time": time_of(event)}
 
 

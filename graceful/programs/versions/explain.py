@@ -230,7 +230,7 @@ def _opened(store: Store, home: Path, version: str, given: Mapping[str, Any] | N
 
 
 def _place(task: Task, wanted: Wanted) -> tuple[Split, int]:
-    """The split that has the sample, and where."""
+    """Return the split that has the sample, and where."""
     for split in (wanted.split,) if wanted.split else get_args(Split):
         samples = task.samples(split)
         if samples.stream is not None:
@@ -246,7 +246,7 @@ def _place(task: Task, wanted: Wanted) -> tuple[Split, int]:
 
 
 def _logits(version: _Opened, batch: learners.Batch) -> tuple[Tensor, Tensor]:
-    """Logits [C] of a sample by the version and by its starting weights, on the scale of the targets."""
+    """Return the logits [C] of a sample by the version and by its starting weights, on the scale of the targets."""
     network, tangent = version.version.network, version.tangent()
     assert isinstance(network, Linearised)
     at, along = tangent.push(batch, network.deltas())
@@ -258,7 +258,7 @@ def _answer(version: Predecessor, items: Any) -> str:
 
 
 def _opponent(logits: Tensor, classes: list[str], answer: str, *, preferred: tuple[str | None, ...]) -> str:
-    """The class that the answer is set against: the other version's answer, the true one, else the next best."""
+    """Return the class that the answer is set against: the other version's answer, the true one, else the next best."""
     for name in preferred:
         if name is not None and name != answer and name in classes:
             return name
@@ -280,7 +280,7 @@ def _comparable(new: _Opened, other: _Opened) -> bool:
 def _terms(
     version: _Opened, contributions: Contributions, row: Mapping[str, Tensor], progress: Progress
 ) -> tuple[dict[str, float], int]:
-    """Each training sample's term by id, and how many samples the data have no more."""
+    """Return each training sample's term by id, and how many samples the data have no more."""
     samples, learner, tangent = version.task.samples("train"), version.version.learner, version.tangent()
     places = positions_of(np.asarray(contributions.ids, dtype=np.str_), samples.ids)
     known = np.flatnonzero(places >= 0)
@@ -297,7 +297,7 @@ def _terms(
 
 
 def _pulls(terms: Mapping[str, float], before: Mapping[str, float] | None, train: Samples) -> list[Pull]:
-    """All terms, those that change most first."""
+    """Return all terms, those that change most first."""
     ids = list(dict.fromkeys([*terms, *(before or {})]))
     places: NDArray[np.int64] = positions_of(np.asarray(ids, dtype=np.str_), train.ids)
     labels = train.labels[np.maximum(places, 0)]

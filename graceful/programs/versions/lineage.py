@@ -33,7 +33,7 @@ class Version:
     aliases: tuple[str, ...]
 
     def judged(self) -> Judged:
-        """Its numbers for the table."""
+        """Return its numbers for the table."""
         against = {
             edge.name: {
                 **_measured(edge.metrics),
@@ -64,7 +64,8 @@ class Version:
 
 
 def versions(store: Store, model: str, *, last: int | None = None) -> list[Version]:
-    """Every version of a model that graceful registered, oldest first, held ones too; see `strangers` for others.
+    """Return every version of a model that graceful registered, oldest first, held ones too; see `strangers` for
+    others.
 
     Args:
         store: The registry.
@@ -86,7 +87,7 @@ def versions(store: Store, model: str, *, last: int | None = None) -> list[Versi
 
 
 def strangers(store: Store, model: str) -> str:
-    """One line about the versions that graceful did not register; empty where there are none."""
+    """Return one line about the versions that graceful did not register; empty where there are none."""
     numbers = [item.version for item in reversed(store.versions(model)) if not item.model_id]
     if not numbers:
         return ""

@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import ortho_group
 
 from graceful import adapters
+from graceful.cli.adapting import adapt
 from graceful.errors import DataError, SpecError
 from graceful.index import Index, Space, Vectors, files
 from graceful.programs import __main__ as main
@@ -105,3 +106,29 @@ def test_a_held_adapter_of_files_ends_with_3(
     printed = capsys.readouterr()
     assert "recall at 10, all embedded again:" in printed.out
     assert "stage=fit" in printed.err
+
+
+def test_by_default_an_adapter_as_good_as_the_old_search_passes_and_one_that_loses_is_held(tmp_path: Path) -> None:
+    defaults = {parameter.name: parameter.default for parameter in adapt.params}
+    count, rng = 1500, np.random.default_rng(0)
+    items = rng.normal(size=(count, 8))
+    splits = np.array(["gallery"] * count + ["validation"] * 100 + ["query"] * count)
+    queries = items + 0.7 * rng.normal(size=items.shape)
+    old = np.concatenate([items, rng.normal(size=(100, 8)), queries])
+    turn, verdicts = ortho_group.rvs(8, random_state=0), {}
+    ids = np.array(
+        [f"{split}{row:04d}" for split, rows in (("g", count), ("v", 100), ("q", count)) for row in range(rows)]
+    )
+    (tmp_path / "judged.csv").write_text("\n".join(f"q{row:04d},g{row:04d},1" for row in range(count)))
+    for name, noise in (("equal", 0.05), ("worse", 0.4)):
+        new = (old + noise * rng.normal(size=old.shape)) @ turn
+        for model, vectors in (("old", old), ("new", new)):
+            found = Vectors(ids=ids, vectors=vectors.astype(np.float32), payload={"split": splits})
+            files.write(tmp_path / f"{model}.npz", found, Space.declared(model, 8))
+        bounds = {"adapter_gain_recall_at_10": defaults["min_gain"]}
+        asked = wanted(tmp_path, kinds=("procrustes",), bounds=bounds)
+        result = adapt_files(asked, tmp_path / name, relevance=str(tmp_path / "judged.csv"))
+        verdicts[name] = result["outcome"], result["metrics"]["adapter_gain_recall_at_10"]
+    assert (verdicts["equal"][0], verdicts["worse"][0]) == ("passed", "held"), verdicts
+    assert -0.02 <= verdicts["equal"][1]["lower"] < 0.0, "a bound of 0 would hold it"
+    assert verdicts["worse"][1]["upper"] < 0.0

@@ -48,11 +48,14 @@ class Glosses:
         ids: [N] names of synsets.
         texts: [N] words and definition.
         judgments: Query, item and grade, [J] each, of all pairs in the sample that are related.
+        families: [N] the synset whose family a gloss belongs to: its own where the sample has hyponyms of it, else that
+            of its first hypernym.
     """
 
     ids: NDArray[np.str_]
     texts: tuple[str, ...]
     judgments: tuple[NDArray[np.str_], NDArray[np.str_], NDArray[np.int64]]
+    families: NDArray[np.str_]
 
 
 def sample(size: int, cache: Path) -> Glosses:
@@ -76,8 +79,14 @@ def sample(size: int, cache: Path) -> Glosses:
             break
         chosen |= dict.fromkeys(family)
     ids = list(chosen)
+    known = set(ids)
     return Glosses(
-        ids=np.array(ids), texts=tuple(rows[name] for name in ids), judgments=_judgments(ids, parents, children)
+        ids=np.array(ids),
+        texts=tuple(rows[name] for name in ids),
+        judgments=_judgments(ids, parents, children),
+        families=np.array(
+            [name if children.get(name, set()) & known else min(parents.get(name, {name})) for name in ids]
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """Ten versions of glyphs, one of them released untreated: which policy keeps the chain, and at what error?
 
-    python -m benchmarks.chain_policies            # 3 seeds x 7 policies x 10 versions, about an hour on two cores
+    python -m benchmarks.chain_policies            # 3 seeds x 8 policies x 10 versions, about an hour on two cores
+    python -m benchmarks.chain_policies --policies none,latest,blend    # these again; rows of the others stay
     python -m benchmarks.chain_policies --quick    # 1 seed, 4 versions, 1 epoch, prints only
     python -m benchmarks.chain_policies --home DIR # keep runs in DIR: finished ones are not trained again
 
@@ -13,6 +14,7 @@ trained without constraints in all of them. Policies:
     adaptive             budgets (`compatibility.weighting`), and distillation from three unconstrained runs
     adaptive-alone       the same without these runs
     latest-reference     latest with these runs
+    blend                against all, with `compatibility.blend` and its defaults: three of these runs, twice the epochs
 
 Errors and flips are those on test families. A budget is met where the NFR is at most the bound: on the constraint
 split, on which it was declared and by which multipliers move, and on test families. For the adaptive policies these are
@@ -27,6 +29,7 @@ seed 0 and six versions.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import statistics
@@ -75,6 +78,7 @@ POLICIES: Mapping[str, dict[str, Any]] = {
     "adaptive": {"losses": [LOSS], "against": "all", "weighting": ADAPTIVE, "reference": REFERENCE},
     "adaptive-alone": {"losses": [LOSS], "against": "all", "weighting": ADAPTIVE},
     "latest-reference": {"losses": [{**LOSS, "weight": 1.0}], "against": "latest", "reference": REFERENCE},
+    "blend": {"blend": {}, "against": "all"},
 }
 
 
@@ -85,11 +89,11 @@ def task_section(version: int, versions: int) -> dict[str, Any]:
     return {"kind": "glyphs", "fonts": round(share, 4), "network": network}
 
 
-def chains(seed: int, versions: int, epochs: int, home: str) -> list[dict[str, Any]]:
-    """Train the chain of every policy with one seed; one row for each policy and version."""
+def chains(seed: int, versions: int, epochs: int, home: str, policies: Sequence[str]) -> list[dict[str, Any]]:
+    """Train the chain of every policy with one seed, `none` first; one row for each policy and version."""
     rows: list[dict[str, Any]] = []
     free: dict[int, Predecessor] = {}
-    for policy, section in POLICIES.items():
+    for policy in policies:
         bundles: list[Path] = []
         loaded: list[Predecessor] = []
         for version in range(1, versions + 1):
@@ -101,7 +105,7 @@ def chains(seed: int, versions: int, epochs: int, home: str) -> list[dict[str, A
                 task=what,
                 seed=1000 * seed + version,
                 train={"epochs": epochs},
-                compatibility={} if untreated else section,
+                compatibility={} if untreated else POLICIES[policy],
             )
             before = runs.cpu_seconds()
             run = Run.of(wanted, home=Path(home), folder=Path(home) / "runs" / wanted.name)
@@ -178,7 +182,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         gap, half = runs.mean_interval([statistics.fmean(values) for values in by_seed.values()])
         return f"{gap:>+9.2f} +-{half:5.2f}"
 
-    for policy in POLICIES:
+    for policy in (one for one in POLICIES if any(row["policy"] == one for row in rows)):
         own = [row for row in rows if row["policy"] == policy]
         end, after = ([row for row in own if row["version"] >= first] for first in (last, min(broken + 1, last)))
         met, there, asked = (
@@ -192,6 +196,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the recorded rows with those of the measured policies in place of theirs.
+
+    Raises:
+        ValueError: Chains without constraints are not those of the recorded rows, which then cannot be compared.
+    """
+    recorded = json.loads((results.FOLDER / "chain_policies.json").read_text(encoding="utf-8"))["rows"]
+    errors = [
+        {(row["seed"], row["version"]): row["error"] for row in some if row["policy"] == "none"}
+        for some in (rows, recorded)
+    ]
+    measured = {row["policy"] for row in rows}
+    if errors[0] != errors[1] and measured != set(POLICIES):
+        raise ValueError("policy none gives other versions than those recorded; measure all policies")
+    both = [*rows, *(row for row in recorded if row["policy"] not in measured)]
+    return [row for policy in POLICIES for row in both if row["policy"] == policy]
+
+
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.fmean(row[key] for row in rows)
 
@@ -201,13 +223,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, four versions, one epoch, nothing written")
     parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="must hold none; default: %(default)s")
     parser.add_argument("--home", help="folder that keeps the runs; none: they are thrown away")
     options = parser.parse_args()
     seeds, versions, epochs = ((0,), 4, 1) if options.quick else (SEEDS, VERSIONS, 6)
+    policies = tuple(policy for policy in POLICIES if policy in options.policies.split(","))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(options.home or scratch)
-        work = [(seed, versions, epochs, str(home / f"seed-{seed}")) for seed in seeds]
+        work = [(seed, versions, epochs, str(home / f"seed-{seed}"), policies) for seed in seeds]
         if options.workers == 1 or len(work) == 1:
             found = [chains(*one) for one in work]
         else:
@@ -217,7 +241,7 @@ def main() -> None:
     assert np.isfinite([row["error"] for row in rows]).all()
     print(table(rows))
     if not options.quick:
-        print(results.write("chain_policies", rows, seconds=time.perf_counter() - start))
+        print(results.write("chain_policies", merged(rows), seconds=time.perf_counter() - start))
 
 
 if __name__ == "__main__":

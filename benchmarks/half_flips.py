@@ -2,12 +2,14 @@
 
     python -m benchmarks.half_flips --home DIR --splits 0-4                # choices may be made on these
     python -m benchmarks.half_flips --home DIR --splits 5-9 --seeds 0-2    # run once, at the end
+    python -m benchmarks.half_flips --home DIR --data emoji --seeds 0-2    # the example of jobs/emoji, or glosses
     python -m benchmarks.half_flips --home DIR --write                     # rows -> benchmarks/results/half_flips.json
     python -m benchmarks.half_flips --quick                                # one split, one epoch, prints only
 
 The update is that of `glyphs_flips`: `xs` on 40 % of the training families is replaced by `s2` on all of them; a split
 divides the families anew. All networks are trained for 18 epochs, which is where the untreated error has converged to
-within 0.1 points. One process; rows are appended to DIR/rows.jsonl as they are measured, and what is there is not
+within 0.1 points. `emoji` and `glosses` are the updates of the examples under jobs/, with the epochs of their specs;
+they have one split. One process; rows are appended to DIR/rows.jsonl as they are measured, and what is there is not
 measured again. Rates are percent of the test split. `compute` is what a method trains beside the old version, in
 sample-passes: reference runs and all. Methods:
 
@@ -24,12 +26,15 @@ sample-passes: reference runs and all. Methods:
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +44,16 @@ import torch
 
 from benchmarks import results, runs
 from benchmarks.glyphs_flips import NEW, OLD
+from graceful import tasks
 from graceful.chain import blending, label_map
 from graceful.programs.fitting import blend as blends
 from graceful.programs.outputs.model_outputs import run_on_split
-from graceful.spec import Blend
+from graceful.spec import Blend, RefreshSpec, load
 from graceful.tasks.base import Task
 
+JOBS = Path(__file__).parents[1] / "jobs"
+DATA = ("glyphs", "emoji", "glosses")
+INLINE = ("train.num_workers=0", "train.engine={kind: torch}")
 EPOCHS, LONG = 18, 5
 DISTILLATION = {
     "kind": "focal_distillation",
@@ -69,23 +78,53 @@ METHODS: Mapping[str, dict[str, Any]] = {
 """Method -> compatibility section of the new version."""
 
 
-def measure(home: Path, split: int, seed: int, method: str, *, epochs: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """An old version that is replaced by a new one.
+
+    Attributes:
+        data: glyphs, or an example under jobs/.
+        split: Of glyphs; examples have one.
+        quick: Train one epoch.
+    """
+
+    data: str
+    split: int = 0
+    quick: bool = False
+
+    def spec(self, which: str, name: str, *, seed: int, length: int, compatibility: Mapping[str, Any]) -> RefreshSpec:
+        """Return the spec of the old (v1) or the new version (v2), trained for `length` times its epochs."""
+        if self.data == "glyphs":
+            section = {**(OLD if which == "v1" else NEW), "split": self.split}
+            train = {"epochs": (1 if self.quick else EPOCHS) * length}
+            return runs.refresh_spec(name, task=section, seed=seed, train=train, compatibility=dict(compatibility))
+        path = JOBS / self.data / f"{which}.yaml"
+        epochs = (1 if self.quick else load(path).train.epochs) * length
+        own = (f"name={name}", f"train.seed={seed}", f"train.epochs={epochs}")
+        return load(path, [*INLINE, *own, f"compatibility={json.dumps(dict(compatibility))}"])
+
+    def folder(self, method: str, seed: int) -> str:
+        """Return the name of the folder of a version."""
+        words = [] if self.data == "glyphs" else [self.data]
+        return "-".join([*words, method.replace(" ", "-").replace("+", "-"), str(self.split), str(seed)])
+
+
+def measure(home: Path, update: Update, seed: int, method: str) -> dict[str, Any]:
     """Train a method with one seed and measure it on the test split; one row."""
-    old_task, new_task = (runs.task_of({**task, "split": split}) for task in (OLD, NEW))
-    old = version(home, f"old-{split}-{seed}", OLD, split, seed=seed, epochs=epochs, task=old_task)
-    length = LONG if method.endswith("-long") else 1
-    own = {"seed": seed + 10_000, "task": new_task, "epochs": epochs * length}
+    old, _ = version(home, update, "v1", "old", seed=seed)
     began = runs.cpu_seconds()
-    name = f"{method.replace(' ', '-').replace('+', '-')}-{split}-{seed}"
+    length = LONG if method.endswith("-long") else 1
     if method == "two networks":
-        untreated = version(home, f"untreated-{split}-{seed}", NEW, split, **own)
-        found = both(home / f"blend-{split}-{seed}", untreated, old, new_task)
+        untreated, task = version(home, update, "v2", "untreated", seed=seed, ancestors=[old])
+        found = both(home / update.folder("blend", seed), untreated, old, task)
     else:
-        new = version(home, name, NEW, split, **own, ancestors=[old], compatibility=METHODS[method])
-        found = runs.flips(runs.load(new), runs.load(old), task=new_task, split="test")
-    row = {"data": "glyphs", "split": split, "seed": seed, "method": method}
-    row |= {"compute": passes(method, own["epochs"], epochs) * len(new_task.samples("train")), **found}
-    plan = home / name / blends.FILE
+        section = METHODS[method]
+        new, task = version(home, update, "v2", method, seed=seed, length=length, ancestors=[old], section=section)
+        found = runs.flips(runs.load(new), runs.load(old), task=task, split="test")
+    row = {"data": update.data, "split": update.split, "seed": seed, "method": method}
+    base = update.spec("v2", "passes", seed=0, length=1, compatibility={}).train.epochs
+    row |= {"compute": passes(method, base * length, base) * len(task.samples("train")), **found}
+    plan = home / update.folder(method, seed) / blends.FILE
     if plan.exists():
         document = json.loads(plan.read_text(encoding="utf-8"))
         row |= {
@@ -107,20 +146,26 @@ def passes(method: str, own: int, epochs: int) -> int:
 
 def version(
     home: Path,
-    name: str,
-    section: Mapping[str, Any],
-    split: int,
+    update: Update,
+    which: str,
+    method: str,
     *,
     seed: int,
-    epochs: int,
-    task: Task,
+    length: int = 1,
     ancestors: Sequence[Path] = (),
-    compatibility: Mapping[str, Any] | None = None,
-) -> Path:
-    """The bundle of a version, trained if it is not there."""
-    what = {"task": {**section, "split": split}, "seed": seed, "train": {"epochs": epochs}}
-    wanted = runs.refresh_spec(name, **what, compatibility=dict(compatibility or {}))
-    return runs.trained(wanted, folder=home / name, ancestors=ancestors, task=task)[0]
+    section: Mapping[str, Any] | None = None,
+) -> tuple[Path, Task]:
+    """Return the bundle of a version, trained if it is not there, and its task; the new one has a seed of its own."""
+    name, own = update.folder(method, seed), seed if which == "v1" else seed + 10_000
+    wanted = update.spec(which, name, seed=own, length=length, compatibility=section or {})
+    task = task_of(update, which)
+    return runs.trained(wanted, folder=home / name, ancestors=ancestors, task=task)[0], task
+
+
+@functools.lru_cache(maxsize=2)
+def task_of(update: Update, which: str) -> Task:
+    """Return a task, whose data the methods of a split share."""
+    return tasks.build(update.spec(which, "task", seed=0, length=1, compatibility={}).task)
 
 
 def both(blend: Path, new: Path, old: Path, task: Task) -> dict[str, float]:
@@ -145,31 +190,34 @@ def both(blend: Path, new: Path, old: Path, task: Task) -> dict[str, float]:
     }
 
 
+def unit(row: Mapping[str, Any]) -> int:
+    """Return what intervals are over: the split of glyphs, the seed of examples."""
+    return int(row["split"] if row["data"] == "glyphs" else row["seed"])
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Means by method, and paired differences to `untreated` with 95 % intervals over splits (means over seeds)."""
     untreated = {(row["split"], row["seed"]): row for row in rows if row["method"] == "untreated"}
     lines = [
         f"{'method':<24}{'passes':>8}{'error':>8}{'NFR':>7}{'d error':>16}{'NFR / untreated: median (range)':>34}"
-        f"{'error kept':>12}"
+        f"{'error kept':>12}{'fits':>6}"
     ]
     for method in METHODS:
         own = [row for row in rows if row["method"] == method and (row["split"], row["seed"]) in untreated]
         if not own:
             continue
         pairs = [(row, untreated[row["split"], row["seed"]]) for row in own]
-        splits = sorted({row["split"] for row in own})
-        gaps = [statistics.fmean(r["error"] - u["error"] for r, u in pairs if r["split"] == split) for split in splits]
+        units = [[(r, u) for r, u in pairs if unit(r) == one] for one in sorted({unit(row) for row in own})]
+        gaps = [statistics.fmean(r["error"] - u["error"] for r, u in some) for some in units]
         ratios = [
-            statistics.fmean(r["nfr"] for r, _ in pairs if r["split"] == split)
-            / statistics.fmean(u["nfr"] for _, u in pairs if u["split"] == split)
-            for split in splits
+            statistics.fmean(r["nfr"] for r, _ in some) / statistics.fmean(u["nfr"] for _, u in some) for some in units
         ]
         gap, half = runs.mean_interval(gaps)
         passes_ = statistics.fmean(row["compute"] for row in own) / 1e6
         error, nfr = (statistics.fmean(row[key] for row in own) for key in ("error", "nfr"))
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        kept = f"{sum(one <= 0 for one in gaps)} of {len(gaps)}"
-        lines.append(f"{method:<24}{passes_:7.2f}M{error:8.2f}{nfr:7.2f}{gap:+9.2f} +-{half:4.2f}{ratio:>34}{kept:>12}")
+        last = f"{sum(one <= 0 for one in gaps)} of {len(gaps)}".rjust(12) + f"{len(own):>6}"
+        lines.append(f"{method:<24}{passes_:7.2f}M{error:8.2f}{nfr:7.2f}{gap:+9.2f} +-{half:4.2f}{ratio:>34}{last}")
     return "\n".join(lines)
 
 
@@ -188,30 +236,32 @@ def main() -> None:
     """Measure what is missing, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="folder that keeps versions and rows; none: thrown away")
+    parser.add_argument("--data", choices=DATA, default="glyphs", help="default: %(default)s")
     parser.add_argument("--splits", type=numbers, default=(), help="e.g. 0-4")
     parser.add_argument("--seeds", type=numbers, default=(0,), help="e.g. 0-2 (default: 0)")
     parser.add_argument("--methods", default=",".join(METHODS), help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="one split, one epoch, prints only")
     parser.add_argument("--write", action="store_true", help="write all rows to benchmarks/results")
     options = parser.parse_args()
-    splits, epochs = ((0,), 1) if options.quick else (options.splits, EPOCHS)
+    splits = (0,) if options.quick or options.data != "glyphs" else options.splits
     with tempfile.TemporaryDirectory() as scratch:
         home: Path = (options.home or Path(scratch)).resolve()
         home.mkdir(parents=True, exist_ok=True)
         file = home / "rows.jsonl"
-        measured = {(row["split"], row["seed"], row["method"]) for row in read(file)}
-        for seed in options.seeds:
-            for split in splits:
-                for method in options.methods.split(","):
-                    if (split, seed, method) not in measured:
-                        began = time.perf_counter()
-                        row = measure(home, split, seed, method, epochs=epochs)
-                        row["seconds"] = round(time.perf_counter() - began, 1)
-                        with file.open("a", encoding="utf-8") as rows_file:
-                            rows_file.write(json.dumps(row) + "\n")
-                        print(split, seed, method, f"{row['error']:.2f} {row['nfr']:.3f}", flush=True)
+        measured = {(row["data"], row["split"], row["seed"], row["method"]) for row in read(file)}
+        for seed, split, method in itertools.product(options.seeds, splits, options.methods.split(",")):
+            if (options.data, split, seed, method) in measured:
+                continue
+            began = time.perf_counter()
+            row = measure(home, Update(data=options.data, split=split, quick=options.quick), seed, method)
+            row["seconds"] = round(time.perf_counter() - began, 1)
+            with file.open("a", encoding="utf-8") as rows_file:
+                rows_file.write(json.dumps(row) + "\n")
+            print(split, seed, method, f"{row['error']:.2f} {row['nfr']:.3f}", flush=True)
         rows = read(file)
-    print(table(rows))
+    for data in DATA:
+        if own := [row for row in rows if row["data"] == data]:
+            print(f"{data}\n{table(own)}")
     if options.write:
         print(results.write("half_flips", rows, seconds=sum(row["seconds"] for row in rows)))
 

@@ -165,11 +165,20 @@ def _prepared(node: Node, model: str) -> Iterator[str]:
     node.run("kubectl", "label", "node", CONTEXT, f"pool={model}", f"{RACK}=r1", "--overwrite")
     capacity = {GPU: "8", DEVICE: "4"}
     node.kube("default").patch("Node", CONTEXT, {"status": {"capacity": capacity}}, part="status")
+    _wait_for_allocatable(node, capacity)
     node.run("kubectl", "taint", "nodes", "--all", taint, "--overwrite")
     try:
         yield _certificates(node.folder, model)
     finally:
         node.run("kubectl", "taint", "nodes", "--all", f"{TAINT['key']}-")
+
+
+def _wait_for_allocatable(node: Node, wanted: Mapping[str, str]) -> None:
+    """Wait until the kubelet has taken the capacity over; until then no pod that asks for it fits."""
+    end = time.monotonic() + 120
+    while not wanted.items() <= node.kube("default").get("Node", CONTEXT)["status"]["allocatable"].items():
+        assert time.monotonic() < end, f"{CONTEXT} does not offer {wanted}"
+        time.sleep(0.5)
 
 
 def _queue_documents(name: str) -> Iterator[dict[str, Any]]:

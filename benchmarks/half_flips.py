@@ -7,7 +7,7 @@
     python -m benchmarks.half_flips --quick                                # one split, one epoch, prints only
 
 The update is that of `glyphs_flips`: `xs` on 40 % of the training families is replaced by `s2` on all of them; a split
-divides the families anew. All networks are trained for 18 epochs, which is where the untreated error has converged to
+divides the families again. All networks are trained for 18 epochs, which is where the untreated error has converged to
 within 0.1 points. `emoji` and `glosses` are the updates of the examples under jobs/, with the epochs of their specs;
 they have one split. One process; rows are appended to DIR/rows.jsonl as they are measured, and what is there is not
 measured again. Rates are percent of the test split. `compute` is what a method trains beside the old version, in

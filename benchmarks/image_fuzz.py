@@ -67,7 +67,7 @@ def outcome(data: bytes, kind: str) -> str:
 
 
 def _damaged(good: bytes, random: np.random.Generator) -> bytes:
-    """Bytes changed, most of them in headers or metadata; cut, repeated, inserted. Half of it is sealed anew."""
+    """Bytes changed, most of them in headers or metadata; cut, repeated, inserted. Half of it is sealed again."""
     data = bytearray(good)
     anchors = [0, *(place for mark in MARKS if (place := good.find(mark)) >= 0)]
     for _ in range(int(random.integers(1, 6))):

@@ -96,7 +96,7 @@ def header_value(text: str, *, what: str) -> str:
     text = text.strip()
     if not (text.isascii() and text.isprintable()):
         raise SpecError(
-            f"{what}: holds a line break or another character that a header of HTTP may not have; write it anew (its"
+            f"{what}: holds a line break or another character that a header of HTTP may not have; write it again (its"
             " value is not shown)"
         )
     return text

@@ -161,7 +161,7 @@ def _normalisations(network: nn.Module) -> Iterator[Any]:
 
 @torch.no_grad()
 def recalibrate(network: StagedNet, batches: Iterable[Tensor]) -> None:
-    """Measure the statistics of batch normalisation anew: the mean of those of the batches.
+    """Measure the statistics of batch normalisation again: the mean of those of the batches.
 
     Args:
         network: Left in evaluation mode.

@@ -171,7 +171,7 @@ class Work:
                 )
             view, upserts = self.index.view(head), []
             places = np.asarray(view.located(scaled.ids), dtype=np.str_)
-            for space in sorted(set(places.tolist()) - {"", self.to}):  # not what was deleted or written anew
+            for space in sorted(set(places.tolist()) - {"", self.to}):  # not what was deleted or written again
                 chosen = scaled.take(places == space)
                 own = chosen.take(np.argsort(chosen.ids, kind="stable"))
                 before = view.read(space, own.ids)
@@ -185,7 +185,7 @@ class Work:
             self.index.commit(following)
 
     def _calibrated(self, view: View, head: Manifest, batch: Vectors) -> Manifest:
-        """Return the next manifest, its scores calibrated anew where twice as many ids are done as the last time."""
+        """Return the next manifest, its scores calibrated again where twice as many ids are done as the last time."""
         state = dict(head.backfill or {})
         done = head.counts.get(self.to, 0)
         if head.calibrations and done < 2 * int(state.get("calibrated", 0)):

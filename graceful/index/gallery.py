@@ -192,7 +192,8 @@ class Index:
         if space.name in head.spaces:
             raise SpecError(
                 f"{self.folder}: has another space called {space.name} (fingerprint"
-                f" {head.spaces[space.name].fingerprint[:12]}, not {space.fingerprint[:12]}); name this one anew"
+                f" {head.spaces[space.name].fingerprint[:12]}, not {space.fingerprint[:12]}); choose another"
+                " name for this one"
             )
         return space.name, {**head.spaces, space.name: space}
 

@@ -71,7 +71,7 @@ _TROUBLES = {
     "ResponseError": "the server answers with errors of its own (5xx); its log says why",
     "not in a valid JSON format": "what answers there is no MLflow server",
     "database or disk is full": "the disk is full",
-    "header value": "a credential holds a character that a header of HTTP may not have; write it anew",
+    "header value": "a credential holds a character that a header of HTTP may not have; write it again",
     "SSLError": "its certificate is not trusted or it does not speak TLS",
 }
 _MISSING = re.compile(r'(database|role) "([^"]*)" does not exist')

@@ -239,5 +239,5 @@ def standing(verdict: str, events: Iterable[Event]) -> Standing:
 
 
 def renumbered(events: Sequence[Event], numbers: Mapping[str, int]) -> list[Event]:
-    """Return the same events with the numbers that their versions have now: a version listed anew has another one."""
+    """Return the same events with the numbers that their versions have now: a version listed again has another one."""
     return [replace(event, version=numbers.get(event.node, event.version)) for event in events]

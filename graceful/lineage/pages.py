@@ -1,7 +1,7 @@
 """The page of a registered model: picture of the family, newest versions, what descends from them. Driver and client.
 
-A view: written anew after every registration and promotion from what the registry says then, and never read by
-graceful. Call `refresh` within `Registry.client_for`, after the writer's lock was given back or under it.
+A view of the registry: it is written again after every registration and promotion from what the registry says then, and
+never read by graceful. Call `refresh` within `Registry.client_for`, after the writer's lock was given back or under it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRIES = 3
 
 
 def refresh(registry: Registry, model: str, *, force: bool = False) -> None:
-    """Write description and picture of a registered model anew, unless they say so already; an unknown one is left.
+    """Write description and picture of a registered model again, unless they say so already; an unknown one is left.
 
     Args:
         registry: Where.
@@ -65,7 +65,7 @@ def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
     """Return the newest versions of a model, those with an alias, and their relatives in other models.
 
     Costs a few questions and one for each relative, however many versions there are. Relatives are shown without their
-    aliases: nobody writes this model's page anew when those move.
+    aliases: nobody writes this model's page again when those move.
     """
     return _family(registry, _listing(registry, model, most))
 

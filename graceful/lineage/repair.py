@@ -26,7 +26,7 @@ from graceful.lineage.registry import Registry, quoted
 from graceful.lineage.schema import LineageRecord
 
 PASSES = 3
-"""A version that is listed anew needs tags and aliases afterwards."""
+"""A version that is listed again needs tags and aliases afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def _repairs(family: _FamilyState, older_than_hours: float) -> Iterator[Repair]:
     for record in sorted(family.records.values(), key=lambda record: (record.created, record.refresh_id)):
         yield from _node_repairs(family, record)
         yield from _listing_repairs(family, record)
-    yield from _twin_repairs(family)
+    yield from _duplicate_repairs(family)
     yield from _altered_event_repairs(family)
     yield from _open_event_repairs(family)
     yield from _alias_repairs(family)
@@ -199,7 +199,7 @@ def _listing_repairs(family: _FamilyState, record: LineageRecord) -> Iterator[Re
         )
 
 
-def _twin_repairs(family: _FamilyState) -> Iterator[Repair]:
+def _duplicate_repairs(family: _FamilyState) -> Iterator[Repair]:
     """Yield repairs of duplicate nodes, which a repeated request followed by a crash leaves."""
     by_refresh: dict[str, list[Any]] = defaultdict(list)
     for node in family.nodes.values():
@@ -216,7 +216,7 @@ def _twin_repairs(family: _FamilyState) -> Iterator[Repair]:
             else:
                 yield Repair(
                     where=refresh_id,
-                    what=f"twin {node.model_id} of {order[0].model_id} removed",
+                    what=f"duplicate {node.model_id} of {order[0].model_id} removed",
                     apply=partial(family.registry.point, family.registry.client.delete_logged_model, node.model_id),
                 )
 

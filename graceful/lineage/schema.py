@@ -1,7 +1,7 @@
 """What is recorded about a version: nodes, edges and `lineage.json`, the truth that all else derives from. No mlflow.
 
 A node is an MLflow LoggedModel id (`m-` and 32 hex digits), never a version number: numbers start again at 1 when a
-registered model is made anew. Descriptions, version tags and pictures are views; every edge can be read back from
+registered model is made again. Descriptions, version tags and pictures are views; every edge can be read back from
 `lineage.json` alone.
 """
 

@@ -33,9 +33,9 @@ def compatibility_matrix(cells: Mapping[tuple[str, str], float | None], versions
     Raises:
         DataError: A cell of a version that is not named.
     """
-    strangers = sorted({name for pair in cells for name in pair} - set(versions))
-    if strangers:
-        raise DataError(f"compatibility_matrix: cells of {', '.join(strangers)}, which are not among the versions")
+    unknown = sorted({name for pair in cells for name in pair} - set(versions))
+    if unknown:
+        raise DataError(f"compatibility_matrix: cells of {', '.join(unknown)}, which are not among the versions")
     return tuple(tuple(cells.get((query, gallery)) for gallery in versions) for query in versions)
 
 

@@ -61,7 +61,7 @@ def portable(state: Mapping[str, object]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor) or is_lazy(value):
             kind = "a tensor without a shape yet" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise _cannot_be_saved(name, kind, "keep it as a buffer, or build it anew in network()")
+            raise _cannot_be_saved(name, kind, "keep it as a buffer, or build it again in network()")
         if value.layout is not torch.strided or value.is_quantized or value.is_complex():
             kind = str(value.layout if value.layout is not torch.strided else value.dtype).removeprefix("torch.")
             raise _cannot_be_saved(name, f"a tensor of type {kind}", "keep a dense, real one")

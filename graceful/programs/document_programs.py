@@ -137,7 +137,7 @@ def _act(document: dict[str, Any]) -> Outcome:
         store = Store(None, home)
         repairs = store.repair(action.reference, dry_run=action.dry_run, older_than_hours=action.older_than)
         notifications.of_action(action.reference, home).again()
-        rows = [{"where": item.where, "what": item.what, "mended": item.repaired} for item in repairs]
+        rows = [{"where": item.where, "what": item.what, "repaired": item.repaired} for item in repairs]
         unrepaired = not action.dry_run and any(not item.repaired for item in repairs)
         summary = {item.where: item.what for item in repairs} or {action.reference: "all is as it should be"}
         return rows, EXIT_INFRASTRUCTURE if unrepaired else 0, lines_of(summary)

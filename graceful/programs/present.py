@@ -52,7 +52,7 @@ class Talk:
 
     @contextmanager
     def live(self) -> Iterator[Callable[[RenderableType], None] | None]:
-        """In place of the bar, something that is shown anew whenever it changes; None where stderr is no terminal."""
+        """In place of the bar, something that is shown again whenever it changes; None where stderr is no terminal."""
         if self._bar is None:
             yield None
             return

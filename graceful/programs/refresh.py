@@ -163,7 +163,7 @@ def _trained(run: Run) -> bool:
 
 
 def _begun(run_dir: Path) -> bool:
-    """Return whether a job was trained here, or began to be: what it owes to whom no longer changes."""
+    """Return whether training of a job began in this home; its constraints do not change after that."""
     return any((run_dir / name).exists() for name in (JOB, "model"))
 
 

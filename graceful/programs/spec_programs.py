@@ -165,7 +165,7 @@ def lineage(options: argparse.Namespace) -> Outcome:
     """Show the versions of a model, and what each one broke."""
     from graceful.lineage import Store
     from graceful.lineage.family import tree
-    from graceful.programs.versions.lineage import NEWEST, draw, strangers, versions
+    from graceful.programs.versions.lineage import NEWEST, draw, unregistered_note, versions
     from graceful.views.chain import chain_table, pair_table
 
     model = options.model
@@ -174,7 +174,7 @@ def lineage(options: argparse.Namespace) -> Outcome:
     store = Store(None, default_home())
     last = options.last or (NEWEST if options.output == "table" else None)
     listed = versions(store, model, last=last)
-    family, foreign = store.family(model, most=options.last or NEWEST), strangers(store, model)
+    family, foreign = store.family(model, most=options.last or NEWEST), unregistered_note(store, model)
     if options.draw is not None:
         draw(family, options.draw, listed)
 

@@ -57,7 +57,7 @@ class Lqf(Section):
     at the starting weights. Empty: all that are trained."""
     head: Literal["auto", "start", "random"] = "auto"
     """Head of the starting weights. start: the predecessor's, refused where it was trained on these samples; random:
-    drawn anew; auto: the predecessor's where it has the same classes and saw none of these samples, else random."""
+    initialised; auto: the predecessor's where it has the same classes and saw none of these samples, else random."""
     amplitude: Annotated[float, Field(gt=0.0, le=1000.0)] = 15.0
     """Target of the right class; the others have 0."""
     penalty: Positive | None = None

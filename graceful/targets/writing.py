@@ -1,7 +1,7 @@
 """Write a cache of predecessor outputs: appended, resumable, sealed with digests. The driver runs it.
 
 Rows are appended in order (view by view), flushed, and only then counted in `progress.json`, so that an interrupted
-build keeps what it counted; where home has a twin in a bucket, each quarter of the work is copied there, for a build
+build keeps what it counted; where home has a copy in a bucket, each quarter of the work is copied there, for a build
 that goes on elsewhere. Plain appends rather than a writable memory map, because a full disk is then an error message
 and not a bus error. `<key>.partial` becomes `<key>` by one rename; a lock file keeps other builders waiting.
 """

@@ -5,8 +5,9 @@
                               rank has it, written last: the ranks must agree
     ...                       engine files
 
-Digests find truncation and rot; they are no seal against whoever may write there, who can make a manifest anew. Engine
-files are pickles of tensors and plain values, and are read as such: `unpickling` runs nothing that they name.
+Digests find truncation and rot; they do not protect against somebody who may write there, because that person can write
+a matching manifest. Engine files are pickles of tensors and plain values, and are read as such: `unpickling` runs
+nothing that they name.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Fsdp2Engine:
         torch.save(state, target / _FILE)
 
     def load(self, folder: Path) -> None:
-        """As `Engine.load`; the rows of another number of ranks are dealt out anew."""
+        """As `Engine.load`; the rows of another number of ranks are distributed again."""
         parts = self._parts(folder)
         network = self._network.network
         with torch.no_grad():

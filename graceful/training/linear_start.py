@@ -64,7 +64,7 @@ def starting_network(
         seed: Of what is drawn at random.
 
     Raises:
-        SpecError: The head was trained on the same samples, or there is no head to draw anew.
+        SpecError: The head was trained on the same samples, or there is no head to initialise.
     """
     torch.manual_seed(seed)
     network = task.network(task.classes)
@@ -206,7 +206,7 @@ def _seen(start: StoredVersion, train: Samples) -> int:
 
 def _put_head(network: nn.Module, fresh: dict[str, Tensor]) -> None:
     if not fresh:
-        raise SpecError("train.method.head: the network has no submodule `head` to draw anew; write head: start")
+        raise SpecError("train.method.head: the network has no submodule `head` to initialise; write head: start")
     network.load_state_dict(fresh, strict=False)
 
 

@@ -1,8 +1,8 @@
 """The parts of a ZeRO checkpoint of so many ranks as those of another number of ranks. Runs in workers.
 
 At ZeRO 1 and 2 every rank holds a part of each flat group of parameters, in fp32, and the optimiser's state of it. The
-parts of all ranks, one after another and without padding, are the group; it is cut anew here. Weights lie whole beside
-them. At ZeRO 3 each parameter is cut by itself, which is not undone here.
+parts of all ranks, one after another and without padding, are the group; this module divides it again. Weights lie
+whole beside them. At ZeRO 3 each parameter is cut by itself, which is not undone here.
 """
 
 from __future__ import annotations

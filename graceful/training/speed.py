@@ -59,7 +59,7 @@ class Shares:
         self._marks.append((what, moment))
 
     def read(self) -> dict[str, float]:
-        """Return the seconds since the first mark by name, and begin anew; a GPU is waited for."""
+        """Return the seconds since the first mark by name, and begin again; a GPU is waited for."""
         if self._gpu and self._marks:
             self._marks[-1][1].synchronize()
         seconds: dict[str, float] = {}

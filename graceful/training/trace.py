@@ -122,7 +122,7 @@ class Courier(threading.Thread):
 
     Args:
         path: The trace.
-        mirror: Where its twin lies.
+        mirror: Where its copy in a bucket is.
     """
 
     def __init__(self, path: Path, *, mirror: Mirror) -> None:
@@ -152,7 +152,7 @@ class Fetcher:
 
     Args:
         path: The trace.
-        mirror: Where its twin lies; without one the rank writes to `path` itself and nothing is brought.
+        mirror: Where its copy in a bucket is; without one the rank writes to `path` itself and nothing is brought.
         seconds: Least time between two questions.
 
     Attributes:

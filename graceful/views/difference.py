@@ -35,7 +35,7 @@ def screen(difference: Difference) -> Group:
     parts.append(_table(("measurement", old, new, "change"), metric_rows(difference)))
     if difference.spec:
         parts.append(_table(("spec key", old, new), spec_rows(difference)))
-    for title, flips in (("broken", difference.broken), ("mended", difference.mended)):
+    for title, flips in (("broken", difference.broken), ("fixed", difference.fixed)):
         if flips:
             shown = f", the most confident {SHOWN}" if len(flips) > SHOWN else ""
             head = (f"{title}: {len(flips)}{shown}", "label", old, new, "confidence")
@@ -87,7 +87,7 @@ def page(difference: Difference, drawn: Mapping[str, bytes], texts: Mapping[str,
         new_title=new_title,
         rates=flip_rows(difference),
         broken=difference.broken,
-        mended=difference.mended,
+        fixed=difference.fixed,
         pictured=PICTURED,
         pictures={id: f"data:image/png;base64,{base64.b64encode(png).decode()}" for id, png in drawn.items()},
         texts=texts,

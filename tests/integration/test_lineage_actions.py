@@ -369,6 +369,6 @@ def test_command_line_from_promotion_to_history(store: Store) -> None:
     assert events == [("promotion", None, "pytest"), ("promotion", 3, "ann")]
     store.registry.client.delete_registered_model_alias("glyphs", "champion")
     dry = run(store, "lineage", "repair", "glyphs", "--dry-run", "-o", "json")
-    assert [(item["where"], item["mended"]) for item in json.loads(dry.stdout)] == [("glyphs champion", False)]
-    mended = run(store, "lineage", "repair", "glyphs")
-    assert (mended.returncode, mended.stdout) == (0, "glyphs champion: was unset, is version 1 as the events say\n")
+    assert [(item["where"], item["repaired"]) for item in json.loads(dry.stdout)] == [("glyphs champion", False)]
+    repaired = run(store, "lineage", "repair", "glyphs")
+    assert (repaired.returncode, repaired.stdout) == (0, "glyphs champion: was unset, is version 1 as the events say\n")

@@ -40,8 +40,8 @@ def test_flips_between_any_two_versions(store: Store) -> None:
     assert found.notes == ()
     negative, positive = found.flips["negative_flip_rate"], found.flips["positive_flip_rate"]
     assert (negative.count, positive.count, negative.n) == (0, 20, 1000)
-    assert {flip.id for flip in found.mended} == {f"test-{row:04d}" for row in (*range(8), *range(48, 60))}
-    assert all(flip.old != flip.label == flip.new for flip in found.mended)
+    assert {flip.id for flip in found.fixed} == {f"test-{row:04d}" for row in (*range(8), *range(48, 60))}
+    assert all(flip.old != flip.label == flip.new for flip in found.fixed)
     assert found.flips["error_rate_change"].value == pytest.approx(-0.02)
 
 

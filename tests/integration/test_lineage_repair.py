@@ -103,10 +103,10 @@ def test_what_derives_is_rebuilt_and_a_dry_run_only_tells(
     damaged = facts(store)
     told = store.repair("glyphs", dry_run=True)
     assert facts(store) == damaged
-    mended = store.repair("glyphs")
-    assert {(item.where, item.what) for item in told} == {(item.where, item.what) for item in mended}
-    assert mended
-    assert all(item.repaired for item in mended)
+    repaired = store.repair("glyphs")
+    assert {(item.where, item.what) for item in told} == {(item.where, item.what) for item in repaired}
+    assert repaired
+    assert all(item.repaired for item in repaired)
     after = facts(store)
     assert {key: after[key] for key in before if key != "events"} == {
         key: before[key] for key in before if key != "events"
@@ -166,7 +166,7 @@ def test_duplicates_are_folded(store: Store, v3: LineageRecord) -> None:
     repairs = store.repair("glyphs")
     assert said(repairs) == {
         v3.label: "2 numbers folded onto the lowest",
-        "glyphs-v3": f"twin {twin.model_id} of {v3.model_id} removed",
+        "glyphs-v3": f"duplicate {twin.model_id} of {v3.model_id} removed",
     }
     assert [item.version for item in store.versions("glyphs")] == [4, 3, 2, 1]
     assert store.repair("glyphs") == []
@@ -311,7 +311,7 @@ def test_versions_of_others_are_named_and_stop_nobody(store: Store, tmp_path: Pa
     from graceful.lineage.connection import as_global
     from graceful.programs.runs import ancestry
     from graceful.programs.versions import act
-    from graceful.programs.versions.lineage import strangers
+    from graceful.programs.versions.lineage import unregistered_note
     from graceful.programs.versions.lineage import versions as shown
 
     client = store.registry.client
@@ -325,7 +325,7 @@ def test_versions_of_others_are_named_and_stop_nobody(store: Store, tmp_path: Pa
     assert [item.version for item in store.versions("glyphs") if not item.model_id] == [7, 6, 5]
     assert [version.record.name for version in shown(store, "glyphs")] == ["v1", "v2", "v3", "v4"]
     assert [version.record.name for version in shown(store, "glyphs", last=4)] == ["v4"]
-    assert strangers(store, "glyphs").startswith("left out: versions 5, 6, 7, not registered by graceful")
+    assert unregistered_note(store, "glyphs").startswith("left out: versions 5, 6, 7, not registered by graceful")
     assert len(store.family("glyphs").members) == 7
     assert store.repair("glyphs") == []
     assert [record.name for record in store.chain("glyphs")] == ["v3", "v2", "v1"]

@@ -132,7 +132,7 @@ def told(store: Store, model: str) -> list[tuple[str, int | None, int, str]]:
     return [(event.kind, event.before, event.version, event.status) for event in store.history(model)]
 
 
-def mended(store: Store, model: str) -> list[str]:
+def repaired(store: Store, model: str) -> list[str]:
     """What a repair finds, apart from the entry of the lease that was taken over."""
     return [item.what for item in store.repair(model) if not item.where.startswith(lease.PREFIX)]
 
@@ -159,7 +159,7 @@ def test_promotion_that_wakes_up_after_another_one_is_taken_back(
         ("promotion", 1, 2, "FAILED"),
         ("promotion", 1, 3, "FINISHED"),
     ]
-    assert mended(store, model) == []
+    assert repaired(store, model) == []
     with pytest.raises(RegistryError, match="champion is version 3, not version 1"):
         store.promote(model, 2, expected=1, **WHO)
 
@@ -188,7 +188,7 @@ def test_rollback_that_wakes_up_after_a_promotion_is_taken_back(store: Store, mo
     assert code == 4, said
     assert store.registry.aliases(model) == {"champion": 3, "previous": 2}
     assert told(store, model)[2:] == [("rollback", 2, 1, "FAILED"), ("promotion", 2, 3, "FINISHED")]
-    assert mended(store, model) == []
+    assert repaired(store, model) == []
 
 
 def test_retirement_that_is_marked_after_the_lease_was_lost_is_taken_back(
@@ -205,7 +205,7 @@ def test_retirement_that_is_marked_after_the_lease_was_lost_is_taken_back(
         2: ("passed", ("champion",)),
         1: ("passed", ("previous",)),
     }
-    assert mended(store, model) == []
+    assert repaired(store, model) == []
 
 
 @pytest.mark.parametrize("remedy", ["repair", "repeat"])
@@ -225,4 +225,4 @@ def test_alias_that_a_dead_writer_moved_too_late_is_put_back_by_repair_and_by_re
             store.promote(model, 2, expected=1, **WHO)
     assert store.registry.aliases(model) == {"champion": 3, "previous": 1}
     assert told(store, model)[1:3] == [("promotion", 1, 2, "FAILED"), ("promotion", 1, 3, "FINISHED")]
-    assert mended(store, model) == []
+    assert repaired(store, model) == []

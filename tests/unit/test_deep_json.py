@@ -12,7 +12,7 @@ from graceful import gate
 from graceful.errors import DataError, IntegrityError, RegistryError
 from graceful.lineage import LineageRecord
 from graceful.programs.housekeeping import sweep
-from graceful.programs.housekeeping.twins import Twins
+from graceful.programs.housekeeping.other_copies import OtherCopies
 from graceful.storage import Mirror
 from graceful.targets import Cache, eviction
 from graceful.targets.files import META
@@ -48,7 +48,7 @@ def described(root: Path) -> Path:
 def test_a_cache_with_a_damaged_description_belongs_to_no_version(text: str, tmp_path: Path) -> None:
     (described(tmp_path) / META).write_text(text)
     assert eviction.keys_of(tmp_path, predecessors=["d" * 64]) == []
-    assert not Twins(tmp_path, Mirror.NONE).outputs(tmp_path / "abc")
+    assert not OtherCopies(tmp_path, Mirror.NONE).outputs(tmp_path / "abc")
 
 
 def test_a_deeply_nested_snapshot_keeps_all_checkpoints() -> None:

@@ -1,4 +1,5 @@
-"""Make the job of a run anew with today's profile, from the job that was sent. Pure functions but one. Client.
+"""Render the job of a run again with the current profile, from the job that was submitted. Pure functions but one.
+Client.
 
 What a run computes (document, command, facts) is kept; image, machines, account, Secrets, volumes and limits are the
 profile's. So a run that needed more memory gets it when it resumes.

@@ -180,7 +180,7 @@ def _send_again(kube: Kube, document: dict[str, Any]) -> Status:
 
 
 def _set_resumes(document: dict[str, Any], resumes: str) -> None:
-    """Let the driver know that a person asked again: what it gave up on before may be mended."""
+    """Let the driver know that a person asked again: what it gave up on before may be repaired."""
     for container in document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]:
         variables = [variable for variable in container.get("env") or () if variable["name"] != RESUMES_VARIABLE]
         container["env"] = [*variables, {"name": RESUMES_VARIABLE, "value": resumes}]

@@ -26,7 +26,7 @@ from graceful.patience import Patience
 MANAGER = "graceful"
 PAGE = 500
 FOLLOW_SILENCE = 60.0
-"""Seconds without a line after which a followed log is opened anew: its connection may have died without a word."""
+"""Seconds without a line after which a followed log is opened again: its connection may have died without a word."""
 LATE = 15.0
 """Seconds after the end of a watch's own time at which a silent connection counts as lost."""
 

@@ -146,9 +146,9 @@ def _rows(ids: NDArray[np.str_], splits: NDArray[Any] | None, *, where: str) -> 
     if splits is None:
         splits = np.array([_hashed(name) for name in ids.tolist()])
     rows = {name: np.flatnonzero(splits == name).astype(np.int64) for name in SPLITS}
-    strangers = sorted(set(splits.tolist()) - set(SPLITS))
-    if strangers:
-        raise DataError(f"{where}: split must be one of {', '.join(SPLITS)}, got {strangers[0]!a}")
+    unknown = sorted(set(splits.tolist()) - set(SPLITS))
+    if unknown:
+        raise DataError(f"{where}: split must be one of {', '.join(SPLITS)}, got {unknown[0]!a}")
     for name, other in (("gallery", "train"), ("train", "gallery")):
         rows[name] = rows[name] if len(rows[name]) else rows[other]
     empty = [name for name in SPLITS if not len(rows[name])]

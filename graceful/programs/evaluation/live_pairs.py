@@ -1,4 +1,4 @@
-"""All query models of a fleet on all of its gallery models, measured anew. Runs in the driver."""
+"""All query models of a fleet on all of its gallery models, measured again. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train reference runs: versions of the same recipe that owe their predecessors nothing. Runs in the driver.
+"""Train reference runs: versions of the same recipe without constraints. Runs in the driver.
 
 A reference run depends on task, training data, recipe and start alone, so it is kept under their digest and shared by
 all runs, whichever model family they belong to.
@@ -65,7 +65,7 @@ def reference_run(
     """Return an unconstrained run of this recipe, trained unless some run has done so.
 
     Args:
-        run: Its recipe; what its spec owes predecessors does not matter.
+        run: Its recipe; the losses against predecessors do not matter.
         index: From 1; each has a seed of its own.
         task: Built from the spec.
         latest: The latest predecessor, for `train.start: latest`.

@@ -27,8 +27,8 @@ from typing import Any
 from graceful import locks
 from graceful.errors import GracefulError, InfrastructureError
 from graceful.files import guarded
+from graceful.programs.housekeeping.other_copies import OtherCopies
 from graceful.programs.housekeeping.sweep import FOLDERS, RESULT
-from graceful.programs.housekeeping.twins import Twins
 from graceful.storage import Mirror
 from graceful.targets import eviction
 from graceful.targets.files import META
@@ -169,20 +169,22 @@ def busy(home: Path) -> str:
     return ""
 
 
-def over(items: Sequence[Item], *, limit: int, before: float, twin: Callable[[Item], bool]) -> Iterator[Item]:
+def over(
+    items: Sequence[Item], *, limit: int, before: float, exists_elsewhere: Callable[[Item], bool]
+) -> Iterator[Item]:
     """Yield the least recently used of some copies, until the others fit.
 
     Args:
         items: All copies.
         limit: Bytes that they may take together.
         before: What was used since stays.
-        twin: Whether an item lies elsewhere too, or can be made again; asked only of those that would go.
+        exists_elsewhere: Whether an item lies elsewhere too, or can be made again; asked only of those that would go.
     """
     total = sum(item.size for item in items)
     for item in sorted(items, key=lambda item: item.used):
         if total <= limit or item.used >= before:
             return
-        if twin(item):
+        if exists_elsewhere(item):
             total -= item.size
             yield item
 
@@ -274,8 +276,10 @@ def reclaim(home: Path, reclaimed: Reclaimed, *, older: float, limit: int, dry_r
     reclaimed.kept, reclaimed.busy = sum(item.size for item in all_copies), busy(home)
     if reclaimed.busy:
         return
-    elsewhere = _Elsewhere(twins=Twins(home, Mirror.of(home)))
-    for item in list(over(all_copies, limit=limit, before=now - LEAST, twin=elsewhere)):  # records tell of the others
+    elsewhere = _Elsewhere(other_copies=OtherCopies(home, Mirror.of(home)))
+    for item in list(
+        over(all_copies, limit=limit, before=now - LEAST, exists_elsewhere=elsewhere)
+    ):  # records tell of the others
         if go(item):
             reclaimed.kept -= item.size
     if elsewhere.trouble is not None:
@@ -287,17 +291,17 @@ class _Elsewhere:
     """Whether an item may be had again; a registry or bucket that cannot be asked is not asked twice, and nothing of
     what it may hold goes."""
 
-    twins: Twins
+    other_copies: OtherCopies
     trouble: InfrastructureError | None = None
     _silent: set[str] = field(default_factory=set)
 
     def __call__(self, item: Item) -> bool:
         lookup = {
-            "version": self.twins.version,
-            "record": self.twins.record,
-            "code": self.twins.code,
-            "outputs": self.twins.outputs,
-            "base": self.twins.base,
+            "version": self.other_copies.version,
+            "record": self.other_copies.record,
+            "code": self.other_copies.code,
+            "outputs": self.other_copies.outputs,
+            "base": self.other_copies.base,
         }.get(item.kind)
         if lookup is None or item.kind in self._silent:
             return lookup is None

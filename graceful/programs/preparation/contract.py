@@ -19,7 +19,7 @@ from graceful.tasks.portions import portion
 
 @dataclass(frozen=True, kw_only=True)
 class Unconstrained:
-    """A run of the same recipe that owed nobody anything.
+    """A run of the same recipe without constraints.
 
     Attributes:
         version: The trained network.

@@ -25,7 +25,7 @@ FILE = "failure.json"
 OLD_FILE = "hopeless.json"
 """Name of the file in runs of before, which is read where there is no other."""
 VALID_SECONDS = 3600.0
-"""Retries of a cluster come within minutes; who submits the same spec again later has mended something."""
+"""Retries of a cluster come within minutes; who submits the same spec again later has repaired something."""
 PASSING = "passing"
 """Fact of an error that may pass although its class says that a person is needed."""
 KINDS = (SpecError, DataError, NonFiniteError, CollapsedError)

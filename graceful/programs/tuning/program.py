@@ -29,7 +29,7 @@ from graceful.training.start import require_start
 
 RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
 JUDGED = {"error", "tolerance", "confidence"}
-"""Of the tune section: by what trials are judged; with another limit they are judged anew, in a journal of its own."""
+"""Of the tune section: by what trials are judged; with another limit they are judged again, in a journal of its own."""
 GROWS = {"trials", "max_concurrent", "final", *JUDGED}
 """What may change from one invocation to the next."""
 ENDED = "ended"

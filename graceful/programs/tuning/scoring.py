@@ -1,8 +1,8 @@
 """Judge a fit by who answers what right: worst negative flip rate, error against its limit. Runs in the driver.
 
 Against reference runs the error is compared on the same ids, so that what is hard for everybody cancels, and the mean
-over several runs stands for "untreated". The bound covers ids (which hang together in groups) and, with several seeds,
-seeds.
+over several runs stands for "untreated". The bound covers ids (which belong together in groups) and, with several
+seeds, seeds.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def search(
         study: What was tried.
         listener: Told of each trial that is asked or ended.
         progress: Told of the rest.
-        before: Trials of the same search under another limit: judged anew, not made again.
+        before: Trials of the same search under another limit: judged again, not made again.
         first: Returns points to try first, unless they were tried; called once the reference runs are there.
 
     Raises:

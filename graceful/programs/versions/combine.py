@@ -72,14 +72,14 @@ def spec_of(wanted: Wanted, home: Path) -> RefreshSpec:
     asked = f"combine {wanted.model}"
     section = version_spec.own(store, store.record(newest.model_id), wanted.spec, what=asked)
     chain = {record.model_id for record in store.chain(wanted.model)}
-    strangers = [f"{wanted.model}:{found.version}" for found in listed.values() if found.model_id not in chain]
+    further_parents = [f"{wanted.model}:{found.version}" for found in listed.values() if found.model_id not in chain]
     method = Combination(versions=dict(wanted.versions), folded=wanted.folded)
     changed = section.model_copy(
         update={
             "name": wanted.name,
             "train": section.train.model_copy(update={"method": method}),
             "compatibility": Compatibility(),
-            "parents": tuple(strangers),
+            "parents": tuple(further_parents),
             "description": f"combination of {', '.join(wanted.versions)}",
             "tune": None,
         }

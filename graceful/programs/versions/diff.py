@@ -58,7 +58,7 @@ class Difference:
         flips: Name -> measurement of new against old; empty where it is not known.
         spec: Key -> its value in both, for keys that differ.
         broken: Negative flips, the most confident mistakes first.
-        mended: Positive flips.
+        fixed: Positive flips.
         notes: What could not be compared, and why.
         task: Spec of the new version, where its task is one that graceful ships; None: it names code.
     """
@@ -69,7 +69,7 @@ class Difference:
     flips: Mapping[str, Measurement]
     spec: Mapping[str, tuple[Any, Any]]
     broken: tuple[Flip, ...]
-    mended: tuple[Flip, ...]
+    fixed: tuple[Flip, ...]
     notes: tuple[str, ...]
     task: Mapping[str, Any] | None = None
 
@@ -85,7 +85,7 @@ class Difference:
             "flips": {name: asdict(measurement) for name, measurement in self.flips.items()},
             "spec": [{"key": key, "old": old, "new": new} for key, (old, new) in self.spec.items()],
             "broken": [asdict(flip) for flip in self.broken],
-            "mended": [asdict(flip) for flip in self.mended],
+            "fixed": [asdict(flip) for flip in self.fixed],
             "notes": list(self.notes),
         }
 
@@ -102,7 +102,7 @@ def difference(store: Store, first: str, second: str) -> Difference:
     with tempfile.TemporaryDirectory() as scratch:
         predictions = [_predictions(store, record, Path(scratch) / record.model_id, notes) for record in (old, new)]
         specs = [_spec(store, record, Path(scratch) / record.model_id, notes) for record in (old, new)]
-    measured, broken, mended = _flips(old, new, predictions, notes)
+    measured, broken, fixed = _flips(old, new, predictions, notes)
     names = sorted({*old.metrics, *new.metrics})
     return Difference(
         old=old,
@@ -111,7 +111,7 @@ def difference(store: Store, first: str, second: str) -> Difference:
         flips=measured,
         spec=_changed(*specs),
         broken=broken,
-        mended=mended,
+        fixed=fixed,
         notes=tuple(notes),
         task=specs[1] if specs[1] and specs[1]["task"]["kind"] != "python" else None,
     )
@@ -170,11 +170,11 @@ def _flips(
             old_predictions, new_predictions = _shared(old_predictions, new_predictions)
         try:
             measured = flips.compare(new_predictions, old_predictions)
-            broken, mended = _listed(old_predictions, new_predictions)
+            broken, fixed = _listed(old_predictions, new_predictions)
         except DataError as e:
             notes.append(f"flips: {e.message}")
         else:
-            return {name: measured[name] for name in FLIPS if name in measured}, broken, mended
+            return {name: measured[name] for name in FLIPS if name in measured}, broken, fixed
     edge = next((edge for edge in new.edges if edge.model_id == old.model_id), None)
     if edge is None:
         return {}, (), ()

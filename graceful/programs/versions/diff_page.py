@@ -39,7 +39,7 @@ def _shown(
     difference: Difference, document: Mapping[str, Any] | None
 ) -> tuple[dict[str, bytes], dict[str, str], str | None]:
     """Return pictures and texts of samples by id, and why there are none of either."""
-    ids = [flip.id for flip in (*difference.broken[:PICTURED], *difference.mended[:PICTURED])]
+    ids = [flip.id for flip in (*difference.broken[:PICTURED], *difference.fixed[:PICTURED])]
     if not ids:
         return {}, {}, None
     if document is None:

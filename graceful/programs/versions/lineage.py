@@ -64,8 +64,8 @@ class Version:
 
 
 def versions(store: Store, model: str, *, last: int | None = None) -> list[Version]:
-    """Return every version of a model that graceful registered, oldest first, held ones too; see `strangers` for
-    others.
+    """Return every version of a model that graceful registered, oldest first, held ones too; see `unregistered_note`
+    for others.
 
     Args:
         store: The registry.
@@ -86,7 +86,7 @@ def versions(store: Store, model: str, *, last: int | None = None) -> list[Versi
     ]
 
 
-def strangers(store: Store, model: str) -> str:
+def unregistered_note(store: Store, model: str) -> str:
     """Return one line about the versions that graceful did not register; empty where there are none."""
     numbers = [item.version for item in reversed(store.versions(model)) if not item.model_id]
     if not numbers:

@@ -28,12 +28,12 @@ CODE = "python"
 """Kind of tasks that are code of their own."""
 
 
-class Twins:
+class OtherCopies:
     """Copies elsewhere of what lies in a home.
 
     Args:
         home: The folder of local state.
-        mirror: Its twin in a bucket.
+        mirror: Its copy in a bucket.
     """
 
     def __init__(self, home: Path, mirror: Mirror) -> None:

@@ -226,7 +226,7 @@ def _until_gone(team: Team, name: str) -> None:
 
 
 CASES: Mapping[str, Callable[[Team, str, Recorder], None]] = {
-    "refused pod, then mended": _refused,
+    "refused pod, then repaired": _refused,
     "no node takes pods, then one does": _unschedulable,
     "namespace deleted when its pods had started": _namespace_gone,
 }

@@ -96,11 +96,29 @@ def test_without_any_evidence_the_phase_at_the_end_is_the_same(cycle: LifeCycle)
     assert status.read(cycle.moments[-1].job).phase is history(cycle)[-1].phase
 
 
+NO_VICTIM = (
+    "no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
+)
+TAINTED = f"0/1 nodes are available: 1 node(s) had untolerated taint(s). {NO_VICTIM}"
+CORDONED = f"0/1 nodes are available: 1 node(s) were unschedulable. {NO_VICTIM}"
 LIVES: dict[str, tuple[list[Phase], int, list[str]]] = {
     # case: phases in order, attempt at the end, every cause that is shown
     "stopped while running, then sent again": (
         [*STARTED, *STARTED, P.SUCCEEDED], 2, ["being deleted; its program is stopped first"],
     ),
+    "refused pod, then repaired": (
+        [P.PROVISIONING], 2, [
+            "waiting for the KubeRay operator",
+            'invalid pod: [spec.containers[0].volumeMounts[4].name: Not found: "nowhere",'
+            ' spec.initContainers[0].volumeMounts[4].name: Not found: "nowhere"]; correct the profile',
+        ],
+    ),
+    "no node takes pods, then one does": (
+        [P.PROVISIONING], 1, [
+            f"unschedulable: {TAINTED}", f"unschedulable: head: {TAINTED}", f"unschedulable: worker: {CORDONED}",
+        ],
+    ),
+    "namespace deleted when its pods had started": ([P.PROVISIONING], 1, ["being deleted with its namespace"]),
 }  # fmt: skip
 QUIET = ("", "the cluster is ready, submitting the job", "the program has ended, KubeRay is cleaning up")
 

@@ -1,4 +1,4 @@
-"""Does a run survive what happens on clusters? 21 faults on a real node, each while a run of two workers trains.
+"""Does a run survive what happens on clusters? 22 faults on a real node, each while a run of two workers trains.
 
 python -m benchmarks.cluster_faults [NAME ...]     needs the test bed (a node, S3, image builds) and root; prints rows
                                                    and puts them into benchmarks/results/cluster_faults.json: a row

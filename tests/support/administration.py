@@ -151,6 +151,22 @@ def _stopped(node: Node) -> Ending:
         return ending
 
 
+def _resized(node: Node) -> Ending:
+    """A run of two processes is stopped, goes on with one, is stopped again, and goes on with two."""
+    with _team(node) as (team, model):
+        run = team.submit(spec(model, epochs=60))
+        found = team.wait_for_checkpoint(run)
+        ranks = [len(team.pods("rank", run))]
+        for workers in (1, 2):
+            team.graceful("stop", run)
+            team.graceful("resume", run, "--yes", "--workers", str(workers))
+            found = team.wait_for_checkpoint(run, besides=found)
+            ranks.append(len(team.pods("rank", run)))
+        ending = followed(team, run, model)
+        ending.facts = {"processes": ranks}
+        return ending
+
+
 def _namespace_deleted(node: Node) -> Ending:
     with _team(node) as (team, model):
         run = team.submit(spec(model, epochs=60))
@@ -265,6 +281,7 @@ ADMINISTRATION: Mapping[str, Fault] = {
     "out of memory, repaired by a larger profile": Fault(happen=_memory_repaired, word="out of memory"),
     "one of two ranks in a pod killed": Fault(happen=_rank_killed, word=""),
     "stopped and resumed": Fault(happen=_stopped, word="stopped while RUNNING"),
+    "two processes, then one, then two": Fault(happen=_resized, word=""),
     "MLflow down for 60 s at the start": Fault(happen=_registry_down_at_start, word="waiting up to"),
     "MLflow down for 60 s at registration": Fault(happen=_registry_down_at_registration, word="waiting up to"),
     "MLflow down for 60 s in training": Fault(happen=_registry_down_in_training, word=""),

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,12 +215,12 @@ class Team:
         """Wait until a run is over."""
         return self.wait(run, lambda found: found["exit_code"] is not None, seconds=seconds)
 
-    def wait_for_checkpoint(self, run: str, *, seconds: float = 300) -> list[str]:
-        """Until a run has written one to the bucket; its files there."""
+    def wait_for_checkpoint(self, run: str, *, seconds: float = 300, besides: Collection[str] = ()) -> list[str]:
+        """Wait until a run has written one to the bucket, besides some files, and return all its files there."""
         end = time.monotonic() + seconds
         while True:
             found = [key for key in self.node.keys(f"{self.storage}/runs/{run}/ray") if "step-" in key]
-            if found:
+            if set(found) - set(besides):
                 return found
             now = self.status(run)
             assert now["exit_code"] is None, f"{now}\n{self.picture()}"

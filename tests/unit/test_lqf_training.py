@@ -13,7 +13,7 @@ from graceful import learners, spec, tasks
 from graceful.chain import OldOutputs
 from graceful.errors import SpecError
 from graceful.lqf.operators import Batched
-from graceful.models.base import outputs_of
+from graceful.models.base import Headed, outputs_of
 from graceful.models.stored import StoredVersion
 from graceful.programs.fitting.finishing import finish
 from graceful.programs.fitting.rehearsal import rehearse
@@ -237,6 +237,24 @@ def test_a_zero_head_is_detected(tmp_path, monkeypatch):
     method = job(tmp_path).spec.train.method
     with pytest.raises(SpecError, match="the head of the starting weights is zero"):
         prepared(method, network, [batch], run=outputs_of, source="zeros", unseen=True, fresh=True)
+
+
+def test_statistics_of_normalisation_are_measured_before_a_network_is_linearised(tmp_path):
+    """`refresh_norms`: the mean over the training batches; deltas of a linearised predecessor keep its statistics."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    network = Headed(layers, torch.nn.Linear(16, 3))
+    batches = [3 * torch.randn(8, 1, 4, 4) + 1 for _ in range(2)]
+    method = job(tmp_path).spec.train.method.model_copy(update={"refresh_norms": True})
+    options = {"run": outputs_of, "source": "a checkpoint", "unseen": True}
+    kept = prepared(method, network, batches, fresh=False, **options)
+    assert layers[1].running_mean.abs().max() == 0
+    measured = prepared(method, network, batches, fresh=True, **options)
+    with torch.no_grad():
+        means = torch.stack([layers[0](batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(layers[1].running_mean, means)
+    assert measured.digest != kept.digest
+    assert any("stay those of the predecessor" in note for note in kept.notes)
 
 
 def test_a_predecessor_pulls_targets_of_the_classes_it_knows():

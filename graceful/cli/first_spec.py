@@ -24,6 +24,8 @@ HEADER = """\
 """
 
 
+FETCH = "`hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir minilm`"
+"""Command that downloads a small checkpoint for texts; transformers brings it."""
 MANY_IMAGES = 2000
 """From so many on, the largest of graceful's small networks is suggested."""
 
@@ -65,7 +67,7 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     task = _task(path, data, target, answers)
     model = answers.model or _answer("Name of the model family", _name(path if path.exists() else path.parent))
     document: dict[str, Any] = {"model": model, "name": "v1", "task": task}
-    few = _batch_of_few(data.columns[0].rows) if data.kind == "table" else None
+    few = _batch_of_few(data)
     if task.get("network", {}).get("kind") == "transformers":
         document["train"] = {"epochs": 3, "batch_size": min(32, few or 32), "optimizer": {"kind": "adamw", "lr": 1e-4}}
     elif few is not None:
@@ -84,9 +86,10 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     return 0
 
 
-def _batch_of_few(rows: int) -> int | None:
-    """Return a batch size for a small table, of which about half is trained on; None: it is large, or may be."""
-    return None if rows >= data_guess.SAMPLE else 2 ** max(1, (rows // 16).bit_length() - 1)
+def _batch_of_few(data: data_guess.DataDescription) -> int | None:
+    """Return a batch size for few samples, of which about half are trained on; None: many, or not counted."""
+    samples = data.columns[0].rows if data.kind == "table" else data.images
+    return 2 ** max(1, (samples // 16).bit_length() - 1) if 0 < samples < data_guess.SAMPLE else None
 
 
 def _task(path: Path, data: data_guess.DataDescription, target: Path, answers: Answers) -> dict[str, Any]:
@@ -123,7 +126,9 @@ def _image_network(images: int | None, target: Path, answers: Answers) -> dict[s
 
 def _text_network(field: str, target: Path, answers: Answers) -> dict[str, Any]:
     checkpoint = str(answers.checkpoint or "") or _answer(
-        f"Folder of a transformers checkpoint to embed {field!r}", None, option="--checkpoint"
+        f"Folder of a transformers checkpoint to embed {field!r}",
+        None,
+        option=f"--checkpoint FOLDER ({FETCH} downloads one)",
     )
     return {"kind": "transformers", "checkpoint": _relative(Path(checkpoint), target)}
 

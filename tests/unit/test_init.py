@@ -105,10 +105,12 @@ def test_what_names_rows_is_never_embedded(name: str, command_line: Run, tmp_pat
 def test_class_folders_of_images_are_recognised(command_line: Run, tmp_path: Path) -> None:
     for label in ("ant", "bee"):
         (tmp_path / "insects" / label).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "insects" / label / "1.png")
+        for number in range(60):
+            Image.new("RGB", (8, 8)).save(tmp_path / "insects" / label / f"{number}.png")
     assert command_line("init", "insects").returncode == 0
     written = spec.load(tmp_path / "v1.yaml")
     assert (written.task.kind, written.task.root) == ("image_folder", str(tmp_path / "insects"))
+    assert written.train.batch_size == 4  # the default is larger than the sixty images that are trained on
     again = command_line("init", "insects")
     assert again.returncode == 2
     assert "v1.yaml exists; add --force to replace it, or --out for another file" in again.stderr

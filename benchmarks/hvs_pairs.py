@@ -39,7 +39,7 @@ from benchmarks import results, runs
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.intervals import Evidence, paired_difference
-from graceful.models import cost
+from graceful.models import bundle, cost
 from graceful.programs.outputs.model_outputs import run_on_split
 from graceful.tasks.base import Samples, Task
 
@@ -94,12 +94,19 @@ class Setting:
         section: Network -> task section of a spec.
         shape: (channels, height, width) of an image.
         train: Section of a spec.
+        trusted: A task section whose file versions may run; None: they have none.
     """
 
     data: str
     section: Callable[[Mapping[str, Any]], dict[str, Any]]
     shape: tuple[int, int, int]
     train: Mapping[str, Any]
+    trusted: Mapping[str, Any] | None = None
+
+    def load(self, folder: Path) -> Predecessor:
+        """Open a version."""
+        like = None if self.trusted is None else runs.refresh_spec("x", task=self.trusted, seed=0).task
+        return bundle.load(folder, augment_like=like)
 
     def macs(self, version: Predecessor) -> int:
         """Multiply-accumulates of one embedding."""
@@ -215,7 +222,7 @@ def pairs_of(
     home: Path,
 ) -> None:
     """Measure the gallery model, then query models of every budget, if the rows do not have them."""
-    gallery_version = runs.load(gallery_folder)
+    gallery_version = setting.load(gallery_folder)
     gallery = embedded(gallery_version, data)
     large = setting.macs(gallery_version)
     common = {"data": setting.data, "gallery": f"{large} MACs", "seed": seed}
@@ -266,7 +273,7 @@ def one_budget(
         )
         folder = home / f"{name}-{budget}-{seed}"
         built = runs.task_of(section)
-        return runs.load(runs.trained(spec, folder=folder, ancestors=[gallery_folder], task=built)[0])
+        return setting.load(runs.trained(spec, folder=folder, ancestors=[gallery_folder], task=built)[0])
 
     network, *others = networks
     independent = {

@@ -53,6 +53,7 @@ def task_of(kind: str, folder: Path) -> Task:
         ("images", "onnx", True),
         ("images", "pt2", False),
         ("texts", "onnx", False),
+        ("texts", "onnx", True),
         ("columns", "onnx", False),
     ],
 )

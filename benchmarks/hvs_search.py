@@ -70,7 +70,7 @@ SPACE: dict[str, Any] = {
 }
 SHAPE = (1, 28, 28)
 WHOLE = stages((24, 3, 1, False), (48, 3, 1, True), (72, 3, 1, True))
-PASSES = {"epochs": 2, "together": 2}
+PASSES = {"epochs": 1, "together": 3}
 TASK = {"kind": "glyphs", "characters": "all", "fonts": 0.2}
 TRAIN, SHARED_EPOCHS = {"epochs": 4, "batch_size": 128}, 8
 EVOLUTION = {"population": 10, "parents": 5, "recalibration": 8, "images": 1600}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from graceful import spec
-from graceful.programs.architectures import program
+from graceful.programs.architectures import program, pruning
 from graceful.programs.refresh import refresh
 from graceful.programs.runs.run import Run
 from graceful.spec import RefreshSpec
@@ -109,3 +109,28 @@ def test_a_search_survives_kill_9_and_the_loss_of_an_actor(tmp_path: Path, monke
     assert (document["gallery"], document["best"]["macs"] <= 60_000) == ("glyphs-v1", True)
     winner = spec.load(folder / program.SPEC)
     assert (winner.run_id, winner.architectures) == ("glyphs-edge-edge-v2", None)
+    a_pruned_network_becomes_a_version(tmp_path)
+
+
+def a_pruned_network_becomes_a_version(home: Path) -> None:
+    """Prune for the same gallery model, with a kill -9 between the two trainings, and refresh a capacity."""
+    pruned = spec.load(JOBS / "hvs/prune.yaml", [*SMALL, *DATA, "architectures.epochs=1", "train.warmup=0"])
+    folder = program.run_of(pruned).folder
+    first = folder / pruning.WHOLE / "training.json"
+    with driver(pruned) as process:
+        while not first.exists() and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    before = first.read_bytes()
+    with driver(pruned) as process:
+        printed, _ = process.communicate()
+    assert process.returncode == 0
+    assert first.read_bytes() == before
+    front = json.loads(printed)["front"]
+    assert [row["capacity"] for row in front] == [0.25, 0.5, 1.0]
+    run = Run.of(spec.load(folder / front[0]["spec"], ["gate.constraints=[]"]), home=home)
+    refreshed, report = refresh(run)
+    assert (refreshed.run_id, refreshed.outcome) == ("glyphs-edge-edge-v3-25", "passed")
+    (gallery,) = report.pairs
+    assert gallery.measurements["pair_map"].value is not None

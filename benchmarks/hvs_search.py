@@ -129,7 +129,8 @@ def prune(seed: int, gallery: Path, home: Path, *, project: bool) -> list[dict[s
         made = train(Run.of(wanted, home=home, folder=run.folder / f"version-{budget}"), ancestors=ancestors, task=task)
         data = {side: task.samples(side) for side in ("query", "gallery")}  # type: ignore[arg-type]
         measured = on_unseen(runs.load(made.folder), runs.load(gallery), data)
-        facts = {"network": row["path"], "validation_map": row["small_on_big_map"], "cost": cost, "project": project}
+        facts = {"path": digest_of(row["path"]), "macs": row["macs"], "network": row["path"], "cost": cost}
+        facts |= {"validation_map": row["small_on_big_map"], "project": project}
         rows.append({"budget": budget, "method": "pruning", "weights": "nested", **facts, **measured})
     return rows
 
@@ -169,9 +170,11 @@ def one_seed(seed: int, rows: Rows, home: Path, *, evaluations: int, drawn: int,
     like = StagedNetwork.model_validate(BY_HAND)
 
     def add(path: Mapping[str, Any], row: dict[str, Any]) -> None:
-        facts = {"path": digest_of(dict(path)), "macs": macs_of(path)}
-        rows.add([{"data": "glyphs", "seed": seed, **facts, **row}])
-        print(json.dumps(rows.rows[-1]), flush=True)
+        add_all([{**row, "path": digest_of(dict(path)), "macs": macs_of(path)}])
+
+    def add_all(found: list[dict[str, Any]]) -> None:
+        rows.add([{"data": "glyphs", "seed": seed, **row} for row in found])
+        print("\n".join(map(json.dumps, rows.rows[-len(found) :])), flush=True)
 
     winners = {}
     for budget in BUDGETS:
@@ -196,14 +199,12 @@ def one_seed(seed: int, rows: Rows, home: Path, *, evaluations: int, drawn: int,
             shared = program.score(run, [network_of(path, like)], ancestors=ancestors)[0].reward("small_on_big")
             add(path, {**key, **own_weights(seed, path, gallery, home, rows=rows), "shared_map": shared})
     for project in (True, False):
-        if rows.find(seed=seed, method="pruning", project=project):
-            continue
-        for row in prune(seed, gallery, home, project=project):
-            path = row.pop("network")
-            add(path, {"seed": seed, **row})
-            if project and row["budget"]:
-                key = {"seed": seed, "method": "pruned", "budget": row["budget"], "weights": "own"}
-                add(path, {**key, **own_weights(seed, path, gallery, home, rows=rows)})
+        if not rows.find(seed=seed, method="pruning", project=project):
+            add_all(prune(seed, gallery, home, project=project))
+    for row in rows.find(seed=seed, method="pruning", project=True):
+        key = {"seed": seed, "method": "pruned", "budget": row["budget"], "weights": "own"}
+        if row["budget"] and not rows.find(**key):
+            add(row["network"], {**key, **own_weights(seed, row["network"], gallery, home, rows=rows)})
 
 
 def drawn_paths(seed: int, count: int) -> list[dict[str, Any]]:

@@ -89,8 +89,8 @@ class Pruning(Section):
     capacities: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], Field(min_length=1, max_length=8)]
     """Shares of the multiply-accumulates of task.network, e.g. [0.5, 0.25]; the whole network is always one more."""
     project: bool = True
-    """Where the gradients of two capacities point against each other, take out of each what is against the other one.
-    false: add them as they are."""
+    """Where the gradients of two capacities point against each other at a tensor of weights, take out of each what is
+    against the other one. false: add them as they are."""
 
     @model_validator(mode="after")
     def _falling(self) -> Pruning:

@@ -33,18 +33,17 @@ class NestedLoop(Loop):
             values.append(value)
             self.speed.mark("backward")
         network.capacity = 0
-        if self.job.together == "projected":
-            gradients = projected(gradients)
-        merged = before + torch.stack(gradients).mean(0)
-        for parameter, part in zip(parameters, torch.split(merged, [p.numel() for p in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        for parameter, kept, *parts in zip(parameters, before, *gradients, strict=True):
+            together = projected(parts) if self.job.together == "projected" else parts
+            parameter.grad = kept + torch.stack(together).mean(0)
         numbers.add(_mean(values))
 
 
 def projected(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return each gradient without its part against each of the others, which are taken in random order.
 
-    Source: Yu et al., Gradient Surgery for Multi-Task Learning (NeurIPS 2020).
+    Source: Yu et al., Gradient Surgery for Multi-Task Learning (NeurIPS 2020). Here each tensor of weights is looked at
+    alone: over all of them together, gradients of capacities that share a target were never seen in conflict.
 
     Args:
         gradients: Of one shape each.
@@ -54,19 +53,19 @@ def projected(gradients: Sequence[Tensor]) -> list[Tensor]:
         kept = own
         for other in torch.randperm(len(gradients)).tolist():
             against = gradients[other]
-            product = torch.dot(kept, against)
+            product = (kept * against).sum()
             if other != position and bool(product < 0):
-                kept = kept - product / torch.dot(against, against) * against
+                kept = kept - product / against.square().sum() * against
         found.append(kept)
     return found
 
 
-def _taken(parameters: Sequence[Tensor]) -> Tensor:
-    """Return the gradients as one vector, and take them away."""
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+def _taken(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients, and take them away."""
+    found = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return flat
+    return found
 
 
 def _mean(values: Sequence[ObjectiveValue]) -> ObjectiveValue:

@@ -10,8 +10,8 @@ was not trained on. The winners, networks drawn at random and one written by han
 measured on the 45 unseen characters in test typefaces, which nothing chose by.
 
 Pruning: WHOLE, three times as wide as the network by hand, is trained, its channels are ordered, and the network and
-both budgets are trained together, in PASSES epochs each, whose multiply-accumulates are no more than those of the
-supernet and its two winners. `weights` nested: `map` is that of the capacity as pruning leaves it, trained no further;
+both budgets are trained together, in PASSES epochs each (chosen on validation with seed 0), whose multiply-accumulates
+are no more than those of the supernet and two winners that use their budgets. `weights` nested: `map` is that of the capacity as pruning leaves it, trained no further;
 `project` says whether gradients in conflict were projected. `method` pruned, `weights` own: the same network trained
 from scratch like the winners. `cost`: multiply-accumulates of all forward passes in training, a backward pass being
 twice as much everywhere; of pruning for both budgets together.

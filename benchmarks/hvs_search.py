@@ -11,10 +11,10 @@ measured on the 45 unseen characters in test typefaces, which nothing chose by.
 
 Pruning: WHOLE, three times as wide as the network by hand, is trained, its channels are ordered, and the network and
 both budgets are trained together, in PASSES epochs each (chosen on validation with seed 0), whose multiply-accumulates
-are no more than those of the supernet and two winners that use their budgets. `weights` nested: `map` is that of the capacity as pruning leaves it, trained no further;
-`project` says whether gradients in conflict were projected. `method` pruned, `weights` own: the same network trained
-from scratch like the winners. `cost`: multiply-accumulates of all forward passes in training, a backward pass being
-twice as much everywhere; of pruning for both budgets together.
+are no more than those of the supernet and two winners that use their budgets. `weights` nested: `map` is that of the
+capacity as pruning leaves it, trained no further; `project` says whether gradients in conflict were projected. `method`
+pruned, `weights` own: the same network trained from scratch like the winners. `cost`: multiply-accumulates of all
+forward passes in training, a backward pass being twice as much everywhere; of pruning for both budgets together.
 
 Rows: `weights` shared: `map` is what the search saw, `regret` the distance from the best that any search of this seed
 and budget saw. `weights` own: `map` is that of the network trained from scratch on the gallery model's index, `regret`

@@ -1,7 +1,7 @@
 """Specs, profiles, reports and command lines that are wrong by construction, by seed. For `benchmarks.spec_fuzz`.
 
 Each case starts from something valid and takes one step that no reading could accept: a key that does not exist, a
-value of another type or outside its range, a text that is no YAML, an option or argument that cannot be meant.
+value of another type or outside its range, a text that is not YAML, an option or argument that cannot be meant.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def _broken(text: str, chance: random.Random) -> dict[str, str]:
         "alias bomb": text + _bomb(chance.randrange(6, 20)),
         "nested": text + "a: " + chance.choice("[{") * chance.randrange(100, 50_000),
         "two documents": f"{text}---\n{text}",
-        "key that is no text": text + chance.choice(("1: a\n", "on: a\n", "~: a\n", "[a]: b\n", "1e3: a\n")),
+        "key that is not text": text + chance.choice(("1: a\n", "on: a\n", "~: a\n", "[a]: b\n", "1e3: a\n")),
         "digits": text + f"a: {'9' * chance.randrange(100, 6000)}\n",
         "beyond floats": text + f"a: 1e{chance.randrange(400, 9999)}\n",
         "long": text + f"a: [{'1,' * 70_000}]\n",

@@ -359,7 +359,7 @@ def shown(value: float, unit: str, digits: int = 2) -> str:
 def fault(metric: object, name: str) -> str | None:
     """Return what is wrong with what another package offers as a metric of a name; None: nothing."""
     if not isinstance(metric, Metric):
-        return "which is no graceful.catalogue.Metric"
+        return "which is not a graceful.catalogue.Metric"
     if metric.name != name or not re.fullmatch(NAME, name):
         return f"whose name is {metric.name!r}; both must be the same: lower case letters, digits and _, at most 100"
     words: dict[type, object] = {About: metric.about, Better: metric.better}

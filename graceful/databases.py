@@ -72,7 +72,7 @@ def quoted(uri: str) -> str:
 
 
 def file(uri: str) -> Path | None:
-    """Return the absolute path of the file behind an address; None where it is no sqlite database.
+    """Return the absolute path of the file behind an address; None where it is not a sqlite database.
 
     Raises:
         SpecError: It is relative to a folder that was deleted.

@@ -2,7 +2,7 @@
 
 It reads JSON's values alone, with numbers as YAML 1.2 writes them: `1e-4` is a number, `010` is ten, `1:30` and
 `2024-01-31` are text. Two spellings of YAML 1.1 remain, because specs are written with them: yes, no, on and off are
-truth values, and digits may be grouped (`1_000`). Refused are keys written twice, keys that are no text, tags of other
+truth values, and digits may be grouped (`1_000`). Refused are keys written twice, keys that are not text, tags of other
 types, and documents that would take minutes or gigabytes: too long, too deeply nested, or aliases that multiply.
 """
 
@@ -102,7 +102,7 @@ def parse(text: str, *, where: str) -> Any:
     """Return what one YAML document holds.
 
     Raises:
-        SpecError: One line with the number of the line: no YAML, a key twice, a key that is no text, a tag of another
+        SpecError: One line with the number of the line: no YAML, a key twice, a key that is not text, a tag of another
             type, a value that its tag does not allow, or more nesting, nodes or digits than the limits above.
     """
     try:
@@ -143,7 +143,7 @@ class _Strict(_Loader):  # type: ignore[misc]
         """Read a whole number."""
         text = str(node.value)
         if not _INT.fullmatch(text):
-            raise _refused(f"{_shortened(text)} is no integer", node)
+            raise _refused(f"{_shortened(text)} is not an integer", node)
         base = {"0x": 16, "0o": 8}.get(text.lstrip("-+")[:2].lower(), 10)
         return int(text, base)
 
@@ -151,7 +151,7 @@ class _Strict(_Loader):  # type: ignore[misc]
         """Read a number; one that is larger than any float is refused, not made infinite."""
         text = str(node.value)
         if not _FLOAT.fullmatch(text):
-            raise _refused(f"{_shortened(text)} is no number", node)
+            raise _refused(f"{_shortened(text)} is not a number", node)
         if text.lstrip("-+").startswith((".i", ".I", ".n", ".N")):
             return float(text.replace(".", "", 1))
         value = float(text)

@@ -72,7 +72,7 @@ def clean(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def usable_cpus(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return how many CPUs this process may keep busy: those that it is allowed, shared with the other training
-    processes on its machine. A pod's limit is no set of cores but a quota of its control group.
+    processes on its machine. A pod's limit is not a set of cores but a quota of its control group.
 
     Args:
         quota: Where the control group says it, microseconds of CPU and of the period, or `max`.

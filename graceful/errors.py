@@ -15,7 +15,7 @@
         |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
         '-- CollapsedError            exit 5   held-out error is at chance
 
-A held version is no error: it is a verdict, with exit code 3 (`EXIT_HELD`).
+A held version is not an error: it is a verdict, with exit code 3 (`EXIT_HELD`).
 Messages say what, value, where, bound and remedy in one line. An error carries one message and optional facts, and
 survives pickling, because it may be raised in a worker and read in the driver. Secrets in a message are hidden when the
 error is made, since it is printed, recorded and repeated in many places.

@@ -35,7 +35,7 @@ def pack(path: Path) -> bytes:
 
     Raises:
         SpecError: No `task.py`, more than `LARGEST` bytes or `MOST` files, a link that leaves the folder or leads to a
-            folder, something that is no file, or a name that is not UTF-8.
+            folder, something that is not a file, or a name that is not UTF-8.
     """
     files = dict(_relative_files(path)) if path.is_dir() else {ENTRY: path}
     if ENTRY not in files:
@@ -69,9 +69,9 @@ def _relative_files(folder: Path) -> Iterator[tuple[str, Path]]:
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise SpecError(f"task.file: {path} leads out of its folder, to {path.resolve()}; copy it into it")
             if name in folders or not path.is_file():
-                raise SpecError(f"task.file: {path} is no file; code travels as plain files, copy or remove it")
+                raise SpecError(f"task.file: {path} is not a file; code travels as plain files, copy or remove it")
             if not relative.isprintable() or "\\" in relative:
-                raise SpecError(f"task.file: {relative!r} in {folder} is no plain UTF-8 name; rename it")
+                raise SpecError(f"task.file: {relative!r} in {folder} is not a plain UTF-8 name; rename it")
             count += 1
             if count > MOST:
                 raise SpecError(f"task.file: {folder} holds more than {MOST} files; name a folder with the code alone")

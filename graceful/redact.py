@@ -25,7 +25,7 @@ SHORTEST_RANDOM = 16
 _NAME = re.compile(
     r"(?i)secret|passw(?:or)?d|passphrase|credential|authorization|(?<![a-z])pwd(?![a-z])"
     r"|(?:api|access|private|account)[_-]?key"
-    r"|(?<!(?:bos|cls|eos|pad|per|sep|unk)[_-])(?<!mask[_-])token(?![a-z])"  # tokens of a text are no secrets
+    r"|(?<!(?:bos|cls|eos|pad|per|sep|unk)[_-])(?<!mask[_-])token(?![a-z])"  # tokens of a text are not secrets
 )
 _SURE = re.compile(r"(?i)(?:secret|passw(?:or)?d|passphrase|pwd|(?:api|access|private|account)[_-]?key)$")
 """Names under which even a number is a secret; under others, such as `token_size`, it is a setting."""

@@ -152,7 +152,7 @@ def images_of(task: Task, samples: Samples, rows: NDArray[np.int64]) -> Tensor:
     """Return samples as a network takes them, not augmented.
 
     Raises:
-        TypeError: They are no images.
+        TypeError: They are not images.
     """
     images = learner_of(task).collate(samples.read(rows), None)
     if not isinstance(images, Tensor):

@@ -100,7 +100,7 @@ def plan(
     if unknown:
         names = ", ".join(standing.name for standing in chain) or "none"
         raise SpecError(
-            f"compatibility.weighting.bounds: {unknown[0]!r} is no predecessor in training, which are {names}"
+            f"compatibility.weighting.bounds: {unknown[0]!r} is not a predecessor in training, which are {names}"
         )
     budgets: list[Budget] = []
     for distance, standing in enumerate(chain):

@@ -278,7 +278,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if line.strip():
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise ValueError("a line is no JSON object; write one object in each line")
+                    raise ValueError("a line is not a JSON object; write one object in each line")
                 yield row
 
 

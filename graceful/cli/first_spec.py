@@ -26,6 +26,8 @@ HEADER = """\
 
 FETCH = "`hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir minilm`"
 """Command that downloads a small checkpoint for texts; transformers brings it."""
+EPOCHS_OF_FEW = 20
+"""Epochs where an epoch has a dozen steps, so that a network is trained for a few hundred."""
 MANY_IMAGES = 2000
 """From so many on, the largest of graceful's small networks is suggested."""
 
@@ -71,7 +73,7 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
     if task.get("network", {}).get("kind") == "transformers":
         document["train"] = {"epochs": 3, "batch_size": min(32, few or 32), "optimizer": {"kind": "adamw", "lr": 1e-4}}
     elif few is not None:
-        document["train"] = {"batch_size": few}
+        document["train"] = {"epochs": EPOCHS_OF_FEW, "batch_size": few}
     document["gate"] = {"constraints": [{"metric": "error_rate", "bound": 0.5}]}
     spec.parse(document, where=str(target))
     with guarded(target, "write"):

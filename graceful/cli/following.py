@@ -130,7 +130,7 @@ def _agreed(run: str, location: RunLocation) -> bool:
     if not sys.stdin.isatty():
         raise SpecError(
             f"resume: the profile {location.on} would send {run} differently than it was sent (the lines above), and"
-            " nobody can be asked here (stdin is no terminal); add --yes"
+            " stdin is not a terminal, so nobody can confirm; add --yes"
         )
     import click
 

@@ -36,7 +36,7 @@ class RunLocation:
         """Return the backend to ask; nothing is sent yet.
 
         Raises:
-            SpecError: No such profile or context, or --context and --namespace where there is no Kubernetes.
+            SpecError: No such profile or context, or --context and --namespace where there is not a Kubernetes backend.
         """
         from graceful.launch.kuberay import backend as kuberay
 
@@ -55,7 +55,7 @@ class RunLocation:
         """Return whether this machine's home is meant: nothing is named, or a profile whose jobs run here.
 
         Raises:
-            SpecError: No such profile, or --context and --namespace where there is no Kubernetes.
+            SpecError: No such profile, or --context and --namespace where there is not a Kubernetes backend.
         """
         if self.on is None:
             return not self.context and not self.namespace
@@ -66,14 +66,16 @@ class RunLocation:
 
     def _require_no_kubernetes(self, kind: str) -> None:
         if self.context or self.namespace:
-            raise SpecError(f"--on {self.on}: kind {kind} is no Kubernetes; leave --context and --namespace out")
+            raise SpecError(
+                f"--on {self.on}: kind {kind} is not a Kubernetes backend; leave --context and --namespace out"
+            )
 
     @cached_property
     def kube(self) -> Kube:
         """Return the client of the API server; nothing is sent yet.
 
         Raises:
-            SpecError: No such profile or context, or the profile is no Kubernetes.
+            SpecError: No such profile or context, or the profile is not a Kubernetes backend.
         """
         from graceful.launch.kubernetes.kube import Kube
 
@@ -82,7 +84,9 @@ class RunLocation:
             return Kube.connect(context=self.context, namespace=self.namespace)
         cluster = profile.kubernetes
         if cluster is None:
-            raise SpecError(f"--on {self.on}: kind {profile.kind} is no Kubernetes; name a profile of kind kuberay")
+            raise SpecError(
+                f"--on {self.on}: kind {profile.kind} is not a Kubernetes backend; name a profile of kind kuberay"
+            )
         return Kube.connect(context=self.context or cluster.context, namespace=self.namespace or cluster.namespace)
 
     @property
@@ -110,12 +114,12 @@ class RunLocation:
         return f"namespace {self.kube.namespace}" if self._beside_kubernetes is None else f"--on {self.on}"
 
     def context_note(self) -> str:
-        """Return the kube context for people; empty where there is no Kubernetes."""
+        """Return the kube context for people; empty where there is not a Kubernetes backend."""
         return f" (context {self.kube.access.context})" if self._beside_kubernetes is None else ""
 
     @property
     def _beside_kubernetes(self) -> Profile | None:
-        """Return the profile if its jobs are no objects of Kubernetes; None: they are, with a profile or without."""
+        """Return the profile if its jobs are not objects of Kubernetes; None: they are, with a profile or without."""
         profile = self._profile
         return None if profile is None or profile.kubernetes is not None else profile
 

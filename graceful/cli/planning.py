@@ -304,7 +304,7 @@ def _rows(planned: Plan) -> list[tuple[str, ...]]:
 
 def _agreed(planned: Plan) -> bool:
     if not sys.stdin.isatty():
-        raise SpecError("submit: nobody can be asked here (stdin is no terminal); add --yes")
+        raise SpecError("submit: stdin is not a terminal, so nobody can confirm; add --yes")
     import click
 
     cost = "" if planned.price is None else f", {planned.price:.2f} {planned.currency} per hour"

@@ -85,7 +85,7 @@ def gc_on_cluster(location: RunLocation, *, older: str, stopped: str | None = No
         0; 4 if the bucket could not be swept to the end.
 
     Raises:
-        SpecError: The backend is no Kubernetes; others leave nothing but a small folder or record behind.
+        SpecError: The backend is not a Kubernetes backend; others leave nothing but a small folder or record behind.
     """
     from graceful.cli import bucket
     from graceful.launch.kuberay import gc as garbage

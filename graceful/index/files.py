@@ -49,7 +49,7 @@ def read(path: Path) -> tuple[Vectors, Space | None]:
     try:
         return found, Space.read(json.loads(written), where=str(path))
     except (ValueError, AttributeError) as e:
-        raise DataError(f"{path}: {_SPACE} is no description of a space ({one_line(e):.100}); write it again") from e
+        raise DataError(f"{path}: {_SPACE} is not a description of a space ({one_line(e):.100}); write it again") from e
 
 
 def write(path: Path, vectors: Vectors, space: Space) -> None:

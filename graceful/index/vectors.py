@@ -64,7 +64,7 @@ class Vectors:
             where: They come from, for messages.
 
         Raises:
-            DataError: Another dimension, ids that repeat or are no names, NaN, infinity, a vector of zeros, or payload
+            DataError: Another dimension, ids that repeat or are not names, NaN, infinity, a vector of zeros, or payload
                 columns that an index cannot store.
         """
         require_matrix(self.vectors, rows=len(self.ids), dimension=dimension, where=where)
@@ -75,7 +75,7 @@ class Vectors:
 
 
 def require_matrix(vectors: NDArray[Any], *, rows: int, dimension: int, where: str) -> None:
-    """Refuse what is no matrix of numbers with a row for each id.
+    """Refuse what is not a matrix of numbers with a row for each id.
 
     Raises:
         DataError: One line.
@@ -92,7 +92,7 @@ def require_matrix(vectors: NDArray[Any], *, rows: int, dimension: int, where: s
 
 
 def require_ids(ids: NDArray[Any], *, where: str) -> None:
-    """Refuse ids that are no names, or repeat.
+    """Refuse ids that are not names, or repeat.
 
     Raises:
         DataError: One line for the first.
@@ -112,7 +112,7 @@ def require_ids(ids: NDArray[Any], *, where: str) -> None:
     try:
         "".join(names).encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"{where}: an id is no text that UTF-8 can hold ({e.object[e.start]!a}); rename it") from e
+        raise DataError(f"{where}: an id is not text that UTF-8 can hold ({e.object[e.start]!a}); rename it") from e
 
 
 def unit_length(vectors: NDArray[Any], *, names: NDArray[Any] | None = None, where: str) -> NDArray[np.float32]:

@@ -34,4 +34,4 @@ def _problem(address: str) -> str:
     if colon and "/" not in tag and re.fullmatch(_TAG, tag) is None:
         return "the tag of an image has at most 128 letters, digits, dots, hyphens and underscores"
     path = (name if colon and "/" not in tag else rest).partition("/")[2] or rest
-    return "the name of an image is in lower case" if path != path.lower() else "this is no address of an image"
+    return "the name of an image is in lower case" if path != path.lower() else "this is not an address of an image"

@@ -55,7 +55,7 @@ def _others() -> tuple[dict[str, type[Profile]], dict[str, str]]:
 def fault(profile: object, kind: str) -> str | None:
     """Return what is wrong with what another package offers as the profile of a kind; None: nothing."""
     if not (inspect.isclass(profile) and issubclass(profile, Profile)):
-        return "which is no class derived from graceful.launch.base.Profile"
+        return "which is not a class derived from graceful.launch.base.Profile"
     if get_args(profile.model_fields["kind"].annotation) != (kind,):
         return f'whose kind is another one; write kind: Literal["{kind}"], the name of the entry point'
     if profile.build is Profile.build:

@@ -78,7 +78,7 @@ def described(batch: Batch) -> str:
 
 
 def require_batch(value: object, *, rows: int | None, who: str) -> None:
-    """Refuse what is no batch.
+    """Refuse what is not a batch.
 
     Args:
         value: What a learner's `collate`, or a task's `transform`, returned.

@@ -77,5 +77,5 @@ def _registered() -> tuple[dict[str, Callable[..., Any]], dict[str, str]]:
 def _fault(made_by: object, kind: str) -> str | None:
     """Return what is wrong with what another package offers as a learner; None: nothing."""
     if not (inspect.isclass(made_by) or inspect.isfunction(made_by)):
-        return "which is no class or function that makes a learner"
+        return "which is not a class or function that makes a learner"
     return None

@@ -174,7 +174,7 @@ def _number(tags: Mapping[str, str], key: str, altered: list[str]) -> int | None
     text = tags.get(key)
     if text is not None and schema.VERSION_NUMBER.fullmatch(text):
         return int(text)
-    altered.append(f"tag {key} is missing" if text is None else f"tag {key} says {text[:40]!r}, which is no number")
+    altered.append(f"tag {key} is missing" if text is None else f"tag {key} says {text[:40]!r}, which is not a number")
     return None
 
 
@@ -201,7 +201,7 @@ def replay(events: Iterable[Event]) -> tuple[int | None, int | None]:
     """Return champion and previous after these events, oldest first; unfinished and unreadable events do not count.
 
     A rollback takes back every promotion since its version was champion, so `previous` is then what was champion before
-    that: the version that was rolled away from is no target of the next rollback.
+    that: the version that was rolled away from is not a target of the next rollback.
     """
     stack: list[int | None] = []
     for event in events:

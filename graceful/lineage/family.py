@@ -126,7 +126,7 @@ class Row(NamedTuple):
 def lanes(family: Family) -> list[Row]:
     """Give every version a column: the champion's line the first, branches beside it.
 
-    Parents that are no members get a lane that stays open.
+    Parents that are not members get a lane that stays open.
     """
     main = next((member.key for member in family.members if family.serves(member)), None)
     waiting: list[Key | None] = [] if main is None else [None]

@@ -209,7 +209,7 @@ def _holder_and_beat(registry: Registry, model: str) -> tuple[str, str]:
             return entry.tags.get(TAG_TOKEN, "unknown"), entry.tags.get(TAG_BEAT, "")
         time.sleep(LOOK_PAUSE)
     raise RegistryError(
-        f"registered model {PREFIX}{model}: is no lock of graceful, but has the name of the one that {model} needs;"
+        f"registered model {PREFIX}{model}: is not a lock of graceful, but has the name of the one that {model} needs;"
         " rename it in MLflow, or delete it if nobody needs it"
     )
 

@@ -51,7 +51,7 @@ def server(uri: str, *, seconds: int) -> None:
     """Ask a tracking server for one experiment, with MLflow's own credentials and certificates, once.
 
     Raises:
-        mlflow.exceptions.MlflowException: It cannot be reached, refuses, or is no MLflow server.
+        mlflow.exceptions.MlflowException: It cannot be reached, refuses, or is not an MLflow server.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
@@ -80,7 +80,8 @@ def database(uri: str, display: str, *, seconds: int) -> None:
     try:
         url = sqlalchemy.make_url(uri)
     except (sqlalchemy.exc.ArgumentError, ValueError) as e:
-        raise SpecError(f"registry {display}: is no address of a database; write postgresql://user@host/name") from e
+        message = f"registry {display}: is not an address of a database; write postgresql://user@host/name"
+        raise SpecError(message) from e
     try:
         limits: dict[str, Any] = dict.fromkeys(_PATIENCE.get(url.get_driver_name(), ()), seconds)
         engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=limits)
@@ -91,7 +92,7 @@ def database(uri: str, display: str, *, seconds: int) -> None:
             f" `pip install {_PACKAGES.get(module, module)}`{_installed_alternative(url.get_backend_name())}"
         ) from e
     except sqlalchemy.exc.NoSuchModuleError as e:
-        raise SpecError(f"registry {display}: SQLAlchemy knows no driver {url.drivername}; write postgresql://") from e
+        raise SpecError(f"registry {display}: SQLAlchemy has no driver {url.drivername}; write postgresql://") from e
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text("SELECT 1"))
 

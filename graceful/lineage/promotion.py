@@ -110,7 +110,7 @@ def rollback(
 
 def _require_known(registry: Registry, model: str) -> None:
     if registry.point(registry.client.get_registered_model, model) is None:
-        raise SpecError(f"model {model}: registry {registry.address.display} knows no such model; check the name")
+        raise SpecError(f"model {model}: registry {registry.address.display} has no such model; check the name")
 
 
 def _target_of_rollback(registry: Registry, model: str) -> int:

@@ -67,7 +67,7 @@ def find(reference: Reference, versions: Sequence[Listed]) -> Listed:
         SpecError: There is none; the message lists the newest.
     """
     if not versions:
-        raise SpecError(f"model {reference.model}: the registry knows no version of it; check the name")
+        raise SpecError(f"model {reference.model}: the registry has no version of it; check the name")
     if reference.bare:
         matches = [item for item in versions if item.gate in ("passed", "waived")]
     elif reference.alias:

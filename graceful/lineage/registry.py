@@ -152,7 +152,7 @@ class Registry:
 
         Raises:
             IntegrityError: It was altered, or belongs to another node.
-            RegistryError: It is no record.
+            RegistryError: It is not a record.
         """
         where = f"{node.name} ({node.model_id}): lineage.json"
         text = self.record_text(node, sealed=sealed)

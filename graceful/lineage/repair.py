@@ -66,7 +66,7 @@ class _FamilyState:
 def repair(registry: Registry, model: str, *, dry_run: bool, older_than_hours: float) -> list[Repair]:
     """Do what `Store.repair` promises."""
     if registry.known_experiment(model) is None:
-        raise SpecError(f"model {model}: registry {registry.address.display} knows no such model; check the name")
+        raise SpecError(f"model {model}: registry {registry.address.display} has no such model; check the name")
     with lease.writer(registry, model) as hold:
         done: list[Repair] = []
         for _ in range(1 if dry_run else PASSES):

@@ -135,7 +135,8 @@ class LineageRecord:
         code_version: Release of graceful that registered it.
         created: UTC time, ISO 8601.
         certificate: What certifies a version that was solved and not trained by steps; None: it was.
-        version: Number in the registry; 0 where none is listed. Not part of `lineage.json`, since it is no identity.
+        version: Number in the registry; 0 where none is listed. Not part of `lineage.json`, since it is not an
+        identity.
     """
 
     __pydantic_config__ = _STRICT

@@ -352,13 +352,13 @@ class Store:
             return fleet.read(self.registry, model)
 
     def attach(self, record: LineageRecord, paths: Iterable[Path], *, folder: str) -> None:
-        """Copy files beside a version, where people find them; they are no part of its record."""
+        """Copy files beside a version, where people find them; they are not a part of its record."""
         with self.registry.client_for(f"keep files of {record.label}") as client:
             for path in paths:
                 client.log_artifact(record.run_id, str(path), folder)
 
     def searched(self, key: Key) -> tuple[Key, ...]:
-        """Return the gallery models whose index a version searches; none for versions that are no query models."""
+        """Return the gallery models whose index a version searches; none for versions that are not query models."""
         with self.registry.client_for(f"read {key.model} version {key.version}") as client:
             return fleet.named(client.get_model_version(key.model, str(key.version)).tags, schema.TAG_GALLERIES)
 

@@ -97,7 +97,7 @@ def fault(loss: object, kind: str, names: Mapping[str, str]) -> str | None:
         names: Names that a search knows already -> the kinds they belong to.
     """
     if not (inspect.isclass(loss) and issubclass(loss, Loss)):
-        return "which is no class derived from graceful.losses.base.Loss"
+        return "which is not a class derived from graceful.losses.base.Loss"
     return next(_faults(loss, kind, names), None)
 
 

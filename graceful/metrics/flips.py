@@ -1,7 +1,7 @@
 """Negative flips and their relatives: what was right before and is wrong now. Runs in driver and workers, NumPy.
 
 Functions take booleans per id, right (True) or wrong, on the same ids in the same order; `compare` joins two versions
-by id and measures everything. A prediction that is no class (NaN) is wrong. N is the number of ids both can answer.
+by id and measures everything. A prediction that is not a class (NaN) is wrong. N is the number of ids both can answer.
 
 Source: positive-congruent training (NFR, relative NFR); identities in `tests/unit/test_metrics_flips.py`.
 """
@@ -22,7 +22,7 @@ from graceful.report import Measurement
 Mask = NDArray[np.bool_]
 INDEPENDENT = Evidence()
 SMALL_SLICE = 100
-NOT_A_CLASS = "predictions are no class and count as wrong"
+NOT_A_CLASS = "predictions are not a class and count as wrong"
 
 
 def error_rate(ok: Mask, evidence: Evidence = INDEPENDENT, *, reason: str | None = None) -> Measurement:

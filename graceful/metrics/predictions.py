@@ -71,7 +71,7 @@ class Predictions:
         """Take the largest logit of each sample.
 
         Args:
-            logits: [N, C] in the order of `classes`. A row with NaN or +inf is no answer, and counts as wrong.
+            logits: [N, C] in the order of `classes`. A row with NaN or +inf is not an answer, and counts as wrong.
             ids: [N]
             labels: [N] class **names**; names outside `classes` are allowed.
             classes: C names. Ties go to the class whose name sorts first, whatever the order of the head.
@@ -119,7 +119,7 @@ class Predictions:
         return type(self)(ids=self.ids[positions], classes=self.classes, **columns)  # type: ignore[arg-type]
 
     def has_prediction(self) -> NDArray[np.bool_]:
-        """Return [N] False where the prediction is no class."""
+        """Return [N] False where the prediction is not a class."""
         kind = self.predicted.dtype.kind
         if kind == "f":
             return np.asarray(~np.isnan(self.predicted), dtype=np.bool_)
@@ -141,7 +141,7 @@ def answers(
     """Return what logits predict: the class, its probability, and that of the true class.
 
     Args:
-        logits: [N, C] in the order of `classes`. A row with NaN or +inf is no answer.
+        logits: [N, C] in the order of `classes`. A row with NaN or +inf is not an answer.
         labels: [N] class **names**; names outside `classes` are allowed, and have probability 0.
         classes: C names. Ties go to the class whose name sorts first, whatever the order of the head.
 
@@ -184,7 +184,7 @@ class Joined:
         total: Ids before classes that one side does not know were left out.
         added: Ids left out because old does not know their class.
         retired: Ids left out because new no longer knows their class.
-        without_prediction: Predictions of new that are no class, counted as wrong.
+        without_prediction: Predictions of new that are not a class, counted as wrong.
     """
 
     ids: NDArray[Any]

@@ -41,7 +41,7 @@ def encode(files: object, *, owner: str) -> dict[str, bytes]:
         owner: That learner, for messages.
 
     Raises:
-        SpecError: No mapping, a name that is no plain file name, content that does not fit its name, or too much of it.
+        SpecError: Not a mapping, a name that is not a plain file name, content that does not fit its name, or too much.
     """
     if not isinstance(files, Mapping):
         raise SpecError(f"{owner} returned a {type(files).__name__}; return a mapping of file names to contents")
@@ -79,7 +79,8 @@ def _encoded(name: str, value: object, owner: str) -> bytes:
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as e:
-            raise SpecError(f"{owner}: {name} is no JSON value ({one_line(e)}); give lists, texts and numbers") from e
+            message = f"{owner}: {name} is not a JSON value ({one_line(e)}); give lists, texts and numbers"
+            raise SpecError(message) from e
     if name.endswith(".safetensors"):
         if not isinstance(value, Mapping) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
             raise SpecError(f"{owner}: {name} must be a mapping of names to tensors, got a {type(value).__name__}")

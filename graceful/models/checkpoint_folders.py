@@ -64,7 +64,7 @@ def folder_of(checkpoint: str, *, revision: str | None = None) -> Path:
     path = Path(checkpoint)
     if not path.is_dir():
         raise DataError(
-            f"task.network.checkpoint: {path} is no folder; name a folder, s3://bucket/prefix/, or a hub id together"
+            f"task.network.checkpoint: {path} is not a folder; name a folder, s3://bucket/prefix/, or a hub id together"
             " with its revision"
         )
     return path

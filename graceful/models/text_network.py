@@ -71,7 +71,7 @@ def pool(tokens: Tensor, mask: Tensor, how: str) -> Tensor:
     Args:
         tokens: [B, L, d].
         mask: [B, L]; 0 where a token is padding. Texts are padded on the right.
-        how: mean, cls (the first token) or last (the last token that is no padding).
+        how: mean, cls (the first token) or last (the last token that is not padding).
     """
     if how == "cls":
         return tokens[:, 0]

@@ -55,7 +55,7 @@ def portable(state: Mapping[str, object]) -> dict[str, Tensor]:
     """Return copies on the CPU, floating-point as fp32, each with storage of its own.
 
     Raises:
-        SpecError: Something in the state is no dense tensor, or of a type that safetensors files do not have.
+        SpecError: Something in the state is not a dense tensor, or of a type that safetensors files do not have.
     """
     tensors = {}
     for name, value in state.items():

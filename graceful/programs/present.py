@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from graceful.programs import ray_gauges
 
 LINE_EVERY = 5.0
-"""Seconds between progress lines where stderr is no terminal."""
+"""Seconds between progress lines where stderr is not a terminal."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ class Talk:
 
     @contextmanager
     def live(self) -> Iterator[Callable[[RenderableType], None] | None]:
-        """In place of the bar, something that is shown again whenever it changes; None where stderr is no terminal."""
+        """What replaces the bar and is shown again whenever it changes; None where stderr is not a terminal."""
         if self._bar is None:
             yield None
             return

@@ -167,7 +167,7 @@ def require_searchable(spec: RefreshSpec) -> Architectures:
     """Return the section of a spec whose architecture can be searched.
 
     Raises:
-        SpecError: It has no such section, is no query model, or its network is not written as stages.
+        SpecError: It has no such section, is not a query model, or its network is not written as stages.
     """
     section, network = spec.architectures, getattr(spec.task, "network", None)
     if section is None:

@@ -77,7 +77,7 @@ class TransformersNetwork(Adapted, Pretrained):
     """Keep the first so many layers; None: all."""
     pooling: Literal["mean", "cls", "last", "map"] = "mean"
     """How an embedding is made. mean: of all tokens but padding, of all patches, or over the map of a convolutional
-    network; cls: the first token; last: the last token that is no padding, for text; map: what the model's own pooler
+    network; cls: the first token; last: the last token that is not padding, for text; map: what the model's own pooler
     gives, for images."""
     max_length: Annotated[int, Field(ge=2, le=65_536)] = 128
     """Tokens of a text; longer ones are cut. Unused for images."""

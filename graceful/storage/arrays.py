@@ -49,7 +49,7 @@ _UNREADABLE = (
     zlib.error,
     zipfile.BadZipFile,
 )
-"""What zipfile and numpy raise for bytes that are no archive of arrays."""
+"""What zipfile and numpy raise for bytes that are not an archive of arrays."""
 
 
 def read_npz(
@@ -106,7 +106,7 @@ def read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], np.dt
         name: Of the array, for messages.
 
     Raises:
-        ValueError: It is no header, or announces more than any machine holds.
+        ValueError: It is not a header, or announces more than any machine holds.
     """
     version = npy.read_magic(stream)
     if version not in _HEADERS:
@@ -142,5 +142,5 @@ def _array(stream: IO[bytes], *, size: int, kind: str, name: str) -> NDArray[Any
     if len(data) != announced or stream.read(1):
         raise ValueError(f"{name} announces {announced} bytes, not those that it holds")
     if dtype.kind == "U" and np.frombuffer(data, dtype=f"{dtype.byteorder}u4").max(initial=0) > sys.maxunicode:
-        raise ValueError(f"{name} holds what is no text")
+        raise ValueError(f"{name} holds what is not text")
     return np.frombuffer(data, dtype=dtype)

@@ -60,7 +60,7 @@ def _problem(value: str) -> str:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError as e:
-        return f"={value}: is no address ({e})"
+        return f"={value}: is not an address ({e})"
     if parts.scheme not in ("http", "https") or not host:
         return f"={value}: must begin with http:// or https:// and name a host"
     if ":" not in host and not _HOST.fullmatch(host):

@@ -54,7 +54,7 @@ class Mirror:
         """Return the mirror that the environment names.
 
         Raises:
-            SpecError: GRACEFUL_STORAGE is no address of a bucket.
+            SpecError: GRACEFUL_STORAGE is not an address of a bucket.
         """
         uri = os.environ.get(STORAGE_VARIABLE) or None
         try:

@@ -144,7 +144,7 @@ def _table() -> tuple[tuple[tuple[type[Exception], ...], str, bool], ...]:
         ((core.ProfileNotFound,), "no profile {profile!r}; check AWS_PROFILE and ~/.aws/config", False),
         (
             (core.ConfigParseError, core.ConfigNotFound),
-            "{path} is no file of AWS settings; repair it, or unset the variable that names it",
+            "{path} is not a file of AWS settings; repair it, or unset the variable that names it",
             False,
         ),
         (
@@ -178,7 +178,7 @@ def _table() -> tuple[tuple[tuple[type[Exception], ...], str, bool], ...]:
 def _unreachable(cause: object, reason: str) -> tuple[str, bool]:
     """Return the message for a request that was not sent; http.client refuses headers, which hold credentials."""
     if type(cause).__name__ == "LocationParseError":
-        return "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is no address; write one such as http://proxy:3128", False
+        return "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY is not an address; write one such as http://proxy:3128", False
     if isinstance(cause, ValueError):
         return (
             "the credentials or the region hold a line break or another character that no header may hold; write the"

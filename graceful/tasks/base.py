@@ -45,7 +45,8 @@ class Samples:
         runs: Neighbours that training shall read together, where reading anywhere is dear; None: any order will do.
 
     Raises:
-        DataError: Lengths differ, ids repeat, a label is no index or has no class, a name is no text, `read` cannot be
+        DataError: Lengths differ, ids repeat, a label is not an index or has no class, a name is not text, `read`
+        cannot be
             called, or there is no digest.
     """
 
@@ -231,7 +232,7 @@ def _require_columns(ids: Column, labels: NDArray[Any], groups: Column) -> None:
 
 
 def _require_weights(weights: object, count: int) -> None:
-    """Refuse weights that are no numbers from 0 on; a mapped file was looked at by whoever wrote it."""
+    """Refuse weights that are not numbers from 0 on; a mapped file was looked at by whoever wrote it."""
     if weights is None or isinstance(weights, np.memmap):
         return
     if not isinstance(weights, np.ndarray) or weights.shape != (count,) or weights.dtype.kind != "f":
@@ -264,7 +265,7 @@ def _require_utf8(column: str, name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"{MESSAGE_PREFIX}{column}: {name!a} is no text that UTF-8 can hold; give another name") from e
+        raise DataError(f"{MESSAGE_PREFIX}{column}: {name!a} is not text that UTF-8 can hold; give another name") from e
 
 
 @runtime_checkable

@@ -204,7 +204,8 @@ def _require_safe_entries(entries: list[zipfile.ZipInfo], where: str) -> None:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         plain = entry.filename.isprintable() and "\\" not in entry.filename and not {"", ".", ".."} & set(parts)
         if not plain or kind not in (0, stat.S_IFREG) or entry.compress_type != zipfile.ZIP_STORED:
-            raise IntegrityError(f"{where}: holds {entry.filename!r}, which is no plain file inside it; not unpacked")
+            name = entry.filename
+            raise IntegrityError(f"{where}: holds {name!r}, which is not a plain file inside it; not unpacked")
     if len(set(names)) < len(names) or packing.ENTRY not in names:
         raise IntegrityError(f"{where}: names occur twice, or there is no {packing.ENTRY}; not unpacked")
     size = sum(entry.file_size for entry in entries)

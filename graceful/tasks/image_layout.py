@@ -45,7 +45,7 @@ def is_debris(name: str) -> bool:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's name means, in any case; None: it is no usual name of one."""
+    """Return the split that a folder's name means, in any case; None: it is not a usual name of one."""
     return _SPLIT_OF.get(name.casefold())
 
 

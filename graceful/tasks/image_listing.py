@@ -79,7 +79,7 @@ def list_images(root: str, *, named: Sequence[str] = (), follow_links: bool = Fa
 
     Args:
         root: Where.
-        named: Classes that the spec names: folders of these names are no splits.
+        named: Classes that the spec names: folders of these names are not splits.
         follow_links: Whether links may lead out of a local root.
 
     Raises:
@@ -156,7 +156,7 @@ def _local(root: Path, *, follow_links: bool) -> _Contents:
         reason = getattr(e, "strerror", None) or e
         raise DataError(f"task.root: {printable(root)} cannot be opened ({reason}); check the path") from e
     if resolved_root is None:
-        raise DataError(f"task.root: {printable(root)} is no folder; check the path")
+        raise DataError(f"task.root: {printable(root)} is not a folder; check the path")
     contents = _Contents()
     for path, kind in _walk(root, (), None if follow_links else resolved_root):
         parts = path.relative_to(root).parts

@@ -36,7 +36,7 @@ def load_module(source: code.Source) -> ModuleType:
     """Return the module that defines `task`, imported once per process and content of all its files.
 
     Raises:
-        SpecError: It is no Python file, fails, or has a module beside it that would hide another.
+        SpecError: It is not a Python file, fails, or has a module beside it that would hide another.
     """
     path = source.path.resolve()
     name = f"graceful_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
@@ -45,7 +45,7 @@ def load_module(source: code.Source) -> ModuleType:
         return loaded
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SpecError(f"task.file: {source.path} is no Python file; its name must end in .py")
+        raise SpecError(f"task.file: {source.path} is not a Python file; its name must end in .py")
     module = module_from_spec(spec)
     if source.folder is not None:
         _import_from(source.folder.resolve(), source.files)

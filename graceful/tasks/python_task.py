@@ -30,7 +30,7 @@ def load_task(section: PythonTask, *, trusted: Collection[str] | None = None) ->
 
     Raises:
         SpecError: No such file, no `task` in it, an option it does not take, an error of its own (with file, line and
-            exception), or a result that is no task (with the missing member).
+            exception), or a result that is not a task (with the missing member).
         IntegrityError: A bundle that has not the digest in its name or was changed since, or code that is not trusted.
         StorageError: A bundle's bucket cannot be reached.
     """
@@ -56,7 +56,7 @@ def source_digest(section: PythonTask) -> str:
 
 
 def _require_members(path: Path, built: object, *, named_learner: bool) -> None:
-    """Refuse what is no task; of one whose learner the spec names, the data are enough."""
+    """Refuse what is not a task; of one whose learner the spec names, the data are enough."""
     kind = type(built).__name__
     learner = getattr(built, "learner", None)
     if learner is not None and named_learner:

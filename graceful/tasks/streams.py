@@ -121,7 +121,7 @@ class Stream:
             position: In its epoch, for messages.
 
         Raises:
-            DataError: It has no such key, its id is no text, or its label no index into the classes.
+            DataError: It has no such key, its id is not text, or its label no index into the classes.
         """
         name, label = self._value(raw, self.id, position), self._value(raw, self.label, position)
         if not isinstance(name, str) or not name:
@@ -159,6 +159,6 @@ def as_json(state: Any) -> Any:
         raise SpecError(f"stream: state_dict() is not made of JSON values ({e}), which a checkpoint keeps") from e
     if kept != state:
         raise SpecError(
-            "stream: state_dict() holds tuples or keys that are no texts; use lists and texts, as JSON does"
+            "stream: state_dict() holds tuples or keys that are not texts; use lists and texts, as JSON does"
         )
     return kept

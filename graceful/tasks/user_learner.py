@@ -132,7 +132,7 @@ def require_network(path: Path, built: object) -> nn.Module:
 
 
 def require_learner(path: Path, learner: object) -> None:
-    """Refuse what is no learner.
+    """Refuse what is not a learner.
 
     Raises:
         SpecError: A member is missing or of another type; which.

@@ -136,7 +136,7 @@ def require_linear(method: Lqf, task: Task, network: nn.Module, batch: Batch, *,
 
     Raises:
         SpecError: The data are augmented, a pattern chooses nothing, the network has no derivative, a system does not
-            fit into memory, or a protected sample is no training sample.
+            fit into memory, or a protected sample is not a training sample.
     """
     if task.augments:
         raise SpecError(
@@ -172,7 +172,7 @@ def require_protected(section: Protect, train: Samples, *, classes: int) -> NDAr
     """Return where protected samples are among the training samples, [n].
 
     Raises:
-        SpecError: One is no training sample, or there are too many.
+        SpecError: One is not a training sample, or there are too many.
     """
     if train.stream is not None:
         raise SpecError("train.method: lqf reads all training samples in every pass, which a stream cannot")
@@ -181,8 +181,8 @@ def require_protected(section: Protect, train: Samples, *, classes: int) -> NDAr
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise SpecError(
-            f"train.method.protect.ids: {missing[0]!r:.80}{more} is no training sample; protected samples must be among"
-            " them, leave others out or add them to the training data"
+            f"train.method.protect.ids: {missing[0]!r:.80}{more} is not a training sample; protected samples must be"
+            " among them, leave others out or add them to the training data"
         )
     constraints = len(section.ids) * (classes - 1)
     if constraints > MOST_CONSTRAINTS:

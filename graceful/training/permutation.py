@@ -1,6 +1,6 @@
 """Permutations of so many numbers that no array of them fits memory: each place is computed alone. Runs in workers.
 
-A Feistel network permutes the numbers of b bits; a result that is no place is permuted again until it is one ("cycle
+A Feistel network permutes the numbers of b bits; a result that is not a place is permuted again until it is one ("cycle
 walking"), which keeps it a permutation of the places.
 
 Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002.

@@ -48,12 +48,12 @@ def require_answer(address: str, *, seconds: float = SECONDS) -> None:
     except OSError as e:
         reason = str(e.strerror or e).lower()
         raise InfrastructureError(
-            f"{VARIABLE}={address}: no Ray answers there ({reason}); start that cluster, correct the address, or unset"
-            f" {VARIABLE} to use this machine alone"
+            f"{VARIABLE}={address}: no Ray cluster answers there ({reason}); start that cluster, correct the address,"
+            f" or unset {VARIABLE} to use this machine alone"
         ) from e
     if not answered:
         raise InfrastructureError(
-            f"{VARIABLE}={address}: what answers there is not Ray's server; write the address that `ray start` prints,"
+            f"{VARIABLE}={address}: the server there is not Ray's; write the address that `ray start` prints,"
             " usually with port 6379 (a dashboard has 8265)"
         )
 

@@ -42,7 +42,7 @@ def _member(kind: Any, name: Any) -> Any:
         UnpicklingError: It is asked for anything but a member of an enumeration.
     """
     if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
-        raise pickle.UnpicklingError("GLOBAL getattr of what is no enumeration")
+        raise pickle.UnpicklingError("GLOBAL getattr of what is not an enumeration")
     return kind.__members__[name]
 
 
@@ -55,7 +55,7 @@ def load_tensors(path: Path, *, map_location: Any, classes: Sequence[type] = ())
         classes: Further classes whose instances may occur; plain holders of values.
 
     Raises:
-        IntegrityError: The file names anything else, which would run as code, or it is no file of tensors.
+        IntegrityError: The file names anything else, which would run as code, or it is not a file of tensors.
         OSError: It cannot be read.
     """
     try:

@@ -67,23 +67,23 @@ def test_a_dead_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch, form: s
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = form.format("127.0.0.1", port)
-    assert "no Ray answers there" in refusal(address)
+    assert "no Ray cluster answers there" in refusal(address)
     monkeypatch.setenv("RAY_ADDRESS", address)
     started = time.monotonic()
-    with pytest.raises(InfrastructureError, match="no Ray answers there"):
+    with pytest.raises(InfrastructureError, match="no Ray cluster answers there"):
         ray_fit.connect()
     assert time.monotonic() - started < 30.0, "Ray waits four minutes"
 
 
 def test_a_server_that_hangs_is_told_at_once(listening: tuple[socket.socket, int]) -> None:
-    assert "no Ray answers there (timed out)" in refusal(f"127.0.0.1:{listening[1]}")
+    assert "no Ray cluster answers there (timed out)" in refusal(f"127.0.0.1:{listening[1]}")
 
 
 def test_a_dashboard_is_no_ray(listening: tuple[socket.socket, int]) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        assert "what answers there is not Ray's server" in refusal(f"127.0.0.1:{server.server_port}", seconds=5.0)
+        assert "the server there is not Ray's" in refusal(f"127.0.0.1:{server.server_port}", seconds=5.0)
 
 
 def test_no_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no Ray answers there" in refusal("no-such-host.invalid:6379")
+    assert "no Ray cluster answers there" in refusal("no-such-host.invalid:6379")

@@ -34,7 +34,7 @@ def test_the_file_system_of_checkpoints_keeps_its_patience_when_it_is_sent(monke
 
 
 def test_trouble_at_the_start_of_a_worker_keeps_its_retries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk or bucket that is away for a moment is no reason to end the run without a word."""
+    """A disk or bucket that is away for a moment is not a reason to end the run without a word."""
 
     def start(error: GracefulError) -> dict[str, Any]:
         monkeypatch.setattr("graceful.training.loop.run", partial(_raise, unanimous(error)))

@@ -73,7 +73,7 @@ def test_refusals_are_told_by_what_the_caller_can_do() -> None:
         for name, kind, words in (
             ("none", NotFoundError, "Job none does not exist"),
             ("locked", ForbiddenError, "wants a token and got none .401.; set RAY_AUTH_TOKEN"),
-            ("page", UnreachableError, "is no Ray dashboard"),
+            ("page", UnreachableError, "is not a Ray dashboard"),
         ):
             with pytest.raises(kind, match=words):
                 asked.job(name)

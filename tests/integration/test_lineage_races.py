@@ -164,5 +164,5 @@ def test_a_lease_that_is_read_while_it_is_renamed_is_nobodys_model(monkeypatch: 
 
     assert lease._holder_and_beat(reading(bare, held), "m") == ("t1", "7")
     assert lease._holder_and_beat(reading(bare, None), "m") == ("", "")
-    with pytest.raises(RegistryError, match="is no lock of graceful"):
+    with pytest.raises(RegistryError, match="is not a lock of graceful"):
         lease._holder_and_beat(reading(*[bare] * lease.LOOKS), "m")

@@ -72,7 +72,7 @@ def test_nothing_to_mend(store: Store) -> None:
 
 
 def test_unknown_model(store: Store) -> None:
-    with pytest.raises(SpecError, match=r"model nobody: registry .* knows no such model"):
+    with pytest.raises(SpecError, match=r"model nobody: registry .* has no such model"):
         store.repair("nobody")
 
 
@@ -254,10 +254,10 @@ def test_a_page_that_was_edited_and_a_picture_that_is_lost_come_back(tmp_path: P
 @pytest.mark.parametrize(
     ("tag", "text", "told"),
     [
-        ("graceful_to", "3rd", "tag graceful_to says '3rd', which is no number"),
-        ("graceful_to", "9" * 40, f"tag graceful_to says '{'9' * 40}', which is no number"),
+        ("graceful_to", "3rd", "tag graceful_to says '3rd', which is not a number"),
+        ("graceful_to", "9" * 40, f"tag graceful_to says '{'9' * 40}', which is not a number"),
         ("graceful_to", None, "tag graceful_to is missing"),
-        ("graceful_from", "²", "tag graceful_from says '²', which is no number"),
+        ("graceful_from", "²", "tag graceful_from says '²', which is not a number"),
     ],
 )
 def test_edited_number_in_an_event_is_named_and_stops_neither_history_nor_repair(

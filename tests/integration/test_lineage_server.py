@@ -282,7 +282,7 @@ def test_a_model_that_has_the_name_of_a_lease_is_named_and_left(uri: str, tmp_pa
     name = f"{lease.PREFIX}taken"
     store.registry.client.create_registered_model(name)
     with (
-        pytest.raises(RegistryError, match=f"registered model {name}: is no lock of graceful, .* that taken needs"),
+        pytest.raises(RegistryError, match=f"registered model {name}: is not a lock of graceful, .* that taken needs"),
         lease.writer(store.registry, "taken", lease_seconds=0.1),
     ):
         raise AssertionError("the name was given out")

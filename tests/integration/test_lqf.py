@@ -114,7 +114,7 @@ def _limited(home: Path) -> None:
     assert run.version(run.model).description.linearised.certificate["order_independent"]
     method["protect"] = {"ids": ["nobody"]}
     wrong = Run.of(spec.load(JOBS / "v3.yaml", ["name=v6", f"train.method={json.dumps(method)}"]), home=home)
-    with pytest.raises(SpecError, match="'nobody' is no training sample"):
+    with pytest.raises(SpecError, match="'nobody' is not a training sample"):
         train_only(wrong)
 
 

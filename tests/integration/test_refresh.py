@@ -101,7 +101,7 @@ def test_a_second_version_is_trained_against_the_first_and_promoted(home: Path) 
     assert flips["lower"] <= flips["value"] <= flips["upper"] < 0.2
     assert_documented(home)
     unknown = graceful("evaluate", path, "--matrix", "--versions", "v1,v9", home=home)
-    assert_one_line(unknown, 2, "--versions: 'v9' is no version of this chain, which has v1, v2")
+    assert_one_line(unknown, 2, "--versions: 'v9' is not a version of this chain, which has v1, v2")
     measured = graceful("evaluate", path, "--matrix", "-o", "json", home=home)
     assert json.loads(measured.stdout)["versions"] == ["v1", "v2"]
     assert "<caption>R@1, %</caption>" in (home / "runs" / "digits-v2" / "matrix.html").read_text()

@@ -136,7 +136,7 @@ def test_another_base_is_refused_and_a_copy_is_found(folder: Path, tmp_path: Pat
     ):
         bundle.load(tmp_path / "v1")
     shutil.rmtree(base)
-    with pytest.raises(DataError, match=r"base is no folder; the version needs its weights .* put its weights into"):
+    with pytest.raises(DataError, match=r"base is not a folder; the version needs its weights .* put its weights into"):
         bundle.load(tmp_path / "v1")
     document = json.loads((tmp_path / "v1" / "assets" / bases.FILE).read_text())
     recorded = bases.of(spec(base).task.network, document)  # type: ignore[union-attr, arg-type]

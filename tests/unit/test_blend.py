@@ -240,7 +240,7 @@ def test_the_first_version_has_nothing_to_blend_with(home: Path) -> None:
         == (json.loads(blended.folder.parent.joinpath("training.json").read_text())["weights_sha256"])
     )
     other = parse("v2", compatibility={"blend": {"share": {"v7": 0.1}, "runs": 2}, "targets": {"views": 2}})
-    with pytest.raises(SpecError, match="'v7' is no predecessor of this training; it has v1"):
+    with pytest.raises(SpecError, match="'v7' is not a predecessor of this training; it has v1"):
         train(other, run_dir=home / "other", home=home, ancestors=[home / "v1/model"])
 
 

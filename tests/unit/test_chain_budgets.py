@@ -97,7 +97,7 @@ def test_a_budget_nobody_can_break_is_vacuous() -> None:
 
 
 def test_a_bound_for_nobody_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"weighting\.bounds: 'v9' is no predecessor in training, which are v1"):
+    with pytest.raises(SpecError, match=r"weighting\.bounds: 'v9' is not a predecessor in training, which are v1"):
         plan([standing("v1", 0.1)], relative=0.1, bounds={"v9": 0.1})
 
 

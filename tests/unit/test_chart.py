@@ -75,7 +75,7 @@ def merged(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
 
 
 def single_values() -> list[str]:
-    """Paths of all values that are no sections of others."""
+    """Paths of all values that are not sections of others."""
     below = [f"{path}.{key}".strip(".") for path in SECTIONS for key in at(DEFAULTS, path)]
     return [path for path in below if path not in SECTIONS]
 

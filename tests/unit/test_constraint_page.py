@@ -56,7 +56,7 @@ def predictions(
 
 
 def test_the_worst_flip_is_the_one_that_lost_most_probability() -> None:
-    """i0 was barely right and is now surely wrong: it lost 0.5; i2 was sure and lost 0.9; i1 is no flip."""
+    """i0 was barely right and is now surely wrong: it lost 0.5; i2 was sure and lost 0.9; i1 is not a flip."""
     old = predictions(["a", "a", "b"], ["a", "b", "b"], truth=[0.51, 0.3, 0.99])
     new = predictions(["a", "a", "b"], ["b", "b", "a"], truth=[0.01, 0.0, 0.09])
     first, second = negative_flips(new, old, against="v1")

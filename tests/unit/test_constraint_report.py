@@ -204,7 +204,7 @@ def test_versions_of_a_matrix_are_chosen_by_name_or_refused() -> None:
     chain = [version(seed, ("blob-0", "blob-1")) for seed in (1, 2, 3)]
     assert chosen(chain, []) == chain
     assert [one.name for one in chosen(chain, ["v3", "v1"])] == ["v1", "v3"], "in the order of the chain"
-    with pytest.raises(SpecError, match=r"--versions: 'v9' is no version of this chain, which has v1, v2, v3"):
+    with pytest.raises(SpecError, match=r"--versions: 'v9' is not a version of this chain, which has v1, v2, v3"):
         chosen(chain, ["v1", "v9"])
     with pytest.raises(SpecError, match="needs at least two"):
         chosen(chain, ["v2"])

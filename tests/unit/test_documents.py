@@ -63,7 +63,7 @@ def merge_bomb(levels: int = 9) -> str:
 
 
 REFUSED = {
-    "a number by its tag": ("n: !!int abc", "'abc' is no integer, line 1"),
+    "a number by its tag": ("n: !!int abc", "'abc' is not an integer, line 1"),
     "a truth value by its tag": ("\nn: !!bool perhaps", "'perhaps' is neither true nor false, line 2"),
     "nested too deeply": ("a: " + "[" * 100_000, "nested more than 64 levels deep, line 1"),
     "nested sections": (

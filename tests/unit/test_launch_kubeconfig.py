@@ -302,7 +302,7 @@ def test_several_files_are_merged_as_kubectl_does(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("named", [None, "~/config"])
 def test_without_a_home_directory_a_line_says_what_to_set(named: str | None, tmp_path: Path) -> None:
     nobody = "os.setuid(54321)" if os.getuid() == 0 else "pwd.getpwuid = lambda uid: {}[uid]"
-    code = f"import os, pwd\nfrom graceful.launch.kuberay import kubeconfig\n{nobody}\nkubeconfig.load()"
+    code = f"import os, pwd\nfrom graceful.launch.kubernetes import kubeconfig\n{nobody}\nkubeconfig.load()"
     env = {key: value for key, value in os.environ.items() if key not in ("HOME", "KUBECONFIG")}
     env |= {} if named is None else {"KUBECONFIG": named}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)

@@ -307,7 +307,7 @@ def test_no_form_of_the_plan_shows_a_secret(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "told"),
     [
         (["plan", "jobs/glyphs/v2.yaml", "--on", "kindd"], "did you mean kind?"),
-        (["gc", "--on", "local", "-n", "y"], "--on local: kind local is no Kubernetes"),
+        (["gc", "--on", "local", "-n", "y"], "--on local: kind local is not a Kubernetes backend"),
         (["gc", "-n", "y", "--home", "h"], "--home: is of this machine"),
         (["gc", "--cache-gb", "nan"], "'nan' is not a finite number"),
         (["status", "x", "--on", "local", "-n", "y"], "leave --context and --namespace out"),

@@ -203,7 +203,7 @@ def test_a_history_that_grew_too_large_is_put_aside_and_decides_the_same(
 
 def test_writers_in_many_processes_lose_no_line_while_the_history_is_put_aside(table: Timetable) -> None:
     code = (
-        "import sys; from datetime import *; from pathlib import Path; from graceful.launch import history\n"
+        "import sys; from datetime import *; from pathlib import Path; from graceful.schedules import history\n"
         "history.LARGEST = 3000\n"
         "mine = history.History(Path(sys.argv[1]))\n"
         "for step in range(60):\n"

@@ -186,7 +186,7 @@ def test_existing_specs_mean_the_small_network_and_keep_their_digests() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network": {"checkpoint": "/none"}}, "/none is no folder"),
+        ({"network": {"checkpoint": "/none"}}, "/none is not a folder"),
         ({"processor": None}, "has no preprocessor_config.json, which says how images were scaled"),
         ({"channels": 1}, "task.channels: must be 3, as the checkpoint reads, got 1"),
         ({"text": True}, "BertModel reads input_ids, no images alone"),

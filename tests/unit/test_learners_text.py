@@ -171,7 +171,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(
     ("network", "message"),
     [
         ({"layers": 3}, "layers: the checkpoint has 2, got 3; write fewer"),
-        ({"checkpoint": "/none"}, "/none is no folder"),
+        ({"checkpoint": "/none"}, "/none is not a folder"),
     ],
 )
 def test_a_section_that_does_not_fit_its_checkpoint_is_refused(

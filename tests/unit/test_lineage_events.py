@@ -106,5 +106,5 @@ def test_unknown_version_is_refused_with_those_there_are() -> None:
         find(Reference.parse("glyphs@candidate"), FAMILY)
     with pytest.raises(SpecError, match=r"glyphs: no version passed; there are 4 \(v4\)$"):
         find(Reference.parse("glyphs"), FAMILY[:1])
-    with pytest.raises(SpecError, match="model glyphs: the registry knows no version of it"):
+    with pytest.raises(SpecError, match="model glyphs: the registry has no version of it"):
         find(Reference.parse("glyphs"), [])

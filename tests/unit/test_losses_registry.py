@@ -208,7 +208,7 @@ def test_a_loss_of_another_package_is_found_trained_with_and_searched(other_pack
     [
         ("misnamed", "other-package offers the loss misnamed as other_package.losses:SignAgreement, whose kind is"),
         ("broken", "which cannot be imported (ModuleNotFoundError"),
-        ("no_loss", "which is no class derived from graceful.losses.base.Loss"),
+        ("no_loss", "which is not a class derived from graceful.losses.base.Loss"),
         ("raises", "which cannot be imported (RuntimeError: needs another driver)"),
         ("unannotated", "which cannot be imported (PydanticUserError: "),
         ("free_text", 'write kind: Literal["free_text"] = "free_text"'),

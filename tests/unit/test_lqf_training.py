@@ -127,7 +127,7 @@ def test_what_cannot_be_solved_is_refused_by_the_rehearsal(tmp_path):
     task = tasks.build(job(tmp_path).spec.task)
     for method, message in (
         ({"solver": "exact", "memory_gib": 0.001}, r"exact needs [\d.]+ GiB for \d+ samples x classes"),
-        ({"solver": "auto", "protect": {"ids": ["nobody"]}}, "'nobody' is no training sample"),
+        ({"solver": "auto", "protect": {"ids": ["nobody"]}}, "'nobody' is not a training sample"),
         ({"memory": {"kind": "low_rank"}, "memory_gib": 0.001}, "solver: pcg, fewer samples"),
         ({"scope": ["nothing"]}, "nothing is the name of no trained parameter or module"),
     ):

@@ -222,7 +222,7 @@ def test_nan_logits_are_wrong_and_counted() -> None:
     assert found.predicted.tolist() == ["a", NO_PREDICTION, "b"]
     error = flips.measure_alone(found)["error_rate"]
     assert (error.count, error.n) == (1, 3)
-    assert error.reason == "1 predictions are no class and count as wrong"
+    assert error.reason == "1 predictions are not a class and count as wrong"
 
 
 @pytest.mark.parametrize("missing", [np.array([0.0, np.nan]), np.array([0, -1]), np.array([0, None], dtype=object)])

@@ -105,7 +105,7 @@ EXPECTED = {
     "metric unmeasured": "which has no function that measures it; give it measure",
     "metric empty_range": "whose range must be two numbers, the lower first, got (1.0, 0.0)",
     "metric wordless": "whose about and better must be members of About and Better",
-    "metric no_metric": "which is no graceful.catalogue.Metric",
+    "metric no_metric": "which is not a graceful.catalogue.Metric",
     "metric raises": "which cannot be imported (RuntimeError: needs another driver)",
     "metric twin": "and another package offers that name, too",
     "metric goood": "metric 'goood' is not measured; did you mean good?",
@@ -114,7 +114,7 @@ EXPECTED = {
     "backend misnamed": 'whose kind is another one; write kind: Literal["misnamed"]',
     "backend bare": "which has no method build; define it",
     "backend raises": "other-package offers the backend raises as other_package.raises:Backend, which cannot be ",
-    "backend no_profile": "which is no class derived from graceful.launch.base.Profile",
+    "backend no_profile": "which is not a class derived from graceful.launch.base.Profile",
     "backend god": "must be one of local, rayjobs, kuberay, good, got 'god'; did you mean good?",
 }
 

@@ -226,13 +226,13 @@ def test_test_ids_in_training_data_are_noted() -> None:
     seen = tasks.build(parse("v2").task).samples("test").ids[:7]
 
     def gone() -> Any:
-        raise DataError("task.root: /gone is no folder; check the path")
+        raise DataError("task.root: /gone is not a folder; check the path")
 
     chain = [constant("v1", 1, training_ids=lambda: seen), constant("v0", 1, training_ids=gone)]
     notes = evaluate(parse("v2"), constant("v2", 0, training_ids=lambda: np.array(["x"])), chain).report.notes
     assert [note.partition(";")[0] for note in notes] == [
         "v1: 7 of 60 test ids are in its training data",
-        "v0: whether test ids are in its training data is unknown (task.root: /gone is no folder",
+        "v0: whether test ids are in its training data is unknown (task.root: /gone is not a folder",
     ]
 
 

@@ -272,7 +272,7 @@ def test_blocks_go_to_workers_that_have_started_and_come_back_in_order(monkeypat
 
 @pytest.mark.parametrize(
     ("error", "message"),
-    [("GetTimeoutError", "not done within train.timeout"), ("RayError", r"Ray lost an answer \(RayError: node\)")],
+    [("GetTimeoutError", "not done within train.timeout"), ("RayError", r"Ray lost a result \(RayError: node\)")],
 )
 def test_an_answer_that_never_comes_is_trouble_of_the_cluster_in_one_line(
     monkeypatch: pytest.MonkeyPatch, error: str, message: str

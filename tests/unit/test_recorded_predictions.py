@@ -93,7 +93,7 @@ def announced(dtype: str, *shape: int) -> bytes:
         ({"labels": written(np.zeros(5, dtype=np.uint32))}, r"must have shape \(3,\)"),
         ({"confidence": written(np.zeros(3)), "groups": written(np.zeros(3))}, "float64 of shape"),
         ({"ids": written(np.zeros(3, dtype="<U2").view("u4") + 0x110000)}, "ids is uint32"),
-        ({"ids": written(np.zeros(3, dtype="<U1")).replace(bytes(12), b"\xff" * 12)}, "ids holds what is no text"),
+        ({"ids": written(np.zeros(3, dtype="<U1")).replace(bytes(12), b"\xff" * 12)}, "ids holds what is not text"),
         ({"ids": written(np.zeros(3, dtype="<U1")) + b"x"}, "not those that it holds"),
         (
             {"labels_names": written(np.asarray(["x" * 10**6] * 2)), "labels": written(np.zeros(10**3, np.uint32))},

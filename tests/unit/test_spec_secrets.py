@@ -36,7 +36,7 @@ WRONG = {
     "webhook that is none": ("--set", f"registry.webhook=ftp://chat.example/{MARKER}"),
     "webhook as a section": ("--set", f"registry.webhook={{{MARKER}: 1}}"),
     "webhook with a key below": ("--set", f"registry.webhook={HOOK}", "--set", "registry.webhook.x=1"),
-    "override that is no YAML": ("--set", f"registry.webhook={HOOK}]: ["),
+    "override that is not YAML": ("--set", f"registry.webhook={HOOK}]: ["),
     "option of a task": ("--set", f"task={{kind: python, file: t.py, options: {{api_key: {MARKER}}}}}"),
     "address in an option": ("--set", f"task={{kind: python, file: t.py, options: {{source: '{URI}'}}}}"),
     "unknown flag": (f"--set=registry.uri={URI}", "--unknown"),

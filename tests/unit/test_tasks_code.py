@@ -114,9 +114,9 @@ def leaving(root: Path) -> None:
     [
         (leaving, r"inside\.py leads out of its folder, to .*outside\.py; copy it"),
         (lambda root: (root / "up").symlink_to(root.parent), r"up leads out of its folder"),
-        (lambda root: (root / "self").symlink_to(root), r"self is no file"),
-        (lambda root: (root / "gone.py").symlink_to("nowhere.py"), r"gone\.py is no file"),
-        (lambda root: os.mkfifo(root / "pipe"), r"pipe is no file"),
+        (lambda root: (root / "self").symlink_to(root), r"self is not a file"),
+        (lambda root: (root / "gone.py").symlink_to("nowhere.py"), r"gone\.py is not a file"),
+        (lambda root: os.mkfifo(root / "pipe"), r"pipe is not a file"),
         (lambda root: (root / "task.py").unlink(), r"is a folder without task\.py"),
         (lambda root: (root / "a\\b.py").touch(), r"no plain UTF-8 name"),
         (lambda root: (root / "a\nb.py").touch(), r"no plain UTF-8 name"),

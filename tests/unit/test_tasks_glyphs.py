@@ -199,7 +199,7 @@ def test_clones_and_derivatives_share_a_design(family, design):
 
 
 def test_no_two_splits_share_nearly_the_same_face():
-    """Independent of the builder: the nearest pair across designs is no copy."""
+    """Independent of the builder: the nearest pair across designs is not a copy."""
     archive = open_archive()
     pixels = archive.alphanumeric().reshape(len(archive.faces), -1).astype(np.float32)
     norms = (pixels**2).sum(axis=1)

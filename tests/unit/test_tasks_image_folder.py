@@ -178,7 +178,7 @@ def test_an_empty_class_is_refused_by_name(root):
 
 
 def test_roots_without_a_class_are_refused(tmp_path):
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         opened(tmp_path / "gone", "train")
     with pytest.raises(DataError, match="has no class folder"):
         opened(tmp_path, "train")

@@ -221,7 +221,7 @@ def test_malformed_exif_is_refused_by_name(folder):
 
 
 def test_metadata_that_cannot_be_written_again_do_not_matter(folder):
-    """Pillow's exif_transpose writes them anew, and raises what is no OSError."""
+    """Pillow's exif_transpose writes them anew, and raises what is not an OSError."""
     exif = turned(6)
     exif[0x011A] = 72.0
     good = encoded(noise(20, 30), "JPEG", exif=exif)

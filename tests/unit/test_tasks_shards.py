@@ -119,7 +119,7 @@ def test_splits_come_from_files_or_from_a_field(tmp_path: Path) -> None:
     field = build(write(tmp_path / "c", named), members={"image": "png", "split": "split"})
     assert len(field.samples("validation")) == len(field.samples("test")) == 20
     named[7][1]["split"] = b"holdout"
-    with pytest.raises(DataError, match=r"000.tar: sample '000007' is in 'holdout', which is no split; write train"):
+    with pytest.raises(DataError, match=r"000.tar: sample '000007' is in 'holdout', which is not a split; write train"):
         build(write(tmp_path / "d", named), members={"image": "png", "split": "split"}).samples("train")
 
 
@@ -245,7 +245,7 @@ def linked(data: bytes) -> bytes:
         ),
         (without_end, r"001.tar: truncated or damaged after member 000079.json \(it ends without the mark"),
         (lambda data: packed(samples(20)) + data, r"001.tar: truncated or damaged after member 000019.json"),
-        (garbled, r"001.tar: truncated or damaged after member 000009.json \(what follows is no member\)"),
+        (garbled, r"001.tar: truncated or damaged after member 000009.json \(what follows is not a member\)"),
         (linked, r"001.tar: member 000001.png is a link, a sparse or a special file; write the file itself"),
         (gzip.compress, r"001.tar: is compressed \(gzip\)"),
         (lambda data: b"", r"001.tar: is empty"),

@@ -178,7 +178,7 @@ def change(index: int, **values: Any) -> list[dict[str, Any]]:
         (rows(), {"features": ["text"]}, "t.parquet, row 0: text must be a number, got '"),
         ([{**row, "weight": "1.5"} for row in rows()], {}, "column 'weight' of .*t.parquet holds numbers as text"),
         ([{**row, "weight": [1.0]} for row in rows()], {}, "column 'weight' of .*t.parquet holds .*; must be numbers"),
-        (rows(), {"split": "owner"}, "row 0: 'owner-0' is no split; write train, validation or test"),
+        (rows(), {"split": "owner"}, "row 0: 'owner-0' is not a split; write train, validation or test"),
     ],
 )
 def test_what_a_table_lacks_is_said_with_file_and_row(

@@ -23,7 +23,7 @@ class Stage(Enum):
 
 
 class Holder:
-    """An allowed class that is no enumeration."""
+    """An allowed class that is not an enumeration."""
 
 
 class Reaching:

@@ -233,7 +233,7 @@ def test_what_is_no_message_is_named_and_passed_over(content: bytes, tmp_path: P
         said.box(receiver, tmp_path).post(VERDICT)
     assert len(receiver.came) == 1
     (line,) = said.lines
-    assert "0-ab.json is no message" in line
+    assert "0-ab.json is not a message" in line
 
 
 def test_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ class _Reader:
         except InvalidObjectError:  # the container has not started
             return
         except ApiError as e:
-            if not e.facts.get("silent"):  # a program that writes nothing for a while is no failure
+            if not e.facts.get("silent"):  # a program that writes nothing for a while is not a failure
                 self.tolerate(e)
 
     def tolerate(self, error: ApiError) -> None:

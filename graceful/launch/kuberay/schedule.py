@@ -1,7 +1,7 @@
 """Schedules on a cluster: apply, list, pause, run now, delete their CronJobs. Runs on the client.
 
-`list` shows the chart's too; what the chart made is changed in its values alone. Pausing is `suspend`; it is no part of
-what is applied, so that an apply keeps it.
+`list` shows the chart's too; what the chart made is changed in its values alone. Pausing is `suspend`; it is not a part
+of what is applied, so that an apply keeps it.
 """
 
 from __future__ import annotations

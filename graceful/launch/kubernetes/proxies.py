@@ -40,7 +40,7 @@ def checked(proxy: str, *, where: str) -> str:
         where: Who names it, for messages.
 
     Raises:
-        SpecError: It is no HTTP proxy.
+        SpecError: It is not an HTTP proxy.
     """
     address = proxy if "://" in proxy else f"http://{proxy}"
     with contextlib.suppress(ValueError):

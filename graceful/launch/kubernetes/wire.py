@@ -75,7 +75,7 @@ class Wire:
         except urllib3.exceptions.HTTPError as e:
             raise unreachable(request, self.access.server, e) from e
         except ValueError as e:
-            raise unreachable(request, self.access.server, ValueError("an answer that is no JSON")) from e
+            raise unreachable(request, self.access.server, ValueError("an answer that is not JSON")) from e
         raise refused(request, response.status, response.data, response.headers)
 
     def lines(self, url: str, request: Request, *, silence: float | None) -> Generator[bytes, None, None]:

@@ -209,7 +209,7 @@ class RayJobsBackend:
         return True
 
     def _send(self, body: Document) -> None:
-        """Upload and submit; of two who submit at once one makes the job, and a lost answer is no failure."""
+        """Upload and submit; of two who submit at once one makes the job, and a lost answer is not a failure."""
         self.dashboard.put_package(body["runtime_env"]["working_dir"], base64.b64decode(body["metadata"][PACKAGE]))
 
         def submit() -> None:
@@ -234,7 +234,7 @@ class RayJobsBackend:
         if not attempts:
             raise SpecError(f"no run {handle.name!r} at {self.profile.address}; `graceful list` shows them")
         if names.RUN_ID not in (attempts[0].get("metadata") or {}):
-            raise SpecError(f"{handle.name!r} at {self.profile.address} is no job of graceful; `ray job` follows it")
+            raise SpecError(f"{handle.name!r} at {self.profile.address} is not a job of graceful; `ray job` follows it")
         return attempts
 
     def _status(self, attempts: Sequence[Job], *, closely: bool) -> Status:

@@ -123,7 +123,7 @@ class Dashboard:
             return json.loads(body)
         except ValueError as e:
             raise UnreachableError(
-                f"GET {path}: {self.address} answers, and is no Ray dashboard; check address in the profile"
+                f"GET {path}: {self.address} answers, but is not a Ray dashboard; check address in the profile"
             ) from e
 
     def _patiently(self, method: str, path: str, data: bytes | None = None) -> bytes:

@@ -128,7 +128,7 @@ def _read(path: Path) -> tuple[Vectors, Space | None]:
 
 
 def _end(space: Space | None, path: Path) -> End:
-    """Return what made the vectors; where it is no digest, the SHA-256 of its name stands for it, or of the file."""
+    """Return what made the vectors; where it is not a digest, the SHA-256 of its name stands for it, or of the file."""
     if space is None:
         vectors, _ = files.read(path)
         return End(name=path.stem, digest=sha256_file(path), dimension=int(vectors.vectors.shape[-1]))

@@ -217,7 +217,7 @@ class OnRay:
             return None
         except RayError as e:
             raise InfrastructureError(
-                f"architectures: Ray lost an answer ({first_line(e)}); run the same command again, it goes on where it"
+                f"architectures: Ray lost a result ({first_line(e)}); run the same command again, it goes on where it"
                 " stopped"
             ) from e
         return measured

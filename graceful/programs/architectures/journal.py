@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Journal(Generic[T]):
-    """Records by the digest of a path. A last line that was cut off is dropped, and so is what is no record.
+    """Records by the digest of a path. A last line that was cut off is dropped, and so is what is not a record.
 
     Attributes:
         path: Of the file; made when the first record is added.

@@ -73,7 +73,7 @@ def chosen(versions: Sequence[Predecessor], names: Sequence[str]) -> list[Predec
     known_names = [version.name for version in versions]
     for name in names:
         if name not in known_names:
-            raise SpecError(f"--versions: {name!r} is no version of this chain, which has {', '.join(known_names)}")
+            raise SpecError(f"--versions: {name!r} is not a version of this chain, which has {', '.join(known_names)}")
     selected = [version for version in versions if version.name in names]
     if len(selected) < 2:
         raise SpecError(f"--versions: a matrix needs at least two of {', '.join(known_names)}, got {', '.join(names)}")

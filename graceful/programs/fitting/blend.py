@@ -177,7 +177,8 @@ def plan(
         for name in section.share:
             if name not in names:
                 raise SpecError(
-                    f"compatibility.blend.share: {name!r} is no predecessor of this training; it has {', '.join(names)}"
+                    f"compatibility.blend.share: {name!r} is not a predecessor of this training; it has"
+                    f" {', '.join(names)}"
                 )
         return _given({name: section.share.get(name, 0.0) for name in names}, evidence, held_out, "as written")
     if section.share != "auto":

@@ -52,13 +52,14 @@ class Parts:
         """Open them.
 
         Raises:
-            SpecError: One is no ancestor or was not linearised, or two have other starting weights, classes or targets.
+            SpecError: One is not an ancestor or not linearised, or two have other starting weights, classes or targets.
         """
         descriptions: dict[str, LinearisedDescription] = {}
         for name in names:
             if name not in ancestors:
                 raise SpecError(
-                    f"train.method.versions: {name} is no ancestor here ({', '.join(ancestors) or 'there is none'});"
+                    f"train.method.versions: {name} is not an ancestor here"
+                    f" ({', '.join(ancestors) or 'there is none'});"
                     " name ancestors, or add its model and number to parents"
                 )
             described = ancestors[name].description.linearised

@@ -94,7 +94,7 @@ class Item:
 
 
 def finished(home: Path) -> Iterator[Item]:
-    """Yield the checkpoints of runs that have their result. A folder without the lock of a run is no run."""
+    """Yield the checkpoints of runs that have their result. A folder without the lock of a run is not a run."""
     for result in sorted(home.glob(f"runs/*/{RESULT}")):
         for name in FOLDERS if (result.parent / "lock").is_file() else ():
             folder = result.parent / name

@@ -138,7 +138,7 @@ def tell_action(
 
 
 def _address(home: Path, model: str) -> str | None:
-    """Return what the newest refresh of a model left; a name that is no name of a model has none."""
+    """Return what the newest refresh of a model left; a name that is not a name of a model has none."""
     path = home / ADDRESSES / model
     if re.fullmatch(NAME, model) is None or not path.exists():
         return None

@@ -187,7 +187,7 @@ class Outbox:
             model = str(json.loads(data)["model"])
         except (StorageError, ValueError, KeyError, TypeError, RecursionError) as e:
             if path.exists():  # else another machine's process was faster
-                self.say(f"outbox: {path} is no message ({type(e).__name__}); delete it")
+                self.say(f"outbox: {path} is not a message ({type(e).__name__}); delete it")
             return
         hook = self.receiver(model)
         if hook is None or hook.url in silent:

@@ -20,7 +20,8 @@ def require_judgeable(spec: RefreshSpec, ancestors: Sequence[str]) -> None:
     for index, item in enumerate(spec.gate.constraints):
         if item.against is not None and item.against not in known:
             names = ", ".join(ancestors) or "no versions yet"
-            raise SpecError(f"gate.constraints.{index}.against: {item.against!r} is no ancestor; the chain has {names}")
+            where = f"gate.constraints.{index}.against"
+            raise SpecError(f"{where}: {item.against!r} is not an ancestor; the chain has {names}")
         metric = catalogue.find(item.metric)
         if metric is not None and metric.retrieval and not spec.evaluate.retrieval:
             raise SpecError(

@@ -56,7 +56,7 @@ class Run:
             folder: None: that of the spec's run id.
 
         Raises:
-            SpecError: GRACEFUL_STORAGE is no address of a bucket.
+            SpecError: GRACEFUL_STORAGE is not an address of a bucket.
         """
         home = home or home_of(spec)
         return cls(spec=spec, home=home, folder=folder or home / "runs" / spec.run_id, mirror=Mirror.of(home))

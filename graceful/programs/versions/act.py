@@ -191,7 +191,7 @@ def history(action: Action, home: Path) -> list[Event]:
     """Return every event of a model, or of one of its versions, oldest first.
 
     Raises:
-        SpecError: The registry knows no such model or version.
+        SpecError: The registry has no such model or version.
     """
     store, reference = Store(None, home), Reference.parse(action.reference)
     versions = store.versions(reference.model)

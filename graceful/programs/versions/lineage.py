@@ -73,12 +73,12 @@ def versions(store: Store, model: str, *, last: int | None = None) -> list[Versi
         last: Only so many of the newest.
 
     Raises:
-        SpecError: The registry knows no such model.
+        SpecError: The registry has no such model.
         RegistryError: It is unreachable, or a registration was never finished.
     """
     listed = store.versions(model)
     if not listed:
-        raise SpecError(f"model {model}: registry {store.display_uri} knows no version of it; run `graceful refresh`")
+        raise SpecError(f"model {model}: registry {store.display_uri} has no version of it; run `graceful refresh`")
     registered = [item for item in (listed if last is None else listed[:last]) if item.model_id]
     records = store.records(model, [item.model_id for item in reversed(registered)])
     return [

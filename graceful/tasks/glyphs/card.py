@@ -87,7 +87,7 @@ def _licences(record: Mapping[str, Any]) -> str:
     return f"""## Licences
 
 Pictures of typefaces whose licences permit it, read from each package's copyright file by hand and checked by
-the builder; this is no legal advice. GPL fonts without another licence, attribution licences, and unclear
+the builder; this is not a legal advice. GPL fonts without another licence, attribution licences, and unclear
 cases are left out.
 
 | licence | faces |

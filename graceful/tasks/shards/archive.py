@@ -21,7 +21,7 @@ BUFFER = 2**20
 """Bytes that are read at once while a shard is walked."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 _UNPARSED = (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError)
-"""What tarfile raises for bytes that are no archive; OSError does not occur, for the stream says what is wrong."""
+"""What tarfile raises for bytes that are not an archive; OSError does not occur, for the stream says what is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +122,7 @@ def _require_end(shard: Shard, stream: BinaryIO, offset: int, last: str) -> None
         raise _damaged(shard, f"after {last}", "it ends without the mark of an archive's end")
     while block:
         if block.strip(b"\0"):
-            raise _damaged(shard, f"after {last}", "what follows is no member")
+            raise _damaged(shard, f"after {last}", "what follows is not a member")
         block = stream.read(BUFFER)
 
 

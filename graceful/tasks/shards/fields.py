@@ -74,7 +74,7 @@ def number_of(field: str, members: Mapping[str, bytes]) -> float:
     """Return the value of a field that is a number.
 
     Raises:
-        ValueError: As `value_of`; or it is no finite number.
+        ValueError: As `value_of`; or it is not a finite number.
     """
     value = value_of(field, members)
     try:

@@ -279,8 +279,8 @@ class _Joining:
             elif usable[inverse == index].any():
                 key = printable(str(part.keys[np.flatnonzero((inverse == index) & usable)[0]]))
                 raise DataError(
-                    f"{part.shard.where}: sample {key!r} is in {name!r}, which is no split; write train, validation or"
-                    " test"
+                    f"{part.shard.where}: sample {key!r} is in {name!r}, which is not a split; write train, validation"
+                    " or test"
                 )
         return np.asarray(codes[inverse])
 

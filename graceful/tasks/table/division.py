@@ -33,7 +33,7 @@ from graceful.tasks.table.stored import Stored, Writer, opened
 
 FORMAT = 2
 _MEMBERS, _LEARNED = "members", "learned"
-"""Number of each row's split, and the same without the rows whose label is no class; needed while splits are found."""
+"""Number of each row's split, and the same without rows whose label is not a class; needed while splits are found."""
 _TRAIN = "train"
 _NONE = len(NAMES)
 """Number of the split of rows that are in none."""
@@ -240,7 +240,7 @@ class _Build:
         return np.where(outside, _NONE, members).astype(np.uint8)
 
     def _write_rows(self, classes: dict[str, tuple[str, ...]]) -> dict[int, tuple[int, str]]:
-        """Write rows and labels of each split; return the first row of each whose label is no class, and the label."""
+        """Write rows and labels of each split; return the first row of each with a label that is not a class."""
         index = self._index
         lookups = [_lookup(classes[name], index.labels) for name in NAMES]
         strays: dict[int, tuple[int, str]] = {}

@@ -140,7 +140,7 @@ class Build:
             split = split_of(name)
             if split is None:
                 where = self._table.place(written.first[name])
-                raise DataError(f"{where}: {name!r} is no split; write train, validation or test")
+                raise DataError(f"{where}: {name!r} is not a split; write train, validation or test")
             meanings.append(SPLITS.index(split))
         self._named_splits |= {SPLITS[meaning] for meaning in meanings}
         return np.asarray([*meanings, -1], dtype=np.int8)[codes]

@@ -25,7 +25,8 @@ def read(section: JudgmentFiles, *, queries: NDArray[np.str_], items: NDArray[np
         items: Ids of the gallery split.
 
     Raises:
-        DataError: A file or column is missing or damaged, a row lacks a value, a grade is no whole number from 0 on, a
+        DataError: A file or column is missing or damaged, a row lacks a value, a grade is not a whole number from 0 on,
+        a
             pair is judged twice, or no judgment is about these queries and items.
     """
     table = joined([part for _, part in _parts(section)])

@@ -131,7 +131,7 @@ def require_type(table: Table, name: str, *, numbers: bool, key: str = "features
     """Refuse a column that holds neither the texts nor the numbers that are wanted.
 
     Raises:
-        DataError: No such column, or its type; of a column of texts, the first row that is no number.
+        DataError: No such column, or its type; of a column of texts, the first row that is not a number.
     """
     require_column(table, name, key="columns")
     kind = str(getattr(table.rows.features[name], "dtype", "a list or mapping"))

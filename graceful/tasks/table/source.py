@@ -301,7 +301,7 @@ def _saved(datasets: Any, path: Path, where: str) -> Any:
     try:
         rows = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as e:
-        raise DataError(f"task.files: {where} is no folder of save_to_disk ({_line(e)}); name its files") from e
+        raise DataError(f"task.files: {where} is not a folder of save_to_disk ({_line(e)}); name its files") from e
     if not isinstance(rows, datasets.Dataset):
         split = next(iter(rows), "train")
         raise DataError(f"task.files: {where} holds several splits; write files: {{{split}: {where}/{split}, ...}}")

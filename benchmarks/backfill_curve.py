@@ -16,6 +16,7 @@ that v1 had right and that are wrong at that point.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -44,40 +45,67 @@ SAMPLE = 0.1
 """Share of the gallery whose pairs the order by uncertainty knows; in a backfill they are what is replaced first."""
 
 
-def trained(seed: int, kept: Path) -> dict[str, Any]:
-    """Return the vectors of v1, of v3 with compatible training, and of v3 without, trained once and kept.
+def versions(seed: int, kept: Path, *, steps: int | None = None) -> dict[str, tuple[Path, float]] | None:
+    """Return the bundles of v1, of v3 with compatible training (`bct`) and of v3 without (`alone`), and CPU seconds.
 
-    Seconds that the trainings of v3 took are in `bct.seconds` and `alone.seconds`.
+    Args:
+        seed: Of all of them.
+        kept: Where they are kept; those that are there are not trained again.
+        steps: How many to train at most; None: all.
+
+    Returns:
+        None where some are left.
+    """
+    folder, made = kept / f"backfill-curve-{seed}", dict[str, tuple[Path, float]]()
+    plan: list[tuple[str, dict[str, Any], int, list[str], dict[str, Any]]] = [
+        ("v1", OLD, seed, [], {}),
+        ("v2", MIDDLE, seed + 10_000, ["v1"], BCT),
+        ("bct", NEW, seed + 20_000, ["v2", "v1"], BCT),
+        ("alone", NEW, seed + 20_000, [], {}),
+    ]
+    for name, section, own_seed, ancestors, compatibility in plan:
+        record = folder / f"{name}.json"
+        if not record.exists():
+            if steps == 0:
+                return None
+            steps = None if steps is None else steps - 1
+            spec = runs.refresh_spec(
+                "v3" if name == "bct" else name, task=section, seed=own_seed, compatibility=compatibility
+            )
+            bundle, seconds = runs.trained(
+                spec,
+                folder=folder / name,
+                ancestors=[made[ancestor][0] for ancestor in ancestors],
+                task=runs.task_of(section),
+            )
+            record.write_text(json.dumps({"bundle": str(bundle), "seconds": seconds}))
+        found = json.loads(record.read_text())
+        made[name] = Path(found["bundle"]), found["seconds"]
+    return made
+
+
+def trained(seed: int, kept: Path) -> dict[str, Any]:
+    """Return the vectors of v1, of v3 with compatible training, and of v3 without, computed once and kept.
+
+    Seconds that the trainings of v3 took are in `bct.seconds` and `alone.seconds`, those to embed one image in
+    `v1.embed_seconds` and so on.
     """
     path = kept / f"backfill-curve-{seed}-splits.npz"
     if path.exists():
         with np.load(path) as arrays:
             return dict(arrays)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, task = Path(scratch), runs.task_of(NEW)
-        folders: list[Path] = []
-        for number, section in enumerate((OLD, MIDDLE, NEW)):
-            compatibility = BCT if folders else {}
-            spec = runs.refresh_spec(
-                f"v{number + 1}", task=section, seed=seed + 10_000 * number, compatibility=compatibility
-            )
-            done, seconds = runs.trained(
-                spec, folder=folder / spec.name, ancestors=folders[::-1], task=runs.task_of(section)
-            )
-            folders.append(done)
-            found["bct.seconds"] = np.asarray(seconds)
-        spec = runs.refresh_spec("alone", task=NEW, seed=seed + 20_000)
-        alone, seconds = runs.trained(spec, folder=folder / "alone", task=task)
-        found["alone.seconds"] = np.asarray(seconds)
-        for name, where in (("v1", folders[0]), ("bct", folders[2]), ("alone", alone)):
-            before = runs.cpu_seconds()
-            for split, made in embeddings(runs.load(where), task, SPLITS).items():
-                found[f"{name}.{split}"] = made.vectors
-                found |= {f"{split}.ids": np.asarray(made.ids), f"{split}.labels": np.asarray(made.labels)}
-                found[f"{split}.groups"] = np.asarray(made.groups)
-            embedded = sum(len(found[f"{split}.ids"]) for split in SPLITS)
-            found[f"{name}.embed_seconds"] = np.asarray((runs.cpu_seconds() - before) / embedded)
+    made, task, found = versions(seed, kept), runs.task_of(NEW), dict[str, Any]()
+    assert made is not None, "all were asked for"
+    for name in ("v1", "bct", "alone"):
+        bundle, seconds = made[name]
+        found[f"{name}.seconds"] = np.asarray(seconds)
+        before = runs.cpu_seconds()
+        for split, vectors in embeddings(runs.load(bundle), task, SPLITS).items():
+            found[f"{name}.{split}"] = vectors.vectors
+            found |= {f"{split}.ids": np.asarray(vectors.ids), f"{split}.labels": np.asarray(vectors.labels)}
+            found[f"{split}.groups"] = np.asarray(vectors.groups)
+        embedded = sum(len(found[f"{split}.ids"]) for split in SPLITS)
+        found[f"{name}.embed_seconds"] = np.asarray((runs.cpu_seconds() - before) / embedded)
     np.savez(path, **found)
     return found
 
@@ -156,13 +184,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, nothing written")
     parser.add_argument("--kept", type=Path, default=Path(tempfile.gettempdir()), help="where vectors are kept")
     parser.add_argument("--train", action="store_true", help="only train and keep the vectors")
+    parser.add_argument("--steps", type=int, help="with --train, how many versions of each seed at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="with --train, which (default: all)")
     options = parser.parse_args()
     start, rows = time.perf_counter(), list[dict[str, Any]]()
     options.kept.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds if options.train else SEEDS[:1] if options.quick else SEEDS:
         if options.train:
-            trained(seed, options.kept)
+            if versions(seed, options.kept, steps=options.steps) is not None:
+                trained(seed, options.kept)
             print(seed, round(time.perf_counter() - start), flush=True)
         else:
             rows += measured(seed, options.kept)

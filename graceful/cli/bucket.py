@@ -1,4 +1,4 @@
-"""Work on buckets, done by programs in processes of their own: the client has no S3 library. Client."""
+"""Operations on buckets by programs in processes of their own, because the client has no S3 library. Client."""
 
 from __future__ import annotations
 

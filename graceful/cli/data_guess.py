@@ -1,5 +1,4 @@
-"""What lies in a folder or a file that somebody wants to learn from: images by class, rows with columns, tar files of
-samples. Client.
+"""Guess the kind of data in a folder or file: images by class, rows with columns, or tar files of samples. Client.
 
 Only names and the first rows or members are looked at. CSV and JSON lines are read with the standard library; Parquet
 needs pyarrow, which loads on first use.

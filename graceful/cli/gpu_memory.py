@@ -1,4 +1,4 @@
-"""What `graceful plan` says about the memory of GPUs. Client."""
+"""The estimate of GPU memory in `graceful plan`. Runs on the client."""
 
 from __future__ import annotations
 

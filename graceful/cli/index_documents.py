@@ -1,4 +1,4 @@
-"""What `graceful index` and `graceful backfill` send to their programs. Runs on the client."""
+"""Documents that `graceful index` and `graceful backfill` send to their programs. Runs on the client."""
 
 from __future__ import annotations
 

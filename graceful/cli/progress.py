@@ -1,4 +1,4 @@
-"""How far a run is, read from the newest line about a step in its log, wherever it runs. Client."""
+"""Progress of a run, read from the newest step in its log, on any backend. Runs on the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which member of a shard holds what, by its first members; only the standard library is used. Client."""
+"""Guess from the first members of a shard which field each holds; needs only the standard library. Client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do to versions: promote, rollback, hold, retire, history, lineage repair. Imports click alone. Client."""
+"""Commands that change the roles of versions: promote, rollback, hold, retire, history, lineage repair. Client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stores the vectors of an index and searches them: the protocol that every backend fulfils. Driver.
+"""The protocol of backends that store and search the vectors of an index. Driver.
 
 The log of an index (`graceful.index.log`) says which snapshot is current. A backend writes what belongs to the next
 snapshot where no reader of the present one sees it, so that the log's one atomic step makes all of it visible or none.

@@ -1,4 +1,4 @@
-"""The cause of a wait, restart or failure in one line, from pods, events and the queue. Pure functions. Client."""
+"""The cause of a wait, a restart or a failure in one line, from pods, events and the queue. Pure functions. Client."""
 
 from __future__ import annotations
 

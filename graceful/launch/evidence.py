@@ -1,4 +1,4 @@
-"""What is known about a job besides its status, and which of it belongs to which attempt. Pure functions. Client.
+"""Pods, events and logs of a job besides its status, divided by attempt. Pure functions. Runs on the client.
 
 A run has one id and one name, and several jobs, clusters and pods over its life. Pods and events of a job before this
 one, of a cluster before this one, and about pods that start meanwhile, would give causes that are not true.

@@ -1,4 +1,4 @@
-"""How a program on a cluster ended: one line in its log, or the exit code that Ray repeats. Driver and client.
+"""How a program on a cluster ended: one line in its log, or an exit code that Ray repeats. Driver and client.
 
 Kubernetes has no place for a result of ours, and a pod of ours may not write to its API. The submitter's log outlives
 the cluster, so the driver's last line there is the outcome; without it, Ray's message names the exit code.

@@ -1,4 +1,4 @@
-"""What a plan shows besides its documents: machines, prices, differences. Pure functions. Client."""
+"""The parts of a plan besides its documents: machines, prices, differences. Pure functions. Runs on the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that read no spec but what the command line asks for: result, exit code, what a terminal shows. Driver.
+"""Programs that read a document from the command line instead of a spec, with their output. Runs in the driver.
 
 Programs are imported when they run, so that a command loads what it needs alone.
 """

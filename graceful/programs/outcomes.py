@@ -1,4 +1,4 @@
-"""What a program hands to its entry point: a result, an exit code, and how a terminal shows it. Runs in the driver."""
+"""The result of a program for its entry point: JSON values, an exit code, a function that prints them. Driver."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Is one thing that programs need usable here? `python -m graceful.programs.probe torch`; a process of its own, because
-importing is the test, and a broken package may take its process down. Started by `graceful doctor`.
+"""Check whether a package or service that programs need can be used: `python -m graceful.programs.probe torch`.
+
+It runs in a process of its own, because importing is the test, and a broken package may end the process that imports
+it. `graceful doctor` starts it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Has training collapsed? At chance on held-out data, epoch after epoch, without progress. Floats only; in workers.
+"""Detect collapsed training: error at chance on held-out data for several epochs. Floats only; runs in workers.
 
 Few held-out samples prove little: 16 of 24 wrong among three classes may be chance, or bad luck. Only an error whose
 whole 95 % interval lies at chance counts. A network that guesses is thus caught on about 1,600 samples of two classes,

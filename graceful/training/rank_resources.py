@@ -1,4 +1,4 @@
-"""What a training process takes of Ray's resources. Driver.
+"""The resources of Ray that a training process takes. Runs in the driver.
 
 Where pods hold several processes, or more cores than one process takes, the backend says what each takes, so that in
 each pod run as many as were planned.

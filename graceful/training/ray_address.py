@@ -1,4 +1,4 @@
-"""RAY_ADDRESS: which Ray it names, and whether something answers there. Runs in the driver.
+"""RAY_ADDRESS: the Ray cluster that it names, and whether a server answers there. Runs in the driver.
 
     unset, empty, local      a Ray of this process's own
     HOST:PORT, ray://HOST:PORT, auto

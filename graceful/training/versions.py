@@ -1,4 +1,4 @@
-"""Open the predecessors of a run: what the objective must know of each, and where its outputs come from. In workers.
+"""Open the predecessors of a run: their label maps, and the source of their outputs. Runs in workers.
 
 A predecessor whose outputs are cached is opened without its weights, unless a loss reads its head: fifty releases cost
 a worker no fifty networks.

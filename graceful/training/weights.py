@@ -1,4 +1,4 @@
-"""What each training sample counts in the task's loss: rows by their weights, classes by those of the spec. In workers.
+"""Weights of training samples in the task's loss: those of rows and those of classes. Runs in workers.
 
 Weights are divided by their mean over the training split, so that a spec with weights has the same loss scale as one
 without, and learning rates and strengths of constraints keep their meaning. Evaluation does not read them.

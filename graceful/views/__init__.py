@@ -1,1 +1,1 @@
-"""What people look at: values in; tables, HTML and SVG out. Templates lie in `templates`; nothing here measures."""
+"""Presentation: values in; tables, HTML and SVG out, with templates in `templates`. Nothing here measures."""

@@ -1,4 +1,4 @@
-"""The constraint report, for terminal and page: promised, kept, paid, and where it broke. Runs in the driver."""
+"""The constraint report for the terminal and the page: budgets, measurements, costs, failures. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to label next, as tables for the terminal. Driver."""
+"""The samples to label next, as tables for the terminal. Runs in the driver."""
 
 from __future__ import annotations
 

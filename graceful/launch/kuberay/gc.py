@@ -1,4 +1,4 @@
-"""Find and remove what finished runs leave on a cluster. Client.
+"""Find and remove the objects that finished runs leave on a cluster. Runs on the client.
 
 KubeRay deletes a finished job's cluster and nothing else. A RayJob takes its submitter and its documents along when it
 goes (it owns them); what a submission or a deletion that broke off left behind is found by its label. Stopped runs keep

@@ -1,4 +1,4 @@
-"""Ask a cluster whether it has what a planned job names, and would take its pods. Changes nothing. Client.
+"""Check with a cluster that a planned job's objects exist and its pods would be admitted. Changes nothing. Client.
 
 What we may not ask is listed and is not a fault. Pods are tried by dry runs, which admission judges as it would the
 real ones: PodSecurity, quotas, accounts, priority and runtime classes, policies of the cluster.

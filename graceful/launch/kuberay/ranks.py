@@ -1,4 +1,4 @@
-"""How many training processes (ranks) a pod holds, and what each of them gets. Pure functions. Client.
+"""The number of training processes (ranks) in a pod, and their shares of its resources. Pure functions. Client.
 
 A pod of eight accelerators holds eight ranks, which talk over NVLink. So that Ray puts exactly as many into each pod,
 the pod offers so many of a resource of Ray with the name "rank", and each rank takes one.

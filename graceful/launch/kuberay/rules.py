@@ -1,4 +1,4 @@
-"""What rules against mistakes in RayJobs have in common: their input, and what they yield. Pure functions. Client."""
+"""Input and result of the rules against mistakes in RayJobs. Pure functions. Runs on the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How pods reach what is outside: proxies, and certificates that a company signs itself. Pure functions. Client.
+"""Access of pods to services outside the cluster: proxies, and certificates of a company. Pure functions. Client.
 
 Variables are in capitals alone. gRPC, over which Ray's processes talk, reads proxies in lower case only, and must not.
 """

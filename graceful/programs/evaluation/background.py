@@ -1,4 +1,4 @@
-"""What people want to know beside the gate's numbers: all pairs, slices, unconstrained runs. Runs in the driver."""
+"""Measurements for people that the gate does not read: all pairs, slices, reference runs. Runs in the driver."""
 
 from __future__ import annotations
 

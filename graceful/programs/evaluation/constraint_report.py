@@ -1,4 +1,4 @@
-"""What each predecessor demanded and what it cost: from a report, budgets and the training history. In the driver."""
+"""The constraint report: each predecessor's budget, what was measured, and what keeping it cost. In the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All query models of a fleet on all of its gallery models, measured again. Runs in the driver."""
+"""Measure all query models of a fleet on all of its gallery models. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write what an evaluation found into a run's folder: for the gate, for programs, for people. Runs in the driver."""
+"""Write the files of an evaluation into a run's folder: report, pages and predictions. Runs in the driver."""
 
 from __future__ import annotations
 

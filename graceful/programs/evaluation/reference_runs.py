@@ -1,4 +1,4 @@
-"""Find the unconstrained runs of versions: what each would be without constraints. In the driver.
+"""Find the reference runs of versions: versions of the same recipe without constraints. Runs in the driver.
 
 A version that was trained without predecessors is its own unconstrained run. For the others those count that were
 trained as references, with the same task, data and recipe and another seed. Nothing is trained here: what does not

@@ -1,4 +1,4 @@
-"""Which classes and groups flipped most: where a new version broke something, by name. Runs in the driver."""
+"""The classes and groups that flipped most, with intervals. Runs in the driver."""
 
 from __future__ import annotations
 

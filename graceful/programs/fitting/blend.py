@@ -1,4 +1,4 @@
-"""Plan a blend: ask old versions and reference runs about held-out samples, choose shares, say what is predicted.
+"""Plan a blend: choose the shares of old versions and reference runs from their outputs, and predict its error.
 
 Nothing is trained for it. Held out are the validation and constraint splits, which none of the versions has learnt
 from; training data would not do, because the old versions know what they were trained on. Runs in the driver.

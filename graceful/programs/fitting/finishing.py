@@ -1,4 +1,4 @@
-"""From trained weights to a version on disk: into a fresh network, mixed, written as a bundle. Runs in the driver."""
+"""Make a version on disk from trained weights: a new network, mixed weights, the bundle. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuse before a run claims its folder what could only fail later. Runs in the driver."""
+"""Checks before a run claims its folder, of all that could only fail later. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what lies in a home also lies elsewhere, so that it may be deleted here: registry and bucket are asked.
+"""Whether the registry or a bucket has a copy of what lies in a home, so that it may be deleted here. Driver.
 
 What cannot be found elsewhere counts as the only copy.
 """

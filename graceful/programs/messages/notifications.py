@@ -1,4 +1,4 @@
-"""What a webhook is told of verdicts, promotions and what people do; who is told of which model. Driver.
+"""Messages to webhooks about verdicts, promotions and actions of people, and the address of each model. Driver.
 
 The address of a model is `registry.webhook` of its newest refresh in this home, else $GRACEFUL_WEBHOOK. The former is
 kept in HOME/webhooks/MODEL, which only its owner may read, for the commands that have no spec: promote, rollback, hold,

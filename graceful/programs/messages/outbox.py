@@ -1,4 +1,4 @@
-"""Messages of a home that wait until their receivers took them: one file each, oldest first. Driver and client.
+"""Messages of a home that wait for delivery: one file for each, oldest first. Driver and client.
 
 A message is written before it is sent and deleted once it was taken, so that none is lost when a command dies; whatever
 command comes next sends what waits. Its id is the same each time, so that receivers can tell repetitions, and ids that

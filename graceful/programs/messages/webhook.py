@@ -1,4 +1,4 @@
-"""Post messages to a web address: signed, within limits of time and bytes, at no expense of a refresh. Driver.
+"""Send messages to a web address: signed, with limits of time and size, and without failing a refresh. Driver.
 
 POST, Content-Type application/json
 X-Graceful-Delivery       the id of the message; the same each time it is sent

@@ -1,4 +1,4 @@
-"""Which samples flipped, worst first, and what they look like: for people who want to see what broke. In the driver."""
+"""The samples that flipped, worst first, with their pictures. Runs in the driver."""
 
 from __future__ import annotations
 

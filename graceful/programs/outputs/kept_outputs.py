@@ -1,4 +1,4 @@
-"""What versions said about the samples of reports, kept in the home: what has not changed is not run again. Driver.
+"""Outputs of versions for the samples of reports, kept in the home; unchanged versions are not run again. Driver.
 
 One file for a version, a split and an encoder. Its name is the SHA-256 of everything that its content depends on, so a
 file is never out of date: another version, other samples or labels, or another transform have another name. Gigabytes

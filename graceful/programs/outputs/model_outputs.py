@@ -1,4 +1,4 @@
-"""What a version says about a split, and how metrics read it. Runs in the driver."""
+"""Outputs of a version on a data split, and their conversion to inputs of metrics. Runs in the driver."""
 
 from __future__ import annotations
 

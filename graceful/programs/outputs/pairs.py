@@ -1,4 +1,4 @@
-"""Every version against every other, from what they said: negative flips and retrieval as matrices. In the driver."""
+"""Negative flips and retrieval between every pair of versions, as matrices made from their outputs. In the driver."""
 
 from __future__ import annotations
 

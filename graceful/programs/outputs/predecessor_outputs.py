@@ -1,4 +1,4 @@
-"""Caches of what predecessors say about the training data: built if missing, compared, noted. In the driver.
+"""Caches of predecessors' outputs for the training data: built if missing, and compared with live outputs. Driver.
 
 They are built in this process; what would take it more than a minute is built by the workers of the training, where
 there are two or more.

@@ -1,4 +1,4 @@
-"""What a version said about every test sample, as a file beside it: any two versions compare without running. Driver.
+"""The prediction of a version for every test sample, in a file beside it, so that versions compare without a run.
 
 Names are kept once and numbered, so that the file is a few bytes for a sample. No pickle.
 """

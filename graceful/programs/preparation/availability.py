@@ -1,4 +1,4 @@
-"""What a run can still ask of predecessors of which not everything is left: decided in the driver, before training.
+"""What a run can still compute from predecessors that are incomplete; decided in the driver, before training.
 
     left            asked of it                                              otherwise
     whole           anything

@@ -1,4 +1,4 @@
-"""Refuse what the gate could not judge before hours of training, not after. Runs in the driver."""
+"""Refuse constraints that the gate could not judge, before training begins. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the contract of a run: ask predecessors and the unconstrained run about the constraint split. In the driver."""
+"""Make the contract of a run from outputs of predecessors and of the reference run on the constraint split. Driver."""
 
 from __future__ import annotations
 

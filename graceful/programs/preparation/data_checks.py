@@ -1,4 +1,4 @@
-"""Refuse data on which a verdict would mean nothing, before any training. Runs in the driver."""
+"""Refuse data on which a verdict would have no meaning, before any training. Runs in the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record of an error that another attempt would only make again, so that it ends at once. Driver, on a cluster.
+"""Record of errors that a retry cannot fix, so that the next attempt ends at once. Driver, on a cluster.
 
 KubeRay starts a failed job again on new machines, whatever it failed of, and its retries cannot be called off from
 inside. So an error that needs a person is written into the run's folder: the next attempt repeats it in seconds instead

@@ -1,4 +1,4 @@
-"""Whether a refresh would learn anything new: decided from digests, before any training. Runs in the driver.
+"""Decide from digests, before any training, whether a refresh would repeat a version. Runs in the driver.
 
 The same recipe on the same data gives the champion again, under another name and at full price. What a version was
 trained from stands in its lineage record; the recipe is compared through the digest of its spec under the same name.

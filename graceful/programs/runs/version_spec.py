@@ -1,4 +1,4 @@
-"""The spec that a registered version is run with: the one that is given, or the recorded one. Driver."""
+"""The spec with which a registered version is run: a given one, or the one recorded with it. Runs in the driver."""
 
 from __future__ import annotations
 

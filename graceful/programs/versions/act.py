@@ -1,4 +1,4 @@
-"""What people do to versions: promote, roll back, hold, retire, read the history, repair. `graceful.programs act`.
+"""Change the roles of versions: promote, roll back, hold, retire; read the history, repair. Runs in the driver.
 
 The action comes as JSON on stdin; the command line checks its form. Runs in a process of its own beside the client.
 """

@@ -1,4 +1,4 @@
-"""Which training samples pull an answer of a linearised version, from the closed form. Runs in the driver.
+"""The training samples with most influence on an output of a linearised version, in closed form. In the driver.
 
 Of two classes a and b the margin f_a - f_b at a sample x is that at the starting weights plus one term for each
 training sample, see `lqf.contributions`: one derivative at x, and one product with it for each training sample.

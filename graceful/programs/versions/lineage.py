@@ -1,4 +1,4 @@
-"""A model's versions as the registry has them: what was measured between them, which one serves, a picture. Driver."""
+"""The versions of a model in the registry: measurements between them, roles, a picture. Runs in the driver."""
 
 from __future__ import annotations
 

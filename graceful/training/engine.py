@@ -245,6 +245,7 @@ def construction(train: spec.Train, *, device: torch.device) -> Iterator[None]:
         return
     with quiet_deepspeed(device) as deepspeed, warnings.catch_warnings():
         warnings.filterwarnings("error", message="Initializing zero-element tensors")
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # else it takes itself for the only rank
         try:
             with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(train, world_size=world_size())):
                 yield

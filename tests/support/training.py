@@ -246,8 +246,8 @@ def _resumed(train: spec.Train, network: Callable[[], nn.Module], folder: Path) 
 
 def all_experiments(folder: str) -> dict[str, dict[str, Any]]:
     """Every engine in one pair of processes: importing torch and deepspeed is most of the time."""
-    found = {kind: experiments(kind, f"{folder}/{kind}") for kind in ENGINES}
-    found["sharded"] = _sharded()
+    found = {"sharded": _sharded()}  # the first thing that DeepSpeed does in these processes, as in a run
+    found |= {kind: experiments(kind, f"{folder}/{kind}") for kind in ENGINES}
     found["fp16"] = _loss_scaler(Path(folder) / f"scaler-{distributed.get_rank()}.pt")
     return found
 

@@ -61,6 +61,14 @@ Optimizer = Annotated[Sgd | AdamW, Field(discriminator="kind")]
 ClassWeights = Literal["balanced"] | dict[str, Annotated[float, Field(ge=0.0)]]
 
 
+def _or_range(schema: dict[str, Any]) -> None:
+    """Let the JSON schema of a number of workers take `{min, max}` as well."""
+    count = {"type": "integer", "minimum": 1}
+    ends = {"type": "object", "properties": {"min": count, "max": count}, "required": ["min", "max"]}
+    number = {name: schema.pop(name) for name in ("type", "minimum")}
+    schema["anyOf"] = [number, {**ends, "additionalProperties": False}]
+
+
 class Train(Section):
     """How the network is optimised."""
 
@@ -93,8 +101,12 @@ class Train(Section):
     """Run the network through torch.compile, which needs a C++ compiler where workers are and a minute at the start."""
     engine: Engine = DeepSpeedEngine()
     """What holds weights and optimiser state; without `kind`: deepspeed."""
-    num_workers: Annotated[int, Field(ge=0)] = 2
-    """Ray Train workers; 0 trains in this process without Ray (plain torch or DeepSpeed alike)."""
+    num_workers: Annotated[int, Field(ge=0, json_schema_extra=_or_range)] = 2
+    """Ray Train workers; 0 trains in this process without Ray (plain torch or DeepSpeed alike). `{min: 2, max: 8}` is
+    num_workers: 8 with min_workers: 2."""
+    min_workers: Annotated[Count | None, Field(exclude_if=lambda count: count is None)] = None
+    """On how few workers training begins or goes on where the cluster has no room for more; it grows again when it has,
+    always to a number by which batch_size can be divided. None: on num_workers alone."""
     use_gpu: bool | None = None
     """None: when this machine or cluster has one per worker."""
     checkpoint_every: Count | None = None
@@ -112,6 +124,34 @@ class Train(Section):
     name (1 for those left out). They are divided by their mean over the training samples. None: all samples alike."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights, the order of samples and the augmentation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_range(cls, values: Any) -> Any:
+        """Read `num_workers: {min, max}`."""
+        given = values.get("num_workers") if isinstance(values, Mapping) else None
+        if not isinstance(given, Mapping):
+            return values
+        if set(given) != {"min", "max"} or values.get("min_workers") is not None:
+            raise ValueError(f"num_workers must be a number or {{min: 1, max: 4}}, got {dict(given)!r:.60}")
+        return {**values, "num_workers": given["max"], "min_workers": given["min"]}
+
+    @model_validator(mode="after")
+    def _elastic(self) -> Train:
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers must be at most num_workers = {self.num_workers}, got {self.min_workers}; leave it out"
+            )
+        if self.method.kind not in ("descent", "pruned"):
+            raise ValueError(f"min_workers must be left out with method {self.method.kind}, got {self.min_workers}")
+        if isinstance(self.engine, DeepSpeedEngine) and self.engine.zero_stage == 3:
+            raise ValueError(
+                f"min_workers must be left out with zero_stage 3, whose checkpoints keep their number of workers, got"
+                f" {self.min_workers}; engine fsdp2 takes any"
+            )
+        return self
 
     @model_validator(mode="after")
     def _engine_fits(self) -> Train:

@@ -35,7 +35,7 @@ from graceful.training.job import PROFILE, WEIGHTS, TrainingJob, first_line, wri
 from graceful.training.objective import Objective, ObjectiveValue
 from graceful.training.rank_context import RankContext, out_of_time, together, unanimous
 from graceful.training.rates import described
-from graceful.training.readings import Numbers, Readings, Unread, read_all
+from graceful.training.readings import PREEMPTED, Numbers, Readings, Unread, read_all
 from graceful.training.reporting import Reporter
 from graceful.training.sampler import Sampler, shard
 from graceful.training.schedule import learning_rate
@@ -112,6 +112,7 @@ class Loop:
         self.resumed_from: int | None = None
         self.speed = Speedometer(self.train, context)
         self.profiler = StepProfiler(None, context.device)
+        self.announced = self._left = False
         self.readings, self.sound = Readings(), torch.ones((), dtype=torch.bool, device=context.device)
 
     def _network(self, task: Task) -> nn.Module:
@@ -159,8 +160,10 @@ class Loop:
                 self._evaluate(epoch, seconds=time.monotonic() - begun, steps=self.progress.step - first_step)
                 self.speed.mark("evaluation")
             interval = self.train.checkpoint_every or self.sampler.steps_per_epoch
-            if self.progress.step % interval == 0 or self.progress.step == self.steps:
+            leaving = self.announced and not self._left
+            if self.progress.step % interval == 0 or self.progress.step == self.steps or leaving:
                 self._save()
+                self._left = self.announced
                 self.speed.mark("checkpoint")
 
     def finish(self) -> dict[str, Any]:
@@ -192,7 +195,8 @@ class Loop:
     def _step(self, slices: list[batches.Slice], *, epoch: int) -> None:
         step, every = self.progress.step, self.context.read_every
         seeds.reseed(self.job.effective_seed, step, self.context.rank, device=self.context.device)
-        numbers = Numbers(self.context.world_size)
+        preempted = self.context.preempted
+        numbers = Numbers(self.context.world_size, preempted=None if preempted is None else preempted())
         for batch_slice in slices:
             self._learn(batch_slice, numbers)
         means, read_rows = numbers.means(), None
@@ -256,6 +260,7 @@ class Loop:
                 if reading.norm is not None and not math.isfinite(reading.norm) and self.train.precision != "fp16":
                     raise stops.of_step(engine.bad_gradient(reading.norm), step=reading.step, epoch=reading.epoch)
             means = reading.means
+            self.announced = means.pop(PREEMPTED, 0.0) > 0.0 or self.announced
             self.progress.loss_sum += means["total"]
             self.progress.right += round(means["correct"] * self.context.world_size * len(reading.slices))
             self.reporter.step(

@@ -39,6 +39,8 @@ class RankContext:
             at a time; consumes the folder.
         report: Called with each trace row on rank 0.
         deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
+        preempted: Returns whether a machine of this run is about to be taken away, as far as this rank has heard; None:
+            nobody would say so.
         every: Steps between two looks at the numbers of the device; None: as suits the device.
     """
 
@@ -50,6 +52,7 @@ class RankContext:
     publish: Callable[[Part], None]
     report: Callable[[Mapping[str, object]], None] | None = None
     deadline: float | None = None
+    preempted: Callable[[], bool] | None = None
     every: int | None = None
 
     @property

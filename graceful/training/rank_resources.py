@@ -34,6 +34,20 @@ def workers(train: Train) -> int:
     return int(text)
 
 
+def allowed(train: Train) -> list[int]:
+    """Return the numbers of training processes on which a run may be, in rising order: one, if it is not elastic.
+
+    Raises:
+        SpecError: As `workers`.
+    """
+    most = workers(train)
+    if train.min_workers is None or os.environ.get(WORKERS_VARIABLE):
+        return [most]
+    return [
+        count for count in range(train.min_workers, most + 1) if train.batch_size % (count * train.accumulation) == 0
+    ]
+
+
 def per_rank(*, use_gpu: bool) -> dict[str, float]:
     """Return Ray's resources of one training process: a CPU, or what the environment says, and a GPU if it uses one.
 

@@ -37,11 +37,14 @@ from graceful.training.ray_worker import worker
 POLL_SECONDS = 0.2
 JOIN_SECONDS = 300.0
 """How long nodes of an existing cluster may take to join."""
+RESIZE_SECONDS = 60.0
+"""Between two looks for more room by a run that may grow, which costs the steps since its last checkpoint."""
 _KNOBS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1200",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _PRIVATE_KNOBS = {
@@ -241,7 +244,7 @@ def require(train: Train, *, private: bool, deadline: float) -> bool:
     """
     import ray
 
-    workers, wanted = rank_resources.workers(train), train.use_gpu
+    workers, wanted = rank_resources.allowed(train)[0], train.use_gpu
     until = min(deadline, time.monotonic() + (0.0 if private else JOIN_SECONDS))
     while True:
         resources = ray.cluster_resources()
@@ -265,8 +268,17 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
+    allowed = rank_resources.allowed(job.spec.train)
+
     class Lean(TorchTrainer):  # type: ignore[misc]
         """On one machine, without datasets: leave out two actors that nobody needs, each a process of two seconds."""
+
+        def _initialize_and_run_controller(self, **options: Any) -> Any:
+            if len(allowed) > 1:
+                from graceful.training.elastic import DivisibleScaling
+
+                options["scaling_policy"] = DivisibleScaling(self.scaling_config, allowed=allowed)
+            return super()._initialize_and_run_controller(**options)
 
         def _create_default_callbacks(self) -> list[Any]:
             unneeded = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if private else {"DatasetsCallback"}
@@ -279,7 +291,10 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
         worker,
         train_loop_config={"job": job.portable(), "digest": digest},
         scaling_config=ScalingConfig(
-            num_workers=rank_resources.workers(job.spec.train), use_gpu=use_gpu, resources_per_worker=per_worker
+            num_workers=allowed[0] if len(allowed) == 1 else (allowed[0], allowed[-1]),
+            use_gpu=use_gpu,
+            resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name=job.spec.run_id,

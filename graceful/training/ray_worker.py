@@ -5,6 +5,7 @@ Ray restarts a worker group that lost a process; an error that would only come a
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
         restore=_restore,
         publish=Uploads(job).publish,
+        preempted=_preempted if _announces() else None,
     )
     try:
         with _mirrored(job, rank=context.rank):
@@ -94,6 +96,19 @@ def _mirrored(job: TrainingJob, *, rank: int) -> Iterator[None]:
     finally:
         courier.stop()
     job.mirror.save(job.run_dir, only=(trace.FILE, WEIGHTS, *([PROFILE] if (job.run_dir / PROFILE).exists() else [])))
+
+
+def _announces() -> bool:
+    """Return whether Ray looks for machines that are about to be taken away; one that ends with this run does not."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
+
+
+def _preempted() -> bool:
+    """Return what this worker has heard. `ray.train.get_preemption_info` would ask all workers through an actor, which
+    takes longer than many a step; the loop has its own way to agree."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 class Uploads:

@@ -53,15 +53,20 @@ class StepReading:
         return sums
 
 
+PREEMPTED = "preempted"
+"""Above 0: a rank has heard that a machine is about to be taken away."""
+
+
 class Numbers:
     """The losses of one step, of all its slices.
 
     Args:
         world_size: Ranks.
+        preempted: What this rank has heard of machines; None: nobody would say so.
     """
 
-    def __init__(self, world_size: int) -> None:
-        self._world_size = world_size
+    def __init__(self, world_size: int, *, preempted: bool | None = None) -> None:
+        self._world_size, self._preempted = world_size, preempted
         self._names: list[list[str]] = []
         self._sums: list[Tensor] = []
         self._works: list[Any] = []
@@ -69,9 +74,13 @@ class Numbers:
     def add(self, value: ObjectiveValue) -> None:
         """Begin to sum the numbers of a slice over ranks; the backward pass need not wait for it."""
         numbers = torch.stack([value.total.detach(), *value.parts.values(), value.correct]).double()
+        names = ["total", *value.parts, "correct"]
+        if self._preempted is not None:
+            numbers = torch.cat([numbers, numbers.new_full((1,), float(self._preempted))])
+            names.append(PREEMPTED)
         if self._world_size > 1:
             self._works.append(distributed.all_reduce(numbers, async_op=True))
-        self._names.append(["total", *value.parts, "correct"])
+        self._names.append(names)
         self._sums.append(numbers)
 
     def means(self) -> list[Tensor]:

@@ -13,7 +13,7 @@ from graceful.launch.backend import Severity
 from graceful.launch.job import Resources
 from graceful.launch.kuberay import manifests, pod_templates
 from graceful.launch.kuberay.backend import KubeRayBackend
-from graceful.spec import Train
+from graceful.spec import Train, parse
 from graceful.training import rank_resources
 from tests.support.launch import cluster, job
 
@@ -201,3 +201,28 @@ def test_a_run_may_have_another_number_of_processes_than_its_spec(monkeypatch: p
         monkeypatch.setenv(WORKERS_VARIABLE, wrong)
         with pytest.raises(SpecError, match=f"GRACEFUL_WORKERS={wrong}: must be a number of processes"):
             rank_resources.workers(train)
+
+
+def test_an_elastic_run_has_a_number_of_workers_by_which_batches_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Train.model_validate({"num_workers": {"min": 2, "max": 8}, "batch_size": 48, "accumulation": 2})
+    assert (train.num_workers, train.min_workers) == (8, 2)
+    assert Train.model_validate(train.model_dump()) == train
+    assert rank_resources.allowed(train) == [2, 3, 4, 6, 8]
+    monkeypatch.setenv(WORKERS_VARIABLE, "6")
+    assert rank_resources.allowed(train) == [6], "a person said so"
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"num_workers": {"min": 3, "max": 2}}, "train.min_workers in .*: must be at most num_workers = 2, got 3"),
+        ({"num_workers": {"min": 1}}, r"train.num_workers in .*: must be a number or \{min: 1, max: 4\}, got"),
+        (
+            {"num_workers": {"min": 1, "max": 2}, "engine": {"zero_stage": 3}},
+            "with zero_stage 3, whose checkpoints keep",
+        ),
+    ],
+)
+def test_ranges_of_workers_that_cannot_be_are_refused(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse({"model": "m", "name": "v1", "task": {"kind": "digits"}, "train": train})

@@ -53,7 +53,9 @@ class Faulty(training_task.Blobs):
         return network
 
 
-def loop_of(task: Faulty, folder: Path, *, every: int, monkeypatch: pytest.MonkeyPatch, fused: bool) -> Loop:
+def loop_of(
+    task: Faulty, folder: Path, *, every: int, monkeypatch: pytest.MonkeyPatch, fused: bool, **facts: Any
+) -> Loop:
     """A loop that reads its numbers every so many steps, as on a GPU; `fused` as there."""
     document = spec.parse(
         {
@@ -63,7 +65,7 @@ def loop_of(task: Faulty, folder: Path, *, every: int, monkeypatch: pytest.Monke
             "train": {"epochs": 1, "batch_size": 24, "num_workers": 0, "engine": {"kind": "torch"}},
         }
     )
-    context = RankContext(restore=nullcontext, publish=lambda part: None, every=every)
+    context = RankContext(restore=nullcontext, publish=lambda part: None, every=every, **facts)
     monkeypatch.setattr(engine, "TorchEngine", partial(TorchEngine, fused=fused))
     folder.mkdir()
     loop = Loop(TrainingJob(spec=document, run_dir=folder, task=task), context, digest="")
@@ -117,6 +119,26 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_is_named_when_it_is_rea
     assert len(rows(tmp_path / "faulty")) == 5
     for name, value in weights(clean).items():
         torch.testing.assert_close(weights(loop)[name], value, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(("every", "saved"), [(1, [6, 10]), (4, [8, 10])])
+def test_an_announcement_is_answered_by_one_checkpoint_and_no_other_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, saved: list[int]
+) -> None:
+    """Heard in step 6, it is known when that step's numbers are read."""
+    steps: list[int] = []
+    asked = iter(range(1, 100))
+    loops = [
+        loop_of(Faulty(), tmp_path / name, every=every, monkeypatch=monkeypatch, fused=False, **facts)
+        for name, facts in {"quiet": {}, "announced": {"preempted": lambda: next(asked) >= 6}}.items()
+    ]
+    for loop in loops:
+        loop.context = replace(loop.context, publish=lambda part: steps.append(part.step))
+        loop.epoch()
+        loop.close()
+    assert steps == [10, *saved]
+    quiet, announced = rows(tmp_path / "quiet"), rows(tmp_path / "announced")
+    assert [(row["loss"], row["parts"]) for row in quiet] == [(row["loss"], row["parts"]) for row in announced]
 
 
 def test_what_is_made_ahead_comes_in_order_and_errors_in_their_place() -> None:

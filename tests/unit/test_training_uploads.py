@@ -5,16 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import ray.train
 
 from graceful import spec
 from graceful.errors import StorageError
-from graceful.storage import Mirror
-from graceful.training import checkpoint, ray_worker
+from graceful.training import checkpoint
 from graceful.training.driver import TrainingJob, train
 from tests.support import training_task
 
@@ -65,39 +61,3 @@ def test_a_checkpoint_that_cannot_be_brought_away_ends_the_run(
         with pytest.raises(StorageError, match="bucket away"):
             train(job)
     assert train(job).resumed_from == (None if step == 4 else 8)
-
-
-def test_a_worker_of_ray_takes_its_next_checkpoint_when_the_last_one_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray calls what it was given in a thread; a store that fails lets the next one come all the same."""
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(ray.train, "report", lambda metrics, **options: calls.append(options))
-    answers = iter([StorageError("bucket away"), "there"])
-
-    def persist(local: object, name: str) -> object:
-        answer = next(answers)
-        if isinstance(answer, StorageError):
-            raise answer
-        return answer
-
-    kept = SimpleNamespace(persist_current_checkpoint=persist)
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: kept))
-    uploads = ray_worker.Uploads(TrainingJob(spec=DOCUMENT, run_dir=tmp_path, mirror=Mirror.NONE))
-
-    def part(step: int) -> checkpoint.Part:
-        folder = tmp_path / str(step)
-        folder.mkdir()
-        (folder / "engine.pt").write_bytes(b"weights")
-        return checkpoint.Part(folder=folder, step=step, metrics={}, state={}, rank=0, world_size=1)
-
-    uploads.publish(part(1))
-    second = threading.Thread(target=uploads.publish, args=(part(2),))
-    second.start()
-    assert len(calls) == 1
-    assert calls[0]["checkpoint_upload_mode"] is ray.train.CheckpointUploadMode.ASYNC
-    with pytest.raises(StorageError, match="bucket away"):
-        calls[0]["checkpoint_upload_fn"]("local", "step-000000001")
-    second.join(60.0)
-    assert calls[1]["checkpoint_upload_fn"]("local", "step-000000002") == "there"
-    assert checkpoint.verify(tmp_path / "1") == checkpoint.verify(tmp_path / "2") == {}

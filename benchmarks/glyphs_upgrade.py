@@ -36,6 +36,8 @@ from graceful.metrics.adapted import measure_adapter
 from graceful.metrics.retrieval import Embeddings, Ranking, rank
 
 DRAWS = 300
+PAIRS = {"train": 4000, "validation": 800}
+"""Images that maps are fitted and chosen on, evenly spread over the split."""
 SHOWN = {
     "cross_test_recall_at_1": "recall_at_1",
     "cross_test_recall_at_10": "recall_at_10",
@@ -67,7 +69,10 @@ def search(found: Found, queries: NDArray[np.float32], gallery: NDArray[np.float
 def treatments(found: Found, seed: int) -> Iterator[Treatment]:
     """Yield each treatment's name, and what measures it: a ranking, and facts about its cost."""
     old_queries, old = found["v1.query"], found["v1.gallery"]
-    pairs = len(found["train.ids"]) + len(found["validation.ids"])
+    rows = {
+        split: np.linspace(0, len(found[f"{split}.ids"]) - 1, count).astype(np.int64) for split, count in PAIRS.items()
+    }
+    pairs = sum(PAIRS.values())
     embed = float(found["alone.embed_seconds"])
     train = {name: {"train_s": float(found[f"{name}.seconds"])} for name in ("alone", "bct")}
     again = {"embedded": len(old), "embed_s": embed * len(old)}
@@ -75,7 +80,8 @@ def treatments(found: Found, seed: int) -> Iterator[Treatment]:
     def fitted(name: str, kind: Kind, *, between: bool = False) -> tuple[Ranking, dict[str, Any]]:
         begin = time.process_time()
         train_pairs, validation = (
-            Pairs(source=found[f"{name}.{split}"], target=found[f"v1.{split}"]) for split in ("train", "validation")
+            Pairs(source=found[f"{name}.{split}"][rows[split]], target=found[f"v1.{split}"][rows[split]])
+            for split in ("train", "validation")
         )
         best, tried = choose(train_pairs, validation, kinds=(kind,), seed=seed, old=between)
         queries = best.map(found[f"{name}.query"])
@@ -109,12 +115,14 @@ def treatments(found: Found, seed: int) -> Iterator[Treatment]:
     )
 
 
-def measured(seed: int, kept: Path) -> list[dict[str, Any]]:
-    """Return the rows of one seed."""
-    found, rows = trained(seed, kept), list[dict[str, Any]]()
+def measured(seed: int, kept: Path, known: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one seed whose treatments are not known."""
+    found = trained(seed, kept)
     old_old = search(found, found["v1.query"], found["v1.gallery"])
     full = search(found, found["alone.query"], found["alone.gallery"])
     for name, treatment in treatments(found, seed):
+        if name in known:
+            continue
         ranking, facts = treatment()
         values = measure_adapter(ranking, old_old=old_old, full=full, draws=DRAWS, seed=seed)
         row: dict[str, Any] = {"treatment": name, "seed": seed, "queries": int(old_old.judged.sum())}
@@ -122,8 +130,7 @@ def measured(seed: int, kept: Path) -> list[dict[str, Any]]:
         for metric, short in SHOWN.items():
             measurement = values[metric]
             row |= {short: measurement.value, f"{short}_lower": measurement.lower, f"{short}_upper": measurement.upper}
-        rows.append(row)
-    return rows
+        yield row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -147,7 +154,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure the seeds that are not in the file of rows yet, and print the table."""
+    """Measure what is not in the file of rows yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kept", type=Path, default=Path(tempfile.gettempdir()), help="where vectors are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="in pieces (default: all)")
@@ -155,12 +162,12 @@ def main() -> None:
     start, path = time.perf_counter(), options.kept / "glyphs-upgrade.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for seed in options.seeds:
-        if seed not in {row["seed"] for row in rows}:
-            rows += (made := measured(seed, options.kept))
+        for row in measured(seed, options.kept, {row["treatment"] for row in rows if row["seed"] == seed}):
+            rows.append(row)
             with path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in made)
+                file.write(json.dumps(row) + "\n")
     print(table(rows))
-    if {row["seed"] for row in rows} == set(SEEDS):
+    if len(rows) == 10 * len(SEEDS):
         print(results.write("glyphs_upgrade", rows, seconds=time.perf_counter() - start))
 
 

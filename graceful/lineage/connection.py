@@ -69,7 +69,7 @@ _TROUBLES = {
     "timed out": "no answer in time",
     "NameResolutionError": "unknown host",
     "ResponseError": "the server answers with errors of its own (5xx); its log says why",
-    "not in a valid JSON format": "what answers there is no MLflow server",
+    "not in a valid JSON format": "the server there is not an MLflow server",
     "database or disk is full": "the disk is full",
     "header value": "a credential holds a character that a header of HTTP may not have; write it again",
     "SSLError": "its certificate is not trusted or it does not speak TLS",

@@ -257,7 +257,7 @@ def test_a_wrong_object_is_a_usage_error_and_a_refusal_names_the_role_to_grant()
 def test_what_a_proxy_writes_in_place_of_the_server_is_told() -> None:
     assert "<html>no upstream" in refused(ASKED, 502, b"<html>no\nupstream").message
     kube, _, _ = client(*[Answer(200, b"<html>")] * 5)
-    with pytest.raises(UnreachableError, match="no JSON"):
+    with pytest.raises(UnreachableError, match="not JSON"):
         kube.get("RayJob", "a")
 
 

@@ -249,7 +249,7 @@ def test_jobs_of_others_are_neither_listed_nor_touched() -> None:
     cluster = Cluster(known={"m-v1": {"submission_id": "m-v1", "status": "RUNNING", "metadata": None}})
     there = place(cluster)
     assert there.list() == []
-    with pytest.raises(SpecError, match="no job of graceful"):
+    with pytest.raises(SpecError, match="not a job of graceful"):
         there.stop(NAME)
     with pytest.raises(SpecError, match="is there already which graceful did not make"):
         there.submit(there.plan(job()))

@@ -202,7 +202,7 @@ def test_password_of_a_database_is_never_shown(tmp_path: Path) -> None:
     ("raised", "words"),
     [
         ("API request failed ... (Caused by ResponseError('too many 500 error responses'))", "errors of its own"),
-        ("the response body was not in a valid JSON format. Response body: '<html>'", "no MLflow server"),
+        ("the response body was not in a valid JSON format. Response body: '<html>'", "not an MLflow server"),
         (
             "(raised by autoflush)\n(sqlite3.OperationalError) database or disk is full\n[SQL",
             "disk is full;",

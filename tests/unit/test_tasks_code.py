@@ -118,8 +118,8 @@ def leaving(root: Path) -> None:
         (lambda root: (root / "gone.py").symlink_to("nowhere.py"), r"gone\.py is not a file"),
         (lambda root: os.mkfifo(root / "pipe"), r"pipe is not a file"),
         (lambda root: (root / "task.py").unlink(), r"is a folder without task\.py"),
-        (lambda root: (root / "a\\b.py").touch(), r"no plain UTF-8 name"),
-        (lambda root: (root / "a\nb.py").touch(), r"no plain UTF-8 name"),
+        (lambda root: (root / "a\\b.py").touch(), r"not a plain UTF-8 name"),
+        (lambda root: (root / "a\nb.py").touch(), r"not a plain UTF-8 name"),
     ],
 )
 def test_what_cannot_travel_is_refused_in_one_line(tmp_path: Path, spoil: object, said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,18 +54,21 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> tuple[str, str, dict[str, Any]]:
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     kind, options = BACKENDS[request.param]
     if kind == "pgvector":
         forced = GRAPHS_ALONE if "index" in options else ""
         monkeypatch.setenv("GRACEFUL_INDEX_URL", request.getfixturevalue("postgres") + forced)
     if kind == "qdrant":
         pytest.importorskip("qdrant_client", reason="the extra qdrant is not installed")
-        monkeypatch.setenv("GRACEFUL_INDEX_URL", f"file://{tmp_path}/qdrant")
     if kind == "faiss":
         pytest.importorskip("faiss", reason="the extra faiss is not installed")
-    return request.param, kind, options
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # the local mode of Qdrant flushes every point
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        if kind == "qdrant":
+            monkeypatch.setenv("GRACEFUL_INDEX_URL", f"file://{folder}/qdrant")
+        yield request.param, kind, options
 
 
 def same(index: Index, model: Model, *, least: float) -> None:

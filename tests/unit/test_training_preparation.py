@@ -95,6 +95,7 @@ def test_weights_of_two_bytes_learn_and_are_exported_as_fp32(network: nn.Module)
 NO_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of torch's own compiler
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=NO_COMPILER)])
 def test_a_compiled_network_is_the_same_one(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """eager: what torch.compile makes of graceful's calls; inductor: compiled with the C++ compiler, as in a run."""

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from graceful import errors, redact, startup
-from graceful.environment import RAY_SETTINGS, RAY_TOKEN_FILE_VARIABLE, RAY_TOKEN_VARIABLE
+from graceful.environment import RAY_SETTINGS, RAY_TOKEN_FILE_VARIABLE, RAY_TOKEN_VARIABLE, RAY_WATCHER_VARIABLE
 from graceful.errors import GracefulError, InfrastructureError, SpecError, TrainingError
 from graceful.spec import Train
 from graceful.storage import write_text
@@ -48,7 +48,7 @@ _KNOBS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _PRIVATE_KNOBS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    RAY_WATCHER_VARIABLE: "0",
     **RAY_SETTINGS,
     "RAY_AUTH_MODE": "token",
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from graceful import redact, startup
+from graceful.environment import RAY_WATCHER_VARIABLE
 from graceful.errors import GracefulError, StorageError
 from graceful.storage import write_json, write_text
 from graceful.training import checkpoint, trace
@@ -100,7 +101,7 @@ def _mirrored(job: TrainingJob, *, rank: int) -> Iterator[None]:
 
 def _announces() -> bool:
     """Return whether Ray looks for machines that are about to be taken away; one that ends with this run does not."""
-    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") == "1"
+    return os.environ.get(RAY_WATCHER_VARIABLE, "1") == "1"
 
 
 def _preempted() -> bool:

@@ -1,6 +1,7 @@
 """Train jobs in a process of their own: `python -m tests.support.training_main JSON`, one result a line on stdout.
 
-Each job: {"spec": ..., "run_dir": ..., "die_at_step": int or null}; with `die_at_step` the driver kills itself there.
+Each job: {"spec": ..., "run_dir": ..., "die_at_step": int or null}; with `die_at_step` the driver kills itself there,
+when the checkpoint before that step, which is written beside training, is whole.
 With "ancestors", a list of bundles, the version is trained against them, and every checkpoint is kept.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,21 @@ def constrained(job: Mapping[str, Any]) -> TrainingResult:
     return train_version(spec.parse(job["spec"]), run_dir=run_dir, home=run_dir / "home", ancestors=ancestors).result
 
 
+def die(wanted: spec.RefreshSpec, run_dir: Path, step: int) -> None:
+    """Kill this process once the last checkpoint up to a step is there."""
+    every = wanted.train.checkpoint_every
+    due = step // every * every if every else 0
+    while due and not (run_dir / "checkpoints" / checkpoint.name_of(due)).exists():
+        time.sleep(0.01)  # for another thread of this process
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(document: str) -> None:
     for job in json.loads(document):
-        fatal = job.get("die_at_step")
 
-        def progress(row: Mapping[str, object], fatal: int | None = fatal) -> None:
-            if row["event"] == "step" and row["step"] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def progress(row: Mapping[str, object], job: Mapping[str, Any] = job) -> None:
+            if row["event"] == "step" and row["step"] == job.get("die_at_step"):
+                die(spec.parse(job["spec"]), Path(job["run_dir"]), job["die_at_step"])
 
         try:
             result = constrained(job) if "ancestors" in job else train(plain(job), progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import string
 from collections.abc import Callable, Iterator
@@ -41,6 +42,21 @@ def test_golden_manifests(name: str, golden: Golden) -> None:
     chosen = profile.load(name, folder=ROOT / "cluster")
     assert isinstance(chosen, KubeRay)
     golden(f"launch/{name}.yaml", plan.as_yaml(*manifests.render(job(), chosen)))
+
+
+def test_ray_accepts_how_every_group_starts() -> None:
+    """The options of `ray start`, read by its own parser and checked as it checks them; a node learns it only then."""
+    from ray._private.parameter import RayParams
+    from ray.scripts.scripts import start
+
+    *_, rayjob = manifests.render(job(), cluster())
+    spec = rayjob["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        given = group["rayStartParams"]
+        read = start.make_context("start", [f"--{name}={value}" for name, value in given.items()]).params
+        options = {name.replace("-", "_") for name in given} & inspect.signature(RayParams).parameters.keys()
+        RayParams(**{name: read[name] for name in options})
+    assert spec["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
 def test_a_plan_shows_every_text_as_it_is() -> None:

@@ -85,6 +85,8 @@ def test_a_worker_of_ray_takes_its_next_checkpoint_when_the_last_one_is_away(
     uploads.publish(part(1))
     second = threading.Thread(target=uploads.publish, args=(part(2),))
     second.start()
+    second.join(0.3)
+    assert second.is_alive()
     assert len(calls) == 1
     assert calls[0]["checkpoint_upload_mode"] is ray.train.CheckpointUploadMode.ASYNC
     with pytest.raises(StorageError, match="bucket away"):

@@ -72,6 +72,15 @@ def test_each_group_takes_steps_of_its_own_size() -> None:
         assert torch.allclose(moved, 0.1 * factor * gradients[name], atol=1e-6)
 
 
+def test_modules_are_in_the_mode_of_each_forward_pass() -> None:
+    built = Headed(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Linear(3, 2))
+    train = spec.Train(optimizer=spec.Sgd(), engine=spec.TorchEngine(), batch_size=2)
+    engine = TorchEngine(train, built, device=torch.device("cpu"))
+    for mode in (False, True, True, False, True):
+        engine.forward(torch.randn(2, 3), train=mode)
+        assert {module.training for module in built.modules()} == {mode}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"layer_decay": 0.9}, "no list of layers"), ({"head_factor": 2.0}, "no trained submodule `head`")],

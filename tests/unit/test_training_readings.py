@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -155,3 +156,18 @@ def test_what_is_made_ahead_comes_in_order_and_errors_in_their_place() -> None:
         next(values)
     assert made in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
     assert list(prefetch.ahead(make, 0, depth=2)) == []
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_pieces_hold_no_more_than_they_may(most: int) -> None:
+    """A stream keeps few batches, so one more may not be made before one was taken."""
+    made = itertools.count()
+    latest = 0
+
+    def make(number: int) -> int:
+        nonlocal latest
+        latest = next(made)
+        return number
+
+    for number in prefetch.ahead(make, 200, depth=2, most=most):
+        assert latest < number + 3 * most

@@ -34,10 +34,11 @@ JOBS = Path(__file__).resolve().parents[1] / "jobs"
 SEEDS = (0, 1, 2)
 SIZE = 128
 GALLERY_TRAIN = {"epochs": 2, "batch_size": 64, "optimizer": {"kind": "adamw", "lr": 3.0e-3}}
-TRAIN = {"epochs": 6, "batch_size": 128, "optimizer": {"kind": "adamw", "lr": 3.0e-3}}
+TRAIN = {"epochs": 18, "batch_size": 128, "optimizer": {"kind": "sgd", "lr": 0.05}}
 CHOICES: Mapping[str, dict[str, Any]] = {
-    "adamw 3e-3": {},
-    "sgd 0.05": {"optimizer": {"kind": "sgd"}},
+    "adamw 3e-3": {"epochs": 6, "optimizer": {"kind": "adamw", "lr": 3.0e-3}},
+    "sgd 0.05": {"epochs": 6},
+    "sgd 0.05, 18 epochs": {},
 }
 CHOSEN_WITH = 100
 """Seed of the runs by which settings are chosen."""

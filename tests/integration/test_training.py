@@ -149,7 +149,7 @@ def test_a_lost_worker_is_replaced_and_all_ranks_go_on_with_the_same_multipliers
             "error_margin": 0.03,
         },
     }
-    faults = {"die_in_rank": 1, "die_at": 27, "marker": str(tmp_path / "died")}
+    faults = {"die_in_rank": 1, "die_at": 27, "marker": str(tmp_path / "died"), "die_after": str(tmp_path / "a")}
     disturbed, undisturbed = (
         {
             "spec": {
@@ -166,7 +166,7 @@ def test_a_lost_worker_is_replaced_and_all_ranks_go_on_with_the_same_multipliers
     status, answers, stderr = run(disturbed, undisturbed)
     assert status == 0, stderr
     assert (tmp_path / "died").exists()
-    assert answers[0]["resumed_from"] in (10, 20), "the newest checkpoint may not have been reported when the rank died"
+    assert answers[0]["resumed_from"] in (10, 20), "one checkpoint at least was known when the rank died"
     assert answers[1]["resumed_from"] is None
     starts = [row for row in trace.read(tmp_path / "a" / trace.FILE) if row["event"] == "start"]
     assert [row["step"] for row in starts] == [0, answers[0]["resumed_from"]]

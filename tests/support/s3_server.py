@@ -7,6 +7,7 @@ forwards requests as they are, so that their signatures hold.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -22,6 +23,8 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import pytest
 
 from graceful.storage import server
 
@@ -94,21 +97,51 @@ def _moto(*, signed: bool) -> Iterator[tuple[str, str, str]]:
 @contextlib.contextmanager
 def _testbed() -> Iterator[str]:
     """With a home of its own, so that another test run's server is left alone."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "graceful-testbed"
     home = Path(tempfile.mkdtemp(prefix="graceful-s3-"))
-    if (usual / "bin" / ".release").exists():
-        (home / "bin").symlink_to(usual / "bin")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shell = {**os.environ, "TESTBED_HOME": str(home), "S3_PORT": str(port)}
-    quiet = {"env": shell, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    (home / "bin").symlink_to(_binaries())
     try:
-        subprocess.run([TESTBED, "s3", "up"], check=True, **quiet)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{_started(home)}"
     finally:
-        subprocess.run([TESTBED, "s3", "down"], check=True, **quiet)
+        _command(home, "down", port=0)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _binaries() -> Path:
+    """Return where the test bed's programs are unpacked, which takes seconds and happens once a machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    usual, own = cache / "graceful-testbed", cache / "graceful-testbed-s3"
+    if (usual / "bin" / ".release").exists():
+        return usual / "bin"
+    own.mkdir(parents=True, exist_ok=True)
+    with (own / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (own / "bin" / ".release").exists():
+            _started(own)
+            _command(own, "down", port=0)
+    return own / "bin"
+
+
+def _started(home: Path) -> int:
+    """Start a server and return its port. Another process may take a port that was free; then a second one is tried."""
+    for _ in range(5):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        done = _command(home, "up", port=port)
+        if done.returncode == 0:
+            return port
+    pytest.fail(f"the S3 server did not start: {done.stderr}")
+
+
+def _command(home: Path, verb: str, *, port: int) -> subprocess.CompletedProcess[str]:
+    shell = {**os.environ, "TESTBED_HOME": str(home), "S3_PORT": str(port)}
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe would stay open as long as the server lives
+        done = subprocess.run(
+            [TESTBED, "s3", verb], check=False, env=shell, stdout=subprocess.DEVNULL, stderr=errors, text=True
+        )
+        errors.seek(0)
+        done.stderr = errors.read()
+    return done
 
 
 def variables(endpoint: str, key: str, secret: str) -> dict[str, str]:

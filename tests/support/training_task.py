@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,25 @@ class BlobNet(nn.Module):
 
 
 class Blobs:
-    """Augmentation adds noise drawn from the view number. A worker may be told to die at its so manieth batch."""
+    """Augmentation adds noise drawn from the view number.
+
+    A worker may be told to die at its so manieth batch, and to wait for a checkpoint of a run before it does.
+    """
 
     def __init__(
-        self, *, classes: int, die_in_rank: int, die_at: int | None, marker: str | None, poison: int | None
+        self,
+        *,
+        classes: int,
+        die_in_rank: int,
+        die_at: int | None,
+        marker: str | None,
+        poison: int | None,
+        die_after: str | None = None,
     ) -> None:
         self.classes = tuple(f"blob-{index}" for index in range(classes))
         self.augments = True
         self._die_in_rank, self._die_at, self._marker, self._poison = die_in_rank, die_at, marker, poison
+        self._die_after = die_after
         self._batches = 0
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
@@ -85,8 +97,15 @@ class Blobs:
             return
         if torch.distributed.is_initialized() and torch.distributed.get_rank() != self._die_in_rank:
             return
+        while self._die_after is not None and not reported(Path(self._die_after)):
+            time.sleep(0.05)  # the checkpoint is written and told to Ray beside training
         Path(self._marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reported(folder: Path) -> bool:
+    """Tell whether Ray Train's controller knows of a checkpoint of the run in a folder."""
+    return any("step-" in file.read_text() for file in folder.rglob("checkpoint_manager_snapshot.json"))
 
 
 def task(
@@ -94,9 +113,13 @@ def task(
     die_in_rank: int = 0,
     die_at: int | None = None,
     marker: str | None = None,
+    *,
     poison: int | None = None,
+    die_after: str | None = None,
 ) -> Blobs:
-    return Blobs(classes=classes, die_in_rank=die_in_rank, die_at=die_at, marker=marker, poison=poison)
+    return Blobs(
+        classes=classes, die_in_rank=die_in_rank, die_at=die_at, marker=marker, poison=poison, die_after=die_after
+    )
 
 
 def opened(folder: Path, **options: Any) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from graceful.cli.options import HOME, OUTPUT, VERBOSE, File, InOrder, Whole, options
+from graceful.cli.options import HOME, OUTPUT, VERBOSE, Anywhere, File, InOrder, Whole, options
 
-INDEX = click.argument("index", type=File(path_type=Path))
+INDEX = click.argument("index", type=Anywhere())
 SOURCE = (
     click.option("--version", metavar="VERSION", help="Embed with MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS."),
     click.option("--spec", type=File(path_type=Path), help="Whose task has the items.  [default: the version's own]"),
@@ -18,9 +18,7 @@ SOURCE = (
         type=click.Choice(["train", "validation", "constraint", "test", "query", "gallery"]),
         help="Of that task.  [default: gallery; of queries: query]",
     ),
-    click.option(
-        "--vectors", type=File(path_type=Path), metavar="FILE", help="Vectors of any model, .npz or .parquet."
-    ),
+    click.option("--vectors", type=Anywhere(), metavar="FILE", help="Vectors of any model, .npz or .parquet."),
     click.option("--space", metavar="NAME", help="Which model made the vectors of FILE, where it does not say."),
     click.option(
         "--metric", default="cosine", show_default=True, metavar="NAME", help="How those vectors are compared."
@@ -38,9 +36,9 @@ FORM = (HOME, OUTPUT, VERBOSE)
 def index(context: click.Context) -> None:
     """Store and search embeddings that know which model made them.
 
-    INDEX is a folder. It holds vectors with ids and payload columns, and for each vector its space: the version that
-    made it and its embedding contract. Vectors and queries of another space are refused. Each change is one commit;
-    every earlier snapshot can be brought back.
+    INDEX is a folder or s3://bucket/prefix. It holds vectors with ids and payload columns, and for each vector its
+    space: the version that made it and its embedding contract. Vectors and queries of another space are refused. Each
+    change is one commit; every earlier snapshot can be brought back.
 
     \b
     Example:
@@ -63,7 +61,7 @@ def index(context: click.Context) -> None:
 )
 @click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="Of the backend. Repeatable.")
 @options(*WHY, *FORM)
-def build(index: Path, backend: str, settings: tuple[str, ...], **arguments: Any) -> int:
+def build(index: str, backend: str, settings: tuple[str, ...], **arguments: Any) -> int:
     """Make the index INDEX of the vectors of a version over a split, or of a file of vectors.
 
     Labels and groups of the split are payload; of a file, every further column is.
@@ -84,7 +82,7 @@ def build(index: Path, backend: str, settings: tuple[str, ...], **arguments: Any
 @click.option("--replace", is_flag=True, help="Ids that are there get the new vectors.")
 @click.option("--mixed", is_flag=True, help="Store vectors of another model beside those that the index takes.")
 @options(*WHY, *FORM)
-def add(index: Path, replace: bool, mixed: bool, **arguments: Any) -> int:
+def add(index: str, replace: bool, mixed: bool, **arguments: Any) -> int:
     """Add vectors to INDEX: all of them or, where one is not fit to be stored, none.
 
     \b
@@ -100,7 +98,7 @@ def add(index: Path, replace: bool, mixed: bool, **arguments: Any) -> int:
 @options(INDEX)
 @click.argument("ids", nargs=-1, required=True)
 @options(*WHY, *FORM)
-def delete(index: Path, ids: tuple[str, ...], **arguments: Any) -> int:
+def delete(index: str, ids: tuple[str, ...], **arguments: Any) -> int:
     """Delete IDS from INDEX. Earlier snapshots keep them.
 
     \b
@@ -124,7 +122,7 @@ def embed(file: Path, **arguments: Any) -> int:
     """
     from graceful.cli import index_documents
 
-    return index_documents.start("embed", file, arguments)
+    return index_documents.start("embed", str(file), arguments)
 
 
 @index.command(short_help="Search.")
@@ -132,13 +130,13 @@ def embed(file: Path, **arguments: Any) -> int:
 @click.option(
     "--also",
     multiple=True,
-    type=File(path_type=Path),
+    type=Anywhere(),
     metavar="FILE",
     help="The same queries by another model, for an index with vectors of several. Repeatable.",
 )
 @click.option("-k", "k", type=Whole(1, 10000), default=10, show_default=True, help="Results of each query.")
 @options(*FORM)
-def query(index: Path, also: tuple[Path, ...], k: int, **arguments: Any) -> int:
+def query(index: str, also: tuple[str, ...], k: int, **arguments: Any) -> int:
     """Search INDEX with the queries of a version over a split, or of a file.
 
     Vectors of a space are searched with queries of the same space, or of one that `graceful index accept` has declared
@@ -152,14 +150,14 @@ def query(index: Path, also: tuple[Path, ...], k: int, **arguments: Any) -> int:
     """
     from graceful.cli import index_documents
 
-    return index_documents.start("query", index, arguments, k=k, sources=[{"vectors": str(file)} for file in also])
+    return index_documents.start("query", index, arguments, k=k, sources=[{"vectors": file} for file in also])
 
 
 @index.command(short_help="Declare queries of one model comparable with vectors of another.")
 @options(INDEX)
 @click.option("--gallery", required=True, metavar="SPACE", help="Name of the space of the vectors.")
 @options(*SOURCE, *WHY, *FORM)
-def accept(index: Path, gallery: str, **arguments: Any) -> int:
+def accept(index: str, gallery: str, **arguments: Any) -> int:
     """Declare that queries of a version may search the vectors of another one, e.g. after compatible training.
 
     Nothing follows from equal dimensions: two models of 384 numbers have nothing in common. What follows from
@@ -178,7 +176,7 @@ def accept(index: Path, gallery: str, **arguments: Any) -> int:
 @options(INDEX)
 @click.option("--all", "everything", is_flag=True, help="Every snapshot, not the newest alone.")
 @options(*FORM)
-def verify(index: Path, everything: bool, **arguments: Any) -> int:
+def verify(index: str, everything: bool, **arguments: Any) -> int:
     """Check every vector of INDEX: digests, counts, length 1, each id once. Exit code 4 if something is wrong.
 
     \b
@@ -192,7 +190,7 @@ def verify(index: Path, everything: bool, **arguments: Any) -> int:
 
 @index.command(short_help="Show spaces, counts and history.")
 @options(INDEX, *FORM)
-def status(index: Path, **arguments: Any) -> int:
+def status(index: str, **arguments: Any) -> int:
     """Show what INDEX holds, of which models, and what was done to it.
 
     \b
@@ -208,7 +206,7 @@ def status(index: Path, **arguments: Any) -> int:
 @options(INDEX)
 @click.option("--to", required=True, type=Whole(1), metavar="N", help="Number of the snapshot, see `status`.")
 @options(*WHY, *FORM)
-def rollback(index: Path, to: int, **arguments: Any) -> int:
+def rollback(index: str, to: int, **arguments: Any) -> int:
     """Make the content of an earlier snapshot of INDEX that of a new one: vectors, alias and backfill.
 
     \b

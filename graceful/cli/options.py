@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from graceful import homes, paths
+from graceful import addresses, homes, paths
 from graceful.environment import HOME_VARIABLE
 
 
@@ -43,6 +43,22 @@ class File(click.Path):
         if problem is not None:
             self.fail(problem, param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Anywhere(File):
+    """A path of this machine or the address of a bucket, s3://bucket/prefix, as text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        text = str(value)
+        if addresses.has_other_scheme(text):
+            self.fail(f"must be a path or s3://bucket/prefix, got {text}", param, ctx)
+        if not addresses.is_remote(text):
+            return str(super().convert(value, param, ctx))
+        try:
+            return addresses.normalised(text).rstrip("/")
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
 
 
 class Whole(click.IntRange):

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from graceful.cli.options import HOME, OUTPUT, VERBOSE, File, Finite, Whole, options
+from graceful.cli.options import HOME, OUTPUT, VERBOSE, Anywhere, File, Finite, Whole, options
 
 FOLDER = File(path_type=Path)
+INDEX = Anywhere()
 
 
 @click.command("compare-search", short_help="Compare what two indices return for the same queries.")
-@click.argument("a", type=FOLDER)
-@click.argument("b", type=FOLDER)
+@click.argument("a", type=INDEX)
+@click.argument("b", type=INDEX)
 @click.option(
     "--queries",
     required=True,
@@ -35,7 +36,7 @@ FOLDER = File(path_type=Path)
 @click.option("--html", type=File(path_type=Path), metavar="FILE", help="Also write a page.")
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the bootstrap.")
 @options(HOME, OUTPUT, VERBOSE)
-def compare_search(a: Path, b: Path, home: Path | None, **arguments: Any) -> int:
+def compare_search(a: str, b: str, home: Path | None, **arguments: Any) -> int:
     """Search the indices A and B with the same queries, and compare what they return, query by query.
 
     Shared results, rank-biased overlap and the first results that changed need nothing but the queries. With judged
@@ -54,14 +55,14 @@ def compare_search(a: Path, b: Path, home: Path | None, **arguments: Any) -> int
     output = {name: arguments.pop(name) for name in ("output", "verbose")}
     paths = ("relevance", "adapter", "html")
     given = {name: None if arguments[name] is None else str(arguments[name]) for name in paths}
-    document = {**arguments, **given, "a": str(a), "b": str(b)}
+    document = {**arguments, **given, "a": a, "b": b}
     document |= {name: list(arguments[name]) for name in ("queries", "slices")}
     return programs.start("compare-search", document=document, home=home, **output)
 
 
 @click.command("label-next", short_help="Say which samples to label next, and how many decide a bound.")
-@click.argument("old", type=File(path_type=Path))
-@click.argument("new", type=File(path_type=Path))
+@click.argument("old", type=INDEX)
+@click.argument("new", type=INDEX)
 @click.option(
     "--bound", type=Finite(min=0.0, max=1.0), required=True, metavar="RATE", help="On negative flips, e.g. 0.02."
 )
@@ -79,7 +80,7 @@ def compare_search(a: Path, b: Path, home: Path | None, **arguments: Any) -> int
 @click.option("--out", type=File(path_type=Path), metavar="FILE", help="Also write all of them, .csv.")
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the prediction.")
 @options(HOME, OUTPUT, VERBOSE)
-def label_next(old: Path, new: Path, home: Path | None, **arguments: Any) -> int:
+def label_next(old: str, new: str, home: Path | None, **arguments: Any) -> int:
     """Say which unlabelled samples decide soonest whether NEW keeps a bound on negative flips against OLD.
 
     OLD and NEW are what two versions say of the same samples: .csv or .tsv files with id, answer and perhaps
@@ -99,7 +100,7 @@ def label_next(old: Path, new: Path, home: Path | None, **arguments: Any) -> int
     output = {name: arguments.pop(name) for name in ("output", "verbose")}
     paths = ("labels", "adapter", "out")
     given = {name: None if arguments[name] is None else str(arguments[name]) for name in paths}
-    document = {**arguments, **given, "old": str(old), "new": str(new), "queries": list(arguments["queries"])}
+    document = {**arguments, **given, "old": old, "new": new, "queries": list(arguments["queries"])}
     return programs.start("label-next", document=document, home=home, **output)
 
 

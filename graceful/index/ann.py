@@ -1,8 +1,9 @@
 """Approximate search in the files of an index, by faiss: flat, IVF or HNSW over the segments of a space. Driver.
 
-The structure that faiss searches is derived: it is built from segments, kept beside them under a digest, and built
-again where it is missing or damaged. Rows that were added since are searched exactly beside it, and rows that later
-segments took away are masked, so that commits need not wait for it. What it finds is scored again in double precision.
+The structure that faiss searches is derived: it is built from segments, kept under a digest beside them (of an index in
+a bucket: in the home of this machine), and built again where it is missing or damaged. Rows that were added since are
+searched exactly beside it, and rows that later segments took away are masked, so that commits need not wait for it.
+What it finds is scored again in double precision.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from graceful.index import exact
 from graceful.index.base import NOTHING, Hits
 from graceful.index.embedded import Cache, Embedded, EmbeddedView, Resolved
 from graceful.index.manifest import Manifest, Part
+from graceful.index.places import Place
 from graceful.storage import sha256_file, sha256_json, write_bytes, write_json
 
 FOLDER = "derived"
@@ -193,7 +195,7 @@ class FaissBackend(Embedded):
             key: value for key, value in vars(self.settings).items() if key not in ("probes", "beam", "exact_below")
         }
         content = {"of": [part.sha256 for part in parts], "options": made, "faiss": faiss.__version__}
-        return self.index / FOLDER / f"{sha256_json(content)}.faiss"
+        return self.place.scratch / FOLDER / f"{sha256_json(content)}.faiss"
 
     def _kept(self, path: Path) -> Any | None:
         """Return a structure that was built before; None where there is none, or its bytes are not those written."""
@@ -245,7 +247,7 @@ def _faiss() -> Any:
     return faiss
 
 
-def opened(folder: Path, options: Mapping[str, Any]) -> FaissBackend:
+def opened(place: Place, options: Mapping[str, Any]) -> FaissBackend:
     """Return the backend of an index.
 
     Raises:
@@ -255,4 +257,4 @@ def opened(folder: Path, options: Mapping[str, Any]) -> FaissBackend:
         _faiss()
     except ImportError as e:
         raise SpecError("index backend faiss: needs faiss; install graceful-ai[faiss], or use --backend exact") from e
-    return FaissBackend(index=folder, cache=Cache(), settings=Options.read(options))
+    return FaissBackend(place=place, cache=Cache(), settings=Options.read(options))

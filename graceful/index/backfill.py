@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from graceful.index.backfill_work import Reembed, Settings, Tell, Work, written_
 from graceful.index.base import Changes
 from graceful.index.gallery import Index
 from graceful.index.manifest import Manifest
+from graceful.index.places import Place
 
 PAUSE = "backfill.pause"
 """File that asks a backfill to stop."""
@@ -88,14 +88,13 @@ def run(
         DataError: Some ids have no items for the new model; all others are done.
         MovedError: The alias moved, or the backfill was rolled back, meanwhile.
     """
-    with _alone(index.folder, settings.shard):
-        with guarded(index.folder, "write"):
-            (index.folder / PAUSE).unlink(missing_ok=True)
+    with _alone(index.place, settings.shard):
+        index.place.remove(PAUSE)
         work = Work.begun(index, reembed, settings, tell)
         while len(left := work.left()):
             for start in range(0, len(left), settings.batch):
                 begun, now = time.monotonic(), Progress.of(index.head(), work.to, "paused")
-                if (index.folder / PAUSE).exists():
+                if index.place.exists(PAUSE):
                     return now
                 room = math.ceil(settings.stop_at * now.total) - now.done
                 if room <= 0:
@@ -111,18 +110,18 @@ def run(
         return Progress.of(index.head(), work.to, "moved" if moved else "stopped")
 
 
-def pause(folder: Path) -> None:
-    """Ask a backfill to stop after its present batch.
+def pause(index: Index) -> None:
+    """Ask a backfill, wherever it runs, to stop after its present batch.
 
     Raises:
-        StorageError: The folder cannot be written.
+        StorageError: The place of the index cannot be written.
     """
-    with guarded(folder, "write"):
-        (folder / PAUSE).touch()
+    index.place.create(PAUSE, b"")
 
 
-def is_running(folder: Path) -> bool:
-    """Return whether a process backfills an index on this machine."""
+def is_running(index: Index) -> bool:
+    """Return whether a process of this machine backfills an index."""
+    folder = index.place.scratch
     with guarded(folder, "read"):
         return any(locks.is_held(path) for path in folder.glob("backfill-*.lock"))
 
@@ -132,7 +131,7 @@ def progress(index: Index) -> Progress | None:
     head = index.head()
     if head.backfill is None:
         return None
-    state = "moved" if head.backfill["state"] == "moved" else "running" if is_running(index.folder) else "stopped"
+    state = "moved" if head.backfill["state"] == "moved" else "running" if is_running(index) else "stopped"
     return Progress.of(head, str(head.backfill["to"]), state)
 
 
@@ -148,7 +147,7 @@ def rollback(index: Index, *, reason: str = "", author: str = "") -> Manifest:
     def following(head: Manifest) -> tuple[Manifest, Changes]:
         if head.backfill is None:
             raise SpecError(
-                f"{index.folder}: no backfill was begun; `graceful index rollback {index.folder} --to N` brings an"
+                f"{index.place}: no backfill was begun; `graceful index rollback {index.place} --to N` brings an"
                 " earlier snapshot back"
             )
         to, old, view = str(head.backfill["to"]), str(head.backfill["from"]), index.view(head)
@@ -163,13 +162,13 @@ def rollback(index: Index, *, reason: str = "", author: str = "") -> Manifest:
 
 
 @contextmanager
-def _alone(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+def _alone(place: Place, shard: tuple[int, int]) -> Iterator[None]:
     """Keep a second process out of the same shard on this machine; elsewhere, commits keep it harmless."""
-    path = folder / f"backfill-{shard[0]}-of-{shard[1]}.lock"
+    path = place.scratch / f"backfill-{shard[0]}-of-{shard[1]}.lock"
     try:
         with locks.exclusive(path):
             yield
     except BlockingIOError:
         raise InfrastructureError(
-            f"{folder}: another process backfills it; wait for it, or end it with `graceful backfill pause {folder}`"
+            f"{place}: another process backfills it; wait for it, or end it with `graceful backfill pause {place}`"
         ) from None

@@ -110,8 +110,8 @@ class Work:
             to = str(head.backfill["to"])
             if head.spaces[to].fingerprint != space.fingerprint:
                 raise SpecError(
-                    f"{index.folder}: a backfill to {to} is under way; finish it, or take it back with `graceful"
-                    f" backfill rollback {index.folder}`"
+                    f"{index.place}: a backfill to {to} is under way; finish it, or take it back with `graceful"
+                    f" backfill rollback {index.place}`"
                 )
         to = head.named(space.fingerprint) or space.name
         old = head.serving if head.backfill is None else str(head.backfill["from"])
@@ -167,7 +167,7 @@ class Work:
         def following(head: Manifest) -> tuple[Manifest, Changes]:
             if not _is_open(head) or head.backfill is None or head.backfill["to"] != self.to:
                 raise MovedError(
-                    f"{self.index.folder}: the backfill to {self.to} was taken back meanwhile; nothing more is done"
+                    f"{self.index.place}: the backfill to {self.to} was taken back meanwhile; nothing more is done"
                 )
             view, upserts = self.index.view(head), []
             places = np.asarray(view.located(scaled.ids), dtype=np.str_)
@@ -216,7 +216,7 @@ class Work:
         """
         if self.missing:
             raise DataError(
-                f"{self.index.folder}: {len(self.missing)} ids have no item for {self.to}, e.g. {min(self.missing)!a};"
+                f"{self.index.place}: {len(self.missing)} ids have no item for {self.to}, e.g. {min(self.missing)!a};"
                 " all others are done, these keep their old vectors; give a source that has them, or delete them"
             )
 
@@ -227,7 +227,7 @@ class Work:
             MovedError: The alias is not where it was, or vectors of another model were added meanwhile.
             InfrastructureError, DataError: The check failed.
         """
-        head, folder = self.index.head(), self.index.folder
+        head, place = self.index.head(), self.index.place
         if head.count != head.counts.get(self.to, 0):
             return False
         if head.serving == self.to and not _is_open(head):
@@ -237,10 +237,10 @@ class Work:
         def following(newest: Manifest) -> tuple[Manifest, None]:
             if newest.serving not in (self.to, head.serving) or not _is_open(newest):
                 raise MovedError(
-                    f"{folder}: its alias moved to {newest.serving} meanwhile; see `graceful index status {folder}`"
+                    f"{place}: its alias moved to {newest.serving} meanwhile; see `graceful index status {place}`"
                 )
             if newest.count != newest.counts.get(self.to, 0):
-                raise MovedError(f"{folder}: vectors of another model were added meanwhile; run the same command again")
+                raise MovedError(f"{place}: vectors of another model were added meanwhile; run the same command again")
             state = {**(newest.backfill or {}), "state": "moved"}
             why = {"reason": self.settings.reason, "author": self.settings.author}
             return newest.after(action="move", serving=self.to, calibrations=(), backfill=state, **why), None
@@ -250,10 +250,10 @@ class Work:
 
     def _check(self, head: Manifest) -> None:
         """Refuse to move the alias to vectors that are not those of the new model."""
-        folder, view = self.index.folder, self.index.view(head)
+        place, view = self.index.place, self.index.view(head)
         problems = self.index.backend.verify(head)
         if problems:
-            raise InfrastructureError(f"{folder}: the alias was not moved, {problems[0]}")
+            raise InfrastructureError(f"{place}: the alias was not moved, {problems[0]}")
         since = written_since(self.index, head)
         ids = np.asarray([name for name in view.ids(self.to).tolist() if name not in since], dtype=np.str_)
         sample = np.random.default_rng(self.settings.seed).permutation(ids)[:CHECKED]
@@ -265,7 +265,7 @@ class Work:
         bad = made.ids[agreement < AGREES]
         if len(bad):
             raise DataError(
-                f"{folder}: the alias was not moved, {self.to} gives another vector for {str(bad[0])!a} than is stored;"
+                f"{place}: the alias was not moved, {self.to} gives another vector for {str(bad[0])!a} than is stored;"
                 " if its data changed, add it again with --replace, else take the backfill back"
             )
 
@@ -314,9 +314,9 @@ def _opened(index: Index, head: Manifest, space: Space, settings: Settings) -> M
     """Return the manifest with which a backfill begins."""
     name = head.named(space.fingerprint) or space.name
     if head.spaces.get(name, space).fingerprint != space.fingerprint:
-        raise SpecError(f"{index.folder}: has another space called {name}; name the new one differently")
+        raise SpecError(f"{index.place}: has another space called {name}; name the new one differently")
     if _is_open(head):
-        raise MovedError(f"{index.folder}: another backfill was begun meanwhile; run the same command again")
+        raise MovedError(f"{index.place}: another backfill was begun meanwhile; run the same command again")
     others = {other: count for other, count in head.counts.items() if other != name}
     old = head.serving if head.serving != name else max(others, key=lambda other: others[other])
     state: dict[str, Any] = {"to": name, "from": old, "begun": head.number, "state": "running", "order": settings.order}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from graceful.index import exact as truth
 from graceful.index import segments
 from graceful.index.base import Changes, Hits
 from graceful.index.manifest import Manifest, Part
+from graceful.index.places import Place
 from graceful.index.vectors import Vectors
 
 
@@ -106,7 +106,7 @@ class Cache:
     opened: tuple[Part, ...] = ()
     words: dict[str, int] = field(default_factory=dict)
 
-    def contents(self, index: Path, parts: tuple[Part, ...]) -> tuple[Vectors, ...]:
+    def contents(self, place: Place, parts: tuple[Part, ...]) -> tuple[Vectors, ...]:
         """Return what segments hold.
 
         Raises:
@@ -114,7 +114,7 @@ class Cache:
         """
         for part in parts:
             if part.sha256 not in self.segments:
-                self.segments[part.sha256] = segments.read(index, part)
+                self.segments[part.sha256] = segments.read(place, part)
         return tuple(self.segments[part.sha256] for part in parts)
 
     def last(self, parts: tuple[Part, ...], contents: tuple[Vectors, ...]) -> dict[str, int]:
@@ -134,11 +134,11 @@ class Embedded:
     """Files of the index and exact search.
 
     Attributes:
-        index: Folder of the index.
+        place: Of the index.
         cache: What was read; segments never change.
     """
 
-    index: Path
+    place: Place
     kind: str = "exact"
     cache: Cache = field(default_factory=Cache, repr=False, compare=False)
 
@@ -151,17 +151,17 @@ class Embedded:
         parts = list(head.parts)
         if len(changes.deleted):
             nothing = np.zeros((len(changes.deleted), 0), dtype=np.float32)
-            parts.append(segments.write(self.index, Vectors(ids=changes.deleted, vectors=nothing), space=""))
+            parts.append(segments.write(self.place, Vectors(ids=changes.deleted, vectors=nothing), space=""))
         for space, vectors in changes.upserts.items():
             if len(vectors):
-                parts.append(segments.write(self.index, vectors, space=space))
+                parts.append(segments.write(self.place, vectors, space=space))
         return tuple(parts)
 
     def compacted(self, head: Manifest) -> tuple[Part, ...]:
         """Write one segment for each space of what counts in a snapshot, and return these parts."""
         view = self.view(head)
         return tuple(
-            segments.write(self.index, view.read(name), space=name) for name in head.spaces if view.count(name)
+            segments.write(self.place, view.read(name), space=name) for name in head.spaces if view.count(name)
         )
 
     def revert(self, head: Manifest, target: Manifest) -> tuple[Part, ...]:
@@ -170,12 +170,12 @@ class Embedded:
 
     def view(self, manifest: Manifest) -> EmbeddedView:
         """Open a snapshot."""
-        contents = self.cache.contents(self.index, manifest.parts)
+        contents = self.cache.contents(self.place, manifest.parts)
         return EmbeddedView(manifest, contents, self.cache.last(manifest.parts, contents))
 
     def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
         """Return the ids whose vectors were written by the commits between two snapshots."""
-        added = self.cache.contents(self.index, after.parts[len(before.parts) :])
+        added = self.cache.contents(self.place, after.parts[len(before.parts) :])
         return np.unique(np.concatenate([np.zeros(0, dtype="U1"), *(content.ids for content in added)]))
 
     def verify(self, manifest: Manifest) -> list[str]:
@@ -183,7 +183,7 @@ class Embedded:
         problems = []
         for part in manifest.parts:
             try:
-                content = segments.read(self.index, part)
+                content = segments.read(self.place, part, again=True)
             except GracefulError as e:
                 problems.append(e.message)
                 continue

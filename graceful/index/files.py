@@ -1,7 +1,8 @@
 """Files of vectors: .npz and .parquet, written by `graceful index embed` or by anybody else. Driver.
 
 An .npz has the arrays `ids` [N] and `vectors` [N, d]; a .parquet the columns `id` and `vector` (a list of numbers).
-Everything else in them is payload. A file that graceful wrote says of which space it is; others need its name.
+Everything else in them is payload. They are read from this machine or from a bucket. A file that graceful wrote says of
+which space it is; others need its name.
 """
 
 from __future__ import annotations
@@ -15,41 +16,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graceful import addresses
 from graceful.errors import DataError, SpecError, one_line
 from graceful.files import guarded, replacing
 from graceful.index.space import Space
 from graceful.index.vectors import Vectors
+from graceful.storage import cached_file, object_cache
 from graceful.storage.arrays import read_header
+from graceful.storage.conditional import look_up
 
 LARGEST = 64 * 2**30
 """Bytes that the arrays of one file may take."""
 _SPACE = "graceful.space"
 
 
-def read(path: Path) -> tuple[Vectors, Space | None]:
+def read(where: str | Path) -> tuple[Vectors, Space | None]:
     """Return the vectors of a file, and of which space it says they are.
+
+    Args:
+        where: Its path, or s3://bucket/key.
 
     Raises:
         SpecError: Neither .npz nor .parquet.
         DataError: It is no such file, or has no ids or vectors.
         StorageError: It cannot be read.
     """
-    if path.suffix not in (".npz", ".parquet"):
-        raise SpecError(f"{path}: must be a file of vectors, .npz or .parquet")
-    if not path.exists():
-        raise DataError(f"{path}: no such file of vectors; check the path")
-    columns, written = _parquet(path) if path.suffix == ".parquet" else _npz(path)
-    ids, vectors = ("id", "vector") if path.suffix == ".parquet" else ("ids", "vectors")
+    suffix = Path(where).suffix
+    if suffix not in (".npz", ".parquet"):
+        raise SpecError(f"{where}: must be a file of vectors, .npz or .parquet")
+    path = _local(where)
+    columns, written = _parquet(path, where) if suffix == ".parquet" else _npz(path, where)
+    ids, vectors = ("id", "vector") if suffix == ".parquet" else ("ids", "vectors")
     missing = [name for name in (ids, vectors) if name not in columns]
     if missing:
-        raise DataError(f"{path}: has no {missing[0]}; it has {', '.join(sorted(columns)) or 'nothing'}")
+        raise DataError(f"{where}: has no {missing[0]}; it has {', '.join(sorted(columns)) or 'nothing'}")
     found = Vectors(ids=_texts(columns.pop(ids)), vectors=columns.pop(vectors), payload=columns)
     if not written:
         return found, None
     try:
-        return found, Space.read(json.loads(written), where=str(path))
+        return found, Space.read(json.loads(written), where=str(where))
     except (ValueError, AttributeError) as e:
-        raise DataError(f"{path}: {_SPACE} is not a description of a space ({one_line(e):.100}); write it again") from e
+        problem = f"{_SPACE} is not a description of a space ({one_line(e):.100})"
+        raise DataError(f"{where}: {problem}; write it again") from e
 
 
 def write(path: Path, vectors: Vectors, space: Space) -> None:
@@ -76,12 +84,28 @@ def write(path: Path, vectors: Vectors, space: Space) -> None:
             parquet.write_table(table.replace_schema_metadata({_SPACE: document}), file)
 
 
+def _local(where: str | Path) -> Path:
+    """Return the path of a file, or of the copy on this machine of an object.
+
+    Raises:
+        DataError: There is none.
+    """
+    if isinstance(where, str) and addresses.is_remote(where):
+        stored = look_up(where)
+        if stored is None:
+            raise DataError(f"{where}: no such object; check the address")
+        return cached_file(stored, object_cache())
+    if not Path(where).exists():
+        raise DataError(f"{where}: no such file of vectors; check the path")
+    return Path(where)
+
+
 def _texts(ids: NDArray[Any]) -> NDArray[Any]:
     """Return ids as texts where they are whole numbers."""
     return ids.astype(np.str_) if ids.dtype.kind in "iu" else ids
 
 
-def _npz(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
+def _npz(path: Path, where: str | Path) -> tuple[dict[str, NDArray[Any]], str]:
     try:
         with guarded(path, "read"), zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
@@ -95,13 +119,13 @@ def _npz(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
         with guarded(path, "read"), np.load(path, allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
     except (ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: no archive of arrays ({one_line(e):.200}); write it with numpy.savez") from e
+        raise DataError(f"{where}: no archive of arrays ({one_line(e):.200}); write it with numpy.savez") from e
     written = columns.pop(_SPACE, None)
     return columns, "" if written is None else str(written.reshape(-1)[0] if written.size else "")
 
 
-def _parquet(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
-    pa, parquet = _pyarrow(path)
+def _parquet(path: Path, where: str | Path) -> tuple[dict[str, NDArray[Any]], str]:
+    pa, parquet = _pyarrow(where)
     try:
         with guarded(path, "read"):
             os.stat(path)
@@ -118,7 +142,7 @@ def _parquet(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
                 values = column.to_numpy(zero_copy_only=False)
                 columns[name] = values.astype(np.str_) if values.dtype.hasobject and _all_text(values) else values
     except (pa.ArrowException, ValueError, TypeError) as e:
-        raise DataError(f"{path}: no Parquet file of vectors ({one_line(e):.200})") from e
+        raise DataError(f"{where}: no Parquet file of vectors ({one_line(e):.200})") from e
     return columns, metadata.get(_SPACE.encode(), b"").decode(errors="replace")
 
 
@@ -135,10 +159,10 @@ def _all_text(values: NDArray[Any]) -> bool:
     return all(isinstance(value, str) for value in values.tolist())
 
 
-def _pyarrow(path: Path) -> tuple[Any, Any]:
+def _pyarrow(where: str | Path) -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as e:
-        raise SpecError(f"{path}: Parquet files need pyarrow; install graceful-ai[table], or give an .npz file") from e
+        raise SpecError(f"{where}: Parquet files need pyarrow; install graceful-ai[table], or give an .npz file") from e
     return pyarrow, parquet

@@ -21,6 +21,7 @@ from graceful.index import registry, searching
 from graceful.index.base import Backend, Changes, Hits, View
 from graceful.index.log import Log, MovedError
 from graceful.index.manifest import Manifest
+from graceful.index.places import Place, at
 from graceful.index.space import Space
 from graceful.index.vectors import PAYLOAD_KINDS, Vectors
 
@@ -34,15 +35,15 @@ Next = Callable[[Manifest], tuple[Manifest, Changes | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """A gallery on disk.
+    """A gallery in a folder or a bucket.
 
     Attributes:
-        folder: Of the index.
+        place: Where it lies.
         log: Its commits.
         backend: What stores and searches its vectors.
     """
 
-    folder: Path
+    place: Place
     log: Log
     backend: Backend
 
@@ -51,7 +52,7 @@ class Index:
     @classmethod
     def create(
         cls,
-        folder: str | Path,
+        where: str | Path | Place,
         vectors: Vectors,
         space: Space,
         *,
@@ -66,14 +67,14 @@ class Index:
             SpecError: There is an index already, or no such backend.
             DataError: The vectors are not fit to be stored, see `Vectors.checked`.
         """
-        path = Path(folder)
-        log = Log(path)
+        place = at(where)
+        log = Log(place)
+        opened = registry.opened(backend, place, options or {})
         if log.numbers():
             raise SpecError(
-                f"{path}: holds an index; add to it with `graceful index add {path}`, or name another folder"
+                f"{place}: holds an index; add to it with `graceful index add {place}`, or name another place"
             )
         checked = vectors.checked(dimension=space.dimension, where=f"space {space.name}")
-        opened = registry.opened(backend, path, options or {})
         empty = Manifest(
             number=0,
             time=time.time(),
@@ -89,20 +90,21 @@ class Index:
         )
         parts = opened.stage(empty, Changes(upserts={space.name: checked}))
         log.commit(replace(empty, number=1, parts=parts, counts={space.name: len(checked)}))
-        return cls(folder=path, log=log, backend=opened)
+        return cls(place=place, log=log, backend=opened)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
-        """Open an index.
+    def open(cls, where: str | Path | Place) -> Self:
+        """Open an index: a folder, or s3://bucket/prefix.
 
         Raises:
+            SpecError: An address that is neither.
             DataError: There is none, or it is of a later format.
             IntegrityError: Its manifest was altered.
         """
-        path = Path(folder)
-        log = Log(path)
+        place = at(where)
+        log = Log(place)
         head = log.head()
-        return cls(folder=path, log=log, backend=registry.opened(head.backend, path, head.options))
+        return cls(place=place, log=log, backend=registry.opened(head.backend, place, head.options))
 
     def head(self) -> Manifest:
         """Return the newest snapshot."""
@@ -169,7 +171,7 @@ class Index:
             known = [place for place in zip(checked.ids, self.view(head).located(checked.ids), strict=True) if place[1]]
             if known and not replacing:
                 raise SpecError(
-                    f"{self.folder}: has {len(known)} of these ids, e.g. {str(known[0][0])!a}; write --replace to give"
+                    f"{self.place}: has {len(known)} of these ids, e.g. {str(known[0][0])!a}; write --replace to give"
                     " them the new vectors, or leave them out"
                 )
             changed = head.after(action="add", reason=reason, author=author, spaces=spaces)
@@ -183,7 +185,7 @@ class Index:
         expected = head.spaces[head.writes]
         if name != head.writes and not mixed:
             raise SpecError(
-                f"{self.folder}: takes vectors of {expected.name} (fingerprint {expected.fingerprint[:12]}), these are"
+                f"{self.place}: takes vectors of {expected.name} (fingerprint {expected.fingerprint[:12]}), these are"
                 f" of {space.name} ({space.fingerprint[:12]}); embed them with {expected.name}, or write --mixed to"
                 " keep both"
             )
@@ -191,7 +193,7 @@ class Index:
             return name, head.spaces
         if space.name in head.spaces:
             raise SpecError(
-                f"{self.folder}: has another space called {space.name} (fingerprint"
+                f"{self.place}: has another space called {space.name} (fingerprint"
                 f" {head.spaces[space.name].fingerprint[:12]}, not {space.fingerprint[:12]}); choose another"
                 " name for this one"
             )
@@ -208,7 +210,7 @@ class Index:
             missing = [name for name, at in zip(ids, self.view(head).located(ids), strict=True) if not at]
             if missing:
                 raise SpecError(
-                    f"{self.folder}: has no id {str(missing[0])!a}; {len(missing)} of {len(ids)} are missing"
+                    f"{self.place}: has no id {str(missing[0])!a}; {len(missing)} of {len(ids)} are missing"
                 )
             return head.after(action="delete", reason=reason, author=author), Changes(deleted=np.unique(ids))
 
@@ -228,10 +230,10 @@ class Index:
         """
 
         def following(head: Manifest) -> tuple[Manifest, None]:
-            target = searching.require_space(head, gallery, where=self.folder)
+            target = searching.require_space(head, gallery, where=self.place)
             if query.dimension != target.dimension:
                 raise SpecError(
-                    f"{self.folder}: queries of {query.name} have {query.dimension} numbers, vectors of {gallery}"
+                    f"{self.place}: queries of {query.name} have {query.dimension} numbers, vectors of {gallery}"
                     f" {target.dimension}; they cannot be compared without an adapter"
                 )
             name, spaces = self._space(head, query, mixed=True)
@@ -290,7 +292,7 @@ class Index:
             DataError: Queries of another length, or with NaN or zeros.
         """
         head = manifest or self.head()
-        return searching.search(self.backend.view(head), head, queries, k=k, where=str(self.folder))
+        return searching.search(self.backend.view(head), head, queries, k=k, where=str(self.place))
 
 
 def _require_payload(vectors: Vectors, head: Manifest) -> None:

@@ -1,21 +1,17 @@
 """The commits of an index: numbered manifests, each of which can be written once. Driver.
 
-Whoever makes the file of the next number has committed; whoever comes second finds it there. That one step of the file
-system (link) is the compare-and-set, and needs neither a lock nor a server.
+Whoever makes the file of the next number has committed; whoever comes second finds it there. That one step of the place
+(`Place.create`) is the compare-and-set, and needs no lock.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from graceful.errors import DataError, InfrastructureError
-from graceful.files import flush_folder, guarded
+from graceful.errors import DataError, InfrastructureError, StorageError
 from graceful.index.manifest import Manifest
+from graceful.index.places import Place
 
 FOLDER = "manifests"
 _NAME = re.compile(r"([0-9]{8})\.json")
@@ -30,24 +26,14 @@ class Log:
     """The manifests of an index.
 
     Attributes:
-        index: Its folder.
+        place: Where it lies.
     """
 
-    index: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where manifests are."""
-        return self.index / FOLDER
+    place: Place
 
     def numbers(self) -> list[int]:
         """Return the numbers of all snapshots, ascending; empty: there is no index."""
-        with guarded(self.folder, "read"):
-            try:
-                names = os.listdir(self.folder)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self.place.names(FOLDER)) if match)
 
     def head(self) -> Manifest:
         """Return the newest snapshot.
@@ -58,7 +44,7 @@ class Log:
         """
         numbers = self.numbers()
         if not numbers:
-            raise DataError(f"{self.index}: holds no index; make one with `graceful index build {self.index}`")
+            raise DataError(f"{self.place}: holds no index; make one with `graceful index build {self.place}`")
         return self.read(numbers[-1])
 
     def read(self, number: int) -> Manifest:
@@ -68,44 +54,31 @@ class Log:
             DataError: There is none of that number.
             IntegrityError: Its manifest was altered.
         """
-        path = self._path(number)
-        with guarded(path, "read"):
-            try:
-                text = path.read_text(encoding="utf-8", errors="replace")
-            except FileNotFoundError:
-                known = self.numbers()
-                span = f"{known[0]} to {known[-1]}" if known else "none"
-                raise DataError(f"{self.index}: has no snapshot {number}; it has {span}") from None
-        return Manifest.loads(text, where=str(path))
+        name = _name(number)
+        try:
+            data = self.place.read(name)
+        except StorageError:
+            known = self.numbers()
+            if number in known:
+                raise
+            span = f"{known[0]} to {known[-1]}" if known else "none"
+            raise DataError(f"{self.place}: has no snapshot {number}; it has {span}") from None
+        return Manifest.loads(data.decode("utf-8", errors="replace"), where=f"{self.place}/{name}")
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Make a manifest the newest one, if its number is still free.
 
         Raises:
             MovedError: Another writer was faster.
-            StorageError: The disk is full, or refuses.
+            StorageError: The disk is full, or the place refuses.
         """
-        path = self._path(manifest.number)
-        with guarded(path, "write"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.", suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(manifest.dumps())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(name, 0o644)
-                os.link(name, path)
-            except FileExistsError:
-                raise MovedError(
-                    f"{self.index}: another writer committed snapshot {manifest.number} meanwhile; run the same command"
-                    " again"
-                ) from None
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(name)
-            flush_folder(self.folder)
+        if not self.place.create(_name(manifest.number), manifest.dumps().encode()):
+            raise MovedError(
+                f"{self.place}: another writer committed snapshot {manifest.number} meanwhile; run the same command"
+                " again"
+            )
         return manifest
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.json"
+
+def _name(number: int) -> str:
+    return f"{FOLDER}/{number:08d}.json"

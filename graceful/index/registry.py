@@ -9,35 +9,50 @@ from typing import Any
 
 from graceful.errors import SpecError
 from graceful.index.base import Backend
+from graceful.index.places import Folder, Place
 
 
-def _exact(folder: Path, options: Mapping[str, Any]) -> Backend:
+def _exact(place: Place, options: Mapping[str, Any]) -> Backend:
     from graceful.index.embedded import Embedded
 
     if options:
         raise SpecError(f"index backend exact: has no options, got {', '.join(sorted(options))}; leave them out")
-    return Embedded(index=folder)
+    return Embedded(place=place)
 
 
-def _faiss(folder: Path, options: Mapping[str, Any]) -> Backend:
+def _faiss(place: Place, options: Mapping[str, Any]) -> Backend:
     from graceful.index import ann
 
-    return ann.opened(folder, options)
+    return ann.opened(place, options)
 
 
-def _pgvector(folder: Path, options: Mapping[str, Any]) -> Backend:
+def _pgvector(place: Place, options: Mapping[str, Any]) -> Backend:
     from graceful.index import postgres
 
-    return postgres.opened(folder, options)
+    return postgres.opened(_folder(place, "pgvector"), options)
 
 
-def _qdrant(folder: Path, options: Mapping[str, Any]) -> Backend:
+def _qdrant(place: Place, options: Mapping[str, Any]) -> Backend:
     from graceful.index import qdrant
 
-    return qdrant.opened(folder, options)
+    return qdrant.opened(_folder(place, "qdrant"), options)
 
 
-KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {
+def _folder(place: Place, kind: str) -> Path:
+    """Return the folder of an index whose backend keeps other writers out by a lock file.
+
+    Raises:
+        SpecError: It is in a bucket, which has no locks.
+    """
+    if not isinstance(place, Folder):
+        raise SpecError(
+            f"index {place}: backend {kind} keeps a second writer out by a lock file, and a bucket has none; name a"
+            " folder, or use --backend exact or faiss"
+        )
+    return place.path
+
+
+KINDS: Mapping[str, Callable[[Place, Mapping[str, Any]], Backend]] = {
     "exact": _exact,
     "faiss": _faiss,
     "pgvector": _pgvector,
@@ -45,7 +60,7 @@ KINDS: Mapping[str, Callable[[Path, Mapping[str, Any]], Backend]] = {
 }
 
 
-def opened(kind: str, folder: Path, options: Mapping[str, Any]) -> Backend:
+def opened(kind: str, place: Place, options: Mapping[str, Any]) -> Backend:
     """Open the backend of an index.
 
     Raises:
@@ -53,7 +68,7 @@ def opened(kind: str, folder: Path, options: Mapping[str, Any]) -> Backend:
     """
     if kind not in KINDS:
         raise SpecError(f"index backend {kind!r}: must be one of {', '.join(KINDS)}")
-    return KINDS[kind](folder, options)
+    return KINDS[kind](place, options)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ second copy.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,24 @@ from safetensors.numpy import load, save
 
 from graceful.errors import IntegrityError
 from graceful.index.manifest import Part
+from graceful.index.places import Place
 from graceful.index.vectors import Vectors
-from graceful.storage import read_bytes, write_bytes
 
 FOLDER = "segments"
 _IDS, _VECTORS, _PAYLOAD = "ids", "vectors", "payload."
 _BYTES, _ENDS = ".bytes", ".ends"
 
 
-def write(index: Path, vectors: Vectors, *, space: str) -> Part:
+def write(place: Place, vectors: Vectors, *, space: str) -> Part:
     """Write vectors as a segment.
 
     Args:
-        index: Folder of the index.
+        place: Of the index.
         vectors: Of one space; without columns where ids are deleted.
         space: Its name; empty: the ids are deleted.
 
     Raises:
-        StorageError: The disk is full, or refuses.
+        StorageError: The disk is full, or the place refuses.
     """
     arrays: dict[str, NDArray[Any]] = {_VECTORS: np.ascontiguousarray(vectors.vectors), **_packed(_IDS, vectors.ids)}
     for name, column in vectors.payload.items():
@@ -43,21 +42,23 @@ def write(index: Path, vectors: Vectors, *, space: str) -> Part:
     data = save(arrays, metadata={"space": space})
     digest = hashlib.sha256(data).hexdigest()
     file = f"{FOLDER}/{digest}.safetensors"
-    path = index / file
-    if not path.exists() or path.stat().st_size != len(data):
-        write_bytes(path, data)
+    place.write(file, data)
     return Part(file=file, sha256=digest, space=space, rows=len(vectors), bytes=len(data))
 
 
-def read(index: Path, part: Part) -> Vectors:
+def read(place: Place, part: Part, *, again: bool = False) -> Vectors:
     """Return what a segment holds.
+
+    Args:
+        place: Of the index.
+        part: Which segment.
+        again: Read the place itself, although this machine may have a copy.
 
     Raises:
         IntegrityError: Its bytes have another digest.
         StorageError: It cannot be read.
     """
-    path = index / part.file
-    data = read_bytes(path)
+    path, data = f"{place}/{part.file}", place.read(part.file, sha256=None if again else part.sha256)
     digest = hashlib.sha256(data).hexdigest()
     if digest != part.sha256:
         raise IntegrityError(

@@ -10,7 +10,7 @@ from graceful import homes
 from graceful.errors import IntegrityError
 from graceful.files import mark_used
 from graceful.storage.local import sha256_json, write_bytes, write_text
-from graceful.storage.objects import StoredObject, read_listed
+from graceful.storage.objects import StoredObject, read_listed, read_object
 
 
 def read_cached(stored: StoredObject, cache: Path) -> bytes:
@@ -46,6 +46,37 @@ def cached_file(stored: StoredObject, cache: Path) -> Path:
     read_cached(stored, cache)
     name = _cache_name(stored)
     return cache / name[:2] / name
+
+
+def read_by_digest(uri: str, sha256: str, cache: Path) -> bytes:
+    """Return the bytes of an object whose digest is known, from the cache where they are there.
+
+    Bytes with another digest are returned as they are and not kept: whoever knows the digest also knows what to say.
+
+    Raises:
+        StorageError: Unreachable, refused, no such object, or the disk is full.
+    """
+    path = cache / sha256[:2] / sha256
+    with suppress(FileNotFoundError):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            mark_used(path.with_name(f"{sha256}.sha256"))
+            return data
+    data = read_object(uri)
+    if hashlib.sha256(data).hexdigest() == sha256:
+        keep(data, cache)
+    return data
+
+
+def keep(data: bytes, cache: Path) -> None:
+    """Write bytes into the cache, where `read_by_digest` finds them.
+
+    Raises:
+        StorageError: The disk is full, or refuses.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    write_bytes(cache / digest[:2] / digest, data)
+    write_text(cache / digest[:2] / f"{digest}.sha256", digest)
 
 
 def _cache_name(stored: StoredObject) -> str:

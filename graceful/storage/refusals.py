@@ -12,7 +12,16 @@ from typing import Any
 from graceful import redact
 from graceful.errors import StorageError
 
-PASSING_CODES = frozenset({"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"})
+PASSING_CODES = frozenset(
+    {
+        "ConditionalRequestConflict",
+        "InternalError",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+    }
+)
 LASTING_STATUS = frozenset({501, 505, 507})
 """Server errors that waiting does not cure: not implemented, disk full, version not supported."""
 _ADDRESS = "check AWS_ENDPOINT_URL and AWS_REGION"

@@ -15,6 +15,7 @@ import pytest
 from graceful.errors import InfrastructureError, SpecError
 from graceful.index import Index, Space, Vectors, exact, registry
 from graceful.index.base import Changes
+from graceful.index.places import Folder
 from graceful.index.postgres import PostgresBackend
 
 SPACES = {name: Space.declared(name, 16) for name in ("old", "new")}
@@ -230,7 +231,7 @@ def test_a_qdrant_that_cannot_be_reached_is_one_line(
 )
 def test_options_of_a_graph_in_postgres_are_refused_in_one_line(options: dict[str, str], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        registry.opened("pgvector", Path("nowhere"), options)
+        registry.opened("pgvector", Folder(Path("nowhere")), options)
 
 
 def test_a_graph_in_postgres_is_searched_and_finds_what_little_is_left(

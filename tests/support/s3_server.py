@@ -63,6 +63,13 @@ def serving(*, signed: bool = True) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def unsigned() -> Iterator[str]:
+    """moto's server without a look at signatures, so that a proxy may change requests; yields its address."""
+    with _moto(signed=False) as (endpoint, key, secret), environment(variables(endpoint, key, secret)):
+        yield endpoint
+
+
+@contextlib.contextmanager
 def _moto(*, signed: bool) -> Iterator[tuple[str, str, str]]:
     """Serve S3 from this process; yields its address, and the keys of a user that may do everything.
 
@@ -162,17 +169,29 @@ class BadRoad:
         error: Chance that a request is answered with 500 and never reaches the server.
         cut: Chance that the body of an answer ends in the middle.
         pause: Seconds between two pieces of a body.
+        lost: Chance that a write reaches the server and the connection ends before its answer.
+        without: Name of a header that is not forwarded.
         most: Faults in all; afterwards the road is good.
     """
 
     def __init__(
-        self, target: str, *, error: float = 0, cut: float = 0, pause: float = 0, most: int = 1000, seed: int = 0
+        self,
+        target: str,
+        *,
+        error: float = 0,
+        cut: float = 0,
+        pause: float = 0,
+        lost: float = 0,
+        without: str = "",
+        most: int = 1000,
+        seed: int = 0,
     ) -> None:
         self.met: Counter[str] = Counter()
         self.seen: list[str] = []
         self.closed = False
         self._host, self._chance, self._lock = urlsplit(target).netloc, random.Random(seed), threading.Lock()
         self._error, self._cut, self._pause, self._most = error, cut, pause, most
+        self._lost, self._without = lost, without.lower()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -215,9 +234,14 @@ class BadRoad:
         server = http.client.HTTPConnection(self._host, timeout=60)
         server.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
         for name, value in request.headers.items():
-            server.putheader(name, value)
+            if name.lower() != self._without:
+                server.putheader(name, value)
         server.endheaders(body)
         answer = server.getresponse()
+        if request.command == "PUT" and self._strikes("lost", self._lost):
+            request.close_connection = True
+            request.connection.shutdown(socket.SHUT_RDWR)
+            return
         self._answer(request, answer, answer.read())
         server.close()
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graceful.errors import DataError, GracefulError, IntegrityError, SpecError
+from graceful.errors import DataError, SpecError
 from graceful.index import Index, Space, Vectors, exact, files
-from graceful.index.log import MovedError
 from graceful.metrics.retrieval import normalised
 from graceful.programs.indexing import program
 
@@ -52,30 +51,6 @@ def test_exact_search_is_the_definition(count: int, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(hits.scores[:, :kept], scores)
     assert (hits.ids[:, kept:] == "").all()
     assert np.isneginf(hits.scores[:, kept:]).all()
-
-
-def test_every_change_is_a_snapshot_that_can_be_brought_back(tmp_path: Path) -> None:
-    index = Index.create(tmp_path / "index", vectors(), OLD, reason="first")
-    first = index.view()
-    index.add(vectors(5, prefix="y", seed=2), OLD)
-    index.add(vectors(3, seed=9), OLD, replacing=True)  # x000 to x002 anew
-    index.delete(np.asarray(["x003", "y001"]))
-    head = index.head()
-    assert (head.number, head.count, head.payload) == (4, 43, {"label": "text", "shelf": "integer"})
-    assert first.count("minilm") == 40, "a view is one snapshot"
-    view = index.view()
-    assert view.located(np.asarray(["x000", "x003", "y000"])) == ["minilm", "", "minilm"]
-    expected = vectors(3, seed=9).checked(dimension=8, where="here")
-    assert np.array_equal(view.read("minilm", expected.ids).vectors, expected.vectors)
-    assert view.read("minilm", np.asarray(["y000"])).payload["label"].tolist() == ["y000"]
-    query = vectors(1, seed=9).vectors
-    assert index.search({"minilm": query}, k=1).ids.tolist() == [["x000"]]
-    assert index.rollback(2).number == 5
-    again = Index.open(tmp_path / "index")
-    assert again.head().content == 2
-    assert again.view().ids("minilm").tolist() == index.view(index.log.read(2)).ids("minilm").tolist()
-    assert again.search({"minilm": query}, k=1).ids.tolist() != [["x000"]]
-    assert [again.backend.verify(again.log.read(number)) for number in again.log.numbers()] == [[]] * 5
 
 
 def test_two_models_of_one_dimension_are_never_mixed_unnoticed(tmp_path: Path) -> None:
@@ -124,38 +99,6 @@ def test_vectors_that_are_not_fit_are_refused_whole(kind: str, message: str, tmp
         Index.create(tmp_path / "index", broken(kind), OLD)
     with pytest.raises(DataError, match="holds no index"):
         Index.open(tmp_path / "index")
-
-
-def test_a_second_writer_adds_to_what_the_first_one_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = Index.create(tmp_path / "index", vectors(), OLD)
-    other = Index.open(tmp_path / "index")
-    stage = type(index.backend).stage
-
-    def slow(self: Any, head: Any, changes: Any) -> Any:
-        monkeypatch.setattr(type(index.backend), "stage", stage)
-        other.add(vectors(2, prefix="y"), OLD)  # meanwhile
-        return stage(self, head, changes)
-
-    monkeypatch.setattr(type(index.backend), "stage", slow)
-    assert index.add(vectors(2, prefix="z"), OLD).counts == {"minilm": 44}
-    assert index.view().located(np.asarray(["y000", "z000"])) == ["minilm", "minilm"]
-    with pytest.raises(MovedError, match="another writer committed snapshot 3 meanwhile"):
-        index.log.commit(replace(index.log.read(2), number=3))
-
-
-@pytest.mark.parametrize("kind", ["segment", "manifest", "later"])
-def test_an_altered_index_is_refused(kind: str, tmp_path: Path) -> None:
-    index = Index.create(tmp_path / "index", vectors(), OLD)
-    path = index.folder / (index.head().parts[0].file if kind == "segment" else "manifests/00000001.json")
-    data = bytearray(path.read_bytes())
-    data[-9] ^= 1
-    if kind == "later":
-        data = bytearray(json.dumps({**json.loads(path.read_text()), "format": 2}).encode())
-    path.write_bytes(data)
-    with pytest.raises(GracefulError) as caught:
-        Index.open(index.folder).view()
-    assert isinstance(caught.value, DataError if kind == "later" else IntegrityError)
-    assert {"segment": "SHA-256", "manifest": "manifest", "later": "of format 2"}[kind] in caught.value.message
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])

@@ -46,14 +46,12 @@ def planned(
     to = head.named(reembed.space.fingerprint) or reembed.space.name
     left = {name: count for name, count in head.counts.items() if name != to and count}
     if not left:
-        raise SpecError(f"{index.folder}: all vectors are of {to}; there is nothing to backfill")
+        raise SpecError(f"{index.place}: all vectors are of {to}; there is nothing to backfill")
     source = max(left, key=lambda name: left[name])
     old = _sampled(index, head, source, sample, settings.seed)
     new, seconds = _embedded(reembed, old)
     if len(new) < 3:
-        raise SpecError(
-            f"{index.folder}: {to} has items for {len(new)} of {len(old)} ids; give the split that has them"
-        )
+        raise SpecError(f"{index.place}: {to} has items for {len(new)} of {len(old)} ids; give the split that has them")
     measured = None if isinstance(reembed, FileVectors) or seconds <= 0 else (len(new) - WARM) / seconds
     rate = min((value for value in (measured, settings.rate) if value), default=None)
     count = sum(left.values())

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graceful import addresses
 from graceful.errors import DataError, SpecError, one_line
-from graceful.files import guarded
 from graceful.index import Index, backfill
 from graceful.index.backfill import Progress
 from graceful.index.backfill_work import Settings
 from graceful.index.order import ORDERS
+from graceful.index.places import Bucket
 from graceful.programs.indexing import reembed
 from graceful.programs.indexing.program import Done
 from graceful.programs.indexing.source import Source
+from graceful.storage import read_bytes, read_object
 
 EVERY = 5.0
 """Seconds between two lines of progress."""
@@ -33,7 +35,7 @@ class Action:
 
     Attributes:
         action: plan, run, pause, status or rollback.
-        index: Folder of the index.
+        index: Folder of the index, or s3://bucket/prefix.
         source: The new model.
         order: random, distance, uncertainty or traffic.
         seed: Of the order.
@@ -47,6 +49,7 @@ class Action:
         currency: Of the price.
         reason: Why.
         author: Who.
+        run_id: Of a job, under which copies of its log are kept; empty: it is none.
     """
 
     action: str
@@ -64,6 +67,7 @@ class Action:
     currency: str = ""
     reason: str = ""
     author: str = ""
+    run_id: str = ""
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Action:
@@ -92,8 +96,8 @@ def traffic_of(path: str | None) -> dict[str, float] | None:
     """
     if path is None:
         return None
-    with guarded(path, "read"):
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    data = read_object(path) if addresses.is_remote(path) else read_bytes(path)
+    text = data.decode("utf-8", errors="replace")
     try:
         counts = {str(name): float(count) for name, count in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError) as e:
@@ -127,7 +131,7 @@ def _run(action: Action, home: Path) -> Done:
     def tell(row: Mapping[str, object]) -> None:
         if time.monotonic() - spoken[0] > EVERY:
             spoken[0] = time.monotonic()
-            sys.stderr.write(" ".join(f"{key}={value}" for key, value in row.items()) + "\n")
+            sys.stderr.write(" ".join(["event=step", *(f"{key}={value}" for key, value in row.items())]) + "\n")
 
     return _done(index, backfill.run(index, reembed.of(action.source, home), settings, tell=tell))
 
@@ -140,15 +144,15 @@ def _done(index: Index, now: Progress) -> Done:
         "running": "running",
     }[now.state]
     line = f"{now.done} of {now.total} vectors are of {now.to} ({now.fraction:.1%}), {says}"
-    return Done(document={"index": str(index.folder), **now.document()}, lines={str(index.folder): line})
+    return Done(document={"index": str(index.place), **now.document()}, lines={str(index.place): line})
 
 
 def _pause(action: Action, home: Path) -> Done:
     index = Index.open(action.index)
-    running = backfill.is_running(index.folder)
-    backfill.pause(index.folder)
+    running = backfill.is_running(index)
+    backfill.pause(index)
     line = "it stops after its present batch" if running else "nothing runs here; a run elsewhere stops after its batch"
-    return Done(document={"index": str(index.folder), "running": running}, lines={str(index.folder): line})
+    return Done(document={"index": str(index.place), "running": running}, lines={str(index.place): line})
 
 
 def _status(action: Action, home: Path) -> Done:
@@ -156,15 +160,21 @@ def _status(action: Action, home: Path) -> Done:
     now = backfill.progress(index)
     if now is None:
         head = index.head()
-        document: dict[str, Any] = {"index": str(index.folder), "state": "none", "serving": head.serving}
-        return Done(document=document, lines={str(index.folder): f"no backfill; the index serves {head.serving}"})
+        document: dict[str, Any] = {"index": str(index.place), "state": "none", "serving": head.serving}
+        return Done(document=document, lines={str(index.place): f"no backfill; the index serves {head.serving}"})
     done = _done(index, now)
+    elsewhere = isinstance(index.place, Bucket) and now.state == "stopped"
+    here = {"here": "nothing runs on this machine; `graceful list --on NAME` shows jobs elsewhere"} if elsewhere else {}
     rate = _rate(index, now.to)
     left = now.total - now.done
     eta = None if rate is None or not left else round(left / rate, 1)
     return Done(
         document={**done.document, "vectors_per_second": rate, "seconds_left": eta},
-        lines={**done.lines, **({} if eta is None else {"left": f"{eta:.0f} s at {rate:.1f} vectors a second"})},
+        lines={
+            **done.lines,
+            **here,
+            **({} if eta is None else {"left": f"{eta:.0f} s at {rate:.1f} vectors a second"}),
+        },
     )
 
 
@@ -183,12 +193,12 @@ def _rollback(action: Action, home: Path) -> Done:
     head = backfill.rollback(index, reason=action.reason, author=action.author)
     counts = ", ".join(f"{count} of {name}" for name, count in head.counts.items())
     document = {
-        "index": str(index.folder),
+        "index": str(index.place),
         "serving": head.serving,
         "counts": dict(head.counts),
         "snapshot": head.number,
     }
-    return Done(document=document, lines={str(index.folder): f"serves {head.serving} again: {counts}"})
+    return Done(document=document, lines={str(index.place): f"serves {head.serving} again: {counts}"})
 
 
 def _plan(action: Action, home: Path) -> Done:
@@ -202,7 +212,7 @@ def _plan(action: Action, home: Path) -> Done:
         sample=action.sample,
         price=action.price,
     )
-    document = {"index": str(index.folder), **plan, "currency": action.currency}
+    document = {"index": str(index.place), **plan, "currency": action.currency}
     return Done(document=document, lines=backfill_plan.lines(document))
 
 

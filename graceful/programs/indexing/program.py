@@ -28,7 +28,7 @@ class Action:
 
     Attributes:
         action: build, add, delete, embed, query, accept, verify, status or rollback.
-        index: Its folder; of embed, the file that is written.
+        index: Its folder or s3://bucket/prefix; of embed, the file that is written.
         source: Vectors to store or to search with.
         sources: Of query: files of the same queries by other models.
         backend: Of build.
@@ -146,7 +146,7 @@ def _query(action: Action, home: Path) -> Done:
         if name is None:
             known = ", ".join(f"{item.name} ({item.fingerprint[:12]})" for item in head.spaces.values())
             raise SpecError(
-                f"{index.folder}: queries of {space.name} (fingerprint {space.fingerprint[:12]}), the index has vectors"
+                f"{index.place}: queries of {space.name} (fingerprint {space.fingerprint[:12]}), the index has vectors"
                 f" of {known}; embed the queries with one of these, or declare them comparable with `graceful index"
                 " accept`"
             )
@@ -260,7 +260,7 @@ def _line(value: Any) -> str:
 
 def _summary(index: Index, head: Manifest) -> dict[str, Any]:
     return {
-        "index": str(index.folder),
+        "index": str(index.place),
         "snapshot": head.number,
         "backend": head.backend,
         "vectors": head.count,
@@ -293,7 +293,7 @@ def _committed(index: Index, manifest: Manifest) -> Done:
     document = _summary(index, manifest)
     spaces = ", ".join(f"{count} of {name}" for name, count in manifest.counts.items())
     return Done(
-        document=document, lines={str(index.folder): f"snapshot {manifest.number}, {manifest.count} ids: {spaces}"}
+        document=document, lines={str(index.place): f"snapshot {manifest.number}, {manifest.count} ids: {spaces}"}
     )
 
 

@@ -133,7 +133,7 @@ def read(source: Source, home: Path, *, role: Role = "gallery") -> tuple[Vectors
     if source.vectors is None:
         made = embedder(source, home)
         return made.embed(role=role, quiet=False), made.space
-    path = Path(source.vectors)
+    path = source.vectors
     vectors, written = files.read(path)
     if vectors.vectors.ndim != 2:
         raise DataError(f"{path}: vectors must be [N, d], got shape {list(vectors.vectors.shape)}")

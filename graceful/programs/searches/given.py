@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graceful import adapters
+from graceful import adapters, addresses
 from graceful.errors import DataError, SpecError
 from graceful.files import guarded
 from graceful.index import Index, Space, Vectors, files
@@ -76,8 +76,8 @@ def read_queries(sources: Sequence[str]) -> Given:
 
 def _read(source: str) -> tuple[Vectors, Space]:
     name, separator, path = source.partition("=")
-    declared = bool(separator) and not Path(source).exists()
-    vectors, written = files.read(Path(path if declared else source))
+    declared = bool(separator) and not addresses.is_remote(source) and not Path(source).exists()
+    vectors, written = files.read(path if declared else source)
     if written is None and not declared:
         raise SpecError(f"--queries {source}: does not say which model made its vectors; write SPACE={source}")
     space = written or Space.declared(name, int(vectors.vectors.shape[-1]))
@@ -127,7 +127,7 @@ def searched(index: Index, head: Manifest, given: Given, *, k: int) -> NDArray[n
         has = ", ".join(space.name for space in head.spaces.values())
         names = ", ".join(space.name for space, _ in given.spaces)
         raise SpecError(
-            f"{index.folder}: has vectors of {has}, the queries are of {names}; give a file of the queries by its"
+            f"{index.place}: has vectors of {has}, the queries are of {names}; give a file of the queries by its"
             " model, or --adapter"
         )
     ids = index.search(known, k=k + 1, manifest=head).ids

@@ -72,8 +72,9 @@ def once(index: Index, expected: set[str]) -> dict[str, int]:
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Index:
-    return Index.create(tmp_path / "index", vectors(), OLD)
+def index(new_place: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
+    return Index.create(new_place(), vectors(), OLD)
 
 
 @pytest.mark.parametrize(("order", "batch"), [*((order, 64) for order in ORDERS), ("random", 10 * COUNT)])
@@ -164,7 +165,7 @@ def altered(kind: str, index: Index, model: Model) -> Any:
         backfill.run(index, model, Settings(batch=50, stop_at=0.1))
         model.space = Space.declared("third", 8)
     elif kind == "two backfills":
-        held = locks.exclusive(index.folder / "backfill-0-of-1.lock")
+        held = locks.exclusive(index.place.scratch / "backfill-0-of-1.lock")
         held.__enter__()
         return held
     elif kind == "missing":
@@ -218,7 +219,7 @@ def test_workers_share_a_backfill_and_pause(index: Index) -> None:
     workers = [
         threading.Thread(
             target=lambda number=number: states.append(
-                backfill.run(Index.open(index.folder), model, Settings(batch=20, shard=(number, 2))).state
+                backfill.run(Index.open(index.place), model, Settings(batch=20, shard=(number, 2))).state
             )
         )
         for number in (0, 1)
@@ -234,7 +235,7 @@ def test_workers_share_a_backfill_and_pause(index: Index) -> None:
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        backfill.pause(index.folder)
+        backfill.pause(index)
 
     paused = backfill.run(index, model, Settings(batch=50, rate=25.0), sleep=sleep)
     assert (paused.state, paused.done) == ("paused", 50)
@@ -242,10 +243,10 @@ def test_workers_share_a_backfill_and_pause(index: Index) -> None:
     assert backfill.run(index, model, Settings()).state == "moved"
 
 
-def arguments(tmp_path: Path, *more: str) -> list[str]:
+def arguments(index: Index, tmp_path: Path, *more: str) -> list[str]:
     document = {
         "action": "run",
-        "index": str(tmp_path / "index"),
+        "index": str(index.place),
         "source": {"vectors": str(tmp_path / "new.npz"), "space": None, "metric": "cosine"},
         **dict(pair.split("=") for pair in more),
     }
@@ -258,8 +259,8 @@ def test_a_killed_backfill_loses_and_doubles_nothing(tmp_path: Path, index: Inde
     files.write(tmp_path / "new.npz", mapped(vectors()), NEW)
     expected = set(vectors().ids.tolist())
     command = [sys.executable, "-m", "graceful.programs", "backfill", "--output", "json"]
-    env = {**os.environ, "GRACEFUL_HOME": str(tmp_path)}
-    slow = arguments(tmp_path, "rate=200")[0]
+    env = {**os.environ, "GRACEFUL_HOME": str(tmp_path / "home")}
+    slow = arguments(index, tmp_path, "rate=200")[0]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, env=env, text=True, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     process.stdin.write(slow)
@@ -273,7 +274,7 @@ def test_a_killed_backfill_loses_and_doubles_nothing(tmp_path: Path, index: Inde
     assert 0 < part["new"] < COUNT
     hits = index.search({"old": vectors().vectors[:9], "new": mapped(vectors()).vectors[:9]}, k=1)
     assert hits.ids[:, 0].tolist() == vectors().ids[:9].tolist()
-    fast = arguments(tmp_path)[0]
+    fast = arguments(index, tmp_path)[0]
     with largest_file(700):
         full = subprocess.run(command, input=fast, env=env, text=True, capture_output=True, check=False)
     assert (full.returncode, full.stderr.count("cannot write")) == (4, 1), full.stderr
@@ -287,7 +288,7 @@ def test_programs_say_how_far_a_backfill_is(tmp_path: Path, index: Index) -> Non
     files.write(tmp_path / "new.npz", mapped(vectors()), NEW)
 
     def act(action: str, **parts: Any) -> Any:
-        document = {"action": action, "index": str(index.folder), **parts}
+        document = {"action": action, "index": str(index.place), **parts}
         return backfilling.act(backfilling.Action.of(document), tmp_path)
 
     source = {"vectors": str(tmp_path / "new.npz")}

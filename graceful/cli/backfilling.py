@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from graceful.cli.indexing import FORM, INDEX, SOURCE, WHY
-from graceful.cli.options import File, Finite, InOrder, Whole, options
+from graceful.cli.options import Anywhere, Finite, InOrder, Whole, options
 
 
 class _Shard(click.ParamType[tuple[int, int]]):
@@ -36,12 +35,15 @@ ORDER = (
         show_default=True,
         help="Which vectors come first.",
     ),
-    click.option("--traffic", type=File(path_type=Path), metavar="FILE", help='JSON {"id": how often it was found}.'),
+    click.option("--traffic", type=Anywhere(), metavar="FILE", help='JSON {"id": how often it was found}.'),
     click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the order."),
     click.option(
         "--rate", type=Finite(min=0.001), metavar="N", help="At most N vectors a second.  [default: no limit]"
     ),
 )
+
+SETTINGS = ("order", "seed", "rate", "batch", "stop_at", "shard")
+"""Options of a backfill that its program reads under the same names."""
 
 
 @click.group(cls=InOrder, invoke_without_command=True, short_help="Replace the vectors of an old model in an index.")
@@ -67,7 +69,7 @@ def backfill(context: click.Context) -> None:
 @click.option("--sample", type=Whole(10, 5000), default=1000, show_default=True, help="Vectors that are made for it.")
 @click.option("--on", metavar="NAME", help="Profile of a cluster, whose price per hour is used; needs --spec.")
 @options(*FORM)
-def plan(index: Path, traffic: Path | None, on: str | None, **arguments: Any) -> int:
+def plan(index: str, traffic: str | None, on: str | None, **arguments: Any) -> int:
     """Show what a backfill of INDEX would take: vectors, hours, price, bytes; and predict the curve of its searches.
 
     A sample of the ids is embedded by the new model, which gives the rate, and pairs of vectors. With these, recall is
@@ -82,7 +84,7 @@ def plan(index: Path, traffic: Path | None, on: str | None, **arguments: Any) ->
     from graceful.cli import index_documents
 
     parts = {name: arguments.pop(name) for name in ("seed", "rate", "sample")}
-    parts["traffic"] = None if traffic is None else str(traffic)
+    parts["traffic"] = traffic
     parts |= index_documents.price(arguments["spec"], on)
     return index_documents.start("plan", index, arguments, program="backfill", **parts)
 
@@ -92,30 +94,44 @@ def plan(index: Path, traffic: Path | None, on: str | None, **arguments: Any) ->
 @click.option("--batch", type=Whole(1, 1000000), default=1024, show_default=True, help="Vectors of one commit.")
 @click.option("--stop-at", type=Finite(min=0, max=1), default=1.0, show_default=True, help="Share of the vectors.")
 @click.option("--shard", type=_Shard(), default=(0, 1), metavar="N/COUNT", help="This worker's part, e.g. 1/4.")
+@click.option("--on", metavar="NAME", help="As a job of the profile cluster/NAME.yaml.  [default: here, and wait]")
+@click.option("--name", metavar="NAME", help="Of --on: the job is backfill-NAME.  [default: a digest of the command]")
+@click.option("-y", "--yes", is_flag=True, help="Of --on: do not ask.")
 @options(*WHY, *FORM)
-def run(index: Path, traffic: Path | None, **arguments: Any) -> int:
+def run(
+    index: str, traffic: str | None, on: str | None, name: str | None, *, yes: bool, output: str, **arguments: Any
+) -> int:
     """Replace the vectors of INDEX by those of a version, or of a file of vectors.
 
-    One process does it, or several with --shard, here or as jobs of a cluster that share the folder. Meanwhile an index
-    has vectors of both models: search with the queries of both (`graceful index query --also`), or of one where
-    `graceful index accept` says so.
+    One process does it, or several with --shard, here or as jobs of a cluster. Meanwhile an index has vectors of both
+    models: search with the queries of both (`graceful index query --also`), or of one where `graceful index accept`
+    says so.
+
+    With --on it is sent to where the profile's jobs run, which see an index in a bucket. The same command finds the
+    same job; `graceful status`, `logs`, `stop` and `resume` follow it.
 
     \b
     Example:
       graceful backfill run gallery --version glyphs:v3 --rate 500
       graceful backfill run glosses --vectors e5.parquet --space multilingual-e5-small --stop-at 0.5
+      graceful backfill run s3://search/gallery --version glyphs:v3 --on kind --yes
     """
     from graceful.cli import index_documents
 
-    names = ("order", "seed", "rate", "batch", "stop_at", "shard")
-    parts = {name: arguments.pop(name) for name in names}
-    parts["traffic"] = None if traffic is None else str(traffic)
-    return index_documents.start("run", index, arguments, program="backfill", **parts)
+    parts = {key: arguments.pop(key) for key in SETTINGS} | {"traffic": traffic}
+    if on is None:
+        if name is not None or yes:
+            raise click.UsageError("--name and --yes belong to --on; leave them out")
+        return index_documents.start("run", index, arguments, program="backfill", output=output, **parts)
+    from graceful.cli import backfill_jobs
+
+    document = index_documents.described("run", index, arguments, **parts)
+    return backfill_jobs.submit(document, on=on, name=name, yes=yes, output=output, home=arguments["home"])
 
 
 @backfill.command(short_help="Stop a backfill after its present batch.")
 @options(INDEX, *FORM)
-def pause(index: Path, **arguments: Any) -> int:
+def pause(index: str, **arguments: Any) -> int:
     """Stop the backfill of INDEX after its present batch. `graceful backfill run` goes on.
 
     \b
@@ -129,7 +145,7 @@ def pause(index: Path, **arguments: Any) -> int:
 
 @backfill.command(short_help="Show how far a backfill is.")
 @options(INDEX, *FORM)
-def status(index: Path, **arguments: Any) -> int:
+def status(index: str, **arguments: Any) -> int:
     """Show how far the backfill of INDEX is, how fast, and what the index serves.
 
     \b
@@ -143,7 +159,7 @@ def status(index: Path, **arguments: Any) -> int:
 
 @backfill.command(short_help="Take a backfill back.")
 @options(INDEX, *WHY, *FORM)
-def rollback(index: Path, **arguments: Any) -> int:
+def rollback(index: str, **arguments: Any) -> int:
     """Give the ids that the backfill of INDEX moved their old vectors again, and the alias to the old model.
 
     What was added or replaced since it began has no old vector and stays; `graceful index status` counts it.

@@ -47,7 +47,7 @@ def source(arguments: dict[str, Any], *, split: str) -> dict[str, Any]:
         return {"version": given["version"], "spec": resolved, "split": given["split"] or split}
     if given["vectors"]:
         metric = given["metric"] or "cosine"
-        return {"vectors": str(given["vectors"]), "space": given["space"], "metric": metric}
+        return {"vectors": given["vectors"], "space": given["space"], "metric": metric}
     return {}
 
 
@@ -69,18 +69,28 @@ def price(spec: Path | None, on: str | None) -> dict[str, Any]:
     return {"price": planned.price, "currency": planned.currency}
 
 
-def start(action: str, index: Path, arguments: dict[str, Any], *, program: str = "index", **parts: Any) -> int:
+def described(action: str, index: str, arguments: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """Return the document of a program, taking what stands in it out of a command's arguments.
+
+    Raises:
+        SpecError: Options that exclude each other.
+    """
+    where = source(arguments, split="query" if action in ("query", "accept") else "gallery")
+    document: dict[str, Any] = {"action": action, "index": index, **parts}
+    if where:
+        document["source"] = where
+    if "reason" in arguments:
+        document["reason"] = arguments.pop("reason")
+        document["author"] = arguments.pop("author", None) or user()
+    return document
+
+
+def start(action: str, index: str, arguments: dict[str, Any], *, program: str = "index", **parts: Any) -> int:
     """Run `graceful.programs index` with what the command line says.
 
     Raises:
         SpecError: Options that exclude each other.
         InfrastructureError: It could not be started.
     """
-    where = source(arguments, split="query" if action in ("query", "accept") else "gallery")
-    document: dict[str, Any] = {"action": action, "index": str(index), **parts}
-    if where:
-        document["source"] = where
-    if "reason" in arguments:
-        document["reason"] = arguments.pop("reason")
-        document["author"] = arguments.pop("author", None) or user()
+    document = described(action, index, arguments, **parts)
     return programs.start(program, document=document, **arguments)

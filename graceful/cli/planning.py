@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,33 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
     """
     resolved = programs.resolve(path, sets, None)
     target, planned = make(resolved, on=on, offline=False, program=program)
+    return send(target, planned, on=on, yes=yes, output=output, prepare=lambda: code_upload.send(resolved, planned.job))
+
+
+def send(
+    target: Backend, planned: Plan, *, on: str, yes: bool, output: str, prepare: Callable[[], None] = lambda: None
+) -> int:
+    """Print a plan, ask, send it, print the handle and what to do next.
+
+    Args:
+        target: That made the plan.
+        planned: What is sent.
+        on: Profile, as people named it.
+        yes: Do not ask.
+        output: Form of the result.
+        prepare: Called before the job is sent, once it is agreed.
+
+    Raises:
+        SpecError: The plan has errors, nobody can be asked, or the run id belongs to something else.
+        InfrastructureError: Unreachable or forbidden.
+    """
     if output == "table":
         _people(planned, out.talk)
     backend.refuse(planned)
     if not (yes or _agreed(planned)):
         out.talk("not sent")
         return 0
-    code_upload.send(resolved, planned.job)
+    prepare()
     handle = target.submit(planned)
     if output == "table":
         out.line(str(handle))
@@ -124,28 +144,15 @@ def job_of(resolved: RefreshSpec, target_profile: Profile, *, program: str = REF
     Raises:
         SpecError: The task file cannot be read, or cannot travel to that backend.
     """
-    document, code = resolved.dump(), code_upload.code_of(resolved, target_profile)
+    document, files, code = travelling(resolved, target_profile)
     tune_section = (
         (resolved.tune or Tune()).model_dump(mode="json") if program != REFRESH else {}
     )  # the digest of a spec leaves it out
     run_id = f"{resolved.run_id}-{program}-{tune_section['trials']}" if tune_section else resolved.run_id
-    search_text = json.dumps(tune_section, sort_keys=True) if tune_section else ""
-    facts, env = _facts(resolved, code.content + search_text), {}
-    command: tuple[str, ...] = (*COMMAND, program)
-    files = {} if code.text is None else {TASK_FILE: code.text}
-    if target_profile.is_here:
-        command, files = startup.python(*command[2:]), {}
-        env = programs.environment({**os.environ, **target_profile.variables})
-    else:
-        document["home"] = None
-        credentials.refuse_travelling(
-            resolved, to=f"{target_profile.readers} see it", variable=target_profile.secret_source
-        )
-    if files:
-        document["task"] = {**document["task"], "file": f"{target_profile.files_folder}/{TASK_FILE}"}
-    if code.address:
-        document["task"] = {**document["task"], "file": code.address}
-        facts[code_upload.FACT] = code.address
+    content = code.content + (json.dumps(tune_section, sort_keys=True) if tune_section else "")
+    digest = hashlib.sha256((resolved.digest() + content).encode()).hexdigest() if content else resolved.digest()
+    more = {code_upload.FACT: code.address} if code.address else {}
+    command, env = start_of(program, target_profile)
     return JobSpec(
         name=f"{program} {resolved.run_id}",
         run_id=run_id,
@@ -155,22 +162,44 @@ def job_of(resolved: RefreshSpec, target_profile: Profile, *, program: str = REF
         files=files,
         workers=resolved.train.num_workers,
         resources=Resources(gpu=1 if resolved.train.use_gpu else None),
-        labels=facts,
+        labels=facts(digest, engine=resolved.train.engine.kind, model=resolved.model) | more,
     )
 
 
-def _facts(resolved: RefreshSpec, content: str) -> dict[str, str]:
+def start_of(program: str, target_profile: Profile) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the command that starts a program with a profile, and the variables that it needs."""
+    if not target_profile.is_here:
+        return (*COMMAND, program), {}
+    variables = {**os.environ, **target_profile.variables}
+    return startup.python("graceful.programs", program), programs.environment(variables)
+
+
+def travelling(
+    resolved: RefreshSpec, target_profile: Profile
+) -> tuple[dict[str, Any], dict[str, str], code_upload.Code]:
+    """Return a spec as a job of that backend reads it, the files beside it, and how its code travels.
+
+    Raises:
+        SpecError: The task file cannot be read, or something in it cannot travel to that backend.
+    """
+    document, code = resolved.dump(), code_upload.code_of(resolved, target_profile)
+    files = {} if code.text is None or target_profile.is_here else {TASK_FILE: code.text}
+    if not target_profile.is_here:
+        document["home"] = None
+        credentials.refuse_travelling(
+            resolved, to=f"{target_profile.readers} see it", variable=target_profile.secret_source
+        )
+    if files:
+        document["task"] = {**document["task"], "file": f"{target_profile.files_folder}/{TASK_FILE}"}
+    if code.address:
+        document["task"] = {**document["task"], "file": code.address}
+    return document, files, code
+
+
+def facts(digest: str, **more: str) -> dict[str, str]:
     """Return what is recorded with a job: who submitted which content from which commit."""
-    digest = hashlib.sha256((resolved.digest() + content).encode()).hexdigest()
-    facts = {
-        "config-hash": digest if content else resolved.digest(),
-        "engine": resolved.train.engine.kind,
-        "model": resolved.model,
-        "client": __version__,
-        "git-sha": _commit(),
-        "user": _user(),
-    }
-    return {key: value for key, value in facts.items() if value}
+    found = {"config-hash": digest, **more, "client": __version__, "git-sha": _commit(), "user": _user()}
+    return {key: value for key, value in found.items() if value}
 
 
 def _user() -> str:

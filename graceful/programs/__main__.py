@@ -38,6 +38,7 @@ from graceful.programs.outcomes import Show
 from graceful.programs.present import Talk
 from graceful.programs.runs.run import Run
 from graceful.programs.spec_programs import PROGRAMS
+from graceful.storage import Mirror
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,12 +98,15 @@ def _main(arguments: list[str] | None, archive: log_archive.Archive | None = Non
         if options.program not in ("lineage", *DOCUMENTS):
             run = Run.of(spec.parse(_document(), where="the resolved spec"))
             if archive is not None:
-                archive.begin(run, name=_job_name(run.spec, options.program))
+                archive.begin(run.mirror.uri, name=_job_name(run.spec, options.program))
         os.environ.update(homes.variables(run.home if run else default_home()))
         if options.program == "lineage":
             result, code, show = spec_programs.lineage(options)
         elif options.program in DOCUMENTS:
-            result, code, show = DOCUMENTS[options.program](_document())
+            document = _document()
+            if archive is not None:
+                archive.begin(Mirror.of(default_home()).uri, name=document.get("run_id", options.program))
+            result, code, show = DOCUMENTS[options.program](document)
         elif run is not None:
             with Talk(console=talk, quiet=options.quiet) as progress, contextlib.redirect_stdout(sys.stderr):
                 names = [name.strip() for name in options.versions.split(",") if name.strip()]

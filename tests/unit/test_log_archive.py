@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -41,15 +39,11 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return Bucket(monkeypatch)
 
 
-def run(uri: str | None = "s3://b/p") -> Any:
-    return SimpleNamespace(mirror=SimpleNamespace(uri=uri))
-
-
 def test_each_start_of_a_run_has_its_log_with_what_was_printed_before_and_the_end(bucket: Bucket) -> None:
     for number in (1, 2):
         with log_archive.kept() as archive:
             sys.stderr.write("early\n")
-            archive.begin(run(), name="m-v1")
+            archive.begin("s3://b/p", name="m-v1")
             sys.stdout.write(f"start {number}\n")
             sys.stderr.write("graceful: broken\n")
     assert bucket.objects == {
@@ -59,7 +53,7 @@ def test_each_start_of_a_run_has_its_log_with_what_was_printed_before_and_the_en
 
 def test_a_bucket_that_is_down_stops_nothing_and_the_last_copy_has_everything(bucket: Bucket) -> None:
     with log_archive.kept() as archive:
-        archive.begin(run(), name="m-v1")
+        archive.begin("s3://b/p", name="m-v1")
         bucket.down = True
         sys.stdout.write("one\n")
         archive._copy()
@@ -68,17 +62,17 @@ def test_a_bucket_that_is_down_stops_nothing_and_the_last_copy_has_everything(bu
     assert bucket.objects == {"s3://b/p/logs/m-v1/attempt-1.log": "one\ntwo\n"}
     bucket.down = True
     with log_archive.kept() as archive:
-        archive.begin(run(), name="m-v1")
+        archive.begin("s3://b/p", name="m-v1")
         sys.stdout.write("three\n")
     with log_archive.kept() as archive:
-        archive.begin(run(None), name="m-v1")
+        archive.begin(None, name="m-v1")
     assert len(bucket.objects) == 1
 
 
 def test_of_a_long_log_the_end_is_kept(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_archive, "LARGEST", 30)
     with log_archive.kept() as archive:
-        archive.begin(run(), name="m-v1")
+        archive.begin("s3://b/p", name="m-v1")
         for number in range(100):
             sys.stdout.write(f"line {number}\n")
     assert bucket.objects["s3://b/p/logs/m-v1/attempt-1.log"] == "line 97\nline 98\nline 99\n"

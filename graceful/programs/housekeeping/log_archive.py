@@ -21,7 +21,6 @@ from io import TextIOBase
 from typing import TextIO
 
 from graceful.errors import EXIT_USAGE, GracefulError
-from graceful.programs.runs.run import Run
 from graceful.storage import objects
 
 FOLDER = "logs"
@@ -48,12 +47,17 @@ class Archive:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def begin(self, run: Run, *, name: str) -> None:
-        """Copy what is printed from now on, and what was printed before, under the next number of the run's name."""
-        if run.mirror.uri is None:
+    def begin(self, storage: str | None, *, name: str) -> None:
+        """Copy what is printed from now on, and what was printed before, under the next number of the run's name.
+
+        Args:
+            storage: s3://bucket/prefix; None: there is none, and nothing is kept.
+            name: Of the run.
+        """
+        if storage is None:
             self._texts.clear()
             return
-        folder = f"{run.mirror.uri}/{FOLDER}/{name}"
+        folder = f"{storage}/{FOLDER}/{name}"
         try:
             number = max(attempts(folder), default=0) + 1
         except GracefulError:

@@ -1,0 +1,115 @@
+"""`graceful backfill run --on NAME`: a backfill as a job of the backend of a profile. Client.
+
+The job runs the program that the command runs on this machine, so it goes on where the index is, and does nothing when
+all is done. Its run id is a digest of what was asked, so that the same command finds the same job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from graceful import addresses, homes, spec
+from graceful.cli import code_upload, planning
+from graceful.cli import output as out
+from graceful.errors import SpecError
+from graceful.launch import profile
+from graceful.launch.backend import Change
+from graceful.launch.base import Profile
+from graceful.launch.job import JobSpec
+
+PROGRAM = "backfill"
+DIGITS = 12
+"""Of the digest in a run id."""
+WHY = ("reason", "author")
+"""What the history of an index records of a backfill, and what does not make it another one."""
+
+
+def submit(
+    document: dict[str, Any], *, on: str, name: str | None, yes: bool, output: str, home: Path | None = None
+) -> int:
+    """Print the plan of a backfill, ask, send it, and print its handle and what to do next.
+
+    Args:
+        document: What `graceful.programs backfill` reads.
+        on: Profile.
+        name: Run id after `backfill-`; None: a digest of the document.
+        yes: Do not ask.
+        output: Form of the result.
+        home: Of jobs that run on this machine.
+
+    Raises:
+        SpecError: Something in it is a file of this machine alone, or the job or profile is wrong.
+        InfrastructureError: Unreachable or forbidden.
+    """
+    target_profile = profile.load(on)
+    section = document.get("source", {}).get("spec")
+    resolved = None if section is None else spec.parse(section, where="--spec")
+    target = target_profile.build(home=homes.folder(home))
+    planned = target.plan(job_of(document, target_profile, name=name))
+
+    def prepare() -> None:
+        if resolved is not None:
+            code_upload.send(resolved, planned.job)
+
+    code = planning.send(target, planned, on=on, yes=yes, output=output, prepare=prepare)
+    if output == "table" and planned.differences[-1].change in (Change.NONE, Change.UPDATE):
+        out.talk("a backfill that has ended well is not sent again; --name NAME sends it as another job")
+    return code
+
+
+def job_of(document: dict[str, Any], target_profile: Profile, *, name: str | None = None) -> JobSpec:
+    """Return the job that does a backfill.
+
+    Args:
+        document: What `graceful.programs backfill` reads.
+        target_profile: Where.
+        name: Run id after `backfill-`; None: a digest of the document.
+
+    Raises:
+        SpecError: Something in it is a file of this machine alone.
+    """
+    source = dict(document.get("source", {}))
+    paths = {"INDEX": document["index"], "--traffic": document.get("traffic"), "--vectors": source.get("vectors")}
+    placed = {option: _placed(option, path, target_profile) for option, path in paths.items()}
+    files: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    content = ""
+    if source.get("spec") is not None:
+        section, files, code = planning.travelling(spec.parse(source["spec"], where="--spec"), target_profile)
+        source["spec"], content = section, code.content
+        labels = {code_upload.FACT: code.address} if code.address else {}
+    source |= {"vectors": placed["--vectors"]} if source.get("vectors") else {}
+    made = {**document, "index": placed["INDEX"], "traffic": placed["--traffic"], "source": source}
+    asked = {key: value for key, value in made.items() if key not in WHY}
+    digest = hashlib.sha256((json.dumps(asked, sort_keys=True) + content).encode()).hexdigest()
+    run_id = f"{PROGRAM}-{name or digest[:DIGITS]}"
+    command, env = planning.start_of(PROGRAM, target_profile)
+    return JobSpec(
+        name=f"{PROGRAM} of {placed['INDEX']}",
+        run_id=run_id,
+        command=command,
+        env=env,
+        document=json.dumps({**made, "run_id": run_id}, indent=1),
+        files=files,
+        labels=planning.facts(digest) | labels,
+    )
+
+
+def _placed(option: str, path: str | None, target_profile: Profile) -> str | None:
+    """Return an address that the job can read; a path of this machine is one where jobs run here.
+
+    Raises:
+        SpecError: They run elsewhere.
+    """
+    if path is None or addresses.is_remote(path):
+        return path
+    if target_profile.is_here:
+        return str(Path(path).absolute())
+    what = "an index" if option == "INDEX" else "a file"
+    raise SpecError(
+        f"{option} {path}: is on this machine, and jobs of kind {target_profile.kind} see {what} in a bucket alone;"
+        " write s3://bucket/prefix"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from graceful.cli.scheduling import ScheduleLocation
 from graceful.errors import SpecError, StorageError
 from graceful.launch import backend, plan
 from graceful.launch.backend import Change, Difference
+from graceful.launch.job import JobSpec
 from graceful.launch.kuberay import backend as kuberay
 from graceful.launch.kuberay import cronjob
 from graceful.launch.kuberay import schedule as cluster
@@ -49,15 +50,11 @@ def apply(
         ApiError: The cluster refused.
     """
     location = ScheduleLocation(**location_options)
-    if not NAME.fullmatch(name) or len(name) > cronjob.LONGEST:
-        raise SpecError(
-            f"schedule {name!r}: must be lower case letters, digits and inner hyphens, at most {cronjob.LONGEST}"
-        )
-    next_firing = crontab.read(cron, time_zone).after(datetime.now(UTC))
+    next_firing = first_firing(name, cron, time_zone)
     resolved = programs.resolve(path, [*sets, f"if_new_data={'false' if always else 'true'}"], location.home)
     if location.here:
         entry = Entry(name=name, cron=cron, time_zone=time_zone, document=resolved.dump(), since=datetime.now(UTC))
-        changes = _apply_here(location.timetable, entry, dry_run=dry_run)
+        changes = apply_here(location.timetable, entry, dry_run=dry_run)
     else:
         changes = _apply_there(
             location,
@@ -68,10 +65,24 @@ def apply(
             account=service_account,
             dry_run=dry_run,
         )
-    return _applied(name, location, changes, next_firing=next_firing, dry_run=dry_run, output=output)
+    return report(name, location, changes, next_firing=next_firing, dry_run=dry_run, output=output)
 
 
-def _apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[Difference, ...]:
+def first_firing(name: str, cron: str, time_zone: str) -> datetime:
+    """Return when a schedule would fire next.
+
+    Raises:
+        SpecError: Its name, the cron expression or the time zone is wrong.
+    """
+    if not NAME.fullmatch(name) or len(name) > cronjob.LONGEST:
+        raise SpecError(
+            f"schedule {name!r}: must be lower case letters, digits and inner hyphens, at most {cronjob.LONGEST}"
+        )
+    return crontab.read(cron, time_zone).after(datetime.now(UTC))
+
+
+def apply_here(timetable: Timetable, entry: Entry, *, dry_run: bool) -> tuple[Difference, ...]:
+    """Write a schedule of this machine, and return what changed."""
     try:
         current = timetable.peek(entry.name)
     except StorageError:  # applying replaces a damaged file
@@ -103,17 +114,8 @@ def _apply_there(
     account: str | None,
     dry_run: bool,
 ) -> tuple[Difference, ...]:
-    """Plan the first firing too: what would be refused at three in the morning is refused now."""
-    target_profile = location.profile()
-    if target_profile is None:
-        raise SpecError("schedule apply: pods need a profile; name one with --on")
-    kube = location.kube()
-    sample = resolved.model_copy(update={"name": f"{name}-{MINUTES}"})
-    job = planning.job_of(sample, target_profile)
-    planned = kuberay.KubeRayBackend(profile=target_profile, connect=lambda: kube).plan(job)
-    for finding in planned.findings:
-        out.talk(redact.message(f"{finding.severity}: {finding.line()}"))
-    backend.refuse(planned)
+    target_profile = cluster_profile(location)
+    job = planning.job_of(resolved.model_copy(update={"name": f"{name}-{MINUTES}"}), target_profile)
     document = json.loads(job.document or "{}")
     document["name"] = resolved.name
     if job.files:
@@ -125,16 +127,59 @@ def _apply_there(
         model=resolved.model,
         document=document,
         files=job.files,
-        account=account or _account(target_profile),
+        account=account or account_of(target_profile),
     )
+    return apply_there(
+        location, target_profile, job, schedule, dry_run=dry_run, prepare=lambda: code_upload.send(resolved, job)
+    )
+
+
+def cluster_profile(location: ScheduleLocation) -> KubeRay:
+    """Return the profile of the cluster of a schedule.
+
+    Raises:
+        SpecError: None is named, or one without schedules.
+    """
+    target_profile = location.profile()
+    if target_profile is None:
+        raise SpecError("schedule apply: pods need a profile; name one with --on")
+    return target_profile
+
+
+def apply_there(
+    location: ScheduleLocation,
+    target_profile: KubeRay,
+    job: JobSpec,
+    schedule: cronjob.Schedule,
+    *,
+    dry_run: bool,
+    prepare: Callable[[], None],
+) -> tuple[Difference, ...]:
+    """Send a schedule to a cluster, and return what changed.
+
+    The first firing is planned too: what would be refused at three in the morning is refused now.
+
+    Args:
+        location: Which cluster.
+        target_profile: Its profile.
+        job: Of the first firing.
+        schedule: What is sent.
+        dry_run: Only say what would change.
+        prepare: Called before the schedule is sent.
+    """
+    kube = location.kube()
+    planned = kuberay.KubeRayBackend(profile=target_profile, connect=lambda: kube).plan(job)
+    for finding in planned.findings:
+        out.talk(redact.message(f"{finding.severity}: {finding.line()}"))
+    backend.refuse(planned)
     changes = cluster.compare(kube, schedule, target_profile)
     if not dry_run and any(difference.change is not Change.NONE for difference in changes):
-        code_upload.send(resolved, job)
+        prepare()
         cluster.apply(kube, schedule, target_profile)
     return changes
 
 
-def _account(target_profile: KubeRay) -> str:
+def account_of(target_profile: KubeRay) -> str:
     """Return the account that submits: charts name accounts PREFIX-ray, which may do nothing, and PREFIX-submitter."""
     ray = target_profile.service_account or ""
     if not ray.endswith("-ray"):
@@ -142,7 +187,7 @@ def _account(target_profile: KubeRay) -> str:
     return f"{ray.removesuffix('-ray')}-submitter"
 
 
-def _applied(
+def report(
     name: str,
     location: ScheduleLocation,
     changes: Sequence[Difference],
@@ -151,6 +196,7 @@ def _applied(
     dry_run: bool,
     output: str,
 ) -> int:
+    """Print what an apply changed and when the schedule fires next; returns 0."""
     changed = any(difference.change is not Change.NONE for difference in changes)
     if output != "table":
         documents = [

@@ -71,24 +71,21 @@ def job_of(document: dict[str, Any], target_profile: Profile, *, name: str | Non
     Raises:
         SpecError: Something in it is a file of this machine alone.
     """
-    source = dict(document.get("source", {}))
-    paths = {"INDEX": document["index"], "--traffic": document.get("traffic"), "--vectors": source.get("vectors")}
-    placed = {option: _placed(option, path, target_profile) for option, path in paths.items()}
+    made = located(document, target_profile)
     files: dict[str, str] = {}
     labels: dict[str, str] = {}
     content = ""
-    if source.get("spec") is not None:
-        section, files, code = planning.travelling(spec.parse(source["spec"], where="--spec"), target_profile)
-        source["spec"], content = section, code.content
+    if made["source"].get("spec") is not None:
+        resolved = spec.parse(made["source"]["spec"], where="--spec")
+        section, files, code = planning.travelling(resolved, target_profile)
+        made["source"]["spec"], content = section, code.content
         labels = {code_upload.FACT: code.address} if code.address else {}
-    source |= {"vectors": placed["--vectors"]} if source.get("vectors") else {}
-    made = {**document, "index": placed["INDEX"], "traffic": placed["--traffic"], "source": source}
     asked = {key: value for key, value in made.items() if key not in WHY}
     digest = hashlib.sha256((json.dumps(asked, sort_keys=True) + content).encode()).hexdigest()
     run_id = f"{PROGRAM}-{name or digest[:DIGITS]}"
     command, env = planning.start_of(PROGRAM, target_profile)
     return JobSpec(
-        name=f"{PROGRAM} of {placed['INDEX']}",
+        name=f"{PROGRAM} of {made['index']}",
         run_id=run_id,
         command=command,
         env=env,
@@ -98,15 +95,28 @@ def job_of(document: dict[str, Any], target_profile: Profile, *, name: str | Non
     )
 
 
-def _placed(option: str, path: str | None, target_profile: Profile) -> str | None:
-    """Return an address that the job can read; a path of this machine is one where jobs run here.
+def located(document: dict[str, Any], target_profile: Profile | None) -> dict[str, Any]:
+    """Return the document of a backfill with addresses that it can read where it runs.
+
+    Args:
+        document: What `graceful.programs backfill` reads.
+        target_profile: Where it runs; None: on this machine.
 
     Raises:
-        SpecError: They run elsewhere.
+        SpecError: Something in it is a file of this machine alone.
     """
+    source = dict(document.get("source", {}))
+    if source.get("vectors"):
+        source["vectors"] = _located("--vectors", source["vectors"], target_profile)
+    index = _located("INDEX", document["index"], target_profile)
+    traffic = _located("--traffic", document.get("traffic"), target_profile)
+    return {**document, "index": index, "traffic": traffic, "source": source}
+
+
+def _located(option: str, path: str | None, target_profile: Profile | None) -> str | None:
     if path is None or addresses.is_remote(path):
         return path
-    if target_profile.is_here:
+    if target_profile is None or target_profile.is_here:
         return str(Path(path).absolute())
     what = "an index" if option == "INDEX" else "a file"
     raise SpecError(

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from graceful.cli.indexing import FORM, INDEX, SOURCE, WHY
-from graceful.cli.options import Anywhere, Finite, InOrder, Whole, options
+from graceful.cli.options import OUTPUT, Anywhere, Finite, InOrder, Whole, options
+from graceful.cli.schedule import CRON, NAME, PLACED
 
 
 class _Shard(click.ParamType[tuple[int, int]]):
@@ -42,8 +43,11 @@ ORDER = (
     ),
 )
 
-SETTINGS = ("order", "seed", "rate", "batch", "stop_at", "shard")
-"""Options of a backfill that its program reads under the same names."""
+SHARE = (
+    click.option("--batch", type=Whole(1, 1000000), default=1024, show_default=True, help="Vectors of one commit."),
+    click.option("--stop-at", type=Finite(min=0, max=1), default=1.0, show_default=True, help="Share of the vectors."),
+    click.option("--shard", type=_Shard(), default=(0, 1), metavar="N/COUNT", help="This worker's part, e.g. 1/4."),
+)
 
 
 @click.group(cls=InOrder, invoke_without_command=True, short_help="Replace the vectors of an old model in an index.")
@@ -90,10 +94,7 @@ def plan(index: str, traffic: str | None, on: str | None, **arguments: Any) -> i
 
 
 @backfill.command(short_help="Replace vectors until all are of the new model.")
-@options(INDEX, *SOURCE, *ORDER)
-@click.option("--batch", type=Whole(1, 1000000), default=1024, show_default=True, help="Vectors of one commit.")
-@click.option("--stop-at", type=Finite(min=0, max=1), default=1.0, show_default=True, help="Share of the vectors.")
-@click.option("--shard", type=_Shard(), default=(0, 1), metavar="N/COUNT", help="This worker's part, e.g. 1/4.")
+@options(INDEX, *SOURCE, *ORDER, *SHARE)
 @click.option("--on", metavar="NAME", help="As a job of the profile cluster/NAME.yaml.  [default: here, and wait]")
 @click.option("--name", metavar="NAME", help="Of --on: the job is backfill-NAME.  [default: a digest of the command]")
 @click.option("-y", "--yes", is_flag=True, help="Of --on: do not ask.")
@@ -118,7 +119,7 @@ def run(
     """
     from graceful.cli import index_documents
 
-    parts = {key: arguments.pop(key) for key in SETTINGS} | {"traffic": traffic}
+    parts = {key: arguments.pop(key) for key in index_documents.SETTINGS} | {"traffic": traffic}
     if on is None:
         if name is not None or yes:
             raise click.UsageError("--name and --yes belong to --on; leave them out")
@@ -127,6 +128,27 @@ def run(
 
     document = index_documents.described("run", index, arguments, **parts)
     return backfill_jobs.submit(document, on=on, name=name, yes=yes, output=output, home=arguments["home"])
+
+
+@backfill.command(short_help="Run a backfill again and again.")
+@options(NAME, INDEX, *CRON, *SOURCE, *ORDER, *SHARE, *WHY, *PLACED, OUTPUT)
+def schedule(name: str, index: str, traffic: str | None, **arguments: Any) -> int:
+    """Make the schedule NAME, whose firings do what `graceful backfill run INDEX` does, or change it.
+
+    A firing goes on where the last one ended, and does nothing where all vectors are of the new model: with
+    `--version MODEL@champion`, an index follows its model. On a cluster INDEX and files are in a bucket.
+    `graceful schedule list`, `pause`, `resume`, `run-now` and `delete` treat it like schedules of refreshes.
+
+    \b
+    Example:
+      graceful backfill schedule nightly gallery --cron '0 1 * * *' --version glyphs@champion
+      graceful backfill schedule nightly s3://search/gallery --cron @daily --version glyphs@champion --on kind
+    """
+    from graceful.cli import backfill_schedules, index_documents
+
+    parts = {key: arguments.pop(key) for key in index_documents.SETTINGS} | {"traffic": traffic}
+    document = index_documents.described("run", index, arguments, **parts)
+    return backfill_schedules.apply(document, name=name, **arguments)
 
 
 @backfill.command(short_help="Stop a backfill after its present batch.")

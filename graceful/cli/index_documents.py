@@ -11,6 +11,8 @@ from graceful.cli.version_commands import user
 from graceful.errors import SpecError
 
 SOURCE = ("version", "spec", "split", "vectors", "space", "metric")
+SETTINGS = ("order", "seed", "rate", "batch", "stop_at", "shard")
+"""Options of a backfill that its program reads under the same names."""
 
 
 def settings(pairs: Sequence[str]) -> dict[str, str]:

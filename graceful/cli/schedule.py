@@ -21,6 +21,22 @@ WHERE = (
     HOME,
 )
 
+CRON = (
+    click.option(
+        "--cron", required=True, metavar="FIELDS", help="Minute, hour, day, month, weekday (0: Sunday), or @daily."
+    ),
+    click.option("--time-zone", default="Etc/UTC", show_default=True, metavar="ZONE", help="E.g. Europe/Berlin."),
+)
+PLACED = (
+    click.option(
+        "--service-account",
+        metavar="NAME",
+        help="On a cluster: may submit.  [default: the profile's, -submitter in place of -ray]",
+    ),
+    click.option("--dry-run", is_flag=True, help="Only say what would change."),
+    *WHERE,
+)
+
 
 @click.group(cls=InOrder, invoke_without_command=True, short_help="Refresh again and again, here or on a cluster.")
 @click.pass_context
@@ -50,21 +66,11 @@ def schedule(context: click.Context) -> None:
 
 
 @schedule.command(short_help="Make or change a schedule.")
-@options(NAME, SPEC)
-@click.option(
-    "--cron", required=True, metavar="FIELDS", help="Minute, hour, day, month, weekday (0: Sunday), or @daily."
-)
-@click.option("--time-zone", default="Etc/UTC", show_default=True, metavar="ZONE", help="E.g. Europe/Berlin.")
+@options(NAME, SPEC, *CRON)
 @SET
 @TRUST
 @click.option("--always", is_flag=True, help="Refresh without new data too.")
-@click.option(
-    "--service-account",
-    metavar="NAME",
-    help="On a cluster: may submit.  [default: the profile's, -submitter in place of -ray]",
-)
-@click.option("--dry-run", is_flag=True, help="Only say what would change.")
-@options(*WHERE, OUTPUT)
+@options(*PLACED, OUTPUT)
 def apply(name: str, spec: Path, output: str, **options: Any) -> int:
     """Make the schedule NAME, which refreshes SPEC, or change it and say what changed.
 

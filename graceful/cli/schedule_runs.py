@@ -1,4 +1,4 @@
-"""`graceful schedule run` and `run-now` on this machine: firings are refreshes in processes of their own. Client."""
+"""`graceful schedule run` and `run-now` on this machine: firings are processes of their own. Client."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from graceful import homes, spec, startup
 from graceful.cli import output as out
@@ -18,7 +19,7 @@ from graceful.errors import EXIT_HELD, EXIT_INTERRUPTED, SpecError
 from graceful.launch import foreground, outcome
 from graceful.launch.job import JobSpec
 from graceful.schedules import scheduler
-from graceful.schedules.timetable import Entry, Timetable
+from graceful.schedules.timetable import BACKFILL, Entry, Timetable
 
 
 def run(*, home: Path | None, quiet: bool) -> int:
@@ -27,15 +28,15 @@ def run(*, home: Path | None, quiet: bool) -> int:
     count = len(timetable.entries())
     count_text = "1 schedule" if count == 1 else f"{count} schedules"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped ends like Ctrl-C
-    machine_scheduler = scheduler.Scheduler(timetable=timetable, start=_Refresh(home=home, quiet=quiet), say=_timed)
+    machine_scheduler = scheduler.Scheduler(timetable=timetable, start=_Program(home=home, quiet=quiet), say=_timed)
     code = machine_scheduler.run(ready=lambda: _timed(f"at work on {count_text} in {timetable.folder}; Ctrl-C ends it"))
     _timed("ended; schedules stay, `graceful schedule run` goes on")
     return code
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Refresh:
-    """Refreshes the spec of a schedule in a process of its own, as `graceful refresh` does.
+class _Program:
+    """Runs what a schedule says in a process of its own, as `graceful refresh` and `graceful backfill run` do.
 
     Attributes:
         home: As `--home`.
@@ -48,15 +49,15 @@ class _Refresh:
     quiet: bool = False
 
     def __call__(self, entry: Entry, firing: str, lock: int) -> scheduler.FiringResult:
-        resolved = spec.parse({**entry.document, "name": firing}, where=f"schedule {entry.name}")
+        program, document = _program(entry, firing)
         flags = ["--output", self.output, *(["--quiet"] if self.quiet else [])]
         with tempfile.TemporaryDirectory() as scratch:
             outcome_file = Path(scratch) / "outcome"
             job = JobSpec(
-                name=f"refresh {resolved.run_id}",
-                command=startup.python("graceful.programs", "refresh", *flags),
+                name=f"{program} {firing}",
+                command=startup.python("graceful.programs", program, *flags),
                 env={**programs.environment(os.environ, home=self.home), OUTCOME_VARIABLE: str(outcome_file)},
-                document=json.dumps(resolved.dump()),
+                document=json.dumps(document),
             )
             code = foreground.run(job, deferred=True, interrupt_wins=True, inherited=(lock,))
             lines = outcome_file.read_text(encoding="utf-8").splitlines() if outcome_file.exists() else []
@@ -66,8 +67,16 @@ class _Refresh:
         return scheduler.FiringResult(outcome=_outcome_of(code, message), exit_code=code, reason=reason)
 
 
+def _program(entry: Entry, firing: str) -> tuple[str, dict[str, Any]]:
+    """Return the program of a firing and the document that it reads."""
+    if BACKFILL in entry.document:
+        return BACKFILL, entry.document[BACKFILL]
+    resolved = spec.parse({**entry.document, "name": firing}, where=f"schedule {entry.name}")
+    return "refresh", resolved.dump()
+
+
 def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) -> int:
-    """Fire once, in the foreground; returns the exit code of the refresh.
+    """Fire once, in the foreground; returns its exit code.
 
     Raises:
         SpecError: No such schedule, or a firing of it is running.
@@ -75,7 +84,7 @@ def run_now(name: str, timetable: Timetable, *, home: Path | None, output: str) 
     entry = timetable.find(name)
     if timetable.is_firing(name):
         raise SpecError(f"schedule {name}: a firing is running, two never overlap; wait for it")
-    start = _Refresh(home=home, output=output)
+    start = _Program(home=home, output=output)
     moment = datetime.now(UTC).replace(second=0, microsecond=0)
     ended_events = [event for event in timetable.history() if event.schedule == name and event.due == moment]
     if ended_events and ended_events[-1].outcome in ("passed", "held", "skipped"):

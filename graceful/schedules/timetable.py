@@ -30,6 +30,7 @@ from graceful.schedules.history import Event, History
 _LOG = logging.getLogger(__name__)
 LATE = timedelta(hours=1)
 """A firing that is later than this is missed."""
+BACKFILL = "backfill"
 MOST = 1000
 """Missed firings that are counted one by one."""
 LOCK_SECONDS = 0.3
@@ -44,7 +45,8 @@ class Entry:
         name: Lower case letters, digits and hyphens; versions are named after it.
         cron: As `cron.read` takes it.
         time_zone: Of the cron expression.
-        document: The resolved spec as JSON values; every firing gives it a name of its own.
+        document: The resolved spec as JSON values, to which every firing gives a name of its own; or under the key
+            `BACKFILL` what a backfill reads.
         since: Firings up to this moment do not count: when it was applied or resumed.
         paused: Fires only on demand.
     """

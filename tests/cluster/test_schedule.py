@@ -31,10 +31,10 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def on(
+def command(
     cluster: Cluster, kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """`graceful schedule WORDS --on` a profile of the test's namespace; returns exit code, stdout and stderr."""
+    """`graceful WORDS --on` a profile of the test's namespace; returns exit code, stdout and stderr."""
     monkeypatch.setenv("KUBECONFIG", cluster.env["KUBECONFIG"])
     monkeypatch.setenv("GRACEFUL_HOME", str(tmp_path / "home"))
     for account in ("default", "rel-graceful-ray", "rel-graceful-submitter"):
@@ -45,11 +45,17 @@ def on(
     path.write_text(yaml.safe_dump({**document, "service_account": "rel-graceful-ray"}), encoding="utf-8")
 
     def run(*words: str) -> tuple[int, str, str]:
-        code = cli.main(["schedule", *words, "--on", str(path)])
+        code = cli.main([*words, "--on", str(path)])
         said = capsys.readouterr()
         return code, said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def on(command: Command) -> Command:
+    """`graceful schedule WORDS --on` the profile."""
+    return lambda *words: command("schedule", *words)
 
 
 def applied(on: Command, *words: str, cron: str = "0 3 1 1 *") -> str:
@@ -101,6 +107,23 @@ def test_apply_twice_changes_nothing_and_a_change_is_shown(on: Command, kube: Ku
         assert line in stdout
     (changed,) = configs(kube)
     assert changed["metadata"]["name"] != config["metadata"]["name"]
+
+
+def test_a_backfill_is_scheduled_like_a_refresh(command: Command, on: Command, kube: Kube) -> None:
+    asked = ("backfill", "schedule", "nightly", "s3://b/index", "--vectors", "s3://b/v.npz", "--cron", "0 3 1 1 *")
+    code, stdout, stderr = command(*asked)
+    assert (code, "create: CronJob nightly" in stdout) == (0, True), stderr
+    assert command(*asked)[1] == "schedule nightly: unchanged\n"
+    assert "stop-at=0.5" in command(*asked, "--stop-at", "0.5")[1]
+    code, stdout, stderr = on("run-now", "nightly", "-o", "json")
+    assert code == 0, stderr
+    fired = json.loads(stdout)
+    assert fired["run_id"] == f"backfill-{fired['firing']}"
+    (row,) = json.loads(on("list", "-o", "json")[1])
+    assert (row["last"]["firing"], row["last"]["outcome"]) == (fired["firing"], "running")
+    code, _, stderr = command("backfill", "schedule", "local", "index", "--vectors", "s3://b/v.npz", "--cron", "@daily")
+    assert (code, "INDEX index: is on this machine" in stderr) == (2, True)
+    assert on("delete", "nightly")[0] == 0
 
 
 def test_pods_of_a_schedule_are_admitted_under_restricted_or_it_is_not_applied(

@@ -214,11 +214,13 @@ def test_the_newest_objects_stay_and_one_that_is_used_counts_as_new(tmp_path: Pa
     ]
     block = tmp_path / "cache" / "shards" / "blocks" / "ab" / f"ab{'0' * 62}" / "00000001"
     index = tmp_path / "cache" / "shards" / "sets" / KEY / "index.json"
-    for path in (block, index):
+    derived = tmp_path / "cache" / "indices" / KEY / "derived" / "structure.faiss"
+    for path in (block, index, derived):
         written(path, 10, used=OLD)
+    os.utime(derived.parent, (OLD, OLD))
     mark_used(copies[2].with_name(f"{copies[2].name}.sha256"))
     reclaim.reclaim(tmp_path, reclaim.Reclaimed(items=[]), older=0, limit=0, dry_run=False, now=time.time())
-    assert [path.exists() for path in (*copies, block, index)] == [False, False, True, False, False, False, False]
+    assert [path for path in (*copies, block, index, derived) if path.exists()] == [copies[2]]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Render a schedule as a CronJob whose pods submit a refresh and wait for its end. Pure functions. Client.
+"""Render a schedule as a CronJob whose pods submit a refresh or a backfill and wait for it. Pure functions. Client.
 
 The objects are those of the chart: same labels, same arguments, same naming of versions after their firing. What a pod
 reads (spec, profile, task file) is an immutable ConfigMap named by its content.
@@ -49,6 +49,8 @@ class Schedule:
         document: The resolved spec as JSON values.
         files: Texts by file name that lie beside it.
         account: ServiceAccount that may submit.
+        command: Words after `graceful` that submit something else than the spec, under the name that `--name` gives it;
+            empty: `submit` with the spec.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Schedule:
     document: Mapping[str, Any]
     account: str
     files: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
 
 
 def render(schedule: Schedule, profile: KubeRay) -> tuple[Json, Json]:
@@ -128,8 +131,10 @@ def _settings(profile: KubeRay) -> Submitter:
 def _pod(schedule: Schedule, profile: KubeRay, config: str) -> Json:
     """Return a pod that submits a run and waits for its end, so that the next firing sees this one as running."""
     profile_option = f"--on={FOLDER}/{PROFILE_FILE}"
-    arguments = ["submit", f"{FOLDER}/{SPEC_FILE}", profile_option, "--yes", f"--set=name=$({FIRING_VARIABLE})"]
-    submit = _container(profile, "submit", arguments)
+    words, name = ["submit", f"{FOLDER}/{SPEC_FILE}"], "--set=name"
+    if schedule.command:
+        words, name = [word.replace("$(", "$$(") for word in schedule.command], "--name"  # $(X) stands for a variable
+    submit = _container(profile, "submit", [*words, profile_option, "--yes", f"{name}=$({FIRING_VARIABLE})"])
     wait = _container(profile, "wait", ["status", f"{schedule.model}-$({FIRING_VARIABLE})", profile_option, "--wait"])
     pulls = [{"name": secret} for secret in profile.pull_secrets]
     pod = harden.pod(

@@ -138,8 +138,7 @@ def copies(home: Path) -> Iterator[Item]:
         *home.glob("cache/shards/sets/*/index.json"),
     ):
         yield _item("index", meta.parent, used=meta.stat().st_mtime)
-    for folder in home.glob("cache/indices/*/derived"):  # what faiss searches of an index in a bucket
-        yield _item("index", folder)
+    yield from (_item("index", path) for path in home.glob("cache/indices/*/derived"))  # of faiss, for a bucket
     for path in (*home.glob("cache/checkpoints/*"), *home.glob("cache/bases/*")):
         kind = "model" if path.parent.name == "checkpoints" else "base"
         if path.is_dir() and _MODEL.fullmatch(f"{path.parent.name}/{path.name}"):

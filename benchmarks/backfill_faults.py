@@ -11,6 +11,7 @@ vectors are compared with what they must be:
     lost         ids that are in no space          wrong_space  vectors that are not those of the space they are in
     doubled      ids that are in two               unanswered   searches that failed, or did not find the item itself
 
+All but `disk full` are measured on an index in a folder and on one in a bucket of a real S3 server, the tests' own.
 `killed` ends the backfill, `killed writer` a process that adds, replaces and deletes, `two writers` runs two workers of
 one backfill and a writer beside each other, `disk full` lets the backfill write until the disk is full (a file system
 of its own where the machine allows one, else a limit on the size of files), and then goes on with space.
@@ -43,6 +44,8 @@ from graceful.errors import GracefulError, StorageError
 from graceful.index import Index, Space, Vectors, backfill
 from graceful.index.backfill_work import Settings
 from graceful.index.log import MovedError
+from graceful.storage import server
+from tests.support import s3_server
 
 COUNT, RUNS, QUERIES, SEED = 2000, {"killed": 100, "killed writer": 30, "two writers": 20, "disk full": 20}, 20, 0
 OLD, NEW = Space.declared("old", 32), Space.declared("new", 24)
@@ -96,6 +99,7 @@ def forked(work: Callable[[], None]) -> int:
         return child
     code = 1
     try:
+        server.reset()  # its sockets are the parent's
         work()
         code = 0
     except GracefulError:
@@ -104,20 +108,20 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def backfilling(folder: Path, shard: tuple[int, int] = (0, 1), seed: int = 0) -> Callable[[], None]:
+def backfilling(address: str, shard: tuple[int, int] = (0, 1), seed: int = 0) -> Callable[[], None]:
     """Return a worker of a backfill."""
-    return lambda: void(backfill.run(Index.open(folder), Model(), Settings(batch=40, shard=shard, seed=seed)))
+    return lambda: void(backfill.run(Index.open(address), Model(), Settings(batch=40, shard=shard, seed=seed)))
 
 
 def void(_: object) -> None:
     """Return nothing."""
 
 
-def writing(folder: Path, seed: int) -> Callable[[], None]:
+def writing(address: str, seed: int) -> Callable[[], None]:
     """Return a writer: adds fresh items in the space that the index takes, replaces and deletes some."""
 
     def work() -> None:
-        draw, index = random.Random(seed), Index.open(folder)
+        draw, index = random.Random(seed), Index.open(address)
         for _ in range(8):
             space = index.head().writes
             made = (FRESH if space == "old" else mapped(FRESH)).take(np.asarray(draw.sample(range(400), 30)))
@@ -130,14 +134,14 @@ def writing(folder: Path, seed: int) -> Callable[[], None]:
     return work
 
 
-def searching(folder: Path, report: Path) -> Callable[[], None]:
+def searching(address: str, report: Path) -> Callable[[], None]:
     """Return a process that searches until it is ended, and counts what fails."""
 
     def work() -> None:
         stop: list[bool] = []
         signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
         draw, asked, failed = random.Random(SEED), 0, 0
-        index = Index.open(folder)
+        index = Index.open(address)
         new = mapped(ITEMS)
         while not stop:
             rows = np.asarray(draw.sample(range(COUNT), QUERIES))
@@ -191,26 +195,26 @@ def compared(index: Index, *, fresh: bool) -> dict[str, int]:
     }
 
 
-def killed(folder: Path, draw: random.Random) -> None:
+def killed(address: str, draw: random.Random) -> None:
     """Kill a backfill; one that was done before is taken back first."""
-    index = Index.open(folder)
+    index = Index.open(address)
     state = index.head().backfill
     if state is not None and state["state"] == "moved":
         backfill.rollback(index)
-    ended(forked(backfilling(folder)), after=2 * draw.random())
+    ended(forked(backfilling(address)), after=2 * draw.random())
 
 
-def killed_writer(folder: Path, draw: random.Random) -> None:
+def killed_writer(address: str, draw: random.Random) -> None:
     """Kill a process that adds, replaces and deletes."""
-    ended(forked(writing(folder, draw.randrange(10**6))), after=draw.random() / 2)
+    ended(forked(writing(address, draw.randrange(10**6))), after=draw.random() / 2)
 
 
-def two_writers(folder: Path, draw: random.Random) -> None:
+def two_writers(address: str, draw: random.Random) -> None:
     """Run two workers of a backfill and a writer to the end."""
-    index = Index.open(folder)
+    index = Index.open(address)
     if index.head().backfill is not None:
         backfill.rollback(index)
-    works = [backfilling(folder, (0, 2)), backfilling(folder, (1, 2)), writing(folder, draw.randrange(10**6))]
+    works = [backfilling(address, (0, 2)), backfilling(address, (1, 2)), writing(address, draw.randrange(10**6))]
     for child in [forked(work) for work in works]:
         ended(child)
 
@@ -229,31 +233,32 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def disk_full(folder: Path, draw: random.Random) -> None:
+def disk_full(address: str, draw: random.Random) -> None:
     """Backfill on a disk that becomes full, then with space again."""
-    index = Index.open(folder)
+    index = Index.open(address)
     if index.head().backfill is not None:
         backfill.rollback(index)
+    folder = Path(address)
     filler = folder / "filler"
     if os.stat(folder).st_dev != os.stat(folder.parent).st_dev:
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
         filler.write_bytes(b"0" * max(free - draw.randrange(20_000, 120_000), 0))
 
         def work() -> None:
-            backfilling(folder)()
+            backfilling(address)()
     else:
 
         def work() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (draw.randrange(500, 9000), resource.RLIM_INFINITY))
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            backfilling(folder)()
+            backfilling(address)()
 
     code = ended(forked(work))
     assert code == 4, f"a full disk must end the backfill with an error of ours, got {code}"
     filler.unlink(missing_ok=True)
 
 
-FAULTS: dict[str, Callable[[Path, random.Random], None]] = {
+FAULTS: dict[str, Callable[[str, random.Random], None]] = {
     "killed": killed,
     "killed writer": killed_writer,
     "two writers": two_writers,
@@ -261,42 +266,54 @@ FAULTS: dict[str, Callable[[Path, random.Random], None]] = {
 }
 
 
-def measured(fault: str, runs: int, backend: str) -> dict[str, Any]:
-    """Return the row of one fault."""
-    draw, row = random.Random(f"{SEED} {fault} {backend}"), {"lost": 0, "doubled": 0, "wrong_space": 0}
+def measured(fault: str, place: str, runs: int) -> dict[str, Any]:
+    """Return the row of one fault, on an index in a folder or in a bucket."""
+    draw, row = random.Random(f"{SEED} {fault} exact"), {"lost": 0, "doubled": 0, "wrong_space": 0}
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        folder = Path(scratch) / "index"
+        folder, address = Path(scratch) / "index", stack.enter_context(somewhere(place, Path(scratch)))
         own = stack.enter_context(small_disk(folder)) if fault == "disk full" else False
-        index = Index.create(folder, ITEMS, OLD, backend=backend)
+        index = Index.create(address, ITEMS, OLD)
         assert index.head().count == COUNT
         report = Path(scratch) / "searches.json"
-        searcher = forked(searching(folder, report))
+        searcher = forked(searching(address, report))
         for _ in range(runs):
             with contextlib.suppress(MovedError, StorageError):
-                FAULTS[fault](folder, draw)
+                FAULTS[fault](address, draw)
             for name, count in compared(index, fresh=fault in ("two writers", "killed writer")).items():
                 row[name] += count
             if own:
-                tidy(folder)
+                tidy(address)
         time.sleep(0.5)
         os.kill(searcher, signal.SIGTERM)
         ended(searcher)
         asked, failed = json.loads(report.read_text())
-        last = Index.open(folder)
+        last = Index.open(address)
         with contextlib.suppress(MovedError):
             backfill.run(last, Model(), Settings(batch=400))
         assert last.head().serving == "new"
-    about = {"fault": fault, "backend": backend, "runs": runs, "vectors": COUNT, "seed": SEED}
+    about = {"fault": fault, "place": place, "backend": "exact", "runs": runs, "vectors": COUNT, "seed": SEED}
     where = {"disk": "own file system" if own else "limit on files"} if fault == "disk full" else {}
     return {**about, **row, "unanswered": failed, "searches": asked, **where}
 
 
-def tidy(folder: Path) -> None:
+@contextlib.contextmanager
+def somewhere(place: str, scratch: Path) -> Iterator[str]:
+    """Yield the address of an index that does not exist yet."""
+    if place == "folder":
+        yield str(scratch / "index")
+        return
+    os.environ["GRACEFUL_HOME"] = str(scratch / "home")
+    with s3_server.serving():
+        server.client().create_bucket(Bucket="graceful-faults")
+        yield "s3://graceful-faults/index"
+
+
+def tidy(address: str) -> None:
     """Remove segments that no snapshot names, and of the others nothing is asked any more."""
-    index = Index.open(folder)
+    index = Index.open(address)
     head = index.head()
     kept = {part.file for part in head.parts}
-    for path in (folder / "segments").iterdir():
+    for path in (Path(address) / "segments").iterdir():
         if f"segments/{path.name}" not in kept:
             path.unlink()
 
@@ -311,11 +328,12 @@ def main() -> None:
     if arguments.quick:
         path = Path(tempfile.mkdtemp()) / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for fault, runs in RUNS.items():
-        if fault in {row["fault"] for row in rows}:
+    places = [("folder", fault) for fault in RUNS] + [("bucket", fault) for fault in RUNS if fault != "disk full"]
+    for place, fault in places:
+        if (place, fault) in {(row["place"], row["fault"]) for row in rows}:
             continue
         begun = time.perf_counter()
-        row = measured(fault, 3 if arguments.quick else runs, "exact")
+        row = measured(fault, place, 3 if arguments.quick else RUNS[fault])
         row["seconds"] = round(time.perf_counter() - begun, 1)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def submit(
     return code
 
 
+def require_whole(document: dict[str, Any], *, name: str | None = None) -> None:
+    """Refuse before it is sent what a backfill would refuse when it starts.
+
+    Raises:
+        SpecError: The new model, or what an order needs, is missing, or a name is none.
+    """
+    source = document.get("source", {})
+    if not (source.get("version") or source.get("vectors")):
+        raise SpecError("give the new model: either --version (with --spec) or --vectors FILE (with --space)")
+    if document.get("order") == "traffic" and not document.get("traffic"):
+        raise SpecError("--order traffic: needs how often each id was found; write --traffic FILE")
+    if name is not None and not re.fullmatch(spec.NAME, name):
+        raise SpecError(f"--name {name!a}: must be lower case letters, digits and inner hyphens")
+
+
 def job_of(document: dict[str, Any], target_profile: Profile, *, name: str | None = None) -> JobSpec:
     """Return the job that does a backfill.
 
@@ -69,8 +85,9 @@ def job_of(document: dict[str, Any], target_profile: Profile, *, name: str | Non
         name: Run id after `backfill-`; None: a digest of the document.
 
     Raises:
-        SpecError: Something in it is a file of this machine alone.
+        SpecError: Something in it is a file of this machine alone, or missing.
     """
+    require_whole(document, name=name)
     made = located(document, target_profile)
     files: dict[str, str] = {}
     labels: dict[str, str] = {}

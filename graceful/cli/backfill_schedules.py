@@ -49,6 +49,7 @@ def apply(
     location = ScheduleLocation(**location_options)
     next_firing = applying.first_firing(name, cron, time_zone)
     if location.here:
+        backfill_jobs.require_whole(document)
         made = {BACKFILL: json.loads(json.dumps(backfill_jobs.located(document, None)))}  # as it is read back
         entry = Entry(name=name, cron=cron, time_zone=time_zone, document=made, since=datetime.now(UTC))
         changes = applying.apply_here(location.timetable, entry, dry_run=dry_run)

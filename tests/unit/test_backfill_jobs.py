@@ -67,3 +67,19 @@ def test_paths_of_this_machine_are_absolute_for_jobs_here_and_refused_elsewhere(
     assert job.command[-1] == "backfill"
     with pytest.raises(SpecError, match="INDEX gallery: is on this machine, and jobs of kind kuberay see an index in"):
         backfill_jobs.job_of(document(tmp_path, index="gallery"), launch.cluster())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        ({"source": {}}, None, "give the new model: either --version"),
+        ({"order": "traffic"}, None, "--order traffic: needs how often each id was found"),
+        ({}, "Not/a name", "--name 'Not/a name': must be lower case letters"),
+    ],
+)
+def test_what_would_be_refused_at_the_start_is_not_sent(
+    changes: dict[str, Any], name: str | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        backfill_jobs.job_of(document(tmp_path, **changes), launch.cluster(), name=name)
+    assert message in caught.value.message

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.node import Node
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 COUNT = 400
 INDEX = f"""
 import sys

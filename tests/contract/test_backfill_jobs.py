@@ -82,13 +82,15 @@ def test_a_job_that_is_killed_goes_on_and_the_same_command_finds_it(
     commands: Commands, new_place: Callable[[], str], tmp_path: Path, command_line: Command
 ) -> None:
     address, run, until = new_place(), commands.run, commands.until
-    if commands.on.stem == "rayjobs" and isinstance(at(address), Folder):
-        pytest.skip("jobs of a Ray cluster read indices in buckets")
     index = Index.create(address, vectors(), OLD)
     beside, expected = address.rpartition("/")[0], set(vectors().ids.tolist())
     files.write(tmp_path / "new.npz", mapped(vectors()), NEW)
     at(beside).write("new.npz", (tmp_path / "new.npz").read_bytes())
     command = ("backfill", "run", address, "--vectors", f"{beside}/new.npz", "--batch", "10", "--rate", "50", "--yes")
+    if commands.on.stem == "rayjobs" and isinstance(index.place, Folder):
+        refused = command_line(*command, "--on", commands.on)
+        assert (refused.returncode, "is on this machine" in refused.stderr) == (2, True)
+        return
     sent = run(*command)
     name = sent["run_id"]
     assert (name[:9], len(name), sent["handle"].partition("://")[0]) == ("backfill-", 21, commands.on.stem)

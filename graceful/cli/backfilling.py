@@ -99,9 +99,7 @@ def plan(index: str, traffic: str | None, on: str | None, **arguments: Any) -> i
 @click.option("--name", metavar="NAME", help="Of --on: the job is backfill-NAME.  [default: a digest of the command]")
 @click.option("-y", "--yes", is_flag=True, help="Of --on: do not ask.")
 @options(*WHY, *FORM)
-def run(
-    index: str, traffic: str | None, on: str | None, name: str | None, *, yes: bool, output: str, **arguments: Any
-) -> int:
+def run(index: str, traffic: str | None, on: str | None, name: str | None, *, yes: bool, **arguments: Any) -> int:
     """Replace the vectors of INDEX by those of a version, or of a file of vectors.
 
     One process does it, or several with --shard, here or as jobs of a cluster. Meanwhile an index has vectors of both
@@ -123,11 +121,12 @@ def run(
     if on is None:
         if name is not None or yes:
             raise click.UsageError("--name and --yes belong to --on; leave them out")
-        return index_documents.start("run", index, arguments, program="backfill", output=output, **parts)
+        return index_documents.start("run", index, arguments, program="backfill", **parts)
     from graceful.cli import backfill_jobs
 
     document = index_documents.described("run", index, arguments, **parts)
-    return backfill_jobs.submit(document, on=on, name=name, yes=yes, output=output, home=arguments["home"])
+    form = {key: arguments[key] for key in ("output", "home")}
+    return backfill_jobs.submit(document, on=on, name=name, yes=yes, **form)
 
 
 @backfill.command(short_help="Run a backfill again and again.")

@@ -13,54 +13,19 @@ import re
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from graceful.errors import GracefulError, IntegrityError, RegistryError, SpecError
+from graceful.errors import SpecError
 from graceful.lineage import events, lease, registration, render, schema, tables, tracking
 from graceful.lineage.events import Event
-from graceful.lineage.records import map_items
-from graceful.lineage.registry import Registry, quoted
+from graceful.lineage.family_state import FamilyState, Repair, family_state
+from graceful.lineage.registry import Registry
 from graceful.lineage.schema import LineageRecord
 
 PASSES = 3
 """A version that is listed again needs tags and aliases afterwards."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repair:
-    """One difference from the records, and how to repair it.
-
-    Attributes:
-        where: What it is about, e.g. `glyphs version 3`.
-        what: The difference and what becomes of it; `altered: ...` where it was left as it is.
-        repaired: Whether it was repaired; False in a dry run.
-    """
-
-    where: str
-    what: str
-    repaired: bool = False
-    apply: Callable[[], object] | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FamilyState:
-    """Nodes, records, listings and events of one family."""
-
-    registry: Registry
-    model: str
-    nodes: Mapping[str, Any]
-    records: Mapping[str, LineageRecord]
-    listed: Mapping[str, Sequence[Any]]
-    history: Sequence[Event]
-    listings: Mapping[str, tuple[str, int]]
-    broken: Sequence[Repair]
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        return {model_id: int(items[0].version) for model_id, items in self.listed.items() if items}
 
 
 def repair(registry: Registry, model: str, *, dry_run: bool, older_than_hours: float) -> list[Repair]:
@@ -70,7 +35,7 @@ def repair(registry: Registry, model: str, *, dry_run: bool, older_than_hours: f
     with lease.writer(registry, model) as hold:
         done: list[Repair] = []
         for _ in range(1 if dry_run else PASSES):
-            repairs = list(_repairs(_family_state(registry, model), older_than_hours))
+            repairs = list(_repairs(family_state(registry, model), older_than_hours))
             applicable = [item for item in repairs if item.apply is not None]
             if dry_run or not applicable:
                 return [*done, *(item for item in repairs if dry_run or item.apply is None)]
@@ -79,56 +44,10 @@ def repair(registry: Registry, model: str, *, dry_run: bool, older_than_hours: f
                 hold.extend()
                 item.apply()
                 done.append(Repair(where=item.where, what=item.what, repaired=True))
-        return [*done, *_repairs(_family_state(registry, model), older_than_hours)]
+        return [*done, *_repairs(family_state(registry, model), older_than_hours)]
 
 
-def _family_state(registry: Registry, model: str) -> _FamilyState:
-    nodes = {node.model_id: node for node in _all_nodes(registry, model)}
-    records, broken = {}, []
-    for node, record in zip(
-        nodes.values(), map_items(registry, partial(_recorded, registry), nodes.values()), strict=True
-    ):
-        if isinstance(record, LineageRecord):
-            records[node.model_id] = record
-        elif record is not None:
-            broken.append(Repair(where=node.name, what=f"altered: {record.message}"))
-    listed: dict[str, list[Any]] = defaultdict(list)
-    versions = registry.client.search_model_versions(f"name = {quoted(model)}")
-    for item in sorted(versions, key=lambda item: int(item.version)):
-        listed[str(item.source).removeprefix("models:/")].append(item)
-    numbers = {model_id: (model, int(items[0].version)) for model_id, items in listed.items()}
-    measured = {edge.model_id for record in records.values() for edge in record.edges}
-    measured |= {parent.model_id for record in records.values() for parent in record.parents}
-    return _FamilyState(
-        registry=registry,
-        model=model,
-        nodes=nodes,
-        records=records,
-        listed=listed,
-        history=events.read(registry, model),
-        listings={**registry.listings([], sorted(measured - {*numbers})), **numbers},
-        broken=broken,
-    )
-
-
-def _recorded(registry: Registry, node: Any) -> LineageRecord | GracefulError | None:
-    try:
-        return registry.recorded(node, sealed=schema.TAG_RECORD in node.tags)
-    except (IntegrityError, RegistryError) as e:
-        return e
-
-
-def _all_nodes(registry: Registry, model: str) -> Iterator[Any]:
-    token = None
-    while True:
-        page = registry.client.search_logged_models([registry.experiment(model)], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _repairs(family: _FamilyState, older_than_hours: float) -> Iterator[Repair]:
+def _repairs(family: FamilyState, older_than_hours: float) -> Iterator[Repair]:
     yield from family.broken
     for record in sorted(family.records.values(), key=lambda record: (record.created, record.refresh_id)):
         yield from _node_repairs(family, record)
@@ -144,7 +63,7 @@ def _repairs(family: _FamilyState, older_than_hours: float) -> Iterator[Repair]:
 # --- one version ------------------------------------------------------------------------------------------------------
 
 
-def _node_repairs(family: _FamilyState, record: LineageRecord) -> Iterator[Repair]:
+def _node_repairs(family: FamilyState, record: LineageRecord) -> Iterator[Repair]:
     node, client = family.nodes[record.model_id], family.registry.client
     wanted = registration.record_tags(record, family.listings)
     if schema.TAG_RECORD in node.tags:
@@ -166,7 +85,7 @@ def _node_repairs(family: _FamilyState, record: LineageRecord) -> Iterator[Repai
         )
 
 
-def _listing_repairs(family: _FamilyState, record: LineageRecord) -> Iterator[Repair]:
+def _listing_repairs(family: FamilyState, record: LineageRecord) -> Iterator[Repair]:
     """Yield repairs of a version's number, tags and description."""
     registry, listed = family.registry, family.listed.get(record.model_id, ())
     if len(listed) != 1:
@@ -199,7 +118,7 @@ def _listing_repairs(family: _FamilyState, record: LineageRecord) -> Iterator[Re
         )
 
 
-def _duplicate_repairs(family: _FamilyState) -> Iterator[Repair]:
+def _duplicate_repairs(family: FamilyState) -> Iterator[Repair]:
     """Yield repairs of duplicate nodes, which a repeated request followed by a crash leaves."""
     by_refresh: dict[str, list[Any]] = defaultdict(list)
     for node in family.nodes.values():
@@ -224,7 +143,7 @@ def _duplicate_repairs(family: _FamilyState) -> Iterator[Repair]:
 # --- aliases, events, runs --------------------------------------------------------------------------------------------
 
 
-def _altered_event_repairs(family: _FamilyState) -> Iterator[Repair]:
+def _altered_event_repairs(family: FamilyState) -> Iterator[Repair]:
     for event in family.history:
         if event.altered:
             subject = event.name or (f"version {event.version}" if event.version else "a version")
@@ -234,7 +153,7 @@ def _altered_event_repairs(family: _FamilyState) -> Iterator[Repair]:
             )
 
 
-def _open_event_repairs(family: _FamilyState) -> Iterator[Repair]:
+def _open_event_repairs(family: FamilyState) -> Iterator[Repair]:
     """Yield repairs that close open events; their writers have ended, because this process holds the lock."""
     aliases = family.registry.aliases(family.model)
     for event in family.history:
@@ -249,7 +168,7 @@ def _open_event_repairs(family: _FamilyState) -> Iterator[Repair]:
         )
 
 
-def _alias_repairs(family: _FamilyState) -> Iterator[Repair]:
+def _alias_repairs(family: FamilyState) -> Iterator[Repair]:
     """Yield repairs that move aliases to where the events say; moving back a champion is an event too."""
     registry, client = family.registry, family.registry.client
     history = events.renumbered(family.history, family.numbers)
@@ -291,7 +210,7 @@ def _version_text(version: int | None) -> str:
     return "unset" if version is None else f"version {version}"
 
 
-def _put_back(family: _FamilyState, champion: int, current: int | None) -> None:
+def _put_back(family: FamilyState, champion: int, current: int | None) -> None:
     node = next(model_id for model_id, number in family.numbers.items() if number == champion)
     event = events.begin(
         family.registry,
@@ -310,7 +229,7 @@ def _put_back(family: _FamilyState, champion: int, current: int | None) -> None:
     events.close(family.registry, event)
 
 
-def _run_repairs(family: _FamilyState, older_than_hours: float) -> Iterator[Repair]:
+def _run_repairs(family: FamilyState, older_than_hours: float) -> Iterator[Repair]:
     """Yield repairs of MLflow runs that are still RUNNING although the refresh or its process has ended."""
     client = family.registry.client
     complete = {record.run_id for record in family.records.values()}
@@ -352,7 +271,7 @@ def _is_dead(run: Any, older_than_hours: float) -> bool:
     return bool(time.time() - run.info.start_time / 1000 > older_than_hours * 3600)
 
 
-def _lock_repairs(family: _FamilyState) -> Iterator[Repair]:
+def _lock_repairs(family: FamilyState) -> Iterator[Repair]:
     for name in lease.leftovers(family.registry, family.model):
         yield Repair(
             where=name,

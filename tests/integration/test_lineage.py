@@ -14,7 +14,7 @@ import pytest
 
 from graceful.errors import IntegrityError, RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, schema
-from graceful.lineage.store import _move_into_place
+from graceful.lineage.reading import _move_into_place
 from graceful.storage import sha256_file
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add

@@ -13,7 +13,7 @@ import pytest
 
 from graceful.errors import RegistryError, SpecError
 from graceful.lineage import LineageRecord, Store, pages, schema
-from graceful.lineage.repair import Repair
+from graceful.lineage.family_state import Repair
 from tests.support import mlflow_versions as versions
 from tests.support.mlflow_versions import add
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from graceful import catalogue
-from graceful.catalogue import About, Metric
+from graceful.metric import About, Metric, fault
 from graceful.metrics import added
 from graceful.metrics.inputs import MetricInputs, VersionOutputs
 from graceful.metrics.predictions import Predictions
@@ -33,7 +33,7 @@ def check(metric: Metric) -> Measurement:
         AssertionError: Its row is unfit; its function raises, or returns a value that is not finite, outside its range
             or interval, without a reason where it is undefined; or the order of the samples changes the value.
     """
-    reason = catalogue.fault(metric, metric.name)
+    reason = fault(metric, metric.name)
     assert reason is None, f"{metric.name}, {reason}"
     assert metric.name not in catalogue.METRICS, f"graceful has a metric {metric.name}; give yours another name"
     assert callable(metric.measure), f"{metric.name} has no function that measures it; give it measure"

@@ -1,5 +1,6 @@
-"""Rebuild a predecessor from a version bundle: which code runs, what is left of it, its network. Drivers and workers.
+"""Rebuild a predecessor from a version bundle: choose the code that runs, read what is kept, load the network.
 
+Runs in drivers and workers.
 `graceful.models.bundle` describes the files. Weights are hashed before they are parsed, from the same bytes.
 """
 
@@ -82,9 +83,8 @@ def load(
         return _unrunnable(contents, code, folder=folder, model_id=model_id, at_least=at_least)
     section, allowed = code
     current = tasks.transform_digest(section)
-    if allowed is not None and current != described.transform_digest:
-        changed = f"{described.task['file']} is not the file {described.name} was saved with"
-        raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
+    if allowed is not None:
+        _require_same_file(described, current, folder)
     values = _kept_files(folder, contents)
     task = _with_assets(task or tasks.build(section, trusted=allowed), values)
     viewed = _augmenting_section(section, augment_like)
@@ -103,6 +103,12 @@ def load(
         model=described.model,
         contract=embedding_contract_of(described, section),
     )
+
+
+def _require_same_file(described: Description, transform_digest: str, folder: Path) -> None:
+    if transform_digest != described.transform_digest:
+        changed = f"{described.task['file']} is not the file {described.name} was saved with"
+        raise DataError(f"{folder / DESCRIPTION}: {changed}; restore that file")
 
 
 def embedding_contract_of(described: Description, section: TaskSection) -> EmbeddingContract:

@@ -1,4 +1,4 @@
-"""What an adapter is fitted and measured on: vectors of the same samples by two versions. Driver."""
+"""The data of an adapter: embeddings of the same samples by two versions, to fit and to measure it. Driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from graceful.tasks.base import Samples, Task
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Searched:
-    """What one version says of the queries and of the gallery."""
+    """One version's embeddings of the queries and of the gallery."""
 
     queries: Embeddings
     gallery: Embeddings
@@ -33,12 +33,13 @@ class Material:
     """Two versions' vectors of the same samples.
 
     Attributes:
-        old: Of the version whose gallery is there.
-        new: Of the version whose queries come.
-        train: Vectors of training samples by both; source is what the adapter maps.
-        validation: The same of other samples.
-        old_searches: Its queries and gallery, which the adapter never saw.
-        new_searches: Those of the new version.
+        old: The version whose gallery is there.
+        new: The version whose queries come.
+        side: What the adapter maps: the new queries, or the old gallery.
+        train: Vectors of training samples by both versions; `source` is what the adapter maps.
+        validation: The same of the validation samples.
+        old_searches: Queries and gallery as the old version embeds them; the adapter is not fitted on them.
+        new_searches: The same by the new version.
         data: Split -> SHA-256 of its samples.
     """
 
@@ -58,8 +59,8 @@ class Material:
         return {"source": source, "target": target}
 
     def rankings(self, adapter: Adapter) -> dict[str, Ranking]:
-        """Return the searches with the adapter (`adapted`), of before (`old_old`), and after embedding all again
-        (`full`)."""
+        """Return three searches: with the adapter (`adapted`), of the old version alone (`old_old`), and of the new
+        version after the whole gallery is embedded again (`full`)."""
         old, new = self.old_searches, self.new_searches
         if self.side == "queries":
             between = adapter.described.share < 1.0
@@ -77,15 +78,15 @@ class Material:
 def of_versions(
     spec: RefreshSpec, task: Task, *, old: Predecessor, new: Predecessor, kept: KeptOutputs, names: tuple[str, str]
 ) -> Material:
-    """Run both versions on the samples of a task; what they said of a whole split before is read.
+    """Run both versions on the samples of a task; outputs that are kept of a whole split are read instead.
 
     Args:
         spec: Of the adapter.
         task: Whose samples; each version sees them through its own transform.
         old: The version whose gallery is there.
         new: The version whose queries come.
-        kept: Where answers of earlier evaluations are.
-        names: Of old and new, for people.
+        kept: Outputs of earlier evaluations.
+        names: Names of old and new in reports.
 
     Raises:
         SpecError: The training rows are a stream.
@@ -93,39 +94,23 @@ def of_versions(
     """
     section = spec.adapter
     assert section is not None, "the spec of an adapter"
-    role: Role = "query" if section.side == "queries" else "gallery"
     samples = Evaluated.of(task, with_retrieval=True, kept=kept)
-    assert samples.query is not None, "asked for with retrieval"
-    assert samples.gallery is not None, "asked for with retrieval"
     train, validation = task.samples("train"), task.samples("validation")
     if train.stream is not None:
         raise SpecError(
             "task: its training rows are a stream, and an adapter needs rows that can be read by both versions"
         )
+    source, target = (new, old) if section.side == "queries" else (old, new)
     size = spec.evaluate.batch_size
 
-    def vectors(version: Predecessor, split: Samples, role: Role) -> NDArray[np.float32]:
-        if len(split) > section.pairs and split in (train, validation):
-            rows = np.linspace(0, len(split) - 1, section.pairs).astype(np.int64)
-            said = answers_on_split(version, split, size, role=role, embeddings=True, positions=rows)
-        else:
-            said = split_answers(version, split, kept, size, role=role, embeddings=True)
-        assert said.embeddings is not None, "asked for"
-        return said.embeddings
-
-    def searched(version: Predecessor) -> Searched:
-        assert samples.query is not None, "seen above"
-        assert samples.gallery is not None, "seen above"
-        return Searched(
-            queries=_embeddings(samples.query, vectors(version, samples.query, "query")),
-            gallery=_embeddings(samples.gallery, vectors(version, samples.gallery, "gallery")),
-        )
-
     def pairs(split: Samples) -> Pairs:
-        return Pairs(
-            source=vectors(new if section.side == "queries" else old, split, role),
-            target=vectors(old if section.side == "queries" else new, split, role),
-        )
+        role: Role = "query" if section.side == "queries" else "gallery"
+        if len(split) <= section.pairs:
+            vectors = [_vectors(version, split, kept, size, role) for version in (source, target)]
+        else:
+            rows = np.linspace(0, len(split) - 1, section.pairs).astype(np.int64)
+            vectors = [_vectors_of_rows(version, split, rows, size, role) for version in (source, target)]
+        return Pairs(source=vectors[0], target=vectors[1])
 
     return Material(
         old=_end(old, names[0]),
@@ -133,9 +118,36 @@ def of_versions(
         side=section.side,
         train=pairs(train),
         validation=pairs(validation),
-        old_searches=searched(old),
-        new_searches=searched(new),
+        old_searches=_searched(old, samples, kept, size),
+        new_searches=_searched(new, samples, kept, size),
         data={**samples.digests, "train": train.digest, "validation": validation.digest},
+    )
+
+
+def _vectors(
+    version: Predecessor, split: Samples, kept: KeptOutputs, batch_size: int, role: Role
+) -> NDArray[np.float32]:
+    """Return a version's embeddings of a split, (N, D)."""
+    outputs = split_answers(version, split, kept, batch_size, role=role, embeddings=True)
+    assert outputs.embeddings is not None, "asked for"
+    return outputs.embeddings
+
+
+def _vectors_of_rows(
+    version: Predecessor, split: Samples, rows: NDArray[np.int64], batch_size: int, role: Role
+) -> NDArray[np.float32]:
+    """Return a version's embeddings of some rows of a split, (rows, D)."""
+    outputs = answers_on_split(version, split, batch_size, role=role, embeddings=True, positions=rows)
+    assert outputs.embeddings is not None, "asked for"
+    return outputs.embeddings
+
+
+def _searched(version: Predecessor, samples: Evaluated, kept: KeptOutputs, batch_size: int) -> Searched:
+    assert samples.query is not None, "an evaluation with retrieval has queries"
+    assert samples.gallery is not None, "an evaluation with retrieval has a gallery"
+    return Searched(
+        queries=_embeddings(samples.query, _vectors(version, samples.query, kept, batch_size, "query")),
+        gallery=_embeddings(samples.gallery, _vectors(version, samples.gallery, kept, batch_size, "gallery")),
     )
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from graceful import documents, tasks
-from graceful.architectures.held_out import Sides
 from graceful.architectures.measuring import Measured
 from graceful.architectures.searchers import Searcher
 from graceful.architectures.space import Genes, Space, digest_of, network_of, path_of
@@ -22,12 +16,11 @@ from graceful.chain.ancestor import Ancestor
 from graceful.errors import TrainingError
 from graceful.programs import exclusive, home_of
 from graceful.programs.architectures import training
-from graceful.programs.architectures.actors import Here, OnRay, Pool, Recipe, searched
+from graceful.programs.architectures.actors import Pool, searched
+from graceful.programs.architectures.bench import Bench
 from graceful.programs.architectures.budgets import Prices
-from graceful.programs.architectures.journal import Journal, measurements
+from graceful.programs.architectures.journal import Journal
 from graceful.programs.fitting.readiness import require_ready
-from graceful.programs.outputs.galleries import require_gallery
-from graceful.programs.outputs.model_outputs import run_on_split
 from graceful.programs.runs import ancestry
 from graceful.programs.runs.run import Progress, Run, silent
 from graceful.programs.tuning.result import LEFT_OUT
@@ -35,8 +28,7 @@ from graceful.spec import RefreshSpec
 from graceful.spec.architectures import require_searchable, space_of
 from graceful.spec.methods import Pruned
 from graceful.spec.stages import StagedNetwork
-from graceful.storage import sha256_json, write_json, write_text
-from graceful.tasks.base import Task
+from graceful.storage import write_json, write_text
 from graceful.training.job import NOT_MIRRORED
 
 RESULT, SPEC = "architectures.json", "spec.yaml"
@@ -131,83 +123,6 @@ def score(run: Run, networks: Sequence[StagedNetwork], *, ancestors: Sequence[An
     with bench.pool(recipe) as pool:
         found = measure(generation, bench.space, prices, bench.journal(recipe), pool)
     return [found[genes] for genes in generation]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What a search works with.
-
-    Attributes:
-        run: The search.
-        task: The spec's task, built.
-        ancestors: What training is compatible with.
-        gallery: The gallery model.
-    """
-
-    run: Run
-    task: Task
-    ancestors: tuple[Ancestor, ...]
-    gallery: Ancestor
-
-    @classmethod
-    def of(cls, run: Run, ancestors: Sequence[Ancestor]) -> Bench:
-        """Build the task and find the gallery model.
-
-        Raises:
-            SpecError: As `require_gallery`.
-        """
-        task = tasks.build(run.spec.task)
-        gallery = require_gallery(run.spec, ancestors, task=task)
-        assert gallery is not None, "required by require_searchable"
-        return cls(run=run, task=task, ancestors=tuple(ancestors), gallery=gallery)
-
-    @property
-    def section(self) -> Any:
-        """Return the section of the spec."""
-        return require_searchable(self.run.spec)
-
-    @property
-    def space(self) -> Space:
-        """Return what is searched."""
-        return Space(space_of(self.section))
-
-    @property
-    def network(self) -> StagedNetwork:
-        """Return the network that the spec writes."""
-        network = getattr(self.run.spec.task, "network", None)
-        assert isinstance(network, StagedNetwork), "required by require_searchable"
-        return network
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the task's images."""
-        shape: tuple[int, int, int] = self.task.network(self.task.classes).input_shape  # type: ignore[assignment]
-        return shape
-
-    def recipe(self, progress: Progress) -> Recipe:
-        """Train the supernet and embed the index."""
-        spec = self.run.spec
-        task, sides = searched(spec, self.task)
-        state = training.train_supernet(self.run, task, ancestors=self.ancestors, progress=progress)
-        digests = (task.samples("train").digest, sides.query.digest, sides.gallery.digest)
-        return Recipe(spec=spec, state=state, index=self.index(sides), data=digests)
-
-    def index(self, sides: Sides) -> NDArray[np.float32]:
-        """Return the gallery model's embeddings of the gallery side."""
-        version, size = self.gallery.stored.whole(), self.run.spec.evaluate.batch_size
-        return run_on_split(version, sides.gallery, size, role="gallery").embeddings
-
-    def journal(self, recipe: Recipe) -> Journal[Measured]:
-        """Open the journal of this supernet; with other weights, data or gallery there is another one."""
-        weights = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in recipe.state.items()}
-        identity = sha256_json([weights, list(recipe.data), self.gallery.stored.open().digest])
-        return measurements(self.run.folder / f"evaluations-{identity[:8]}.jsonl")
-
-    def pool(self, recipe: Recipe) -> AbstractContextManager[Pool]:
-        """Return what measures paths: this process, or actors of Ray."""
-        if not self.section.actors:
-            return Here(recipe.evaluator(self.task))
-        return OnRay(recipe, actors=self.section.actors)
 
 
 def _start(bench: Bench, prices: Prices) -> Genes:

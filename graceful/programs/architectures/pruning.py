@@ -21,8 +21,9 @@ from graceful.errors import SpecError, TrainingError
 from graceful.models.staged import StagedNet
 from graceful.models.weights import load_own, own_state, portable
 from graceful.programs.architectures import training
+from graceful.programs.architectures.bench import Bench
 from graceful.programs.architectures.budgets import measured_latency
-from graceful.programs.architectures.program import IDENTITY, RESULT, Bench, opened, spec_text
+from graceful.programs.architectures.program import IDENTITY, RESULT, opened, spec_text
 from graceful.programs.fitting.readiness import require_ready
 from graceful.programs.fitting.train import prepared
 from graceful.programs.outputs.model_outputs import run_on_split

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,15 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 APPROXIMATE = ("faiss ivf", "faiss hnsw", "pgvector hnsw")
 GRAPHS_ALONE = "&options=-c%20enable_seqscan%3Doff%20-c%20enable_bitmapscan%3Doff%20-c%20enable_sort%3Doff"
 """PostgreSQL would look at all of so few vectors."""
+EVERYWHERE = pytest.mark.parametrize(
+    ("new_place", "backend"),
+    [
+        *(("folder", name) for name in BACKENDS),
+        *(pytest.param("bucket", name, marks=pytest.mark.integration) for name in ("exact", "faiss ivf", "faiss hnsw")),
+    ],
+    indirect=True,
+)
+"""Backends in a folder, and in a bucket those that need no lock."""
 Model = dict[str, tuple[str, "np.ndarray[Any, Any]"]]
 
 
@@ -53,7 +62,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.get_uri()
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture
 def backend(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -67,6 +76,7 @@ def backend(
         pytest.importorskip("faiss", reason="the extra faiss is not installed")
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # the local mode of Qdrant flushes every point
     with tempfile.TemporaryDirectory(dir=memory) as folder:
+        monkeypatch.setenv("GRACEFUL_HOME", f"{folder}/home")
         if kind == "qdrant":
             monkeypatch.setenv("GRACEFUL_INDEX_URL", f"file://{folder}/qdrant")
         yield request.param, kind, options
@@ -105,12 +115,16 @@ def same(index: Index, model: Model, *, least: float) -> None:
     assert view.located(np.asarray([*model, "nobody"])) == [*(place for place, _ in model.values()), ""]
 
 
-def test_a_random_history_is_that_of_a_dictionary(backend: tuple[str, str, dict[str, Any]], tmp_path: Path) -> None:
+@EVERYWHERE
+def test_a_random_history_is_that_of_a_dictionary(
+    backend: tuple[str, str, dict[str, Any]], new_place: Callable[[], str]
+) -> None:
+    address = new_place()
     name, kind, options = backend
     least = 0.6 if name in APPROXIMATE else 1.0
     draw = np.random.default_rng(7)
     first = vectors([f"i{number:03d}" for number in range(300)], seed=0)
-    index = Index.create(tmp_path / "index", first, SPACES["old"], backend=kind, options=options)
+    index = Index.create(address, first, SPACES["old"], backend=kind, options=options)
     model: Model = {name: ("old", vector) for name, vector in zip(first.ids.tolist(), first.vectors, strict=True)}
     history = {1: dict(model)}
     opened = index.view()
@@ -135,15 +149,16 @@ def test_a_random_history_is_that_of_a_dictionary(backend: tuple[str, str, dict[
         same(index, model, least=least)
     assert opened.count("old") == 300, "a view is one snapshot"
     assert not index.backend.verify(index.head())
-    same(Index.open(tmp_path / "index"), model, least=least)
+    same(Index.open(address), model, least=least)
 
 
+@EVERYWHERE
 def test_what_was_staged_and_never_committed_is_not_there(
-    backend: tuple[str, str, dict[str, Any]], tmp_path: Path
+    backend: tuple[str, str, dict[str, Any]], new_place: Callable[[], str]
 ) -> None:
     _, kind, options = backend
     first = vectors(["a", "b", "c"], seed=0)
-    index = Index.create(tmp_path / "index", first, SPACES["old"], backend=kind, options=options)
+    index = Index.create(new_place(), first, SPACES["old"], backend=kind, options=options)
     model: Model = {name: ("old", vector) for name, vector in zip(first.ids.tolist(), first.vectors, strict=True)}
     head = replace(index.head(), spaces=SPACES)
     killed = vectors(["a", "x"], seed=1)

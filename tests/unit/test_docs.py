@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -90,6 +91,14 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert "graceful schedule run-now" in pages["commands"]
     assert "image_folder" in pages["spec"]
     assert all(f"<code>{name}</code>" in pages["metrics"] for name in catalogue.METRICS)
+
+
+def test_pictures_of_the_concepts_are_those_that_the_script_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "_hooks" / "pictures.py"))["pictures"]()
+    assert len(drawn) >= 7
+    for name, content in drawn.items():
+        assert (ROOT / "docs" / "pictures" / name).read_text(encoding="utf-8") == content, "run docs/_hooks/pictures.py"
+        assert f"pictures/{name})" in (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
 
 
 def test_every_metric_says_what_it_measures() -> None:

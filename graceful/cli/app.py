@@ -23,7 +23,20 @@ from graceful.cli.options import (
     options,
 )
 from graceful.cli.schedule import schedule
-from graceful.errors import EXIT_PASSED
+from graceful.errors import EXIT_PASSED, GracefulError
+
+FIRST_STEPS = """\
+graceful refreshes a model without breaking what already depends on it.
+It has not run in this folder yet. Three steps to begin with:
+
+  1  graceful demo              refresh a small example model three times,
+                                in a few minutes
+  2  graceful init DATA         write the first spec for your images, texts or
+                                rows; DATA is a folder or a file
+  3  graceful refresh v1.yaml   train, evaluate, gate, register and promote
+
+All commands: graceful --help"""
+"""What `graceful` alone prints in a folder without results."""
 
 
 @click.group(
@@ -59,7 +72,17 @@ def graceful(context: click.Context) -> None:
       graceful lineage photos    every version and what it broke
     """
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        click.echo(context.get_help() if _home_exists() else FIRST_STEPS)
+
+
+def _home_exists() -> bool:
+    """Return whether graceful has run here before; True, too, where that cannot be told."""
+    from graceful import homes
+
+    try:
+        return homes.folder().exists()
+    except (GracefulError, OSError):
+        return True
 
 
 @click.command(short_help="Refresh a small example model three times.")

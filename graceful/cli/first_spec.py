@@ -1,7 +1,8 @@
-"""`graceful init`: look at data, ask what cannot be guessed, write a valid spec. Client."""
+"""`graceful init`: look at data, ask what cannot be guessed, and write a valid spec. Client."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -25,16 +26,16 @@ HEADER = """\
 
 
 FETCH = "`hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir minilm`"
-"""Command that downloads a small checkpoint for texts; transformers brings it."""
+"""Command that downloads a small checkpoint for texts; the package transformers installs it."""
 EPOCHS_OF_FEW = 20
-"""Epochs where an epoch has a dozen steps, so that a network is trained for a few hundred."""
+"""Epochs for few samples: an epoch then has a dozen steps, so that training has a few hundred."""
 MANY_IMAGES = 2000
-"""From so many on, the largest of graceful's small networks is suggested."""
+"""Number of images from which on the largest of graceful's small networks is suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What options said; None: guess, or ask.
+    """Options of the command line; None: the value is guessed, or asked on a terminal.
 
     Attributes:
         model: Name of the model family.
@@ -50,14 +51,17 @@ class Answers:
 
 
 def write(path: Path, target: Path, *, answers: Answers, force: bool, output: str) -> int:
-    """Write the first spec of a model family and say what comes next.
+    """Write the first spec of a model family, and print the next commands.
 
     Args:
-        path: The data.
-        target: Of the spec.
+        path: The data: a folder, a file or a pattern.
+        target: File of the spec.
         answers: What is not to be guessed.
         force: Replace a spec that is there.
-        output: Form of the result.
+        output: Form of the result: `table`, `json` or `yaml`.
+
+    Returns:
+        The exit code.
 
     Raises:
         SpecError: The target exists, or something can neither be guessed nor asked.
@@ -80,12 +84,29 @@ def write(path: Path, target: Path, *, answers: Answers, force: bool, output: st
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
             file.write((HEADER.format(path=path) + documents.dump(document)).encode())
-    following = [f"graceful refresh {target} --dry-run", f"graceful refresh {target}"]
+    missing = _missing_packages(task)
+    following = [
+        *(f"pip install 'graceful-ai[{extra}]'" for extra in missing.values()),
+        f"graceful refresh {target} --dry-run",
+        f"graceful refresh {target}",
+    ]
     if output != "table":
         out.document({"spec": str(target), "task": task["kind"], "next": following}, output)
-    else:
-        out.line(f"{target}: {_summary(task)}\nnext:  {'   then   '.join(following)}")
+        return 0
+    out.line(f"{target}: {_summary(task)}")
+    for package in missing:
+        out.line(f"This task needs the package {package}, which is not installed here; the first step installs it.")
+    out.line("next:  " + "\n       ".join(following))
     return 0
+
+
+def _missing_packages(task: dict[str, Any]) -> dict[str, str]:
+    """Return the packages that a task needs and that are not installed here, with the extra that brings each."""
+    needed = {"datasets": "table"} if task["kind"] == "table" else {}
+    if task.get("network", {}).get("kind") == "transformers":
+        fields = {**task.get("columns", {}), **task.get("members", {})}
+        needed["transformers"] = "text" if "text" in fields else "vision"
+    return {package: extra for package, extra in needed.items() if importlib.util.find_spec(package) is None}
 
 
 def _batch_of_few(data: data_guess.DataDescription) -> int | None:

@@ -52,7 +52,17 @@ def test_the_help_names_every_exit_code() -> None:
     assert all(f" {code}  " in (graceful.epilog or "") for code in codes)
 
 
-def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_first_steps_or_the_help_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GRACEFUL_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    steps = [line.split()[1:3] for line in shown.splitlines() if line.startswith(("  1", "  2", "  3"))]
+    assert steps == [["graceful", "demo"], ["graceful", "init"], ["graceful", "refresh"]]
+    assert max(map(len, shown.splitlines())) <= 80
+    (tmp_path / ".graceful").mkdir()
     assert cli.main([]) == 0
     assert "Start with:" in capsys.readouterr().out
 

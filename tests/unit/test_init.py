@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from graceful import spec
+from graceful import cli, spec
 from graceful.cli import data_guess
 from graceful.tasks import image_listing
 from graceful.tasks.table import source
@@ -24,6 +24,12 @@ from tests.support.shards import write as write_shards
 from tests.unit.test_tasks_table import csv, json_lines, parquet, rows
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def table() -> list[dict[str, Any]]:
@@ -47,6 +53,22 @@ def test_texts_label_and_id_are_recognised(
     assert command_line("refresh", "v1.yaml", "--dry-run").returncode == 0
 
 
+@pytest.mark.usefixtures("in_tmp")
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [("datasets", [], "table"), ("transformers", ["--text", "text", "--checkpoint", "minilm"], "text")],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    package: str, arguments: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    csv(Path("t.csv"), rows())
+    assert cli.main(["init", "t.csv", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert f"needs the package {package}, which is not installed" in shown
+    assert f"next:  pip install 'graceful-ai[{extra}]'\n       graceful refresh v1.yaml --dry-run\n" in shown
+
+
 def test_short_texts_that_all_differ_name_rows(command_line: Run, tmp_path: Path) -> None:
     kept = [{"sku": f"A-{row['id']}", **{key: row[key] for key in ("label", "weight")}} for row in rows()]
     csv(tmp_path / "shop.csv", kept)
@@ -65,7 +87,8 @@ def test_numbers_are_taken_where_there_are_no_texts(command_line: Run, tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "jobs/first.yaml: rows of ../parts/*.csv, label from weight, height",
-        "next:  graceful refresh jobs/first.yaml --dry-run   then   graceful refresh jobs/first.yaml",
+        "next:  graceful refresh jobs/first.yaml --dry-run",
+        "       graceful refresh jobs/first.yaml",
     ]
     written = spec.load(tmp_path / "jobs" / "first.yaml")
     assert written.task.columns.features == ("weight", "height")

@@ -235,7 +235,7 @@ def _judgement(question: _Question, measurement: Measurement | None, *, met: boo
 
 
 def _errors(report: Report, question: _Question) -> Measurement:
-    """Error rate of the new version on the ids of the comparison, or on its own."""
+    """Return the error rate of the new version on the ids of the comparison, or on its own."""
     if question.comparison is not None and "new_error_rate" in question.comparison.measurements:
         return question.comparison.measurements["new_error_rate"]
     return report.measurements.get("error_rate", Measurement(value=None))
@@ -280,7 +280,7 @@ def _is_proportion(measurement: Measurement) -> bool:
 
 
 def _end(measurement: Measurement, *, upper: bool, z: float) -> tuple[float, bool]:
-    """Unfavourable end of the interval at quantile z, and whether it had to be scaled.
+    """Return the unfavourable end of the interval at quantile z, and whether it had to be scaled.
 
     A Wilson end is re-computed exactly. Any other end came from a bootstrap that a report cannot repeat: its distance
     from the value grows with the ratio of the quantiles, and it is never inside the re-computed Wilson end.

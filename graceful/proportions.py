@@ -14,12 +14,13 @@ SMALLEST_BOUND = 1e-9
 
 
 def quantile(family_size: int = 1) -> float:
-    """Two-sided normal quantile at which `family_size` intervals hold jointly at 95 % (Bonferroni); 1.96 for one."""
+    """Return the two-sided normal quantile at which `family_size` intervals hold jointly at 95 % (Bonferroni); 1.96 for
+    one."""
     return NormalDist().inv_cdf(1.0 - (1.0 - CONFIDENCE) / (2.0 * family_size))
 
 
 def wilson(count: float, n: float, z: float | None = None) -> tuple[float, float]:
-    """Score interval of `count` out of `n`.
+    """Return the Wilson score interval of `count` out of `n`.
 
     Args:
         count: In [0, n]; need not be whole (effective counts).
@@ -45,7 +46,8 @@ def wilson(count: float, n: float, z: float | None = None) -> tuple[float, float
 
 
 def minimum_n(bound: float, z: float | None = None) -> int | None:
-    """Fewest ids with which zero events show that a proportion is at most `bound`; 381 for one percent.
+    """Return the smallest number of ids with which zero events show that a proportion is at most `bound`; 381 for one
+    percent.
 
     Returns:
         n >= z^2 (1/bound - 1); 1 where the bound is 1 or more, None where no number will do (bound under 1e-9).

@@ -93,7 +93,8 @@ def certain(value: Any, path: str = "") -> Iterator[str]:
 
 
 def looks_random(text: str) -> bool:
-    """Whether letters and digits follow each other without order, as in a token, not as in a name or an address."""
+    """Return whether letters and digits follow each other without order, as in a token, not as in a name or an
+    address."""
     if len(text) < SHORTEST_RANDOM or any(sign.isspace() for sign in text) or "://" in text:
         return False
     kinds = (str.isupper, str.islower, str.isdigit)
@@ -126,7 +127,8 @@ def shown(text: str, name: str = "") -> str:
 
 
 def message(text: str) -> str:
-    """A line for people, in which `token: ` may be followed by words; what is known to be secret is hidden too."""
+    """Return a line for people, in which `token: ` may be followed by words; what is known to be secret is hidden
+    too."""
     return _without_known(_masked(text, prose=True))
 
 
@@ -144,7 +146,7 @@ def address(url: str) -> str:
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a web address: its path is often the secret of a webhook."""
+    """Return the scheme, host and port of a web address: its path is often the secret of a webhook."""
     scheme, separator, rest = _without_user(url).partition("://")
     return f"{scheme}{separator}{_DELIMITER.split(rest, maxsplit=1)[0]}" if separator else HIDDEN
 
@@ -221,7 +223,7 @@ def _without_known(text: str) -> str:
 
 
 def _masked(text: str, *, prose: bool) -> str:
-    """Formats first, then addresses, word by word, then `name = value`."""
+    """Hide known formats first, then addresses, word by word, then `name = value`."""
     for pattern in _FORMATS:
         text = pattern.sub(HIDDEN, text)
     if "://" in text:
@@ -337,7 +339,7 @@ def _named(document: Mapping[str, Any], key: Any) -> str:
 
 
 def _leaves(value: Any, path: str, name: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(path, value, name) of every leaf of a document; a list item is known by its `name`, if it has one."""
+    """Yield (path, value, name) of every leaf of a document; a list item is known by its `name`, if it has one."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _leaves(part, f"{path}.{key}" if path else str(key), _named(value, key))

@@ -100,12 +100,12 @@ class Report:
 
     @property
     def ancestors(self) -> tuple[Comparison, ...]:
-        """The comparisons with ancestors, those with query and gallery models left out."""
+        """Return the comparisons with ancestors, those with query and gallery models left out."""
         return tuple(item for item in self.comparisons if item.relation == "ancestor")
 
     @property
     def pairs(self) -> tuple[Comparison, ...]:
-        """The comparisons with gallery models, or with query models."""
+        """Return the comparisons with gallery models, or with query models."""
         return tuple(item for item in self.comparisons if item.relation != "ancestor")
 
     @classmethod
@@ -144,7 +144,7 @@ def _measurements(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Measurement
 
 
 def _measurement(name: str, raw: Mapping[str, Any]) -> Measurement:
-    """What JSON lets through and the gate cannot judge: texts, truth values and infinities in place of numbers."""
+    """Read a measurement, and refuse texts, truth values and infinities in place of numbers, which JSON permits."""
     measurement = Measurement(**raw)
     for key in ("value", "lower", "upper"):
         number = getattr(measurement, key)

@@ -54,17 +54,17 @@ class Map:
 
     @property
     def source(self) -> int:
-        """Length of the vectors that it takes."""
+        """Return the length of the vectors that the map takes."""
         return int(self.arrays["left" if self.kind == "low_rank" else "weight"].shape[0])
 
     @property
     def target(self) -> int:
-        """Length of the vectors that it returns."""
+        """Return the length of the vectors that the map returns."""
         return int(self.arrays["bias"].shape[0])
 
     @property
     def numbers(self) -> int:
-        """How many numbers it consists of."""
+        """Return how many numbers the map consists of."""
         return sum(array.size for array in self.arrays.values())
 
     def __call__(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -77,12 +77,12 @@ class SupernetTask:
         return self._make(len(classes))
 
     def samples(self, split: Split) -> Samples:
-        """As `Task.samples`, of training and validation without held-out classes."""
+        """Implement `Task.samples`, of training and validation without held-out classes."""
         samples = self._data.samples(split)
         return without(samples, self._held_out) if split in ("train", "validation") else samples
 
     def transform(self, items: Any, views: NDArray[Any] | None) -> Any:
-        """As `Task.transform`."""
+        """Implement `Task.transform`."""
         return self._data.transform(items, views)
 
 

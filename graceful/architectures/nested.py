@@ -34,7 +34,7 @@ class NestedNet(nn.Module):
         self._shells = [shell_of(section, input_shape=whole.input_shape) for section in self.capacities]
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> embedding [B, d], not normalised."""
+        """Return the embeddings [B, d] of images [B, channels, height, width], not normalised."""
         if len(x) == 1:  # one value a channel has no variance
             return self.embed(torch.cat([x, x]))[:1]
         shell = self._shells[self.capacity]
@@ -42,7 +42,7 @@ class NestedNet(nn.Module):
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         return self.whole.classify(embedding)
 
     def network(self, capacity: int) -> StagedNet:

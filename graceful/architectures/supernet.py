@@ -59,7 +59,7 @@ class Supernet(nn.Module):
         self._shells: dict[str, StagedNet] = {}
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> embedding [B, d], not normalised."""
+        """Return the embeddings [B, d] of images [B, channels, height, width], not normalised."""
         if len(x) == 1:  # one value a channel has no variance
             return self.embed(torch.cat([x, x]))[:1]
         path = self.space.path(self._drawn() if self.training else self._largest())
@@ -68,7 +68,7 @@ class Supernet(nn.Module):
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         logits: Tensor = self.head(embedding)
         return logits
 

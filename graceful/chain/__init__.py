@@ -119,7 +119,8 @@ class Predecessor:
 
     @torch.no_grad()
     def __call__(self, items: Any, views: NDArray[np.uint64] | None = None, *, role: Role | None = None) -> Outputs:
-        """Raw items -> fp32 embedding [B, d] and logits [B, C] on the network's device, NaN where it has no answer.
+        """Return fp32 embeddings [B, d] and logits [B, C] of raw items, on the network's device; NaN where it has no
+        answer.
 
         Args:
             items: What `Samples.read` returned.

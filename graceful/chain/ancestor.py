@@ -31,7 +31,7 @@ class Link:
 
     @property
     def is_ancestor(self) -> bool:
-        """Whether the new version descends from it."""
+        """Return whether the new version descends from it."""
         return self.role not in ("gallery", "query", "baseline")
 
 
@@ -65,5 +65,6 @@ class Ancestor:
 
     @property
     def is_ancestor(self) -> bool:
-        """Whether the new version descends from it, as it does from all that are known by their bundles alone."""
+        """Return whether the new version descends from it, as it does from all that are known by their bundles
+        alone."""
         return self.link is None or self.link.is_ancestor

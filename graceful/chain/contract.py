@@ -66,7 +66,7 @@ class Contract:
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
-        """What may flip, nearest predecessor first."""
+        """Return what may flip, nearest predecessor first."""
         return tuple(promise.budget for promise in self.promises)
 
     def pace_of(self, epoch: int) -> float:
@@ -93,7 +93,7 @@ class Contract:
 
 
 def flips_between(chain: Sequence[Correctness]) -> dict[tuple[str, str], float]:
-    """Upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
+    """Return the upper ends of NFR(k, j) for each pair of predecessors, k nearer than j.
 
     Args:
         chain: Nearest first.

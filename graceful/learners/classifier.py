@@ -35,15 +35,15 @@ class Classifier:
         self._collate = collate
 
     def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
-        """As `Learner.collate`."""
+        """Implement `Learner.collate`."""
         return self._collate(items, views)
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
-        """As `Learner.forward`; there is one encoder."""
+        """Implement `Learner.forward`; there is one encoder."""
         return outputs_of(network, batch)
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
-        """Cross-entropy of the logits."""
+        """Return the cross-entropy of the logits."""
         return cross_entropy(outputs, batch, labels)
 
 

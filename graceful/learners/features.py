@@ -59,7 +59,8 @@ class FeatureLearner:
         self._columns, self._section, self._training, self._kept = columns, section, training, kept
 
     def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
-        """Rows, mappings, or lists in the order of the columns -> float32 [B, F], standardised; with categories a
+        """Turn rows, mappings, or lists in the order of the columns into float32 [B, F], standardised; with categories
+        a
         mapping of `numbers` and `categories`, int64 [B, K]. With `missing: indicator` F is twice the columns.
         """
         columns = self._columns
@@ -73,11 +74,11 @@ class FeatureLearner:
         return {**({"numbers": numbers} if columns.features else {}), "categories": categories}
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
-        """As `Learner.forward`; there is one encoder."""
+        """Implement `Learner.forward`; there is one encoder."""
         return outputs_of(network, batch)
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
-        """Cross-entropy of the logits."""
+        """Return the cross-entropy of the logits."""
         return cross_entropy(outputs, batch, labels)
 
     def assets(self) -> Mapping[str, Any]:
@@ -123,7 +124,7 @@ class FeatureLearner:
 
     @cached_property
     def _moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and deviation of each column of numbers, [F]; 1 for a column that does not vary."""
+        """Return the mean and deviation of each column of numbers, [F]; 1 for a column that does not vary."""
         if self._kept is not None:
             return np.asarray(self._kept[NUMBERS]["mean"]), np.asarray(self._kept[NUMBERS]["deviation"])
         features = self._columns.features
@@ -145,7 +146,7 @@ class FeatureLearner:
 
     @cached_property
     def _values(self) -> list[list[str]]:
-        """Values of each category that the training rows have, sorted; of very many, the most frequent."""
+        """Return the values of each category that the training rows have, sorted; of very many, the most frequent."""
         if not self._columns.categories:
             return []
         if self._kept is not None:
@@ -158,7 +159,7 @@ class FeatureLearner:
 
     @cached_property
     def _codes(self) -> list[dict[str | None, int]]:
-        """For each category, the row of the embedding of each value; 0 is for all others."""
+        """Return, for each category, the row of the embedding of each value; 0 is for all others."""
         return [{name: row for row, name in enumerate(names, start=1)} for names in self._values]
 
     def _blocks(self) -> Iterator[Any]:

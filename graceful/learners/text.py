@@ -49,7 +49,7 @@ class TextLearner:
         self._columns, self._section, self._kept, self._augment = columns, section, kept, augment
 
     def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
-        """Rows, or a list of texts (or of pairs of texts) -> input_ids and attention_mask, [B, L] int64.
+        """Turn rows, or a list of texts (or of pairs of texts), into input_ids and attention_mask, [B, L] int64.
 
         L is the length of the longest text in tokens, at most `max_length`, rounded up to a multiple of 8.
         """
@@ -65,11 +65,11 @@ class TextLearner:
         }
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
-        """As `Learner.forward`; there is one encoder."""
+        """Implement `Learner.forward`; there is one encoder."""
         return outputs_of(network, batch)
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
-        """Cross-entropy of the logits."""
+        """Return the cross-entropy of the logits."""
         return cross_entropy(outputs, batch, labels)
 
     def assets(self) -> Mapping[str, Any]:
@@ -101,7 +101,7 @@ class TextLearner:
 
     @property
     def max_length(self) -> int:
-        """Tokens of a text that are read."""
+        """Return how many tokens of a text are read."""
         return self._section.max_length
 
     @cached_property
@@ -113,7 +113,7 @@ class TextLearner:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """The tokenizer, which cuts and pads."""
+        """Return the tokenizer, which cuts and pads."""
         tokenizers = packages.package("tokenizers")
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._files[TOKENIZER]))
         tokenizer.enable_truncation(self._section.max_length)

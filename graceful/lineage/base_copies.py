@@ -83,7 +83,7 @@ def bring(registry: Registry, bundle: Path, *, experiment: Callable[[], str | No
 
 
 def bring_served(bundle: Path) -> None:
-    """As `bring`, for a version that MLflow has brought to a serving process.
+    """Do what `bring` does, for a version that MLflow has brought to a serving process.
 
     Raises:
         RegistryError: The base is not here, and MLflow cannot be reached.

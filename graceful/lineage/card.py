@@ -71,7 +71,8 @@ def _parents(record: LineageRecord, listings: Mapping[str, tuple[str, int]]) -> 
 
 
 def _measured(name: str, value: float) -> str:
-    """A value with its unit; without one and with more digits where the metric's package is not installed here."""
+    """Return a value with its unit; without one and with more digits where the metric's package is not installed
+    here."""
     unit = catalogue.unit_of(name)
     return catalogue.shown(value, unit) if unit else f"{value:.6g}"
 

@@ -97,12 +97,12 @@ class RegistryAddress:
 
     @property
     def server(self) -> bool:
-        """Whether it is a tracking server, not a database."""
+        """Return whether it is a tracking server, not a database."""
         return self.uri.partition("://")[0].lower() in _SERVERS
 
     @property
     def sqlite(self) -> bool:
-        """Whether it is a file, which only processes of one machine may write."""
+        """Return whether it is a file, which only processes of one machine may write."""
         return databases.file(self.uri) is not None
 
 

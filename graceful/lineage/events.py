@@ -121,7 +121,8 @@ def _tags(event: Event, key: str) -> dict[str, str]:
 
 
 def read(registry: Registry, model: str, *, version: int | None = None, status: str | None = None) -> list[Event]:
-    """Events of a family, oldest first, whatever became of them; of one version or status where it is given."""
+    """Return the events of a family, oldest first, whatever became of them; of one version or status where it is
+    given."""
     query = "" if version is None else f" and tags.graceful_to = '{int(version)}'"
     query += "" if status is None else f" and attributes.status = {quoted(status)}"
     return sorted(_search(registry, model, query), key=order)

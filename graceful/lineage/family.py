@@ -39,7 +39,8 @@ class Cost:
     searches: bool = False
 
     def words(self) -> str:
-        """For people: `NFR 0.50% of 2.00%: passed`, or `searches it, mAP 52.10% (86% of its own): passed`."""
+        """Return a line for people, such as `NFR 0.50% of 2.00%: passed`, or `searches it, mAP 52.10% (86% of its own):
+        passed`."""
         if self.searches:
             found = "not measured" if self.found is None else f"{self.found:.2f}%"
             share = "" if self.share is None else f" ({self.share:.0f}% of its own)"
@@ -101,7 +102,7 @@ class Family:
         return member.key.model == self.model and "champion" in member.aliases
 
     def children(self, key: Key) -> list[Member]:
-        """Members that descend from a version, oldest first."""
+        """Return the members that descend from a version, oldest first."""
         return [member for member in reversed(self.members) if key in member.parents]
 
 

@@ -63,12 +63,12 @@ class Hold:
 
     @property
     def expiring(self) -> bool:
-        """Whether others may take over by now, or soon."""
+        """Return whether others may take over by now, or soon."""
         return self.until is not None and time.monotonic() >= self.until
 
     @property
     def valid(self) -> bool:
-        """Whether no other writer has had the lease until now."""
+        """Return whether no other writer has had the lease until now."""
         return self.is_valid is None or self.is_valid()
 
     def check(self) -> None:

@@ -39,7 +39,7 @@ class Reader:
 
     @property
     def display_uri(self) -> str:
-        """The URI without credentials."""
+        """Return the URI without credentials."""
         return self.registry.address.display
 
     def chain(self, model: str, alias: str = schema.CHAMPION) -> list[LineageRecord]:

@@ -49,7 +49,7 @@ class Reference:
 
     @property
     def bare(self) -> bool:
-        """Whether it names a model and no version of it."""
+        """Return whether it names a model and no version of it."""
         return not self.name and not self.alias
 
     def __str__(self) -> str:

@@ -254,7 +254,7 @@ def _evidence(item: Registration, folder: Path) -> dict[str, str]:
 
 
 def _views(record: LineageRecord, folder: Path, listings: Mapping[str, tuple[str, int]]) -> None:
-    """Files for people that derive from the record."""
+    """Return the files for people that derive from the record."""
     texts = {
         "manifest.sha256": schema.manifest_text(record.files),
         "lineage.svg": render.picture(record),

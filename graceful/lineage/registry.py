@@ -36,7 +36,7 @@ class Registry:
 
     @cached_property
     def client(self) -> Any:
-        """The connected mlflow client."""
+        """Return the connected mlflow client."""
         return connection.connect(self.address)
 
     @contextmanager
@@ -84,7 +84,7 @@ class Registry:
         return self._experiments[model]
 
     def aliases(self, model: str) -> dict[str, int]:
-        """Alias -> version number; {} for an unknown family."""
+        """Return the version number of each alias; {} for an unknown family."""
         registered = self.point(self.client.get_registered_model, model)
         return {} if registered is None else {name: int(version) for name, version in registered.aliases.items()}
 

@@ -173,7 +173,7 @@ class LineageRecord:
 
     @property
     def ancestors(self) -> tuple[Edge, ...]:
-        """Edges to ancestors, nearest first."""
+        """Return the edges to ancestors, nearest first."""
         return tuple(edge for edge in self.edges if edge.relation == "ancestor")
 
     def partners(self, relation: Relation) -> tuple[Edge, ...]:
@@ -189,7 +189,7 @@ class LineageRecord:
 
     @property
     def worst(self) -> float | None:
-        """The highest measured negative flip rate, a fraction; None for a first link."""
+        """Return the highest measured negative flip rate, a fraction; None for a first link."""
         return max((edge.value for edge in self.edges if edge.value is not None), default=None)
 
     def to_json(self) -> str:

@@ -81,8 +81,9 @@ class ServedAdapter:
 
 
 def _load_pyfunc(path: str) -> Served | ServedAdapter:
-    """Entry point that `MLmodel` names; digests of the bundle are verified by loading it. What a version with adapters
-    was trained on comes from where its spec says, from the bucket, or from the registry's copy.
+    """Load a version for MLflow, whose `MLmodel` names this function; loading verifies the digests of the bundle.
+
+    The checkpoint of a version with adapters comes from where its spec says, from the bucket, or from the registry.
 
     Raises:
         DataError: The version needs task code whose digest is not in `GRACEFUL_TRUST_CODE`.

@@ -19,7 +19,7 @@ def write(
     parents: Sequence[LineageRecord | Node],
     listings: Mapping[str, tuple[str, int]],
 ) -> None:
-    """Inputs, output and metrics of a version. Equal rows are stored once; a repetition adds nothing.
+    """Log inputs, output and metrics of a version; equal rows are stored once, so that a repetition adds nothing.
 
     Args:
         registry: Where.

@@ -47,17 +47,17 @@ class Correctness(Protocol):
 
     @property
     def old_correct(self) -> Tensor:
-        """[B] bool, False where the predecessor does not know the sample or its class."""
+        """Return [B] bool, False where the predecessor does not know the sample or its class."""
         ...
 
     @property
     def new_correct(self) -> Tensor:
-        """[B] bool; only losses with `follows_new_model` may read it."""
+        """Return [B] bool; only losses with `follows_new_model` may read it."""
         ...
 
     @property
     def near_chance(self) -> bool:
-        """Whether the predecessor's error is far above the latest one's."""
+        """Return whether the predecessor's error is far above the latest one's."""
         ...
 
 
@@ -75,7 +75,8 @@ class Merge:
 
     @property
     def of_logits(self) -> bool:
-        """Whether logits are merged, among predecessors that know the same classes; else embeddings of one length."""
+        """Return whether logits are merged, among predecessors that know the same classes; else embeddings of one
+        length."""
         return self.form != "embedding"
 
 
@@ -108,14 +109,15 @@ class Loss(Section):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Facts about predecessors that the loss reads; empty: none."""
+        """Return the facts about predecessors that the loss reads; empty: none."""
         return frozenset()
 
     # --- its value ---
 
     @property
     def adds_term(self) -> bool:
-        """Whether the loss adds a term to the task's loss. If not, it weighs the task's samples, see `emphasis`."""
+        """Return whether the loss adds a term to the task's loss. If not, it weighs the task's samples, see
+        `emphasis`."""
         return True
 
     def constants(self, version: OldVersion, known: Tensor) -> tuple[Tensor, ...]:
@@ -154,12 +156,14 @@ class Loss(Section):
 
     @property
     def prefers_samples(self) -> bool:
-        """Whether some samples weigh more than others, so that predecessors near chance pull only where right."""
+        """Return whether some samples weigh more than others, so that predecessors near chance pull only where
+        right."""
         return False
 
     @property
     def follows_new_model(self) -> bool:
-        """Whether weights of samples depend on the new version's outputs; their mean then runs while training."""
+        """Return whether weights of samples depend on the new version's outputs; their mean then runs while
+        training."""
         return False
 
     def sample_weights(self, batch: Correctness) -> Tensor | None:
@@ -179,7 +183,8 @@ class Loss(Section):
 
     @property
     def merge(self) -> Merge | None:
-        """How terms against several cached predecessors merge; None: they do not. Never if `follows_new_model`."""
+        """Return how terms against several cached predecessors merge; None: they do not. Never if
+        `follows_new_model`."""
         return None
 
     def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:

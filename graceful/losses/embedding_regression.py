@@ -46,7 +46,7 @@ class EmbeddingRegression(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Embeddings of one encoder alone; labels are not needed."""
+        """Return what the loss reads: embeddings of one encoder alone; labels are not needed."""
         return frozenset({"embedding" if self.encoder == "query" else "gallery"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
@@ -56,7 +56,7 @@ class EmbeddingRegression(Loss):
 
     @property
     def merge(self) -> Merge | None:
-        """Distances from several directions are one distance from their mean, up to a constant."""
+        """Return the mean of directions: distances from several are one from their mean, up to a constant."""
         return Merge(form="embedding") if self.encoder == "query" else None
 
     def compare_merged(self, outputs: Outputs, target: Tensor) -> Tensor:

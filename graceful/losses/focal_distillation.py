@@ -70,7 +70,8 @@ class FocalDistillation(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Logits; with the focus `old_correct` also how many the predecessor gets right."""
+        """Return what the loss reads: logits, and with the focus `old_correct` also how many the predecessor gets
+        right."""
         return frozenset({"logits", "correctness"} if self.focus == "old_correct" else {"logits"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:
@@ -90,12 +91,12 @@ class FocalDistillation(Loss):
 
     @property
     def prefers_samples(self) -> bool:
-        """Whether there is a focus."""
+        """Return whether there is a focus."""
         return self.focus != "all"
 
     @property
     def follows_new_model(self) -> bool:
-        """Whether the focus does."""
+        """Return whether the focus does."""
         return focus.is_dynamic(self.focus)
 
     def sample_weights(self, batch: Correctness) -> Tensor:

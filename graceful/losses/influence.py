@@ -42,7 +42,7 @@ class Influence(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """The head, and prototypes for classes that it does not know."""
+        """Return what the loss reads: the head, and prototypes for classes that it does not know."""
         return frozenset({"head", "prototypes"} if self.prototypes else {"head"})
 
     def constants(self, version: OldVersion, known: Tensor) -> tuple[Tensor, ...]:

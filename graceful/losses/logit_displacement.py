@@ -47,7 +47,7 @@ class LogitDisplacement(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Logits."""
+        """Return what the loss reads: logits."""
         return frozenset({"logits"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:

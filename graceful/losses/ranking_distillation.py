@@ -39,7 +39,7 @@ class RankingDistillation(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Embeddings alone."""
+        """Return what the loss reads: embeddings alone."""
         return frozenset({"embedding"})
 
     def compare(self, pair: Pair, constants: tuple[Tensor, ...]) -> PerSample:

@@ -33,12 +33,12 @@ class Reweighting(Loss):
 
     @property
     def reads(self) -> frozenset[Reading]:
-        """Logits, and how many samples each predecessor gets right."""
+        """Return what the loss reads: logits, and how many samples each predecessor gets right."""
         return frozenset({"logits", "correctness"})
 
     @property
     def adds_term(self) -> bool:
-        """False: the loss weighs the task's samples and adds no term."""
+        """Return False: the loss weighs the task's samples and adds no term."""
         return False
 
     def emphasis(self, pairs: Sequence[Pair]) -> tuple[Tensor, float]:

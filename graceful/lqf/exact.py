@@ -45,7 +45,7 @@ class DualSystem:
 
     @property
     def mean_eigenvalue(self) -> float:
-        """Mean eigenvalue: the scale of useful ridges."""
+        """Return the mean eigenvalue, which is the scale of useful ridges."""
         return float(self._values.mean())
 
     def solve(self, residual: Tensor, ridge: float) -> Tensor:

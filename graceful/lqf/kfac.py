@@ -201,7 +201,7 @@ def _spans(parameters: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, 
 
 
 def _layers(network: nn.Module, names: Sequence[str]) -> list[_Layer]:
-    """Layers whose weight has a delta, is used by one module alone, and whose factors are small enough."""
+    """Return the layers whose weight has a delta, is used by one module alone, and whose factors are small enough."""
     owners: dict[int, int] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
@@ -276,7 +276,7 @@ def _hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], No
 
 
 def _patches(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Inputs of a layer as rows, [B x positions, columns]."""
+    """Return the inputs of a layer as rows, [B x positions, columns]."""
     if isinstance(module, nn.Linear):
         return inputs.reshape(-1, inputs.shape[-1])
     assert isinstance(module, nn.Conv2d)

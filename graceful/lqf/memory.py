@@ -32,7 +32,7 @@ class Curvature(Protocol):
     """G of samples that were seen before."""
 
     def times(self, vector: Tensor) -> Tensor:
-        """[P] -> G vector."""
+        """Return G times a vector [P]."""
         ...
 
 
@@ -49,7 +49,7 @@ class LowRank:
     values: Tensor
 
     def times(self, vector: Tensor) -> Tensor:
-        """As `Curvature.times`."""
+        """Implement `Curvature.times`."""
         product: Tensor = self.vectors @ (self.values * (self.vectors.T @ vector))
         return product
 
@@ -96,7 +96,7 @@ class Factored:
         return cls(parts=tuple(parts), factors=tuple(kfac.assembled(network, names, part) for _, part in parts))
 
     def times(self, vector: Tensor) -> Tensor:
-        """As `Curvature.times`: the mean over all samples."""
+        """Implement `Curvature.times`: the mean over all samples."""
         total = sum(count for count, _ in self.parts)
         product = torch.zeros_like(vector)
         for (count, _), factors in zip(self.parts, self.factors, strict=True):

@@ -65,11 +65,11 @@ class Linearised(nn.Module):
         return moved._replace(logits=moved.logits / self.temperature)
 
     def embed(self, x: Any) -> Tensor:
-        """Batch -> embedding [B, d]."""
+        """Return the embeddings [B, d] of a batch."""
         return self.outputs_by(outputs_of, x).embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C] of the head with its delta.
+        """Return the logits [B, C] of embeddings [B, d] by the head with its delta.
 
         Logits of a batch differ from these by the product of both deltas, which a linearised network leaves out.
         """

@@ -18,11 +18,11 @@ class Dense:
         self._rows = rows
 
     def push(self, delta: Tensor) -> Tensor:
-        """As `Derivative.push`."""
+        """Implement `Derivative.push`."""
         return (self._rows @ delta.to(self._rows)).to(delta)
 
     def pull(self, values: Tensor) -> Tensor:
-        """As `Derivative.pull`."""
+        """Implement `Derivative.pull`."""
         return (self._rows.T @ values.to(self._rows)).to(values)
 
 
@@ -40,13 +40,13 @@ class Batched:
         self.tangent, self.batches, self._sizes, self._classes = tangent, batches, sizes, classes
 
     def push(self, delta: Tensor) -> Tensor:
-        """As `Derivative.push`."""
+        """Implement `Derivative.push`."""
         named = unflat(delta, self.tangent.start)
         parts = [self.tangent.push(batch, named)[1].logits.reshape(-1) for batch in self.batches]
         return torch.cat(parts).to(delta) if parts else delta.new_zeros(0)
 
     def pull(self, values: Tensor) -> Tensor:
-        """As `Derivative.pull`."""
+        """Implement `Derivative.pull`."""
         total = values.new_zeros(sum(tensor.numel() for tensor in self.tangent.start.values()))
         first = next(iter(self.tangent.start.values()))
         for batch, part in zip(

@@ -39,7 +39,7 @@ class State:
 
     @property
     def relative(self) -> float:
-        """Norm of the gradient as a share of the first one."""
+        """Return the norm of the gradient as a share of the first one."""
         return float(self.gradient.norm()) / self.first if self.first > 0.0 else 0.0
 
 

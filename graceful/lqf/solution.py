@@ -18,11 +18,11 @@ class Derivative(Protocol):
     """J of the samples that this worker has, on flat vectors."""
 
     def push(self, delta: Tensor) -> Tensor:
-        """[P] -> J delta, [M]."""
+        """Return J delta, [M], for a vector delta [P]."""
         ...
 
     def pull(self, values: Tensor) -> Tensor:
-        """[M] -> J'values, [P], of this worker's samples."""
+        """Return J'values, [P], of this worker's samples for values [M]."""
         ...
 
 
@@ -91,7 +91,8 @@ class Certificate:
 
     @property
     def order_independent(self) -> bool:
-        """Whether the solution is close enough to the minimum to be called independent of the order of the data."""
+        """Return whether the solution is close enough to the minimum to be called independent of the order of the
+        data."""
         return self.relative_gradient <= ORDER_INDEPENDENT
 
     def document(self) -> dict[str, Any]:

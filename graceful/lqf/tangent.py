@@ -89,7 +89,7 @@ class Tangent:
     def _push_by_reverse(
         self, function: Callable[[Tensors], tuple[Tensor, Tensor]], masks: list[Tensor | None], direction: Tensors
     ) -> tuple[Outputs, Outputs]:
-        """J v as the derivative of the linear map u -> J'u, by two reverse passes."""
+        """Return J v as the derivative of the linear map u -> J'u, by two reverse passes."""
         values, pull = vjp(function, self.start)[:2]
         zeros = tuple(torch.zeros_like(value) for value in values)
         pull_again = vjp(lambda cotangents: pull(cotangents)[0], zeros)[1]

@@ -67,7 +67,7 @@ def ties(matrix: Matrix, *, independent: Sequence[float | None] | None = None) -
 
 
 def _below_diagonal(matrix: Matrix, independent: Sequence[float | None] | None) -> list[tuple[float, float]]:
-    """C[i][j] and its bar for every j < i where both are known."""
+    """Return C[i][j] and its bar for every j < i where both are known."""
     bars = [matrix[j][j] for j in range(len(matrix))] if independent is None else independent
     pairs = [(matrix[i][j], bars[j]) for i in range(len(matrix)) for j in range(i)]
     return [(cross, bar) for cross, bar in pairs if cross is not None and bar is not None]
@@ -123,7 +123,8 @@ def _share(gained: float, possible: float, reason: str) -> Measurement:
 
 
 def retrieval_nfr(old_old: Ranking, new: Ranking, *, state: str, draws: int = 1000, seed: int = 0) -> Measurement:
-    """Queries right at rank 1 before and wrong now, among queries with a positive in both galleries.
+    """Return the share of queries that are right at rank 1 before and wrong now, among those with a positive in both
+    galleries.
 
     Args:
         old_old: Old queries on the old gallery.

@@ -33,7 +33,8 @@ def error_rate(ok: Mask, evidence: Evidence = INDEPENDENT, *, reason: str | None
 def negative_flip_rate(
     ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT, *, reason: str | None = None
 ) -> Measurement:
-    """NFR: old right and new wrong, among all ids. NFR minus the positive flip rate is the change of the error rate."""
+    """Return the NFR: the share of ids that old has right and new wrong. NFR minus the positive flip rate is the change
+    of the error rate."""
     return proportion(ok_old & ~ok_new, evidence, reason=reason)
 
 
@@ -90,7 +91,8 @@ def backward_error(ok_new: Mask, ok_old: Mask, evidence: Evidence = INDEPENDENT)
 
 
 def inconsistency(ok_new: Mask, agree: Mask, evidence: Evidence = INDEPENDENT) -> Measurement:
-    """New is wrong and differs from old: at least the NFR, at most the error rate.
+    """Return the share of ids that new has wrong with another answer than old: at least the NFR, at most the error
+    rate.
 
     Args:
         ok_new: [N]

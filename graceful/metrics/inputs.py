@@ -45,5 +45,5 @@ class MetricInputs:
 
     @cached_property
     def joined(self) -> Joined:
-        """The version and its latest ancestor here on the ids that both can answer, see `predictions.join`."""
+        """Return the version and its latest ancestor here on the ids that both can answer, see `predictions.join`."""
         return join(self.new.predictions, self.ancestors[0].predictions)

@@ -61,12 +61,12 @@ class Evidence:
 
     @property
     def groups(self) -> int | None:
-        """Number of groups; None where ids are independent."""
+        """Return the number of groups; None where ids are independent."""
         return None if self.units is None else int(self.units.max()) + 1
 
 
 def resampled_sums(columns: NDArray[Any], evidence: Evidence) -> Floats:
-    """Sums of each column over bootstrap samples of the groups (of the ids, where there are none).
+    """Return the sums of each column over bootstrap samples of the groups (of the ids, where there are none).
 
     Args:
         columns: [N, C] finite numbers or booleans.

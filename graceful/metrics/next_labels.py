@@ -62,12 +62,12 @@ class Standing:
 
     @property
     def to_hold(self) -> int:
-        """Flips that must still be found for the gate to hold the version."""
+        """Return how many flips must still be found for the gate to hold the version."""
         return max(0, self.most + 1 - self.flips)
 
     @property
     def to_pass(self) -> int:
-        """Disagreements that must still be found to be no flips for the gate to pass the version."""
+        """Return how many disagreements must still be found to be no flips for the gate to pass the version."""
         return max(0, self.disagree - self.no_flips - self.most)
 
     @property
@@ -77,7 +77,7 @@ class Standing:
 
     @property
     def samples_needed(self) -> int | None:
-        """Samples that can show the bound at all, without a single flip; None: no number can."""
+        """Return how many samples can show the bound at all, without a single flip; None: no number can."""
         return minimum_n(self.bound)
 
 

@@ -206,7 +206,7 @@ class Joined:
 
     @property
     def negative_flips(self) -> NDArray[np.bool_]:
-        """[N] old right, new wrong."""
+        """Return [N] whether old is right and new wrong."""
         return self.ok_old & ~self.ok_new
 
     def evidence(self, *, draws: int, seed: int) -> Evidence:

@@ -63,7 +63,7 @@ class Embeddings:
 
     @property
     def size(self) -> int:
-        """d, the length of a vector."""
+        """Return d, the length of a vector."""
         return int(self.vectors.shape[1])
 
     def unique(self, *, where: str = "embeddings") -> Self:
@@ -109,7 +109,7 @@ class Ranking:
 
     @property
     def judged(self) -> NDArray[np.bool_]:
-        """[Q] has at least one positive."""
+        """Return [Q] whether a query has at least one positive."""
         return np.asarray(self.positives > 0)
 
     def evidence(self, *, draws: int, seed: int) -> Evidence:

@@ -38,7 +38,7 @@ class Relevance:
 
     @property
     def judged(self) -> NDArray[np.bool_]:
-        """[Q] something answers the query."""
+        """Return [Q] whether something answers the query."""
         return np.asarray(self.ideal[:, 0] > 0)
 
     def take(self, rows: NDArray[Any]) -> Self:

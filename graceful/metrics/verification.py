@@ -55,7 +55,7 @@ def threshold_at(scores: NDArray[np.floating], *, total: int, rate: float) -> fl
 
 
 def pair_scores(queries: Embeddings, gallery: Embeddings, *, largest: int = 1_000_000) -> Scores:
-    """Similarities of all query-gallery pairs; an id is not paired with itself.
+    """Return the similarities of all query-gallery pairs; an id is not paired with itself.
 
     Args:
         queries: [Q, d]

@@ -29,11 +29,11 @@ class Network(Protocol):
     """An nn.Module with these two methods. The size of its embedding is read off what `embed` returns."""
 
     def embed(self, x: Any) -> Tensor:
-        """Batch, as the learner's `collate` makes it -> embedding [B, d], not normalised."""
+        """Return the embeddings [B, d] of a batch as the learner's `collate` makes it, not normalised."""
         ...
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]. This is the head that influence losses freeze."""
+        """Return the logits [B, C] of embeddings [B, d]. This is the head that influence losses freeze."""
         ...
 
 
@@ -130,9 +130,9 @@ class Headed(nn.Module):
         self.head = head
 
     def embed(self, x: Tensor) -> Tensor:
-        """Input [B, ...] -> embedding [B, d]."""
+        """Return the embeddings [B, d] of an input [B, ...]."""
         return cast(Tensor, self.body(x))
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         return cast(Tensor, self.head(embedding))

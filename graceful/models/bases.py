@@ -43,12 +43,12 @@ class Base:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights; of the list of their files where there are several."""
+        """Return the SHA-256 of the weights; of the list of their files where there are several."""
         return next(iter(self.files.values())) if len(self.files) == 1 else storage.sha256_json(dict(self.files))
 
     @property
     def store(self) -> Path:
-        """Where this machine keeps a copy."""
+        """Return where this machine keeps a copy."""
         return homes.folder() / "cache" / "bases" / self.digest
 
 

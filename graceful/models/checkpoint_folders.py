@@ -35,12 +35,12 @@ class Checkpoint(Protocol):
 
     @property
     def checkpoint(self) -> str:
-        """A folder, an address of a bucket, or a hub id."""
+        """Return the checkpoint: a folder, an address of a bucket, or a hub id."""
         ...
 
     @property
     def revision(self) -> str | None:
-        """Commit of the hub's repository; None: it is a folder or an address."""
+        """Return the commit of the hub's repository; None: it is a folder or an address."""
         ...
 
 
@@ -56,7 +56,7 @@ def folder(section: Checkpoint) -> Path:
 
 
 def folder_of(checkpoint: str, *, revision: str | None = None) -> Path:
-    """As `folder`, of what a section names."""
+    """Do what `folder` does, of what a section names."""
     if revision is not None:
         return _of_hub(checkpoint, revision)
     if storage.is_remote(checkpoint):

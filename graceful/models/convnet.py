@@ -55,17 +55,17 @@ class ConvNet(nn.Module):
         self.head = head
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> embedding [B, d], not normalised."""
+        """Return the embeddings [B, d] of images [B, channels, height, width], not normalised."""
         embedding: Tensor = self.activation(self.projection(self.features(x)))
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         logits: Tensor = self.head(embedding)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits [B, C]."""
+        """Return the logits [B, C] of images."""
         return self.classify(self.embed(x))
 
 

@@ -41,7 +41,7 @@ class EmbeddingContract:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the contract."""
+        """Return the SHA-256 of the contract."""
         return sha256_json(self.document())
 
 

@@ -35,7 +35,7 @@ class CosineHead(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5.0))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C] in [-scale, scale]."""
+        """Return the logits [B, C] of embeddings [B, d], in [-scale, scale]."""
         return self.scale * F.linear(F.normalize(embedding, dim=1), F.normalize(self.weight, dim=1))
 
     def extra_repr(self) -> str:

@@ -67,12 +67,12 @@ class ImageNetwork(nn.Module):
         self.head = head_of(section.head, self.embedding_size, classes, scale=section.scale)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images -> embedding [B, d], of length 1 if `normalise`."""
+        """Return the embeddings [B, d] of images, of length 1 if `normalise`."""
         embedding = self.projection(self.body(x))
         return F.normalize(embedding, dim=1) if self.normalise else cast(Tensor, embedding)
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         return cast(Tensor, self.head(embedding))
 
     def train(self, mode: bool = True) -> ImageNetwork:
@@ -125,7 +125,7 @@ class PooledTransformer(nn.Module):
         self._patches = (size // patch) ** 2 if isinstance(patch, int) else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, channels, size, size] -> [B, d]."""
+        """Return the embeddings [B, d] of images [B, channels, size, size]."""
         outputs = self.model(pixel_values=images, **self._options)
         hidden, pooled = outputs.last_hidden_state, getattr(outputs, "pooler_output", None)
         if hidden.dim() == 4 and self._pooling != "cls":

@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map -> feature map."""
+        """Return the feature map that a feature map becomes."""
         y: Tensor = self.layers(x)
         return x + y if self.adds else y
 
@@ -70,18 +70,18 @@ class StagedNet(nn.Module):
         self.head = head_of(section.head, section.embedding, classes, scale=section.scale)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> embedding [B, d], not normalised."""
+        """Return the embeddings [B, d] of images [B, channels, height, width], not normalised."""
         features = self.features(resized(x, self.resolution))
         embedding: Tensor = self.activation(self.projection(features.flatten(1)))
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         logits: Tensor = self.head(embedding)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits [B, C]."""
+        """Return the logits [B, C] of images."""
         return self.classify(self.embed(x))
 
 

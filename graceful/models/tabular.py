@@ -38,7 +38,7 @@ class TabularBody(nn.Module):
                 cast(nn.Embedding, embedding).weight[0].zero_()
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
-        """Batch of the learner -> embedding [B, d]."""
+        """Return the embeddings [B, d] of a batch of the learner."""
         codes = x["categories"]
         parts = [x["numbers"]] if "numbers" in x else []
         parts += [embedding(codes[:, index]) for index, embedding in enumerate(self.embeddings)]

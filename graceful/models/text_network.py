@@ -55,13 +55,13 @@ class TextNetwork(nn.Module):
                 self.base_names = adapters.base_names(self.body, prefix="body.", absent=absent)
 
     def embed(self, x: dict[str, Tensor]) -> Tensor:
-        """Batch of the text learner -> embedding [B, d], of length 1 if `normalise`."""
+        """Return the embeddings [B, d] of a batch of the text learner, of length 1 if `normalise`."""
         tokens = self.body(**x).last_hidden_state
         embedding = self.projection(pool(tokens, x["attention_mask"], self.pooling))
         return F.normalize(embedding, dim=1) if self.normalise else cast(Tensor, embedding)
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         return cast(Tensor, self.head(embedding))
 
 

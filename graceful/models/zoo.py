@@ -50,11 +50,11 @@ class ZooNetwork(nn.Module):
             self.head = CosineHead(embedding_size, classes, scale=cosine_scale)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Input [B, ...] -> embedding [B, d], not normalised."""
+        """Return the embeddings [B, d] of an input [B, ...], not normalised."""
         return torch.flatten(self.body(x), 1)
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding [B, d] -> logits [B, C]."""
+        """Return the logits [B, C] of embeddings [B, d]."""
         logits: Tensor = self.head(embedding)
         return logits
 

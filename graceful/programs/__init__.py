@@ -12,12 +12,13 @@ from graceful.spec import RefreshSpec
 
 
 def home_of(spec: RefreshSpec) -> Path:
-    """Folder of runs, caches and the default registry: the spec's, else $GRACEFUL_HOME, else .graceful here."""
+    """Return the folder of runs, caches and the default registry: the spec's, else $GRACEFUL_HOME, else .graceful
+    here."""
     return homes.folder(spec.home).resolve() if spec.home else default_home()
 
 
 def default_home() -> Path:
-    """$GRACEFUL_HOME, else .graceful here."""
+    """Return $GRACEFUL_HOME, else .graceful here."""
     return homes.folder().resolve()
 
 

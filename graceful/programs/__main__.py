@@ -140,7 +140,7 @@ def _say(talk: Console, message: str) -> None:
 
 
 def _waits(why: str) -> None:
-    """For people here, or on a cluster for `graceful status`, which reads the log's end."""
+    """Print the line for people here, or on a cluster for `graceful status`, which reads the log's end."""
     mark = outcome.WAITS if RUN_SPEC_VARIABLE in os.environ else "graceful: "
     sys.stderr.write(f"{mark}{why}\n" if why or mark == outcome.WAITS else "graceful: it answers again\n")
     sys.stderr.flush()

@@ -52,7 +52,7 @@ class Talk:
 
     @contextmanager
     def live(self) -> Iterator[Callable[[RenderableType], None] | None]:
-        """What replaces the bar and is shown again whenever it changes; None where stderr is not a terminal."""
+        """Return what replaces the bar and is shown again whenever it changes; None where stderr is not a terminal."""
         if self._bar is None:
             yield None
             return

@@ -107,7 +107,7 @@ class Cron:
 
 
 def read(text: str, zone: str) -> Cron:
-    """Understand a cron expression.
+    """Parse a cron expression.
 
     Args:
         text: Five fields, or @daily and its like.

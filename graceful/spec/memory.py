@@ -39,7 +39,7 @@ class Memory:
 
     @property
     def gpu(self) -> int:
-        """All that is on the GPU."""
+        """Return the sum of all that is on the GPU."""
         return self.weights + self.gradients + self.optimizer
 
 

@@ -67,7 +67,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, document: Any) -> Path:
-    """As `write_bytes`: indented JSON with a final newline, keys in the order given."""
+    """Do what `write_bytes` does: indented JSON with a final newline, keys in the order given."""
     return write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -54,7 +54,7 @@ class StoredObject:
 
     @property
     def uri(self) -> str:
-        """s3://bucket/key"""
+        """Return the address, s3://bucket/key."""
         return f"s3://{self.bucket}/{self.key}"
 
 
@@ -236,7 +236,7 @@ def upload(path: Path, uri: str) -> None:
 
 
 def write_object(uri: str, data: bytes) -> None:
-    """As `upload`, from memory.
+    """Do what `upload` does, from memory.
 
     Raises:
         StorageError: Unreachable or refused.

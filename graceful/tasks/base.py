@@ -154,7 +154,7 @@ class Samples:
 
     @property
     def training_rows(self) -> int:
-        """How many samples an epoch of training has."""
+        """Return how many samples an epoch of training has."""
         return len(self) if self.stream is None else self.stream.length
 
 
@@ -297,7 +297,8 @@ class Task(Protocol):
         ...
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Batch:
-        """Raw items -> batch, as `embed` of the network takes it: a tensor [B, ...], or a mapping of such tensors.
+        """Turn raw items into a batch, as `embed` of the network takes it: a tensor [B, ...], or a mapping of such
+        tensors.
 
         A task with an attribute `learner` (see `graceful.learners.Learner`) needs no transform.
 

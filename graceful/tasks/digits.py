@@ -72,7 +72,7 @@ class Digits:
         )
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
-        """uint8 [B, 8, 8] -> float32 [B, 1, 8, 8] in [0, 1]; translated when there are views."""
+        """Turn uint8 [B, 8, 8] into float32 [B, 1, 8, 8] in [0, 1]; translated when there are views."""
         images = np.asarray(items)
         if views is not None:
             images = random_shift(images, views, self._section.shift)

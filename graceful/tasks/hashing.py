@@ -47,7 +47,7 @@ def hash_ids(ids: NDArray[np.str_] | Sequence[str], *, salt: int = 0) -> NDArray
 
 
 def hash_points(points: NDArray[np.unsignedinteger[Any]], *, salt: int = 0) -> NDArray[np.uint64]:
-    """As `hash_ids`, of the code points of N strings, [N, W]; 0 behind the end of a string."""
+    """Do what `hash_ids` does, of the code points of N strings, [N, W]; 0 behind the end of a string."""
     hashes = np.full(len(points), _number(salt), dtype=np.uint64)
     for column in points.T:
         point = column.astype(np.uint64)

@@ -32,7 +32,7 @@ class LearnedTask:
         self.notes = notes_of(data)
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
-        """As `Task.network`.
+        """Implement `Task.network`.
 
         Raises:
             SpecError: An error of the learner, or no network with `classify`.
@@ -42,15 +42,15 @@ class LearnedTask:
         return require_network(self.learner.path, built)
 
     def samples(self, split: Split) -> Samples:
-        """As `Task.samples`."""
+        """Implement `Task.samples`."""
         return self._data.samples(split)
 
     def transform(self, items: Any, views: NDArray[Any] | None) -> Batch:
-        """As `Task.transform`: the learner's `collate`."""
+        """Implement `Task.transform`: the learner's `collate`."""
         return self.learner.collate(items, views)
 
     def restored(self, assets: Mapping[str, Any]) -> LearnedTask:
-        """As `UserTask.restored`."""
+        """Implement `UserTask.restored`."""
         return LearnedTask(self._data, self.learner.restored(assets))
 
 

@@ -47,7 +47,7 @@ class Names:
 
     @property
     def shape(self) -> tuple[int]:
-        """[N], as of an array."""
+        """Return (N,), like an array."""
         return (self._count,)
 
     @overload

@@ -91,7 +91,7 @@ class Photo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its pixels."""
+        """Return the bytes of its pixels."""
         return self.pixels.nbytes
 
     def square(self, frame: Frame | int, decode: Decode = "full") -> NDArray[np.uint8]:

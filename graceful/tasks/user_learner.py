@@ -31,7 +31,7 @@ class UserLearner:
         self.encoders = own.encoders
 
     def collate(self, items: Any, views: NDArray[Any] | None) -> Batch:
-        """As `Learner.collate`.
+        """Implement `Learner.collate`.
 
         Raises:
             SpecError: An error in the file, no batch, or not one row for each item.
@@ -39,7 +39,7 @@ class UserLearner:
         return batch_of(self.path, self.own.collate, items, views, name="collate() of the learner")
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
-        """As `Learner.forward`.
+        """Implement `Learner.forward`.
 
         Raises:
             SpecError: No outputs, or not one row for each sample. Errors of the network pass, since only the caller
@@ -62,7 +62,7 @@ class UserLearner:
         return outputs
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
-        """As `Learner.task_loss`.
+        """Implement `Learner.task_loss`.
 
         Raises:
             SpecError: An error in the file, or not one value for each sample.
@@ -79,7 +79,7 @@ class UserLearner:
         return losses
 
     def assets(self) -> Mapping[str, Any]:
-        """As `KeepsAssets.assets`; empty for a learner that keeps none.
+        """Implement `KeepsAssets.assets`; empty for a learner that keeps none.
 
         Raises:
             SpecError: An error in the file.
@@ -90,7 +90,7 @@ class UserLearner:
             return self.own.assets()
 
     def restored(self, assets: Mapping[str, Any]) -> UserLearner:
-        """As `KeepsAssets.restored`.
+        """Implement `KeepsAssets.restored`.
 
         Raises:
             SpecError: The learner takes nothing back, an error in the file, or no learner.

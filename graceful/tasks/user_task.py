@@ -39,7 +39,7 @@ class UserTask:
         self.learner = None if learner is None else UserLearner(learner, path)
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
-        """As `Task.network`.
+        """Implement `Task.network`.
 
         Raises:
             SpecError: An error in the file, or no network. Where the task has a learner, the network needs `classify`
@@ -72,7 +72,7 @@ class UserTask:
         return task
 
     def samples(self, split: Split) -> Samples:
-        """As `Task.samples`.
+        """Implement `Task.samples`.
 
         Raises:
             SpecError: An error in the file, or no Samples.
@@ -99,7 +99,7 @@ class UserTask:
         return replace(samples, read=partial(self._read, samples.read))
 
     def transform(self, items: Any, views: NDArray[Any] | None) -> Batch:
-        """As `Task.transform`.
+        """Implement `Task.transform`.
 
         Raises:
             SpecError: An error in the file, no batch, or not one row for each item.

@@ -190,7 +190,7 @@ class BackendContract:
             next(iter(target.backend.logs(nowhere)))
 
     def test_jobs_are_listed_newest_first(self, target: BackendUnderTest) -> None:
-        """By the time at which they were submitted."""
+        """Check that jobs are listed by the time at which they were submitted."""
         handles = []
         for _ in range(2):
             handles.append(target.start("spec"))

@@ -80,12 +80,12 @@ class Materials:
 
     @property
     def versions(self) -> tuple[OldVersion, ...]:
-        """What the objective must know of each predecessor."""
+        """Return what the objective must know of each predecessor."""
         return tuple(opened_version.version for opened_version in self.chain)
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """Which terms are merged."""
+        """Return which terms are merged."""
         return tuple(term.group for term in self.merged)
 
     def slice(self, positions: NDArray[np.int64], *, epoch: int) -> Slice:
@@ -128,11 +128,11 @@ class Materials:
             term.mixture.remix(strengths)
 
     def conflicts(self) -> dict[str, float]:
-        """How much the predecessors of each group disagree on average, in units of its loss."""
+        """Return how much the predecessors of each group disagree on average, in units of its loss."""
         return {term.group.key: term.mixture.conflict for term in self.merged}
 
     def slices(self, order: Order, *, epoch: int) -> Iterator[list[Slice]]:
-        """Slices of each step; the next ones are prepared in a thread meanwhile."""
+        """Yield the slices of each step; the next ones are prepared in a thread meanwhile."""
         transfer = Transfer(self.device)
 
         def prepare(index: int) -> tuple[Slice, torch.cuda.Event | None]:
@@ -197,7 +197,8 @@ def _reference(
     classes: Sequence[str],
     device: torch.device,
 ) -> targets.Source | None:
-    """What the second target of a step is: the teacher of a blend, the mean of the reference runs, or nothing."""
+    """Return what the second target of a step is: the teacher of a blend, the mean of the reference runs, or
+    nothing."""
     if job.compatibility.blend is not None and job.shares is not None and references:
         blend, scratch = job.compatibility.blend, references[0].folder.parent
         old = [old_side(predecessor, classes=classes) for predecessor in chain]
@@ -294,7 +295,7 @@ def evaluate(
 def answered(
     task: Task, samples: Samples, batches: Sequence[NDArray[np.int64]], *, forward: Any, device: torch.device
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Positions and whether each is right, bool on the CPU, batch by batch; arguments as of `evaluate`."""
+    """Yield positions and whether each is right, bool on the CPU, batch by batch; arguments as of `evaluate`."""
     learner = learner_of(task)
     for positions in batches:
         read_positions = positions if len(positions) else np.zeros(1, dtype=np.int64)

@@ -59,7 +59,7 @@ class BudgetMultipliers:
         forward: Callable[[Tensor], Any],
         device: torch.device,
     ) -> Tensor:
-        """Counts of this rank's part: flips against each predecessor, then errors, int64 [k + 1]."""
+        """Return the counts of this rank's part: flips against each predecessor, then errors, int64 [k + 1]."""
         right = np.stack([promise.correctness.right for promise in self._contract.promises])
         counts = torch.zeros(len(right) + 1, dtype=torch.int64)
         for positions, hits in answered(task, self.samples, batches, forward=forward, device=device):
@@ -111,11 +111,11 @@ class BudgetMultipliers:
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """Which checkpoint was chosen."""
+        """Return which checkpoint was chosen."""
         return {"chosen_epoch": self.best_epoch, "feasible": self._best is not None and self._best[0] == 0.0}
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values; the same on all ranks."""
+        """Return JSON values; they are the same on all ranks."""
         return {
             "multipliers": self.strengths,
             "best": None if self._best is None else [*self._best, self.best_epoch, self.best_error],
@@ -140,7 +140,7 @@ class BudgetMultipliers:
 
 
 def budget_multipliers_of(job: TrainingJob, task: Task) -> BudgetMultipliers | None:
-    """The multipliers of a job; None where its predecessors have no budgets."""
+    """Return the multipliers of a job; None where its predecessors have no budgets."""
     weighting = job.compatibility.weighting
     if job.contract is None or not isinstance(weighting, spec.Adaptive):
         return None

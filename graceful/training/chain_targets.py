@@ -111,7 +111,7 @@ def chain_targets(
 
 
 def _outputs(opened: Opened, batches: FixedBatches) -> OldOutputs:
-    """What a predecessor says of all samples on their clean view, in order of the batches."""
+    """Return a predecessor's outputs of all samples on their clean view, in order of the batches."""
     live = isinstance(opened.source, targets.Live)
     parts = [
         opened.source.fetch(positions, batches.samples.read(positions) if live else None, None, 0)
@@ -145,7 +145,8 @@ def _pull(
     classes: tuple[str, ...],
     amplitude: float,
 ) -> Pull:
-    """What one loss against one predecessor adds, before its weight: mean focus 1 over the samples that count."""
+    """Return what one loss against one predecessor adds, before its weight; the samples that count have a mean focus of
+    1."""
     version, known = opened.version, label_map(classes, opened.version.classes).to(labels.device)
     columns = (known >= 0).nonzero().flatten()
     counts = old.present & (known[labels] >= 0)

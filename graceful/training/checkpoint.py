@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def name_of(step: int) -> str:
-    """Folder of a step's checkpoint: fixed, so that a repeated step overwrites what a dying attempt left."""
+    """Return the folder of a step's checkpoint: fixed, so that a repeated step overwrites what a dying attempt left."""
     return f"step-{step:09d}"
 
 
@@ -142,7 +142,8 @@ def publish(part: Path, *, root: Path, step: int) -> Path:
 
 
 def latest(root: Path) -> Path | None:
-    """Newest published folder that is whole; a damaged one is passed over with a warning. None if there is none.
+    """Return the newest published folder that is whole; a damaged one is passed over with a warning. None if there is
+    none.
 
     Raises:
         IntegrityError: There are some, and none is whole; about the newest.
@@ -167,7 +168,7 @@ def _manifest(rank: int) -> str:
 
 
 def _listed(folder: Path, *, rank: int) -> tuple[int, dict[str, str]]:
-    """From the manifest of one rank: how many ranks there are, and the digests of this one's files."""
+    """Return how many ranks the manifest of one rank names, and the digests of this rank's files."""
     document = _load(folder, _manifest(rank))
     ranks, files = document.get("world_size"), document.get("files")
     if not isinstance(ranks, int) or ranks < 1 or not isinstance(files, dict):

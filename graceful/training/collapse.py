@@ -41,16 +41,16 @@ class HeldOut:
 
     @property
     def chance(self) -> float:
-        """The error at which chance begins."""
+        """Return the error at which chance begins."""
         return CHANCE * (1.0 - 1.0 / self.classes)
 
     @property
     def at_chance(self) -> bool:
-        """Whether the lower end of the error's Wilson interval reaches chance; never with a single class."""
+        """Return whether the lower end of the error's Wilson interval reaches chance; never with a single class."""
         return self.classes > 1 and wilson(self.wrong, self.n)[0] >= self.chance
 
     def streak(self, previous: int, *, former_error: float, excused: bool) -> int:
-        """Epochs in a row at chance without progress, this one included.
+        """Return the number of epochs in a row at chance without progress, this one included.
 
         Args:
             previous: The streak before this epoch.
@@ -62,7 +62,7 @@ class HeldOut:
         return 1 + (previous if self.error > PROGRESS * former_error else 0)
 
     def collapsed(self, epoch: int) -> CollapsedError:
-        """The error that ends a run whose streak reached PATIENCE; epochs count from 1."""
+        """Return the error that ends a run whose streak reached PATIENCE; epochs count from 1."""
         return CollapsedError(
             f"epoch {epoch}: validation error is {self.error:.3f} ({self.wrong} of {self.n}), twice in a row at least"
             f" {self.chance:.3f}, where chance begins for {self.classes} classes; lower train.optimizer.lr or the"

@@ -131,7 +131,7 @@ def _run_inline(job: TrainingJob, *, digest: str, gpu: bool, progress: Progress 
 
 
 def _group_of_one() -> None:
-    """DeepSpeed needs a process group even alone, and keeps referring to it: it lives as long as this process."""
+    """Open the process group that DeepSpeed needs even alone; it lives as long as this process."""
     if not distributed.is_initialized():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         store = distributed.HashStore()  # type: ignore[attr-defined]

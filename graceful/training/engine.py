@@ -50,7 +50,7 @@ class Engine(Protocol):
     """A network in training. Every method is collective: all ranks call it, in the same order."""
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
-        """Batch of this rank -> Outputs. Without `train`: eval mode, no gradients."""
+        """Return the outputs of a batch of this rank. Without `train`: eval mode, no gradients."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -89,7 +89,7 @@ class Engine(Protocol):
         ...
 
     def export(self) -> dict[str, Tensor] | None:
-        """The Network's whole state, fp32 on the CPU, on rank 0; None on the others."""
+        """Return the Network's whole state, fp32 on the CPU, on rank 0; None on the others."""
         ...
 
 
@@ -149,7 +149,7 @@ class DeepSpeedEngine:
             self._engine.checkpoint_engine = _tensors_only(self._engine)
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
-        """As `Engine.forward`."""
+        """Implement `Engine.forward`."""
         if self._mode != train:
             self._engine.train(train)
             self._mode = train
@@ -158,14 +158,15 @@ class DeepSpeedEngine:
         return outputs
 
     def backward(self, loss: Tensor) -> None:
-        """As `Engine.backward`."""
+        """Implement `Engine.backward`."""
         self._engine.backward(loss)
         self._slice += 1
         if self._slice < self._train.accumulation:
             self._engine.step()
 
     def step(self, lr: float, *, sound: Tensor | None = None) -> StepInfo:
-        """As `Engine.step`; DeepSpeed tells the norm only afterwards: weights after a bad gradient are worthless.
+        """Implement `Engine.step`; DeepSpeed tells the norm only afterwards: weights after a bad gradient are
+        worthless.
 
         The losses are waited for, while the device is busy with the backward pass.
         """
@@ -185,30 +186,30 @@ class DeepSpeedEngine:
         )
 
     def _unsharded_norm(self) -> float | None:
-        """At ZeRO 0 DeepSpeed tells no norm, but whole gradients are there to be measured."""
+        """Return the norm of the gradient at ZeRO 0, where DeepSpeed does not report it but whole gradients exist."""
         if self._stage > 0 or self._train.precision == "fp16":
             return None
         gradients = [p.grad for p in self._network.parameters() if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
 
     def waiting(self) -> float | None:
-        """As `Engine.waiting`; DeepSpeed does not tell."""
+        """Implement `Engine.waiting`; DeepSpeed does not tell."""
         return None
 
     def save(self, folder: Path) -> None:
-        """As `Engine.save`; DeepSpeed's scripts for people, which it puts beside the tensors, are left out."""
+        """Implement `Engine.save`; DeepSpeed's scripts for people, which it puts beside the tensors, are left out."""
         adapted = bool(base_names(self._network.network))
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=adapted)
         for script in folder.glob("*.py"):
             script.unlink()
 
     def load(self, folder: Path) -> None:
-        """As `Engine.load`."""
+        """Implement `Engine.load`."""
         whole = not base_names(self._network.network)
         self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=whole)
 
     def export(self) -> dict[str, Tensor] | None:
-        """As `Engine.export`; at ZeRO 3 one parameter is gathered at a time."""
+        """Implement `Engine.export`; at ZeRO 3 one parameter is gathered at a time."""
         network, keep = self._network.network, rank() == 0
         if self._stage < 3:
             return portable(own_state(network)) if keep else None

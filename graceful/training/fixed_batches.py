@@ -62,12 +62,12 @@ class FixedBatches(Sequence[Batch]):
 
     @property
     def sizes(self) -> list[int]:
-        """Samples of each batch."""
+        """Return the samples of each batch."""
         return [len(part) for part in self.positions]
 
     @property
     def rows(self) -> Positions:
-        """Positions of all samples, in order of the batches."""
+        """Return the positions of all samples, in order of the batches."""
         return np.concatenate(self.positions) if self.positions else np.zeros(0, dtype=np.int64)
 
     def of_rank(self, rank: int, world_size: int) -> FixedBatches:

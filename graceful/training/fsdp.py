@@ -53,14 +53,14 @@ class Fsdp2Engine:
         )
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
-        """As `Engine.forward`."""
+        """Implement `Engine.forward`."""
         self._network.train(train)
         with torch.set_grad_enabled(train), self._autocast():
             outputs: Outputs = self._network(batch)
         return outputs
 
     def backward(self, loss: Tensor) -> None:
-        """As `Engine.backward`; gradients travel in the last slice."""
+        """Implement `Engine.backward`; gradients travel in the last slice."""
         last = self._slice == self._train.accumulation - 1
         self._sharded.set_requires_gradient_sync(last)
         scaled = loss / self._train.accumulation
@@ -68,7 +68,8 @@ class Fsdp2Engine:
         self._slice += 1
 
     def step(self, lr: float, *, sound: Tensor | None = None) -> StepInfo:
-        """As `Engine.step`; losses are waited for while the device is busy with the backward pass, the norm after."""
+        """Implement `Engine.step`; losses are waited for while the device is busy with the backward pass, the norm
+        after."""
         if sound is not None and not bool(sound):
             return StepInfo(grad_norm=None, skipped=True)
         self._slice = 0
@@ -82,11 +83,11 @@ class Fsdp2Engine:
         return StepInfo(grad_norm=norm)
 
     def waiting(self) -> float | None:
-        """As `Engine.waiting`; `fully_shard` does not tell."""
+        """Implement `Engine.waiting`; `fully_shard` does not tell."""
         return None
 
     def save(self, folder: Path) -> None:
-        """As `Engine.save`: this rank's rows of every tensor, in a folder of its own."""
+        """Implement `Engine.save`: this rank's rows of every tensor, in a folder of its own."""
         elsewhere = base_names(self._network.network)
         own = {name: tensor for name, tensor in self._network.network.state_dict().items() if name not in elsewhere}
         optimizer = self._optimizer.state_dict()
@@ -103,7 +104,7 @@ class Fsdp2Engine:
         torch.save(state, target / _FILE)
 
     def load(self, folder: Path) -> None:
-        """As `Engine.load`; the rows of another number of ranks are distributed again."""
+        """Implement `Engine.load`; the rows of another number of ranks are distributed again."""
         parts = self._parts(folder)
         network = self._network.network
         with torch.no_grad():
@@ -121,7 +122,7 @@ class Fsdp2Engine:
         self._optimizer.load_state_dict({**optimizer, "state": state})
 
     def export(self) -> dict[str, Tensor] | None:
-        """As `Engine.export`; one tensor is gathered at a time."""
+        """Implement `Engine.export`; one tensor is gathered at a time."""
         keep, state = rank() == 0, {}
         for name, tensor in own_state(self._network.network).items():
             whole = _whole(tensor)

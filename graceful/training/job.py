@@ -82,12 +82,12 @@ class TrainingJob:
 
     @property
     def effective_seed(self) -> int:
-        """The seed that counts."""
+        """Return the seed that applies."""
         return self.spec.train.seed if self.seed is None else self.seed
 
     @property
     def compatibility(self) -> Compatibility:
-        """The section that counts; without predecessors there is nothing to blend with."""
+        """Return the section that applies; without predecessors there is nothing to blend with."""
         if not self.constrained:
             return Compatibility()
         section = self.spec.compatibility
@@ -95,19 +95,19 @@ class TrainingJob:
 
     @property
     def epochs(self) -> int:
-        """Passes over the training data; a version that learns from a blend has more."""
+        """Return the number of passes over the training data; a version that learns from a blend has more."""
         blend = self.compatibility.blend
         return self.spec.train.epochs if blend is None else round(self.spec.train.epochs * blend.length)
 
     @property
     def task_weight(self) -> float:
-        """Factor of the task's own loss: 0 for a query model that learns from its gallery model alone."""
+        """Return the factor of the task's own loss: 0 for a query model that learns from its gallery model alone."""
         gallery = self.spec.gallery if self.constrained else None
         return 1.0 if gallery is None or gallery.labels else 0.0
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Folders that workers read, sealed ones all."""
+        """Return the folders that workers read; all of them are sealed."""
         chain = self.predecessors
         bundles, caches = [ancestor.stored.folder for ancestor in chain], [ancestor.cache for ancestor in chain]
         galleries = [ancestor.gallery_cache for ancestor in chain]
@@ -115,7 +115,8 @@ class TrainingJob:
         return tuple(dict.fromkeys(path for path in folders if path is not None))
 
     def portable(self) -> TrainingJob:
-        """What is sent to another process: absolute paths, no built task; it opens versions itself."""
+        """Return what is sent to another process: absolute paths and no built task, because it opens versions
+        itself."""
         return replace(
             self,
             task=None,
@@ -126,7 +127,7 @@ class TrainingJob:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What determines the result, as JSON: equal identities may share a folder."""
+        """Return what determines the result, as JSON; equal identities may share a folder."""
         from graceful.models import bundle
         from graceful.tasks import transform_digest
 
@@ -221,7 +222,7 @@ def require_own(job: TrainingJob) -> None:
 
 
 def begun(run_dir: Path) -> dict[str, Any]:
-    """Identity of the job that a folder belongs to; empty: nobody's yet.
+    """Return the identity of the job that a folder belongs to; empty: nobody's yet.
 
     Raises:
         DataError: Its record is damaged.
@@ -232,7 +233,7 @@ def begun(run_dir: Path) -> dict[str, Any]:
 
 
 def finished(job: TrainingJob) -> TrainingResult | None:
-    """The recorded result of a run that is done; None if it is not.
+    """Return the recorded result of a run that is done; None if it is not.
 
     Raises:
         IntegrityError: The weights are not those that were recorded.
@@ -283,7 +284,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Class and first line of an error, for messages of one line."""
+    """Return the class and first line of an error, for messages of one line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
@@ -301,7 +302,7 @@ _ABSENT = object()
 
 
 def _difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """First leaf that differs: dotted key and both values."""
+    """Return the first leaf that differs: dotted key and both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*new, *(name for name in old if name not in new)]:
             difference = _difference(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{key}.{name}" if key else name)

@@ -147,7 +147,7 @@ def with_protection(
 
 
 def _balanced(linear: LinearProblem, derivative: Batched, delta: Tensor, pressure: Tensor, *, ridge: float) -> float:
-    """Norm of the gradient that constraints do not balance, as a share of that at delta 0."""
+    """Return the norm of the gradient that constraints do not balance, as a share of that at delta 0."""
     penalty = ridge / linear.samples
     problem = linear.problem(linear.all, penalty)
     balance = penalty * derivative.pull(pressure)

@@ -71,7 +71,8 @@ class LinearLoop(Loop):
         super().start()
 
     def _largest(self, part: FixedBatches, share: float, spread: Callable[[Tensor], Tensor]) -> float:
-        """The largest curvature along the coordinates, by power iterations on some samples: rates count from it."""
+        """Return the largest curvature along the coordinates, by power iterations on some samples: rates count from
+        it."""
         linear = self.linear
         problem = replace(linear.problem(part, share), samples=sum(part.sizes))
         derivative, dtype = linear.derivative(part), next(linear.start.network.parameters()).dtype
@@ -82,7 +83,7 @@ class LinearLoop(Loop):
         return float(vector.norm())
 
     def _check_collapse(self, held_out: HeldOut, *, epoch: int) -> None:
-        """A quadratic does not collapse, and the certificate says how far its minimum is."""
+        """Do nothing: a quadratic does not collapse, and the certificate says how far its minimum is."""
 
     def finish(self) -> dict[str, Any]:
         """Certify what the steps have reached, and write it as a linearised version."""

@@ -120,7 +120,7 @@ def kept(
 
 
 def _eigenvectors(linear: LinearProblem, *, rank: int) -> LowRank:
-    """The largest eigenvectors of J'WJ/N, from the system of samples x classes."""
+    """Return the largest eigenvectors of J'WJ/N, from the system of samples x classes."""
     weights = linear.problem(linear.all, 0.0).weights
     derivative: Batched = linear.derivative(linear.all)
     system = DualSystem(linear.kernel(linear.all), weights, classes=linear.classes)

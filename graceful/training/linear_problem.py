@@ -82,7 +82,7 @@ class LinearProblem:
         return chain_targets(self.job, self.materials, self.all, amplitude=self.method.amplitude, strengths=fixed)
 
     def _cut(self) -> cut.Cut | None:
-        """Blocks whose outputs are kept; None where there are none below the scope, or too many samples."""
+        """Return the blocks whose outputs are kept; None where there are none below the scope, or too many samples."""
         few = learners.batch.take(self.all[0], slice(4))
         found = cut.find(self.start.network, self.forward, self.start.names, few)
         if found is None:
@@ -92,22 +92,22 @@ class LinearProblem:
 
     @property
     def limit(self) -> int:
-        """Bytes that the solver may take."""
+        """Return how many bytes the solver may take."""
         return int(self.method.memory_gib * 2**30)
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Return C, the number of classes."""
         return len(self.materials.task.classes)
 
     @property
     def samples(self) -> int:
-        """N over all ranks."""
+        """Return N, the number of samples over all ranks."""
         return len(self.all.rows)
 
     @property
     def parameters(self) -> int:
-        """P."""
+        """Return P, the number of parameters with a delta."""
         return sum(tensor.numel() for tensor in self.tangent().start.values())
 
     def tangent(self) -> Tangent:
@@ -189,7 +189,7 @@ class LinearProblem:
         return self._remembered("kfac", self.all, measure)
 
     def _remembered(self, what: str, part: FixedBatches, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors that follow from w0 and inputs, from the home folder where another fit has made them."""
+        """Return the tensors that follow from w0 and inputs, from the home folder where another fit has made them."""
         context, home = self.context, self.job.home
         alone = context.world_size == 1  # ranks elsewhere may not see the folder, and all must do the same
         if home is None or not alone:

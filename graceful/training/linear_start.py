@@ -194,7 +194,7 @@ def require_protected(section: Protect, train: Samples, *, classes: int) -> NDAr
 
 
 def _seen(start: StoredVersion, train: Samples) -> int:
-    """How many training samples a predecessor was trained on; all where nobody knows."""
+    """Return how many training samples a predecessor was trained on; all where this is not known."""
     training_ids = start.whole().training_ids
     if training_ids is None:
         return len(train)

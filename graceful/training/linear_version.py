@@ -120,7 +120,7 @@ def _described(
 
 
 def _contributions(linear: LinearProblem, solution: Solution) -> dict[str, bytes]:
-    """What says later which samples pull an answer; nothing where it is too large."""
+    """Return the file that later explains which samples pull an answer; nothing where it is too large."""
     if contributions.too_large(linear.samples, linear.classes):
         return {}
     ids = [str(name) for name in linear.all.samples.ids[linear.all.rows]]

@@ -94,7 +94,7 @@ class Fit:
         )
 
     def _exact(self) -> tuple[Penalty, Solution]:
-        """The penalty and the minimum by one factorised system of all samples, within the limits of the method."""
+        """Find the penalty and the minimum by one factorised system of all samples, within the limits of the method."""
         linear, method = self.linear, self.method
         kernel = linear.kernel(linear.all)
         system = DualSystem(kernel, linear.problem(linear.all, 0.0).weights, classes=linear.classes)
@@ -119,7 +119,7 @@ class Fit:
         return penalty, solution
 
     def _iterative(self, state: pcg.State | None) -> tuple[Penalty, Solution]:
-        """The penalty, from some samples, and the minimum by conjugate gradients."""
+        """Find the penalty from some samples, and the minimum by conjugate gradients."""
         linear = self.linear
         part, system = (linear.all, None) if self.before is not None else system_for_penalty(linear)
         penalty = self._penalty(part, system)

@@ -40,13 +40,14 @@ class Group:
     columns: tuple[int, ...] | None
 
     def some_columns(self, classes: int, device: torch.device) -> Tensor | None:
-        """The columns as an index, made once; None where all of the new version's classes take part, or it has none."""
+        """Return the columns as an index, made once; None where all of the new version's classes take part, or it has
+        none."""
         if self.columns is None or self.columns == tuple(range(classes)):
             return None
         return torch.tensor(self.columns, device=device)
 
     def value(self, outputs: Outputs, merged: Merged, *, columns: Tensor | None) -> Tensor:
-        """`sum_i W_i D_i / B`: what the terms of all its versions add up to, less a constant.
+        """Return `sum_i W_i D_i / B`: what the terms of all its versions add up to, less a constant.
 
         Args:
             outputs: Of the new version.
@@ -60,7 +61,7 @@ class Group:
 
 
 def named_losses(losses: Sequence[Loss]) -> list[tuple[str, Loss]]:
-    """Losses with their names in logs: the kind, numbered from the second of a kind on."""
+    """Return the losses with their names in logs: the kind, numbered from the second of a kind on."""
     seen: dict[str, int] = defaultdict(int)
     named = []
     for loss in losses:
@@ -107,7 +108,8 @@ def plan(
 
 
 def unmerged(compatibility: spec.Compatibility, groups: Sequence[Group], count: int) -> frozenset[int]:
-    """Positions of those of `count` versions whose own outputs a step still needs, because a term did not merge."""
+    """Return the positions of those of `count` versions whose own outputs a step still needs, because a term did not
+    merge."""
     merged = {(group.loss_index, version) for group in groups for version in group.versions}
     reading = [index for index, loss in enumerate(compatibility.losses) if loss.reads & OUTPUTS]
     return frozenset(version for version in range(count) if any((index, version) not in merged for index in reading))

@@ -145,7 +145,7 @@ class Objective:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
+        """Return the factor of each part in the total: `total = sum of weights[key] * parts[key]`."""
         reference, blend = self._compatibility.reference, self._compatibility.blend
         extra = {} if reference is None else {"reference": reference.weight}
         task = self._task_weight
@@ -158,7 +158,8 @@ class Objective:
 
     @property
     def silent(self) -> list[str]:
-        """`<loss>/<version>` of the constraints that never weighed a sample; of dynamic focuses as far as was seen."""
+        """Return `<loss>/<version>` of the constraints that never weighed a sample; of dynamic focuses as far as was
+        seen."""
         never_counted = [
             f"{key}/{known.version.name}"
             for key, loss in named_losses(self._compatibility.losses)
@@ -216,7 +217,7 @@ class Objective:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Running focus means, JSON-serialisable; the same on all workers."""
+        """Return the running focus means as JSON values; they are the same on all workers."""
         rows = self._moments.tolist()
         return {"schema": 1, "focus": self._by_term(rows)}
 
@@ -252,7 +253,7 @@ class Objective:
 
     @property
     def _teacher(self) -> spec.Reference | spec.Blend | None:
-        """Whose temperature the distance from a batch's reference outputs has."""
+        """Return the section whose temperature the distance from a batch's reference outputs has."""
         return self._compatibility.blend or self._compatibility.reference
 
     @property
@@ -314,7 +315,7 @@ class Objective:
         return self._by_term(focus.mean_of(self._moments))
 
     def _by_term(self, rows: Iterable[V]) -> dict[str, V]:
-        """Rows of the terms whose focus follows the new model, by the key of the term."""
+        """Return the rows of the terms whose focus follows the new model, by the key of the term."""
         return dict(zip((term.key for term in self._dynamic), rows, strict=True))
 
 

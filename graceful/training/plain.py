@@ -85,7 +85,7 @@ class TorchEngine:
             )
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
-        """As `Engine.forward`."""
+        """Implement `Engine.forward`."""
         if self._mode != train:  # modules are many, and each is told
             self._network.train(train)
             self._mode = train
@@ -94,7 +94,7 @@ class TorchEngine:
         return outputs
 
     def backward(self, loss: Tensor) -> None:
-        """As `Engine.backward`."""
+        """Implement `Engine.backward`."""
         with self._unsynchronised():
             slices = self._train.accumulation
             scaled: Tensor = self._scaler.scale(loss if slices == 1 else loss / slices)
@@ -102,7 +102,7 @@ class TorchEngine:
         self._slice += 1
 
     def step(self, lr: float, *, sound: Tensor | None = None) -> StepInfo:
-        """As `Engine.step`."""
+        """Implement `Engine.step`."""
         if sound is not None and not self._fused and not bool(sound):
             return StepInfo(grad_norm=None, skipped=True)
         self._slice = 0
@@ -135,7 +135,7 @@ class TorchEngine:
         return StepInfo(grad_norm=norm)
 
     def waiting(self) -> float | None:
-        """As `Engine.waiting`, as DDP measured it in its first ten steps and every hundredth since."""
+        """Implement `Engine.waiting`, as DDP measured it in its first ten steps and every hundredth since."""
         if not isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             return 0.0
         data: dict[str, int] = self._parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]
@@ -143,7 +143,7 @@ class TorchEngine:
         return max(communication - data.get("avg_backward_compute_comm_overlap_time", 0), 0) / 1e9
 
     def save(self, folder: Path) -> None:
-        """As `Engine.save`: rank 0 writes everything, tensors and numbers only."""
+        """Implement `Engine.save`: rank 0 writes everything, tensors and numbers only."""
         if rank() == 0:
             elsewhere = base_names(self._network.network)
             state = {
@@ -158,7 +158,7 @@ class TorchEngine:
             torch.save(state, folder / _FILE)
 
     def load(self, folder: Path) -> None:
-        """As `Engine.load`."""
+        """Implement `Engine.load`."""
         state = load_tensors(folder / _FILE, map_location=self._device)
         self._network.load_state_dict(state["network"], strict=not base_names(self._network.network))
         for group in state["optimizer"]["param_groups"]:
@@ -167,7 +167,7 @@ class TorchEngine:
         self._scaler.load_state_dict(state["scaler"])
 
     def export(self) -> dict[str, Tensor] | None:
-        """As `Engine.export`."""
+        """Implement `Engine.export`."""
         return portable(own_state(self._network.network)) if rank() == 0 else None
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -175,7 +175,7 @@ class TorchEngine:
         return nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:
-        """Gradients travel once a step: in the last slice."""
+        """Return a context in which gradients are exchanged once a step, in the last slice."""
         inner = self._slice < self._train.accumulation - 1
         if inner and isinstance(self._parallel, nn.parallel.DistributedDataParallel):
             synchronised: AbstractContextManager[Any] = self._parallel.no_sync()
@@ -225,17 +225,17 @@ def unused_parameters(network: nn.Module, *, allowed: bool) -> None:
 
 
 def bad_gradient(norm: float) -> NonFiniteError:
-    """The error for a gradient that must not be applied."""
+    """Return the error for a gradient that must not be applied."""
     return NonFiniteError(
         f"gradient norm is {norm}, must be finite; lower train.optimizer.lr, or set train.clip above 0"
     )
 
 
 def rank() -> int:
-    """This process's rank in the default process group; 0 without one."""
+    """Return this process's rank in the default process group; 0 without one."""
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Ranks of the default process group; 1 without one."""
+    """Return the number of ranks of the default process group; 1 without one."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -57,11 +57,12 @@ class RankContext:
 
     @property
     def read_every(self) -> int:
-        """Steps between two looks at the numbers of the device; looking at a GPU makes it wait for this process."""
+        """Return the steps between two readings of numbers on the device; reading a GPU makes it wait for this
+        process."""
         return self.every or (1 if self.device.type == "cpu" else READ_EVERY)
 
     def pids(self) -> list[int]:
-        """Process ids of all ranks; every rank must ask."""
+        """Return the process ids of all ranks; every rank must call it."""
         numbers = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         numbers[self.rank] = os.getpid()
         if self.world_size > 1:
@@ -85,7 +86,7 @@ class Clock:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """None while warming up."""
+        """Return the speed; None while warming up."""
         counted_steps = self.steps - WARM_UP
         return (time.monotonic() - self.started) / counted_steps if counted_steps > 0 else None
 
@@ -123,7 +124,7 @@ def unanimous(error: GracefulError) -> GracefulError:
 
 
 def out_of_time(seconds: float) -> TrainingError:
-    """The error for a run whose time is up."""
+    """Return the error for a run whose time is up."""
     return TrainingError(
         f"train.timeout: not done after {seconds:g} seconds; raise it and run the same spec again, it resumes"
     )

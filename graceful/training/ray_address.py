@@ -59,7 +59,7 @@ def require_answer(address: str, *, seconds: float = SECONDS) -> None:
 
 
 def _greeted(connection: socket.socket) -> bool:
-    """Whether the server at the other end speaks HTTP/2."""
+    """Return whether the server at the other end speaks HTTP/2."""
     connection.sendall(_GREETING)
     answer = b""
     while len(answer) < _SETTINGS:
@@ -71,7 +71,7 @@ def _greeted(connection: socket.socket) -> bool:
 
 
 def _found() -> str:
-    """The address of the Ray that runs on this machine."""
+    """Return the address of the Ray that runs on this machine."""
     from ray._private import services
 
     try:

@@ -307,7 +307,7 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
 
 
 def _storage(job: TrainingJob) -> dict[str, Any]:
-    """Where Ray keeps checkpoints: beside the run's other files, in the bucket if there is one."""
+    """Return where Ray keeps checkpoints: beside the run's other files, in the bucket if there is one."""
     folder = job.run_dir / "ray"
     if job.mirror.uri is None:
         return {"storage_path": str(folder.resolve())}
@@ -320,7 +320,7 @@ def _storage(job: TrainingJob) -> dict[str, Any]:
 
 
 def _recorded(path: Path) -> GracefulError:
-    """The error a worker wrote down."""
+    """Return the error that a worker wrote down."""
     document = json.loads(path.read_text(encoding="utf-8"))
     kind = getattr(errors, document["class"], None)
     if not (isinstance(kind, type) and issubclass(kind, GracefulError)):
@@ -329,7 +329,7 @@ def _recorded(path: Path) -> GracefulError:
 
 
 def _failed(job: TrainingJob, error: BaseException) -> TrainingError:
-    """One line for what Ray gave up on; the whole story goes into the log."""
+    """Return an error of one line for a job that Ray gave up; the whole text goes into the log."""
     text = redact.record("".join(traceback.format_exception(error)))
     log = write_text(job.run_dir / LOG, text)
     if "running low on memory" in text:

@@ -80,7 +80,7 @@ class Runner:
 
     @cached_property
     def _opened(self) -> tuple[Predecessor, Samples]:
-        """Opened at the first block: what goes wrong then is an answer, and what goes wrong in __init__ is not."""
+        """Return predecessor and samples, opened at the first block: an error in __init__ would not be a result."""
         recipe = self._recipe
         recipe.mirror.unseal(recipe.stored.folder)
         predecessor = replace(recipe.stored.whole(), role=recipe.role)
@@ -94,13 +94,13 @@ class Runner:
         return predecessor, samples
 
     def run(self, block: Block) -> Outputs:
-        """One forward pass; the outputs are on the CPU."""
+        """Return the outputs of one forward pass, on the CPU."""
         outputs = run(*self._opened, block)
         return Outputs(outputs.embedding.cpu(), outputs.logits.cpu())
 
 
 def parallel(recipe: Recipe, here: Here) -> Compute:
-    """`Work.compute` here and, once that is worth it, on as many workers as training has."""
+    """Return a `Compute` that runs here and, once that is worth it, on as many workers as training has."""
 
     def compute(given: Iterable[Block]) -> Iterator[Outputs]:
         blocks = iter(given)
@@ -171,7 +171,7 @@ def _left(deadline: float) -> float:
 
 
 def _got(reference: Any, *, deadline: float) -> Outputs:
-    """One answer, or what the worker raised as if it had been raised here."""
+    """Return one result, or raise what the worker raised as if it had been raised here."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 

@@ -36,7 +36,7 @@ _DETERMINISTIC = (
 
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray worker runs."""
+    """Train as one Ray worker."""
     startup.return_to_working_directory()
     import ray.train.torch
 

@@ -40,12 +40,12 @@ class StepReading:
 
     @property
     def finite_norm(self) -> float | None:
-        """The norm as JSON can hold it; with fp16, steps whose norm is not finite are left out and no error."""
+        """Return the norm as JSON can hold it; with fp16, steps whose norm is not finite are left out and no error."""
         return self.norm if self.norm is None or math.isfinite(self.norm) else None
 
     @property
     def means(self) -> dict[str, float]:
-        """Means over ranks and slices."""
+        """Return the means over ranks and slices."""
         sums: dict[str, float] = {}
         for means in self.slices:
             for name, number in means.items():

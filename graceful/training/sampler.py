@@ -63,16 +63,16 @@ class Sampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in each epoch, at least 1."""
+        """Return the number of optimiser steps in each epoch, at least 1."""
         return self.samples // self.batch_size
 
     @property
     def slice_size(self) -> int:
-        """Samples of one rank in one slice."""
+        """Return the number of samples of one rank in one slice."""
         return self.batch_size // (self.accumulation * self.world_size)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Positions of an epoch: [steps, accumulation, world_size, slice_size] int64."""
+        """Return the positions of an epoch: [steps, accumulation, world_size, slice_size] int64."""
         used = self._order(epoch)(np.arange(self.steps_per_epoch * self.batch_size, dtype=np.int64))
         return used.reshape(self.steps_per_epoch, self.accumulation, self.world_size, self.slice_size)
 
@@ -130,7 +130,7 @@ class Order(Sequence[NDArray[np.int64]]):
 
 
 def shard(count: int, *, rank: int, world_size: int, size: int) -> list[NDArray[np.int64]]:
-    """Positions that one rank evaluates, in equally many batches on every rank.
+    """Return the positions that one rank evaluates, in equally many batches on every rank.
 
     A rank that runs out gets empty batches, because an engine with sharded weights needs every rank in every forward
     pass.

@@ -13,7 +13,7 @@ from typing import Literal
 def learning_rate(
     step: int, *, total: int, base: float, warmup: float, schedule: Literal["cosine", "constant"] = "cosine"
 ) -> float:
-    """Learning rate of one optimiser step.
+    """Return the learning rate of one optimiser step.
 
     Args:
         step: The step, from 0.

@@ -48,7 +48,7 @@ def here(function: Callable[[Told], Told], *, ask: Ask, tell: Tell) -> None:
 
 
 def concurrency(workers: int, *, gpus: bool = False) -> int:
-    """How many trials of so many Ray Train workers (0: one process) run at a time where Ray is; starts it.
+    """Return how many trials of so many Ray Train workers (0: one process) run at a time where Ray is; starts it.
 
     Args:
         workers: Of a trial.
@@ -115,7 +115,7 @@ def on_ray(
 
 
 def _asking(ask: Ask, tell: Tell, failed: list[Exception]) -> Any:
-    """Ray Tune's view of `ask` and `tell`: it keeps no state, so there is nothing to pickle and to restore.
+    """Present `ask` and `tell` to Ray Tune: it keeps no state, so there is nothing to pickle and to restore.
 
     What they raise goes into `failed` and ends the search; Ray Tune would make a text of it.
     """
@@ -145,16 +145,16 @@ def _asking(ask: Ask, tell: Tell, failed: list[Exception]) -> Any:
                 failed.append(e)
 
         def __reduce__(self) -> tuple[Any, ...]:
-            """Ray Tune pickles its whole configuration into its folder; nobody ever reads it back."""
+            """Reduce to a plain searcher: Ray Tune pickles its configuration into its folder, and nothing reads it."""
             return Searcher, ()
 
         def __deepcopy__(self, memo: object) -> Any:
             return self
 
         def save(self, checkpoint_path: str) -> None:
-            """Nothing to save."""
+            """Save nothing."""
 
         def restore(self, checkpoint_path: str) -> None:
-            """Nothing to restore."""
+            """Restore nothing."""
 
     return Asking()

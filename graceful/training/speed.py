@@ -153,7 +153,7 @@ class Speedometer:
         self._flops: int | None = None
 
     def mark(self, what: str) -> None:
-        """As `Shares.mark`."""
+        """Implement `Shares.mark`."""
         self._shares.mark(what)
 
     def count(self, network: nn.Module, learner: Learner, batch: Batch) -> None:

@@ -19,7 +19,7 @@ from graceful.tasks.base import Task
 def weights_of(
     start: StoredVersion, network: nn.Module, *, task: Task, head: bool = False, linearised: bool = False
 ) -> State:
-    """A predecessor's weights in the shape of this version's network; torch's random state is left as it was.
+    """Return a predecessor's weights in the shape of this version's network; torch's random state is left as it was.
 
     Args:
         start: The predecessor.

@@ -96,7 +96,8 @@ class Follower:
         return status.st_ino, status.st_size
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Complete rows since the last call. After a replacement: the newest start row and what follows it."""
+        """Return the complete rows since the last call. After a replacement: the newest start row and what follows
+        it."""
         inode, size = self._now()
         if inode == 0 or (inode == self._inode and size == self._offset):
             return
@@ -190,7 +191,7 @@ class Fetcher:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a trace; none if there is no file. A half-written last line is left out."""
+    """Return all complete rows of a trace; none if there is no file. A half-written last line is left out."""
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -198,7 +199,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _step_of(row: Mapping[str, Any]) -> int:
-    """The step at which a row was written; a start row belongs to the step after which it starts."""
+    """Return the step at which a row was written; a start row belongs to the step after which it starts."""
     return int(row["step"]) + (1 if row["event"] == "start" and row["step"] else 0)
 
 

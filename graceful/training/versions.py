@@ -49,7 +49,7 @@ class Opened:
 
     @property
     def outputs(self) -> targets.Source:
-        """What a step reads."""
+        """Return what a step reads."""
         if self.gallery is None:
             return self.source
         return targets.TwoEncoders(query=self.source, gallery=self.gallery)
@@ -115,7 +115,7 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
 def _gallery(
     ancestor: Ancestor, predecessor: Predecessor | None, *, train: Samples, device: torch.device
 ) -> targets.Cache | targets.Live | None:
-    """What the gallery encoder of a predecessor makes; None where it has one encoder for everything."""
+    """Return the source of a predecessor's gallery embeddings; None where it has one encoder for everything."""
     if ancestor.gallery_cache is not None:
         return targets.Cache.open(ancestor.gallery_cache).aligned(train.ids, device=device)
     if ancestor.cache is not None or predecessor is None or len(roles(predecessor.learner)) == 1:
@@ -124,7 +124,7 @@ def _gallery(
 
 
 def grouped(compatibility: spec.Compatibility, classes: Sequence[str], chain: Sequence[Opened]) -> tuple[Group, ...]:
-    """Which terms of these predecessors merge; see `merging.plan`."""
+    """Return which terms of these predecessors merge; see `merging.plan`."""
     return plan(
         compatibility,
         known=[label_map(classes, predecessor.version.classes).tolist() for predecessor in chain],
@@ -136,7 +136,7 @@ def grouped(compatibility: spec.Compatibility, classes: Sequence[str], chain: Se
 def merged_term(
     group: Group, chain: Sequence[Opened], *, classes: Sequence[str], train: Samples, device: torch.device
 ) -> MergedTerm:
-    """A group with its merged target, not mixed yet."""
+    """Return a group with its merged target, not mixed yet."""
     members = []
     for predecessor in (chain[index] for index in group.versions):
         assert isinstance(predecessor.source, targets.Cache)
@@ -157,7 +157,7 @@ def merged_term(
 
 
 def old_side(predecessor: Opened, *, classes: Sequence[str]) -> OldSide:
-    """A predecessor as a side of the blend's teacher; its outputs must be cached."""
+    """Return a predecessor as a side of the blend's teacher; its outputs must be cached."""
     assert isinstance(predecessor.source, targets.Cache)
     known = Known.of(label_map(classes, predecessor.version.classes))
     return OldSide(name=predecessor.version.name, cache=predecessor.source, known=known)
@@ -191,7 +191,8 @@ def _correct_share(source: targets.Cache | targets.Live, train: Samples, known: 
 
 
 def _clean(source: targets.Cache | targets.Live, train: Samples) -> Iterator[tuple[Tensor, OldOutputs]]:
-    """Positions and outputs of all training samples on the clean view, chunk by chunk; a cache needs no samples."""
+    """Yield the positions and outputs of all training samples on the clean view, chunk by chunk; a cache needs no
+    samples."""
     live = isinstance(source, targets.Live)
     size = (
         portion(train, source.predecessor.learner.collate, most=_CHUNK) if isinstance(source, targets.Live) else _CHUNK

@@ -31,7 +31,7 @@ class Judged:
 
     @classmethod
     def of(cls, report: Report, outcome: str) -> Self:
-        """From a report."""
+        """Return the row of a report."""
         against = {comparison.against: comparison.measurements for comparison in report.ancestors}
         return cls(name=report.version, outcome=outcome, alone=report.measurements, against=against)
 

@@ -107,7 +107,7 @@ def colour(share: float) -> tuple[int, int, int]:
 
 
 def _luminance(rgb: tuple[int, int, int]) -> float:
-    """Relative luminance; above 0.179 black text contrasts more than white."""
+    """Return the relative luminance; above 0.179 black text contrasts more than white."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (channel / 255 for channel in rgb)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

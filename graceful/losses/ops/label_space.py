@@ -34,7 +34,7 @@ class LabelSpace:
 
     @property
     def size(self) -> int:
-        """S; 0 where the versions share no class."""
+        """Return S, the number of shared classes; 0 where the versions share none."""
         return len(self.shared)
 
     def new(self, logits: Tensor) -> Tensor:

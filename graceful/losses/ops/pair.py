@@ -73,7 +73,7 @@ class Pair:
 
     @property
     def near_chance(self) -> bool:
-        """Whether the old version's error is far above the latest one's."""
+        """Return whether the old version's error is far above the latest one's."""
         return self.version.near_chance
 
     @functools.cached_property
@@ -92,7 +92,8 @@ class Pair:
 
     @functools.cached_property
     def old_gallery_embedding(self) -> Tensor:
-        """[B, d_old] by the gallery encoder of the old version, which most versions do not have of their own."""
+        """Return embeddings [B, d_old] by the gallery encoder of the old version, which most versions do not have of
+        their own."""
         if self._old is None or self._old.gallery is None:
             return self.old_embedding
         return self._old_values("gallery")

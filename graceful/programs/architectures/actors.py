@@ -125,7 +125,7 @@ class Here:
         return
 
     def measure(self, paths: Sequence[Path]) -> Iterator[tuple[int, Measured]]:
-        """As `Pool.measure`."""
+        """Implement `Pool.measure`."""
         return ((position, self._evaluator.measure(path)) for position, path in enumerate(paths))
 
 
@@ -142,7 +142,7 @@ class Holder:
         return self._recipe.evaluator()
 
     def measure(self, path: Path) -> Measured:
-        """As `Evaluator.measure`."""
+        """Implement `Evaluator.measure`."""
         return self._evaluator.measure(path)
 
 
@@ -179,7 +179,7 @@ class OnRay:
         return kind.remote(self._recipe)
 
     def measure(self, paths: Sequence[Path]) -> Iterator[tuple[int, Measured]]:
-        """As `Pool.measure`."""
+        """Implement `Pool.measure`."""
         import ray
 
         waiting, idle = deque(enumerate(paths)), list(self._actors)

@@ -81,7 +81,7 @@ def search(run: Run, *, progress: Progress = silent) -> dict[str, Any]:
 
 
 def conclude(run: Run, *, ancestors: Sequence[Ancestor], progress: Progress = silent) -> dict[str, Any]:
-    """As `search`, with ancestors that are known; the gallery model is one of them."""
+    """Do what `search` does, with ancestors that are known; the gallery model is one of them."""
     bench = Bench.of(run, ancestors)
     prices = Prices(bench.space, bench.network, bench.input_shape, bench.section.budget, folder=run.folder)
     start = _start(bench, prices)  # a budget that nothing meets is refused before anything is trained

@@ -64,7 +64,7 @@ def prune(run: Run, *, progress: Progress = silent) -> dict[str, Any]:
 
 
 def conclude(run: Run, *, ancestors: Sequence[Ancestor], progress: Progress = silent) -> dict[str, Any]:
-    """As `prune`, with ancestors that are known; the gallery model is one of them."""
+    """Do what `prune` does, with ancestors that are known; the gallery model is one of them."""
     bench = Bench.of(run, ancestors)
     require_capacities(_pruning(bench.section), bench.network, bench.input_shape)
     progress({"stage": "prune", "capacities": list(_pruning(bench.section).capacities), "gallery": bench.gallery.name})

@@ -32,7 +32,7 @@ def background(
     chain: Sequence[Predecessor],
     searches: Searches,
 ) -> dict[str, Any]:
-    """Gather it as JSON values; `constraints.json` holds it.
+    """Return the background as JSON values; `constraints.json` holds them.
 
     Args:
         spec: For draws, seed, batch size.
@@ -81,7 +81,7 @@ def background(
 
 
 def reasons(names: Sequence[str], references: Mapping[str, ReferenceRuns]) -> dict[str, str]:
-    """By version, where its independent cell comes from, or why it has none."""
+    """Return, by version, where its independent cell comes from, or why it has none."""
     return {name: references[name].reason if name in references else "not looked for" for name in sorted(names)}
 
 

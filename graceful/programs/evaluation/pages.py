@@ -21,7 +21,7 @@ SHOWN = 48
 
 
 def write(run_dir: Path, evaluation: Evaluation, verdict: Verdict) -> None:
-    """`report.json`, `verdict.json`, `flips.json`, what was predicted, `constraints.json`, `report.html`."""
+    """Write `report.json`, `verdict.json`, `flips.json`, the predictions, `constraints.json` and `report.html`."""
     write_text(run_dir / "report.json", evaluation.report.to_json())
     write_text(run_dir / "verdict.json", verdict.to_json())
     write_json(run_dir / "flips.json", [asdict(flip) for flip in evaluation.flips])
@@ -42,6 +42,6 @@ def write(run_dir: Path, evaluation: Evaluation, verdict: Verdict) -> None:
 
 
 def write_matrix(run_dir: Path, document: Mapping[str, Any], *, model: str) -> None:
-    """`matrix.json` and `matrix.html`."""
+    """Write `matrix.json` and `matrix.html`."""
     write_json(run_dir / "matrix.json", document)
     write_text(run_dir / "matrix.html", matrix_page(document, title=f"{model}: every version"))

@@ -78,7 +78,8 @@ def _labels(new: Predictions, joined: Joined) -> NDArray[Any]:
 
 
 def _slices(joined: Joined, names: NDArray[Any], evidence: Evidence, *, against: str, kind: str) -> list[Slice]:
-    """Intervals of the slices that can be among the worst; Wilson's, which is never the wider one, chooses them."""
+    """Return the intervals of the slices that can be among the worst; Wilson's, which is never the wider one, chooses
+    them."""
     unique_names, codes = np.unique(names, return_inverse=True)
     counts = np.bincount(codes, weights=joined.negative_flips, minlength=len(unique_names))
     totals = np.bincount(codes, minlength=len(unique_names))

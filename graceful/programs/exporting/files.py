@@ -220,7 +220,7 @@ class FileLearner:
         self.encoders, self._learner, self._runner = learner.encoders, learner, runner
 
     def collate(self, items: Any, views: Any) -> Batch:
-        """As `Learner.collate`."""
+        """Implement `Learner.collate`."""
         return self._learner.collate(items, views)
 
     def forward(self, network: nn.Module, batch: Batch, *, encoder: str) -> Outputs:
@@ -232,5 +232,5 @@ class FileLearner:
         return Outputs(embedding, logits)
 
     def task_loss(self, outputs: Outputs, batch: Batch, labels: Tensor) -> Tensor:
-        """As `Learner.task_loss`."""
+        """Implement `Learner.task_loss`."""
         return self._learner.task_loss(outputs, batch, labels)

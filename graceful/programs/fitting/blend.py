@@ -158,7 +158,7 @@ def plan(
     held_out: HeldOut,
     recorded: Mapping[str, float] | None = None,
 ) -> Blended:
-    """Settle the shares.
+    """Choose the shares, or read those that were chosen.
 
     Args:
         section: What was asked for.

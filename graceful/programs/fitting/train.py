@@ -244,7 +244,7 @@ def _near_chance(
 def _contract(
     run: Run, constraint_outputs: ConstraintOutputs | None, references: Sequence[Trained], progress: Progress
 ) -> Contract | None:
-    """Budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
+    """Return the budgets, where predecessors have them; infeasible ones are refused here, before a step is taken."""
     weighting = run.spec.compatibility.weighting
     if constraint_outputs is None or not isinstance(weighting, Adaptive):
         return None

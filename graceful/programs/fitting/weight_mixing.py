@@ -51,7 +51,7 @@ def note(share: float, name: str) -> tuple[str, ...]:
 
 
 def _batches(spec: RefreshSpec, task: Task) -> Iterator[Batch]:
-    """Whole batches of training samples from all over the split, as the first epoch sees them."""
+    """Yield whole batches of training samples from all over the split, as the first epoch sees them."""
     train, size = task.samples("train"), spec.train.batch_size
     count = min(len(train), MOST)
     chosen = np.linspace(0, len(train) - 1, num=count).astype(np.int64)

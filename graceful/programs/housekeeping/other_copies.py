@@ -82,7 +82,8 @@ class OtherCopies:
         return self._runs_own_code(record) is False
 
     def _runs_own_code(self, record: Mapping[str, Any]) -> bool | None:
-        """Whether a version's task is code of its own; None where its description in the registry does not say."""
+        """Return whether a version's task is code of its own; None where its description in the registry does not
+        say."""
         expected = record["files"].get(DESCRIPTION)
         if self._store is None or expected is None:
             return None
@@ -96,7 +97,7 @@ class OtherCopies:
             return None
 
     def _registered_sizes(self, model_id: str) -> Mapping[str, int]:
-        """Size of each file of a version that the registry holds, by name."""
+        """Return the size of each file of a version that the registry holds, by name."""
         if self._store is None:
             return {}
         with self._store.registry.client_for(f"list the files of {model_id}") as client:
@@ -113,13 +114,13 @@ class OtherCopies:
 
     @cached_property
     def _store(self) -> Store | None:
-        """The registry; None where there is none, which asking must not make."""
+        """Return the registry; None where there is none, because reading must not create one."""
         exists = os.environ.get(REGISTRY_VARIABLE) or (self._home / DATABASE).exists()
         return Store(None, self._home) if exists else None
 
     @cached_property
     def _records(self) -> dict[str, dict[str, Any]]:
-        """Records of this home by the digest of their version."""
+        """Return the records of this home by the digest of their version."""
         records = {}
         for path in self._home.glob("records/[!.]*.json"):
             with suppress(ValueError, KeyError, TypeError, RecursionError):  # no record: it says nothing
@@ -129,7 +130,8 @@ class OtherCopies:
 
     @cached_property
     def _addresses(self) -> dict[str, set[str]]:
-        """Addresses at which a bundle may lie, by its digest: those of this home's runs and of its bucket."""
+        """Return the addresses at which a bundle may lie, by its digest: those of this home's runs and of its
+        bucket."""
         addresses: dict[str, set[str]] = {}
         for path in self._home.glob("runs/*/spec*.*"):
             for match in BUNDLE.finditer(path.read_text(encoding="utf-8", errors="replace")):

@@ -315,7 +315,7 @@ class _Elsewhere:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reclaim; what went is JSON on stdout, also after a failure, which is one line on stderr."""
+    """Reclaim; what was removed is JSON on stdout, also after a failure, which is one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m graceful.programs.housekeeping.reclaim")
     parser.add_argument("home", type=Path)
     parser.add_argument("--older-than", type=float, default=86400.0, metavar="SECONDS")

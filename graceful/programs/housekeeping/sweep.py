@@ -167,7 +167,7 @@ def sweep(uri: str, *, older: timedelta, now: datetime, dry_run: bool, removed_r
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Sweep; rows of what went are JSON on stdout, also after a failure, which is one line on stderr."""
+    """Sweep; rows of what was removed are JSON on stdout, also after a failure, which is one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m graceful.programs.housekeeping.sweep")
     parser.add_argument("uri", help="s3://bucket/prefix")
     parser.add_argument("--older-than", type=float, default=86400.0, metavar="SECONDS")

@@ -69,7 +69,7 @@ class Action:
 
     @property
     def why(self) -> dict[str, str]:
-        """Reason and author."""
+        """Return reason and author."""
         return {"reason": self.reason, "author": self.author}
 
 

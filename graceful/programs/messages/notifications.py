@@ -147,12 +147,12 @@ def _address(home: Path, model: str) -> str | None:
 
 
 def say(line: str) -> None:
-    """A warning: the result stands."""
+    """Log a warning; the result stands."""
     sys.stderr.write(f"graceful: {redact.message(line)}\n")
 
 
 def message(store: Store, record: LineageRecord, event: Event | None, *, champion: int | None) -> dict[str, Any]:
-    """JSON values about an event, or about the verdict where there is none; rates are fractions."""
+    """Return JSON values about an event, or about the verdict where there is none; rates are fractions."""
     page = store.address(f"#/models/{record.model}/versions/{record.version}?workflowType=machine_learning")
     report = store.address(f"get-artifact?run_uuid={record.run_id}&path=lineage/report.html")
     return {
@@ -188,5 +188,5 @@ def message(store: Store, record: LineageRecord, event: Event | None, *, champio
 
 
 def time_of(event: Event) -> str:
-    """When it was, in UTC, ISO 8601."""
+    """Return when it was, in UTC, as ISO 8601."""
     return datetime.fromtimestamp(event.time / 1000, UTC).isoformat(timespec="milliseconds")

@@ -145,7 +145,7 @@ class Outbox:
         _mark(path).unlink(missing_ok=True)
 
     def _hmac(self, moment: str, key: str, data: bytes) -> str:
-        """Over the name too, and apart from the signatures that receivers get."""
+        """Return the signature of a kept message; it covers the name too, and differs from those that receivers get."""
         named = f"outbox.{moment}.{key}.".encode(errors="surrogateescape")
         return hmac.new(self.secret.encode(), named + data, hashlib.sha256).hexdigest()
 
@@ -161,7 +161,7 @@ class Outbox:
         return not hmac.compare_digest(signature.encode(errors="surrogateescape"), expected.encode())
 
     def _send_all(self) -> None:
-        """Also what comes while it sends: the command that put it there may not have waited."""
+        """Send all messages, also those that arrive meanwhile: the command that wrote them may not have waited."""
         silent: set[str] = set()
         seen: set[Path] = set()
         foreign: list[Path] = []
@@ -232,7 +232,7 @@ def _mark(path: Path) -> Path:
 
 
 def _order(path: Path) -> tuple[int, str]:
-    """When it was written: its name says so, except of messages of before."""
+    """Return when it was written: its name says so, except in messages of older versions."""
     moment = path.stem.partition("-")[0].partition(".")[0]
     try:
         return (int(moment) if "-" in path.stem else path.stat().st_mtime_ns), path.name

@@ -56,7 +56,7 @@ class Webhook:
 
     @property
     def shown(self) -> str:
-        """Scheme and host: paths of webhooks are often secret."""
+        """Return scheme and host, because paths of webhooks are often secret."""
         return redact.origin(self.url)
 
     def deliver(self, key: str, data: bytes, *, waits_for: str) -> bool:
@@ -80,7 +80,7 @@ class Webhook:
             raise _NotTakenError(status, reason)
 
     def _send(self, key: str, data: bytes) -> tuple[int, str]:
-        """In a thread of its own, because no timeout of a socket ends an answer that comes byte by byte."""
+        """Send in a thread of its own, because no timeout of a socket ends an answer that comes byte by byte."""
         answers: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         exchange = threading.Thread(target=self._exchange, args=(key, data, answers), daemon=True, name="webhook")
         exchange.start()

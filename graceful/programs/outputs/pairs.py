@@ -80,7 +80,7 @@ def _searched(versions: Sequence[VersionOutputs], search: Searches) -> dict[str,
 
 
 def _scores(ranking: Ranking) -> dict[str, float | None]:
-    """Without intervals, which the cells of a matrix have no room for."""
+    """Return recall at 1 and mAP without intervals, for which the cells of a matrix have no room."""
     eligible = ranking.judged
     if not eligible.any():
         return dict.fromkeys(RETRIEVAL)
@@ -95,7 +95,7 @@ def flipped_share(new: Predictions, old: Predictions) -> float | None:
 
 
 def wrong_share(version: Predictions) -> float | None:
-    """Error rate without its interval, on the ids whose class it knows; None without such ids."""
+    """Return the error rate without its interval, on the ids whose class it knows; None without such ids."""
     joined = join(version, version)
     return float((~joined.ok_new).mean()) if len(joined) else None
 
@@ -103,7 +103,7 @@ def wrong_share(version: Predictions) -> float | None:
 def _independent(
     names: Sequence[str], references: Mapping[str, Sequence[VersionOutputs]], search: Searches
 ) -> dict[str, list[float | None]]:
-    """Self-tests of unconstrained runs, averaged over a version's runs."""
+    """Return the self-tests of unconstrained runs, averaged over a version's runs."""
     self_tests: dict[str, list[float | None]] = {metric: [] for metric in RETRIEVAL}
     for name in names:
         sides = [(run.queries, run.gallery) for run in references.get(name, ())]

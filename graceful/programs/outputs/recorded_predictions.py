@@ -68,7 +68,7 @@ def load(path: Path) -> Predictions:
 
 
 def _named(arrays_by_name: Mapping[str, NDArray[Any]], column: str) -> NDArray[Any]:
-    """Numbers as names again."""
+    """Return names in place of numbers."""
     names, codes = arrays_by_name[f"{column}_names"], arrays_by_name[column]
     if len(codes) * names.itemsize > arrays.LARGEST:
         raise MemoryError(f"{column} would take more than {arrays.LARGEST} bytes")

@@ -46,11 +46,12 @@ class ConstraintOutputs:
 
     @property
     def names(self) -> NDArray[np.str_]:
-        """[N] class names."""
+        """Return [N] class names."""
         return np.asarray(self.samples.classes)[self.samples.labels]
 
     def standings(self, reference_error: Callable[[NDArray[np.bool_]], float]) -> list[budgets.Standing]:
-        """Each predecessor on its ids, beside the error of the unconstrained runs there, a function of the ids."""
+        """Return each predecessor on its ids, beside the error of the unconstrained runs there, a function of the
+        ids."""
         return [correctness.standing(reference_error(correctness.known)) for correctness in self.chain]
 
 
@@ -79,7 +80,8 @@ def ask(task: Task, chain: Sequence[Predecessor], *, batch_size: int) -> Constra
 
 
 def near_chance(outputs: ConstraintOutputs, *, factor: float) -> dict[str, str]:
-    """Predecessors with more than `factor` times the error of the nearest, by name, with a sentence for the report.
+    """Return the predecessors with more than `factor` times the error of the nearest, by name, with a sentence for the
+    report.
 
     The nearest counts as having made at least one error, and is never near chance itself.
     """
@@ -157,7 +159,7 @@ def contract(weighting: spec.Adaptive, outputs: ConstraintOutputs, *, references
 
 
 def _correct(version: Predecessor, samples: Samples, names: NDArray[np.str_], batch_size: int) -> NDArray[np.bool_]:
-    """[N] whether a version is right, on the clean view."""
+    """Return [N] whether a version is right, on the clean view."""
     blocks, size = [], portion(samples, version.learner.collate, most=batch_size)
     for start in range(0, len(samples), size):
         rows = np.arange(start, min(start + size, len(samples)), dtype=np.int64)

@@ -168,7 +168,8 @@ def written_here(path: Path) -> Iterator[None]:
 
 
 def _merged(chains: Sequence[Sequence[LineageRecord]]) -> list[LineageRecord]:
-    """Each version once and before its parents: every chain holds all ancestors of what it holds, so the last place is
+    """Return each version once and before its parents: every chain holds all ancestors of what it holds, so the last
+    place is
     behind all descendants."""
     places = {record.model_id: record for chain in chains for record in chain}
     order = [record.model_id for chain in chains for record in chain]
@@ -177,7 +178,7 @@ def _merged(chains: Sequence[Sequence[LineageRecord]]) -> list[LineageRecord]:
 
 
 def _require_distinct(spec: RefreshSpec, records: Sequence[LineageRecord]) -> None:
-    """Constraints, metrics and tables speak of ancestors by name."""
+    """Refuse two ancestors of one name, because constraints, metrics and tables refer to ancestors by name."""
     names: dict[str, str] = {}
     for record in records:
         if record.name == spec.name:

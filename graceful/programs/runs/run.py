@@ -63,7 +63,7 @@ class Run:
 
     @cached_property
     def store(self) -> Store:
-        """The registry.
+        """Return the registry.
 
         Raises:
             RegistryError: Unreachable.
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """Folder of the bundle that the run trains."""
+        """Return the folder of the bundle that the run trains."""
         return self.folder / "model"
 
     def version(self, folder: Path, link: Link | None = None) -> StoredVersion:

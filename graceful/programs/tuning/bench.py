@@ -65,7 +65,8 @@ class Bench:
         reference: int | None = None,
         shares: Sequence[float] = (),
     ) -> Work:
-        """A fit of a point (None: without constraints), or of a shared reference run; measured with shares too."""
+        """Return a fit of a point (None: without constraints), or of a shared reference run; measured with shares
+        too."""
         train = self.spec.train.model_copy(update={"seed": seed, **_alone(self.spec)})
         changes = {} if point is None else {"compatibility": space.compatibility(self.spec, point)}
         if point is not None:

@@ -138,7 +138,7 @@ def _require_ready(bench: Bench) -> None:
 def _searched(
     run: Run, bench: Bench, *, progress: Progress, watch: Callable[[Sequence[Tried]], Watch] | None
 ) -> dict[str, Any]:
-    """Trials, final selection, test; the result is written last."""
+    """Run the trials, the final selection and the test; the result is written last."""
     spec, folder, mirror, parameters = run.spec, run.folder, run.mirror, space.parameters(run.spec)
     journal = folder / JOURNAL.format(sha256_json(bench.tune.model_dump(mode="json", include=JUDGED))[:8])
     before = _tried_before(spec, journal)
@@ -153,7 +153,7 @@ def _searched(
             watching.trial(tried)
 
     def first() -> Sequence[Point]:
-        """Random search begins where the other does where both know it from a teacher, and nowhere else."""
+        """Return the points that are tried first; random search has some only where a teacher gives them."""
         if spec.compatibility.blend is not None:
             return teacher.known_points(bench)
         return space.known_points(spec, parameters) if bench.tune.sampler != "random" else ()
@@ -194,7 +194,7 @@ def _tried(study: Study) -> list[Tried]:
 
 
 def _tried_before(spec: RefreshSpec, journal: Path) -> list[Tried]:
-    """Trials of this search under other limits, with which this one begins."""
+    """Return the trials of this search under other limits, with which this one begins."""
     assert spec.tune is not None
     trials = []
     for other in sorted({*journal.parent.glob(JOURNAL.format("*"))} - {journal}):
@@ -274,7 +274,8 @@ def _finished(spec: RefreshSpec, folder: Path) -> dict[str, Any] | None:
 
 
 def _concluded(bench: Bench, study: Study, progress: Progress) -> dict[str, Any]:
-    """Final selection and test, where a trial keeps the error rate; with several objectives the front is the result."""
+    """Select and test the final points, where a trial keeps the error rate; with several objectives the front is the
+    result."""
     trials, chosen, tested = _tried(study), None, None
     candidates: list[final.Candidate] = []
     if bench.tune.objectives == "single":

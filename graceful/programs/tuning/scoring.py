@@ -179,7 +179,7 @@ def front(points: Sequence[Sequence[float]]) -> list[int]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], corner: tuple[float, float]) -> float:
-    """Area that two-dimensional points dominate below a corner; lower is better."""
+    """Return the area that two-dimensional points dominate below a corner; lower is better."""
     area, ceiling = 0.0, corner[1]
     for x, y in sorted(points):
         if x < corner[0] and y < ceiling:

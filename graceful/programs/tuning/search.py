@@ -129,7 +129,8 @@ class _Trials:
 
 
 def best_share(scores: Mapping[float, Score]) -> float:
-    """The share of the old weights with the lowest negative flip rate among those that keep the error rate, else the
+    """Return the share of the old weights with the lowest negative flip rate among those that keep the error rate, else
+    the
     one that exceeds it least; of equal ones the smallest."""
     feasible = {share: score for share, score in scores.items() if score.feasible}
     if feasible:

@@ -121,7 +121,8 @@ def _weight(loss: type[Loss], space: Space) -> Span:
 
 
 def shares(spec: RefreshSpec) -> tuple[float, ...]:
-    """Shares of the latest predecessor's weights at which each training is measured; none where training starts at
+    """Return the shares of the latest predecessor's weights at which each training is measured; none where training
+    starts at
     random."""
     if spec.train.start != "latest" or spec.train.method.kind == "lqf":
         return ()

@@ -56,7 +56,7 @@ def _part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
 
 
 def subset(samples: Samples, positions: NDArray[np.int64]) -> Samples:
-    """Some of the samples, in their order; the digest is that of the whole, which names the content."""
+    """Return some of the samples, in their order; the digest is that of the whole, which names the content."""
     read = samples.read
     return replace(
         samples,

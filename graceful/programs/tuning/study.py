@@ -50,7 +50,7 @@ class Tried:
 
     @property
     def feasible(self) -> bool:
-        """Whether it keeps the error rate."""
+        """Return whether it keeps the error rate."""
         return self.state == "complete" and bool(self.record["feasible"])
 
 
@@ -58,11 +58,11 @@ class Alone(JournalFileOpenLock):
     """No lock: the run's folder is locked by its driver, the only one that writes; a kill leaves nothing behind."""
 
     def acquire(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def release(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class Journal(JournalFileBackend):
@@ -71,7 +71,7 @@ class Journal(JournalFileBackend):
     line = 0
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """As Optuna's."""
+        """Read as Optuna's backend does, and count the lines."""
         for self.line, log in enumerate(super().read_logs(log_number_from), start=log_number_from + 1):
             yield log
 
@@ -233,7 +233,8 @@ def _damaged(path: Path, line: int, error: Exception) -> IntegrityError:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """A kill in the middle of writing leaves half a line, which the next one would be glued to."""
+    """Cut off half a line, which a kill in the middle of writing leaves, so that the next line is not appended to
+    it."""
     if not path.exists():
         return
     data = path.read_bytes()

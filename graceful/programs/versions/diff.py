@@ -150,7 +150,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _changed(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str, tuple[Any, Any]]:
-    """Keys that differ; the names of the versions do by nature."""
+    """Return the keys that differ; the names of the versions always do and are left out."""
     if old is None or new is None:
         return {}
     old, new = dict(_flat("", old)), dict(_flat("", new))
@@ -162,7 +162,7 @@ def _changed(old: dict[str, Any] | None, new: dict[str, Any] | None) -> dict[str
 def _flips(
     old: LineageRecord, new: LineageRecord, predictions: list[Predictions | None], notes: list[str]
 ) -> tuple[dict[str, Measurement], tuple[Flip, ...], tuple[Flip, ...]]:
-    """Measured from the predictions; else what the new version's report says of the old one."""
+    """Return numbers measured from the predictions; else those that the new version's report has of the old one."""
     old_predictions, new_predictions = predictions
     if old_predictions is not None and new_predictions is not None:
         if old.data.get("test") != new.data.get("test"):
@@ -191,7 +191,7 @@ def _shared(old: Predictions, new: Predictions) -> tuple[Predictions, Prediction
 
 
 def _listed(old: Predictions, new: Predictions) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
-    """Negative and positive flips, the most confident mistakes first."""
+    """Return the negative and positive flips, the most confident mistakes first."""
     joined = join(new, old)
     old_rows, new_rows = ({str(name): row for row, name in enumerate(side.ids.tolist())} for side in (old, new))
 

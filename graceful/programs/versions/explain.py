@@ -78,7 +78,7 @@ class Pull:
 
     @property
     def change(self) -> float:
-        """From the other version to this one."""
+        """Return the difference from the other version to this one."""
         return self.term - (self.before or 0.0)
 
 
@@ -120,7 +120,7 @@ class Explanation:
 
     @property
     def unexplained(self) -> float:
-        """What the terms leave over: rounding and the certificate's gradient, and samples that are missing."""
+        """Return what the terms leave over: rounding and the certificate's gradient, and samples that are missing."""
         return self.margin - (self.at_start if self.other_margin is None else self.other_margin) - self.terms
 
     def document(self) -> dict[str, Any]:
@@ -267,7 +267,8 @@ def _opponent(logits: Tensor, classes: list[str], answer: str, *, preferred: tup
 
 
 def _comparable(new: _Opened, other: _Opened) -> bool:
-    """Whether terms of both versions are terms of the same sum: same starting weights, same classes, terms kept."""
+    """Return whether terms of both versions are terms of the same sum: same starting weights, same classes, terms
+    kept."""
     assert new.linearised is not None
     return (
         other.linearised is not None

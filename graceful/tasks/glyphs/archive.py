@@ -46,7 +46,8 @@ class Archive:
         return _unpacked(self, "alphanumeric")
 
     def others(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """Images [M, 28, 28] of the other characters, each with its face [M] and its character in CHARACTERS [M]."""
+        """Return images [M, 28, 28] of the other characters, each with its face [M] and its character in CHARACTERS
+        [M]."""
         face, character = np.nonzero(np.asarray(self.content["present"]))
         return _unpacked(self, "others"), face, character + len(ALPHANUMERIC)
 

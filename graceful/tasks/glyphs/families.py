@@ -97,7 +97,7 @@ def keys_of(faces: Sequence[Face]) -> tuple[list[str], list[str]]:
 
 
 def near_pairs(faces: Sequence[Face], bound: float) -> list[tuple[int, int, float]]:
-    """Pairs of faces whose letters and digits differ by less than a share of their ink, nearest first."""
+    """Return pairs of faces whose letters and digits differ by less than a share of their ink, nearest first."""
     pixels = np.stack([face.images[: len(ALPHANUMERIC)].ravel() for face in faces]).astype(np.float32)
     norms = (pixels**2).sum(axis=1)
     squared = np.maximum(norms[:, None] + norms[None, :] - 2 * pixels @ pixels.T, 0)
@@ -108,7 +108,7 @@ def near_pairs(faces: Sequence[Face], bound: float) -> list[tuple[int, int, floa
 
 
 def without_copies(faces: Sequence[Face]) -> tuple[list[Face], list[Face]]:
-    """Faces sorted by name, and those dropped as copies of an earlier one.
+    """Return the faces sorted by name, and those dropped as copies of an earlier one.
 
     A copy has exactly the same letters and digits, or is the same file name of a package in another format or folder.
     """
@@ -142,7 +142,7 @@ def _plainness(face: Face) -> tuple[int, int, str]:
 
 
 def _spread(pixels: NDArray[np.float32], count: int) -> list[int]:
-    """Farthest-first traversal from row 0."""
+    """Return the order of a farthest-first traversal from row 0."""
     chosen = [0]
     nearest = ((pixels - pixels[0]) ** 2).sum(axis=1)
     while len(chosen) < min(count, len(pixels)):

@@ -60,14 +60,14 @@ class Glyphs:
         return self._closed_set(archive, split)
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
-        """uint8 [B, 28, 28] -> float32 [B, 1, 28, 28] in [0, 1]; translated when there are views."""
+        """Turn uint8 [B, 28, 28] into float32 [B, 1, 28, 28] in [0, 1]; translated when there are views."""
         images = np.asarray(items)
         if views is not None:
             images = random_shift(images, views, self._section.shift)
         return torch.from_numpy(images.astype(np.float32)).unsqueeze(1) / 255.0
 
     def _designs(self, archive: Archive, split: Split) -> NDArray[np.str_]:
-        """Designs of a split in growth order; of train, the share the section asks for."""
+        """Return the designs of a split in growth order; of train, the share the section asks for."""
         designs = split_designs(archive.keys, self._section.split)[split]
         if split == "train":
             designs = designs[: int(np.ceil(self._section.fonts * len(designs)))]

@@ -64,7 +64,7 @@ class Division:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Labels of the training samples, sorted, or those that the section names.
+        """Return the labels of the training samples, sorted, or those that the section names.
 
         Raises:
             SpecError: The section names one that no training sample has.

@@ -29,12 +29,12 @@ class Shard(Protocol):
 
     @property
     def where(self) -> str:
-        """Path or address, for messages."""
+        """Return path or address, for messages."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return its size in bytes."""
         ...
 
     def identity(self) -> list[str | int]:
@@ -67,7 +67,7 @@ class LocalShard:
         return [os.path.abspath(self.where), self.size, self.changed]
 
     def read(self, offset: int, size: int) -> bytes:
-        """As `Shard.read`.
+        """Implement `Shard.read`.
 
         Raises:
             DataError: The file is gone, or not of the size that it had.
@@ -100,12 +100,12 @@ class RemoteShard:
 
     @property
     def where(self) -> str:
-        """s3://bucket/key"""
+        """Return the address, s3://bucket/key."""
         return self.stored.uri
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return its size in bytes."""
         return self.stored.size
 
     def identity(self) -> list[str | int]:
@@ -113,7 +113,7 @@ class RemoteShard:
         return [self.stored.uri, self.stored.size, self.stored.etag]
 
     def read(self, offset: int, size: int) -> bytes:
-        """As `Shard.read`.
+        """Implement `Shard.read`.
 
         Raises:
             DataError: It was overwritten.
@@ -125,12 +125,12 @@ class RemoteShard:
             raise _changed(self.where) from e
 
     def fetch(self, offset: int, size: int) -> None:
-        """As `Shard.fetch`; what fails is left to whoever reads."""
+        """Implement `Shard.fetch`; what fails is left to whoever reads."""
         with suppress(GracefulError):
             self.cache.fetch(self.stored, offset, min(size, self.size - offset))
 
     def forget(self, offset: int, size: int) -> bool:
-        """As `Shard.forget`: the bucket may have the right bytes."""
+        """Implement `Shard.forget`: the bucket may have the right bytes."""
         self.cache.forget(self.stored, offset, size)
         return True
 

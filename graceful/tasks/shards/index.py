@@ -110,7 +110,7 @@ class Index:
 
     @property
     def groups(self) -> NDArray[np.str_]:
-        """What belongs together, [N]: the ids, where no field names it."""
+        """Return what belongs together, [N]: the ids, where no field names it."""
         return self.array("groups" if (self.folder / "groups.npy").exists() else "ids")
 
     def fractions(self, salt: int) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ class Shards:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of a report must know of the samples, one sentence each."""
+        """Return what a reader of a report must know of the samples, one sentence each."""
         notes, index = [], self._division.index
         if index.first_flaw:
             bad = len(index) - int(np.count_nonzero(index.array("usable")))

@@ -141,7 +141,8 @@ def named_points(keys: NDArray[np.uint64], more: NDArray[np.uint32]) -> NDArray[
 
 
 def folded_keys(columns: Sequence[Any]) -> NDArray[np.uint64]:
-    """As `keys` of texts in small letters without white space and ASCII punctuation; those of which nothing is left as
+    """Return the keys of texts in small letters without white space and ASCII punctuation; those of which nothing is
+    left as
     they are.
     """
     return keys([_folded(values) for values in columns])

@@ -69,7 +69,7 @@ class Index:
 
     @property
     def named(self) -> bool:
-        """Whether a column names the rows."""
+        """Return whether a column names the rows."""
         return self.section.columns.id is not None
 
     def stored(self, name: str) -> Stored:

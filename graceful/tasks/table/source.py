@@ -63,7 +63,7 @@ class Table:
 
     @cached_property
     def step(self) -> int:
-        """How many rows to read together: few where a column holds the bytes of files, which are large."""
+        """Return how many rows to read together: few where a column holds the bytes of files, which are large."""
         kinds = [str(field.type) for field in self.rows.features.arrow_schema]
         return FILES_AT_ONCE if any("binary" in kind for kind in kinds) else BATCH
 
@@ -103,7 +103,7 @@ class Table:
 
     @property
     def _arrow(self) -> Any:
-        """The rows in the memory map; None where a selection of rows lies over them."""
+        """Return the rows in the memory map; None where a selection of rows lies over them."""
         return self._mapped[0]
 
     @property

@@ -63,7 +63,7 @@ class TableOfRows:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of a report must know of the rows, one sentence each."""
+        """Return what a reader of a report must know of the rows, one sentence each."""
         index = self._division.index
         notes = []
         if index.bad:
@@ -163,7 +163,7 @@ class TableOfRows:
 
     @cached_property
     def _division(self) -> Division:
-        """The table's splits, which are found once on a node.
+        """Return the table's splits, which are found once on a node.
 
         Raises:
             DataError: A row that lacks a value, where such rows are refused; or as of `index.open_index`.

@@ -7,7 +7,7 @@ Whoever makes the file of the next number has committed; whoever comes second fi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graceful.errors import DataError, InfrastructureError, StorageError
 from graceful.index.manifest import Manifest
@@ -30,10 +30,12 @@ class Log:
     """
 
     place: Place
+    _newest: list[int] = field(default_factory=list, repr=False, compare=False)
+    """Numbers of the newest snapshots that were seen; the last one is asked for first."""
 
     def numbers(self) -> list[int]:
         """Return the numbers of all snapshots, ascending; empty: there is no index."""
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self.place.names(FOLDER)) if match)
+        return _numbers(self.place.names(FOLDER))
 
     def head(self) -> Manifest:
         """Return the newest snapshot.
@@ -42,10 +44,22 @@ class Log:
             DataError: There is no index.
             IntegrityError: Its manifest was altered.
         """
-        numbers = self.numbers()
+        numbers = self._since() or self.numbers()
         if not numbers:
             raise DataError(f"{self.place}: holds no index; make one with `graceful index build {self.place}`")
+        self._newest[:] = numbers[-1:]
         return self.read(numbers[-1])
+
+    def _since(self) -> list[int]:
+        """Return the newest number that was seen before and those that follow; empty: it is not there (any more).
+
+        A listing of all manifests takes a request for each thousand of them.
+        """
+        if not self._newest:
+            return []
+        known = self._newest[-1]
+        numbers = _numbers(self.place.names(FOLDER, after=_file(known - 1)))
+        return numbers if numbers[:1] == [known] else []
 
     def read(self, number: int) -> Manifest:
         """Return a snapshot.
@@ -80,5 +94,13 @@ class Log:
         return manifest
 
 
+def _numbers(names: list[str]) -> list[int]:
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+
+def _file(number: int) -> str:
+    return f"{number:08d}.json"
+
+
 def _name(number: int) -> str:
-    return f"{FOLDER}/{number:08d}.json"
+    return f"{FOLDER}/{_file(number)}"

@@ -35,8 +35,13 @@ class Place(Protocol):
         """Folder of this machine for locks, and for what can be computed again."""
         ...
 
-    def names(self, folder: str) -> list[str]:
-        """Return the names of the files of a folder; empty: there is no such folder."""
+    def names(self, folder: str, *, after: str = "") -> list[str]:
+        """Return the names of the files of a folder; empty: there is no such folder.
+
+        Args:
+            folder: Below the place.
+            after: Name behind which they come in the order of texts; empty: all.
+        """
         ...
 
     def read(self, name: str, *, sha256: str | None = None) -> bytes:
@@ -114,11 +119,11 @@ class Folder:
         """Return the folder itself."""
         return self.path
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, *, after: str = "") -> list[str]:
         """Return the names of the files of a folder."""
         with guarded(self.path / folder, "read"):
             try:
-                return os.listdir(self.path / folder)
+                return [name for name in os.listdir(self.path / folder) if name > after]
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
@@ -187,10 +192,11 @@ class Bucket:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, *, after: str = "") -> list[str]:
         """Return the names of the objects of a folder; their tags are kept, so that copies of them can be read."""
-        listed = {stored.uri: stored for stored in objects.list_objects(f"{self.uri}/{folder}")}
-        self._listed.clear()
+        listed = {stored.uri: stored for stored in objects.list_objects(f"{self.uri}/{folder}", after=after)}
+        if not after:
+            self._listed.clear()
         self._listed.update(listed)
         return [uri.removeprefix(f"{self.uri}/{folder}/") for uri in listed]
 

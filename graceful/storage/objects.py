@@ -73,8 +73,12 @@ def split_uri(uri: str) -> tuple[str, str]:
 # --- listing and removing ---------------------------------------------------------------------------------------------
 
 
-def list_objects(uri: str) -> list[StoredObject]:
+def list_objects(uri: str, *, after: str = "") -> list[StoredObject]:
     """Return the objects below a prefix, sorted by key; folder markers are left out. The prefix ends at a slash.
+
+    Args:
+        uri: The prefix.
+        after: What follows the prefix in a key, behind which the listing begins; empty: with the first.
 
     Raises:
         StorageError: Unreachable, refused, or no such bucket.
@@ -82,9 +86,11 @@ def list_objects(uri: str) -> list[StoredObject]:
     bucket, prefix = split_uri(uri)
     prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
 
+    start = {"StartAfter": f"{prefix}{after}"} if after else {}
+
     def request() -> list[StoredObject]:
         objects = []
-        for page in server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for page in server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **start):
             if not _LISTING & set(page):  # any page of XML can be read as a listing of nothing
                 raise StorageError(f"s3://{bucket}/{prefix}: {refusals.NO_S3}")
             objects += [_stored(bucket, item) for item in page.get("Contents", ()) if not item["Key"].endswith("/")]

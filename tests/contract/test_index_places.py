@@ -61,6 +61,7 @@ def test_one_of_several_writers_creates_a_file(address: str) -> None:
             writer.join()
         assert [places[0].read(f"manifests/{number}")] == made, "one has written, and it is what is there"
     assert sorted(places[0].names("manifests"), key=int) == [str(number) for number in range(20)]
+    assert sorted(places[0].names("manifests", after="7")) == ["8", "9"]
     assert not places[0].create("manifests/3", b"later")
 
 
@@ -77,6 +78,19 @@ def test_files_are_written_read_and_removed(address: str) -> None:
     for _ in range(2):
         place.remove("segments/a")
     assert not place.exists("segments/a")
+
+
+def test_a_log_sees_what_came_since_and_an_index_that_was_made_anew(address: str, home: Path) -> None:
+    index = Index.create(address, vectors(), OLD)
+    for number in range(3):
+        Index.open(address).add(vectors(2, prefix=f"y{number}"), OLD)
+        assert index.head().number == number + 2
+    for name in index.place.names("manifests"):
+        index.place.remove(f"manifests/{name}")
+    with pytest.raises(DataError, match="holds no index"):
+        index.head()
+    Index.create(address, vectors(7), OLD)
+    assert (index.head().number, index.head().count) == (1, 7)
 
 
 def test_writers_in_processes_of_their_own_lose_no_commit(address: str, home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import runpy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from graceful.losses import registry as losses
 from graceful.spec import RefreshSpec
 
 ROOT = Path(__file__).parents[2]
+_FORMULAS = runpy.run_path(str(Path(__file__).with_name("formulas.py")))
+"""mkdocs loads a hook as a file, so that a hook cannot import its neighbours."""
 API = (
     "graceful.tasks.base:Samples",
     "graceful.tasks.base:Task",
@@ -179,7 +182,7 @@ def _key_table(keys: Iterable[section_keys.Key]) -> str:
 
 
 def metrics() -> str:
-    """Return every metric with its direction, unit and meaning."""
+    """Return every metric with its direction, unit, formula and meaning."""
     titles = {
         About.VERSION: "Of a version",
         About.CHAIN: "Of a version against all its ancestors together",
@@ -192,14 +195,16 @@ def metrics() -> str:
         "`gate.constraints` may bound each of these. The side of the bound follows from the metric: where lower is "
         "better, `bound` is the most that passes. Intervals respect groups, and the gate looks at the worse end of an "
         "interval. Metrics of retrieval need `evaluate.retrieval`.",
+        _FORMULAS["NOTATION"],
     ]
+    formulas = _FORMULAS["formulas"]()
     for about, title in titles.items():
         rows = [
-            (code(metric.name), metric.better.value, metric.unit, "yes" if metric.retrieval else "", metric.meaning)
+            (code(metric.name), metric.better.value, metric.unit, code(formulas[metric.name]), metric.meaning)
             for metric in catalogue.METRICS.values()
             if metric.about is about
         ]
-        parts += [f"## {title}", table(("metric", "better", "unit", "retrieval", "meaning"), rows)]
+        parts += [f"## {title}", table(("metric", "better", "unit", "formula", "meaning"), rows)]
     return "\n\n".join(parts)
 
 

@@ -61,7 +61,7 @@ MLFLOW_SETTINGS: Mapping[str, str] = {
 RAY_SETTINGS: Mapping[str, str] = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Under which Ray reports no usage."""
 CPU_SETTINGS: Mapping[str, str] = {"DS_ACCELERATOR": "cpu"}
-"""Where there is no GPU: DeepSpeed's own detection warns and probes for compilers."""
+"""Settings where there is no GPU: DeepSpeed's own detection warns and probes for compilers."""
 PREFIXES = ("AWS_", "MLFLOW_", "GRACEFUL_", "RAY_AUTH_")
 
 

@@ -32,11 +32,12 @@ EXIT_HELD = 3
 EXIT_INFRASTRUCTURE = 4
 EXIT_TRAINING = 5
 EXIT_CODES = (EXIT_PASSED, EXIT_BUG, EXIT_USAGE, EXIT_HELD, EXIT_INFRASTRUCTURE, EXIT_TRAINING)
-"""What commands and programs end with by themselves, as `graceful --help` lists them."""
+"""Exit codes of commands and programs, as `graceful --help` lists them."""
 EXIT_INTERRUPTED = 130
-"""What a shell reports for SIGINT."""
+"""Exit code that a shell reports for SIGINT."""
 EXIT_PIPE_CLOSED = 141
-"""What a shell reports for SIGPIPE: the reader of stdout went away, and a verdict must not look like passed."""
+"""Exit code that a shell reports for SIGPIPE: the reader of stdout went away, and a verdict must not look like
+passed."""
 LONGEST_LINE = 2000
 """Characters of a message; of a longer one the middle is left out."""
 LEFT_OUT = " [...] "

@@ -22,7 +22,7 @@ LARGEST = 64 * 2**20
 MOST = 10_000
 """Files of a folder."""
 FOLDER = "code"
-"""Below the storage's address and below GRACEFUL_HOME."""
+"""Folder of packages, below the storage's address and below GRACEFUL_HOME."""
 
 
 def address(storage_uri: str, digest: str) -> str:

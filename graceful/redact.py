@@ -57,7 +57,7 @@ _ASSIGNMENT = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)(?P<gap>(?:\\*+[\"'])?+\
 _PARAMETER = re.compile(r"[^\s\"'&]*+")
 _WORD = re.compile(r"[^\s\"']*+")
 _SCHEME_AND_WORD = re.compile(r"[^\s\"']*+(?:(?<=[A-Za-z]) [^\s\"']++)?+")
-"""Of a header such as `Authorization: Token abc`."""
+"""Scheme and word of a header such as `Authorization: Token abc`."""
 _LINE = re.compile(r"[^\n]*+")
 _LINE_START = re.compile(r"(?:^|\n)[ -]*$")
 _CLOSING = ",;}])"

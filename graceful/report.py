@@ -36,7 +36,7 @@ class Measurement:
 
 
 Relation = Literal["ancestor", "gallery", "query"]
-"""What another version is to the one that is measured."""
+"""Relation of another version to the one that is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

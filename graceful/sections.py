@@ -16,13 +16,13 @@ NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """Lower case letters, digits and inner hyphens, at most 63: also a valid name in MLflow, S3 and Kubernetes."""
 
 VERSION = rf"^{NAME[1:-1]}(:{NAME[1:-1]}|@[A-Za-z0-9_-]{{1,64}})$"
-"""How a spec names a registered version."""
+"""Pattern by which a spec names a registered version."""
 LOCKS = "graceful-lock-"
-"""How the names of registered models begin that are locks of graceful; no model family may be called so."""
+"""Prefix of the registered models that are locks of graceful; no name of a model family may begin with it."""
 REFERENCE = rf"{NAME[1:-1]}(:{NAME[1:-1]}|@[\w-]{{1,255}})?"
-"""How people name a version, or the newest of a model: MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS."""
+"""Pattern by which people name a version, or the newest of a model: MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS."""
 LARGEST_INTEGER = 2**63 - 1
-"""What every format and library that a number passes through can hold."""
+"""Largest integer that every format and library on a number's way can hold."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]

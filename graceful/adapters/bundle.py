@@ -42,7 +42,7 @@ class End(BaseModel):
     model_id: str = ""
     """Identity in the registry; empty: it has none."""
     digest: str = Field(pattern=_SHA256)
-    """Of the version's bundle; of vectors from elsewhere, of their file."""
+    """Digest of the version's bundle; for vectors from elsewhere, of their file."""
     contract: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of its embedding contract; empty: it has none."""
     dimension: int = Field(ge=1)
@@ -61,7 +61,8 @@ class Described(BaseModel):
     of new queries."""
     kind: Kind
     share: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    """Of the angle between what the old version says of a query and the mapped query; 1: the old version is not run."""
+    """Share of the angle between the old version's embedding of a query and the mapped query; 1: the old version is not
+    run."""
     source: End
     target: End
     fitted: dict[str, Any]

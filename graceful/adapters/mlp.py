@@ -17,7 +17,7 @@ from graceful.adapters.maps import Map, rounded, unit
 from graceful.errors import DataError
 
 TEMPERATURE = 0.05
-"""Of the contrast between the right target and those of the other samples of a batch."""
+"""Temperature of the contrast between the right target and those of the other samples of a batch."""
 PATIENCE = 5
 """Epochs without a better validation loss after which training ends."""
 

@@ -19,10 +19,10 @@ from graceful.errors import DataError, SpecError
 
 RIDGES = (1e-3, 1e-2, 1e-1)
 RANK_SHARES = (0.125, 0.25, 0.5, 1.0)
-"""Of the shorter of the two lengths."""
+"""Ranks that are tried, as shares of the shorter of the two lengths."""
 HIDDEN = (512, 1024)
 SHARES = tuple(step / 10 for step in range(1, 11))
-"""Of the angle between old and mapped query."""
+"""Shares of the angle between old and mapped query that are tried."""
 NEIGHBOURS = 10
 _CELLS = 4_000_000
 

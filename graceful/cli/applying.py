@@ -27,7 +27,7 @@ from graceful.schedules.timetable import Entry, Timetable
 
 NAME = re.compile(spec.NAME)
 MINUTES = "00000000"
-"""In place of a firing's, where its name must be known before it fires."""
+"""Stands in for the minutes of a firing where its name must be known before it fires."""
 
 
 def apply(

@@ -23,7 +23,7 @@ from graceful.launch.job import JobSpec
 
 PROGRAM = "backfill"
 DIGITS = 12
-"""Of the digest in a run id."""
+"""Digits of the digest in a run id."""
 WHY = ("reason", "author")
 """What the history of an index records of a backfill, and what does not make it another one."""
 

@@ -24,7 +24,7 @@ from graceful.environment import (
 from graceful.launch.checks import Check, fail, is_loopback, ok, warn
 
 OLDEST_MLFLOW = Version("3.17.2")
-"""Before it a path of a trace could leave the artifact folder (CVE-2026-53995)."""
+"""Oldest MLflow without a warning: before it a path of a trace could leave the artifact folder (CVE-2026-53995)."""
 SECONDS = 10.0
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 JOBS = "/ajax-api/3.0/jobs/search"

@@ -35,7 +35,7 @@ TEXT_LENGTH = 20
 """Characters that a text to embed has on average, at least."""
 MOST_CLASSES = 1000
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-"""Of the bytes of JPEG, PNG, GIF, BMP and TIFF."""
+"""First bytes of JPEG, PNG, GIF, BMP and TIFF files."""
 LONGEST_NUMBER = 19
 """Digits of a number that rows are counted with."""
 

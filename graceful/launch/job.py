@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FILES = "/etc/graceful"
-"""Where a cluster mounts a job's document and files."""
+"""Folder at which a cluster mounts a job's document and files."""
 
 
 @dataclass(frozen=True, kw_only=True)

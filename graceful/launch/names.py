@@ -19,7 +19,7 @@ MANAGED_BY = ("app.kubernetes.io/managed-by", "graceful")
 QUEUE = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 TOPOLOGY = "kueue.x-k8s.io/podset-"
-"""How annotations of pods begin that say how near each other they are placed."""
+"""Prefix of the annotations that say how near each other pods are placed."""
 SELECTOR = "=".join(MANAGED_BY)
 """Selects everything of ours."""
 

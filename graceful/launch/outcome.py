@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 
 MARK = "graceful-outcome: "
 WAITS = "graceful-waits: "
-"""How a line begins that says what a running program waits for; with nothing behind it, it goes on."""
+"""Beginning of a line that says what a running program waits for; with nothing behind it, it goes on."""
 SKIPPED = "skipped: "
-"""How the message of a refresh begins that found nothing new to learn; its exit code is 0."""
+"""Beginning of the message of a refresh that found nothing new to learn; its exit code is 0."""
 _EXIT_CODE = re.compile(r"command failed with exit code (\d+)")
 _ERROR_LINE = re.compile(r"^graceful: (.+)$", re.MULTILINE)
 

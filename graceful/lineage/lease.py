@@ -33,7 +33,8 @@ TAG_TOKEN = "graceful_token"
 TAG_BEAT = "graceful_beat"
 LEASE_SECONDS = 120.0
 WAIT_SECONDS = 600.0
-"""For a lease that goes from writer to writer; one that stays with a writer is taken over long before."""
+"""Seconds to wait for a lease that goes from writer to writer; one that stays with a writer is taken over long
+before."""
 PATIENCE = Patience(first=0.2, growth=1.5, longest=4.0)
 """Between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
 LOOKS = 5

@@ -18,7 +18,7 @@ from graceful.environment import RUN_SPEC_VARIABLE
 from graceful.patience import Patience
 
 PATIENCE = Patience(tries=math.inf, seconds=180.0, first=0.5)
-"""With a registry that does not answer; as with a bucket."""
+"""Limits of waiting for a registry that does not answer; the same as for a bucket."""
 _SIGNS = re.compile(
     r"Max retries exceeded|Connection (refused|aborted|reset)|RemoteDisconnected|[Tt]imed out|[Tt]imeout expired"
     r"|too many 50[0234] error|error code 50[234]|server closed the connection|could not connect to server"

@@ -15,7 +15,7 @@ from typing import Any
 from graceful.patience import Patience
 
 PATIENCE = Patience(tries=8, first=0.05, longest=0.4)
-"""Of one write; each loss means that another writer of the same row got through."""
+"""Tries of one write; each loss means that another writer of the same row got through."""
 _RACE_ERRORS = {
     "BAD_REQUEST": re.compile(
         r"statement on table '\w+' expected to (update|delete) \d+ row\(s\); \d+ (was|were) matched"

@@ -27,7 +27,8 @@ the share of training samples that it gets right; head: its frozen classifier; p
 version's classes in its embedding space."""
 
 FLAT_TEMPERATURE = 10.0
-"""Above it distillation reads all logits alike: with the top 32 of 1,000 64 % of its gradient at 100 was wrong."""
+"""Temperature above which distillation reads all logits alike: with the top 32 of 1,000 64 % of its gradient at 100 was
+wrong."""
 
 OUTPUTS: frozenset[Reading] = frozenset({"logits", "embedding", "gallery"})
 """The facts that need a predecessor's outputs in every step."""

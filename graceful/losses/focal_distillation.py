@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LM = "lm"
 LARGEST_SHARE = 0.9
-"""Of a search: beta 9 x alpha; 10 x is the most that a spec allows."""
+"""Largest share of a search: beta = 9 x alpha; a spec allows at most 10 x."""
 Temperature = Annotated[float, Field(gt=0.0, le=1000.0)] | Literal["lm"]
 
 

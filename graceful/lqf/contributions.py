@@ -22,7 +22,7 @@ from graceful.errors import DataError, one_line
 
 TENSORS, NAMES = "contributions.safetensors", "contributions.json"
 MOST_BYTES = 64 * 2**20
-"""Of u; larger ones are not kept."""
+"""Largest size of u in bytes; a larger u is not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ Reduce = Callable[[Tensor], Tensor]
 LARGEST_FACTOR = 4_096
 """Rows of a factor; larger layers get the diagonal."""
 INPUTS, OUTPUTS, SQUARES = "inputs ", "outputs ", "squares "
-"""Before the name of a parameter: second moments of a layer's inputs and of what reaches its outputs, and squares."""
+"""Prefixes of the names of parameters: second moments of a layer's inputs and of what reaches its outputs, and
+squares."""
 
 
 @dataclass

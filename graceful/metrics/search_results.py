@@ -18,7 +18,8 @@ from graceful.metrics.intervals import Evidence, paired_difference, proportion, 
 from graceful.report import Measurement
 
 PERSISTENCE = 0.9
-"""Of rank-biased overlap: the share of readers who look at the next result; 86 % of the weight is on the first ten."""
+"""Persistence of rank-biased overlap: the share of readers who look at the next result; 86 % of the weight is on the
+first ten."""
 Ids = NDArray[np.str_]
 Floats = NDArray[np.float64]
 

@@ -34,22 +34,22 @@ class LinearisedDescription(BaseModel):
     names: tuple[str, ...] = Field(min_length=1)
     """Parameters with a delta."""
     slope: float = Field(ge=0.0)
-    """Of leaky activations."""
+    """Slope of leaky activations."""
     temperature: float = Field(gt=0.0)
-    """That logits are divided by."""
+    """Temperature by which logits are divided."""
     amplitude: float = Field(gt=0.0)
     """Target of the right class."""
     start_sha256: str = Field(pattern=_SHA256)
-    """Of the starting weights; deltas of versions with the same ones may be combined."""
+    """SHA-256 of the starting weights; deltas of versions with the same ones may be combined."""
     start_from: str
-    """Where they are from."""
+    """Origin of the starting weights."""
     unseen: bool
     """Whether they were made without the labels of the training samples."""
     certificate: dict[str, Any]
     files: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=_SHA256)]] = Field(
         default={}, max_length=MOST, exclude_if=lambda files: not files
     )
-    """What is kept beside the weights, by name: see `lqf.contributions`."""
+    """Files that are kept beside the weights, by name: see `lqf.contributions`."""
 
 
 class Description(BaseModel):

@@ -19,7 +19,7 @@ NAMES = {
     "graceful_negative_flip_rate": "Share of samples that an ancestor has right and the new version wrong.",
     "graceful_gate_passed": "1: the gate passed the new version; 0: it is held.",
 }
-"""What is published, and its description."""
+"""Gauges that are published, with their descriptions."""
 NFR = "negative_flip_rate"
 
 

@@ -21,7 +21,7 @@ from graceful.schedules.history import Event
 from graceful.schedules.timetable import Due, Entry, Timetable, due, unseen
 
 POLL_SECONDS = 5.0
-"""After so long the files are looked at again."""
+"""Seconds after which the files are read again."""
 
 
 @dataclass(frozen=True, kw_only=True)

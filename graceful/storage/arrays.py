@@ -37,7 +37,8 @@ _HEADER_ERRORS = (
     MemoryError,
     RecursionError,
 )
-"""What numpy raises for a header that it cannot parse: it evaluates it as a Python literal, then makes a type of it."""
+"""Errors that numpy raises for a header that it cannot parse: it evaluates it as a Python literal, then makes a type of
+it."""
 _UNREADABLE = (
     ValueError,
     KeyError,
@@ -49,7 +50,7 @@ _UNREADABLE = (
     zlib.error,
     zipfile.BadZipFile,
 )
-"""What zipfile and numpy raise for bytes that are not an archive of arrays."""
+"""Errors that zipfile and numpy raise for bytes that are not an archive of arrays."""
 
 
 def read_npz(

@@ -21,11 +21,11 @@ from graceful.patience import Patience
 from graceful.storage import aws_environment, refusals
 
 ATTEMPTS = 5
-"""Of one request, by botocore."""
+"""Tries of one request, by botocore."""
 FIRST_ATTEMPTS = 3
-"""Until the server has answered once: a wrong address must be reported within seconds."""
+"""Tries until the server has answered once: a wrong address must be reported within seconds."""
 PATIENCE = Patience(tries=math.inf, seconds=180.0, first=0.5)
-"""With a server that answered before and then fails; a hundred workers must not come back at once."""
+"""Limits of waiting for a server that answered before and then fails; random pauses keep a hundred workers apart."""
 MEBIBYTE = 2**20
 PART = 16 * MEBIBYTE
 """Larger files travel in parts of this size, several at a time; a part that fails is sent again alone."""

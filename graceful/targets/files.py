@@ -16,7 +16,7 @@ from graceful.errors import IntegrityError
 FORMAT = 1
 META = "meta.json"
 IN_USE = ".use"
-"""What follows a cache's key in the name of the file that its readers lock."""
+"""Ending, behind a cache's key, of the name of the file that its readers lock."""
 _WHOLE = 256 * 2**20
 _SAMPLES = 64
 _SAMPLE = 2**20

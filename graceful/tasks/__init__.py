@@ -25,13 +25,13 @@ _TRANSFORM_KEYS: dict[str, tuple[str, ...]] = {
     "shards": ("members", "size", "channels", "shift", "flip", "decode", "augment"),
     "python": ("options",),
 }
-"""What of each section its transform depends on; which data is selected and which network learns it are left out."""
+"""Keys of each section on which its transform depends; keys that select data or the network are left out."""
 
 _TOKENS = ("kind", "checkpoint", "revision", "max_length")
-"""What of the network of a table or of shards its transform depends on: how texts become tokens."""
+"""Keys of the network of a table or of shards on which its transform depends: how texts become tokens."""
 
 _NUMBERS = ("kind", "model", "checkpoint", "revision", "weights")
-"""What of a network for images its transform depends on, where it is of another package: how images are scaled."""
+"""Keys of a network of another package for images on which its transform depends: how images are scaled."""
 
 _TRANSFORM_VERSION = 1
 """Raised whenever a shipped transform changes its output, so that outputs cached before are not joined to it."""

@@ -24,7 +24,7 @@ Split = Literal["train", "validation", "constraint", "test", "query", "gallery"]
 query, gallery: retrieval; a task without them is measured with test against test, same ids removed."""
 
 MESSAGE_PREFIX = "samples: "
-"""How every refusal of samples begins."""
+"""Beginning of every refusal of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

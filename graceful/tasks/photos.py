@@ -31,7 +31,8 @@ Decode = Literal["full", "reduced"]
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """In the order of Pillow's numbers for them."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "ICO")
-"""What a file may hold, whatever its ending. Formats that Pillow gives to other programs (EPS) are not among them."""
+"""Formats that a file may have, whatever its ending. Formats that Pillow gives to other programs (EPS) are not among
+them."""
 MARGIN = 3
 """A reduced JPEG keeps at least so many pixels for each pixel of the square's side."""
 MEMORY_LIMIT = 512 * 2**20
@@ -53,7 +54,8 @@ _RAISED = (
     struct.error,
     zlib.error,
 )
-"""What the decoders of Pillow 13 raise on damaged files: their `raise` statements, and 20,000 mutated images."""
+"""Errors that the decoders of Pillow 13 raise on damaged files, from their `raise` statements, and 20,000 mutated
+images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pyarrow import fs
 from graceful.storage import aws_environment
 
 ATTEMPTS = 12
-"""Of one request, with pauses that double up to 20 seconds: an outage of a minute costs no worker."""
+"""Tries of one request, with pauses that double up to 20 seconds: an outage of a minute costs no worker."""
 
 
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]

@@ -33,9 +33,9 @@ SPEC, RESULT, WEIGHTS, PROFILE = "spec.json", "training.json", "model.safetensor
 FAILURE, LOG = "error.json", "error.log"
 """Why a worker gave up, for the driver and for people."""
 NOT_MIRRORED = ("lock", "ray", "checkpoints")
-"""What of a run's folder is copied by others or not at all: Ray writes its checkpoints to the mirror itself."""
+"""Parts of a run's folder that are copied by others or not at all: Ray writes its checkpoints to the mirror itself."""
 Together = Literal["projected", "added"]
-"""How gradients of several capacities become one: conflicts taken out, or as they are."""
+"""How gradients of several capacities are added: with conflicts projected out, or as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 AHEAD = 2
 """Pieces that are prepared while one is trained on: one would do if all took equally long."""
 PIECE_SECONDS = 0.004
-"""What preparing a piece may take: slices that take less are prepared several at a time."""
+"""Seconds that preparing a piece may take: slices that take less are prepared several at a time."""
 PIECE = 8
 """Slices of a piece at most."""
 T = TypeVar("T")

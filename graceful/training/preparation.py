@@ -18,7 +18,7 @@ from graceful.errors import SpecError
 from graceful.training.rates import layers_of
 
 BACKEND = "inductor"
-"""Of torch.compile; another one where there is no compiler."""
+"""Backend of torch.compile; another one where there is no compiler."""
 
 
 def prepared(train: spec.Train, network: nn.Module) -> nn.Module:

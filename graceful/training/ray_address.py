@@ -17,10 +17,10 @@ from graceful.errors import InfrastructureError
 
 VARIABLE = "RAY_ADDRESS"
 SECONDS = 5.0
-"""For connecting, and for the greeting."""
+"""Seconds for connecting, and for the greeting."""
 _LOCAL = ("", "local")
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""What a client of HTTP/2 says first, with empty settings (RFC 9113, 3.4)."""
+"""First bytes that a client of HTTP/2 sends, with empty settings (RFC 9113, 3.4)."""
 _SETTINGS = 4
 """Type of the frame that a server answers with, the fourth byte of it."""
 

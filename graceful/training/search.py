@@ -29,7 +29,7 @@ ENDED = "ended"
 RESTARTS = 2
 """How often a trial is started again whose process or node was lost."""
 BESIDE_US = 0.001
-"""Of the resource that every node has under its own name."""
+"""Amount of the resource that every node has under its own name."""
 _KNOBS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

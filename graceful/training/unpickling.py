@@ -31,7 +31,7 @@ _UNREADABLE = (
     TypeError,
     ValueError,
 )
-"""What torch and its unpickler raise for bytes that are no such file, or name what is not allowed."""
+"""Errors of torch and its unpickler for bytes that are no such file, or that name what is not allowed."""
 _NAMED = re.compile(r"GLOBAL ([\w.]+)")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 215, 110, 42, 14, 18, 20
-"""Of one panel, in pixels; `LEFT` for the numbers, `BOTTOM` for the epochs; `GAP` between two."""
+"""Sizes of one panel, in pixels: `LEFT` is for the numbers, `BOTTOM` for the epochs; `GAP` between two."""
 Point = tuple[float, float]
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SCHEME = "kuberay"
 TRIES = 5
-"""Of a create that may or may not have arrived."""
+"""Number of tries of a create request that may or may not have arrived."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "events": ("list",),
     "jobs.batch": ("list", "delete"),
 }
-"""What submitting, following, stopping, resuming and gc ask for."""
+"""Permissions that submitting, following, stopping, resuming and gc need."""
 QUEUE_RIGHTS = {"workloads.kueue.x-k8s.io": ("list",)}
 AT_ONCE = 8
 

@@ -30,7 +30,8 @@ LATE_SECONDS = 3600
 """A firing that is later than this is missed."""
 HISTORY = 3
 RETRIES = 2
-"""Of a firing, for trouble with infrastructure; a wrong spec, a held version or failed training would only repeat."""
+"""Retries of a firing after a failure of infrastructure; a wrong spec, a held version or failed training is not
+retried."""
 FINAL_CODES = [code for code in EXIT_CODES if code not in (EXIT_PASSED, EXIT_INFRASTRUCTURE)]
 _VOLUME = "job"
 _COMPONENT = {"app.kubernetes.io/component": "schedule"}

@@ -27,7 +27,7 @@ from graceful.launch.resources import is_accelerator, quantity
 from graceful.sections import Section
 
 OWN_LABELS = (names.PREFIX, "ray.io/", names.MANAGED_BY[0])
-"""How labels begin by which graceful and KubeRay find pods."""
+"""Prefixes of the labels by which graceful and KubeRay find pods."""
 VENDORS = ("nvidia.com/", "amd.com/")
 """Whose accelerators are GPUs under any name: slices, shares (nvidia.com/gpu.shared), partitions (amd.com/cpx_nps4)."""
 
@@ -228,4 +228,4 @@ class CaBundle(Section):
     key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "ca.crt"
     """Its key with certificates in PEM."""
     folder: Annotated[str, Field(pattern=FOLDER_IN_PODS)] = "/etc/graceful-ca"
-    """Where pods see it."""
+    """Folder at which pods see it."""

@@ -24,7 +24,7 @@ from graceful.launch.outcome import Outcome, last, waiting_reason
 from graceful.launch.refusals import ApiError, ForbiddenError, NotFoundError, may_pass
 
 SECOND_LOOKS = 2
-"""At the log of a program that ended without an outcome line."""
+"""Number of times that the log of a program without an outcome line is read again."""
 SECOND_LOOK_SECONDS = 0.2
 TAIL = 200
 """Lines at the end of a log among which an outcome, or what a program waits for, is sought."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KUEUE = "kueue.x-k8s.io"
 AT_ONCE = 4
 CREATED_BY_ADMISSION = ("error looking up service account", "no PriorityClass")
-"""How refusals of a pod begin that name what `objects` finds missing as well."""
+"""Beginnings of refusals of a pod that name what `objects` finds missing as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

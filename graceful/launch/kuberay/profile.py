@@ -55,11 +55,11 @@ class Deadlines(Section):
     """Seconds after which we do not wait any more."""
 
     start: Seconds = 1800
-    """For pods to be scheduled and images pulled, per attempt."""
+    """Time for pods to be scheduled and images pulled, per attempt."""
     run: Seconds | None = None
-    """For an attempt in all; None: no limit."""
+    """Time for an attempt in all; None: no limit."""
     keep: Count = 600
-    """After the end, until the pods are deleted."""
+    """Time from the end until the pods are deleted."""
 
 
 class Prices(Section):
@@ -83,18 +83,18 @@ class KubeRay(Profile):
     context: str | None = None
     """Entry of the kubeconfig; None: the current one, or in a pod its service account."""
     namespace: Name
-    """Where everything is created."""
+    """Namespace in which everything is created."""
     image: Image
     """Holds graceful and Ray; the same for head, workers and submitter. Pin it by digest."""
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     pull_secrets: tuple[Name, ...] = ()
     """Secrets with the registry's credentials."""
     ray_version: Annotated[str, Field(pattern=RELEASE)] = "2.60.0"
-    """Of the image."""
+    """Version of Ray in the image."""
     production: bool = False
     """Warnings about what must not happen in production become errors."""
     service_account: Name | None = None
-    """Of the pods; its token is not mounted. None: the namespace's default."""
+    """Service account of the pods; its token is not mounted. None: the namespace's default."""
     queue: Name | None = None
     """Kueue's LocalQueue."""
     queue_priority: Name | None = None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from graceful.launch.kuberay.machines import Worker
 
 RESOURCE = "rank"
-"""Of Ray: places for ranks."""
+"""Resource of Ray that counts places for ranks."""
 SHARED_MEMORY_SHARE = 0.25
 _SLICE = re.compile(r"nvidia\.com/(mig-.*|gpu\.shared)")
 MOST_PODS_DRAWN = 8

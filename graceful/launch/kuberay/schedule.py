@@ -32,7 +32,7 @@ OUTCOMES = {
     EXIT_INFRASTRUCTURE: "no infrastructure",
     EXIT_TRAINING: "training failed",
 }
-"""How a firing ended, by the exit code of its pod."""
+"""Outcome of a firing by the exit code of its pod."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from graceful.launch.resources import quantity
 
 BLOCKING = ("NoSchedule", "NoExecute")
 PASSING_TAINTS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/", "ToBeDeletedByClusterAutoscaler")
-"""How taints begin that come and go with the state of a node."""
+"""Prefixes of the taints that come and go with the state of a node."""
 
 
 def misfit(pod: Mapping[str, Any], nodes: Sequence[Document]) -> str:

@@ -27,7 +27,8 @@ from graceful.storage import sha256_file, sha256_json, write_json
 
 SPLITS = ("train", "validation", "query", "gallery")
 SHARES = {"gallery": 0.7, "validation": 0.1}
-"""Of the ids, by the hash of an id, where no column `split` says it; the others are queries."""
+"""Shares of the ids in each split, by the hash of an id, where there is no column `split`; the other ids are
+queries."""
 SPLIT, LABEL, GROUP = "split", "label", "group"
 
 

@@ -23,7 +23,7 @@ from graceful.models.base import CODE_FAULTS, Outputs
 
 Format = Literal["onnx", "pt2"]
 NAMES = ("output_embedding", "output_logits")
-"""Of a file's outputs; plain words may be names of operations within it."""
+"""Names of a file's outputs; plain words may be names of operations within it."""
 ONLY = "input"
 """Name of the input where a batch is one tensor."""
 PROVENANCE = "graceful.json"

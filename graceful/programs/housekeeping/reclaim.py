@@ -59,7 +59,7 @@ _OTHERS = re.compile(r"code/[0-9a-f]{64}|jobs/[^/]+/input")
 _MODEL = re.compile(r"checkpoints/[0-9a-f]{32}|bases/[0-9a-f]{64}")
 """Weights of others: copies of a bucket, and what versions with adapters were trained beside."""
 _RANDOM = "[a-z0-9_]{8}"
-"""What `tempfile` puts into names."""
+"""Random part that `tempfile` puts into names."""
 _LEFT_FILE = re.compile(rf"\..+\.(?:{_RANDOM}\.tmp|\d+\.part)")
 _LEFT_FOLDER = re.compile(
     rf"(?:code|jobs|cache/checkpoints|cache/bases)/\.new-{_RANDOM}|versions/\.fetch-{_RANDOM}|cache/(?:tables|images)/\.[0-9a-f]{{64}}\.{_RANDOM}\.tmp"

@@ -26,7 +26,7 @@ from graceful.storage.objects import StoredObject
 
 RESULT = "result.json"
 FOLDERS = ("ray", "checkpoints")
-"""Of a run: where Ray keeps checkpoints, and where runs without workers do."""
+"""Folders of a run: where Ray keeps checkpoints, and where runs without workers do."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 LEAST = timedelta(hours=1)
 """Age below which nothing of an unfinished run goes, whatever is asked: a large file appears when all of it is sent."""

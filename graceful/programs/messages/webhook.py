@@ -26,7 +26,7 @@ from graceful.environment import WEBHOOK_SECRET_VARIABLE
 from graceful.patience import Patience
 
 SECONDS = 10.0
-"""For one answer, from the look-up of the host to the end of its headers; its body is not read."""
+"""Seconds for one answer, from the look-up of the host to the end of its headers; its body is not read."""
 PATIENCE = Patience(tries=4, seconds=30.0, first=0.75)
 Say = Callable[[str], None]
 

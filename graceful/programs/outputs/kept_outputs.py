@@ -24,7 +24,7 @@ from graceful.storage import Mirror, sha256_json, write_bytes
 from graceful.tasks.base import Samples
 
 FOLDER = "evaluations"
-"""Below the home."""
+"""Name of the folder, below the home."""
 FORMAT = 1
 ANSWERS = ("codes", "confidence", "label_confidence")
 EMBEDDINGS = "embeddings"

@@ -23,7 +23,7 @@ from graceful.tasks.base import Samples, Task
 FIRST = 8
 """Samples of each split that are looked at however long it takes."""
 SECONDS = 5.0
-"""For the others of all splits together."""
+"""Seconds for the other samples of all splits together."""
 _CHUNK = 32
 Positions = NDArray[np.int64]
 Shape = tuple[tuple[str, tuple[int, ...]], ...]

@@ -29,12 +29,12 @@ from graceful.training.start import require_start
 
 RESULT, SPEC, JOURNAL, IDENTITY = "tune.json", "spec.yaml", "journal-{}.jsonl", "search.json"
 JUDGED = {"error", "tolerance", "confidence"}
-"""Of the tune section: by what trials are judged; with another limit they are judged again, in a journal of its own."""
+"""Keys of the tune section by which trials are judged; with another limit they are judged again, in another journal."""
 GROWS = {"trials", "max_concurrent", "final", *JUDGED}
-"""What may change from one invocation to the next."""
+"""Keys that may change from one invocation to the next."""
 ENDED = "ended"
 OTHERS = ("lock", "fits")
-"""Of a search's folder: fits are copied as each is done."""
+"""Files of a search's folder that are not copied with it: each fit is copied when it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)

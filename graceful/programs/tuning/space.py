@@ -29,7 +29,7 @@ INTERPOLATION = "interpolation"
 PENALTY = "penalty"
 """Factor of the penalty that linear-quadratic fine-tuning chooses."""
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Above one half the new version is mostly the old one."""
+"""Shares of the old weights that are tried; above one half the new version is mostly the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)

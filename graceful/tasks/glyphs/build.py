@@ -41,7 +41,7 @@ GRANTS = {
     "Bitstream-Vera": r"Bitstream",
     "public-domain": r"(?i)public.domain",
 }
-"""What a copyright file must say for a licence of packages.txt to be believed. No legal review."""
+"""Texts that a copyright file must hold before a licence of packages.txt is accepted. This is no legal review."""
 
 
 @dataclass(kw_only=True)

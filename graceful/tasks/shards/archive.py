@@ -21,7 +21,8 @@ BUFFER = 2**20
 """Bytes that are read at once while a shard is walked."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 _UNPARSED = (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError)
-"""What tarfile raises for bytes that are not an archive; OSError does not occur, for the stream says what is wrong."""
+"""Errors that tarfile raises for bytes that are not an archive; OSError does not occur, for the stream says what is
+wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,7 +27,7 @@ BLOCK = 4 * 2**20
 DEFAULT = 20 * 10**9
 """Bytes of a cache for which no limit is named."""
 _LOCKS = tuple(threading.Lock() for _ in range(64))
-"""Of the threads of a process that want the same block."""
+"""Locks between the threads of a process that read the same block."""
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from graceful.tasks.hashing import splitmix64
 
 SEED = 0x243F6A8885A308D3
-"""Of the keys of rows: digits of pi."""
+"""Seed of the keys of rows: digits of pi."""
 _NAMED = np.dtype([("keys", ">u8"), ("more", ">u4")])
 """A digest of 12 bytes in two numbers."""
 _FOLDED = np.zeros(256, dtype=np.bool_)
@@ -141,10 +141,8 @@ def named_points(keys: NDArray[np.uint64], more: NDArray[np.uint32]) -> NDArray[
 
 
 def folded_keys(columns: Sequence[Any]) -> NDArray[np.uint64]:
-    """Return the keys of texts in small letters without white space and ASCII punctuation; those of which nothing is
-    left as
-    they are.
-    """
+    """Return the keys of texts without case, white space and ASCII punctuation; where nothing is left, of the text as it
+    is."""
     return keys([_folded(values) for values in columns])
 
 

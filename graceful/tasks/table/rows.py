@@ -15,9 +15,9 @@ from graceful.tasks.table.source import Table
 
 NUMBERS = ("int", "uint", "float", "double", "bool", "null")
 TEXTS = ("string", "large_string", "null")
-"""How the names of the types begin that columns to embed may have."""
+"""Beginnings of the names of the types that columns to embed may have."""
 _BLANK = "".join(f"\\x{{{ord(sign):x}}}" for sign in map(chr, range(0x3001)) if sign.isspace())
-"""What `str.strip` removes, as a regular expression of Arrow writes it."""
+"""Characters that `str.strip` removes, as a regular expression of Arrow writes it."""
 
 
 class Rows(Sequence[dict[str, Any]]):

@@ -141,8 +141,10 @@ def named_points(keys: NDArray[np.uint64], more: NDArray[np.uint32]) -> NDArray[
 
 
 def folded_keys(columns: Sequence[Any]) -> NDArray[np.uint64]:
-    """Return the keys of texts without case, white space and ASCII punctuation; where nothing is left, of the text as it
-    is."""
+    """Return the keys of texts without case, white space and ASCII punctuation.
+
+    A text of which nothing is left has the key of the whole text.
+    """
     return keys([_folded(values) for values in columns])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import json
 import re
 import runpy
 from collections.abc import Iterable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -38,8 +41,13 @@ API = (
     "graceful.report:Measurement",
     "graceful.launch.base:Profile",
     "graceful.launch.backend:Backend",
+    "graceful.adapters.bundle:Adapter",
+    "graceful.adapters.bundle:load",
+    "graceful.testing.loss:check",
+    "graceful.testing.metric:check",
+    "graceful.testing.backend:BackendContract",
 )
-"""Classes that code of users derives from or makes."""
+"""Classes that code of users derives from or makes, and functions that it calls."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -245,7 +253,9 @@ def error_classes() -> str:
 def helm() -> str:
     """Return every value of the chart with the comment above it."""
     rows, path, comment = [], [], []
-    for line in (ROOT / "helm/graceful/values.yaml").read_text(encoding="utf-8").splitlines():
+    text = (ROOT / "helm/graceful/values.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    for line in text.splitlines():
         stripped = line.strip()
         if stripped.startswith("#"):
             comment.append(stripped.lstrip("#- ").strip())
@@ -257,21 +267,26 @@ def helm() -> str:
         depth = len(match[1]) // 2
         path = [*path[:depth], match[2]]
         if comment:
-            rows.append((code(".".join(path)), code(match[3]), " ".join(comment)))
+            default = functools.reduce(lambda below, key: below[key.strip('"')], path, values)
+            rows.append((code(".".join(path)), code(json.dumps(default)), " ".join(comment)))
         comment = []
     text = "Values of `helm/graceful`. `values.schema.json` refuses what is not listed, at every depth."
     return "\n\n".join(["# Values of the Helm chart", text, table(("value", "default", "meaning"), rows)])
 
 
 def python() -> str:
-    """Return the classes that code of users derives from, with their public members."""
+    """Return the classes that code of users derives from, with their public members, and functions that it calls."""
     parts = [
         "# Python",
-        "What a task, a learner, a loss, a metric or a backend of your own is made of. Everything else may change.",
+        "What a task, a learner, a loss, a metric or a backend of your own is made of, how an adapter is used in a "
+        "serving process, and the checks for the tests of your package. Everything else may change. "
+        "[Errors](errors.md) lists the exceptions. Registered versions are MLflow models: "
+        "`mlflow.pyfunc.load_model('models:/MODEL@champion')`.",
     ]
     for address in API:
         module, _, name = address.partition(":")
-        parts += list(_class(getattr(importlib.import_module(module), name), module))
+        value = getattr(importlib.import_module(module), name)
+        parts += list(_class(value, module) if inspect.isclass(value) else _function(value, module))
     return "\n\n".join(parts)
 
 
@@ -283,10 +298,22 @@ def _class(value: type, module: str) -> Iterator[str]:
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
             continue
-        shape = "" if isinstance(member, property) else str(inspect.signature(function))
+        shape = "" if isinstance(member, property) else _signature(function)
         yield f"### {name}"
         yield f"```python\n{name}{shape}\n```"
         yield _doc(function)
+
+
+def _function(value: Any, module: str) -> Iterator[str]:
+    yield f"## {module.removeprefix('graceful.')}.{value.__name__}"
+    yield f"```python\nfrom {module} import {value.__name__}\n\n{value.__name__}{_signature(value)}\n```"
+    yield _doc(value)
+
+
+def _signature(function: Any) -> str:
+    """Return a signature without `self` and without the quotation marks of postponed annotations."""
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+    return re.sub(r"^\(self(, )?", "(", text)
 
 
 def _doc(value: Any) -> str:

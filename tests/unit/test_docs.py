@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import runpy
@@ -38,6 +39,23 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page: Path, tmp_pat
     command = [sys.executable, "-W", "error", "page.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_python_blocks_of_guides_import_what_exists() -> None:
+    pages = [page for page in WRITTEN if ROOT / page not in PAGES and blocks(ROOT / page, "python")]
+    assert {page.stem for page in pages} >= {"task", "adapters"}
+    for page in pages:
+        for block in blocks(ROOT / page, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("graceful"):
+                    names: dict[str, object] = {}
+                    exec(ast.unparse(node), names)  # an import alone: raises where the name does not exist
+                    assert all(alias.name in names for alias in node.names)
+
+
+def test_the_task_of_the_guide_is_the_one_that_examples_run() -> None:
+    written = blocks(ROOT / "docs" / "guides" / "task.md", "python")
+    assert (ROOT / "jobs" / "wine" / "task.py").read_text(encoding="utf-8") in written
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=str)

@@ -1,4 +1,4 @@
-"""The two examples on pictures under jobs/: error, negative flips, retrieval of things that nobody learned, CPU time.
+"""The two examples on pictures under jobs/: error, negative flips, retrieval of things that no model learned, CPU time.
 
     python jobs/emoji/prepare.py; python jobs/lite0/prepare.py
     python -m benchmarks.image_examples emoji            # 3 seeds, writes benchmarks/results/example_emoji.json

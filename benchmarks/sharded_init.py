@@ -40,7 +40,7 @@ def peak() -> int:
 
 
 def measure(*, sharded: bool, layers: int) -> dict[str, Any]:
-    """Build, wrap, take a step; peaks after each, above that of before."""
+    """Build, wrap and take a step; return the peak after each, less the one before."""
     train = spec.parse(
         {
             "model": "wide",

@@ -48,7 +48,7 @@ def exclusive(path: Path, *, seconds: float | None = 0.0) -> Iterator[None]:
 def inheritable(path: Path, *, seconds: float = 0.0, mode: int = 0o666) -> int | None:
     """Return a file descriptor that holds a lock file alone; None where another holder kept it.
 
-    Whoever inherits the descriptor (`pass_fds`) holds the lock too; it is free once all of them have closed it.
+    A process that inherits the descriptor (`pass_fds`) holds the lock too; it is free once all of them have closed it.
 
     Args:
         path: The lock file; made if missing.
@@ -67,7 +67,7 @@ def inheritable(path: Path, *, seconds: float = 0.0, mode: int = 0o666) -> int |
 
 
 def is_held(path: Path) -> bool:
-    """Return whether somebody holds a lock file alone.
+    """Return whether a process holds a lock file exclusively.
 
     A shared lock asks, so that two who ask at once do not take each other for the holder.
 
@@ -84,13 +84,13 @@ def is_held(path: Path) -> bool:
 
 
 class Shared:
-    """A shared lock, held while this value lives; nobody can hold the file alone meanwhile.
+    """A shared lock, held while this value lives; no process can hold the file exclusively meanwhile.
 
     Args:
         path: The lock file; made if missing.
 
     Raises:
-        BlockingIOError: Somebody holds it alone.
+        BlockingIOError: Another process holds it exclusively.
         OSError: The file cannot be made, or its file system has no locks.
     """
 

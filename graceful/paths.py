@@ -1,4 +1,4 @@
-"""What a path that somebody wrote may not be. Every process uses it."""
+"""Rules for paths that people write: what a path may not be. Runs in every process."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def python(module: str, *arguments: str) -> tuple[str, ...]:
     """Return the command that runs a module of ours, or of a dependency, in an interpreter of its own.
 
     With -P the working directory is not searched for modules: a torch.py or secrets.py that happens to lie there is the
-    user's, and nobody asked for it to run.
+    user's, and no user asked for it to run.
     """
     return (sys.executable, "-P", "-m", module, *arguments)
 

@@ -83,7 +83,7 @@ class Predecessor:
         completeness: How much of its weights is left. Only a whole version runs; the head of another may classify,
             and its cached outputs may be known.
         model: The family it was trained in; an ancestor of a branch may be of another one than the branch.
-        role: Which of its encoders runs where nobody says, see `Learner.encoders`.
+        role: Which of its encoders runs by default, see `Learner.encoders`.
         unrunnable: Why its code is not run; nothing of it is loaded then, as if all weights were gone. None: it may be.
         contract: How its embeddings are made and compared; None: unknown.
     """

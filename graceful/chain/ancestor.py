@@ -18,7 +18,7 @@ class Link:
         model_id: Its identity.
         version: Number in the registry.
         digest: Of its bundle.
-        role: What the run has to do with it; empty in files of before, where the first one is the champion. `gallery`:
+        role: What the run has to do with it; empty in older files, where the first one is the champion. `gallery`:
             a gallery model that the new version shall search, the one that it is trained against first; `query`: a
             query model of the new version's index; `baseline`: a model that was trained alone.
     """

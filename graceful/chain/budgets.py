@@ -6,7 +6,7 @@ With error rates on the constraint split, ER_ref that of a run without constrain
     infeasible  eps_k < max(0, ER_ref - ER_k)               NFR - PFR = ER_new - ER_k leaves no room
                 or too few ids to ever show eps_k
     vacuous     eps_k >= min(ER_ref, 1 - ER_k)              no model of that error can break it
-    implied     eps_k + upper NFR(k, j) <= eps_j            triangle inequality: whoever keeps the nearer k keeps j
+    implied     eps_k + upper NFR(k, j) <= eps_j            triangle inequality: a model that keeps the nearer k keeps j
 
 Implied constraints cost nothing and come back by themselves when a release between k and j broke something. On ids of
 which k knows more classes than j, eps_k counts n_k / n_j times; where k knows fewer, it implies nothing.

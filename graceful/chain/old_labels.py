@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OldLabels:
-    """Labels of N samples as an older version numbers them, looked up for those that somebody asks for.
+    """Labels of N samples as an older version numbers them, looked up when they are read.
 
     Attributes:
         old_label_of: [C] the old label of each class, -1 where the version does not know it.

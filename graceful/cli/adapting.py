@@ -58,7 +58,7 @@ def adapt(old: str, new: str, home: Path | None, **arguments: Any) -> int:
     OLD is the version whose gallery is there, NEW the one whose queries come: MODEL (its champion), MODEL:NUMBER,
     MODEL:NAME or MODEL@ALIAS. Both embed NEW's training samples, no labels are read, and the kind of map whose
     neighbours agree best on validation samples is taken. The adapter is registered as a version of MODEL-adapter with
-    both as parents; it is judged on the test queries against the search of before and the one after embedding the
+    both as parents; it is judged on the test queries against the old search and the one after embedding the
     whole gallery again. Exit code 3 if it is held. The worse end of each interval decides: by default the adapter must
     be shown to lose less than 2 points of recall at 10, which takes some 700 queries where it changes few results and
     2,000 where it changes many; --min-gain 0 asks that it is better than the old search.

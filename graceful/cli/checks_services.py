@@ -86,13 +86,13 @@ def _credentials() -> dict[str, str]:
 
 
 def _access(uri: str, search: int, anonymous: int, jobs: int) -> list[Check]:
-    """Check whether somebody without credentials gets in; the job endpoints may let him in beside the login."""
+    """Check whether a request without credentials is served; the job endpoints may serve it in spite of the login."""
     name, checks = "mlflow auth", []
     if anonymous == 200 and not is_loopback(urlsplit(uri).hostname or ""):
-        remedy = "start it with --app-name basic-auth, or let a proxy ask: whoever reaches it can move the champion"
-        checks.append(warn(name, "the server asks nobody for credentials", remedy))
+        remedy = "start it with --app-name basic-auth or behind a login: anyone who reaches it can move the champion"
+        checks.append(warn(name, "the server asks for no credentials", remedy))
     elif search == 200 and anonymous in (401, 403):
-        checks.append(ok(name, "ours are accepted, and nobody gets in without"))
+        checks.append(ok(name, "ours are accepted, and requests without any are refused"))
     if jobs == 200:
         remedy = "set MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false on the server and block /ajax-api/3.0/jobs in its proxy"
         checks.append(warn("mlflow jobs", "its job endpoints answer without credentials (CVE-2026-0545)", remedy))

@@ -108,7 +108,7 @@ def resume(run: str, location: RunLocation, *, yes: bool, output: str, workers: 
     """Send a stopped or failed run again; what the profile says differently today is shown and asked about.
 
     Raises:
-        SpecError: Nobody can be asked, or the place cannot change the number of workers.
+        SpecError: No person can be asked, or the place cannot change the number of workers.
     """
     handle = location.handle(run)
     runs = location.runs
@@ -130,7 +130,7 @@ def _agreed(run: str, location: RunLocation) -> bool:
     if not sys.stdin.isatty():
         raise SpecError(
             f"resume: the profile {location.on} would send {run} differently than it was sent (the lines above), and"
-            " stdin is not a terminal, so nobody can confirm; add --yes"
+            " stdin is not a terminal, so no person can confirm; add --yes"
         )
     import click
 

@@ -52,7 +52,7 @@ def submit(path: Path, sets: Sequence[str], *, on: str, yes: bool, output: str, 
     """Print the plan, ask, send it, print the handle and what to do next.
 
     Raises:
-        SpecError: The plan has errors, nobody can be asked, or the run id belongs to another spec.
+        SpecError: The plan has errors, no person can be asked, or the run id belongs to another spec.
         InfrastructureError: Unreachable or forbidden.
     """
     resolved = programs.resolve(path, sets, None)
@@ -74,7 +74,7 @@ def send(
         prepare: Called before the job is sent, once it is agreed.
 
     Raises:
-        SpecError: The plan has errors, nobody can be asked, or the run id belongs to something else.
+        SpecError: The plan has errors, no person can be asked, or the run id belongs to something else.
         InfrastructureError: Unreachable or forbidden.
     """
     if output == "table":
@@ -333,7 +333,7 @@ def _rows(planned: Plan) -> list[tuple[str, ...]]:
 
 def _agreed(planned: Plan) -> bool:
     if not sys.stdin.isatty():
-        raise SpecError("submit: stdin is not a terminal, so nobody can confirm; add --yes")
+        raise SpecError("submit: stdin is not a terminal, so no person can confirm; add --yes")
     import click
 
     cost = "" if planned.price is None else f", {planned.price:.2f} {planned.currency} per hour"

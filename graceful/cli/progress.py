@@ -10,7 +10,7 @@ from graceful.errors import GracefulError
 from graceful.launch.backend import Handle, Runs
 
 RECENT = timedelta(minutes=5)
-"""Programs say every few seconds how they are; older lines say nothing about now."""
+"""Age in seconds above which a line of progress is out of date; programs write one every few seconds."""
 NUMBERS = ("step", "steps", "epoch", "loss", "samples_per_second", "eta")
 
 
@@ -23,7 +23,7 @@ def of_run(runs: Runs, handle: Handle, *, here: bool) -> dict[str, Any] | None:
         here: The log is a file of this machine, whose lines have no times; elsewhere recent ones are asked for.
 
     Returns:
-        None: the log says nothing about a step, or cannot be read.
+        None: the log has no line about a step, or cannot be read.
     """
     newest = None
     try:

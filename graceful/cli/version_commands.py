@@ -99,7 +99,7 @@ def hold(version: str, release: bool, **arguments: Any) -> int:
 def retire(version: str, **arguments: Any) -> int:
     """Leave VERSION out of the training and evaluation of later refreshes, for good.
 
-    Nobody depends on it any more, so nobody needs to be compatible with it. Its place in the lineage
+    No user depends on it any more, so no later version needs to be compatible with it. Its place in the lineage
     stays. The champion is refused: promote another version first.
 
     \b

@@ -265,7 +265,7 @@ class Runs(Protocol):
 
 @runtime_checkable
 class Watched(Protocol):
-    """What backends may offer besides: they tell of changes, so that nobody has to ask again and again."""
+    """Backends that report changes, so that callers need not poll; optional."""
 
     def watch(self, handle: Handle, *, seconds: float | None, warn: Warn) -> Iterator[Status]:
         """Yield statuses as they change, the last of them terminal.

@@ -2,7 +2,7 @@
 
 ApiError            exit 4   anything below; raised itself for 5xx that outlast the retries
 |-- NotFoundError        exit 4   404: create it, or look elsewhere
-|-- ConflictError        exit 4   409: somebody else has it, or was faster: read again, then decide
+|-- ConflictError        exit 4   409: another writer has it, or was faster: read again, then decide
 |-- ForbiddenError       exit 4   401, 403: names verb, resource, identity, and the role to grant
 |-- InvalidObjectError   exit 2   400, 422: the object is wrong: edit it
 |-- GoneError            exit 4   410: the watch is too old: list again

@@ -77,7 +77,7 @@ def bring(registry: Registry, bundle: Path, *, experiment: Callable[[], str | No
         family = experiment()
         run = None if family is None else _run(registry, family, base)
         if run is None:
-            return  # whoever runs the version is told what is missing
+            return  # running the version reports what is missing
         paths = [Path(client.download_artifacts(run, f"{FOLDER}/{name}", scratch)) for name in base.files]
         bases.put(base, paths[0].parent)
 

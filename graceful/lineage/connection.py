@@ -46,7 +46,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-"""Used where the environment says nothing; mlflow's own would retry for minutes."""
+"""Settings where the environment has none; mlflow's own would retry for minutes."""
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql")
 _TROUBLES = {

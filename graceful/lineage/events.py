@@ -28,14 +28,14 @@ ACTOR_LIMIT, REASON_LIMIT = 500, 5000
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One thing that somebody did to a version.
+    """One change of a version's role, and who made it.
 
     Attributes:
         kind: promotion, rollback, hold, release, retirement, or repair (the champion was put back).
         model: Model family.
         version: Number of the version it was done to.
         before: Number of the champion until then; None: there was none, or the event moved nothing.
-        node: Identity of the version; empty in events of before it was written.
+        node: Identity of the version; empty in events of earlier releases.
         name: Name of the version.
         reason: Why.
         actor: Who.
@@ -44,7 +44,7 @@ class Event:
         run_id: MLflow run that records it; empty until then.
         time: Milliseconds since 1970; grows from event to event of a family.
         status: RUNNING: begun; FINISHED: carried out; FAILED: it was not.
-        altered: What cannot be read of it, because somebody edited a tag; its version is then 0.
+        altered: What cannot be read of it, because a tag was edited; its version is then 0.
     """
 
     kind: Kind

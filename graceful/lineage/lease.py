@@ -38,7 +38,7 @@ before."""
 PATIENCE = Patience(first=0.2, growth=1.5, longest=4.0)
 """Between looks of a waiting writer; sixty that look every moment keep the server from answering the holder."""
 LOOKS = 5
-"""How often an entry must look like a model of somebody's before it is taken for one."""
+"""How often an entry must look like a model of a user before it is taken for one."""
 LOOK_PAUSE = 0.2
 
 
@@ -188,7 +188,7 @@ def _created(registry: Registry, model: str, token: str) -> bool:
 
 
 def _holder(registry: Registry, model: str) -> str:
-    """Return the token of the writer that holds the lease; empty: nobody."""
+    """Return the token of the writer that holds the lease; empty: there is none."""
     lease = registry.point(registry.client.get_registered_model, PREFIX + model)
     return "" if lease is None else str(lease.tags.get(TAG_TOKEN, "unknown"))
 
@@ -197,10 +197,10 @@ def _holder_and_beat(registry: Registry, model: str) -> tuple[str, str]:
     """Return the holder's token, and the last sign of life it gave; two empty texts where there is no lease.
 
     MLflow reads an entry and its tags one after the other, so a lease that is renamed or deleted between the two looks
-    like a model without tags. Only what looks so several times is somebody's model.
+    like a model without tags. Only an entry that looks so several times is a user's model.
 
     Raises:
-        RegistryError: What has the lease's name is somebody's model.
+        RegistryError: The entry that has the lease's name is a user's model.
     """
     for _ in range(LOOKS):
         entry = registry.point(registry.client.get_registered_model, PREFIX + model)
@@ -211,7 +211,7 @@ def _holder_and_beat(registry: Registry, model: str) -> tuple[str, str]:
         time.sleep(LOOK_PAUSE)
     raise RegistryError(
         f"registered model {PREFIX}{model}: is not a lock of graceful, but has the name of the one that {model} needs;"
-        " rename it in MLflow, or delete it if nobody needs it"
+        " rename it in MLflow, or delete it if it is not needed"
     )
 
 

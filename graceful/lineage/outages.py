@@ -2,7 +2,7 @@
 
 A run of hours must survive a registry that is started again, so a call that fails for want of an answer is repeated
 for as long as a bucket's is. A registry that has not answered this process yet is reported at once, because its address
-is probably wrong; a job on a cluster waits for it as well, since nobody is there to start it again.
+is probably wrong; a job on a cluster waits for it as well, because no person is there to start it again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ridden_out(call: Callable[[], T], *, failures: tuple[type[Exception], ...], 
 
 
 def is_job() -> bool:
-    """Return whether this is a job on a cluster, where nobody waits at a terminal."""
+    """Return whether this is a job on a cluster, where no person waits at a terminal."""
     return RUN_SPEC_VARIABLE in os.environ
 
 

@@ -65,7 +65,7 @@ def read(registry: Registry, model: str, *, most: int = NEWEST) -> Family:
     """Return the newest versions of a model, those with an alias, and their relatives in other models.
 
     Costs a few questions and one for each relative, however many versions there are. Relatives are shown without their
-    aliases: nobody writes this model's page again when those move.
+    aliases: this model's page is not written again when those move.
     """
     return _family(registry, _listing(registry, model, most))
 

@@ -179,7 +179,7 @@ def _require_moved(registry: Registry, change: Change, event: Event) -> None:
         events.close(registry, event, status=events.UNDONE)
         raise RegistryError(
             f"{change.model}: champion is {_version_text(champion)} after it was set to version {change.version};"
-            f" somebody moved it without graceful, read `graceful history {change.model}` and promote again"
+            f" it was moved without graceful; read `graceful history {change.model}` and promote again"
         )
 
 
@@ -196,7 +196,7 @@ def hold(registry: Registry, change: Change) -> Event | None:
 
 
 def release(registry: Registry, change: Change) -> Event | None:
-    """Take a hold by hand back; None where nobody holds it.
+    """Take a hold by hand back; None where it is not held.
 
     Raises:
         SpecError: The gate holds it, and no person can release that.

@@ -19,7 +19,7 @@ _FORM = re.compile(rf"(?P<model>{NAME[1:-1]})(:(?P<name>{NAME[1:-1]})|@(?P<alias
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A version as somebody named it.
+    """A version as a person names it.
 
     Attributes:
         model: Model family.

@@ -127,11 +127,11 @@ class LineageRecord:
         spec_digest: SHA-256 of the spec.
         data: Split -> SHA-256 of the samples that were evaluated.
         training: `data`: SHA-256 of the training samples; `transform`: of what makes network inputs of them. Empty in
-            records of before it was written.
+            records of earlier releases.
         digest: Digest of the version bundle, as `graceful.models.bundle` computes it.
         files: Path -> SHA-256 of each registered file.
         manifest: SHA-256 over `files`; also a tag of the version.
-        evidence: File beside it -> SHA-256: report, verdict, spec, predictions, flips. Empty in records of before.
+        evidence: File beside it -> SHA-256: report, verdict, spec, predictions, flips. Empty in older records.
         code_version: Release of graceful that registered it.
         created: UTC time, ISO 8601.
         certificate: What certifies a version that was solved and not trained by steps; None: it was.

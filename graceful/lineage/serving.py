@@ -2,7 +2,7 @@
 
 The folder holds safetensors and JSON; the network is rebuilt by graceful's own code, so the serving environment needs
 graceful and, for a task of your own, its Python file. Task code runs only if `GRACEFUL_TRUST_CODE` has its digest,
-because whoever may write to the registry may name any.
+because anyone who may write to the registry may name any.
 """
 
 from __future__ import annotations

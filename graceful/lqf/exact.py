@@ -33,7 +33,7 @@ class DualSystem:
 
     Args:
         kernel: [M, M] float64, K.
-        weights: [M] W; rows of weight 0 say nothing.
+        weights: [M] W; rows of weight 0 have no part.
         classes: C; rows of one sample are C neighbours.
     """
 

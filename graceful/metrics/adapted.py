@@ -1,4 +1,4 @@
-"""A search with an adapter against the search of before and the one after embedding all again. Driver, NumPy.
+"""A search with an adapter, against the old search and the one after embedding all again. Driver, NumPy.
 
 Old/old: old queries in the old gallery. Full: new queries in the gallery that the new version has embedded again.
 """
@@ -25,7 +25,7 @@ def measure_adapter(
 
     Args:
         adapted: With the adapter on either side.
-        old_old: Of before.
+        old_old: Of the old search.
         full: After embedding all again.
         draws: Bootstrap draws.
         seed: Of the draws.

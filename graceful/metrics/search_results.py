@@ -146,7 +146,7 @@ def measured(
     Args:
         first: [Q, k] ids that search A returns.
         second: [Q, k] those of search B.
-        relevance: What answers the queries; None: nobody knows.
+        relevance: What answers the queries; None: it is not known.
         groups: [Q] what belongs together; None: independent queries.
         draws: Bootstrap draws.
         seed: Of the draws.

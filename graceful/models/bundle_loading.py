@@ -59,7 +59,7 @@ def load(
         augment_like: Task section of the version in training. The predecessor then draws its augmented views as that
             section does (shift, flip), so that both see the same view; clean inputs are unaffected. If both are Python
             tasks, this section's file is the one that runs. None, or a task of another kind: as its own section says.
-        trusted: Digests of recorded code that may run; other code is not, because whoever may write to a registry
+        trusted: Digests of recorded code that may run; other code is not, because a person who may write to a registry
             may name any code there.
         at_least: What of it must be left; less is refused.
         task: Its task, where the caller has just built it from the recorded section.

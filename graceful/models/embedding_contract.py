@@ -1,7 +1,7 @@
 """What embeddings of two models must have in common before one may query the index of the other. Driver and workers.
 
 A query model records its contract in arch.json, which its digest covers; that of any other version follows from its
-description, so versions of before have one as well.
+description, so older versions have one as well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether the task code that a version was recorded with may be run. Drivers, workers and serving processes.
 
-A registry and a bucket say where a version's code lies, and whoever may write to them may name any code. So recorded
+A registry and a bucket say where a version's code lies, and anyone who may write to them may name any code. So recorded
 code is run only where the spec of the version in training names code in its place, or where the user named its digest.
 """
 

@@ -107,7 +107,7 @@ class Scheduler:
         return None
 
     def _to_run(self, entry: Entry) -> Iterator[datetime]:
-        """Yield the firing whose end nobody wrote down, if it ran until now, and then the one that is due."""
+        """Yield the firing whose end was not recorded, if it ran until now, and then the one that is due."""
         if entry.name in self._elsewhere:
             self._elsewhere.discard(entry.name)
             interrupted = history.unfinished(history.of(entry.name, self.timetable.history()))

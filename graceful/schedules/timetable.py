@@ -34,7 +34,7 @@ BACKFILL = "backfill"
 MOST = 1000
 """Missed firings that are counted one by one."""
 LOCK_SECONDS = 0.3
-"""A lock that is held for less than this is somebody's look whether it is held."""
+"""A lock that is held for less than this is held by a process that only tests it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def due(entry: Entry, events: Iterable[Event], now: datetime) -> Due:
 
 
 def unseen(entry: Entry, events: Iterable[Event], now: datetime) -> tuple[datetime, ...]:
-    """Return the firings up to now of which the history says nothing, oldest first; at most twice `MOST`."""
+    """Return the firings up to now that are not in the history, oldest first; at most twice `MOST`."""
     last_due = max([entry.since, *(event.due for event in history.of(entry.name, events))])
     firings = entry.times().between(last_due, now, most=MOST)
     if len(firings) == MOST:  # after a long pause only the newest may still run

@@ -88,7 +88,7 @@ def parameters_of(checkpoint: Path) -> int | None:
     """Return how many numbers the safetensors files of a folder hold, read from their headers; None: none can be."""
     try:
         counts = [_numbers(path) for path in sorted(checkpoint.glob("*.safetensors"))]
-    except (OSError, ValueError, KeyError, TypeError, struct.error):  # whoever trains says what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError, struct.error):  # training reports what is wrong with it
         return None
     return sum(counts) or None
 

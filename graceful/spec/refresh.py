@@ -156,7 +156,7 @@ class Registry(Section):
     webhook: (
         Annotated[str, AfterValidator(checked_webhook), Field(json_schema_extra={"pattern": r"^https?://\S+$"})] | None
     ) = None
-    """Told of each verdict and move by a POST; None: $GRACEFUL_WEBHOOK, else nobody.
+    """Address that receives each verdict and move by a POST; None: $GRACEFUL_WEBHOOK, else none.
     A spec with a path in this address is not sent to a cluster, because the path is a secret."""
     copy_bases: Annotated[bool, Field(exclude_if=lambda copy: copy)] = True
     """Copy the checkpoint that a version with adapters names, once for each model family, so that the version still
@@ -319,7 +319,7 @@ class RefreshSpec(Section):
         left_out = dict.fromkeys(
             ("home", "registry", "description", "if_new_data", "trust", "tune", "architectures"), True
         )
-        if not self.parents:  # specs of before there were any keep their digest
+        if not self.parents:  # specs that are older than this key keep their digest
             left_out["parents"] = True
         document = self.model_dump(mode="json", exclude={**left_out, "train": LIMITS, "compatibility": ROOM})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Arrays from files that somebody else may have written: their size is checked before memory is taken. Every process.
+"""Arrays from files of unknown origin: their size is checked before memory is taken. Every process.
 
 A few kilobytes of a compressed archive, or one line of a header, can announce more than any machine holds. numpy
 believes them, so headers are read here first.

@@ -51,7 +51,7 @@ def cached_file(stored: StoredObject, cache: Path) -> Path:
 def read_by_digest(uri: str, sha256: str, cache: Path) -> bytes:
     """Return the bytes of an object whose digest is known, from the cache where they are there.
 
-    Bytes with another digest are returned as they are and not kept: whoever knows the digest also knows what to say.
+    Bytes with another digest are returned as they are and not kept: the caller, which knows the digest, reports it.
 
     Raises:
         StorageError: Unreachable, refused, no such object, or the disk is full.

@@ -258,7 +258,7 @@ def write_object(uri: str, data: bytes) -> None:
 
 
 def write_at_once(uri: str, data: bytes) -> bool:
-    """Write an object without patience, for copies that nobody waits for; returns whether it arrived."""
+    """Write an object without retries, for copies that are not needed; returns whether it arrived."""
     bucket, key = split_uri(uri)
     metadata = {_DIGEST: hashlib.sha256(data).hexdigest()}
     try:

@@ -11,7 +11,7 @@ predecessor's transform, views, format. Views are the leading dimension V; a cle
 * or the largest of them only, in three files; `layouts` has the formats and their bytes per sample.
 
 Caching under random augmentation is exact only for the very views that were cached, so a keyed cache refuses others.
-The digests find rot and truncation; they do not protect against somebody who may write to the folder. Send folders
+The digests find rot and truncation; they do not protect against a person who may write to the folder. Send folders
 between processes, not `Cache` values, whose arrays are maps of the files.
 """
 

@@ -77,7 +77,7 @@ class Cache:
         views: [V, N] uint64; None: clean.
         order: Positions that callers use -> rows, -1 where there is none; None: the same.
         device: Where rows go.
-        lease: Holds a shared lock while this value lives, so that nobody evicts the cache; None: no lock could be had.
+        lease: Holds a shared lock while this value lives, so that the cache is not evicted; None: no lock could be had.
     """
 
     folder: Path

@@ -1,6 +1,6 @@
 """Keep the caches of predecessor outputs within a size: the least recently used ones go. The driver runs it.
 
-Whoever has a cache open holds a shared lock on `<key>.use`, and a cache that is locked stays. `Cache.open` marks the
+Processes that have a cache open hold a shared lock on `<key>.use`, and a cache that is locked stays. `Cache.open` marks the
 time of use. A deleted cache is rebuilt when it is asked for again.
 """
 
@@ -67,7 +67,7 @@ def _bytes(folder: Path) -> int:
 
 
 def delete(folder: Path) -> bool:
-    """Delete a cache, renamed first, so that nobody finds half of it; return False where somebody has it open.
+    """Delete a cache, renamed first, so that no process finds half of it; return False where it is open.
 
     Raises:
         StorageError: It cannot be deleted.

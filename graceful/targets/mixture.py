@@ -85,7 +85,7 @@ class Mixture:
         self._target = allocate((views, samples, size), scratch)
         self._weight = allocate((views, samples), scratch)
         self.conflict = 0.0
-        """Mean conflict index over the samples somebody has something to say about, in units of the loss."""
+        """Mean conflict index over the samples that predecessors know, in units of the loss."""
 
     def remix(self, strengths: Mapping[str, float]) -> None:
         """Add the members up, each with the strength of its name; those with strength 0 are not read."""

@@ -74,7 +74,7 @@ class Samples:
         object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
         if isinstance(self.ids, np.ndarray):
             _require_distinct(self.ids)
-        checked = isinstance(self.labels, np.memmap)  # by whoever wrote the file; a look at all would read it
+        checked = isinstance(self.labels, np.memmap)  # when the file was written; checking here would read all of it
         if len(self.labels) and not checked and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             span = f"{self.labels.min()}..{self.labels.max()}"
             raise DataError(
@@ -232,7 +232,7 @@ def _require_columns(ids: Column, labels: NDArray[Any], groups: Column) -> None:
 
 
 def _require_weights(weights: object, count: int) -> None:
-    """Refuse weights that are not numbers from 0 on; a mapped file was looked at by whoever wrote it."""
+    """Refuse weights that are not numbers from 0 on; a mapped file was checked when it was written."""
     if weights is None or isinstance(weights, np.memmap):
         return
     if not isinstance(weights, np.ndarray) or weights.shape != (count,) or weights.dtype.kind != "f":

@@ -116,7 +116,7 @@ def fetch(uri: str) -> tuple[Path, dict[str, bytes]]:
     """Return the folder of a bundle below GRACEFUL_HOME/code, and the verified content of its files by name.
 
     Several processes may unpack it at once; the first rename wins. An existing folder is compared with the digest in
-    the bundle's name each time, so that nobody who may write to it can replace the code that runs.
+    the bundle's name each time, so that no person who may write to it can replace the code that runs.
 
     Raises:
         SpecError, IntegrityError, StorageError: As `source`.

@@ -218,7 +218,7 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         if entry.is_file():
             return _FILE
         return _BROKEN if entry.is_symlink() else None
-    except OSError:  # a link that leads to itself, or where nobody may look
+    except OSError:  # a link that leads to itself, or without permission to read
         return _BROKEN
 
 

@@ -1,4 +1,4 @@
-"""Names of samples that stay in their table until somebody looks at some of them. Driver and workers; numpy only.
+"""Names of samples that stay in their table until they are read. Driver and workers; numpy only.
 
 A hundred million ids take 10 GB as an array of strings. Training needs the positions of samples, and their ids for
 messages alone; evaluation needs the ids of the splits it measures on, which `np.asarray` gives.

@@ -226,7 +226,7 @@ def _as_rgb(picture: Picture, *, is_netpbm: bool) -> Picture:
     """Return the picture as RGB; grey of 16 bits, which Pillow would clip to white, is scaled to 8.
 
     Raises:
-        ValueError: 32 bits, whose range nobody knows.
+        ValueError: 32 bits, whose range is not known.
     """
     from PIL import Image as Pillow
 

@@ -1,6 +1,6 @@
 """A task of the user's own: a Python file that defines `task(**options)`. Driver and workers.
 
-The file runs with the rights of whoever runs graceful, as any program of theirs does.
+The file runs with the rights of the user who runs graceful, as any program of theirs does.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class UserLearner:
         Raises:
             SpecError: An error in the file, or not one value for each sample.
         """
-        # On a GPU the same exceptions may be those of the device; whoever started the step decides.
+        # On a GPU the same exceptions may be those of the device; the caller that started the step decides.
         of_the_device = (RuntimeError,) if labels.device.type != "cpu" else (torch.OutOfMemoryError,)
         with user_file_errors(self.path, passing=of_the_device):
             losses = self.own.task_loss(outputs, batch, labels)

@@ -5,7 +5,7 @@
                               rank has it, written last: the ranks must agree
     ...                       engine files
 
-Digests find truncation and rot; they do not protect against somebody who may write there, because that person can write
+Digests find truncation and rot; they do not protect against a person who may write there, because that person can write
 a matching manifest. Engine files are pickles of tensors and plain values, and are read as such: `unpickling` runs
 nothing that they name.
 """

@@ -204,7 +204,7 @@ def claim(job: TrainingJob) -> str:
 
 
 def require_own(job: TrainingJob) -> None:
-    """Refuse a folder that another job has claimed; one that nobody has is left as it is.
+    """Refuse a folder that another job has claimed; an unclaimed one is left as it is.
 
     Raises:
         SpecError: The first difference is named.
@@ -222,7 +222,7 @@ def require_own(job: TrainingJob) -> None:
 
 
 def begun(run_dir: Path) -> dict[str, Any]:
-    """Return the identity of the job that a folder belongs to; empty: nobody's yet.
+    """Return the identity of the job that a folder belongs to; empty: it belongs to none yet.
 
     Raises:
         DataError: Its record is damaged.

@@ -19,7 +19,7 @@ from graceful.training.reporting import Reporter
 
 VECTORS = "iterations.safetensors"
 SAVE_EVERY = 50
-"""Iterations between checkpoints, where `train.checkpoint_every` says nothing."""
+"""Iterations between checkpoints, where `train.checkpoint_every` is not set."""
 
 
 class Iterations:

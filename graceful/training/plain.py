@@ -51,7 +51,7 @@ class TorchEngine:
         device: Of this rank.
         run: How a batch goes through the network; None: embed, then classify.
         fused: Take a step in one kernel, which the device itself can leave out; None: on GPUs, but not with fp16, whose
-            first steps are often left out, and torch's fused SGD then keeps momentum that nobody has set.
+            first steps are often left out, and torch's fused SGD then keeps momentum that was never set.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TorchEngine:
         return info
 
     def _stepped(self, norm: Tensor) -> StepInfo:
-        """Step, or not, by what the gradient is: the device is waited for."""
+        """Step, or not, by the gradient; the process waits for the device."""
         number = float(norm)
         finite = math.isfinite(number)
         if not finite and self._train.precision != "fp16":
@@ -127,7 +127,7 @@ class TorchEngine:
         return StepInfo(grad_norm=number if finite else None, skipped=not finite)
 
     def _guarded(self, norm: Tensor, sound: Tensor) -> StepInfo:
-        """Step, or not, as the device finds: nobody waits."""
+        """Step, or not, as the device decides; the process does not wait for it."""
         self._sound = self._sound & sound & norm.isfinite()
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._optimizer.found_inf = (~self._sound).float()  # type: ignore[attr-defined]

@@ -38,9 +38,9 @@ class RankContext:
         publish: Seals a part of a checkpoint and brings it where checkpoints are kept, perhaps beside training, one
             at a time; consumes the folder.
         report: Called with each trace row on rank 0.
-        deadline: `time.monotonic` after which the loop stops; None: somebody else looks at the clock.
+        deadline: `time.monotonic` after which the loop stops; None: the time is limited elsewhere.
         preempted: Returns whether a machine of this run is about to be taken away, as far as this rank has heard; None:
-            nobody would say so.
+            there are no announcements.
         every: Steps between two looks at the numbers of the device; None: as suits the device.
     """
 

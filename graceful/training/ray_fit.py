@@ -195,7 +195,7 @@ def _init(address: str | None) -> None:
 def _uninterrupted() -> Iterator[None]:
     """Let Ray start whole before an interrupt is heard, and take it down then: half of one leaves processes behind.
 
-    The second interrupt is heard at once. Afterwards the handlers are those of before: Ray's own of SIGTERM prints a
+    The second interrupt is heard at once. Afterwards the earlier handlers are restored: Ray's own of SIGTERM prints a
     stack and ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -271,7 +271,7 @@ def _trainer(job: TrainingJob, *, digest: str, use_gpu: bool, private: bool) -> 
     allowed = rank_resources.allowed(job.spec.train)
 
     class Lean(TorchTrainer):  # type: ignore[misc]
-        """On one machine, without datasets: leave out two actors that nobody needs, each a process of two seconds."""
+        """On one machine, without datasets: leave out two actors that are not needed and take two seconds each."""
 
         def _initialize_and_run_controller(self, **options: Any) -> Any:
             if len(allowed) > 1:

@@ -62,7 +62,7 @@ class Numbers:
 
     Args:
         world_size: Ranks.
-        preempted: What this rank has heard of machines; None: nobody would say so.
+        preempted: Announcements that a machine is taken away; None: there are none.
     """
 
     def __init__(self, world_size: int, *, preempted: bool | None = None) -> None:

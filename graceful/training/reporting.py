@@ -1,4 +1,4 @@
-"""What a training loop says of itself: rows of the trace, and the same rows for whoever follows. Runs in workers."""
+"""Reports of a training loop: rows of the trace, and the same rows as progress. Runs in workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graceful.training.trace import FILE, Trace
 
 
 class Reporter:
-    """Writes rows on rank 0; on other ranks it says nothing.
+    """Writes rows on rank 0; on other ranks it writes nothing.
 
     Args:
         job: What is trained.

@@ -1,4 +1,4 @@
-"""Read files of tensors that torch wrote without running code that somebody may have put into them. Runs in workers.
+"""Read torch's files of tensors without running code that may have been put into them. Runs in workers.
 
 A file that `torch.save` writes holds a pickle, and a pickle may call any function of the machine that reads it. torch's
 restricted unpickler builds tensors, containers, plain values and what it is told to build, and refuses everything else.

@@ -72,7 +72,7 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
     """Open one predecessor. Every rank asks about all samples, so that all know the same.
 
     Args:
-        ancestor: The predecessor; weights that nobody asks for may be missing, see `programs.availability`.
+        ancestor: The predecessor; weights that are not needed may be missing, see `programs.availability`.
         task: Of the new version.
         train: The training split.
         wanted: What `objective.needs` says.

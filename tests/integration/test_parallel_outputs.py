@@ -1,4 +1,4 @@
-"""Caches of predecessors' outputs built by Ray workers: the same bytes, whoever is lost on the way."""
+"""Caches of predecessors' outputs built by Ray workers: the same bytes, whichever worker is lost."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _follower(team: Team, run: str, *, env: Mapping[str, str] | None = None) -> 
 
 
 def _account_deleted(node: Node) -> Ending:
-    """Somebody follows with the token of an account that is deleted meanwhile; the run does not notice."""
+    """A person follows with the token of an account that is deleted meanwhile; the run does not notice."""
     with _team(node) as (team, model):
         kubectl = partial(node.run, "kubectl", "-n", team.name)
         kubectl("create", "serviceaccount", "guest")

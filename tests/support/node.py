@@ -100,7 +100,7 @@ class Node:
         self.graceful("refresh", path)
 
     def graceful(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """The command line of somebody who sees the same MLflow server and bucket."""
+        """The command line of a person who sees the same MLflow server and bucket."""
         return self.run(sys.executable, "-m", "graceful.cli", *arguments, check=check)
 
     def keys(self, uri: str) -> list[str]:

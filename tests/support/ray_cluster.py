@@ -111,7 +111,7 @@ def _end_what_is_left(folder: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+    """Ports on which no process listens, all different."""
     taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [one.getsockname()[1] for one in taken]

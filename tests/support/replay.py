@@ -16,7 +16,7 @@ STATUS_KEYS = (
 
 
 def create(kube: Kube, name: str, *, case: str = "", **changes: Any) -> Mapping[str, Any]:
-    """A RayJob that nobody runs."""
+    """A RayJob that no operator runs."""
     return kube.create({**rayjob(name, case=case, namespace=kube.namespace), **changes})
 
 

@@ -310,7 +310,7 @@ def _merge(folder: Path) -> Path:
 
 
 class Planted:
-    """A value whose unpickling creates a file; what somebody who may write to a bucket would put into a checkpoint."""
+    """A value whose unpickling creates a file; what a person who may write to a bucket could put into a checkpoint."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

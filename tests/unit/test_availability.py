@@ -1,4 +1,4 @@
-"""Predecessors of which not everything is left: what works, what is refused, and that nobody passes unmeasured."""
+"""Predecessors of which not everything is left: what works, what is refused, and that none passes unmeasured."""
 
 from __future__ import annotations
 

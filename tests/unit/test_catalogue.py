@@ -67,7 +67,7 @@ def test_a_metric_of_which_either_side_makes_sense_needs_a_direction(metric: str
 
 
 def test_the_implied_direction_is_said_and_changes_no_digest() -> None:
-    """The digests are those of specs of before there was a catalogue."""
+    """The digests are those of specs that are older than the catalogue."""
     flips = asked(metric="negative_flip_rate", bound=0.05)
     assert flips == spec.parse(json.loads(json.dumps(flips.dump())))
     assert flips.dump()["gate"]["constraints"][0]["direction"] == "at_most"
@@ -79,7 +79,7 @@ def test_the_implied_direction_is_said_and_changes_no_digest() -> None:
 
 
 def test_a_recorded_verdict_is_judged_as_it_was() -> None:
-    """A constraint of before may have the direction that a spec is refused for now."""
+    """A constraint of an earlier release may have a direction for which a spec is refused now."""
     recorded = Constraint(metric="self_test_recall_at_1", direction=Direction.AT_MOST, bound=0.99, against="self")
     verdict = gate.judge(report("self_test_recall_at_1", 0.737), [recorded])
     assert gate.Verdict.from_json(verdict.to_json()) == verdict

@@ -1,4 +1,4 @@
-"""Merging predecessors: the gradient of the merged term is the sum's, and nobody's order matters."""
+"""Merging predecessors: the gradient of the merged term is the sum's, and the order of predecessors does not matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that is nested deeper than Python reads is damage like any other, whoever sends it."""
+"""JSON that is nested deeper than Python reads is damage like any other, from any sender."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_an_error_that_may_pass_is_tried_again(spec, kind):
 
 def test_another_spec_and_a_resumed_run_start_afresh(spec, monkeypatch):
     failure_record.remember(Run.of(spec), errors.DataError("no such file"))
-    assert failure_record.recall(Run.of(spec.model_copy(update={"description": "mended"}))) is not None
+    assert failure_record.recall(Run.of(spec.model_copy(update={"description": "corrected"}))) is not None
     changed = RefreshSpec(model="m", name="v1", home=spec.home, task={"kind": "digits"}, train={"seed": 1})
     assert failure_record.recall(Run.of(changed)) is None
     monkeypatch.setenv(RESUMES_VARIABLE, "1")

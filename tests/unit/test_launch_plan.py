@@ -1,4 +1,4 @@
-"""A plan describes and changes nothing; submitting creates once, whoever is faster, and never overwrites."""
+"""A plan describes and changes nothing; submitting creates once, also in a race, and never overwrites."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from graceful.patience import LONGEST_RETRY_AFTER, Patience
 
 @dataclass
 class Clock:
-    """Time that passes only where somebody waits."""
+    """Time that passes only while a caller waits."""
 
     now: float = 0.0
     slept: list[float] = field(default_factory=list)

@@ -119,7 +119,7 @@ def test_a_version_has_its_own_tokenizer_and_needs_no_checkpoint(checkpoint: Pat
 
 
 def test_a_recorded_configuration_loads_no_code(checkpoint: Path) -> None:
-    """Whoever may write to a registry may name a kernel of the hub, or a class of a repository."""
+    """A person who may write to a registry may name a kernel of the hub, or a class of a repository."""
     files = dict(learner(checkpoint).assets())
     names = {"attn_implementation": "owner/kernel", "_attn_implementation_internal": "owner/kernel"}
     files["config.json"] = {**files["config.json"], **names, "auto_map": {"AutoModel": "owner/repo--model.Model"}}

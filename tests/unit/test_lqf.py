@@ -144,7 +144,7 @@ def test_leaving_out_is_training_without():
     rows, start = jacobian(tangent, x), tangent.outputs(x).logits
     residual = label_targets(labels, classes=C, amplitude=AMPLITUDE) - start
     weights, ridge = torch.rand(N, C, dtype=torch.float64) + 0.5, 0.7
-    weights[3] = 0.0  # says nothing
+    weights[3] = 0.0  # has no part
     system = exact.DualSystem(rows @ rows.T, weights.reshape(-1), classes=C)
     errors = system.left_out(residual.reshape(-1), ridge)
     assert not errors[3].any()

@@ -1,4 +1,4 @@
-"""Names that are read lazily: as an array for whoever looks, and never all at once where nobody needs them."""
+"""Names that are read lazily: as an array when they are used, and never all at once where that is not needed."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_the_focus_mean_counts_every_cached_view(tmp_path: Path, old: Path) -> N
 
 
 class Grown(training_task.Blobs):
-    """The same task after somebody relabelled its training data."""
+    """The same task after its training data was relabelled."""
 
     def samples(self, split: Any) -> Any:
         found = super().samples(split)

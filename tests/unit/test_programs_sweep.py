@@ -1,4 +1,4 @@
-"""Which checkpoints in a bucket nobody needs: decided from a listing, with nothing to list."""
+"""Checkpoints in a bucket that are no longer needed, decided from a listing."""
 
 from __future__ import annotations
 

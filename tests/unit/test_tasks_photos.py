@@ -117,7 +117,7 @@ def test_large_jpegs_are_whole_by_default_and_nearly_the_same_where_reduced(fold
 
 
 UNCHANGED = "88fa2a6212132fd1ca2a774ac5691390c1df7c5b0344c2a7c5e09418db6ce37f"
-"""As recorded in versions of before there was a choice: their cached outputs stay theirs."""
+"""As recorded in versions that are older than the choice; their cached outputs stay valid."""
 
 
 def test_the_way_of_decoding_belongs_to_the_transform_and_the_default_to_no_digest():

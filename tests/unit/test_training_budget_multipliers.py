@@ -173,7 +173,7 @@ def test_a_run_is_held_to_the_constraint_data_it_began_with(tmp_path: Path, chai
 
 
 class Relabelled(training_task.Blobs):
-    """The same task after somebody relabelled its constraint split."""
+    """The same task after its constraint split was relabelled."""
 
     def samples(self, split: Any) -> Any:
         found = super().samples(split)

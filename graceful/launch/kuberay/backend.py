@@ -236,7 +236,7 @@ def _create(kube: Kube, document: Document) -> Document | None:
 
 
 def _own(kube: Kube, document: Document, live: Document) -> None:
-    """Let the document go with its job: whoever deletes the RayJob deletes it too."""
+    """Make the job the owner of its document, so that deleting the RayJob deletes both."""
     owner = {
         "apiVersion": live["apiVersion"],
         "kind": live["kind"],

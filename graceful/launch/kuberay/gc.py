@@ -25,7 +25,7 @@ AFTER = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """An object that nobody needs any more.
+    """An object that is no longer needed.
 
     Attributes:
         kind: RayJob, Job or ConfigMap; Checkpoints for a folder in a bucket.
@@ -127,7 +127,7 @@ def _documents(documents: Sequence[Document], remaining_jobs: Sequence[Document]
 
 
 def _records(documents: Sequence[Document], cutoff: datetime) -> list[Removal]:
-    """Return the removals of records of stopped runs that nobody has resumed for long."""
+    """Return the removals of records of stopped runs that were not resumed for long."""
     return [
         _removal("ConfigMap", document, f"stopped since {_made(document):%Y-%m-%d %H:%M}, can resume no more then")
         for document in documents

@@ -170,7 +170,7 @@ _MESHES = (
 
 
 def _topology(subject: Subject) -> Violations:
-    """Yield where a topology is asked for that nobody reads, because the job is in no queue."""
+    """Yield where a topology is asked for that has no effect, because the job is in no queue."""
     if names.QUEUE in (subject.metadata.get("labels") or {}):
         return
     for where, template in subject.pods():
@@ -178,7 +178,7 @@ def _topology(subject: Subject) -> Violations:
             if key.startswith(names.TOPOLOGY) and key.endswith("-topology"):
                 yield (
                     f"{where}.metadata.annotations.{key}",
-                    f"{level}, but the job is in no queue: nobody places its pods",
+                    f"{level}, but the job is in no queue, so that its pods are placed anywhere",
                 )
 
 

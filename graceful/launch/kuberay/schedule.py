@@ -81,7 +81,7 @@ def compare(kube: Kube, schedule: Schedule, profile: KubeRay) -> tuple[Differenc
     """Return what applying would change: the documents that pods read, and the CronJob. Changes nothing.
 
     Raises:
-        SpecError: The name is somebody else's.
+        SpecError: The name belongs to another object.
         ApiError: The server refuses the CronJob, or a permission is missing.
     """
     config, cronjob = render(schedule, profile)
@@ -101,7 +101,7 @@ def compare(kube: Kube, schedule: Schedule, profile: KubeRay) -> tuple[Differenc
 
 
 def apply(kube: Kube, schedule: Schedule, profile: KubeRay) -> None:
-    """Send what `compare` showed; the same again changes nothing. Documents that nobody reads any more go.
+    """Send what `compare` showed; the same again changes nothing. Documents that are no longer read are deleted.
 
     Raises:
         ApiError: As `compare`.

@@ -203,7 +203,11 @@ class _JobReader:
 
     def waiting(self) -> tuple[Phase, str, int | None]:
         """Return the status in interactive mode, which we never ask for and which waits forever."""
-        return Phase.INVALID, "invalid: submissionMode InteractiveMode waits for a job that nobody submits", EXIT_USAGE
+        return (
+            Phase.INVALID,
+            "invalid: submissionMode InteractiveMode waits for a job that is never submitted",
+            EXIT_USAGE,
+        )
 
     def unknown(self) -> tuple[Phase, str, int | None]:
         """Return a non-terminal status that names a state of a newer KubeRay."""

@@ -1,6 +1,6 @@
 """This machine as a backend: jobs that outlive the command line and its terminal. Runs on the client.
 
-A job is a folder below HOME/jobs and a supervisor (`jobfolder`, `supervisor`); whoever asks reads the folder. What
+A job is a folder below HOME/jobs and a supervisor (`jobfolder`, `supervisor`); every command reads the folder. What
 `graceful refresh` starts and waits for is a child of its own, see `foreground`.
 """
 
@@ -271,7 +271,7 @@ def _supervise(folder: JobFolder, lock: int) -> None:
 def _end_processes(folder: JobFolder, pid: int, signalled: set[str], *, kill: bool) -> None:
     """Ask the supervisor once, which asks the program alone; if it is gone, the group that it led. Late: kill them all.
 
-    While the lock is held there is such a group, so its number belongs to nobody else.
+    While the lock is held there is such a group, so its number belongs to no other process.
     """
     if kill:
         os.killpg(pid, signal.SIGKILL)

@@ -4,7 +4,7 @@ HOME/jobs/NAME/job.json     what was submitted; never changed
                input/       what the program reads: the document, named by GRACEFUL_RUN_SPEC, and files beside it
                log          of all attempts
                state.json   attempt, process, beginning and end; replaced whole
-               stopped      there: somebody stopped it
+               stopped      there: it was stopped by a person
                lock         held while the supervisor or its program lives, however the command line came and went
                supervisor   held while the supervisor lives
 """

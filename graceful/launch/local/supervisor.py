@@ -1,6 +1,6 @@
 """Runs one detached job to its end: `python -m graceful.launch.local.supervisor FOLDER LOCK`. A process of its own.
 
-It outlives the command that started it, because somebody must be there to learn the exit code. It forks and leaves its
+It outlives the command that started it, because a process must be there to learn the exit code. It forks and leaves its
 session before it does anything, writes down who it is, and only then lets the command go on. Standard library alone.
 """
 

@@ -40,7 +40,7 @@ def _skew(version: str) -> Check:
 def _token(profile: RayJobs) -> Check:
     host, scheme = urlsplit(profile.address).hostname or "", urlsplit(profile.address).scheme
     if token() is None:
-        remedy = "start it with RAY_AUTH_MODE=token: whoever reaches the dashboard can run anything"
+        remedy = "start it with RAY_AUTH_MODE=token: anyone who reaches the dashboard can run anything"
         return warn("token", "the cluster wants none", remedy)
     if scheme == "http" and not is_loopback(host):
         return warn("token", "accepted, and sent in plain text", "use https, or a tunnel to 127.0.0.1")

@@ -24,7 +24,7 @@ def weighted_mean(values: Tensor, *, weights: Tensor | None = None, participates
     """Return the mean of weighted values over the whole batch: `sum(F_i D_i over participants) / B`.
 
     Dividing by B and not by the number of participants keeps the strength of a constraint proportional to its share of
-    the batch. Nobody participates, or B = 0: zero, still connected to the graph of `values`.
+    the batch. Without participating samples, or with B = 0: zero, still connected to the graph of `values`.
 
     Args:
         values: [B] D, one value per sample.

@@ -50,7 +50,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The file and what it is worth; `document` is written beside it."""
+    """The file and its evaluation; `document` is written beside it."""
 
     path: Path
     report: Report

@@ -145,7 +145,7 @@ def _require_numbers(outputs: Outputs, losses: Tensor, batch: Batch, *, ids: np.
 
 
 def _survived(spec: RefreshSpec, task: Task, network: nn.Module, items: object, folder: Path) -> Predecessor:
-    """Save and load the network; its outputs afterwards must be those of before."""
+    """Save and load the network; its outputs afterwards must be those before."""
     learner = learner_of(task)
     batch = learner.collate(items, None)
     outputs_before = {role: _stable_outputs(network, batch, learner, role) for role in roles(learner)}

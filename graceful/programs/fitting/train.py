@@ -200,7 +200,7 @@ def _constraint_outputs(spec: RefreshSpec, task: Task, chain: Sequence[Predecess
     """Return what predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot
     be met.
 
-    None where nobody needs to know, or nobody can: the split is empty, or the nearest cannot be run.
+    None where it is not needed or cannot be known: the split is empty, or the nearest cannot be run.
     """
     section = spec.compatibility
     if isinstance(section.weighting, Adaptive):

@@ -70,7 +70,7 @@ class OtherCopies:
     def outputs(self, folder: Path) -> bool:
         """Return whether a cache of outputs lies in the bucket, or its version can be run again to make it.
 
-        Code that was recorded with a version runs only where a spec or a person trusts it, and nobody can be asked
+        Code that was recorded with a version runs only where a spec or a person trusts it, and no person can be asked
         here: the outputs of such a version count as the only copy unless the bucket has them. A cache whose description
         is damaged belongs to no version.
         """
@@ -123,7 +123,7 @@ class OtherCopies:
         """Return the records of this home by the digest of their version."""
         records = {}
         for path in self._home.glob("records/[!.]*.json"):
-            with suppress(ValueError, KeyError, TypeError, RecursionError):  # no record: it says nothing
+            with suppress(ValueError, KeyError, TypeError, RecursionError):  # it is no record
                 record = json.loads(read_bytes(path))
                 records[str(record["digest"])] = {"model_id": str(record["model_id"]), "files": dict(record["files"])}
         return records

@@ -191,7 +191,7 @@ def over(
 
 
 def remove(item: Item) -> bool:
-    """Delete it; a folder is renamed first, so that nobody finds half of it.
+    """Delete it; a folder is renamed first, so that no process finds half of it.
 
     Returns:
         False: It is in use.

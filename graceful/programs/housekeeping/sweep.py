@@ -35,7 +35,7 @@ _CHECKPOINT = re.compile(r"step-\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Orphan:
-    """Checkpoints that nobody needs.
+    """Checkpoints that are no longer needed.
 
     Attributes:
         uri: Of their folder.
@@ -51,7 +51,7 @@ class Orphan:
 def orphans(
     listing: Iterable[StoredObject], *, root: str, listed_checkpoints: Mapping[str, frozenset[str]], before: datetime
 ) -> tuple[Orphan, ...]:
-    """Decide what nobody needs. Pure.
+    """Return what is no longer needed, from a listing; a pure function.
 
     Args:
         listing: Everything below the runs' address, or all of one run; never a part of a run.
@@ -114,7 +114,7 @@ def listed_in(snapshot: bytes) -> frozenset[str] | None:
 
 
 def find(root: str, *, before: datetime, run: str = "") -> tuple[Orphan, ...]:
-    """Return what nobody needs now; changes nothing.
+    """Return what is no longer needed; changes nothing.
 
     Args:
         root: s3://bucket/prefix/runs.

@@ -17,7 +17,7 @@ from graceful.programs.indexing.source import Embedder, Source
 
 @dataclass(frozen=True, kw_only=True)
 class FileVectors:
-    """Vectors that somebody has made already.
+    """Vectors that exist already.
 
     Attributes:
         space: Theirs.

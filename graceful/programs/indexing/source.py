@@ -66,7 +66,7 @@ class Embedder:
         Args:
             rows: Positions of the samples; None: all.
             role: Its encoder for that role is used.
-            quiet: Says nothing on stderr meanwhile.
+            quiet: Print no progress on stderr.
         """
         from graceful.tasks.portions import portion
 

@@ -40,7 +40,7 @@ class Notices:
     Attributes:
         model: Whose messages this command sends.
         home: Folder of outbox and addresses.
-        other: Address of models whose spec names none; None: nobody is told of them.
+        other: Address of models whose spec names none; None: no messages are sent of them.
         mirror: Copy of the home folder.
     """
 
@@ -50,7 +50,7 @@ class Notices:
     mirror: Mirror
 
     def tell(self, *documents: Mapping[str, Any]) -> None:
-        """Send messages about the model, if somebody is to be told, after all that wait."""
+        """Send messages about the model, if there is an address, after those that wait."""
         has_receiver = self._receiver(self.model, webhook.PATIENCE) is not None
         self._outbox(webhook.PATIENCE).post(*(documents if has_receiver else ()))
 
@@ -61,7 +61,7 @@ class Notices:
         outbox.flush()
 
     def adopt(self, run_dir: Path) -> None:
-        """Take over what a run of before kept in its own folder."""
+        """Take over messages that a run of an earlier release kept in its own folder."""
         self._outbox(ONE_TRY).adopt(run_dir / FOLDER)
 
     def _outbox(self, patience: Patience) -> Outbox:
@@ -117,7 +117,7 @@ def tell(notices: Notices, store: Store, record: LineageRecord, *, champion: int
 def tell_action(
     notices: Notices, store: Store, event: Event | None, *, kind: str, version: int, champion: int | None
 ) -> None:
-    """Tell of what somebody did; where it was done already, of the event that an interrupted command did not tell.
+    """Send a message about an event; where nothing had to change, about the event of an interrupted command.
 
     Args:
         notices: Who is told.

@@ -7,7 +7,7 @@ were taken are kept, so that a repeated command does not send them again.
 Whoever may write to the bucket can put messages there. With a secret, the name of a message therefore holds an HMAC
 over it, and a message that came from the bucket is sent, and so signed for its receiver, only if its HMAC fits:
 
-TIME-ID.json          made without a secret, or by a release of before
+TIME-ID.json          made without a secret, or by an earlier release
 TIME.HMAC-ID.json     made with one
 .NAME.from-bucket     there: NAME was brought from the bucket; never copied to it
 """
@@ -48,7 +48,7 @@ class Outbox:
 
     Attributes:
         folder: Where they wait.
-        receiver: Who is told of a model; None: nobody, its messages stay.
+        receiver: Receiver of a model's messages; None: there is none, and the messages stay.
         say: Takes one line where something went wrong.
         mirror: Copies them to a bucket, because a pod's disk dies with it.
         secret: Key of the HMAC of messages; empty: they have none, and all are sent.
@@ -104,7 +104,7 @@ class Outbox:
                 self.say(f"outbox: {e}")
 
     def adopt(self, folder: Path) -> None:
-        """Take over the messages of an outbox of before, when each run had its own.
+        """Take over the messages of an earlier release, in which each run had an outbox.
 
         Where there is a bucket, it may have been the bucket that brought them.
         """
@@ -150,7 +150,7 @@ class Outbox:
         return hmac.new(self.secret.encode(), named + data, hashlib.sha256).hexdigest()
 
     def _is_foreign(self, path: Path) -> bool:
-        """Return whether a message came from the bucket and nobody who has the secret made it."""
+        """Return whether a message came from the bucket and was made without the secret."""
         if not self.secret or not _mark(path).exists():
             return False
         moment, _, signature = path.stem.rpartition("-")[0].partition(".")

@@ -4,7 +4,7 @@ POST, Content-Type application/json
 X-Graceful-Delivery       the id of the message; the same each time it is sent
 X-Graceful-Timestamp      when this request was sent, in seconds since 1970
 X-Graceful-Signature-V2   sha256=HEX, HMAC of "TIMESTAMP.BODY" with $GRACEFUL_WEBHOOK_SECRET, where that is set
-X-Graceful-Signature      sha256=HEX, HMAC of the body alone, for receivers of before; it does not stop replays
+X-Graceful-Signature      sha256=HEX, HMAC of the body alone, for older receivers; it does not stop replays
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class SplitAnswers:
         codes: [N] int32, the class it predicts, by its own numbers; -1: no answer.
         confidence: [N] float64, probability of that class.
         label_confidence: [N] float64, probability of the true class; 0 where it does not know the class.
-        embeddings: [N, d] float32; None: nobody asked for them.
+        embeddings: [N, d] float32; None: they were not asked for.
     """
 
     codes: NDArray[np.int32]

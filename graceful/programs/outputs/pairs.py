@@ -26,7 +26,7 @@ def pairs(
 
     Args:
         versions: Oldest first.
-        names: Of the whole chain, oldest first; what nobody says anything for is None. None: of these versions.
+        names: Names of the whole chain, oldest first; cells without outputs are None. None: those of these versions.
         references: Version name -> the unconstrained runs of its recipe, where there are any.
         searches: Those of the report that this is part of; None: of these matrices alone.
 

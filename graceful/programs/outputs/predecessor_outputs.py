@@ -108,7 +108,7 @@ class CachedOutputs:
     """Digests of versions that cannot be run again, whose caches are never deleted."""
     notes: list[str] = field(default_factory=list)
     open: list[targets.Cache] = field(default_factory=list)
-    """Held open, so that nobody deletes one before training has it."""
+    """Caches that are held open, so that none is deleted before training reads it."""
 
     def of(self, stored: StoredVersion, *, role: Role = "query") -> Path:
         """Return the folder of a version's outputs by its encoder for a role, built if need be and compared with it run

@@ -23,7 +23,7 @@ from graceful.storage import sha256_json, write_json
 
 FILE = "failure.json"
 OLD_FILE = "hopeless.json"
-"""Name of the file in runs of before, which is read where there is no other."""
+"""Name of the file in runs of earlier releases, which is read where there is no other."""
 VALID_SECONDS = 3600.0
 """Retries of a cluster come within minutes; who submits the same spec again later has repaired something."""
 PASSING = "passing"

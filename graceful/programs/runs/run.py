@@ -1,6 +1,6 @@
 """One run of a program as a value: what is asked, where its files are, their copy in a bucket. Runs in the driver.
 
-It is made once; whoever works on the run gets it, so that a file is copied once and a version is opened once.
+It is made once and passed to all that work on the run, so that a file is copied once and a version is opened once.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _train_and_record(work: Work) -> Fit:
 
 
 def _settle(work: Work) -> None:
-    """Copy the answers, delete what nobody needs any more; also after a kill between the note and this."""
+    """Copy the answers and delete what is no longer needed; also after a kill between the note and this."""
     mirror, measured = Mirror.of(Path(work.home)), [work, *map(work.at, work.shares)]
     for kind in (RIGHT, NOTE):  # a note says that the answers are there
         mirror.save(work.folder_path, only=[f"{measured_work.measured}-{kind}" for measured_work in measured])

@@ -45,7 +45,7 @@ def _shown(
     if document is None:
         return {}, {}, "the task is code of your own; give --spec with the spec of the new version"
     try:
-        task = parse({**document, "gate": {}}).task  # a gate of before may be one that is refused now
+        task = parse({**document, "gate": {}}).task  # the gate of an older spec may be refused now
         samples = tasks.build(task).samples("test")
         drawn, texts = thumbnails(ids, samples), excerpts(ids, samples)
     except GracefulError as e:

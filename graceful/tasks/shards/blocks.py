@@ -1,7 +1,7 @@
 """A local cache of blocks of objects in a bucket, bounded in bytes. Driver and workers.
 
 An object is cut into blocks of `BLOCK` bytes; a block is fetched by one request for its range and kept as a file. The
-least recently used blocks go when the limit is passed. Whoever reads them knows the digest of what it reads.
+least recently used blocks go when the limit is passed. A reader knows the digest of what it reads.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class BlockCache:
             for _, size, path in blocks:
                 total += size
                 if total > self.limit:
-                    path.unlink(missing_ok=True)  # its folder stays: somebody may just write another block to it
+                    path.unlink(missing_ok=True)  # its folder stays: another process may be writing a block to it
 
 
 def shared_cache() -> BlockCache:

@@ -125,7 +125,7 @@ class RemoteShard:
             raise _changed(self.where) from e
 
     def fetch(self, offset: int, size: int) -> None:
-        """Implement `Shard.fetch`; what fails is left to whoever reads."""
+        """Implement `Shard.fetch`; a failure is raised by the later read."""
         with suppress(GracefulError):
             self.cache.fetch(self.stored, offset, min(size, self.size - offset))
 

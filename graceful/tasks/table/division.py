@@ -128,7 +128,7 @@ class Division:
         )
 
     def ids(self, name: str) -> Names:
-        """Return the ids of a split, read from the table when somebody looks at them."""
+        """Return the ids of a split, which are read from the table on first use."""
         part = self.part(name)
         read = partial(_read, self.index.ids, part.rows)
         data = f"{self.index.folder.name}, {self.index.section.split}"  # shares and classes only leave rows out

@@ -25,32 +25,38 @@ VECTORS = (".npz", ".parquet")
     help="Map new queries into the old gallery's space, or the old gallery into that of new queries.",
 )
 @click.option(
-    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Of maps to try. Repeatable.  [default: all]"
+    "--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Kind of map to try. Repeatable.  [default: all]"
 )
 @click.option("--interpolate", is_flag=True, help="Also try points between old and mapped queries; both models run.")
 @click.option("--pairs", type=Whole(2), default=20_000, show_default=True, help="Samples to fit on, at most.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of networks and intervals.")
-@click.option("--name", metavar="NAME", help="Of the adapter.  [default: OLD-NEW]")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of networks and intervals.")
+@click.option("--name", metavar="NAME", help="Name of the adapter.  [default: OLD-NEW]")
 @click.option(
     "--min-share",
     type=Finite(min=0.0),
     default=0.95,
     show_default=True,
-    help="Least recall at 10, over that after embedding all again.",
+    help="Lower bound on recall at 10, over that after embedding all again.",
 )
 @click.option(
     "--min-gain",
     type=Finite(min=-1.0, max=1.0),
     default=-0.02,
     show_default=True,
-    help="Least gain of recall at 10 over old queries in the old gallery; below 0: what it may lose.",
+    help="Lower bound on the gain of recall at 10 over old queries in the old gallery; below 0: what it may lose.",
 )
 @click.option(
-    "--max-nfr", type=Finite(min=0.0, max=1.0), default=0.1, show_default=True, help="Most queries that break."
+    "--max-nfr",
+    type=Finite(min=0.0, max=1.0),
+    default=0.1,
+    show_default=True,
+    help="Upper bound on the share of queries that break.",
 )
-@click.option("--spec", type=File(path_type=Path), help="Whose task has the samples.  [default: NEW's own]")
-@click.option("--out", type=File(path_type=Path), metavar="FOLDER", help="Of files: where the adapter is written.")
-@click.option("--relevance", type=File(path_type=Path), metavar="FILE", help="Of files: judged pairs, .tsv or .csv.")
+@click.option("--spec", type=File(path_type=Path), help="Spec whose task has the samples.  [default: NEW's own]")
+@click.option(
+    "--out", type=File(path_type=Path), metavar="FOLDER", help="With files: folder that the adapter is written to."
+)
+@click.option("--relevance", type=File(path_type=Path), metavar="FILE", help="With files: judged pairs, .tsv or .csv.")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
 def adapt(old: str, new: str, home: Path | None, **arguments: Any) -> int:
     """Fit a map between the embedding spaces of OLD and NEW, measure it, and let the gate judge it.

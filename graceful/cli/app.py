@@ -110,7 +110,7 @@ def demo(home: Path | None, quiet: bool, verbose: int) -> int:
 @click.option("--label", metavar="COLUMN", help="Column of the class.  [default: asked, else guessed]")
 @click.option("--text", metavar="COLUMN", help="Column to embed.  [default: the longest texts, else all numbers]")
 @click.option(
-    "--checkpoint", type=File(path_type=Path), metavar="FOLDER", help="transformers checkpoint, for texts or images."
+    "--checkpoint", type=File(path_type=Path), metavar="FOLDER", help="Checkpoint of transformers, for texts or images."
 )
 @click.option("--force", is_flag=True, help="Replace a spec that is there.")
 @OUTPUT
@@ -134,8 +134,13 @@ def init(data: Path, out: Path, force: bool, output: str, **answers: Any) -> int
 
 @click.command(short_help="Show the versions of a model and what they broke.")
 @click.argument("model")
-@click.option("--draw", type=File(path_type=Path), metavar="FILE", help="Also write it as .svg, .png, .html, .txt.")
-@click.option("--last", type=Whole(min=1), metavar="N", help="Only the newest N.  [default: 25, with -o: all]")
+@click.option(
+    "--draw",
+    type=File(path_type=Path),
+    metavar="FILE",
+    help="Also write the lineage to a file: .svg, .png, .html or .txt.",
+)
+@click.option("--last", type=Whole(min=1), metavar="N", help="Only the newest N versions.  [default: 25, with -o: all]")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
 def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, **output_options: Any) -> int:
     """Show what every version of MODEL descends from and what was measured between them.
@@ -157,7 +162,7 @@ def lineage(model: str, draw: Path | None, last: int | None, home: Path | None, 
 @click.argument("old")
 @click.argument("new")
 @click.option("--html", type=File(path_type=Path), metavar="FILE", help="Also write a page with pictures.")
-@click.option("--spec", type=File(path_type=Path), help="Whose task has the pictures.  [default: NEW's own]")
+@click.option("--spec", type=File(path_type=Path), help="Spec whose task has the pictures.  [default: NEW's own]")
 @options(HOME, OUTPUT, VERBOSE)
 def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | None, **output_options: Any) -> int:
     """Compare two registered versions: numbers, spec, and the samples that one has right and the other wrong.
@@ -182,11 +187,20 @@ def diff(old: str, new: str, html: Path | None, spec: Path | None, home: Path | 
 @click.command(short_help="Write a version as one file for a device, and judge the file.")
 @click.argument("version")
 @click.option(
-    "--format", "form", type=click.Choice(["onnx", "pt2"]), default="onnx", show_default=True, help="Of the file."
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "pt2"]),
+    default="onnx",
+    show_default=True,
+    help="Format of the file.",
 )
 @click.option("--int8", is_flag=True, help="Quantise it to 8 bits; for onnx.")
-@click.option("--out", type=File(path_type=Path), metavar="FILE", help="Where.  [default: MODEL-NAME.FORMAT here]")
-@click.option("--spec", type=File(path_type=Path), help="Whose task and gate judge it.  [default: the version's own]")
+@click.option(
+    "--out", type=File(path_type=Path), metavar="FILE", help="File to write.  [default: MODEL-NAME.FORMAT here]"
+)
+@click.option(
+    "--spec", type=File(path_type=Path), help="Spec whose task and gate judge it.  [default: the version's own]"
+)
 @options(HOME, OUTPUT, VERBOSE)
 def export(version: str, spec: Path | None, home: Path | None, *, out: Path | None, **arguments: Any) -> int:
     """Write VERSION as an ONNX or PT2 file, run the file on the test data, and judge it by the version's constraints.
@@ -242,7 +256,7 @@ def schema(key: str | None, output: str) -> int:
     return keys.show(key, output)
 
 
-@click.command(short_help="Print what completes commands by Tab.")
+@click.command(short_help="Print a script for completion by Tab.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
     """Print a script with which SHELL completes commands and options by Tab.

@@ -10,13 +10,13 @@ from graceful.cli.options import HOME, LOCATION, ON, OUTPUT, SET, SPEC, TRUST, F
 from graceful.environment import CACHE_GB_VARIABLE
 
 TUNE = click.option(
-    "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead."
+    "--tune", "program", flag_value="tune", default="refresh", help="Search the weights of SPEC instead of refreshing."
 )
 
 
 @click.command(short_help="Show what would run where, at what price; change nothing.")
 @options(SPEC, SET, TRUST, ON)
-@click.option("--offline", is_flag=True, help="Do not ask the cluster: no dry run, no diff.")
+@click.option("--offline", is_flag=True, help="Plan without the cluster: no dry run, no diff.")
 @TUNE
 @OUTPUT
 def plan(spec: Path, sets: tuple[str, ...], *, on: str, offline: bool, program: str, output: str) -> int:
@@ -36,13 +36,13 @@ def plan(spec: Path, sets: tuple[str, ...], *, on: str, offline: bool, program: 
     return planning.show(spec, sets, on=on, offline=offline, output=output, program=program)
 
 
-@click.command(short_help="Plan, ask, and send a refresh to where it runs.")
+@click.command(short_help="Plan a refresh, confirm, and send it to where it runs.")
 @options(SPEC, SET, TRUST, ON)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @TUNE
 @OUTPUT
 def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: str, output: str) -> int:
-    """Plan the refresh of SPEC, ask, send it to a cluster or into the background, and print its handle.
+    """Plan the refresh of SPEC, ask for confirmation, send it to a cluster or into the background, and print its handle.
 
     The same run id is the same job: sent twice, it runs once. Nothing is sent while the plan has errors.
     With --tune its weights are searched instead, see `graceful tune`: a run of its own, MODEL-NAME-tune-TRIALS;
@@ -59,14 +59,14 @@ def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: st
     return planning.submit(spec, sets, on=on, yes=yes, output=output, program=program)
 
 
-@click.command(short_help="Say what a submitted run is doing, and why.")
+@click.command(short_help="Show what a submitted run is doing, and why.")
 @click.argument("run")
 @options(*LOCATION)
-@click.option("-w", "--wait", is_flag=True, help="Until it is over; then its exit code is this one's.")
-@click.option("--timeout", type=Finite(min=0), metavar="SECONDS", help="Of --wait.  [default: none]")
+@click.option("-w", "--wait", is_flag=True, help="Wait until the run is over, and end with its exit code.")
+@click.option("--timeout", type=Finite(min=0), metavar="SECONDS", help="Longest time of --wait.  [default: none]")
 @OUTPUT
 def status(run: str, wait: bool, timeout: float | None, output: str, **location_options: str | None) -> int:
-    """Say what RUN is doing: phase, attempt and why it waits, was restarted or failed.
+    """Show what RUN is doing: phase, attempt and why it waits, was restarted or failed.
 
     RUN is a run id (model-name), as `graceful list` shows it. Ctrl-C ends the waiting, not the run.
 
@@ -82,10 +82,13 @@ def status(run: str, wait: bool, timeout: float | None, output: str, **location_
 @click.command(short_help="Print the log of a submitted run.")
 @click.argument("run")
 @options(*LOCATION)
-@click.option("-f", "--follow", is_flag=True, help="Until the run is over, across lost connections.")
-@click.option("--since", metavar="DURATION", help="Only what is newer, e.g. 15m.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log until the run is over, across lost connections.")
+@click.option("--since", metavar="DURATION", help="Only lines newer than this, e.g. 15m.")
 @click.option(
-    "--attempt", type=click.IntRange(min=1), metavar="N", help="Of the Nth start of RUN, from its copy in the bucket."
+    "--attempt",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Log of the Nth start of RUN, from its copy in the bucket.",
 )
 def logs(run: str, follow: bool, since: str | None, attempt: int | None, **location_options: str | None) -> int:
     """Print the log of RUN, each line once. Ctrl-C detaches and says how to come back.
@@ -122,7 +125,7 @@ def stop(run: str, output: str, **location_options: str | None) -> int:
 @click.argument("run")
 @options(*LOCATION)
 @click.option("--workers", type=click.IntRange(min=1), help="Training processes from now on; the run stays the same.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @OUTPUT
 def resume(run: str, output: str, *, yes: bool, workers: int | None, **location_options: str | None) -> int:
     """Send RUN again under the same run id; it goes on from its last checkpoint.
@@ -158,12 +161,12 @@ def list_(output: str, **location_options: str | None) -> int:
 
 @click.command(short_help="Remove what finished runs left, here or on Kubernetes.")
 @options(*LOCATION, HOME)
-@click.option("--older-than", "older", default="1d", show_default=True, metavar="DURATION", help="Since they ended.")
+@click.option("--older-than", "older", default="1d", show_default=True, metavar="DURATION", help="Age of their end.")
 @click.option(
     "--stopped-older-than",
     "stopped",
     metavar="DURATION",
-    help="On a cluster: forget runs that were stopped so long ago, too.  [default: keep them]",
+    help="On a cluster: also remove runs that were stopped so long ago.  [default: keep them]",
 )
 @click.option(
     "--cache-gb",
@@ -173,7 +176,7 @@ def list_(output: str, **location_options: str | None) -> int:
     envvar=CACHE_GB_VARIABLE,
     help=f"What copies in the home may take, in GB; also ${CACHE_GB_VARIABLE}.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @OUTPUT
 def gc(
     older: str,

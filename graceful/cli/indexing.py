@@ -12,21 +12,27 @@ from graceful.cli.options import HOME, OUTPUT, VERBOSE, Anywhere, File, InOrder,
 INDEX = click.argument("index", type=Anywhere())
 SOURCE = (
     click.option("--version", metavar="VERSION", help="Embed with MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS."),
-    click.option("--spec", type=File(path_type=Path), help="Whose task has the items.  [default: the version's own]"),
+    click.option(
+        "--spec", type=File(path_type=Path), help="Spec whose task has the items.  [default: the version's own]"
+    ),
     click.option(
         "--split",
         type=click.Choice(["train", "validation", "constraint", "test", "query", "gallery"]),
-        help="Of that task.  [default: gallery; of queries: query]",
+        help="Split of that task.  [default: gallery; for queries: query]",
     ),
     click.option("--vectors", type=Anywhere(), metavar="FILE", help="Vectors of any model, .npz or .parquet."),
-    click.option("--space", metavar="NAME", help="Which model made the vectors of FILE, where it does not say."),
+    click.option("--space", metavar="NAME", help="Model that made the vectors of FILE, where FILE does not name it."),
     click.option(
-        "--metric", default="cosine", show_default=True, metavar="NAME", help="How those vectors are compared."
+        "--metric",
+        default="cosine",
+        show_default=True,
+        metavar="NAME",
+        help="Measure by which those vectors are compared.",
     ),
 )
 WHY = (
-    click.option("--reason", default="", metavar="TEXT", help="Why; the index's history keeps it."),
-    click.option("--author", metavar="NAME", help="Who.  [default: your user name]"),
+    click.option("--reason", default="", metavar="TEXT", help="Reason; it stays in the index's history."),
+    click.option("--author", metavar="NAME", help="Author.  [default: your user name]"),
 )
 FORM = (HOME, OUTPUT, VERBOSE)
 
@@ -50,16 +56,16 @@ def index(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-@index.command(short_help="Make an index.")
+@index.command(short_help="Create an index.")
 @options(INDEX, *SOURCE)
 @click.option(
     "--backend",
     default="exact",
     show_default=True,
     metavar="KIND",
-    help="What stores and searches: exact, faiss, pgvector, qdrant.",
+    help="Backend that stores and searches: exact, faiss, pgvector, qdrant.",
 )
-@click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="Of the backend. Repeatable.")
+@click.option("--option", "settings", multiple=True, metavar="KEY=VALUE", help="Setting of the backend. Repeatable.")
 @options(*WHY, *FORM)
 def build(index: str, backend: str, settings: tuple[str, ...], **arguments: Any) -> int:
     """Make the index INDEX of the vectors of a version over a split, or of a file of vectors.
@@ -79,7 +85,7 @@ def build(index: str, backend: str, settings: tuple[str, ...], **arguments: Any)
 
 @index.command(short_help="Add vectors, or replace them.")
 @options(INDEX, *SOURCE)
-@click.option("--replace", is_flag=True, help="Ids that are there get the new vectors.")
+@click.option("--replace", is_flag=True, help="Replace the vectors of ids that the index has.")
 @click.option("--mixed", is_flag=True, help="Store vectors of another model beside those that the index takes.")
 @options(*WHY, *FORM)
 def add(index: str, replace: bool, mixed: bool, **arguments: Any) -> int:
@@ -174,7 +180,7 @@ def accept(index: str, gallery: str, **arguments: Any) -> int:
 
 @index.command(short_help="Check that nothing was altered or lost.")
 @options(INDEX)
-@click.option("--all", "everything", is_flag=True, help="Every snapshot, not the newest alone.")
+@click.option("--all", "everything", is_flag=True, help="Check every snapshot, not the newest alone.")
 @options(*FORM)
 def verify(index: str, everything: bool, **arguments: Any) -> int:
     """Check every vector of INDEX: digests, counts, length 1, each id once. Exit code 4 if something is wrong.

@@ -42,10 +42,10 @@ _FACTOR = _Factor()
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
-    help="That has the sample.  [default: the first of them that has it]",
+    help="Split that has the sample.  [default: the first that has it]",
 )
-@click.option("--top", type=Whole(1), default=10, show_default=True, help="Training samples that are listed.")
-@click.option("--spec", type=File(path_type=Path), help="Whose task has the data.  [default: the version's own]")
+@click.option("--top", type=Whole(1), default=10, show_default=True, help="Number of training samples to list.")
+@click.option("--spec", type=File(path_type=Path), help="Spec whose task has the data.  [default: the version's own]")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
 def explain(version: str, sample: str, spec: Path | None, home: Path | None, quiet: bool, **arguments: Any) -> int:
     """Show which training samples pull VERSION to its answer for the sample ID.
@@ -75,12 +75,12 @@ def explain(version: str, sample: str, spec: Path | None, home: Path | None, qui
 @click.command(short_help="Add up linearised versions: mix, roll back in part, fold into a network.")
 @click.argument("model")
 @click.argument("versions", nargs=-1, required=True, metavar="VERSION=FACTOR...", type=_FACTOR)
-@click.option("--name", required=True, help="Of the new version.")
+@click.option("--name", required=True, help="Name of the new version.")
 @click.option(
-    "--folded", is_flag=True, help="As an ordinary network at the weights w0 + delta, which is another model."
+    "--folded", is_flag=True, help="Write an ordinary network with the weights w0 + delta, which is another model."
 )
 @click.option("--dry-run", is_flag=True, help="Print the error that is predicted; do nothing.")
-@click.option("--spec", type=File(path_type=Path), help="Of the newest of them.  [default: the recorded one]")
+@click.option("--spec", type=File(path_type=Path), help="Spec of the newest of them.  [default: the recorded one]")
 @options(HOME, OUTPUT, QUIET, VERBOSE)
 def combine(
     model: str, versions: tuple[tuple[str, float], ...], spec: Path | None, home: Path | None, **arguments: Any

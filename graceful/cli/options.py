@@ -119,7 +119,7 @@ ON = click.option(
     "--on",
     metavar="NAME",
     required=True,
-    help="Where: the profile cluster/NAME.yaml, or a path that ends in .yaml.",
+    help="Profile of the place: cluster/NAME.yaml, or a path that ends in .yaml.",
 )
 OUTPUT = click.option(
     "-o",
@@ -129,16 +129,16 @@ OUTPUT = click.option(
     show_default=True,
     help="Form of the result on stdout.",
 )
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; errors only.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print errors alone on stderr, no progress.")
 PROFILE = click.option(
     "--profile", is_flag=True, help="Write where the time of a few steps goes to profile.json.gz in the run's folder."
 )
-VERBOSE = click.option("-v", "--verbose", count=True, help="More talk on stderr; -vv for everything.")
+VERBOSE = click.option("-v", "--verbose", count=True, help="Print more on stderr; -vv prints everything.")
 
 LOCATION = (
-    click.option("--on", metavar="NAME", help="Where: the profile cluster/NAME.yaml, or a path that ends in .yaml."),
+    click.option("--on", metavar="NAME", help="Profile of the place: cluster/NAME.yaml, or a path that ends in .yaml."),
     click.option(
-        "--context", metavar="NAME", help="Of the kubeconfig.  [default: the profile's, else the current one]"
+        "--context", metavar="NAME", help="Context of the kubeconfig.  [default: the profile's, else the current one]"
     ),
     click.option("-n", "--namespace", metavar="NAME", help="[default: the profile's, else the context's]"),
 )

@@ -16,7 +16,7 @@ WHERE = (
         metavar="NAME",
         help="A cluster: the profile cluster/NAME.yaml, or a path that ends in .yaml.  [default: this machine]",
     ),
-    click.option("--context", metavar="NAME", help="Of the kubeconfig.  [default: the profile's]"),
+    click.option("--context", metavar="NAME", help="Context of the kubeconfig.  [default: the profile's]"),
     click.option("-n", "--namespace", metavar="NAME", help="[default: the profile's]"),
     HOME,
 )
@@ -25,23 +25,23 @@ CRON = (
     click.option(
         "--cron", required=True, metavar="FIELDS", help="Minute, hour, day, month, weekday (0: Sunday), or @daily."
     ),
-    click.option("--time-zone", default="Etc/UTC", show_default=True, metavar="ZONE", help="E.g. Europe/Berlin."),
+    click.option("--time-zone", default="Etc/UTC", show_default=True, metavar="ZONE", help="Zone, e.g. Europe/Berlin."),
 )
 PLACED = (
     click.option(
         "--service-account",
         metavar="NAME",
-        help="On a cluster: may submit.  [default: the profile's, -submitter in place of -ray]",
+        help="On a cluster: account that submits.  [default: the profile's, -submitter in place of -ray]",
     ),
-    click.option("--dry-run", is_flag=True, help="Only say what would change."),
+    click.option("--dry-run", is_flag=True, help="Only list what would change."),
     *WHERE,
 )
 
 
-@click.group(cls=InOrder, invoke_without_command=True, short_help="Refresh again and again, here or on a cluster.")
+@click.group(cls=InOrder, invoke_without_command=True, short_help="Refresh on a schedule, here or on a cluster.")
 @click.pass_context
 def schedule(context: click.Context) -> None:
-    """Refresh a model again and again, on a cluster (--on) or on this machine.
+    """Refresh a model on a schedule, on a cluster (--on) or on this machine.
 
     Each firing makes a version named after it (NAME and the minutes since 1970), trains it against the
     champion of that moment, and lets the gate decide. Without new data since the champion, it is skipped.
@@ -65,14 +65,14 @@ def schedule(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-@schedule.command(short_help="Make or change a schedule.")
+@schedule.command(short_help="Create or change a schedule.")
 @options(NAME, SPEC, *CRON)
 @SET
 @TRUST
-@click.option("--always", is_flag=True, help="Refresh without new data too.")
+@click.option("--always", is_flag=True, help="Refresh also without new data.")
 @options(*PLACED, OUTPUT)
 def apply(name: str, spec: Path, output: str, **options: Any) -> int:
-    """Make the schedule NAME, which refreshes SPEC, or change it and say what changed.
+    """Create the schedule NAME, which refreshes SPEC, or change it and show what changed.
 
     SPEC is resolved now and kept: editing the file later changes nothing before the next apply. Its `name` is
     replaced at every firing. The same content again changes nothing; a paused schedule stays paused.
@@ -103,10 +103,10 @@ def list_(output: str, **location_options: Any) -> int:
     return scheduling.listing(scheduling.ScheduleLocation(**location_options), output=output)
 
 
-@schedule.command(short_help="Let a schedule rest.")
+@schedule.command(short_help="Pause a schedule.")
 @options(NAME, *WHERE)
 def pause(name: str, **location_options: Any) -> int:
-    """Let NAME rest until it is resumed. A firing that runs goes on.
+    """Pause NAME until it is resumed. A firing that runs goes on.
 
     \b
     Example:
@@ -117,10 +117,10 @@ def pause(name: str, **location_options: Any) -> int:
     return scheduling.pause(name, scheduling.ScheduleLocation(**location_options), paused=True)
 
 
-@schedule.command(short_help="Let a paused schedule fire again.")
+@schedule.command(short_help="Resume a paused schedule.")
 @options(NAME, *WHERE)
 def resume(name: str, **location_options: Any) -> int:
-    """Let NAME fire again. On a cluster, the newest firing of the last hour is made up for at once.
+    """Resume NAME. On a cluster, the newest missed firing of the last hour is started at once.
 
     \b
     Example:
@@ -162,7 +162,7 @@ def delete(name: str, **location_options: Any) -> int:
     return scheduling.delete(name, scheduling.ScheduleLocation(**location_options))
 
 
-@schedule.command(short_help="Be the scheduler of this machine.")
+@schedule.command(short_help="Run the scheduler of this machine.")
 @options(HOME, QUIET)
 def run(home: Path | None, quiet: bool) -> int:
     """Fire the schedules of this machine when they are due, one firing at a time, until Ctrl-C.

@@ -30,11 +30,13 @@ INDEX = Anywhere()
     help="Judged pairs or clicks, .tsv or .csv: query, item and perhaps a grade.  [default: equal labels]",
 )
 @click.option("--adapter", type=FOLDER, metavar="FOLDER", help="Search B with the queries that this adapter maps.")
-@click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Also by the values of a column. Repeatable.")
-@click.option("-k", "k", type=Whole(1, 1000), default=10, show_default=True, help="Results that are compared.")
-@click.option("--worst", type=Whole(0), default=20, show_default=True, help="Queries that are listed.")
+@click.option("--slice", "slices", multiple=True, metavar="COLUMN", help="Compare by a column, too. Repeatable.")
+@click.option(
+    "-k", "k", type=Whole(1, 1000), default=10, show_default=True, help="Number of results to compare for each query."
+)
+@click.option("--worst", type=Whole(0), default=20, show_default=True, help="Number of queries to list.")
 @click.option("--html", type=File(path_type=Path), metavar="FILE", help="Also write a page.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the bootstrap.")
 @options(HOME, OUTPUT, VERBOSE)
 def compare_search(a: str, b: str, home: Path | None, **arguments: Any) -> int:
     """Search the indices A and B with the same queries, and compare what they return, query by query.
@@ -60,28 +62,28 @@ def compare_search(a: str, b: str, home: Path | None, **arguments: Any) -> int:
     return programs.start("compare-search", document=document, home=home, **output)
 
 
-@click.command("label-next", short_help="Say which samples to label next, and how many decide a bound.")
+@click.command("label-next", short_help="List samples to label next, and estimate how many decide a bound.")
 @click.argument("old", type=INDEX)
 @click.argument("new", type=INDEX)
 @click.option(
-    "--bound", type=Finite(min=0.0, max=1.0), required=True, metavar="RATE", help="On negative flips, e.g. 0.02."
+    "--bound", type=Finite(min=0.0, max=1.0), required=True, metavar="RATE", help="Bound on negative flips, e.g. 0.02."
 )
 @click.option(
     "--labels",
     type=File(path_type=Path),
     metavar="FILE",
-    help="What is known: id and label; of searches, judged pairs.",
+    help="Known labels: id and label; for searches, judged pairs.",
 )
 @click.option(
-    "--queries", multiple=True, metavar="[SPACE=]FILE", help="Of two indices: vectors of the queries. Repeatable."
+    "--queries", multiple=True, metavar="[SPACE=]FILE", help="With two indices: vectors of the queries. Repeatable."
 )
 @click.option("--adapter", type=FOLDER, metavar="FOLDER", help="Search NEW with the queries that this adapter maps.")
-@click.option("--count", type=Whole(0), default=20, show_default=True, help="Samples that are listed.")
+@click.option("--count", type=Whole(0), default=20, show_default=True, help="Number of samples to list.")
 @click.option("--out", type=File(path_type=Path), metavar="FILE", help="Also write all of them, .csv.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Of the prediction.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the prediction.")
 @options(HOME, OUTPUT, VERBOSE)
 def label_next(old: str, new: str, home: Path | None, **arguments: Any) -> int:
-    """Say which unlabelled samples decide soonest whether NEW keeps a bound on negative flips against OLD.
+    """List the unlabelled samples that decide soonest whether NEW keeps a bound on negative flips against OLD.
 
     OLD and NEW are what two versions say of the same samples: .csv or .tsv files with id, answer and perhaps
     confidence, or the predictions.npz of a version; or two indices, searched with --queries, where the first result is

@@ -56,7 +56,7 @@ def train(spec: Path, sets: tuple[str, ...], home: Path | None, **output_options
 
 @click.command(short_help="Search the weights: fewest negative flips at a fixed error.")
 @options(SPEC, SET, TRUST, HOME)
-@click.option("--trials", type=Whole(1), help="As --set tune.trials=N.")
+@click.option("--trials", type=Whole(1), help="Number of trials; the same as --set tune.trials=N.")
 @click.option("--dry-run", is_flag=True, help="Print what would be searched, and how many trainings; do nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
 def tune(
@@ -88,8 +88,12 @@ def tune(
 
 @click.command("search-architecture", short_help="Search the network of a query model within a budget.")
 @options(SPEC, SET, TRUST, HOME)
-@click.option("--evaluations", type=Whole(1), help="As --set architectures.evaluations=N.")
-@click.option("--method", type=click.Choice(["evolution", "random"]), help="As --set architectures.method=NAME.")
+@click.option(
+    "--evaluations", type=Whole(1), help="Networks to measure; the same as --set architectures.evaluations=N."
+)
+@click.option(
+    "--method", type=click.Choice(["evolution", "random"]), help="The same as --set architectures.method=NAME."
+)
 @click.option("--dry-run", is_flag=True, help="Print the space, its costs and what would be measured; train nothing.")
 @options(OUTPUT, QUIET, VERBOSE)
 def search_architecture(
@@ -133,7 +137,7 @@ def search_architecture(
 
 
 @click.command(short_help="Measure a trained version against every ancestor.")
-@click.option("--matrix", is_flag=True, help="Every version of the chain against every other instead, as matrices.")
+@click.option("--matrix", is_flag=True, help="Measure every version of the chain against every other, as matrices.")
 @click.option("--versions", metavar="NAMES", help="With --matrix: only these, e.g. v1,v3.  [default: all]")
 @options(SPEC, SET, TRUST, HOME, OUTPUT, QUIET, VERBOSE)
 def evaluate(

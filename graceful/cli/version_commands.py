@@ -12,8 +12,10 @@ import click
 
 from graceful.cli.options import HOME, OUTPUT, VERBOSE, Finite, options
 
-REASON = click.option("--reason", required=True, metavar="TEXT", help="Why; recorded for good.")
-AUTHOR = click.option("--author", metavar="NAME", help="Who; recorded for good.  [default: your user name]")
+REASON = click.option("--reason", required=True, metavar="TEXT", help="Reason; it stays in the history.")
+AUTHOR = click.option(
+    "--author", metavar="NAME", help="Author; the name stays in the history.  [default: your user name]"
+)
 
 
 class _Champion(click.ParamType[int]):
@@ -43,7 +45,7 @@ FORM = (HOME, OUTPUT, VERBOSE)
 @click.command(short_help="Make a version the champion.")
 @click.argument("version")
 @options(*WHO, EXPECT)
-@click.option("--waive", is_flag=True, help="Although it is held; the reason is recorded as a waiver.")
+@click.option("--waive", is_flag=True, help="Promote it although it is held; the reason is recorded as a waiver.")
 @options(*FORM)
 def promote(version: str, **arguments: Any) -> int:
     """Make VERSION the champion, after verifying its verdict and its files.
@@ -78,7 +80,7 @@ def rollback(version: str, **arguments: Any) -> int:
 @click.command(short_help="Keep a version from being promoted.")
 @click.argument("version")
 @options(*WHO)
-@click.option("--release", is_flag=True, help="Take a hold by hand back; one by the gate needs `promote --waive`.")
+@click.option("--release", is_flag=True, help="Release a hold by hand; a hold by the gate needs `promote --waive`.")
 @options(*FORM)
 def hold(version: str, release: bool, **arguments: Any) -> int:
     """Keep VERSION from being promoted. The champion cannot be held; roll back first.
@@ -94,7 +96,7 @@ def hold(version: str, release: bool, **arguments: Any) -> int:
 @click.command(short_help="Leave a version out of later refreshes.")
 @click.argument("version")
 @options(*WHO)
-@click.option("--force", is_flag=True, help="Even if it is champion; the model has none afterwards.")
+@click.option("--force", is_flag=True, help="Retire it even if it is champion; the model has none afterwards.")
 @options(*FORM)
 def retire(version: str, **arguments: Any) -> int:
     """Leave VERSION out of the training and evaluation of later refreshes, for good.
@@ -125,14 +127,14 @@ def history(version: str, **arguments: Any) -> int:
 
 @click.command("lineage repair", short_help="Rebuild what MLflow shows from what was recorded.")
 @click.argument("model")
-@click.option("--dry-run", is_flag=True, help="Only tell what is wrong.")
+@click.option("--dry-run", is_flag=True, help="Only list what is wrong.")
 @click.option(
     "--older-than",
     type=Finite(min=0),
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="A run of another machine that began before that and still runs is dead.",
+    help="Age at which a run of another machine that is still running counts as dead.",
 )
 @options(*FORM)
 def repair(model: str, **arguments: Any) -> int:

@@ -44,7 +44,7 @@ def is_job_name(text: str) -> bool:
 
 
 def document_name(job: str, text: str) -> str:
-    """Return the name of the ConfigMap of a job's document; it follows from the content, which cannot change under a job."""
+    """Return the name of the ConfigMap of a job's document; it follows from the content, which then cannot change."""
     return f"{job}-{_digest(text)}"
 
 

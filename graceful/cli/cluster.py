@@ -42,7 +42,7 @@ def plan(spec: Path, sets: tuple[str, ...], *, on: str, offline: bool, program: 
 @TUNE
 @OUTPUT
 def submit(spec: Path, sets: tuple[str, ...], *, on: str, yes: bool, program: str, output: str) -> int:
-    """Plan the refresh of SPEC, ask for confirmation, send it to a cluster or into the background, and print its handle.
+    """Plan the refresh of SPEC, confirm it, send it to a cluster or into the background, and print its handle.
 
     The same run id is the same job: sent twice, it runs once. Nothing is sent while the plan has errors.
     With --tune its weights are searched instead, see `graceful tune`: a run of its own, MODEL-NAME-tune-TRIALS;

@@ -1,6 +1,6 @@
 """Keep the caches of predecessor outputs within a size: the least recently used ones go. The driver runs it.
 
-A process with an open cache holds a shared lock on `<key>.use`, and a cache that is locked stays. `Cache.open` marks the
+A process with an open cache holds a shared lock on `<key>.use`; locked caches stay. `Cache.open` marks the
 time of use. A deleted cache is rebuilt when it is asked for again.
 """
 

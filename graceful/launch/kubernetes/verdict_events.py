@@ -1,6 +1,6 @@
 """An event of Kubernetes for how a refresh ended: passed and promoted, held, or failed. Client.
 
-Pods of Ray may not write to the API server, so commands that follow a run to its end write it: `graceful status --wait`,
+Pods of Ray may not write to the API server, so commands that follow a run to its end do: `graceful status --wait`,
 and the pods of schedules. The name follows from the job, so that several followers write one event.
 """
 

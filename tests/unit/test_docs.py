@@ -18,6 +18,7 @@ import yaml
 
 from graceful import catalogue, spec
 from graceful.cli.app import graceful as command_line
+from graceful.losses import registry as losses
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
@@ -117,6 +118,16 @@ def test_pictures_of_the_concepts_are_those_that_the_script_draws() -> None:
     for name, content in drawn.items():
         assert (ROOT / "docs" / "pictures" / name).read_text(encoding="utf-8") == content, "run docs/_hooks/pictures.py"
         assert f"pictures/{name})" in (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+
+
+def test_every_loss_and_method_has_a_card() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    written = "\n".join(line for line in text.splitlines() if line.startswith("| write |"))
+    for kind in [*losses.kinds(), "lqf", "adaptive", "decay", "blend", "reference", "pruning", "gallery"]:
+        assert re.search(rf"\b{kind}\b", written), kind
+    for card in text.split("\n### ")[1:]:
+        rows = re.findall(r"^\| (\w+) \|", card, re.MULTILINE)
+        assert {"idea", "source", "write", "costs", "fails", "measured"} <= set(rows), card.splitlines()[0]
 
 
 def test_every_metric_says_what_it_measures() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import results
 from tests.support import mlflow_server
 from tests.support import mlflow_versions as versions
-from tests.support.registry_storm import Fault, Storm, storm
+from tests.support.registry_faults import Fault, WriterRun, run_writers
 
 PATIENCE = {"MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0", "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0"}
 """Retries without pauses: what is tested is what they do, not how long they wait."""
@@ -53,8 +53,8 @@ class Killable:
         return happen
 
 
-def run(fault: Fault, writers: int, folder: Path) -> Storm:
-    """One storm on a server of its own."""
+def run(fault: Fault, writers: int, folder: Path) -> WriterRun:
+    """Run the writers under one fault, on a server of their own."""
     folder.mkdir()
     versions.local_store(folder).versions("none")  # the schema, before the server opens it
     (folder / "served").mkdir()
@@ -62,11 +62,11 @@ def run(fault: Fault, writers: int, folder: Path) -> Storm:
         server = Killable(folder, stack)
         uri = server.start()
         meanwhile = server.restart(10.0) if fault is Fault.SERVER_KILLED else None
-        return storm(uri, folder / "writers", fault, writers, model="glyphs", meanwhile=meanwhile)
+        return run_writers(uri, folder / "writers", fault, writers, model="glyphs", meanwhile=meanwhile)
 
 
 def main() -> None:
-    """Run the storms; write the rows after each, so that a long night leaves something."""
+    """Run every fault; write the rows after each, so that an interrupted run keeps them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--writers", type=int, default=64)
     parser.add_argument("--fault", action="append", choices=[fault.name for fault in Fault])
@@ -75,7 +75,7 @@ def main() -> None:
     chosen = [Fault[name] for name in options.fault] if options.fault else list(Fault)
     start, kept = time.monotonic(), results.FOLDER / "lineage_faults.json"
     rows = json.loads(kept.read_text())["rows"] if kept.exists() else list[dict[str, Any]]()
-    with tempfile.TemporaryDirectory(prefix="graceful-storm-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="graceful-writers-") as scratch:
         for fault in chosen:
             began = time.monotonic()
             found = run(fault, options.writers, Path(scratch) / fault.name)

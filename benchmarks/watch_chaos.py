@@ -13,7 +13,7 @@ import time
 from benchmarks.results import write
 from graceful.launch.kubernetes.kube import Kube
 from tests.support.apiserver_proxy import Fault, Weather
-from tests.support.watch_chaos import storm
+from tests.support.watch_chaos import run_life_cycles
 
 LIFE_CYCLES = 200
 NAMESPACE = f"graceful-chaos-{int(time.time())}"
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         share = total * (number + 1) // len(WEATHERS) - total * number // len(WEATHERS)
         begun = time.monotonic()
         weather = Weather(faults=faults, chance=CHANCE, seed=number)
-        row = storm(kube, weather, count=share, prefix=f"c{number}")
+        row = run_life_cycles(kube, weather, count=share, prefix=f"c{number}")
         rows.append({"fault": name, **row, "seed": number, "seconds": round(time.monotonic() - begun, 1)})
         print(rows[-1], flush=True)
     kube.delete("Namespace", NAMESPACE)

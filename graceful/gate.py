@@ -197,8 +197,8 @@ def _unknown(constraint: Constraint, known: Mapping[str, Measurement] | set[str]
 def _answer(report: Report, question: _Question, z: float) -> Finding:
     metric = question.constraint.metric
     if question.measurements is None:
-        missing = "no query model or gallery" if metric in PAIR_METRICS else "no ancestors"
-        reason = f"{metric} against {question.against}: {missing} yet, met without evidence"
+        absent = "no query model or gallery" if metric in PAIR_METRICS else "no ancestors"
+        reason = f"{metric} against {question.against}: {absent} yet, met without evidence"
         return _judgement(question, None, met=True, reason=reason)
     measurement = question.measurements.get(metric)
     name = metric + ("" if question.against == SELF else f" against {question.against}")

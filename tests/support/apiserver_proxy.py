@@ -1,7 +1,7 @@
 """An HTTP proxy in front of a real API server that injects what networks and busy servers do to clients.
 
 It listens on loopback without TLS and forwards with the credentials of an `Access`. Faults are drawn from a seeded
-generator, so that a storm can be repeated.
+generator, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Weather:
                 return None
             fault = self._random.choice(possible)
             if self.met and self._random.random() >= self.chance:
-                return None  # never the first one: a short storm in which nothing happened would show nothing
+                return None  # never the first one: a short run without a fault would show nothing
             self.met[fault.value] += 1
             return fault
 

@@ -50,7 +50,7 @@ class Followed(Observer):
         try:
             for one in follow(self):
                 self.last = one
-        except Exception as e:  # noqa: BLE001  # whatever it is, the storm must report it
+        except Exception as e:  # noqa: BLE001  # whatever it is, the run must report it
             self.error = e
 
     def repeated(self) -> int:
@@ -58,7 +58,7 @@ class Followed(Observer):
         return sum(later <= earlier for earlier, later in zip(self.versions, self.versions[1:], strict=False))
 
 
-def storm(kube: Kube, weather: Weather, *, count: int, prefix: str) -> Mapping[str, Any]:
+def run_life_cycles(kube: Kube, weather: Weather, *, count: int, prefix: str) -> Mapping[str, Any]:
     """One row: so many life-cycles in one weather.
 
     Args:
@@ -95,7 +95,7 @@ def storm(kube: Kube, weather: Weather, *, count: int, prefix: str) -> Mapping[s
 
 
 def _until_watched(weather: Weather, count: int) -> None:
-    """A follower that comes after the last change has nothing to watch, and its storm shows nothing."""
+    """A follower that comes after the last change has nothing to watch, and its run shows nothing."""
     end = time.monotonic() + PATIENCE_SECONDS
     while len(weather.watched) < count:
         if time.monotonic() > end:

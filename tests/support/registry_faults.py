@@ -44,8 +44,8 @@ class Fault(StrEnum):
 
 
 @dataclass(kw_only=True)
-class Storm:
-    """What a storm did, and what was found after it.
+class WriterRun:
+    """Result of one run of many writers, and of the reading afterwards.
 
     Attributes:
         attempts: How often the writers' commands were run.
@@ -92,7 +92,7 @@ class Storm:
         return found == (self.writers + 1, 1, 0, 0, 0) and not self.moves_lost and not self.failures
 
 
-def storm(
+def run_writers(
     uri: str,
     folder: Path,
     fault: Fault,
@@ -100,7 +100,7 @@ def storm(
     *,
     model: str,
     meanwhile: Callable[[], None] | None = None,
-) -> Storm:
+) -> WriterRun:
     """Let `writers` register and promote at once, then look.
 
     Args:
@@ -111,10 +111,10 @@ def storm(
         model: Model family, new.
         meanwhile: Called once while they are at work, e.g. to kill the server.
     """
-    found = Storm(fault=fault, model=model, writers=writers)
+    found = WriterRun(fault=fault, model=model, writers=writers)
     direct = Store(uri, folder / "direct")
     first = direct.register(versions.registration(direct, folder, "v0", model=model))
-    direct.promote(model, first.version, expected=None, reason="first", actor="storm")
+    direct.promote(model, first.version, expected=None, reason="first", actor="writer")
     with _proxy(uri, fault) as proxy:
         threads = [
             threading.Thread(target=_write, args=(found, proxy, folder, first, number))
@@ -131,8 +131,8 @@ def storm(
     return found
 
 
-def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, number: int) -> None:
-    """One writer, who repeats what failed until his version is champion, or somebody was faster."""
+def _write(found: WriterRun, proxy: _Proxy, folder: Path, first: LineageRecord, number: int) -> None:
+    """One writer, who repeats what failed until his version is champion, or another one was faster."""
     lock, expected, refusals = found.lock, None, 0
     dying, client = found.fault is Fault.CLIENT_DIES, None
     for attempt in range(MOST_ATTEMPTS):
@@ -140,7 +140,7 @@ def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, numb
             found.attempts += 1
         store = Store(f"{proxy.uri}/c{number}", folder / f"machine{number % MACHINES}")
         try:
-            # one connection for all attempts: it is not what the storm is about
+            # one connection for all attempts: it is not what is tested
             client = client or store.registry.client
             store.registry.__dict__["client"] = client
             if dying and attempt < 2:
@@ -161,7 +161,7 @@ def _write(found: Storm, proxy: _Proxy, folder: Path, first: LineageRecord, numb
         except RegistryError as e:
             if found.fault is Fault.SERVER_KILLED:
                 time.sleep(1.0)  # it takes a while to come back
-            if "expected" in e.facts:  # somebody was faster: judge again, but not forever
+            if "expected" in e.facts:  # another writer was faster: judge again, but not forever
                 refusals, expected = refusals + 1, None
                 if refusals == REFUSALS:
                     return
@@ -206,7 +206,7 @@ class _Dying:
         return call
 
 
-def _look(found: Storm, store: Store, first: LineageRecord) -> None:
+def _look(found: WriterRun, store: Store, first: LineageRecord) -> None:
     """Settle what dead writers left, then compare with what must be there."""
     found.repairs = [f"{item.where}: {item.what}" for item in store.repair(found.model)]
     listed = store.versions(found.model)
@@ -247,7 +247,7 @@ class _Proxy(ThreadingHTTPServer):
         self._lock = threading.Lock()
 
     def draw(self, *parts: bytes) -> Fault:
-        """The fault of a request: the storm's where it is made for the first time."""
+        """Return the fault of a request: that of the run where the request is made for the first time."""
         if self.fault in (Fault.NONE, Fault.CLIENT_DIES, Fault.SERVER_KILLED):
             return Fault.NONE
         key = hashlib.sha256(b"\0".join(parts)).digest()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import mlflow_versions as versions
-from tests.support.registry_storm import Fault, storm
+from tests.support.registry_faults import Fault, run_writers
 
 pytestmark = [
     pytest.mark.integration,
@@ -30,7 +30,7 @@ def test_every_version_edge_and_event_is_there_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    found = storm(uri, tmp_path, fault, WRITERS, model=f"storm-{fault.name.lower().replace('_', '-')}")
+    found = run_writers(uri, tmp_path, fault, WRITERS, model=f"writers-{fault.name.lower().replace('_', '-')}")
     assert found.failures == []
     assert found.injected >= WRITERS
     assert found.good, found.row()

@@ -84,7 +84,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    """Return a text for one cell: pipes are escaped, and so are angle brackets outside of code."""
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    return re.sub(r"(`[^`]*`)|<", lambda match: match[1] or "&lt;", line)
 
 
 def code(text: str) -> str:

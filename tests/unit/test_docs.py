@@ -110,6 +110,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert "graceful schedule run-now" in pages["commands"]
     assert "image_folder" in pages["spec"]
     assert all(f"<code>{name}</code>" in pages["metrics"] for name in catalogue.METRICS)
+    assert not [name for name, page in pages.items() if "&amp;lt;" in page], "escaped twice"
 
 
 def test_pictures_of_the_concepts_are_those_that_the_script_draws() -> None:

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from benchmarks import results, runs
-from benchmarks.hvs_pairs import BUDGETS, EPOCHS, GALLERY, TREATMENTS, embedded, scores, splits
+from benchmarks.hvs_pairs import BUDGETS, EPOCHS, GALLERY, TREATMENTS
+from benchmarks.hvs_splits import embedded, scores, splits
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
 from graceful.metrics.intervals import Evidence, paired_difference

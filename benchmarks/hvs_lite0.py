@@ -26,7 +26,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks import hvs_lite0_task, hvs_pairs, runs
-from benchmarks.hvs_pairs import Rows, Setting, embedded, scores
+from benchmarks.hvs_pairs import Rows, Setting
+from benchmarks.hvs_splits import embedded, scores
 from graceful.metrics import retrieval
 from graceful.tasks.base import Samples
 

@@ -36,12 +36,11 @@ import numpy as np
 import torch
 
 from benchmarks import results, runs
+from benchmarks.hvs_splits import Embedded, embedded, four_pairs, scores, splits
 from graceful.chain import Predecessor
 from graceful.metrics import retrieval
-from graceful.metrics.intervals import Evidence, paired_difference
 from graceful.models import bundle, cost
-from graceful.programs.outputs.model_outputs import run_on_split
-from graceful.tasks.base import Samples, Task
+from graceful.tasks.base import Samples
 
 HEAD = {"embedding": 64, "head": "cosine", "scale": 16.0}
 SEEDS = (0, 1, 2)
@@ -143,64 +142,6 @@ class Rows:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def halves(samples: Samples, *, every: int = 1) -> dict[str, np.ndarray]:
-    """Positions of every n-th sample in two halves of the groups."""
-    positions = np.arange(0, len(samples), every)
-    groups = np.unique(samples.groups)
-    first = np.isin(np.asarray(samples.groups)[positions], groups[0::2])
-    return {"query": positions[first], "gallery": positions[~first]}
-
-
-def part(samples: Samples, positions: np.ndarray) -> Samples:
-    """Some of the samples."""
-    return Samples(
-        ids=np.asarray(samples.ids)[positions],
-        labels=samples.labels[positions],
-        classes=samples.classes,
-        groups=np.asarray(samples.groups)[positions],
-        read=lambda rows: samples.read(positions[rows]),
-        digest=samples.digest,
-    )
-
-
-def splits(task: Task) -> dict[str, dict[str, Samples]]:
-    """Query and gallery samples by split; `validation` chooses, the others are reported."""
-    test, validation = task.samples("test"), task.samples("validation")
-    return {
-        "unseen": {"query": task.samples("query"), "gallery": task.samples("gallery")},
-        "seen": {side: part(test, rows) for side, rows in halves(test, every=5).items()},
-        "validation": {side: part(validation, rows) for side, rows in halves(validation).items()},
-    }
-
-
-Embedded = dict[str, dict[str, retrieval.Embeddings]]
-
-
-def embedded(version: Predecessor, data: Mapping[str, Mapping[str, Samples]]) -> Embedded:
-    """Embeddings of every side of every split."""
-    return {
-        split: {
-            side: retrieval.Embeddings(
-                ids=np.asarray(samples.ids),
-                labels=np.asarray(samples.classes)[samples.labels],
-                vectors=run_on_split(version, samples, 2048).embeddings,
-                groups=np.asarray(samples.groups),
-            )
-            for side, samples in sides.items()
-        }
-        for split, sides in data.items()
-    }
-
-
-def scores(ranking: retrieval.Ranking) -> dict[str, float]:
-    """R@1 and mAP."""
-    judged = ranking.judged
-    return {
-        "recall_at_1": float((ranking.first_hit[judged] == 1).mean()),
-        "map": float(ranking.average_precision[judged].mean()),
-    }
-
-
 def measure(seed: int, rows: Rows, home: Path, *, epochs: int) -> None:
     """Train and measure everything of one seed that is not measured yet."""
     setting = glyphs(epochs)
@@ -244,6 +185,53 @@ def pairs_of(
                    common=common, gallery_folder=gallery_folder, large=large)  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """Trains query models of one budget.
+
+    Attributes:
+        setting: Data, networks and recipe.
+        budget: Name of the budget.
+        seed: Of the gallery model; query models have another one.
+        home: Folder of the runs.
+        gallery_folder: Folder of the gallery model.
+    """
+
+    setting: Setting
+    budget: str
+    seed: int
+    home: Path
+    gallery_folder: Path
+
+    def fit(self, name: str, network: Mapping[str, Any], losses: list[dict[str, Any]], **changed: Any) -> Predecessor:
+        """Train one model, or load it where its run is done.
+
+        Args:
+            name: Of the treatment.
+            network: Section of the network.
+            losses: Losses against the gallery model; none: the model is independent.
+            changed: Keys of `train` that differ from the setting's.
+        """
+        section = self.setting.section(network)
+        spec = runs.refresh_spec(
+            f"{name}-{self.budget}",
+            task=section,
+            seed=self.seed + 1000,
+            train={**self.setting.train, **changed},
+            compatibility={"losses": losses} if losses else {},
+        )
+        folder, built = self.home / f"{name}-{self.budget}-{self.seed}", runs.task_of(section)
+        return self.setting.load(runs.trained(spec, folder=folder, ancestors=[self.gallery_folder], task=built)[0])
+
+    def independent(self, network: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Predecessor]:
+        """Return the models that know no gallery model: the network, with twice the epochs, and another network."""
+        versions = {
+            "alone": self.fit("alone", network, []),
+            "longer": self.fit("longer", network, [], epochs=2 * self.setting.train["epochs"]),
+        }
+        return {**versions, "other": self.fit("other", others[0], [])} if others else versions
+
+
 def one_budget(
     budget: str,
     networks: Sequence[dict[str, Any]],
@@ -261,56 +249,26 @@ def one_budget(
     """Train the independent models, choose the best of them, and measure every treatment beside it."""
     if len({row["query"] for row in rows.find(seed=seed, budget=budget)}) == len(TREATMENTS) + 1:
         return
-
-    def fitted(name: str, network: Mapping[str, Any], losses: list[dict[str, Any]], **changed: Any) -> Predecessor:
-        section = setting.section(network)
-        spec = runs.refresh_spec(
-            f"{name}-{budget}",
-            task=section,
-            seed=seed + 1000,
-            train={**setting.train, **changed},
-            compatibility={"losses": losses} if losses else {},
-        )
-        folder = home / f"{name}-{budget}-{seed}"
-        built = runs.task_of(section)
-        return setting.load(runs.trained(spec, folder=folder, ancestors=[gallery_folder], task=built)[0])
-
+    fitting = Fitting(setting=setting, budget=budget, seed=seed, home=home, gallery_folder=gallery_folder)
     network, *others = networks
-    independent = {
-        "alone": fitted("alone", network, []),
-        "longer": fitted("longer", network, [], epochs=2 * setting.train["epochs"]),
-    }
-    if others:
-        independent["other"] = fitted("other", others[0], [])
+    independent = fitting.independent(network, others)
     vectors = {name: embedded(version, data) for name, version in independent.items()}
-    validated = {
-        name: scores(retrieval.rank(sides["validation"]["query"], sides["validation"]["gallery"]))["map"]
-        for name, sides in vectors.items()
-    }
+    ranked = {name: {split: _ranking(sides[split]) for split in data} for name, sides in vectors.items()}
+    validated = {name: scores(rankings["validation"])["map"] for name, rankings in ranked.items()}
     chosen = max(validated, key=lambda name: validated[name])
-    best = {split: retrieval.rank(vectors[chosen][split]["query"], vectors[chosen][split]["gallery"]) for split in data}
-    small = setting.macs(independent[chosen])
+    best = {"query": "best", "budget": budget, "chosen": chosen, "validation_map": validated, "pair": "q,q"}
+    ratio = large / setting.macs(independent[chosen])
     found = [
-        {
-            **common,
-            "query": "best",
-            "budget": budget,
-            "chosen": chosen,
-            "validation_map": validated,
-            "pair": "q,q",
-            "macs_ratio": large / small,
-            "split": split,
-            **scores(best[split]),
-        }
+        {**common, **best, "macs_ratio": ratio, "split": split, **scores(ranked[chosen][split])}
         for split in ("unseen", "seen")
     ]
     for treatment, losses in TREATMENTS.items():
-        version = independent["alone"] if treatment == "alone" else fitted(treatment, network, losses)
-        query = vectors["alone"] if treatment == "alone" else embedded(version, data)
+        alone = treatment == "alone"
+        version = independent["alone"] if alone else fitting.fit(treatment, network, losses)
         found += four_pairs(
-            query,
+            vectors["alone"] if alone else embedded(version, data),
             gallery,
-            best=best,
+            best=ranked[chosen],
             macs=setting.macs(version),
             common={**common, "query": treatment, "budget": budget},
             large=large,
@@ -321,34 +279,8 @@ def one_budget(
             print(json.dumps({key: row[key] for key in ("seed", "budget", "query", "pair", "recall_at_1", "map")}))
 
 
-def four_pairs(
-    query: Embedded,
-    gallery: Embedded,
-    *,
-    best: Mapping[str, retrieval.Ranking],
-    macs: int,
-    common: Mapping[str, Any],
-    large: int,
-) -> list[dict[str, Any]]:
-    """M(q,q), M(q,g), M(g,q) and the distance of M(q,g) from the best independent model."""
-    found = []
-    for split in ("unseen", "seen"):
-        lengths = np.linalg.norm(query[split]["query"].vectors, axis=1)
-        row = {**common, "macs": macs, "macs_ratio": large / macs, "split": split}
-        row["norm_spread"] = float(lengths.std() / lengths.mean())
-        for pair, left, right in (("q,q", query, query), ("q,g", query, gallery), ("g,q", gallery, query)):
-            ranking = retrieval.rank(left[split]["query"], right[split]["gallery"])
-            measured = {**row, "pair": pair, **scores(ranking)}
-            if pair == "q,g":
-                judged = ranking.judged
-                assert ranking.groups is not None
-                evidence = Evidence.of(ranking.groups[judged], draws=1000, seed=0)
-                gain = paired_difference(
-                    ranking.average_precision[judged], best[split].average_precision[judged], evidence
-                )
-                measured |= {"difference": gain.value, "lower": gain.lower, "upper": gain.upper}
-            found.append(measured)
-    return found
+def _ranking(sides: Mapping[str, retrieval.Embeddings]) -> retrieval.Ranking:
+    return retrieval.rank(sides["query"], sides["gallery"])
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -39,7 +39,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from benchmarks import results, runs
-from benchmarks.hvs_pairs import GALLERY, REGRESSION, Rows, scores, stages
+from benchmarks.hvs_pairs import GALLERY, REGRESSION, Rows, stages
+from benchmarks.hvs_splits import scores
 from graceful import tasks
 from graceful.architectures import costs
 from graceful.architectures.space import Space, digest_of, network_of, path_of

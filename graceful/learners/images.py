@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from graceful.models.preprocessing import Preprocessing
 from graceful.spec import ImageFolderTask, TableTask
 from graceful.spec.networks import Network, PretrainedImages, TransformersNetwork
 from graceful.tasks.augment import random_flip, random_shift
-from graceful.tasks.image_batches import batch_of, grey, square_of
-from graceful.tasks.image_listing import pool
+from graceful.tasks.image_batches import batch_of, grey, squares_of
 from graceful.tasks.photos import Decode, Frame
 
 CONFIG, NUMBERS = checkpoints.CONFIG, "preprocessing.json"
@@ -100,7 +99,7 @@ class ImageLearner:
         """
         if self._column is not None and hasattr(items, "photos"):
             items = items.photos(self._column, self.frame)
-        squares: Any = list(pool().map(partial(square_of, frame=self.frame), items))
+        squares: Any = squares_of(items, self.frame)
         if views is not None and self.augments:
             squares = random_shift(np.stack(squares), views, self._options.shift, fill="edge")
             if self._options.flip:

@@ -23,9 +23,9 @@ from graceful.spec.networks import Pretrained
 from graceful.tasks.augment import random_flip, random_shift
 from graceful.tasks.base import Samples, Split
 from graceful.tasks.hashing import fractions, split_digest
-from graceful.tasks.image_batches import batch_of, grey, square_of, to_unit_range
+from graceful.tasks.image_batches import batch_of, grey, squares_of, to_unit_range
 from graceful.tasks.image_layout import label_of
-from graceful.tasks.image_listing import Image, Listing, ignored_files_note, list_images, pool
+from graceful.tasks.image_listing import Image, Listing, ignored_files_note, in_threads, list_images
 from graceful.tasks.photos import Frame, Photo, read_photo
 from graceful.tasks.unreadable import unreadable_images, unreadable_note
 
@@ -133,16 +133,16 @@ class ImageFolder:
             classes=classes,
             groups=ids,
             read=partial(_read, images, self.frame()),
-            digest=split_digest(ids, labels, classes, list(pool().map(lambda image: image.tag(), images))),
+            digest=split_digest(ids, labels, classes, in_threads(lambda image: image.tag(), images)),
         )
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
         """Photos, or Pillow's images -> float32 [B, channels, size, size] in [-1, 1]; augmented if there are views."""
         if isinstance(self._section.network, Pretrained):
             return self.learner.collate(items, views)
-        squares: Any = list(pool().map(partial(square_of, frame=self.frame()), items))
+        squares: Any = squares_of(items, self.frame())
         if self._section.channels == 1:
-            squares = list(pool().map(grey, squares))
+            squares = in_threads(grey, squares)
         if views is not None and self.augments:
             squares = random_shift(np.stack(squares), views, self._section.shift, fill="edge")
             if self._section.flip:
@@ -214,4 +214,4 @@ def _within(images: list[Image], bounds: tuple[float, float], *, salt: int) -> l
 
 
 def _read(images: Sequence[Image], frame: Frame, positions: NDArray[np.int64]) -> list[Photo]:
-    return list(pool().map(partial(read_photo, frame=frame), [images[position] for position in positions.tolist()]))
+    return in_threads(partial(read_photo, frame=frame), [images[position] for position in positions.tolist()])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from graceful import storage
 from graceful.environment import usable_cpus
@@ -28,6 +29,8 @@ MOST_THREADS = 16
 """That read and decode images; more of them wait for each other, because Python runs one at a time between images."""
 NAMED_ENDINGS = 8
 """Endings of passed-over files that a sentence names, the most frequent first."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,3 +291,8 @@ def pool() -> ThreadPoolExecutor:
 @lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=min(MOST_THREADS, usable_cpus()), thread_name_prefix=f"images-{process}")
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return `function` of each item, in their order, computed in the threads that read and decode images."""
+    return list(pool().map(function, items))

@@ -10,7 +10,7 @@ from typing import Any
 
 from graceful import homes, storage
 from graceful.errors import DataError
-from graceful.tasks.image_listing import Image, pool, printable
+from graceful.tasks.image_listing import Image, in_threads, printable
 from graceful.tasks.photos import Frame, read_photo
 from graceful.tasks.table.stored import opened
 
@@ -28,7 +28,7 @@ def unreadable_images(images: Sequence[Image], frame: Frame) -> Mapping[str, str
     Raises:
         StorageError: The images' bucket cannot be reached, or the disk is full.
     """
-    contents = [[image.path, tag] for image, tag in zip(images, pool().map(_tag, images), strict=True)]
+    contents = [[image.path, tag] for image, tag in zip(images, in_threads(_tag, images), strict=True)]
     digest = storage.sha256_json([contents, asdict(frame)])
     meta = opened(homes.folder() / "cache" / "images" / digest, partial(_found, images, frame))
     return dict(meta["unreadable"])
@@ -46,7 +46,7 @@ def _tag(image: Image) -> str:
 
 
 def _found(images: Sequence[Image], frame: Frame, _folder: Path) -> dict[str, Any]:
-    reasons = pool().map(partial(_reason, frame=frame), images)
+    reasons = in_threads(partial(_reason, frame=frame), images)
     return {
         "unreadable": {image.path: reason for image, reason in zip(images, reasons, strict=True) if reason is not None}
     }

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graceful.errors import DataError
-from graceful.tasks.image_listing import pool, printable
+from graceful.tasks.image_listing import in_threads, printable
 from graceful.tasks.photos import Frame, Photo, image_of, read_photo
 from graceful.tasks.shards import fields
 from graceful.tasks.shards.index import Index
@@ -92,7 +92,7 @@ class ShardRows(Sequence[dict[str, Any]]):
         Raises:
             DataError: A sample has no such field, or its shard changed.
         """
-        return list(pool().map(partial(self._value, name), self._samples.tolist()))
+        return in_threads(partial(self._value, name), self._samples.tolist())
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """Return a field of these samples as numbers, [B].
@@ -100,7 +100,7 @@ class ShardRows(Sequence[dict[str, Any]]):
         Raises:
             DataError: A sample has no number there, or its shard changed.
         """
-        values = pool().map(partial(self._value, name, read=fields.number_of), self._samples.tolist())
+        values = in_threads(partial(self._value, name, read=fields.number_of), self._samples.tolist())
         return np.fromiter(values, dtype=np.float64, count=len(self))
 
     @overload
@@ -147,4 +147,4 @@ def read_photos(
         where = reader.where(sample, ending)
         return read_photo(image_of(where, where=where, load=partial(reader.read, sample, ending)), frame)
 
-    return list(pool().map(photo, samples.tolist()))
+    return in_threads(photo, samples.tolist())

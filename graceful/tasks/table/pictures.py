@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graceful import storage
 from graceful.errors import DataError
-from graceful.tasks.image_listing import Image, local_tag, pool, printable
+from graceful.tasks.image_listing import Image, in_threads, local_tag, printable
 from graceful.tasks.photos import Frame, Photo, read_photo
 from graceful.tasks.table.source import Table
 
@@ -55,7 +55,7 @@ def readable(table: Table, name: str, start: int, stop: int) -> NDArray[np.bool_
             return False
 
     images = images_at(table, name, np.arange(start, stop))
-    return np.fromiter(pool().map(is_readable, images), dtype=np.bool_, count=stop - start)
+    return np.fromiter(in_threads(is_readable, images), dtype=np.bool_, count=stop - start)
 
 
 def read_photos(table: Table, name: str, positions: NDArray[np.int64], frame: Frame) -> list[Photo]:
@@ -68,7 +68,7 @@ def read_photos(table: Table, name: str, positions: NDArray[np.int64], frame: Fr
     for row, image in zip(positions.tolist(), images, strict=True):
         if image is None:
             raise DataError(f"{table.place(row)}: no image in {name}; correct the row")
-    return list(pool().map(partial(read_photo, frame=frame), (image for image in images if image is not None)))
+    return in_threads(partial(read_photo, frame=frame), (image for image in images if image is not None))
 
 
 def tags(table: Table, name: str, positions: NDArray[np.int64]) -> list[str]:
@@ -76,7 +76,7 @@ def tags(table: Table, name: str, positions: NDArray[np.int64]) -> list[str]:
     if _is_bytes(_type(table, name)):
         return []
     images = images_at(table, name, positions)
-    return list(pool().map(lambda image: "" if image is None else image.tag(), images))
+    return in_threads(lambda image: "" if image is None else image.tag(), images)
 
 
 def images_at(table: Table, name: str, positions: NDArray[np.int64]) -> list[Image | None]:

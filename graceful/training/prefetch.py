@@ -22,6 +22,8 @@ PIECE_SECONDS = 0.004
 """Seconds that preparing a piece may take: slices that take less are prepared several at a time."""
 PIECE = 8
 """Slices of a piece at most."""
+QUICK_SECONDS = 0.0002
+"""What a slice may take that is not worth a thread."""
 T = TypeVar("T")
 
 
@@ -29,11 +31,12 @@ def ahead(make: Callable[[int], T], count: int, *, depth: int, most: int = PIECE
     """Yield `make(0)` to `make(count - 1)`; one thread makes them ahead, in up to `depth` pieces.
 
     A piece is one of them, or several where each takes a fraction of a millisecond, because waking a thread takes
-    about as long. What `make` raises is raised in its place. A caller that stops early waits for the piece in the
-    making.
+    about as long. Those that take less than `QUICK_SECONDS` are made by the caller when it wants them; so is the first,
+    which it would wait for anyway. What `make` raises is raised in its place. A caller that stops early waits for the
+    piece in the making.
 
     Args:
-        make: Makes one of them.
+        make: Makes one of them; never called twice at the same time.
         count: How many.
         depth: Pieces that are made ahead.
         most: Of a piece.
@@ -42,20 +45,19 @@ def ahead(make: Callable[[int], T], count: int, *, depth: int, most: int = PIECE
     pieces: deque[Future[_Piece[T]]] = deque()
     start, size = 0, 1
 
-    def begin() -> None:
+    def next_piece() -> range:
         nonlocal start
         indices = range(start, min(start + size, count))
         start = indices.stop
-        if indices:
-            pieces.append(thread.submit(_piece, make, indices))
+        return indices
 
     try:
-        for _ in range(depth):
-            begin()
-        while pieces:
-            piece = pieces.popleft().result()
-            size = min(max(int(PIECE_SECONDS / piece.seconds_each), 1), 2 * size, most)
-            begin()
+        while pieces or start < count:
+            piece = pieces.popleft().result() if pieces else _piece(make, next_piece())
+            quick = piece.seconds_each < QUICK_SECONDS
+            size = 1 if quick else min(max(int(PIECE_SECONDS / piece.seconds_each), 1), 2 * size, most)
+            while not quick and piece.error is None and len(pieces) < depth and start < count:
+                pieces.append(thread.submit(_piece, make, next_piece()))
             yield from piece.items
             if piece.error is not None:
                 raise piece.error

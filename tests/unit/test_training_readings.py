@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,6 +158,22 @@ def test_what_is_made_ahead_comes_in_order_and_errors_in_their_place() -> None:
         next(values)
     assert made in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
     assert list(prefetch.ahead(make, 0, depth=2)) == []
+
+
+def test_a_thread_makes_ahead_only_what_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, now = [], 0.0
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def make(number: int) -> int:
+        nonlocal now
+        threads.append(threading.get_ident())
+        now += prefetch.QUICK_SECONDS * (2.0 if number >= 4 else 0.5)
+        return number
+
+    assert list(prefetch.ahead(make, 12, depth=2)) == list(range(12))
+    here = threading.get_ident()
+    assert threads[:5] == [here] * 5, "until the first that takes longer"
+    assert here not in threads[5:]
 
 
 @pytest.mark.parametrize("most", [1, 4])

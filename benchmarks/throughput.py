@@ -15,7 +15,8 @@ The bare loop for engine torch is DistributedDataParallel as its tutorial has it
 with the very JSON that graceful derives. It clips as graceful does, reads the loss every tenth step, writes nothing.
 `arrays`: bytes in memory, read by a DataLoader that indexes a whole batch at once, without workers. `jpeg`: files in
 folders by class, which the bare loop decodes with Pillow in one worker of a DataLoader and graceful in its threads;
-both decode them whole, which is graceful's default. An epoch has the same samples in both loops.
+both decode them whole, which is graceful's default, and give them to the network in the order in which pixels are
+decoded (`torch.channels_last`), which is the faster one. An epoch has the same samples in both loops.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
         if self._files:
-            items = np.stack([self._decoded(self._files[position]) for position in positions])
+            squares = np.stack([self._decoded(self._files[position]) for position in positions])
+            items = squares.transpose(0, 3, 1, 2)
         else:
             items = self._pixels[positions]
         return throughput_task.to_batch(items), torch.from_numpy(self._labels[positions])
@@ -103,7 +105,7 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
 
         with Image.open(path) as image:
             scaled = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        return np.asarray(scaled).transpose(2, 0, 1)
+        return np.asarray(scaled)
 
 
 SIDE = throughput_task.SHAPES["resnet"][1]

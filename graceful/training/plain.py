@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class TorchEngine:
         self._tolerant = train.engine.find_unused_parameters
         self._parallel: nn.Module = self._network
         if world_size() > 1:
+            # Gradients of 1 x 1 convolutions have other strides in channels-last order, but the same place in memory.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             ids = [device.index or 0] if device.type == "cuda" else None
             self._parallel = nn.parallel.DistributedDataParallel(
                 self._network, device_ids=ids, find_unused_parameters=self._tolerant

@@ -128,15 +128,5 @@ def _evenly(positions: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:
 
 def some(samples: Samples, positions: NDArray[np.int64], *, what: list[str]) -> Samples:
     """Return some of the samples, in their order, with a digest of their own."""
-    read = samples.read
-    return replace(
-        samples,
-        ids=samples.ids[positions],
-        labels=samples.labels[positions],
-        groups=samples.groups[positions],
-        weights=None if samples.weights is None else samples.weights[positions],
-        runs=None,
-        judgments=None,
-        read=lambda within: read(positions[within]),
-        digest=sha256_json([samples.digest, *what, len(positions), int(positions.sum())]),
-    )
+    digest = sha256_json([samples.digest, *what, len(positions), int(positions.sum())])
+    return replace(samples.at(positions, digest=digest), judgments=None)

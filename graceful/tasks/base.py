@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -83,6 +83,24 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def at(self, positions: NDArray[np.int64], *, digest: str | None = None) -> Samples:
+        """Return some of the samples, in their order.
+
+        Args:
+            positions: Their positions.
+            digest: SHA-256 of their content; None: that of all samples, which names the content.
+        """
+        return replace(
+            self,
+            ids=self.ids[positions],
+            labels=self.labels[positions],
+            groups=self.groups[positions],
+            weights=None if self.weights is None else self.weights[positions],
+            runs=None,
+            read=lambda within: self.read(positions[within]),
+            digest=digest or self.digest,
+        )
 
     @classmethod
     def of(

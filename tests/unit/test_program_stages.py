@@ -180,32 +180,30 @@ def test_each_ancestor_is_compared_under_its_own_name_nearest_first() -> None:
     assert {flip.against for flip in found.flips} == {"v2"}
 
 
+class Watched(training_task.Blobs):
+    """A task that records which splits are read."""
+
+    def __init__(self, **options: Any) -> None:
+        self.splits: list[str] = []
+        super().__init__(**options)
+
+    def samples(self, split: Any) -> Any:
+        self.splits.append(split)
+        return super().samples(split)
+
+
 def test_the_gate_is_fed_by_the_test_split_alone() -> None:
-    asked: list[str] = []
-
-    class Watched(training_task.Blobs):
-        def samples(self, split: Any) -> Any:
-            asked.append(split)
-            return super().samples(split)
-
     task = Watched(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
     report = evaluate(parse("v2"), constant("v2", 0), [constant("v1", 1)], task=task).report
-    assert set(asked) == {"test", "query", "gallery"}
+    assert set(task.splits) == {"test", "query", "gallery"}
     assert report.data == dict.fromkeys(("test", "query", "gallery"), task.samples("test").digest)
 
 
 def test_training_reads_its_own_splits_and_watches_validation_alone() -> None:
-    asked: list[str] = []
-
-    class Watched(training_task.Blobs):
-        def samples(self, split: Any) -> Any:
-            asked.append(split)
-            return super().samples(split)
-
     task = Watched(classes=3, die_in_rank=0, die_at=None, marker=None, poison=None)
     job = batches.TrainingJob(spec=parse("v1"), run_dir=Path())
     found = batches.gather(job, task, device=torch.device("cpu"))
-    assert set(asked) == {"train", "validation"}
+    assert set(task.splits) == {"train", "validation"}
     assert {name.partition("/")[0] for name in found.validation.ids.tolist()} == {"validation"}
 
 

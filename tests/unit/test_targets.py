@@ -31,6 +31,7 @@ from graceful.targets import Cache, Live, Mean, blocks, files, writing
 from graceful.targets.blocks import Block
 from graceful.tasks.base import Samples
 from graceful.tasks.names import Names, ids_digest
+from tests.support.predecessors import digits_version
 
 SECTION = spec.DigitsTask(shift=2)
 BATCH = 100
@@ -52,18 +53,7 @@ def old() -> Predecessor:
 
 
 def _version(seed: int) -> Predecessor:
-    torch.manual_seed(seed)
-    task = tasks.build(SECTION)
-    return Predecessor(
-        name=f"v{seed}",
-        model_id=f"digits-v{seed}",
-        digest=f"{seed:064d}",
-        classes=task.classes,
-        embedding_size=64,
-        network=freeze(task.network(task.classes)),
-        learner=Classifier(task.transform),
-        transform_digest=tasks.transform_digest(SECTION),
-    )
+    return digits_version(SECTION, seed)
 
 
 class Constant(nn.Module):

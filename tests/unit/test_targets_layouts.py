@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from graceful import spec, targets, tasks
-from graceful.chain import Predecessor, freeze
-from graceful.learners import Classifier
+from graceful.chain import Predecessor
 from graceful.targets import layouts
 from graceful.targets.eviction import evict
 from graceful.tasks.base import Samples
+from tests.support.predecessors import digits_version
 
 SECTION = spec.DigitsTask()
 
@@ -28,18 +28,7 @@ def samples() -> Samples:
 
 
 def version(seed: int) -> Predecessor:
-    torch.manual_seed(seed)
-    task = tasks.build(SECTION)
-    return Predecessor(
-        name=f"v{seed}",
-        model_id=f"digits-v{seed}",
-        digest=f"{seed:064d}",
-        classes=task.classes,
-        embedding_size=64,
-        network=freeze(task.network(task.classes)),
-        learner=Classifier(task.transform),
-        transform_digest=tasks.transform_digest(SECTION),
-    )
+    return digits_version(SECTION, seed)
 
 
 def test_the_top_is_exact_and_the_rest_is_its_mean(samples: Samples, tmp_path: Path) -> None:

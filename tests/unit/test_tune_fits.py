@@ -44,12 +44,17 @@ def test_no_group_is_in_two_parts(sections: dict[str, Any]) -> None:
         seen |= groups
 
 
-def test_subset_reads_its_own_items() -> None:
+def test_some_of_the_samples_have_their_own_items_and_weights() -> None:
     spec = spec_of()
     whole = tasks.build(spec.task).samples("validation")
+    whole = replace(whole, weights=np.linspace(0.5, 2.0, len(whole)))
     picked = np.array([5, 17, 3])
-    some = splits.subset(whole, picked)
+    some = whole.at(picked)
     assert some.ids.tolist() == whole.ids[picked].tolist()
+    assert whole.weights is not None
+    assert some.weights is not None
+    assert some.weights.tolist() == whole.weights[picked].tolist()
+    assert some.digest == whole.digest
     assert np.array_equal(some.read(np.array([2, 0])), whole.read(np.array([3, 5])))
 
 

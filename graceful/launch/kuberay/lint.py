@@ -13,7 +13,7 @@ from graceful import redact
 from graceful.launch import names
 from graceful.launch.backend import Document, Finding, Severity
 from graceful.launch.kuberay import pod_rules
-from graceful.launch.kuberay.rules import Rule, Subject, Violations
+from graceful.launch.kuberay.rules import Rule, Subject, Violations, rules_of
 
 _PROBES_HANG = ((2, 11), (2, 37))
 
@@ -131,20 +131,17 @@ def _probes_hang(subject: Subject) -> Violations:
 
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
-JOB_RULES = tuple(
-    Rule(id=name, severity=severity, remedy=remedy, check=check)
-    for name, severity, check, remedy in (
-        ("no-shutdown", ERROR, _no_shutdown, "set shutdownAfterJobFinishes: true"),
-        ("ttl-without-shutdown", ERROR, _ttl_without_shutdown, "set shutdownAfterJobFinishes: true, or drop the ttl"),
-        ("ray-version", WARNING, _ray_version, "use one version of Ray in image, ray_version and here"),
-        ("local-working-dir", ERROR, _working_dir, "put the code into the image, or a zip into a bucket"),
-        ("deletion-rules", ERROR, _deletion_rules, "use shutdownAfterJobFinishes and ttlSecondsAfterFinished"),
-        ("autoscaler-context", ERROR, _autoscaler, "set autoscalerOptions.securityContext, or switch autoscaling off"),
-        ("name", ERROR, _name, "lower case letters, digits and hyphens, starting with a letter"),
-        ("secret-in-sight", ERROR, _secrets, "put it into a Secret and name that in env_from_secrets"),
-        ("elastic-deepspeed", ERROR, _elastic, "set minReplicas = replicas = maxReplicas"),
-        ("ray-probes-hang", ERROR, _probes_hang, "use Ray 2.52 or later"),
-    )
+JOB_RULES = rules_of(
+    ("no-shutdown", ERROR, _no_shutdown, "set shutdownAfterJobFinishes: true"),
+    ("ttl-without-shutdown", ERROR, _ttl_without_shutdown, "set shutdownAfterJobFinishes: true, or drop the ttl"),
+    ("ray-version", WARNING, _ray_version, "use one version of Ray in image, ray_version and here"),
+    ("local-working-dir", ERROR, _working_dir, "put the code into the image, or a zip into a bucket"),
+    ("deletion-rules", ERROR, _deletion_rules, "use shutdownAfterJobFinishes and ttlSecondsAfterFinished"),
+    ("autoscaler-context", ERROR, _autoscaler, "set autoscalerOptions.securityContext, or switch autoscaling off"),
+    ("name", ERROR, _name, "lower case letters, digits and hyphens, starting with a letter"),
+    ("secret-in-sight", ERROR, _secrets, "put it into a Secret and name that in env_from_secrets"),
+    ("elastic-deepspeed", ERROR, _elastic, "set minReplicas = replicas = maxReplicas"),
+    ("ray-probes-hang", ERROR, _probes_hang, "use Ray 2.52 or later"),
 )
 RULES = (*JOB_RULES, *pod_rules.RULES)
 STRICT = {"mutable-image", "head-on-spot", "retry-without-checkpoints", "grace-period"}

@@ -9,7 +9,7 @@ from graceful.environment import HOME_VARIABLE, STORAGE_VARIABLE
 from graceful.launch import names
 from graceful.launch.backend import Severity
 from graceful.launch.kuberay.pod_templates import DRAIN_VARIABLE
-from graceful.launch.kuberay.rules import Rule, Subject, Violations, ray_container, variable
+from graceful.launch.kuberay.rules import Subject, Violations, ray_container, rules_of, variable
 from graceful.launch.resources import GIB, is_accelerator, quantity
 
 HEAD_MEMORY = 4 * GIB
@@ -183,20 +183,17 @@ def _topology(subject: Subject) -> Violations:
 
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
-RULES = tuple(
-    Rule(id=name, severity=severity, remedy=remedy, check=check)
-    for name, severity, check, remedy in (
-        ("memory", ERROR, _memory, "set a memory limit; at least 4Gi for the head"),
-        ("retry-without-checkpoints", WARNING, _retry_without_checkpoints, "name storage.claim, or set retries.job: 0"),
-        ("runs-not-shared", ERROR, _runs_not_shared, "name storage.claim: a ReadWriteMany volume for all pods"),
-        ("submitter-template", ERROR, _submitter, "give submitterPodTemplate image, resources and securityContext"),
-        ("head-on-spot", WARNING, _head_on_spot, "give the head an on-demand node_selector"),
-        ("requests-without-limits", ERROR, _without_limits, "set limits equal to requests"),
-        ("pod-labels", WARNING, _pod_labels, "repeat the labels in every pod template"),
-        ("mutable-image", WARNING, _mutable_image, "pin the image by digest: name@sha256:..."),
-        ("grace-period", WARNING, _grace, f"set terminationGracePeriodSeconds above {DRAIN_VARIABLE}"),
-        ("weak-security", WARNING, _weak_security, "PodSecurity `restricted` refuses it; leave it out of overrides"),
-        ("topology-without-queue", WARNING, _topology, "name `queue`, or leave `worker.topology` out"),
-        ("mesh-sidecar", WARNING, _mesh, "annotate it with nativeSidecar, or switch the injection off for submitters"),
-    )
+RULES = rules_of(
+    ("memory", ERROR, _memory, "set a memory limit; at least 4Gi for the head"),
+    ("retry-without-checkpoints", WARNING, _retry_without_checkpoints, "name storage.claim, or set retries.job: 0"),
+    ("runs-not-shared", ERROR, _runs_not_shared, "name storage.claim: a ReadWriteMany volume for all pods"),
+    ("submitter-template", ERROR, _submitter, "give submitterPodTemplate image, resources and securityContext"),
+    ("head-on-spot", WARNING, _head_on_spot, "give the head an on-demand node_selector"),
+    ("requests-without-limits", ERROR, _without_limits, "set limits equal to requests"),
+    ("pod-labels", WARNING, _pod_labels, "repeat the labels in every pod template"),
+    ("mutable-image", WARNING, _mutable_image, "pin the image by digest: name@sha256:..."),
+    ("grace-period", WARNING, _grace, f"set terminationGracePeriodSeconds above {DRAIN_VARIABLE}"),
+    ("weak-security", WARNING, _weak_security, "PodSecurity `restricted` refuses it; leave it out of overrides"),
+    ("topology-without-queue", WARNING, _topology, "name `queue`, or leave `worker.topology` out"),
+    ("mesh-sidecar", WARNING, _mesh, "annotate it with nativeSidecar, or switch the injection off for submitters"),
 )

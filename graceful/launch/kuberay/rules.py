@@ -85,6 +85,11 @@ class Rule:
     check: Callable[[Subject], Violations]
 
 
+def rules_of(*rows: tuple[str, Severity, Callable[[Subject], Violations], str]) -> tuple[Rule, ...]:
+    """Return rules, each written as (id, severity, check, remedy)."""
+    return tuple(Rule(id=name, severity=severity, check=check, remedy=remedy) for name, severity, check, remedy in rows)
+
+
 def ray_container(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the container that Ray runs in."""
     containers = pod.get("containers") or [{}]

@@ -9,7 +9,6 @@ test           once, at the end
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -52,19 +51,7 @@ def _part(task: Task, spec: RefreshSpec, name: Part) -> Samples:
         return task.samples("validation" if name == "search" else "constraint")
     validation = task.samples("validation")
     in_search = fractions(np.asarray(validation.groups), salt=SALT) < 0.5
-    return subset(validation, np.flatnonzero(in_search if name == "search" else ~in_search))
-
-
-def subset(samples: Samples, positions: NDArray[np.int64]) -> Samples:
-    """Return some of the samples, in their order; the digest is that of the whole, which names the content."""
-    read = samples.read
-    return replace(
-        samples,
-        ids=samples.ids[positions],
-        labels=samples.labels[positions],
-        groups=samples.groups[positions],
-        read=lambda within: read(positions[within]),
-    )
+    return validation.at(np.flatnonzero(in_search if name == "search" else ~in_search))
 
 
 def numbered(groups: Column) -> NDArray[np.int64]:

@@ -61,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/profiles.md": profiles(),
         "reference/helm.md": helm(),
         "reference/python.md": python(),
+        "reference/cluster.md": _from_root("cluster/README.md"),
+        "security.md": _from_root("SECURITY.md"),
         "changelog.md": _from_root("CHANGELOG.md"),
         "decisions.md": _from_root("DECISIONS.md"),
         "contributing.md": _from_root("CONTRIBUTING.md"),

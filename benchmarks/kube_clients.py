@@ -8,7 +8,8 @@ lightkube and kr8s. `start` is the processor time of a process that imports the 
 a server of the benchmark records what arrives when a kubeconfig asks for something that kubectl does; a token file is
 read again 61 seconds after it was replaced. Watches: an object of the real API server changes 40 times within four
 seconds while a proxy breaks every connection to it in one way, at a fifth of the events; counted are followers that
-ended with an exception, that had not seen the last state 20 seconds after it was written (90 where the connection falls silent), and states shown twice.
+ended with an exception, that had not seen the last state 20 seconds after it was written (90 where connections fall
+silent), and states shown twice.
 """
 
 from __future__ import annotations

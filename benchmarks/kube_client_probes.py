@@ -58,9 +58,8 @@ def states(client: str, name: str, namespace: str) -> Iterator[str]:
     elif client == "lightkube":
         lightkube = importlib.import_module("lightkube")
         core = importlib.import_module("lightkube.resources.core_v1")
-        retry = importlib.import_module("lightkube.core.generic_client")
-        again = retry.ErrorHandlerResult(retry.OnErrorAction.RETRY, 1.0)
-        of = {"namespace": namespace, "fields": {"metadata.name": name}, "on_error": lambda error, count: again}
+        retry = importlib.import_module("lightkube.types").on_error_retry
+        of = {"namespace": namespace, "fields": {"metadata.name": name}, "on_error": retry}
         for _, found in lightkube.Client().watch(core.ConfigMap, **of):
             yield found.data["state"]
     else:

@@ -51,7 +51,7 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgvector hnsw": ("pgvector", {"index": "hnsw", "links": 16, "build": 64}),
     "qdrant local": ("qdrant", {}),
 }
-LARGEST = {"qdrant local": 10**5}
+LARGEST = {"pgvector flat": 10**5, "pgvector hnsw": 10**5, "qdrant local": 10**5}
 """Vectors up to which some are measured unless --counts says otherwise."""
 FEWER = {"qdrant": 50}
 """Queries of a backend that takes long for each."""

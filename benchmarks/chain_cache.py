@@ -56,16 +56,16 @@ class Drawn(nn.Module):
         self.head = nn.Parameter(torch.randn(SIZE, classes, generator=generator) * 4 / SIZE**0.5)
 
     def embed(self, x: Tensor) -> Tensor:
-        """[B, features] -> [B, d]."""
+        """Map [B, features] to [B, d]."""
         return x @ self.body
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """[B, d] -> [B, C]."""
+        """Map [B, d] to [B, C]."""
         return embedding @ self.head
 
 
 def drawn(classes: int, count: int, *, seed: int = 0) -> tuple[Predecessor, Predecessor, Samples]:
-    """Two random versions and samples for them."""
+    """Return two random versions and samples for them."""
     names = tuple(f"c{index:06d}" for index in range(classes))
     random = np.random.default_rng(seed)
     items = random.standard_t(4, (count, FEATURES)).astype(np.float32)
@@ -88,7 +88,7 @@ def drawn(classes: int, count: int, *, seed: int = 0) -> tuple[Predecessor, Pred
 
 
 def glyphs(epochs: int) -> tuple[Predecessor, Predecessor, Samples]:
-    """Two trained versions of the shipped task."""
+    """Return two trained versions of the shipped task."""
     task = runs.task_of(GLYPHS)
     with tempfile.TemporaryDirectory() as scratch:
         found = []
@@ -100,7 +100,7 @@ def glyphs(epochs: int) -> tuple[Predecessor, Predecessor, Samples]:
 
 
 def measure(old: Predecessor, other: Predecessor, samples: Samples, tops: Sequence[int | None]) -> list[dict[str, Any]]:
-    """One row for each format."""
+    """Return one row for each format."""
     rows = []
     everything = np.arange(len(samples), dtype=np.int64)
     for top in tops:
@@ -137,7 +137,7 @@ def measure(old: Predecessor, other: Predecessor, samples: Samples, tops: Sequen
 
 
 def by_workers(epochs: int, *, views: int, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """One row for each number of workers; 1: this process."""
+    """Return one row for each number of workers; 1: this process."""
     rows, task = [], runs.task_of(GLYPHS)
     samples = task.samples("train")
     with tempfile.TemporaryDirectory() as scratch:
@@ -186,7 +186,8 @@ def _parts(samples: Samples) -> int:
 def _errors(
     old: Predecessor, other: Predecessor, samples: Samples, cache: targets.Cache, rows: np.ndarray
 ) -> tuple[float, ...]:
-    """Largest error of a probability at 2; squares of the gradient's error and of the gradient at 2 and at 100."""
+    """Return the largest error of a probability at 2; squares of the gradient's error and of the gradient at 2 and at
+    100."""
     live, cached = old(samples.read(rows)).logits.double(), cache.rows(rows).logits.double()
     pull = other(samples.read(rows)).logits.double()
     error = float((live.div(2).softmax(1) - cached.div(2).softmax(1)).abs().max())

@@ -83,7 +83,7 @@ POLICIES: Mapping[str, dict[str, Any]] = {
 
 
 def task_section(version: int, versions: int) -> dict[str, Any]:
-    """What version 1, 2, ... learns: from 30 % of the families to all, the wider network from the middle on."""
+    """Return what version 1, 2, ... learns: from 30 % of the families to all, the wider network from the middle on."""
     share = 0.3 + 0.7 * (version - 1) / max(versions - 1, 1)
     network = {"size": "s2" if version > versions // 2 else "xs", "embedding": 64, "head": "cosine"}
     return {"kind": "glyphs", "fonts": round(share, 4), "network": network}
@@ -137,7 +137,7 @@ def chains(seed: int, versions: int, epochs: int, home: str, policies: Sequence[
 
 
 def planned(task: Task, chain: Sequence[Predecessor], free: Predecessor) -> tuple[Budget, ...]:
-    """The budgets that the adaptive rule would give a chain."""
+    """Return the budgets that the adaptive rule would give a chain."""
     if not chain:
         return ()
     rule = spec.Adaptive.model_validate(ADAPTIVE)
@@ -146,7 +146,7 @@ def planned(task: Task, chain: Sequence[Predecessor], free: Predecessor) -> tupl
 
 
 def row_of(test: Mapping[str, float], budgets: Sequence[Budget], *, constraint: Mapping[str, float]) -> dict[str, Any]:
-    """What one version of a chain flipped: rates in percent, budgets by the number of the predecessor."""
+    """Return what one version of a chain flipped: rates in percent, budgets by the number of the predecessor."""
     nfr, controlled = ({_number(name): round(rate, 4) for name, rate in found.items()} for found in (test, constraint))
     feasible = {_number(one.name): 100 * one.bound for one in budgets if one.status is not Status.INFEASIBLE}
     return {

@@ -48,7 +48,7 @@ LOSSES = [{"kind": "focal_distillation", "weight": 0.3}]
 
 
 def task_section(size: str) -> dict[str, Any]:
-    """The data, and a network of one size."""
+    """Return the data, and a network of one size."""
     return {"kind": "glyphs", "network": {"size": size, "embedding": 64, "head": "cosine"}}
 
 
@@ -73,7 +73,7 @@ Times = tuple[float, float]
 def stepper(
     count: int, mode: str, chain: list[tuple[Path, Path]], task: Task, size: str
 ) -> tuple[Callable[[int], Times], float]:
-    """A function that trains so many steps and returns the seconds of one; and the seconds opening took."""
+    """Return a function that trains so many steps and returns the seconds of one; and the seconds opening took."""
     wanted = {"losses": LOSSES, "against": "all", "targets": {"mode": "live" if mode == "live" else "auto"}}
     document = runs.refresh_spec("new", task=task_section(size), seed=0, compatibility=wanted if count else {})
     job = TrainingJob(
@@ -113,7 +113,7 @@ def stepper(
 
 
 def measure(size: str, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """One row for each mode and number of predecessors."""
+    """Return one row for each mode and number of predecessors."""
     task = runs.task_of(task_section(size))
     modes = ("cached", "live") if size == SIZES[0] else ("cached",)
     settings: list[tuple[str, int]] = [("none", 0), *((mode, count) for mode in modes for count in COUNTS)]

@@ -24,7 +24,7 @@ BARE = [sys.executable, "-c", "pass"]
 
 
 def cpu(command: list[str]) -> float:
-    """CPU seconds of one process, user and system."""
+    """Return the CPU seconds of one process, user and system."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -32,7 +32,7 @@ def cpu(command: list[str]) -> float:
 
 
 def measure(name: str, command: list[str]) -> dict[str, object]:
-    """Differences of RUNS pairs, after one run that fills the caches."""
+    """Return the differences of RUNS pairs, after one run that fills the caches."""
     cpu(command)
     over = sorted(cpu(command) - cpu(BARE) for _ in range(RUNS))
     return {

@@ -118,7 +118,7 @@ def peer_rows(folder: Path) -> Any:
 
 
 def indexed(folder: Path, source: str) -> dict[str, Any]:
-    """Seconds of the first process on a node."""
+    """Return the seconds of the first process on a node."""
     from graceful.tasks.table import source as files
 
     task = task_of(folder, source)
@@ -134,7 +134,7 @@ def indexed(folder: Path, source: str) -> dict[str, Any]:
 
 
 def opened(folder: Path, source: str) -> dict[str, Any]:
-    """Seconds and memory of a rank, and samples per second beside the peer."""
+    """Yield the seconds and memory of a rank, and samples per second beside the peer."""
     import datasets  # noqa: F401  # imports are not counted
     import pyarrow.parquet  # noqa: F401
     import torch
@@ -177,7 +177,7 @@ def opened(folder: Path, source: str) -> dict[str, Any]:
 
 
 def tokenised(folder: Path, source: str) -> dict[str, Any]:
-    """Samples per second from rows to padded tokens, beside the peer."""
+    """Return the samples per second from rows to padded tokens, beside the peer."""
     from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
     task = task_of(folder, source)
@@ -206,7 +206,7 @@ def tokenised(folder: Path, source: str) -> dict[str, Any]:
 
 
 def rates(ours: Callable[[], object], peer: Callable[[], object], *, steps: int) -> dict[str, Any]:
-    """Samples per second of CPU time of both, in rounds that alternate."""
+    """Return the samples per second of CPU time of both, in rounds that alternate."""
     measured: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(ROUNDS + 1):
         for name, step in (("ours", ours), ("peer", peer))[:: 1 if number % 2 else -1]:

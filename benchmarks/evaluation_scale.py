@@ -45,7 +45,7 @@ WANTED = spec.parse({"model": "glyphs", "name": "new", "task": TASK})
 
 
 def version(task: Task, index: int) -> Predecessor:
-    """A version with random weights."""
+    """Return a version with random weights."""
     torch.manual_seed(index)
     return Predecessor(
         name=f"v{index}",
@@ -60,7 +60,8 @@ def version(task: Task, index: int) -> Predecessor:
 
 
 def round_of(count: int, task: Task) -> dict[str, float]:
-    """CPU seconds of one report with `count` predecessors: first and again, all of it and running versions alone."""
+    """Return the CPU seconds of one report with `count` predecessors: first and again, all of it and running versions
+    alone."""
     chain = [version(task, index) for index in range(1, count + 1)]
     with tempfile.TemporaryDirectory() as folder:
         kept = KeptOutputs.of(Path(folder), Mirror.NONE)
@@ -75,14 +76,14 @@ def round_of(count: int, task: Task) -> dict[str, float]:
 
 
 def seconds(action: Any) -> float:
-    """CPU seconds of a call."""
+    """Return the CPU seconds of a call."""
     started = time.process_time()
     action()
     return time.process_time() - started
 
 
 def times(rounds: int, counts: tuple[int, ...]) -> list[dict[str, Any]]:
-    """One row for each number of predecessors and moment."""
+    """Return one row for each number of predecessors and moment."""
     task = tasks.build(WANTED.task)
     measured: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     for _ in range(rounds):
@@ -112,7 +113,7 @@ class Synthetic(torch.nn.Module):
     """Embeds a number as itself, so that its head alone makes the outputs."""
 
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
-        """[B, 1] -> [B, 8]."""
+        """Map [B, 1] to [B, 8]."""
         return torch.sin(numbers * torch.arange(1.0, 9.0))
 
 
@@ -150,7 +151,7 @@ def _peak(samples: int, classes: int) -> float:
 
 
 def memory(samples: int, classes: int) -> dict[str, Any]:
-    """One row."""
+    """Return one row."""
     found = peak(samples, classes) - peak(0, classes)
     matrix = 4.0 * samples * classes / 2**20
     print(f"{samples} samples x {classes} classes: {found:.0f} MB more than none; a matrix of logits {matrix:.0f} MB")

@@ -110,7 +110,7 @@ def measure(example: str, folder: Path, *case: Any) -> dict[str, Any]:
 
 
 def searched(new: Predecessor, old: Predecessor, task: Task, split: Split) -> dict[str, float]:
-    """Recall at 1 in percent: v2 in its own gallery, v2's queries in v1's gallery, v1 in its own."""
+    """Return the recall at 1 in percent: v2 in its own gallery, v2's queries in v1's gallery, v1 in its own."""
     samples = task.samples(split)
     embeddings = [
         retrieval.Embeddings(
@@ -146,7 +146,7 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds, and paired differences to the untreated v2 with their 95 % t interval."""
+    """Return the means over seeds, and paired differences to the untreated v2 with their 95 % t interval."""
     untreated = {row["seed"]: row for row in rows if row["treatment"] == "untreated"}
     lines = [
         f"v1: error {statistics.fmean(row['old_error'] for row in rows):.2f} %,"

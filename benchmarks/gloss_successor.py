@@ -43,7 +43,7 @@ class Residual(nn.Module):
         self.requires_grad_(trained)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 384] -> [B, 384]."""
+        """Map [B, 384] to [B, 384]."""
         return x + self.outer(nn.functional.gelu(self.inner(x)))  # type: ignore[no-any-return]
 
 
@@ -64,11 +64,11 @@ class Families:
         self.classes, self._trained = tuple(names.tolist()), trained
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
-        """As `Task.network`."""
+        """Implement `Task.network`."""
         return Headed(Residual(trained=self._trained), CosineHead(WIDTH, len(classes), scale=SCALE))
 
     def samples(self, split: Split) -> Samples:
-        """As `Task.samples`."""
+        """Implement `Task.samples`."""
         held_out = ("validation", "constraint", "test")
         place = np.arange(len(self._ids)) % HELD_OUT
         mine = place == held_out.index(split) if split in held_out else place >= len(held_out)
@@ -77,7 +77,7 @@ class Families:
         )
 
     def transform(self, items: NDArray[np.float32], views: NDArray[np.uint64] | None) -> Tensor:
-        """As `Task.transform`."""
+        """Implement `Task.transform`."""
         return torch.from_numpy(np.ascontiguousarray(items))
 
 
@@ -122,7 +122,7 @@ class Successor:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it consists of."""
+        """Return how many numbers it consists of."""
         return sum(array.size for array in self.arrays)
 
     def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -115,7 +115,7 @@ def choose(rows: list[dict[str, Any]], split: int) -> dict[str, tuple[str, ...]]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means, and paired differences to `none` with their 95 % t interval over (split, seed)."""
+    """Return the means, and paired differences to `none` with their 95 % t interval over (split, seed)."""
     untreated = {(row["split"], row["seed"]): row for row in rows if row["treatment"] == "none"}
     lines = [
         f"{'treatment':<22}{'error':>8}{'NFR':>7}{'rel':>7}{'d NFR':>16}{'d error':>16}{'NFR fall':>10}{'CPU s':>7}"

@@ -100,7 +100,8 @@ def embeddings(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds; cross minus old/old with its 95 % t interval, and in how many seeds it is above 0."""
+    """Return the means over seeds; cross minus old/old with its 95 % t interval, and in how many seeds it is above
+    0."""
     lines = [
         f"{'treatment':<34}{'self R@1':>9}{'cross R@1':>10}{'old/old':>9}{'cross - old/old':>18}{'met':>5}"
         f"{'mAP self':>10}{'cross':>7}{'old/old':>9}{'cross - old/old':>18}{'met':>5}{'gain':>7}"

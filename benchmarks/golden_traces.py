@@ -48,7 +48,8 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All cases: the glyphs chain on each engine and number of workers, budgets, a user's task, images, every loss."""
+    """Return all cases: the glyphs chain on each engine and number of workers, budgets, a user's task, images, every
+    loss."""
     glyphs = ("glyphs/v1.yaml", "glyphs/v2.yaml", "glyphs/v3.yaml")
     engines = {"torch": "{kind: torch}"} | {
         f"zero{stage}": f"{{kind: deepspeed, zero_stage: {stage}}}" for stage in range(4)
@@ -93,14 +94,14 @@ WINE_LOSSES = {
 
 
 def wine_spec(name: str, losses: str) -> str:
-    """Spec of a version of wine whose predecessors are all that came before."""
+    """Return the spec of a version of wine whose predecessors are all that came before."""
     return (JOBS / "wine/v1.yaml").read_text().replace("name: v1", f"name: {name}").replace(
         "file: task.py", f"file: {(JOBS / 'wine/task.py').resolve()}"
     ) + f"compatibility:\n  against: all\n  losses: {losses}\n"
 
 
 def image_spec(name: str, embedding: int, rest: str) -> str:
-    """Spec of a version on the drawn images, augmented by shifts and flips, with keyed targets."""
+    """Return the spec of a version on the drawn images, augmented by shifts and flips, with keyed targets."""
     return f"""
 model: drawings
 name: {name}

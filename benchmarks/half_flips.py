@@ -169,7 +169,8 @@ def task_of(update: Update, which: str) -> Task:
 
 
 def both(blend: Path, new: Path, old: Path, task: Task) -> dict[str, float]:
-    """Error and flips of two networks at once, mixed with the total share that the blend of this split and seed chose.
+    """Return the error and flips of two networks at once, mixed with the total share that the blend of this split and
+    seed chose.
 
     Raises:
         FileNotFoundError: That blend has not been measured.
@@ -196,7 +197,8 @@ def unit(row: Mapping[str, Any]) -> int:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means by method, and paired differences to `untreated` with 95 % intervals over splits (means over seeds)."""
+    """Return the means by method, and paired differences to `untreated` with 95 % intervals over splits (means over
+    seeds)."""
     untreated = {(row["split"], row["seed"]): row for row in rows if row["method"] == "untreated"}
     lines = [
         f"{'method':<24}{'passes':>8}{'error':>8}{'NFR':>7}{'d error':>16}{'NFR / untreated: median (range)':>34}"

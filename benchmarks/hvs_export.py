@@ -39,7 +39,7 @@ SEED = 0
 
 
 def trained(home: Path, budget: str | None) -> tuple[Predecessor, Task]:
-    """The gallery model, or the compatible query model of a budget, as `hvs_pairs` trains them."""
+    """Return the gallery model, or the compatible query model of a budget, as `hvs_pairs` trains them."""
     base: dict[str, Any] = {"kind": "glyphs", "characters": "all"}
     train = {"epochs": EPOCHS, "batch_size": 128}
     section = {**base, "network": GALLERY}
@@ -59,7 +59,7 @@ def trained(home: Path, budget: str | None) -> tuple[Predecessor, Task]:
 
 
 def measure(name: str, version: Predecessor, task: Task, index: retrieval.Embeddings) -> list[dict[str, Any]]:
-    """One row for the network and one for each file."""
+    """Return one row for the network and one for each file."""
     data = {"unseen": {"query": splits(task)["unseen"]["query"]}}
     train, test = task.samples("train"), task.samples("test")
     batches = [version.learner.collate(train.read(np.arange(at, at + 32)), None) for at in range(0, 256, 32)]

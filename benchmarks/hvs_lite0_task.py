@@ -80,7 +80,8 @@ class Things:
         )
 
     def transform(self, items: NDArray[np.uint8], views: NDArray[np.uint64] | None) -> Tensor:
-        """Bytes [B, 64, 64, 3] -> float32 [B, 3, 64, 64] from -1 to 1, for which the weights were trained."""
+        """Return the bytes [B, 64, 64, 3] -> float32 [B, 3, 64, 64] from -1 to 1, for which the weights were
+        trained."""
         images = torch.from_numpy(np.ascontiguousarray(items)).permute(0, 3, 1, 2).contiguous()
         return images.float() / 127.5 - 1.0
 

@@ -48,7 +48,7 @@ EPOCHS = 3
 
 
 def stages(*rows: tuple[int, int, int, bool]) -> dict[str, Any]:
-    """A network of stages, each (width, kernel, depth, depthwise)."""
+    """Return a network of stages, each (width, kernel, depth, depthwise)."""
     keys = ("width", "kernel", "depth", "depthwise")
     return {"kind": "stages", "stages": [dict(zip(keys, row, strict=True)) for row in rows], **HEAD}
 
@@ -108,12 +108,12 @@ class Setting:
         return bundle.load(folder, augment_like=like)
 
     def macs(self, version: Predecessor) -> int:
-        """Multiply-accumulates of one embedding."""
+        """Return the multiply-accumulates of one embedding."""
         return cost.macs(version.network.embed, torch.zeros(1, *self.shape))
 
 
 def glyphs(epochs: int) -> Setting:
-    """The setting of this benchmark."""
+    """Return the setting of this benchmark."""
     return Setting(
         data="glyphs",
         section=lambda network: {"kind": "glyphs", "characters": "all", "network": dict(network)},
@@ -131,7 +131,7 @@ class Rows:
             self.rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def find(self, **key: Any) -> list[dict[str, Any]]:
-        """Rows with these values."""
+        """Return the rows with these values."""
         return [row for row in self.rows if all(row.get(name) == value for name, value in key.items())]
 
     def add(self, rows: list[dict[str, Any]]) -> None:
@@ -284,7 +284,7 @@ def _ranking(sides: Mapping[str, retrieval.Embeddings]) -> retrieval.Ranking:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds."""
+    """Return the means over seeds."""
     lines = [f"{'split':<8}{'budget':<8}{'query':<14}{'pair':<6}{'R@1':>8}{'mAP':>8}{'of paragon':>12}"]
     for split in ("unseen", "seen"):
         paragon = np.mean([row["map"] for row in rows if row["query"] == "paragon" and row["split"] == split])

@@ -78,14 +78,14 @@ EVOLUTION = {"population": 10, "parents": 5, "recalibration": 8, "images": 1600}
 
 
 def gallery_of(seed: int, home: Path, *, epochs: int) -> Path:
-    """The gallery model of hvs_pairs; trained once."""
+    """Return the gallery model of hvs_pairs; trained once."""
     task = {"kind": "glyphs", "characters": "all", "network": GALLERY}
     spec = runs.refresh_spec("gallery", task=task, seed=seed, train={"epochs": epochs, "batch_size": 128})
     return runs.trained(spec, folder=home / f"gallery-{seed}", task=runs.task_of(task))[0]
 
 
 def search_of(seed: int, gallery: Path, home: Path, **section: Any) -> tuple[Run, list[Ancestor]]:
-    """The search of a seed: supernet and evaluations are shared by all budgets and methods."""
+    """Return the search of a seed: supernet and evaluations are shared by all budgets and methods."""
     spec = runs.refresh_spec(
         "search",
         task={**TASK, "network": BY_HAND},
@@ -100,7 +100,7 @@ def search_of(seed: int, gallery: Path, home: Path, **section: Any) -> tuple[Run
 
 
 def pruning_of(seed: int, gallery: Path, home: Path, *, project: bool) -> tuple[Run, list[Ancestor]]:
-    """The pruning of a seed, to both budgets."""
+    """Return the pruning of a seed, to both budgets."""
     whole = macs_of(path_of(StagedNetwork.model_validate(WHOLE)))
     capacities = [budget / whole for budget in sorted(BUDGETS, reverse=True)]
     _, ancestors = search_of(seed, gallery, home)
@@ -117,7 +117,8 @@ def pruning_of(seed: int, gallery: Path, home: Path, *, project: bool) -> tuple[
 
 
 def prune(seed: int, gallery: Path, home: Path, *, project: bool) -> list[dict[str, Any]]:
-    """Both budgets of a pruned network as versions, measured on unseen characters; nothing chooses by these rows."""
+    """Return both budgets of a pruned network as versions, measured on unseen characters; nothing chooses by these
+    rows."""
     run, ancestors = pruning_of(seed, gallery, home, project=project)
     found = pruning.conclude(run, ancestors=ancestors)
     samples = len(runs.task_of({**TASK, "network": WHOLE}).samples("train"))
@@ -137,7 +138,7 @@ def prune(seed: int, gallery: Path, home: Path, *, project: bool) -> list[dict[s
 
 
 def macs_of(path: Mapping[str, Any]) -> int:
-    """Multiply-accumulates of a path."""
+    """Return the multiply-accumulates of a path."""
     return costs.of(network_of(path, StagedNetwork.model_validate(BY_HAND)), SHAPE).macs
 
 
@@ -149,7 +150,7 @@ def on_unseen(version: Predecessor, index: Predecessor, data: Mapping[str, Sampl
 
 
 def own_weights(seed: int, path: Mapping[str, Any], gallery: Path, home: Path, *, rows: Rows) -> dict[str, float]:
-    """Scores of a path that is trained from scratch, from the rows if they know it."""
+    """Return the scores of a path that is trained from scratch, from the rows if they know it."""
     digest = digest_of(dict(path))
     known = rows.find(seed=seed, path=digest, weights="own")
     if known:
@@ -215,7 +216,7 @@ def drawn_paths(seed: int, count: int) -> list[dict[str, Any]]:
 
 
 def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with regrets, and the rank correlation of each seed."""
+    """Return the rows with regrets, and the rank correlation of each seed."""
     found = []
     for row in rows:
         budget = row.get("budget")
@@ -236,7 +237,7 @@ def finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One line for each row that has a regret or a correlation."""
+    """Return one line for each row that has a regret or a correlation."""
     lines = []
     for row in rows:
         if "regret" in row:

@@ -104,7 +104,7 @@ def measured(source: str) -> dict[str, Any]:
 
 
 def rates(ours: Callable[[], object], peer: Callable[[], object], *, count: int) -> dict[str, Any]:
-    """Samples per second of both by the clock and by CPU time, in rounds that alternate."""
+    """Return the samples per second of both by the clock and by CPU time, in rounds that alternate."""
     clock: dict[str, list[float]] = {"ours": [], "peer": []}
     cpu: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(ROUNDS):

@@ -69,7 +69,7 @@ def opened(folder: Path, wanted: spec.RefreshSpec) -> Predecessor:
 
 
 def searched(new: Predecessor, old: Predecessor, task: Task) -> dict[str, float]:
-    """Recall at 1 in percent."""
+    """Return the recall at 1 in percent."""
     found = {}
     for name, version in (("new", new), ("old", old)):
         for split in ("query", "gallery"):
@@ -91,7 +91,7 @@ def searched(new: Predecessor, old: Predecessor, task: Task) -> dict[str, float]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds, and the paired difference between both in negative flips and cross-test."""
+    """Return the means over seeds, and the paired difference between both in negative flips and cross-test."""
     errors, minutes = ([row[key] for row in rows] for key in ("old_error", "v1_cpu_seconds"))
     lines = [f"v1: error {statistics.fmean(errors):.1f} %, {statistics.fmean(minutes) / 60:.1f} CPU minutes"]
     lines.append(f"{'v2':<18}{'error':>7}{'NFR':>7}{'self':>7}{'cross':>7}{'old':>7}{'CPU min':>9}")

@@ -48,7 +48,7 @@ def mutants(kind: str, *, count: int, seed: int) -> Iterator[bytes]:
 
 
 def outcome(data: bytes, kind: str) -> str:
-    """What reading a file ends in: `read`, `refused` with one line that names it, or what else.
+    """Return what reading a file ends in: `read`, `refused` with one line that names it, or what else.
 
     Args:
         data: The file.
@@ -67,7 +67,8 @@ def outcome(data: bytes, kind: str) -> str:
 
 
 def _damaged(good: bytes, random: np.random.Generator) -> bytes:
-    """Bytes changed, most of them in headers or metadata; cut, repeated, inserted. Half of it is sealed again."""
+    """Return the bytes changed, most of them in headers or metadata; cut, repeated, inserted. Half of it is sealed
+    again."""
     data = bytearray(good)
     anchors = [0, *(place for mark in MARKS if (place := good.find(mark)) >= 0)]
     for _ in range(int(random.integers(1, 6))):

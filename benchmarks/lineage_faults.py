@@ -42,7 +42,7 @@ class Killable:
         return self.server.enter_context(mlflow_server.server(database, served, port=self.port))
 
     def restart(self, after: float) -> Callable[[], None]:
-        """What happens meanwhile: the server dies in the middle and comes back."""
+        """Return what happens meanwhile: the server dies in the middle and comes back."""
 
         def happen() -> None:
             time.sleep(after)

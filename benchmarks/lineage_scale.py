@@ -63,14 +63,14 @@ class Backend:
 
 @contextmanager
 def sqlite(folder: Path) -> Iterator[Backend]:
-    """One person: a file, no server."""
+    """Yield one person: a file, no server."""
     uri = f"sqlite:///{folder / 'home' / 'mlflow.db'}"
     yield Backend(name="sqlite", uri=uri, database=uri, artifacts=None)
 
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[Backend]:
-    """A team: a server on PostgreSQL."""
+    """Yield a team: a server on PostgreSQL."""
     (folder / "served").mkdir()
     with postgres_server.server() as database, mlflow_server.server(database, folder / "served") as uri:
         yield Backend(name="postgresql behind a server", uri=uri, database=database, artifacts=folder / "served")
@@ -193,7 +193,7 @@ def fill(copies: Copies, records: list[LineageRecord], size: int) -> None:
 
 
 def predictions(path: Path, seed: int) -> Path:
-    """What a version with an error rate of ten percent says."""
+    """Return what a version with an error rate of ten percent says."""
     random = np.random.default_rng(seed)
     labels = np.arange(SAMPLES) % CLASSES
     said = np.where(random.random(SAMPLES) < 0.1, random.integers(CLASSES, size=SAMPLES), labels)
@@ -205,7 +205,7 @@ def predictions(path: Path, seed: int) -> Path:
 
 
 def registered(store: Store, folder: Path) -> list[LineageRecord]:
-    """Two versions as a refresh makes them, the second measured against the first."""
+    """Return two versions as a refresh makes them, the second measured against the first."""
     records = list[LineageRecord]()
     for number in range(1, 3):
         item = made.registration(store, folder, f"v{number}", records[::-1])

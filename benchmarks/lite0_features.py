@@ -51,17 +51,17 @@ class Top(nn.Module):
         self.head = nn.Linear(1280, classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features below -> embedding."""
+        """Map features below to embedding."""
         embedding: Tensor = self.body(x)
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding -> logits."""
+        """Map embedding to logits."""
         logits: Tensor = self.head(embedding)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features below -> logits."""
+        """Map features below to logits."""
         return self.classify(self.embed(x))
 
 

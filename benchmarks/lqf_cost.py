@@ -114,7 +114,7 @@ def sizes(counts: tuple[int, ...], widths: tuple[int, ...]) -> list[dict[str, An
 
 
 def _problem(count: int, width: int) -> tuple[Batched, int]:
-    """A perceptron on random inputs: its derivative and how many parameters it has."""
+    """Return a perceptron on random inputs: its derivative and how many parameters it has."""
     torch.manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Linear(64, width), torch.nn.GELU(), torch.nn.Linear(width, 32), torch.nn.GELU())
     network = Headed(body, torch.nn.Linear(32, CLASSES)).eval()

@@ -67,17 +67,17 @@ class Small(nn.Module):
         self.head = nn.Linear(32, classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images -> embedding."""
+        """Map images to embedding."""
         embedding: Tensor = self.body(x)
         return embedding
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding -> logits."""
+        """Map embedding to logits."""
         logits: Tensor = self.head(embedding)
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits."""
+        """Map images to logits."""
         return self.classify(self.embed(x))
 
 
@@ -95,7 +95,7 @@ class Data:
     classes: int = CLASSES
 
     def shots(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images of each class in a random order: smaller sets are subsets."""
+        """Return the first `count` images of each class in a random order: smaller sets are subsets."""
         x, y = self.train
         generator = torch.Generator().manual_seed(seed)
         chosen = [
@@ -194,7 +194,7 @@ class Linear:
 
     @functools.cached_property
     def ridge(self) -> float:
-        """The ridge of the smallest leave-one-out error."""
+        """Return the ridge of the smallest leave-one-out error."""
         ones = torch.ones(len(self.kernel), dtype=torch.float64)
         system = exact.DualSystem(self.kernel, ones, classes=self.classes)
         residual = (self.labels - self.start).reshape(-1)
@@ -202,7 +202,7 @@ class Linear:
 
     @functools.cached_property
     def largest(self) -> float:
-        """The largest eigenvalue of the kernel, by power iterations."""
+        """Return the largest eigenvalue of the kernel, by power iterations."""
         vector = torch.ones(len(self.kernel), dtype=torch.float64)
         for _ in range(200):
             vector = self.kernel @ (vector / vector.norm())

@@ -88,7 +88,7 @@ def _profile(chance: random.Random) -> Case:
 
 
 def _report(chance: random.Random) -> Case:
-    """A report is JSON; every step of documents makes it unreadable, of another shape, or of another model."""
+    """Return a damaged report: unreadable JSON, JSON of another shape, or a report of another model."""
     if chance.random() < 0.5:
         damaged = copy.deepcopy(REPORT)
         key = chance.choice(sorted(damaged))
@@ -132,7 +132,7 @@ Maker = Callable[[random.Random], tuple[str, ...]]
 
 
 def _any(*before: str, of: tuple[str, ...], after: tuple[str, ...] = ()) -> Maker:
-    """A command line with one bad word among good ones."""
+    """Return a command line with one bad word among good ones."""
     return lambda chance: (*before, chance.choice(of), *after)
 
 

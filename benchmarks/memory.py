@@ -52,7 +52,7 @@ def sample(root: psutil.Process) -> dict[str, int]:
 
 
 def refreshed(command: str, options: Sequence[str], *, home: Path) -> dict[str, object]:
-    """One row: the peaks while a refresh runs."""
+    """Return one row: the peaks while a refresh runs."""
     peaks: dict[str, int] = {}
     start = time.monotonic()
     line = [sys.executable, "-m", "graceful.cli", *options]
@@ -70,7 +70,7 @@ def refreshed(command: str, options: Sequence[str], *, home: Path) -> dict[str, 
 
 
 def photos(root: Path) -> Path:
-    """A folder of two classes in split folders."""
+    """Return a folder of two classes in split folders."""
     random = np.random.default_rng(0)
     originals = [root / f"{number}.jpg" for number in range(FILES)]
     root.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def photos(root: Path) -> Path:
 
 
 def photo_rows(home: Path) -> list[dict[str, object]]:
-    """A version that decodes photos whole, and one that decodes them reduced beside it."""
+    """Return a version that decodes photos whole, and one that decodes them reduced beside it."""
     root, rows = photos(home / "data"), []
     for name, decode in (("v1", "full"), ("v2", "reduced")):
         document = {

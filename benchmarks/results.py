@@ -43,7 +43,7 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """What the numbers depend on: processor, usable cores, memory, accelerators."""
+    """Return what the numbers depend on: processor, usable cores, memory, accelerators."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [_processor(), f"{cores} cores"]
     if hasattr(os, "sysconf"):

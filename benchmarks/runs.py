@@ -24,7 +24,8 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 
 def refresh_spec(name: str, *, task: Mapping[str, Any], seed: int, **sections: Any) -> spec.RefreshSpec:
-    """A spec for one inline run on plain torch; the recipe of science (SGD 0.05, 4 epochs, clip 5) is the default."""
+    """Return a spec for one inline run on plain torch; the recipe of science (SGD 0.05, 4 epochs, clip 5) is the
+    default."""
     recipe = {"num_workers": 0, "engine": {"kind": "torch"}, "seed": seed, **sections.pop("train", {})}
     return spec.parse({"model": "bench", "name": name, "task": dict(task), "train": recipe, **sections})
 
@@ -48,13 +49,13 @@ def trained(
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process so far."""
+    """Return the CPU seconds of this process so far."""
     times = os.times()
     return times.user + times.system
 
 
 def flips(new: Predecessor, old: Predecessor, *, task: Task, split: Split) -> dict[str, float]:
-    """Error of both, NFR and relative NFR on one split, in percent, over ids whose class both know."""
+    """Return the error of both, NFR and relative NFR on one split, in percent, over ids whose class both know."""
     samples = task.samples(split)
     right_new, right_old = right(new, task, split), right(old, task, split)
     known = np.isin(np.asarray(samples.classes), old.classes)[samples.labels]
@@ -70,7 +71,7 @@ def flips(new: Predecessor, old: Predecessor, *, task: Task, split: Split) -> di
 
 
 def right(version: Predecessor, task: Task, split: Split) -> np.ndarray:
-    """[N] bool: which ids of the split this version answers right."""
+    """Return [N] bool: which ids of the split this version answers right."""
     samples = task.samples(split)
     items = samples.read(np.arange(len(samples), dtype=np.int64))
     predicted = np.asarray(version.classes)[version(items).logits.argmax(dim=1).numpy()]
@@ -88,7 +89,7 @@ def task_of(section: Mapping[str, Any]) -> Task:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of paired differences and half the width of its 95 % t interval."""
+    """Return the mean of paired differences and half the width of its 95 % t interval."""
     n = len(values)
     if n < 2:
         return statistics.fmean(values), math.inf

@@ -65,7 +65,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The value, for people."""
+        """Return the value, for people."""
         return f"{self.value:,.1f} {self.unit}" if abs(self.value) < 100 else f"{self.value:,.0f} {self.unit}"
 
 

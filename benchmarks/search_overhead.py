@@ -42,7 +42,7 @@ OWED = {
 
 
 def bench_of(home: Path, name: str, *, trials: int, epochs: int) -> tuple[Bench, Study]:
-    """A search with a folder of its own; reference runs and caches are shared."""
+    """Return a search with a folder of its own; reference runs and caches are shared."""
     train = {"num_workers": 0, "engine": {"kind": "torch"}, "seed": 7, "epochs": epochs}
     section = {"trials": trials, "max_concurrent": AT_ONCE, "sampler": "random", "space": {"runs": [1]}}
     document = {"model": "bench", "name": "new", "task": NEW, "train": train, "compatibility": OWED, "tune": section}
@@ -74,14 +74,14 @@ def searched(home: Path, name: str, trials: int, epochs: int) -> None:
 
 
 def one(told: dict[str, Any]) -> tuple[float, float]:
-    """A bare fit: when it began and ended."""
+    """Return a bare fit: when it began and ended."""
     began = time.time()
     fits.fit(told)
     return began, time.time()
 
 
 def bare(home: Path, trials: int, epochs: int) -> tuple[float, float]:
-    """The same points without a search; seconds per trial, and seconds until the first trial began."""
+    """Return the same points without a search; seconds per trial, and seconds until the first trial began."""
     bench, _ = bench_of(home, "bare", trials=trials, epochs=epochs)
     points = [tried.point for tried in bench_of(home, "search", trials=trials, epochs=epochs)[1].trials()]
     works = [bench.work(point, seed=7, on="search").document() for point in points if point]
@@ -93,7 +93,7 @@ def bare(home: Path, trials: int, epochs: int) -> tuple[float, float]:
 
 
 def per_trial(times: list[float], trials: int) -> float:
-    """Seconds of a trial, of `AT_ONCE` at a time."""
+    """Return the seconds of a trial, of `AT_ONCE` at a time."""
     return AT_ONCE * (max(times) - min(times)) / trials
 
 
@@ -134,7 +134,7 @@ def timed(home: Path, name: str, trials: int, epochs: int, *, kill_after: int | 
 
 
 def ended(times_file: Path) -> list[str]:
-    """Lines of trials that ended."""
+    """Return the lines of trials that ended."""
     text = times_file.read_text() if times_file.exists() else ""
     return [line for line in text.splitlines() if '"complete"' in line or '"failed"' in line]
 

@@ -55,7 +55,7 @@ OWED = {
 
 
 def tuned_spec(repetition: int, sampler: str, *, quick: bool) -> specs.RefreshSpec:
-    """The spec of one search."""
+    """Return the spec of one search."""
     train = {"num_workers": 0, "engine": {"kind": "torch"}, "seed": 50_000 + 101 * repetition, **recipe(quick)}
     section = {
         "trials": 4 if quick else TRIALS,
@@ -70,12 +70,12 @@ def tuned_spec(repetition: int, sampler: str, *, quick: bool) -> specs.RefreshSp
 
 
 def recipe(quick: bool) -> dict[str, Any]:
-    """How long to train."""
+    """Return how long to train."""
     return {"epochs": 1} if quick else RECIPE
 
 
 def repeated(repetition: int, home: Path, *, quick: bool) -> list[dict[str, Any]]:
-    """One repetition: the old version, then every method."""
+    """Return one repetition: the old version, then every method."""
     old_task = runs.task_of({**OLD, "split": repetition})
     wanted = runs.refresh_spec("old", task={**OLD, "split": repetition}, seed=repetition, train=recipe(quick))
     old, _ = runs.trained(wanted, folder=home / f"old-{repetition}", task=old_task)
@@ -142,7 +142,7 @@ def row_of(
     *,
     seconds: float,
 ) -> dict[str, Any]:
-    """A row of the result, rates in percent."""
+    """Return a row of the result, rates in percent."""
     rates = {"reference_error": None, "reference_nfr": None, "error": None, "nfr": None}
     more: dict[str, Any] = {"feasible_on_test": False, "excess_upper": None}
     if score is not None:

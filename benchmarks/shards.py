@@ -100,7 +100,7 @@ def write_shards(folder: Path, count: int) -> None:
 
 
 def task_of(folder: Path, **keys: Any) -> Any:
-    """The task of the shards in a folder."""
+    """Return the task of the shards in a folder."""
     section = {"kind": "shards", "files": str(folder / "*.tar"), "members": {"image": "jpg"}, **keys}
     return tasks.build(spec.parse({"model": "m", "name": "v1", "task": section}).task)
 

@@ -60,7 +60,7 @@ class Ended:
     seconds: float
 
     def problem(self) -> str:
-        """What is wrong with it; empty: it ended as it must."""
+        """Return what is wrong with it; empty: it ended as it must."""
         lines = self.stderr.splitlines()
         if self.code != EXIT_USAGE:
             return f"exit code {self.code}"
@@ -103,7 +103,7 @@ def _once(case: Case, folder: Path, *, alone: bool) -> Ended:
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment, without what this machine says to graceful, and with changes."""
+    """Return the environment, without what this machine says to graceful, and with changes."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("GRACEFUL_", "MLFLOW_", "KUBE"))}
     return {**ours, **changes}
 
@@ -158,7 +158,7 @@ def _surroundings(case: Case, folder: Path) -> Iterator[None]:
 
 
 def _refuse_to_start(*arguments: object, **options: object) -> NoReturn:
-    """What is malformed must be refused before a program starts, which takes seconds."""
+    """Refuse to start a program: malformed input must be refused before, and a start takes seconds."""
     raise OSError(errno.EPERM, f"started {arguments[0]!r:.200}")
 
 

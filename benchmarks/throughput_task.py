@@ -25,12 +25,12 @@ class Headed(nn.Module):
         self.body, self.head = body, nn.Linear(width, len(CLASSES))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, 3, 64, 64] -> [B, width]."""
+        """Map images [B, 3, 64, 64] to [B, width]."""
         pooled: Tensor = self.body(pixel_values=x).pooler_output
         return pooled.flatten(1)
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Embedding -> logits."""
+        """Map embedding to logits."""
         logits: Tensor = self.head(embedding)
         return logits
 
@@ -74,11 +74,11 @@ class Drawn:
         self._kind = kind
 
     def network(self, classes: tuple[str, ...]) -> nn.Module:
-        """As `Task.network`."""
+        """Implement `Task.network`."""
         return network(self._kind)
 
     def samples(self, split: Split) -> Samples:
-        """As `Task.samples`."""
+        """Implement `Task.samples`."""
         if split not in SIZES:
             raise KeyError(split)
         items, labels = pixels(self._kind, split)
@@ -86,7 +86,7 @@ class Drawn:
         return Samples.of(items, labels, classes=CLASSES, ids=ids)
 
     def transform(self, items: Any, views: NDArray[np.uint64] | None) -> Tensor:
-        """As `Task.transform`."""
+        """Implement `Task.transform`."""
         return to_batch(items)
 
 

@@ -58,7 +58,7 @@ class Weather:
         self._random, self._lock = random.Random(self.seed), threading.Lock()
 
     def draw(self, path: str, *, stream: bool) -> Fault | None:
-        """The fault that the next request, or part of a stream, meets."""
+        """Return the fault that the next request, or part of a stream, meets."""
         with self._lock:
             # lists do not expire here, and requests have a timeout of their own
             possible = [fault for fault in self.faults if stream or fault not in (Fault.GONE, Fault.SILENT)]
@@ -73,7 +73,7 @@ class Weather:
 
 @contextmanager
 def proxied(access: Access, weather: Weather) -> Iterator[Access]:
-    """The same server through bad weather."""
+    """Yield the same server through bad weather."""
     server = _Server(access, weather)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def _forward(self) -> None:
         stream = "watch=true" in self.path or "follow=true" in self.path

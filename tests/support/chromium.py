@@ -21,7 +21,7 @@ SECONDS = 120.0
 
 
 def executable() -> str | None:
-    """Where the browser is; None where there is none."""
+    """Return where the browser is; None where there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -39,7 +39,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its result; events that come between are dropped."""
+        """Return one command and its result; events that come between are dropped."""
         self._count += 1
         self._socket.send(json.dumps({"id": self._count, "method": method, "params": params}))
         while True:
@@ -61,7 +61,7 @@ class Page:
         return answer["result"].get("value")
 
     def wait(self, expression: str) -> Any:
-        """Its value as soon as it is true, asked again until then; what the page says where it never is."""
+        """Return its value as soon as it is true, asked again until then; what the page says where it never is."""
         deadline = time.monotonic() + SECONDS
         while not (value := self.ask(f"(() => {{ try {{ return {expression} }} catch (e) {{ return null }} }})()")):
             if time.monotonic() > deadline:
@@ -70,7 +70,7 @@ class Page:
         return value
 
     def text(self) -> str:
-        """What a person reads."""
+        """Return what a person reads."""
         return str(self.ask("document.body ? document.body.innerText : ''"))
 
     def resize(self, height: int) -> None:
@@ -91,7 +91,7 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """A fresh profile with one tab; ended with the block."""
+    """Yield a fresh profile with one tab; ended with the block."""
     command = executable()
     assert command is not None, "no chromium; install it, or skip"
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
@@ -115,7 +115,7 @@ def browser() -> Iterator[Page]:
 
 
 def _address(profile: Path, process: subprocess.Popen[bytes]) -> str:
-    """The tab's DevTools address, from the file in which the browser writes its port."""
+    """Return the tab's DevTools address, from the file in which the browser writes its port."""
     import urllib.request
 
     port, deadline = profile / "DevToolsActivePort", time.monotonic() + SECONDS

@@ -79,7 +79,7 @@ class Fault:
     champion: str | None = "v1"
 
     def good(self, ending: Ending) -> bool:
-        """The right versions and champion, the right end, a cause that names it."""
+        """Return whether versions, champion and end are right and the cause names the fault."""
         named = not self.word or any(self.word in cause for cause in ending.causes)
         facts = (ending.final_state, ending.versions, ending.champion)
         return named and facts == (self.final_state, self.versions, self.champion)
@@ -92,7 +92,7 @@ Strike = Callable[[Team, str], list[str]]
 def spec(
     model: str, *, name: str = "v1", seconds: float = 0.15, gigabytes: int = 0, epochs: int = EPOCHS
 ) -> dict[str, Any]:
-    """A run of two workers: 200 training points, 13 steps an epoch, a checkpoint each."""
+    """Return a run of two workers: 200 training points, 13 steps an epoch, a checkpoint each."""
     return {
         "model": model,
         "name": name,
@@ -223,7 +223,7 @@ def _out_of_memory(node: Node) -> Ending:
 
 
 def _hopeless(node: Node, *, gigabytes: int = 0, **profile: Any) -> Ending:
-    """A second version that cannot be made, on a cluster; the first, made here, must stay champion."""
+    """Try to make a second version on a cluster, where it fails; the first, made here, must stay champion."""
     model = f"m{uuid4().hex[:6]}"
     with node.team(model, profile=profile) as team:
         node.refresh(
@@ -234,7 +234,7 @@ def _hopeless(node: Node, *, gigabytes: int = 0, **profile: Any) -> Ending:
 
 
 def _over_quota(node: Node) -> Ending:
-    """The namespace has room for head and submitter, not for workers; then it gets some."""
+    """Run where the namespace has room for head and submitter but not for workers, then give it room."""
     model = f"m{uuid4().hex[:6]}"
     with node.team(model, quota={"create": True, "hard": {"limits.memory": "7Gi"}}) as team:
         run = team.submit(spec(model))
@@ -244,7 +244,7 @@ def _over_quota(node: Node) -> Ending:
 
 
 def _preempted(node: Node) -> Ending:
-    """A queue with room for one job; a more important one comes."""
+    """Run in a queue with room for one job, and submit a more important job."""
     model, other = f"m{uuid4().hex[:6]}", f"m{uuid4().hex[:6]}"
     for document in _queue_documents(model):
         node.run("kubectl", "apply", "--server-side", "-f", "-", stdin=json.dumps(document))
@@ -262,7 +262,7 @@ def _preempted(node: Node) -> Ending:
 
 
 def _queue_documents(name: str) -> Iterator[dict[str, Any]]:
-    """One flavour, a queue for one job of ours (head, two workers, submitter), two priorities."""
+    """Yield one flavour, a queue for one job of ours (head, two workers, submitter), two priorities."""
     kueue = "kueue.x-k8s.io/v1beta2"
     quotas = [{"name": "cpu", "nominalQuota": "450m"}, {"name": "memory", "nominalQuota": "12Gi"}]
     for priority, value in (("low", 1), ("high", 1000)):

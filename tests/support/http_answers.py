@@ -37,7 +37,7 @@ def answering(given: dict[str, list[tuple[int, str]]]) -> Iterator[Answers]:
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -22,7 +22,7 @@ from graceful.launch.refusals import ConflictError
 def log_server(
     kube: Kube, pki: Path, *, node: str, logs: Mapping[str, list[str]], cuts: list[int]
 ) -> Iterator[list[str]]:
-    """A node whose pods have these logs.
+    """Yield a node whose pods have these logs.
 
     Args:
         kube: For the Node object.
@@ -40,7 +40,7 @@ def log_server(
         protocol_version = "HTTP/1.1"
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
         def do_GET(self) -> None:
             split = urlsplit(self.path)

@@ -32,7 +32,7 @@ class Life:
 
 @cache
 def lives() -> tuple[Life, ...]:
-    """All recorded runs."""
+    """Return all recorded runs."""
     cases = json.loads(DATA.read_text(encoding="utf-8"))["cases"]
     return tuple(Life(case=one["case"], moments=tuple(_moments(one))) for one in cases)
 

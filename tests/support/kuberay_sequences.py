@@ -41,12 +41,12 @@ class LifeCycle:
 
 @cache
 def life_cycles() -> tuple[LifeCycle, ...]:
-    """All recorded life-cycles."""
+    """Return all recorded life-cycles."""
     return tuple(map(_life_cycle, json.loads(DATA.read_text(encoding="utf-8"))["cases"]))
 
 
 def rayjob(name: str, *, case: str = "", namespace: str = "rec", **metadata: Any) -> Json:
-    """A RayJob such as we would send, without status."""
+    """Return a RayJob such as we would send, without status."""
     run = {"graceful.dev/run-id": name}
     labels = {**run, "app.kubernetes.io/managed-by": "graceful"}
     if case == QUEUED_CASE:

@@ -44,7 +44,7 @@ def job(**changes: Any) -> JobSpec:
 
 
 def changed(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy with one value replaced; a number selects an item, None removes the key."""
+    """Return a copy with one value replaced; a number selects an item, None removes the key."""
     copied = copy.deepcopy(document)
     *parents, last = (int(part) if part.isdecimal() else part for part in path.split("/"))
     node: Any = copied

@@ -45,7 +45,7 @@ def macro_nfr(ok_new: Flags, ok_old: Flags, classes: Sequence[int]) -> float:
 
 
 def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Both ends of SciPy's score interval."""
+    """Return both ends of SciPy's score interval."""
     found = binomtest(count, n).proportion_ci(confidence, method="wilson")
     return found.low, found.high
 
@@ -59,7 +59,7 @@ def cosine(left: Sequence[float], right: Sequence[float]) -> float:
 def ranked_hits(
     query: tuple[str, str, Sequence[float]], gallery: Sequence[tuple[str, str, Sequence[float]]], *, digits: int = 7
 ) -> list[bool]:
-    """One query's hits in rank order; items are (id, label, vector); the query itself is not among them."""
+    """Return one query's hits in rank order; items are (id, label, vector); the query itself is not among them."""
     others = [item for item in gallery if item[0] != query[0]]
     others.sort(key=lambda item: (-round(cosine(query[2], item[2]), digits), item[0]))
     return [label == query[1] for _, label, _ in others]

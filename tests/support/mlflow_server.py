@@ -132,7 +132,7 @@ class LossyProxy:
             do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = forward  # noqa: N815 (names that http.server looks for)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Silence: the tests look at what happened, not at a log."""
+                """Log nothing: the tests look at what happened."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", listens_on), Handler)
         self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"

@@ -36,7 +36,7 @@ def said(wrong: Sequence[int]) -> Predictions:
 
 
 def thumbnail(index: int) -> bytes:
-    """A PNG that differs from sample to sample."""
+    """Return a PNG that differs from sample to sample."""
     pixels = np.zeros((28, 28), np.uint8)
     pixels[4 : 8 + index % 17, 4 : 8 + index % 19] = 200
     buffer = io.BytesIO()

@@ -70,7 +70,7 @@ def bundle(folder: Path, content: str) -> Path:
 def registration(
     store: Store, folder: Path, name: str, chain: Sequence[LineageRecord] = (), *, flips: float = 0.005, **changes: Any
 ) -> Registration:
-    """The refresh `glyphs-NAME` as a program would hand it over; its ancestors are `chain`, nearest first."""
+    """Return the refresh `glyphs-NAME` as a program would hand it over; its ancestors are `chain`, nearest first."""
     document = spec(name, **changes)
     evidence = report(name, chain, flips=flips, model=document["model"])
     run_id = f"{document['model']}-{name}"
@@ -125,7 +125,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def copied_store(home: Path, target: Path) -> Store:
-    """A copy of a registry to change at will: creating a database takes seconds, copying it takes none."""
+    """Return a copy of a registry to change at will: creating a database takes seconds, copying it takes none."""
     shutil.copytree(home, target)
     columns = {
         "experiments": "artifact_location",

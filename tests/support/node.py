@@ -63,7 +63,7 @@ class Node:
 
     @contextmanager
     def team(self, name: str, *, profile: Mapping[str, Any] | None = None, **values: Any) -> Iterator[Team]:
-        """A namespace with the chart in it, gone afterwards.
+        """Yield a namespace with the chart in it, gone afterwards.
 
         Args:
             name: Of namespace, release and prefix in the bucket; unique in the test run.
@@ -83,11 +83,11 @@ class Node:
                 admin.delete("Namespace", name)
 
     def kube(self, namespace: str) -> Kube:
-        """A client with every permission."""
+        """Return a client with every permission."""
         return Kube(access=kubeconfig.load(CONTEXT, files=[Path(self.env["KUBECONFIG"])]), namespace=namespace)
 
     def pid(self, server: str) -> Path:
-        """The file with the process id of a server: `mlflow`, `s3`, or as in the test bed's table."""
+        """Return the file with the process id of a server: `mlflow`, `s3`, or as in the test bed's table."""
         if server == "mlflow":
             return self.folder / "mlflow.pid"
         run = Path(self.env["KUBECONFIG"]).parent
@@ -100,22 +100,22 @@ class Node:
         self.graceful("refresh", path)
 
     def graceful(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """The command line of a person who sees the same MLflow server and bucket."""
+        """Return the command line of a person who sees the same MLflow server and bucket."""
         return self.run(sys.executable, "-m", "graceful.cli", *arguments, check=check)
 
     def keys(self, uri: str) -> list[str]:
-        """Names of all objects below a prefix, relative to it."""
+        """Return the names of all objects below a prefix, relative to it."""
         code = f"from graceful.storage import objects; [print(one.uri) for one in objects.list_objects({uri!r})]"
         return [line.removeprefix(f"{uri}/") for line in self.python(code).splitlines()]
 
     def python(self, code: str) -> str:
-        """What a line of Python prints, with the node's variables."""
+        """Return what a line of Python prints, with the node's variables."""
         return self.run(sys.executable, "-c", code).stdout
 
     def run(
         self, *command: str | Path, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """A program against this node."""
+        """Return a program against this node."""
         done = subprocess.run(
             [str(word) for word in command],
             env=dict(self.env),
@@ -139,12 +139,12 @@ class Team:
 
     @property
     def kube(self) -> Kube:
-        """A client with every permission, in this namespace."""
+        """Return a client with every permission, in this namespace."""
         return self.node.kube(self.name)
 
     @property
     def storage(self) -> str:
-        """Where its runs are kept."""
+        """Return where its runs are kept."""
         return f"s3://{BUCKET}/{self.name}"
 
     def credentials(self) -> None:
@@ -178,11 +178,11 @@ class Team:
 
     @property
     def profile(self) -> Path:
-        """The file for `--on`."""
+        """Return the file for `--on`."""
         return self.node.folder / f"{self.name}.yaml"
 
     def graceful(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """The command line against this namespace."""
+        """Return the command line against this namespace."""
         return self.node.graceful(*arguments, "--on", self.profile, check=check)
 
     def submit(self, spec: Mapping[str, Any]) -> str:
@@ -193,7 +193,7 @@ class Team:
         return f"{spec['model']}-{spec['name']}"
 
     def status(self, run: str) -> dict[str, Any]:
-        """What `graceful status` says."""
+        """Return what `graceful status` says."""
         found: dict[str, Any] = json.loads(self.graceful("status", run, "-o", "json").stdout)
         return found
 
@@ -228,7 +228,7 @@ class Team:
             time.sleep(1.0)
 
     def pods(self, role: str, run: str) -> list[dict[str, Any]]:
-        """The live pods of a run: head, rank or submitter."""
+        """Return the live pods of a run: head, rank or submitter."""
         selector = f"graceful.dev/role={role},graceful.dev/run-id={run}"
         found = self.kube.list("Pod", selector=selector).items
         return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
@@ -273,7 +273,7 @@ def build_image(env: Mapping[str, str]) -> float:
 
 @contextmanager
 def mlflow(folder: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """An MLflow server that pods reach, with sqlite and local artifacts."""
+    """Yield an MLflow server that pods reach, with sqlite and local artifacts."""
     with socket.socket() as probe:
         probe.bind((BRIDGE, 0))
         port = probe.getsockname()[1]
@@ -321,7 +321,7 @@ def _bucket(env: Mapping[str, str]) -> None:
 
 
 def bed(env: Mapping[str, str], *words: str, check: bool = True) -> str:
-    """Its output; through a file, because the servers that it starts would hold a pipe open."""
+    """Return its output; through a file, because the servers that it starts would hold a pipe open."""
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
             [TESTBED, *words],
@@ -339,7 +339,7 @@ def bed(env: Mapping[str, str], *words: str, check: bool = True) -> str:
 
 
 def exports(text: str, env: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `testbed env`, one or several in a line."""
+    """Return the variables of `testbed env`, one or several in a line."""
     found: dict[str, str] = {}
     for line in (line for line in text.splitlines() if line.startswith("export ")):
         for word in shlex.split(line.removeprefix("export ")):

@@ -235,7 +235,7 @@ def frozen(classes: int) -> nn.Module:
 
 
 def hooked(classes: int) -> nn.Module:
-    """A hook over something that cannot be copied."""
+    """Return a hook over something that cannot be copied."""
     import threading
 
     network, lock = Odd(classes), threading.Lock()
@@ -303,7 +303,7 @@ class OddTask(Blobs):
 
 
 def _items(samples: Samples, change: Callable[[list[Any]], Any]) -> Samples:
-    """Samples with other items, as a list in which each may have a shape of its own."""
+    """Return the samples with other items, as a list in which each may have a shape of its own."""
     changed = change([np.array(row) for row in samples.read(np.arange(len(samples)))])
     return replace(samples, read=lambda positions: [changed[index] for index in positions])
 

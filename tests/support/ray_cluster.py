@@ -97,7 +97,7 @@ def _wait(cluster: RayCluster, process: subprocess.Popen[bytes], folder: Path, a
 
 
 def _open(port: int) -> bool:
-    """Whether the agent listens; it does so on the machine's own address."""
+    """Return whether the agent listens; it does so on the machine's own address."""
     listening = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
     return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in listening)
 
@@ -111,7 +111,7 @@ def _end_what_is_left(folder: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports on which no process listens, all different."""
+    """Return the ports on which no process listens, all different."""
     taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [one.getsockname()[1] for one in taken]

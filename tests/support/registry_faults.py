@@ -87,7 +87,7 @@ class WriterRun:
 
     @property
     def good(self) -> bool:
-        """Whether nothing was lost or doubled."""
+        """Return whether nothing was lost or doubled."""
         found = (self.versions_found, self.champions, self.events_lost, self.events_repeated, self.edges_wrong)
         return found == (self.writers + 1, 1, 0, 0, 0) and not self.moves_lost and not self.failures
 
@@ -266,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Proxy
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

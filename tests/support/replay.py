@@ -16,7 +16,7 @@ STATUS_KEYS = (
 
 
 def create(kube: Kube, name: str, *, case: str = "", **changes: Any) -> Mapping[str, Any]:
-    """A RayJob that no operator runs."""
+    """Return a RayJob that no operator runs."""
     return kube.create({**rayjob(name, case=case, namespace=kube.namespace), **changes})
 
 
@@ -78,7 +78,7 @@ def replay(kube: Kube, cycle: LifeCycle, *, name: str) -> None:
 
 
 def _complete(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The API server wants an exit code."""
+    """Return a terminated state with an exit code, which the API server requires."""
     if "terminated" in state:
         return {"terminated": {"exitCode": 1, **state["terminated"]}}
     return state

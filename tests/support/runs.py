@@ -39,12 +39,12 @@ def predecessors(
 def job_of(
     document: RefreshSpec, run_dir: Path, bundles: Sequence[Path], caches: Iterable[Path | None] = (), **options: Any
 ) -> TrainingJob:
-    """The job of a spec against bundles."""
+    """Return the job of a spec against bundles."""
     return TrainingJob(spec=document, run_dir=run_dir, predecessors=predecessors(document, bundles, caches), **options)
 
 
 def contract_of(budgets: Iterable[Budget], *, ids: int = 4) -> Contract:
-    """A contract with predecessors that know and get right everything; the reference error is 10 %."""
+    """Return a contract with predecessors that know and get right everything; the reference error is 10 %."""
     everything = np.ones(ids, dtype=np.bool_)
     promises = [
         Promise(budget=one, correctness=Correctness(name=one.name, right=everything, known=everything))

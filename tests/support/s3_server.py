@@ -48,7 +48,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def serving(*, signed: bool = True) -> Iterator[str]:
-    """The server, with the variables that lead to it; yields its address.
+    """Yield the address of the server, with the variables that lead to it set.
 
     Args:
         signed: Every request is signed in its headers. moto can check no other signature, such as those that MLflow's
@@ -203,7 +203,7 @@ class BadRoad:
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815 (names that http.server looks for)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Silence: the tests look at what happened."""
+                """Log nothing: the tests look at what happened."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True

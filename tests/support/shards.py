@@ -18,7 +18,7 @@ Sample = tuple[str, Mapping[str, bytes]]
 
 @lru_cache(maxsize=1)
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, 8, 8] with values 0 to 255, and labels."""
+    """Return the images [N, 8, 8] with values 0 to 255, and labels."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -80,7 +80,7 @@ def _rank_main(fn: Callable[..., Any], rank: int, size: int, folder: str, argume
 
 @contextmanager
 def process_group(store: str | Path, *, rank: int = 0, size: int = 1) -> Iterator[None]:
-    """A gloo group that meets at a file."""
+    """Yield a gloo group that meets at a file."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
@@ -182,7 +182,7 @@ def _mean(value: Tensor) -> float:
 
 
 def experiments(kind: str, folder: str) -> dict[str, Any]:
-    """What one rank sees of every experiment with one engine. The tests judge it."""
+    """Return what one rank sees of every experiment with one engine. The tests judge it."""
     whole = Trained(section(kind)).run(range(STEPS))
     found: dict[str, Any] = {"losses": whole.losses, "norms": whole.norms, "weights": whole.weights()}
 
@@ -233,7 +233,7 @@ def experiments(kind: str, folder: str) -> dict[str, Any]:
 
 
 def _resumed(train: spec.Train, network: Callable[[], nn.Module], folder: Path) -> dict[str, Any]:
-    """A run, and the same one resumed."""
+    """Return a run, and the same one resumed."""
     whole = Trained(train, network).run(range(STEPS))
     first, own = Trained(train, network).run(range(3)), folder / f"rank{distributed.get_rank()}"
     own.mkdir(parents=True)
@@ -283,7 +283,7 @@ def _sharded() -> dict[str, Any]:
 
 
 def _loss_scaler(path: Path) -> dict[str, Any]:
-    """What is left of the state that only fp16 on a GPU has, saved and loaded without code."""
+    """Return what is left of the state that only fp16 on a GPU has, saved and loaded without code."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     options = {"scale_window": 7, "min_scale": 1.0, "delayed_shift": 2, "consecutive_hysteresis": False}
@@ -299,7 +299,7 @@ def _initial() -> dict[str, Tensor]:
 
 
 def _merge(folder: Path) -> Path:
-    """What Ray does with the folders of all ranks."""
+    """Return what Ray does with the folders of all ranks."""
     distributed.barrier()
     merged = folder / "merged"
     if distributed.get_rank() == 0:
@@ -348,7 +348,7 @@ def _refusals(kind: str, merged: Path, scratch: Path) -> dict[str, tuple[str, bo
 
 
 def _spare(train: spec.Train) -> str | list[float]:
-    """Losses of a network with parameters that no loss reaches, or why it is refused."""
+    """Return the losses of a network with parameters that no loss reaches, or why it is refused."""
     try:
         return Trained(train, SpareNet).run(range(STEPS)).losses
     except SpecError as e:

@@ -59,7 +59,7 @@ class Followed(Observer):
 
 
 def run_life_cycles(kube: Kube, weather: Weather, *, count: int, prefix: str) -> Mapping[str, Any]:
-    """One row: so many life-cycles in one weather.
+    """Return one row: so many life-cycles in one weather.
 
     Args:
         kube: Straight to the server; writes what an operator would.
@@ -112,7 +112,7 @@ def _write(kube: Kube, named: list[tuple[str, LifeCycle]]) -> None:
 
 
 def _right(follower: Followed, cycle: LifeCycle) -> bool:
-    """Whether it ended as the recorded status alone says; causes need pods, which nobody writes here."""
+    """Return whether it ended as the recorded status alone says; causes need pods, which nobody writes here."""
     job = cycle.moments[-1].job
     wanted = status.read({**job, "status": cycle.statuses[-1]})
     last = follower.last

@@ -46,7 +46,7 @@ def receiving(*answers: int) -> Iterator[Receiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
         def _without_end(self, kind: int) -> None:
             self.close_connection = True

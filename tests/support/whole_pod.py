@@ -82,7 +82,7 @@ def _running(team: Team, role: str, run: str) -> dict[str, Any]:
 
 
 def _profile(model: str) -> dict[str, Any]:
-    """What an administrator demands of every pod, and a worker with everything that profiles can say."""
+    """Return what an administrator demands of every pod, and a worker with everything that profiles can say."""
     placed = {"node_selector": {"pool": model}, "tolerations": [TAINT], "priority_class": model}
     scratch = {"name": "scratch", "mountPath": "/scratch"}
     small = {"resources": {"limits": {"cpu": "100m", "memory": "64Mi"}, "requests": {"cpu": "10m", "memory": "64Mi"}}}
@@ -182,7 +182,7 @@ def _wait_for_allocatable(node: Node, wanted: Mapping[str, str]) -> None:
 
 
 def _queue_documents(name: str) -> Iterator[dict[str, Any]]:
-    """A queue over one flavour whose nodes have a topology, a priority of pods and one of jobs."""
+    """Yield a queue over one flavour whose nodes have a topology, a priority of pods and one of jobs."""
     kueue = "kueue.x-k8s.io/v1beta2"
     meta = {"metadata": {"name": name}}
     yield {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", **meta, "value": 7}
@@ -220,7 +220,7 @@ def _certificates(folder: Path, name: str) -> str:
 
 @contextmanager
 def _https(folder: Path, name: str) -> Iterator[str]:
-    """A server beside the cluster with that certificate; its address."""
+    """Yield a server beside the cluster with that certificate; its address."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -230,7 +230,7 @@ def _https(folder: Path, name: str) -> Iterator[str]:
             self.wfile.write(b"trusted")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer((BRIDGE, 0), Answer)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -114,9 +114,10 @@ def make(resolved: RefreshSpec, *, on: str, offline: bool, program: str = REFRES
     small = () if needed is None else gpu_memory.finding(needed, planned.documents)
     findings = (*planned.findings, *_warnings(resolved, target_profile), *small)
     search = (_trainings(resolved),) if program != REFRESH else ()
+    elastic = () if resolved.train.min_workers is None else (programs.workers(resolved.train),)
     unchecked = f"not checked here: bucket, registry, rights; `graceful doctor --on {on}` does"
     rest = () if target_profile.is_here else (unchecked,)
-    return target, replace(planned, findings=findings, notes=(*search, *planned.notes, *memory, *code, *rest))
+    return target, replace(planned, findings=findings, notes=(*elastic, *search, *planned.notes, *memory, *code, *rest))
 
 
 def _trainings(resolved: RefreshSpec) -> str:

@@ -26,7 +26,7 @@ from graceful.environment import (
 from graceful.errors import SpecError
 from graceful.launch import foreground
 from graceful.launch.job import JobSpec
-from graceful.spec import RefreshSpec, load
+from graceful.spec import RefreshSpec, Train, load
 from graceful.spec.addresses import webhook_of
 
 GPU = Path("/dev/nvidia0")
@@ -135,7 +135,6 @@ def steps(resolved: RefreshSpec) -> tuple[str, ...]:
     names = ["blend"] if compatibility.blend is not None else []
     losses = ", ".join([*names, *(loss.kind for loss in compatibility.losses)])
     against = compatibility.against if isinstance(compatibility.against, str) else ", ".join(compatibility.against)
-    workers = f"{train.num_workers} Ray workers" if train.num_workers else "this process"
     bounds = ", ".join(
         f"{bound.metric} {bound.direction} {bound.bound:g} ({bound.against})"
         for bound in (item.constraint() for item in resolved.gate.constraints)
@@ -144,10 +143,18 @@ def steps(resolved: RefreshSpec) -> tuple[str, ...]:
     return (
         f"chain: read champion and ancestors of {resolved.model} from the registry",
         f"targets: {targets if losses else 'none, no compatibility losses'}",
-        f"train: {train.epochs} epochs of {resolved.task.kind}, {train.engine.kind}, {workers};"
+        f"train: {train.epochs} epochs of {resolved.task.kind}, {train.engine.kind}, {workers(train)};"
         f" losses: task{', ' + losses if losses else ''}",
         "evaluate: the new version against every ancestor",
         f"gate: {bounds or 'no constraints'}",
         f"register: {resolved.model} {resolved.name}, whatever the verdict",
         "promote: champion moves only if passed",
     )
+
+
+def workers(train: Train) -> str:
+    """Return what trains: this process, or how many workers."""
+    if train.min_workers is None:
+        return f"{train.num_workers} Ray workers" if train.num_workers else "this process"
+    counts = ", ".join(map(str, train.worker_counts))
+    return f"{train.min_workers} to {train.num_workers} Ray workers, as there is room ({counts} divide a batch)"

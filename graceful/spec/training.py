@@ -125,6 +125,14 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the initial weights, the order of samples and the augmentation."""
 
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers on which a run may be, in rising order: `num_workers` alone, if it is not elastic."""
+        if self.min_workers is None:
+            return [self.num_workers]
+        counts = range(self.min_workers, self.num_workers + 1)
+        return [count for count in counts if self.batch_size % (count * self.accumulation) == 0]
+
     @model_validator(mode="before")
     @classmethod
     def _from_range(cls, values: Any) -> Any:

@@ -40,12 +40,7 @@ def allowed(train: Train) -> list[int]:
     Raises:
         SpecError: As `workers`.
     """
-    most = workers(train)
-    if train.min_workers is None or os.environ.get(WORKERS_VARIABLE):
-        return [most]
-    return [
-        count for count in range(train.min_workers, most + 1) if train.batch_size % (count * train.accumulation) == 0
-    ]
+    return [workers(train)] if os.environ.get(WORKERS_VARIABLE) else train.worker_counts
 
 
 def per_rank(*, use_gpu: bool) -> dict[str, float]:

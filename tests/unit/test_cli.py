@@ -280,7 +280,12 @@ def test_steps_tell_what_would_be_done() -> None:
     }
     steps = programs.steps(spec.parse(document))
     assert len(steps) == 7
-    assert "losses: task, influence" in steps[2]
+    assert "2 Ray workers; losses: task, influence" in steps[2]
+    elastic = {**document, "train": {"num_workers": {"min": 2, "max": 8}, "engine": {"kind": "torch"}}}
+    assert (
+        "torch, 2 to 8 Ray workers, as there is room (2, 4, 8 divide a batch);"
+        in programs.steps(spec.parse(elastic))[2]
+    )
     assert "negative_flip_rate at_most 0.05 (all)" in steps[4]
 
 

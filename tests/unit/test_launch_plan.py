@@ -276,6 +276,16 @@ def test_the_plan_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("profiles")
+def test_a_plan_shows_the_least_and_the_largest_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    setting = ["--set", "train.num_workers={min: 1, max: 8}", "--set", "train.batch_size=512"]
+    engine = ["--set", "train.engine={kind: torch}"]
+    assert cli.main(["plan", "jobs/glyphs/v2.yaml", "--on", "gpu-spot", "--offline", *setting, *engine]) == 0
+    said = capsys.readouterr().out
+    assert "1 to 8 Ray workers, as there is room (1, 2, 4, 8 divide a batch)" in said
+    assert "8 ranks in 8 pods" in said
+
+
+@pytest.mark.usefixtures("profiles")
 def test_the_plan_as_manifests_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 

@@ -21,15 +21,27 @@ def rows(run_dir: Path, event: str) -> list[dict[str, Any]]:
     return [row for row in trace.read(run_dir / trace.FILE) if row["event"] == event]
 
 
-def test_a_run_saves_when_a_machine_is_announced_to_go_and_goes_on_without_it(tmp_path: Path) -> None:
+def answer_of(module: str, folder: Path, *more: str) -> dict[str, Any]:
+    """Return what a module of tests.support says that starts clusters of its own."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    command = [sys.executable, "-m", "tests.support.preempted", str(tmp_path)]
+    command = [sys.executable, "-m", f"tests.support.{module}", str(folder), *more]
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, timeout=1000, check=True)
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def assert_same_steps(changed: Path, whole: Path, *, steps: int) -> None:
+    """Expect each step once, with the losses of the undisturbed run but for the order of sums."""
+    ours, theirs = rows(changed, "step"), rows(whole, "step")
+    assert [row["step"] for row in ours] == list(range(1, steps + 1))
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["announced", "evicted"])
+def test_a_run_saves_when_a_machine_is_announced_to_go_and_goes_on_without_it(tmp_path: Path, how: str) -> None:
+    answer = answer_of("preempted", tmp_path, how)
     assert 1 <= answer["resumed_from"] < answer["steps"] == answer["whole"]
     starts = rows(tmp_path / "moved", "start")
     assert [(start["step"], start["world_size"]) for start in starts] == [(0, 2), (answer["resumed_from"], 1)]
-    moved, whole = (rows(tmp_path / name, "step") for name in ("moved", "whole"))
-    assert [row["step"] for row in moved] == list(range(1, answer["steps"] + 1))
-    assert [row["loss"] for row in moved] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
-    assert all("preempted" not in row["parts"] for row in moved)
+    assert_same_steps(tmp_path / "moved", tmp_path / "whole", steps=answer["steps"])
+    assert all("preempted" not in row["parts"] for row in rows(tmp_path / "moved", "step"))

@@ -1,12 +1,15 @@
-"""A run on two nodes, one of which is announced to go away and goes: `python -m tests.support.preempted FOLDER`.
+"""A run on two nodes, one of which is announced to go away and goes: `python -m tests.support.preempted FOLDER HOW`.
 
-Both nodes are on this machine. Then the same run follows without Ray and undisturbed. Writes what came out as JSON.
+HOW is `announced`: somebody tells Ray, waits for checkpoints and ends the node; or `evicted`: the node's `ray start`
+gets SIGTERM, as in a pod that Kubernetes evicts. Both nodes are on this machine. Then the same run follows without Ray
+and undisturbed. Writes what came out as JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +28,8 @@ from graceful.training.driver import TrainingJob, train
 TASK = Path(__file__).with_name("slow_task.py")
 EPOCHS = 20
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+DRAIN_SECONDS = 60
+"""How long an evicted node waits for its workers to leave, below what Kubernetes waits for it."""
 PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 
 
@@ -56,13 +61,35 @@ def take_away(cluster: Cluster, node: Any, folder: Path) -> None:
     cluster.remove_node(node, allow_graceful=False)
 
 
-def main(root: Path) -> None:
+def start_node(address: str) -> subprocess.Popen[bytes]:
+    """Begin to start a node as KubeRay starts a worker's; it leaves when it gets SIGTERM."""
+    options = ["--num-cpus", "1", "--object-store-memory", str(NODE["object_store_memory"]), "--block"]
+    command = [Path(sys.executable).with_name("ray"), "start", "--address", address, *options]
+    env = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS)}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_cpus(count: int, address: str) -> None:
+    """Wait until nodes with so many CPUs have joined."""
+    ray.init(address, log_to_driver=False)
+    end = time.monotonic() + 300
+    while ray.cluster_resources().get("CPU", 0) < count:
+        assert time.monotonic() < end, "the node did not join"
+        time.sleep(0.5)
+    ray.shutdown()
+
+
+def main(root: Path, how: str) -> None:
     """Train twice."""
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    node = cluster.add_node(**NODE)
-    cluster.wait_for_nodes()
+    if how == "evicted":
+        leaving = threading.Thread(target=start_node(cluster.address).terminate)
+        wait_for_cpus(2, cluster.address)
+    else:
+        node = cluster.add_node(**NODE)
+        cluster.wait_for_nodes()
+        leaving = threading.Thread(target=take_away, args=(cluster, node, root / "moved"))
     os.environ["RAY_ADDRESS"] = cluster.address
-    leaving = threading.Thread(target=take_away, args=(cluster, node, root / "moved"))
 
     def progress(row: Mapping[str, object]) -> None:
         if row["event"] == "step" and leaving.ident is None:
@@ -77,4 +104,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -121,6 +121,17 @@ def test_pictures_of_the_concepts_are_those_that_the_script_draws() -> None:
         assert f"pictures/{name})" in (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
 
 
+def test_decisions_have_their_three_parts_once_and_end_with_consequences() -> None:
+    _, *entries = re.split(r"^## (?=\d)", (ROOT / "DECISIONS.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [int(entry.split(" ", 1)[0]) for entry in entries] == list(range(1, len(entries) + 1))
+    for entry in entries:
+        if "**Context.**" not in entry:
+            continue
+        parts = re.findall(r"^\*\*(\w+)\.\*\*", entry, re.MULTILINE)
+        assert parts == ["Context", "Decision", "Consequences"], entry.splitlines()[0]
+        assert entry.strip().split("\n\n")[-1].startswith("**Consequences.**"), entry.splitlines()[0]
+
+
 def test_every_loss_and_method_has_a_card() -> None:
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     written = "\n".join(line for line in text.splitlines() if line.startswith("| write |"))

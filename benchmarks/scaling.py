@@ -47,6 +47,8 @@ class Inputs:
     """JPEGs of a tenth of a megapixel a second."""
     price: float = 2.5
     """Of a GPU and hour, in dollars."""
+    test_share: float = 0.01
+    """Samples of the test split, as a share of those that are trained on."""
 
     @property
     def nodes(self) -> float:
@@ -97,16 +99,18 @@ def rows(given: Inputs) -> Iterator[Row]:
     )
     yield from _data(given, rate=rate)
     yield from _predecessors(given, epoch=epoch)
+    yield from _evaluation(given, rate=rate)
     state = given.parameters * 4 * 3
     yield Row(
         what="a checkpoint: weights and two moments", formula="parameters x 3 x 4 bytes", value=state / GB, unit="GB"
     )
     yield Row(
-        what="cost of an epoch, if nothing waits",
-        formula="gpus x seconds / 3600 x price",
-        value=given.gpus * epoch / 3600 * given.price,
-        unit="USD",
+        what="time of it to the bucket, beside training",
+        formula="bytes / storage",
+        value=state / given.storage,
+        unit="s",
     )
+    yield from _cost(given, epoch=epoch)
 
 
 def _data(given: Inputs, *, rate: float) -> Iterator[Row]:
@@ -171,6 +175,36 @@ def _predecessors(given: Inputs, *, epoch: float) -> Iterator[Row]:
         value=shared,
         unit="s",
     )
+
+
+def _evaluation(given: Inputs, *, rate: float) -> Iterator[Row]:
+    tested = given.samples * given.test_share
+    yield Row(
+        what="evaluating the new version on a test split of a hundredth",
+        formula="samples / 100 / (3 x rate)",
+        value=tested / (3 * rate),
+        unit="s",
+    )
+    outputs = given.predecessors * tested * (2 * given.classes + 4 + 2 * given.embedding)
+    yield Row(
+        what="cached outputs of all predecessors there",
+        formula="predecessors x samples / 100 x (2 classes + 4 + 2 embedding) bytes",
+        value=outputs / GB,
+        unit="GB",
+    )
+    yield Row(what="time of reading them", formula="bytes / storage", value=outputs / given.storage, unit="s")
+
+
+def _cost(given: Inputs, *, epoch: float) -> Iterator[Row]:
+    """Yield what epochs cost while GPUs compute, and while they wait."""
+    second = given.gpus / 3600 * given.price
+    logits = given.predecessors * given.samples * (2 * given.classes + 4)
+    for what, seconds in (
+        ("cost of an epoch, if nothing waits", epoch),
+        ("the same, bound by the bucket", given.samples * given.image_bytes / given.storage),
+        ("cost of GPUs that wait while each worker merges", logits * given.gpus_per_node / given.nvme),
+    ):
+        yield Row(what=what, formula="gpus x seconds / 3600 x price", value=second * seconds, unit="USD")
 
 
 def main() -> None:

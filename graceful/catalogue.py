@@ -70,7 +70,7 @@ _RANKING: Mapping[str, str] = {
     "ndcg_at_10": "mean over queries of the discounted gain of the first ten results, over the best possible one",
     "map": "mean over queries of the precision at each answer, averaged over the answers",
 }
-"""Ends of the names of what is measured of a search -> what it says."""
+"""Ends of the names of metrics of a search -> what they measure."""
 
 
 def _rankings(prefix: str, better: Better, sides: str) -> tuple[Metric, ...]:

@@ -25,7 +25,7 @@ FAMILIES = ("none", "bonferroni")
 
 
 class Outcome(StrEnum):
-    """What the gate says. Held is not an error: the version is kept, with its reasons, and not promoted."""
+    """Outcome of the gate. Held is not an error: the version is kept, with its reasons, and not promoted."""
 
     PASSED = "passed"
     HELD = "held"

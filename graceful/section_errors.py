@@ -116,7 +116,7 @@ def locate(root: type[Section], location: tuple[int | str, ...]) -> KeyLocation:
 
 
 LocatedMessage = tuple[tuple[str, ...], str]
-"""Path of the key that people must change, and what to say about it."""
+"""Path of the key that people must change, and the message about it."""
 
 
 def _problem(problem: ErrorDetails, location: KeyLocation, document: Document) -> LocatedMessage:

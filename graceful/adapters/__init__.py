@@ -1,6 +1,6 @@
 """Maps between the embedding spaces of two versions: fitted on pairs of vectors, without labels, in minutes. Driver.
 
-An adapter stands in front of one side of a search: `queries` maps what the new version says of a query into the space
+An adapter stands in front of one side of a search: `queries` maps the new version's embedding of a query into the space
 of the old gallery, `gallery` maps the old gallery into the space of new queries. Maths and files alone; which versions,
 data and gate belong to it is the business of `graceful.programs.adapting`.
 """

@@ -75,7 +75,7 @@ class Adapter:
     """An adapter, ready to be used.
 
     Attributes:
-        described: What its file says.
+        described: Description of its file.
         map: From the source's space into the target's.
         digest: Of the adapter.
     """

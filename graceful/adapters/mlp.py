@@ -30,7 +30,7 @@ class Recipe:
         hidden: Width of its layer.
         learning_rate: Of Adam with decoupled weight decay; it falls to 0 along a cosine.
         weight_decay: As a share of the learning rate.
-        batch_size: Pairs a step; each is told apart from the others in it.
+        batch_size: Pairs in a step; each is contrasted with the others in it.
         epochs: At most.
         seed: Of its first weights and the order of pairs.
     """

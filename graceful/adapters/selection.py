@@ -31,7 +31,7 @@ Progress = Callable[[Mapping[str, object]], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs:
-    """What two models say of the same samples.
+    """Embeddings of the same samples by two models.
 
     Attributes:
         source: [N, a] by the model whose vectors are mapped.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class OldOutputs(NamedTuple):
-    """What one predecessor says about a batch, cached or live; fp32, on the device of the loss."""
+    """Outputs of one predecessor on a batch, cached or live; fp32, on the device of the loss."""
 
     logits: Tensor
     """[B, C_old] in its own label space."""
@@ -128,7 +128,7 @@ class Predecessor:
             role: `query` or `gallery`, where its learner embeds them differently; None: `self.role`.
 
         Raises:
-            DataError: It is not whole, or its code does not take these items (told on the CPU alone: on a GPU the same
+            DataError: It is not whole, or its code does not take these items (seen on the CPU alone: on a GPU the same
                 exceptions may be those of the device, and pass).
         """
         if self.unrunnable_reason:

@@ -2,14 +2,14 @@
 
     q = (1 - sum_k w_k) r + sum_k w_k p_k        r = softmax(z_ref / T), z_ref the mean logits of the reference runs
 
-p_k is what the old version k says over the classes of the new version. Its own classes that the new version has no more
+p_k is the old version k's distribution over the classes of the new version. Classes that the new version has no more
 are left out of its softmax. Of the new version's classes, let U be those that it does not know: they have the
 probability of the reference, and the old version divides the rest among those that it knows:
 
     p_k(c) = r(c)                                               c in U
     p_k(c) = (1 - r(U)) softmax over the known classes (z_k / T)    otherwise
 
-so that p_k and q are distributions, and a version that knows none of the classes says what the reference says. Where
+so that p_k and q are distributions, and a version that knows none of the classes has those of the reference. Where
 nothing is known of a sample, the old version's share goes to the reference. Everything is computed as logarithms, in
 float64.
 """

@@ -24,7 +24,7 @@ ROUNDS, RATE = 12, 1.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OldAnswers:
-    """What one old version says about held-out samples.
+    """Outputs of one old version on held-out samples.
 
     Attributes:
         name: Of the version.

@@ -76,7 +76,7 @@ def graceful(context: click.Context) -> None:
 
 
 def _home_exists() -> bool:
-    """Return whether graceful has run here before; True, too, where that cannot be told."""
+    """Return whether graceful has run here before; True, too, where that is not known."""
     from graceful import homes
 
     try:

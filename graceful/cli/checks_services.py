@@ -125,7 +125,7 @@ def _release(uri: str, version_text: str) -> Check:
 def _search_check(uri: str, status: int, text: str) -> Check:
     name, host = "mlflow api", urlsplit(uri).netloc
     if status == 200:
-        return ok(name, f"experiments are told, {host} is an allowed host")
+        return ok(name, f"experiments are listed, {host} is an allowed host")
     if status == 403 and "host" in text.lower():
         return fail(
             name, f"{host} is not among the server's allowed hosts", f"start it with --allowed-hosts ...,{host}"

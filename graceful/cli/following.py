@@ -105,7 +105,7 @@ def stop(run: str, location: RunLocation, *, output: str) -> int:
 
 
 def resume(run: str, location: RunLocation, *, yes: bool, output: str, workers: int | None = None) -> int:
-    """Send a stopped or failed run again; what the profile says differently today is shown and asked about.
+    """Send a stopped or failed run again; changes of the profile since then are shown and must be confirmed.
 
     Raises:
         SpecError: No person can be asked, or the place cannot change the number of workers.

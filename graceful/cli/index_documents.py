@@ -88,7 +88,7 @@ def described(action: str, index: str, arguments: dict[str, Any], **parts: Any) 
 
 
 def start(action: str, index: str, arguments: dict[str, Any], *, program: str = "index", **parts: Any) -> int:
-    """Run `graceful.programs index` with what the command line says.
+    """Run `graceful.programs index` with the options of the command line.
 
     Raises:
         SpecError: Options that exclude each other.

@@ -90,7 +90,7 @@ def send(
         if planned.differences[-1].change in (Change.NONE, Change.UPDATE):
             out.talk(
                 "it was there already and is left as it is; if it has failed or was stopped, `graceful resume"
-                f" {planned.job.run_id} --on {on}` sends it again, with what the profile says today"
+                f" {planned.job.run_id} --on {on}` sends it again, with the present profile"
             )
         _follow_up(handle, on)
     else:

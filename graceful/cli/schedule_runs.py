@@ -36,7 +36,7 @@ def run(*, home: Path | None, quiet: bool) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Program:
-    """Runs what a schedule says in a process of its own, as `graceful refresh` and `graceful backfill run` do.
+    """Runs the program of a schedule in a process of its own, as `graceful refresh` and `graceful backfill run` do.
 
     Attributes:
         home: As `--home`.

@@ -85,7 +85,7 @@ def compare_search(a: str, b: str, home: Path | None, **arguments: Any) -> int:
 def label_next(old: str, new: str, home: Path | None, **arguments: Any) -> int:
     """List the unlabelled samples that decide soonest whether NEW keeps a bound on negative flips against OLD.
 
-    OLD and NEW are what two versions say of the same samples: .csv or .tsv files with id, answer and perhaps
+    OLD and NEW are the answers of two versions for the same samples: .csv or .tsv files with id, answer and perhaps
     confidence, or the predictions.npz of a version; or two indices, searched with --queries, where the first result is
     the answer. Where both answer alike no label matters. The gate can decide once enough disagreements are labelled
     that the rest changes nothing; the order needs the fewest labels for that, if the confidences are right. Label

@@ -39,7 +39,7 @@ def first(pattern: Path) -> Path:
 
 
 def members(path: Path) -> dict[str, str]:
-    """Return what a spec says of the members of a shard's samples: `image` or `text`, and `label`.
+    """Return the members of a shard's samples as a spec names them: `image` or `text`, and `label`.
 
     Raises:
         DataError: No tar file, or no image or text, or no class in it.

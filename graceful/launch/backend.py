@@ -284,7 +284,7 @@ class Watched(Protocol):
 
 @runtime_checkable
 class Renews(Protocol):
-    """What backends may offer besides: a run resumes with what its profile says today."""
+    """Backends that resume a run with its present profile; optional."""
 
     def renewal(self, handle: Handle) -> tuple[str, ...]:
         """Return how the job that `resume` would send differs from the one that was sent; empty: not at all.

@@ -89,7 +89,7 @@ def removed(pods: Sequence[Document]) -> str:
 
 
 def queued(workload: Document | None, queue: str) -> str:
-    """Return what Kueue says about a waiting job: preempted, over quota, or merely waiting; and its place if known."""
+    """Return Kueue's reason for a waiting job: preempted, over quota, or merely waiting; and its place if known."""
     place = str((workload or {}).get("waiting") or "")
     reason = _why_queued(((workload or {}).get("status") or {}).get("conditions"))
     return "; ".join(filter(None, (reason, place))) or f"waiting in queue {queue}"

@@ -26,7 +26,7 @@ class Evidence:
         events: About job, cluster and pods.
         workload: Kueue's object for the job; None: no queue.
         outcome: What the program said at its end; None: nothing found.
-        waits: What the running program says it waits for; empty: nothing.
+        waits: What the running program reports that it waits for; empty: nothing.
         namespace_ends: The namespace is being deleted: its pods go first, and the job knows nothing.
     """
 

@@ -32,7 +32,7 @@ CONFIG, NUMBERS = checkpoints.CONFIG, "preprocessing.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """What a task's section says about images.
+    """Settings of a task's section about images.
 
     Attributes:
         size: Side in pixels; None: as the checkpoint says.
@@ -50,7 +50,7 @@ class ImageOptions:
 
 
 def options_of(section: ImageFolderTask | TableTask) -> ImageOptions:
-    """Return what a task's section says about images."""
+    """Return the settings of a task's section about images."""
     return ImageOptions(
         size=section.size,
         channels=section.channels,
@@ -65,7 +65,7 @@ class ImageLearner:
 
     Args:
         section: The network.
-        options: What the task says about images.
+        options: Settings of the task about images.
         column: Which column of rows holds the images; None: items are images.
         kept: Configuration and numbers of a version that was restored; None: they come from the checkpoint.
     """

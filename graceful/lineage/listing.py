@@ -1,4 +1,4 @@
-"""The versions of a family as a list: what the registry says of each without opening its record. Driver and client."""
+"""The versions of a family as a list, read from the registry without opening their records. Driver and client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outages of the registry, told apart from its refusals and waited for. Driver and client.
+"""Outages of the registry, distinguished from its refusals, and waited for. Driver and client.
 
 A run of hours must survive a registry that is started again, so a call that fails for want of an answer is repeated
 for as long as a bucket's is. A registry that has not answered this process yet is reported at once, because its address

@@ -1,6 +1,6 @@
 """The page of a registered model: picture of the family, newest versions, what descends from them. Driver and client.
 
-A view of the registry: it is written again after every registration and promotion from what the registry says then, and
+A view of the registry: it is written again after every registration and promotion from the registry's state then, and
 never read by graceful. Call `refresh` within `Registry.client_for`, after the writer's lock was given back or under it.
 """
 
@@ -147,7 +147,7 @@ class _Listing:
     Attributes:
         model: Model family.
         known: Whether it is registered.
-        page: What the page says now; it names its picture's content.
+        page: The present text of the page; it names its picture's content.
         aliases: Alias -> number.
         items: The newest versions, and newest children in other models.
         older: Whether there are older ones.

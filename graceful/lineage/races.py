@@ -1,4 +1,4 @@
-"""Writes to MLflow that lost a race against another writer, told apart from failures and repeated. Driver and client.
+"""Writes to MLflow that lost a race against another writer: recognised and repeated. Driver and client.
 
 MLflow reads a row and writes it in a second statement. Where another writer was between the two, the database refuses
 the second one and MLflow reports a bad request, although nothing is wrong with it: repeated, it reads the row as it is

@@ -45,7 +45,7 @@ class Registration:
         digest: Digest of the bundle.
         parents: Identities of the direct predecessors, the one it was refreshed from first.
         report: The evidence.
-        verdict: What the gate said of it.
+        verdict: Outcome of the gate.
         attachments: Further files beside the version, e.g. report.html, predictions.npz.
         flips: Negative flips as rows for MLflow's table: sample id, ancestor, what it said.
         thumbnails: Sample id -> PNG, for tasks with images.

@@ -68,7 +68,7 @@ def summary(record: LineageRecord) -> str:
 
 
 def _certified(record: LineageRecord) -> str:
-    """Return what a certificate says, as the end of a line; nothing for a version that was trained by steps."""
+    """Return a certificate in words, as the end of a line; nothing for a version that was trained by steps."""
     if record.certificate is None:
         return ""
     independent = (

@@ -254,7 +254,7 @@ def manifest_digest(files: Mapping[str, str]) -> str:
 
 
 def edges(report: Report, verdict: Verdict) -> tuple[Edge, ...]:
-    """Return what the report and the gate say of each ancestor, nearest first."""
+    """Return the report's numbers and the gate's outcome for each ancestor, nearest first."""
     return tuple(
         _edge(report, verdict, index)
         for index in sorted(range(len(report.comparisons)), key=lambda index: report.comparisons[index].distance)

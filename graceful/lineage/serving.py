@@ -72,7 +72,7 @@ class ServedAdapter:
 
         Args:
             vectors: [N, a] by the source's version; where the adapter lies between old and mapped queries, a mapping
-                `{"new": [N, a], "old": [N, b]}` of what both versions say.
+                `{"new": [N, a], "old": [N, b]}` of both versions' embeddings.
             params: Unused; part of mlflow's signature.
         """
         if isinstance(vectors, Mapping):

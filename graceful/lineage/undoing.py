@@ -3,7 +3,7 @@
 A writer that is stopped after it last checked the lease (a machine that sleeps, a process under SIGSTOP, a request that
 is repeated because its answer was lost) goes on after another writer has moved the champion, and MLflow moves the alias
 for both. Hence the writer checks once more after its last change. Where the lease was no longer its own, it takes the
-lease again and restores what the events say.
+lease again and restores the state of the events.
 """
 
 from __future__ import annotations

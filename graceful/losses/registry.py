@@ -38,7 +38,7 @@ def unavailable() -> Mapping[str, str]:
 
 
 def union() -> Any:
-    """Return the annotation of one loss in a spec: a union of all kinds, told apart by `kind`."""
+    """Return the annotation of one loss in a spec: a union of all kinds, distinguished by `kind`."""
     return Annotated[Union[tuple(kinds().values())], Field(discriminator="kind")]  # noqa: UP007
 
 

@@ -47,7 +47,7 @@ class Contributions:
         """Read both files.
 
         Raises:
-            DataError: They do not hold what their names say.
+            DataError: Their content does not fit their names.
         """
         try:
             ids, values = json.loads(files[NAMES])["ids"], parse_tensors(files[TENSORS])["u"]

@@ -64,7 +64,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What says that a version is the minimum of its objective.
+    """Evidence that a version is the minimum of its objective.
 
     Attributes:
         solver: exact or pcg.

@@ -24,7 +24,7 @@ class Pull:
     Attributes:
         outputs: [N, C] its outputs on the scale of the labels; what it does not know has strength 0.
         strength: [N, C] g.
-        known: [N, C] bool, what it says something of, whatever its strength there; None: all.
+        known: [N, C] bool, outputs that it has a value for, whatever its strength there; None: all.
     """
 
     outputs: Tensor

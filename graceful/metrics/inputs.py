@@ -11,7 +11,7 @@ from graceful.metrics.predictions import Joined, Predictions, join
 
 @dataclass(frozen=True, kw_only=True)
 class VersionOutputs:
-    """What one version says of the evaluated samples.
+    """Outputs of one version on the evaluated samples.
 
     Attributes:
         name: Of the version.

@@ -1,4 +1,4 @@
-"""Joining what versions say by sample id, never by position: duplicates, padding and order do not matter. NumPy."""
+"""Join predictions of versions by sample id, never by position: duplicates, padding and order do not matter. NumPy."""
 
 from __future__ import annotations
 

@@ -311,7 +311,7 @@ def _mean(values: NDArray[np.float64], ranking: Ranking, *, draws: int, seed: in
 
 
 def measured(ranking: Ranking, *, draws: int = 1000, seed: int = 0) -> dict[str, Measurement]:
-    """Return what a report says of one ranking, by the end of the metric's name."""
+    """Return the measurements of one ranking, by the end of the metric's name."""
     return {
         "recall_at_1": recall_at_k(ranking, draws=draws, seed=seed),
         "recall_at_10": recall_at_k(ranking, DEPTH, draws=draws, seed=seed),

@@ -119,7 +119,7 @@ def read(bundle: Path, recorded: Mapping[str, str]) -> dict[str, Any]:
 
     Raises:
         IntegrityError: A file has another digest than was recorded.
-        DataError: A file is missing, too large, or does not hold what its name says.
+        DataError: A file is missing, too large, or its content does not fit its name.
     """
     values, remaining_bytes = {}, LARGEST
     for name, expected in recorded.items():
@@ -146,4 +146,4 @@ def _decoded(path: Path, content: bytes) -> Any:
             return json.loads(content)
         return parse_tensors(content) if path.name.endswith(".safetensors") else content
     except (ValueError, RecursionError, SafetensorError) as e:
-        raise DataError(f"{path}: does not hold what its name says ({one_line(e)}); fetch the version again") from e
+        raise DataError(f"{path}: its content does not fit its name ({one_line(e)}); fetch the version again") from e

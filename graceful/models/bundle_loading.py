@@ -115,7 +115,7 @@ def embedding_contract_of(described: Description, section: TaskSection) -> Embed
     """Return the embedding contract of a version: as it recorded it, else as its description implies it.
 
     Args:
-        described: What its bundle says.
+        described: Description of its bundle.
         section: Its task, read from the description.
 
     Raises:

@@ -31,7 +31,7 @@ LARGEST = 64 * 2**20
 
 
 class Checkpoint(Protocol):
-    """What says where a checkpoint is: the section of a network, or the record of a version."""
+    """Names the place of a checkpoint: the section of a network, or the record of a version."""
 
     @property
     def checkpoint(self) -> str:
@@ -174,7 +174,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"task.network.checkpoint: {path} is missing; save the model and its fast tokenizer there")
     if path.stat().st_size > LARGEST:
-        raise DataError(f"{path}: more than {LARGEST} bytes; is it what its name says?")
+        raise DataError(f"{path}: more than {LARGEST} bytes; does its name fit its content?")
     try:
         value = json.loads(storage.read_bytes(path))
     except ValueError as e:

@@ -1,4 +1,4 @@
-"""What checkpoints of Hugging Face transformers say of themselves, and which files hold weights. Driver and workers.
+"""Configurations of Hugging Face checkpoints, and which of their files hold weights. Driver and workers.
 
 Only safetensors and JSON are read; code that a checkpoint names is never run.
 """

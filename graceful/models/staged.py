@@ -45,7 +45,7 @@ class StagedNet(nn.Module):
     """Stages of blocks, a linear layer to the embedding, a head.
 
     Args:
-        section: What the spec says.
+        section: Section of the spec.
         input_shape: (channels, height, width).
         classes: C.
     """

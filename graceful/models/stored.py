@@ -43,7 +43,7 @@ class StoredVersion:
 
     @property
     def description(self) -> Description:
-        """Return what the bundle says about its version; its weights are not read.
+        """Return the bundle's description of its version; the weights are not read.
 
         Raises:
             DataError, StorageError: As `bundle.describe`.

@@ -24,7 +24,7 @@ NFR = "negative_flip_rate"
 
 
 def progress(row: Mapping[str, object]) -> None:
-    """Publish what a row of progress says about a step."""
+    """Publish the numbers of a step from a row of progress."""
     for key in ("loss", "samples_per_second", "step"):
         value = row.get(key)
         if isinstance(value, int | float):

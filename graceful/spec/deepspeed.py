@@ -1,4 +1,4 @@
-"""The JSON that DeepSpeed reads: all that a spec says about it. Pure; runs in every process."""
+"""The JSON that DeepSpeed reads, derived from a spec. Pure; runs in every process."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ def _meta(folder: Path) -> dict[str, Any]:
             isinstance(meta["files"], dict) and isinstance(meta["name"], str) and isinstance(meta["classes"], list)
         )
         if not well_formed:
-            raise ValueError("not what a cache says of itself")
+            raise ValueError("not the description of a cache")
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise IntegrityError(f"{path}: damaged; delete the folder and run again, it is rebuilt") from e
     if not key == meta.get("key") == folder.name:

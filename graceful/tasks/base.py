@@ -1,4 +1,4 @@
-"""The Task protocol: everything a user must say about a model and its data. Runs in driver and workers."""
+"""The Task protocol: everything that a user must define about a model and its data. Runs in driver and workers."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Names:
     Args:
         count: N.
         read: Positions [B] -> [B] strings.
-        digest: What `ids_digest` says of all names, so that caches of outputs are found without reading them; None: it
+        digest: `ids_digest` of all names, so that caches of outputs are found without reading them; None: it
             is computed.
         source: What data are divided into splits, and which split this is; ids of two splits of the same data are known
             to differ. None: nothing is known.

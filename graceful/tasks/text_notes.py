@@ -1,4 +1,4 @@
-"""What a report says of texts that are cut. Driver."""
+"""Notes of a report about texts that are cut. Driver."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def with_protection(
     rows: Tensor,
     ridge: float,
 ) -> tuple[Solution, str]:
-    """Return the solution under the constraints, and what the report says of them.
+    """Return the solution under the constraints, and the report's lines about them.
 
     Args:
         linear: What is solved.

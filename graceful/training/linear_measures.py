@@ -26,7 +26,7 @@ from graceful.training.rank_context import RankContext
 MOST = 1_024
 """Validation samples that penalty and temperature are chosen on."""
 FAR = 0.5
-"""Difference of the network at w0 + delta from its linearisation, as a share of what delta changes, that is told."""
+"""Share of what delta changes by which the network at w0 + delta may differ from its linearisation without a note."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class Group:
 
         Args:
             outputs: Of the new version.
-            merged: What the versions of the group say.
+            merged: Outputs of the versions of the group.
             columns: What `some_columns` gave.
         """
         if columns is not None:

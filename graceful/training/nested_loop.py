@@ -18,7 +18,7 @@ class NestedLoop(Loop):
     """One rank's run; arguments as of `Loop`. The job's task makes a `NestedNet`."""
 
     def _learn(self, batch_slice: batches.Slice, numbers: Numbers) -> None:
-        """Add the mean of the capacities' gradients, without what is in conflict if the job says so."""
+        """Add the mean of the capacities' gradients, with conflicts projected out if the job asks for it."""
         network = self.network
         assert isinstance(network, NestedNet)
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -89,7 +89,7 @@ class TorchEngine:
 
     def forward(self, batch: Batch, *, train: bool = True) -> Outputs:
         """Implement `Engine.forward`."""
-        if self._mode != train:  # modules are many, and each is told
+        if self._mode != train:  # setting the mode visits every module
             self._network.train(train)
             self._mode = train
         with torch.set_grad_enabled(train), self._autocast(), self._unsynchronised():

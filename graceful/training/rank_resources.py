@@ -16,7 +16,7 @@ from graceful.spec import Train
 
 
 def workers(train: Train) -> int:
-    """Return how many training processes a run has: what the environment says, else `train.num_workers`.
+    """Return how many training processes a run has: the environment's number, else `train.num_workers`.
 
     Raises:
         SpecError: The environment says no number of processes among which a batch can be divided.
@@ -44,7 +44,7 @@ def allowed(train: Train) -> list[int]:
 
 
 def per_rank(*, use_gpu: bool) -> dict[str, float]:
-    """Return Ray's resources of one training process: a CPU, or what the environment says, and a GPU if it uses one.
+    """Return Ray's resources of one training process: a CPU, or the environment's resources, and a GPU if it uses one.
 
     Raises:
         SpecError: The variable holds something else than numbers by name.

@@ -1,6 +1,6 @@
 """Learning rate as a pure function of the step: linear warm-up, then cosine to zero or constant. Runs in workers.
 
-Engines set what this function says before each step and keep no scheduler of their own, so resuming needs no
+Engines set the rate of this function before each step and keep no scheduler of their own, so resuming needs no
 scheduler state and both engines agree by construction.
 """
 

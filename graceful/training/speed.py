@@ -141,7 +141,7 @@ class StepProfiler:
 
 
 class Speedometer:
-    """What the row of an epoch says of speed.
+    """The numbers about speed in the row of an epoch.
 
     Args:
         train: The section of the spec.

@@ -1,7 +1,7 @@
 """Read torch's files of tensors without running code that may have been put into them. Runs in workers.
 
 A file that `torch.save` writes holds a pickle, and a pickle may call any function of the machine that reads it. torch's
-restricted unpickler builds tensors, containers, plain values and what it is told to build, and refuses everything else.
+restricted unpickler builds tensors, containers, plain values and classes that it is given, and refuses all else.
 """
 
 from __future__ import annotations

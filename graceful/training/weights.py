@@ -43,7 +43,7 @@ def sample_weights(samples: Samples, classes: ClassWeights | None) -> SampleWeig
 
     Args:
         samples: The training split.
-        classes: What the spec says: `balanced` gives each class the same sum, a mapping gives factors by name.
+        classes: Setting of the spec: `balanced` gives each class the same sum, a mapping gives factors by name.
 
     Raises:
         SpecError: A class of the mapping is none of the task, or the samples are a stream.

@@ -15,7 +15,7 @@ from graceful.views.rendering import percent
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One version's numbers with what the gate said of it.
+    """One version's numbers with the gate's outcome.
 
     Attributes:
         name: Name of the version.

@@ -46,7 +46,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Two panels side by side and what they say in words."""
+    """Two panels side by side and a description in words."""
 
     caption: str
     panels: tuple[Panel, Panel]

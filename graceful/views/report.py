@@ -62,7 +62,7 @@ def render_report(
         verdict: What the gate made of it.
         flips: Negative flips to show, worst first.
         pictures: Sample id -> image as a data URI.
-        texts: Sample id -> what a sample that is not an image says.
+        texts: Sample id -> text of a sample that is not an image.
         constraints: The constraint report, where there is one.
     """
     return render(

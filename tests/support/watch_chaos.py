@@ -32,7 +32,7 @@ class Followed(Observer):
     error: Exception | None = None
 
     def current_status(self) -> Status:
-        """A look of its own accord is not a repetition."""
+        """Return the status; a look of its own accord is not a repetition."""
         self.looking = True
         try:
             return super().current_status()

@@ -106,7 +106,7 @@ def test_every_kind_of_file_comes_back_as_it_was(tmp_path: Path) -> None:
     for name in ("words.json", "mean.safetensors"):
         (tmp_path / "assets" / name).write_bytes(b"[" * 100_000)
         recorded = {name: assets.digests({name: b"[" * 100_000})[name]}
-        with pytest.raises(DataError, match="does not hold what its name says"):
+        with pytest.raises(DataError, match="its content does not fit its name"):
             assets.read(tmp_path, recorded)
 
 

@@ -152,7 +152,7 @@ class KubeRayBackend(KubeRayRuns):
         )
 
     def submit(self, planned: Plan) -> Handle:
-        """Create what the plan says; what is there already with the same content is kept.
+        """Create the objects of the plan; those that exist with the same content are kept.
 
         Raises:
             SpecError: The plan has errors, or the run id belongs to another spec.

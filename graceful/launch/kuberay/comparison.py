@@ -100,6 +100,6 @@ def left(rayjob: Difference) -> tuple[Finding, ...]:
             severity=Severity.WARNING,
             where=rayjob.document,
             message="it is there already, and submitting does not change it",
-            remedy="resume it, if it has failed or was stopped: it is sent again with what the profile says today",
+            remedy="resume it, if it has failed or was stopped: it is sent again with the present profile",
         ),
     )

@@ -87,7 +87,7 @@ class Toleration(Section):
 
 
 class Pod(Section):
-    """What the templates of pods say besides."""
+    """Additions to the templates of pods."""
 
     labels: Annotated[Labels, AfterValidator(_not_ours)] = Field(default_factory=dict)
     """Labels of the pods, e.g. azure.workload.identity/use."""

@@ -1,4 +1,4 @@
-"""Merge what a profile says about pods into their templates, as `kubectl patch --type=strategic` would. Pure functions.
+"""Merge a profile's overrides of pods into their templates, as `kubectl patch --type=strategic` would. Pure functions.
 
 Maps merge key by key and null removes a key. Lists of things with names merge by name; every other list replaces ours.
 `$patch: delete` removes an item, `$patch: replace` replaces a map or a list. In one thing we differ from kubectl: a

@@ -45,7 +45,7 @@ Asked = Iterator[Finding | str]
 
 
 def ask(kube: Kube, profile: KubeRay, rayjob: Document) -> Answers:
-    """Return what a cluster says about a planned job.
+    """Return a cluster's answers about a planned job.
 
     Args:
         kube: The API server.

@@ -108,7 +108,7 @@ class KubeRay(Profile):
     scheduled: Submitter | None = None
     """Pods of schedules, which submit and wait as well; None: as `submitter`."""
     pods: Pod = Pod()
-    """What the templates of all pods say besides; what is said of one kind of pod wins."""
+    """Additions to the templates of all pods; those of one kind of pod win."""
     proxy: Proxy = Proxy()
     ca_bundle: CaBundle | None = None
     """None: the certificates that programs bring along."""

@@ -14,7 +14,7 @@ def pod(spec: dict[str, Any], *, user: int | None) -> dict[str, Any]:
     """Return a pod's specification with every container hardened; the argument stays as it is.
 
     Args:
-        spec: With `containers`; what it already says about volumes and mounts is kept.
+        spec: With `containers`; volumes and mounts that it already has are kept.
         user: Numeric user and group of all processes; None: the cluster chooses them.
     """
     ids = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}

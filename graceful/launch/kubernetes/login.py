@@ -67,7 +67,7 @@ def kind(value: object) -> str:
 
 
 def login(user: Section, cluster: Section, *, where: str, files: Sequence[Path], context: str) -> Login:
-    """Return what a user section says: a token, a password, a certificate, a plugin, and whom it impersonates.
+    """Return the identity of a user section: a token, a password, a certificate, a plugin, and whom it impersonates.
 
     Args:
         user: Of the kubeconfig, with absolute paths.

@@ -95,7 +95,7 @@ def _newest_count(samples: Evaluated) -> int:
 def _reference_outputs(
     references: ReferenceRuns, outputs: Sequence[VersionOutputs], samples: Evaluated, *, batch_size: int
 ) -> list[VersionOutputs]:
-    """Return what unconstrained runs say; a version that is its own has spoken already."""
+    """Return the outputs of the unconstrained runs; those of a version that is its own are known already."""
     by_name = {version.name: version for version in outputs}
     unmeasured = [run for run in references.runs if run.name not in by_name]
     return [by_name[run.name] for run in references.runs if run.name in by_name] + run_versions(

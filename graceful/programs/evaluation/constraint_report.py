@@ -32,7 +32,7 @@ def build(report: Report, run_dir: Path, background: Mapping[str, Any] | None = 
         predicted to buy back, None where unknown. `cost`: error of the new version minus the
         unconstrained one's, on the constraint split; None, like `feasible`, where no budget was active. `conflict`: how
         much the predecessors disagree, per merged loss. `retirement`: see `_retirement`. `advice`: sentences for
-        people; the gate never acts on them. Then what the background says.
+        people; the gate never acts on them. Then the notes of the background.
     """
     path = run_dir / PROMISED
     recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

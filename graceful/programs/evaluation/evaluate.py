@@ -36,7 +36,7 @@ class Evaluation:
         report: The evidence, for the gate.
         flips: Negative flips against every ancestor, for people.
         test: The samples that flipped, to look at.
-        predictions: What the new version says of each of them.
+        predictions: The new version's predictions for each of them.
         background: What else people want to know, see `background.background`.
     """
 

@@ -82,7 +82,7 @@ def write(path: Path, module: Inference, batch: Batch, *, form: Format, provenan
         module: What is written.
         batch: At least two samples.
         form: onnx, with ONNX's own operators; pt2, a program of torch.
-        provenance: JSON values that the file says about itself.
+        provenance: JSON values about its origin that the file holds.
 
     Raises:
         SpecError: The network does what the exporter does not know.
@@ -186,7 +186,7 @@ def opened(path: Path, form: Format) -> tuple[Runner, dict[str, Any]]:
     """Open a file on one core.
 
     Returns:
-        What runs it: arrays by the names of its inputs -> embedding and logits; and what it says about itself.
+        What runs it: arrays by the names of its inputs -> embedding and logits; and the values about its origin.
     """
     if form == "pt2":
         extra = {PROVENANCE: ""}

@@ -100,7 +100,7 @@ def export(wanted: Wanted, home: Path) -> Exported:
 
 
 def _write(path: Path, version: Predecessor, task: Task, record: LineageRecord, wanted: Wanted) -> dict[str, Any]:
-    """Write the file and return what it says about itself."""
+    """Write the file and return the values about its origin."""
     train = task.samples("train")
     rows = np.arange(min(len(train), CALIBRATION), dtype=np.int64)
     parts = [version.learner.collate(train.read(rows[at : at + BATCH]), None) for at in range(0, len(rows), BATCH)]

@@ -39,7 +39,7 @@ class Blended:
 
     Attributes:
         shares: Of the old versions in the teacher, by name.
-        evidence: What versions say of the held-out samples; None: some cannot be run, and the shares were given.
+        evidence: Outputs of versions on the held-out samples; None: some cannot be run, and the shares were given.
         held_out: These samples.
         teacher: What is predicted for it.
         front: What was predicted for other shares, where they were searched.
@@ -91,7 +91,7 @@ class HeldOut:
         return torch.from_numpy(np.concatenate([samples.labels[positions] for samples, positions in self.parts]))
 
     def logits(self, version: Predecessor, *, batch_size: int) -> Tensor:
-        """Return [N, C] what a version says; NaN where it has no answer."""
+        """Return [N, C] outputs of a version; NaN where it has no answer."""
         blocks = []
         for samples, positions in self.parts:
             size = portion(samples, version.learner.collate, most=batch_size)
@@ -162,7 +162,7 @@ def plan(
 
     Args:
         section: What was asked for.
-        evidence: What versions say; None: some cannot be run.
+        evidence: Outputs of versions; None: some cannot be run.
         names: Of the old versions, latest first.
         weighting: How a given total is divided.
         held_out: The held-out samples.

@@ -61,7 +61,7 @@ def finish(
         weights: What training wrote; stays.
         folder: Of the bundle.
         start: The version at whose weights training started; None: at random.
-        linearised: What training says of a linearised version; None: it is not one.
+        linearised: Measurements of a linearised version from training; None: it is not one.
 
     Returns:
         Digest of the bundle, and what a reader of the report must know of its weights.

@@ -29,7 +29,7 @@ def pruned(run: Run, task: Task, ancestors: Sequence[Ancestor]) -> Trained:
 
     Raises:
         SpecError: The file cannot be read, or its weights are those of another network.
-        IntegrityError: The file is not what the spec says.
+        IntegrityError: The file is not the one that the spec names.
         DataError: The data are unsound.
     """
     spec, method, samples = run.spec, run.spec.train.method, task.samples("train")

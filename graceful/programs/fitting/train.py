@@ -153,7 +153,7 @@ def prepared(
 def _blended(
     run: Run, task: Task, chain: Sequence[Predecessor], references: Sequence[Trained], *, progress: Progress
 ) -> blend.Blended | None:
-    """Return the blend's shares, chosen from what versions say of held-out samples; None where there is no blend."""
+    """Return the blend's shares, chosen from outputs on held-out samples; None where there is no blend."""
     section, batch_size = run.spec.compatibility.blend, run.spec.evaluate.batch_size
     if section is None or not chain:
         return None
@@ -197,7 +197,7 @@ def _focused(spec: RefreshSpec) -> bool:
 
 
 def _constraint_outputs(spec: RefreshSpec, task: Task, chain: Sequence[Predecessor]) -> ConstraintOutputs | None:
-    """Return what predecessors say of the constraint split, where budgets or their errors matter; refuses what cannot
+    """Return the outputs of predecessors on the constraint split, where they are needed; refuses what cannot
     be met.
 
     None where it is not needed or cannot be known: the split is empty, or the nearest cannot be run.

@@ -27,7 +27,7 @@ PAUSE = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What the command line says about vectors.
+    """Vectors as the command line names them.
 
     Attributes:
         version: MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS; None: the vectors are in a file.
@@ -125,7 +125,7 @@ def read(source: Source, home: Path, *, role: Role = "gallery") -> tuple[Vectors
     """Return vectors and their space.
 
     Raises:
-        SpecError: Neither a version nor a file, both, or a file that does not say of which space it is.
+        SpecError: Neither a version nor a file, both, or a file that does not name its space.
         DataError: The file is none of vectors.
     """
     if (source.version is None) == (source.vectors is None):

@@ -1,1 +1,1 @@
-"""Messages to the webhook of a model: what they say, how they wait, how they are sent. Runs in the driver."""
+"""Messages to the webhook of a model: their content, the outbox, and how they are sent. Runs in the driver."""

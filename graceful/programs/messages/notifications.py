@@ -77,7 +77,7 @@ class Notices:
 
 
 def of_refresh(run: Run) -> Notices:
-    """Return who is told by a refresh; call it before anything is trained, because a wrong address is refused.
+    """Return the receivers of a refresh's messages; call it before training, because a wrong address is refused.
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
@@ -96,7 +96,7 @@ def of_refresh(run: Run) -> Notices:
 
 
 def of_action(model: str, home: Path) -> Notices:
-    """Return who is told of what people do to a version.
+    """Return the receivers of messages about what people do to a version.
 
     Raises:
         SpecError: The environment names an address that cannot be posted to.
@@ -120,7 +120,7 @@ def tell_action(
     """Send a message about an event; where nothing had to change, about the event of an interrupted command.
 
     Args:
-        notices: Who is told.
+        notices: The receivers.
         store: Has the history.
         event: What was recorded now; None: nothing had to be done.
         kind: Of the event.

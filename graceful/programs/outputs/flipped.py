@@ -38,7 +38,7 @@ class Flip:
         id: Of the sample.
         against: Name of the ancestor.
         label: True class.
-        predicted: What the new version says.
+        predicted: Prediction of the new version.
         confidence: Probability it gives to that.
         severity: What the true class lost, its probability in the ancestor minus that in the new version, in [-1, 1].
         group: What the sample belongs to.

@@ -36,7 +36,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAnswers:
-    """What one version says about one split, in sample order.
+    """Outputs of one version on one split, in sample order.
 
     Attributes:
         codes: [N] int32, the class it predicts, by its own numbers; -1: no answer.

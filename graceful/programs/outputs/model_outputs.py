@@ -75,7 +75,7 @@ class Evaluated:
 
 
 def run_versions(versions: Sequence[Predecessor], samples: Evaluated, *, batch_size: int) -> list[VersionOutputs]:
-    """Return what versions say about every split. Each is run once on a split, unless its answers are kept."""
+    """Return the outputs of versions on every split. Each is run once on a split, unless its outputs are kept."""
     return [_outputs_of(version, samples, batch_size) for version in versions]
 
 

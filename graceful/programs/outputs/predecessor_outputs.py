@@ -96,7 +96,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class CachedOutputs:
-    """Caches of what versions say about the training data, and notes about those that are not what they should be."""
+    """Caches of versions' outputs on the training data, and notes about caches that differ from what they should be."""
 
     samples: Samples
     views: Views

@@ -32,7 +32,7 @@ class Unconstrained:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConstraintOutputs:
-    """What predecessors say about the constraint split, asked once.
+    """Outputs of the predecessors on the constraint split, computed once.
 
     Attributes:
         chain: What the predecessors in training get right, nearest first.
@@ -125,7 +125,7 @@ def contract(weighting: spec.Adaptive, outputs: ConstraintOutputs, *, references
 
     Args:
         weighting: What was asked for.
-        outputs: What the predecessors say.
+        outputs: Outputs of the predecessors.
         references: Unconstrained runs; may be empty where `weighting.reference_error` is given.
 
     Raises:

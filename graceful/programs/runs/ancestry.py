@@ -36,7 +36,7 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
         spec: Of the run.
         run_dir: Its folder.
         begun: Whether something in the folder was made with the recorded ancestors; else the registry is asked again.
-        keep: Whether to record what the registry says; not for those who only look.
+        keep: Whether to record the registry's answer; not for commands that only show it.
 
     Raises:
         SpecError: The name of the version, or one name twice among the ancestors; or there is no such parent.
@@ -186,7 +186,7 @@ def _require_distinct(spec: RefreshSpec, records: Sequence[LineageRecord]) -> No
         if record.name in names:
             raise SpecError(
                 f"parents: {names[record.name]} and {record.model} both have an ancestor called {record.name}, and"
-                " ancestors are told apart by name; give versions of a branch names of their own, e.g."
+                " ancestors are distinguished by name; give versions of a branch names of their own, e.g."
                 f" edge-{record.name}"
             )
         names[record.name] = record.model

@@ -55,7 +55,7 @@ def read_queries(sources: Sequence[str]) -> Given:
     """Return the queries of files, which must have the same ids; of a column that several have, the first counts.
 
     Args:
-        sources: FILE, or SPACE=FILE where the file does not say of which model its vectors are.
+        sources: FILE, or SPACE=FILE where the file does not name the model of its vectors.
 
     Raises:
         SpecError: A file does not say its space, or the ids differ.

@@ -54,7 +54,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """What both versions say of the same samples.
+    """Answers of both versions for the same samples.
 
     Attributes:
         ids: [N]
@@ -170,7 +170,7 @@ def _predictions(asked: Asked) -> Answers:
     old, new = (_read(Path(side)) for side in (asked.old, asked.new))
     ids = sorted(old.keys() & new.keys())
     if not ids:
-        raise DataError(f"{asked.old} and {asked.new}: share no id; give what both say of the same samples")
+        raise DataError(f"{asked.old} and {asked.new}: share no id; give the answers of both for the same samples")
     labels = {} if asked.labels is None else {row[0]: row[1] for row in _table(Path(asked.labels), columns=(2, 2))}
     confidence = [np.array([side[name][1] for name in ids]) for side in (old, new)]
     answers = [np.array([side[name][0] for name in ids]) for side in (old, new)]

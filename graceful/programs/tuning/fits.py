@@ -48,7 +48,7 @@ _SECTION: TypeAdapter[specs.Task] = TypeAdapter(specs.Task)
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a trial is told, as JSON values: it may be told in another process.
+    """The input of a trial as JSON values, because it may run in another process.
 
     Attributes:
         folder: Of all fits of the search.

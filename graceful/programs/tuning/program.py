@@ -39,7 +39,7 @@ OTHERS = ("lock", "fits")
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Who is told of trials.
+    """Receiver of the trials.
 
     Attributes:
         trial: Called when a trial is asked and when it ended.

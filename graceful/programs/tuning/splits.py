@@ -23,7 +23,7 @@ from graceful.tasks.names import Column
 Part = Literal["search", "held_back", "test"]
 SALT = 77
 LEAST = 100
-"""Ids below which nothing can be said about a rate of a few percent."""
+"""Ids below which a rate of a few percent cannot be estimated."""
 
 
 def part(task: Task, spec: RefreshSpec, name: Part) -> Samples:

@@ -33,8 +33,8 @@ class Flip:
     Attributes:
         id: Of the sample.
         label: True class.
-        old: What the old version says.
-        new: What the new version says.
+        old: Prediction of the old version.
+        new: Prediction of the new version.
         confidence: Probability that the version that is wrong gives to its answer.
         group: What the sample belongs to.
     """

@@ -304,7 +304,7 @@ class _Build:
         }
 
     def _ids_digest(self, rows: NDArray[Any]) -> str:
-        """Return what `names.ids_digest` says of the ids of some rows."""
+        """Return `names.ids_digest` of the ids of some rows."""
         width = max((content.longest(ids) for ids in self._ids(rows)), default=1)
         digest = hashlib.sha256(f"{np.dtype(f'S{width}').str}{(len(rows),)}".encode())
         for ids in self._ids(rows):

@@ -54,11 +54,6 @@ def test_python_blocks_of_guides_import_what_exists() -> None:
                     assert all(alias.name in names for alias in node.names)
 
 
-def test_the_task_of_the_guide_is_the_one_that_examples_run() -> None:
-    written = blocks(ROOT / "docs" / "guides" / "task.md", "python")
-    assert (ROOT / "jobs" / "wine" / "task.py").read_text(encoding="utf-8") in written
-
-
 @pytest.mark.parametrize("page", WRITTEN, ids=str)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ help:  ## Show the targets.
 
 venv: .venv/.stamp  ## Build .venv with what graceful needs, pinned; instant when nothing changed.
 
-dev: .venv/.dev  ## Add what checks, tests, documentation and examples need.
+dev: .venv/.dev  ## Add the packages of checks, tests, documentation and examples.
 
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "graceful needs Python 3.11 or newer; make venv PYTHON=python3.11")'
@@ -37,24 +37,24 @@ dev: .venv/.dev  ## Add what checks, tests, documentation and examples need.
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
-demo: venv  ## Three versions of a model, one after the other, and the chain they form.
+demo: venv  ## Refresh a small example model three times and show the chain of its versions.
 	@$(BIN)/graceful demo --home $(HOME_OF_DEMO)
 
-test: lint types  ## Lint, types, import contracts, unit, contract and integration tests.
+test: lint types  ## Run lint, types, import contracts, and unit, contract and integration tests.
 	$(BIN)/python -m pytest -m 'not gpu and not cluster' -n $(TEST_PROCESSES) --dist loadfile
 
-test-cluster: dev  ## Tests on a real Kubernetes: the test bed's, or the context named by GRACEFUL_TEST_CONTEXT.
+test-cluster: dev  ## Run tests on a real Kubernetes: the test bed's, or the context named by GRACEFUL_TEST_CONTEXT.
 	$(BIN)/python -m pytest -m cluster tests
 
-unit: dev  ## Unit tests only: no sockets, no Ray.
+unit: dev  ## Run the unit tests only: no sockets, no Ray.
 	$(BIN)/python -m pytest tests/unit -n $(TEST_PROCESSES) --dist loadfile
 
-lint: dev  ## ruff (lint and format) and the import contracts.
+lint: dev  ## Run ruff (lint and format) and the import contracts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: dev  ## mypy --strict.
+types: dev  ## Run mypy --strict.
 	$(BIN)/mypy
 
 golden: dev  ## Rewrite golden files; review them as a diff.
@@ -66,7 +66,7 @@ docs: dev  ## Build the documentation as a site that works from a folder: build/
 release-check: dev  ## Build wheel and sdist, install the wheel into an empty environment, and run the demo from there.
 	$(BIN)/python -m benchmarks.release --torch '$(TORCH)'
 
-bench: dev  ## Start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
+bench: dev  ## Measure the start-up time of the command line; other benchmarks: python -m benchmarks.NAME.
 	$(BIN)/python -m benchmarks.cli_startup
 
 pin: dev  ## Rewrite constraints.txt from what .venv holds.

@@ -1,4 +1,4 @@
-"""How long does it take from an empty namespace to a second version? The whole story on a real node, step by step.
+"""Time from an empty namespace to a second version on a real node, step by step.
 
 python -m benchmarks.cluster_story     needs the test bed (a node, S3, image builds) and root;
                                        prints a table, writes benchmarks/results/cluster_story.json

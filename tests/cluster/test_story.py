@@ -1,4 +1,4 @@
-"""The whole story on a real node: chart, image, a first version in pods, a schedule, a second version with its edge."""
+"""From an empty namespace to a second version on a real node: chart, image, pods, a schedule, an edge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run goes on with another number of ranks: 2, then 1, then 2 again, with every engine that can."""
+"""A run resumes with another number of ranks: 2, then 1, then 2 again, with every engine that supports it."""
 
 from __future__ import annotations
 

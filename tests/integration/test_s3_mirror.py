@@ -1,4 +1,4 @@
-"""Folders that also live in a bucket, on a real S3 server behind a bad road; and a run that changes machines."""
+"""Folders that also live in a bucket, on a real S3 server behind a faulty proxy; and a run that changes machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that loses a process: the rest of the run must be the one that nobody disturbed."""
+"""Training that loses a process: the rest of the run must be that of an undisturbed run."""
 
 from __future__ import annotations
 

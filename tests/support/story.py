@@ -1,4 +1,4 @@
-"""The whole story on a real node, with what each step took: an empty namespace, a first version, a second.
+"""From an empty namespace to a second version on a real node, with the time of each step.
 
 A team installs the chart, submits a first version, and a schedule refreshes it. The test asserts on what comes back,
 the benchmark writes the times down.

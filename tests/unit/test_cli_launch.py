@@ -1,4 +1,4 @@
-"""Programs run as processes of their own: what they are given, and what becomes of signals and exit codes."""
+"""Programs run as processes of their own: their input, and how signals and exit codes are passed on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a retry would only do again is remembered; what may pass, or what a person asked for, is not."""
+"""Failures that a retry cannot fix are recorded; those that may pass, or that a person repeats, are not."""
 
 import pytest
 

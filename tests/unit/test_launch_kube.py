@@ -1,4 +1,4 @@
-"""Requests to Kubernetes: what is requested, what is repeated, what an answer becomes. No sockets."""
+"""Requests to Kubernetes: what is requested and repeated, and how answers are read. No sockets."""
 
 from __future__ import annotations
 

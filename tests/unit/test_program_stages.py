@@ -1,4 +1,4 @@
-"""What programs do with finished parts: which are shared, which are asked, what a report says. No registry, no Ray."""
+"""Programs with finished parts: which are shared, which are run, and the report. No registry, no Ray."""
 
 from __future__ import annotations
 

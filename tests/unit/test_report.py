@@ -1,4 +1,4 @@
-"""A report survives JSON, and nothing else passes for one."""
+"""A report is read back from JSON unchanged, and other documents are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: whole or not at all. Digests: of content alone. Objects: what can be said without a server."""
+"""Files are whole or absent, digests are of content alone, and objects as far as no server is needed."""
 
 import dataclasses
 import errno

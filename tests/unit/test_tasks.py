@@ -1,4 +1,4 @@
-"""Building tasks, what their digests cover, and the numbers that views and splits hang on."""
+"""Building tasks, what their digests cover, and the numbers from which views and splits follow."""
 
 import json
 import subprocess

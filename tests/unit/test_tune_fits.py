@@ -1,4 +1,4 @@
-"""Fits are known by what determines them; the parts of a search never meet."""
+"""Fits are identified by what determines them; the parts of a search share no sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search remembers: trials, constraints, zombies and torn lines in the journal; the loop that asks and tells."""
+"""The journal of a search: trials, constraints, trials of a killed driver, half-written lines; and the search loop."""
 
 from __future__ import annotations
 

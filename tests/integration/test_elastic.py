@@ -1,4 +1,4 @@
-"""A machine is announced to go away and goes: the run saves what it has, and goes on with the workers that are left."""
+"""Runs whose number of workers changes: a machine is announced to go away and goes, another one joins."""
 
 from __future__ import annotations
 
@@ -45,3 +45,12 @@ def test_a_run_saves_when_a_machine_is_announced_to_go_and_goes_on_without_it(tm
     assert [(start["step"], start["world_size"]) for start in starts] == [(0, 2), (answer["resumed_from"], 1)]
     assert_same_steps(tmp_path / "moved", tmp_path / "whole", steps=answer["steps"])
     assert all("preempted" not in row["parts"] for row in rows(tmp_path / "moved", "step"))
+
+
+def test_a_run_grows_when_a_machine_joins(tmp_path: Path) -> None:
+    answer = answer_of("grown", tmp_path)
+    assert 5 <= answer["resumed_from"] < answer["steps"] == answer["whole"]
+    assert answer["resumed_from"] % 5 == 0, "a run grows from its last checkpoint"
+    starts = rows(tmp_path / "grown", "start")
+    assert [(start["step"], start["world_size"]) for start in starts] == [(0, 1), (answer["resumed_from"], 2)]
+    assert_same_steps(tmp_path / "grown", tmp_path / "whole", steps=answer["steps"])

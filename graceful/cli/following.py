@@ -194,7 +194,7 @@ def _announced(statuses: Iterator[Status]) -> Iterator[Status]:
 def _detached(run: str, location: RunLocation) -> int:
     options = location.options()
     out.talk(
-        f"detached; {run} goes on. Come back: `graceful logs -f {run}{options}`."
+        f"detached; {run} continues. To follow it again: `graceful logs -f {run}{options}`."
         f" Stop it: `graceful stop {run}{options}`"
     )
     return EXIT_INTERRUPTED

@@ -57,4 +57,4 @@ def _polled(runs: Runs, handle: Handle, *, seconds: float | None, warn: Warn, pa
                 latest = status
                 yield status
         if end is not None and patience.now() >= end and not (latest and latest.phase.terminal):
-            raise InfrastructureError(f"{handle}: not over after {seconds:g} s; it goes on without us")
+            raise InfrastructureError(f"{handle}: not over after {seconds:g} s; the run continues")

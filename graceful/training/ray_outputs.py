@@ -191,7 +191,7 @@ def _got(reference: Any, *, deadline: float) -> Outputs:
         ) from e
     except RayError as e:
         raise InfrastructureError(
-            f"outputs of a predecessor: Ray lost a result ({first_line(e)}); run the same command again, it goes on"
+            f"outputs of a predecessor: Ray lost a result ({first_line(e)}); run the same command again, it resumes"
             " where it stopped"
         ) from e
     return outputs

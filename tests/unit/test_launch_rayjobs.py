@@ -293,7 +293,7 @@ def test_a_follower_is_told_changes_only_and_outlasts_failures_that_pass() -> No
 
 def test_a_follower_ends_at_its_deadline_and_at_what_does_not_pass() -> None:
     endless = Asked([told(Phase.RUNNING)] * 99)
-    with pytest.raises(InfrastructureError, match="not over after 5 s; it goes on without us"):
+    with pytest.raises(InfrastructureError, match="not over after 5 s; the run continues"):
         list(follow.statuses(endless, NAME, seconds=5, patience=quick()))  # type: ignore[arg-type]
     refused = Asked([ForbiddenError("no", {"code": 403})])
     with pytest.raises(ForbiddenError):

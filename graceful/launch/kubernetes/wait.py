@@ -101,9 +101,7 @@ def changes(
     while True:
         remaining = None if end is None else end - follower.patience.now()
         if remaining is not None and remaining <= 0:
-            raise InfrastructureError(
-                f"{kind} {fields or selector}: not over after {seconds:g} s; it goes on without us"
-            )
+            raise InfrastructureError(f"{kind} {fields or selector}: not over after {seconds:g} s; the run continues")
         yield from follower.round(window() if remaining is None else min(window(), remaining), end)
 
 

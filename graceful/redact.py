@@ -93,8 +93,7 @@ def certain(value: Any, path: str = "") -> Iterator[str]:
 
 
 def looks_random(text: str) -> bool:
-    """Return whether letters and digits follow each other without order, as in a token, not as in a name or an
-    address."""
+    """Return whether letters and digits follow each other without order, as in a token and not in a name."""
     if len(text) < SHORTEST_RANDOM or any(sign.isspace() for sign in text) or "://" in text:
         return False
     kinds = (str.isupper, str.islower, str.isdigit)
@@ -127,8 +126,7 @@ def shown(text: str, name: str = "") -> str:
 
 
 def message(text: str) -> str:
-    """Return a line for people, in which `token: ` may be followed by words; what is known to be secret is hidden
-    too."""
+    """Return a line for people, in which words may follow `token: `; what is known to be secret is hidden, too."""
     return _without_known(_masked(text, prose=True))
 
 

@@ -1,6 +1,6 @@
 """Samples per second of graceful's training loop beside a bare loop with the same network, optimiser and data.
 
-    python -m benchmarks.throughput                       # half an hour, writes benchmarks/results/throughput.json
+    python -m benchmarks.throughput                       # ten minutes, writes benchmarks/results/throughput.json
     python -m benchmarks.throughput --rows rows.jsonl     # the same; keeps rows there, and repeats none of them
     python -m benchmarks.throughput --only s2,torch,1     # rows whose columns hold all of these words, prints only
     python -m benchmarks.throughput --only s2,torch,1 --profile   # where the time of both goes, by torch's profiler
@@ -54,7 +54,7 @@ ENGINES: dict[str, Mapping[str, Any]] = {
     "torch": {"kind": "torch"},
     "zero2": {"kind": "deepspeed", "zero_stage": 2},
 }
-STEPS = {"s2": 24, "resnet": 6, "vit": 6}
+STEPS = {"s2": 240, "resnet": 24, "vit": 6}
 """Of an epoch."""
 BATCH = {"s2": 64, "resnet": 16, "vit": 16}
 """Samples of one rank's step."""

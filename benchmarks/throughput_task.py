@@ -14,7 +14,7 @@ from graceful.tasks.base import Samples, Split
 
 CLASSES = tuple(f"class-{index}" for index in range(10))
 SHAPES = {"s2": (1, 28, 28), "resnet": (3, 64, 64), "vit": (3, 64, 64)}
-SIZES = {"train": 4096, "validation": 8, "constraint": 8, "test": 8}
+SIZES = {"train": 16384, "validation": 8, "constraint": 8, "test": 8}
 
 
 class Headed(nn.Module):

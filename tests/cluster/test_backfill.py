@@ -41,10 +41,10 @@ print(json.dumps({"counts": dict(head.counts), "serving": head.serving, "ids": l
 def test_a_backfill_survives_the_loss_of_its_machine(node: Node, tmp_path: Path) -> None:
     with node.team("backfills") as team:
         address = f"{team.storage}/search"
-        node.run("python", "-c", INDEX, address, tmp_path)
+        node.python(INDEX, address, tmp_path)
 
         def look() -> dict[str, object]:
-            return dict(json.loads(node.run("python", "-c", LOOK, f"{address}/index").stdout))
+            return dict(json.loads(node.python(LOOK, f"{address}/index")))
 
         command = ("backfill", "run", f"{address}/index", "--vectors", f"{address}/new.npz", "--batch", "10")
         sent = json.loads(team.graceful(*command, "--rate", "5", "--yes", "-o", "json").stdout)

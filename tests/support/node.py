@@ -108,14 +108,14 @@ class Node:
         code = f"from graceful.storage import objects; [print(one.uri) for one in objects.list_objects({uri!r})]"
         return [line.removeprefix(f"{uri}/") for line in self.python(code).splitlines()]
 
-    def python(self, code: str) -> str:
-        """Return what a line of Python prints, with the node's variables."""
-        return self.run(sys.executable, "-c", code).stdout
+    def python(self, code: str, *arguments: str | Path) -> str:
+        """Return what Python code prints, with the node's variables and the interpreter of these tests."""
+        return self.run(sys.executable, "-c", code, *arguments).stdout
 
     def run(
         self, *command: str | Path, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Return a program against this node."""
+        """Run a program against this node."""
         done = subprocess.run(
             [str(word) for word in command],
             env=dict(self.env),

@@ -15,6 +15,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -71,20 +72,15 @@ def unsigned() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _moto(*, signed: bool) -> Iterator[tuple[str, str, str]]:
-    """Serve S3 from this process; yields its address, and the keys of a user that may do everything.
+    """Serve S3 from a process of its own; yields its address, and the keys of a user that may do everything.
 
-    Signatures are checked once that user exists. All objects are forgotten at the end.
+    moto keeps objects and its settings once in a process, so that two servers in one would share them. Signatures are
+    checked once that user exists.
     """
     import boto3
-    from moto.core.authorization import enable_iam_authentication
-    from moto.moto_api._internal.models import moto_api_backend
-    from moto.server import ThreadedMotoServer
 
-    started = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    try:
-        host, port = started.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
+    setup = {"INITIAL_NO_AUTH_ACTION_COUNT": "3"} if signed else {}
+    with _moto_process({**os.environ, **setup}) as endpoint:
         with environment(variables(endpoint, "nobody", "nothing")):
             iam = boto3.Session().client("iam")
             iam.create_user(UserName="graceful")
@@ -94,11 +90,39 @@ def _moto(*, signed: bool) -> Iterator[tuple[str, str, str]]:
             }
             iam.put_user_policy(UserName="graceful", PolicyName="all", PolicyDocument=json.dumps(everything))
             key = iam.create_access_key(UserName="graceful")["AccessKey"]
-        with enable_iam_authentication() if signed else contextlib.nullcontext():
-            yield endpoint, key["AccessKeyId"], key["SecretAccessKey"]
-    finally:
-        moto_api_backend.reset()
-        started.stop()
+        yield endpoint, key["AccessKeyId"], key["SecretAccessKey"]
+
+
+@contextlib.contextmanager
+def _moto_process(shell: Mapping[str, str]) -> Iterator[str]:
+    """Start moto's server with these variables, and yield its address once it answers."""
+    with tempfile.TemporaryFile("w+") as said:
+        port = _free_port()
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, env=dict(shell), stdout=said, stderr=subprocess.STDOUT)
+        try:
+            end = time.monotonic() + 120
+            while not _listens(port):
+                said.seek(0)
+                assert process.poll() is None, f"moto's server ended with {process.returncode}: {said.read()}"
+                assert time.monotonic() < end, "moto's server did not start"
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as asking:
+        asking.settimeout(1)
+        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager
@@ -131,9 +155,7 @@ def _binaries() -> Path:
 def _started(home: Path) -> int:
     """Start a server and return its port. Another process may take a port that was free; then a second one is tried."""
     for _ in range(5):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
+        port = _free_port()
         done = _command(home, "up", port=port)
         if done.returncode == 0:
             return port

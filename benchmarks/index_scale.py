@@ -7,7 +7,7 @@
 The vectors have 24 latent numbers, mapped to 128 by a random matrix with noise, about as learned embeddings lie, and
 queries are drawn like them. Each backend and size is measured in processes of its own: `build` writes the vectors and
 makes the structure that is searched, `open` is what a new process takes until its first answer, `query p50` and
-`query p95` are single queries for ten results, `add 1 %` is one commit of new vectors and the first answer after it.
+`query p95` are single queries for ten results, `add 1 %` is one commit of new vectors and the first answer after it (`add 100` where 1 % would take hours).
 `recall` is the share of the ten nearest that the search finds, against exact search in the same vectors; what the
 vectors are worth is another question. `cpu_seconds` is processor time, which other work on the machine disturbs least,
 `rss_mb` the most memory that the process had. Rows that were measured are kept in --rows, so that an interrupted run
@@ -15,7 +15,8 @@ goes on where it was.
 
 PostgreSQL runs on the same machine with its settings of delivery, but with 1 GB of memory to build a graph in and one
 process to do it; `cpu_seconds` includes its processes, `server_mb` is their memory at the end of the step, with shared
-pages once. Qdrant is the local mode of its client, inside of the process.
+pages once. Qdrant is the local mode of its client, inside of the process; it flushes each vector to its disk, so give it a
+folder in memory with TMPDIR=/dev/shm.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 LARGEST = {"pgvector flat": 10**5, "pgvector hnsw": 10**5, "qdrant local": 10**5}
 """Vectors up to which some are measured unless --counts says otherwise."""
 FEWER = {"qdrant": 50}
-"""Queries of a backend that takes long for each."""
+"""Queries of a backend that takes long for each; a tenth of them from 10^6 vectors on."""
+FEWEST_ADDED = {"qdrant": 100}
+"""Vectors that a backend adds instead of 1 % from 10^6 on, because each takes it longer the more there are."""
 SERVER = "GRACEFUL_SCALE_SERVER"
 """Holds the process number of a database server."""
 SETTINGS = "-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0"
@@ -154,7 +157,8 @@ def measured(name: str, count: int, folder: Path, step: str) -> list[dict[str, A
         if SERVER in os.environ:
             rows[-1]["server_mb"] = server_memory()
 
-    queries = made(FEWER.get(backend, QUERIES), seed=SEED + 1)
+    most = FEWER.get(backend, QUERIES)
+    queries = made(max(most // 10, 5) if backend in FEWER and count >= COUNTS[-1] else most, seed=SEED + 1)
     if step == "build":
         gallery = vectors(count, seed=SEED + 2, prefix="g")
         begun = clocks()
@@ -181,11 +185,12 @@ def measured(name: str, count: int, folder: Path, step: str) -> list[dict[str, A
     recall = float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(shared, truth, strict=True)]))
     for share in (50, 95):
         noted(f"query p{share}", *np.percentile(seconds, share, axis=0).tolist(), round(recall, 4))
-    added = vectors(max(count // 100, 1), seed=SEED + 3, prefix="n")
+    few = FEWEST_ADDED.get(backend) if count >= COUNTS[-1] else None
+    added = vectors(few or max(count // 100, 1), seed=SEED + 3, prefix="n")
     begun = clocks()
     index.add(added, space)
     index.search({"scale": queries[:1]}, k=10)
-    note("add 1 %", begun)
+    note(f"add {few}" if few else "add 1 %", begun)
     assert index.head().count == head.count + len(added.ids)
     return rows
 

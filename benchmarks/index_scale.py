@@ -7,16 +7,16 @@
 The vectors have 24 latent numbers, mapped to 128 by a random matrix with noise, about as learned embeddings lie, and
 queries are drawn like them. Each backend and size is measured in processes of its own: `build` writes the vectors and
 makes the structure that is searched, `open` is what a new process takes until its first answer, `query p50` and
-`query p95` are single queries for ten results, `add 1 %` is one commit of new vectors and the first answer after it (`add 100` where 1 % would take hours).
-`recall` is the share of the ten nearest that the search finds, against exact search in the same vectors; what the
-vectors are worth is another question. `cpu_seconds` is processor time, which other work on the machine disturbs least,
-`rss_mb` the most memory that the process had. Rows that were measured are kept in --rows, so that an interrupted run
-goes on where it was.
+`query p95` are single queries for ten results, `add 1 %` is one commit of new vectors and the first answer after it
+(`add 100` where 1 % would take hours). `recall` is the share of the ten nearest that the search finds, against exact
+search in the same vectors; what the vectors are worth is another question. `cpu_seconds` is processor time, which other
+work on the machine disturbs least, `rss_mb` the most memory that the process had. Rows that were measured are kept in
+--rows, so that an interrupted run goes on where it was.
 
 PostgreSQL runs on the same machine with its settings of delivery, but with 1 GB of memory to build a graph in and one
 process to do it; `cpu_seconds` includes its processes, `server_mb` is their memory at the end of the step, with shared
-pages once. Qdrant is the local mode of its client, inside of the process; it flushes each vector to its disk, so give it a
-folder in memory with TMPDIR=/dev/shm.
+pages once. Qdrant is the local mode of its client, inside of the process; it flushes each vector to its disk, so give it
+a folder in memory with TMPDIR=/dev/shm.
 """
 
 from __future__ import annotations

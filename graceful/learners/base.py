@@ -108,7 +108,7 @@ def roles(learner: Learner) -> tuple[Role, ...]:
 def run(learner: Learner, network: nn.Module, batch: Batch, *, role: Role = "query") -> Outputs:
     """Run a network on a batch, with the learner's encoder for a role; training, and all but galleries, are queries."""
     encoder = encoder_for(learner, role)
-    if hasattr(type(network), "outputs_by"):  # looking for all members of the protocol takes a hundredth of a small step
+    if hasattr(type(network), "outputs_by"):  # isinstance would take a hundredth of a small network's step
         wrapper = cast(RunsForward, network)
         return wrapper.outputs_by(partial(learner.forward, encoder=encoder), batch)
     return learner.forward(network, batch, encoder=encoder)

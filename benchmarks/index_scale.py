@@ -15,8 +15,8 @@ work on the machine disturbs least, `rss_mb` the most memory that the process ha
 
 PostgreSQL runs on the same machine with its settings of delivery, but with 1 GB of memory to build a graph in and one
 process to do it; `cpu_seconds` includes its processes, `server_mb` is their memory at the end of the step, with shared
-pages once. Qdrant is the local mode of its client, inside of the process; it flushes each vector to its disk, so give it
-a folder in memory with TMPDIR=/dev/shm.
+pages once. Qdrant is the local mode of its client, inside of the process; it flushes each vector to its disk, which is
+in memory with TMPDIR=/dev/shm.
 """
 
 from __future__ import annotations

@@ -79,7 +79,6 @@ class KeepsAssets(Protocol):
         ...
 
 
-@runtime_checkable
 class RunsForward(Protocol):
     """A network that runs a learner's `forward` itself, on the network inside it: a linearised one."""
 

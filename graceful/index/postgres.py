@@ -244,7 +244,7 @@ class PostgresBackend:
         from psycopg2.extras import execute_values
 
         columns = {name: column.tolist() for name, column in made.payload.items()}
-        rows = [
+        rows = (
             (
                 name,
                 space,
@@ -253,7 +253,7 @@ class PostgresBackend:
                 number,
             )
             for row, name in enumerate(made.ids.tolist())
-        ]
+        )  # made as they are sent: as texts they take ten times the memory
         statement = f"INSERT INTO {self.connection.table} (id, space, vector, payload, born) VALUES %s"
         execute_values(cursor, statement, rows, page_size=AT_ONCE)
 

@@ -2,134 +2,37 @@
 
 Points say from which snapshot on they count and until which, as the rows of `graceful.index.postgres` do: what a writer
 staged and never committed has a number above the newest snapshot, so that no reader sees it although Qdrant has no
-transactions, and the next writer removes it first. The address is that of a server, or `file:///folder` for the local
-mode of its client, which searches exactly, serves one process at a time and unpickles what it finds there: it is given
-by the environment and never by an index.
+transactions, and the next writer removes it first.
 """
 
 from __future__ import annotations
 
-import atexit
-import hashlib
 import re
 import secrets
-import sqlite3
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graceful.errors import DataError, InfrastructureError, SpecError, one_line
+from graceful.errors import DataError, SpecError
 from graceful.index import exact as truth
 from graceful.index import servers
 from graceful.index.base import Changes, Hits
 from graceful.index.manifest import Manifest, Part
+from graceful.index.qdrant_connection import Connection, later, live, named
 from graceful.index.vectors import Vectors
 
 COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,50}")
 AT_ONCE, PAGE = 1000, 10_000
 """Points that are written, or ids that are asked for, with one request; and points that are read with one."""
-SECONDS = 60
-"""For which an answer is waited for."""
 FIELDS = {"id": "keyword", "born": "integer", "died": "integer"}
 """What points are found by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Connection:
-    """Where the points are.
-
-    Attributes:
-        address: Of the server, or `file:///folder`.
-        collection: Beginning of the names of its collections.
-    """
-
-    address: str
-    collection: str
-
-    @contextmanager
-    def client(self) -> Iterator[Any]:
-        """Yield a client, which processes keep.
-
-        Raises:
-            InfrastructureError: The server does not answer or refuses, or the folder is another process's.
-        """
-        from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
-
-        about = f"index in Qdrant, collections {self.collection}_*"
-        try:
-            yield _client(self.address)
-        except UnexpectedResponse as e:
-            raise InfrastructureError(f"{about}: refused ({one_line(e):.200}); check the server") from e
-        except ApiException as e:
-            raise InfrastructureError(
-                f"{about}: the server does not answer ({one_line(e):.200}); nothing was changed, run the same command"
-                " again"
-            ) from e
-        except (sqlite3.Error, OSError) as e:
-            raise InfrastructureError(f"{about}: its folder cannot be used ({one_line(e):.200})") from e
-
-    def name(self, space: str) -> str:
-        """Return the name of a space's collection."""
-        return f"{self.collection}_{hashlib.sha256(space.encode()).hexdigest()[:16]}"
-
-    def names(self, client: Any) -> list[str]:
-        """Return the names of the collections that there are."""
-        own = re.compile(f"{self.collection}_[0-9a-f]{{16}}")
-        return [found.name for found in client.get_collections().collections if own.fullmatch(found.name)]
-
-
-@cache
-def _client(address: str) -> Any:
-    """Return the client of an address; the local mode lets a process open a folder once.
-
-    Raises:
-        InfrastructureError: Another process has the folder open.
-    """
-    from qdrant_client import QdrantClient
-
-    parts = urlsplit(address)
-    if parts.scheme != "file":
-        place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        return QdrantClient(url=place, api_key=parts.password, timeout=SECONDS, check_compatibility=False)
-    try:
-        client = QdrantClient(path=unquote(parts.path), force_disable_check_same_thread=True)
-    except RuntimeError as e:
-        raise InfrastructureError(
-            f"index in Qdrant: another process uses {unquote(parts.path)}; the local mode serves one at a time, run a"
-            " server for more"
-        ) from e
-    atexit.register(client.close)
-    return client
-
-
-def _live(number: int, *conditions: Any) -> Any:
-    """Return the filter of points that count in a snapshot and meet some conditions."""
-    from qdrant_client.models import FieldCondition, Filter, Range
-
-    born, died = (FieldCondition(key=key, range=Range(lte=number)) for key in ("born", "died"))
-    return Filter(must=[born, *conditions], must_not=[died])
-
-
-def _after(key: str, number: int, *, until: int | None = None) -> Any:
-    """Return the condition that a field has a later snapshot."""
-    from qdrant_client.models import FieldCondition, Range
-
-    return FieldCondition(key=key, range=Range(gt=number, lte=until))
-
-
-def _named(names: Iterable[str]) -> Any:
-    """Return the condition that a point has one of some ids."""
-    from qdrant_client.models import FieldCondition, MatchAny
-
-    return FieldCondition(key="id", match=MatchAny(any=list(names)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,7 +68,7 @@ class QdrantView:
         with self.connection.client() as client:
             if not client.collection_exists(name):
                 return 0
-            return int(client.count(name, count_filter=_live(self.manifest.number), exact=True).count)
+            return int(client.count(name, count_filter=live(self.manifest.number), exact=True).count)
 
     def located(self, ids: NDArray[np.str_]) -> list[str]:
         """Return the space in which each id has its vector; empty: the index has no such id."""
@@ -173,22 +76,22 @@ class QdrantView:
             point.payload["id"]: space
             for space in self.manifest.spaces
             for part in servers.batches(ids.tolist(), AT_ONCE)
-            for point in self._points(space, _live(self.manifest.number, _named(part)), payload=["id"], vectors=False)
+            for point in self._points(space, live(self.manifest.number, named(part)), payload=["id"], vectors=False)
         }
         return [found.get(name, "") for name in ids.tolist()]
 
     def ids(self, space: str) -> NDArray[np.str_]:
         """Return the ids whose vectors are in a space, sorted."""
-        points = self._points(space, _live(self.manifest.number), payload=["id"], vectors=False)
+        points = self._points(space, live(self.manifest.number), payload=["id"], vectors=False)
         return np.sort(servers.texts([point.payload["id"] for point in points]))
 
     def read(self, space: str, ids: NDArray[np.str_] | None = None) -> Vectors:
         """Return vectors of a space with their payload, sorted by id."""
         number = self.manifest.number
         filters = (
-            [_live(number)]
+            [live(number)]
             if ids is None
-            else [_live(number, _named(part)) for part in servers.batches(ids.tolist(), AT_ONCE)]
+            else [live(number, named(part)) for part in servers.batches(ids.tolist(), AT_ONCE)]
         )
         return self._vectors(space, [point for wanted in filters for point in self._points(space, wanted)])
 
@@ -199,7 +102,7 @@ class QdrantView:
         latest: dict[str, Any] = {}
         for part in servers.batches(ids.tolist(), AT_ONCE):
             born = FieldCondition(key="born", range=Range(lte=self.manifest.number))
-            for point in self._points(space, Filter(must=[born, _named(part)])):
+            for point in self._points(space, Filter(must=[born, named(part)])):
                 known = latest.get(point.payload["id"])
                 if known is None or known.payload["born"] < point.payload["born"]:
                     latest[point.payload["id"]] = point
@@ -219,7 +122,7 @@ class QdrantView:
         requests = [
             QueryRequest(
                 query=query,
-                filter=_live(self.manifest.number),
+                filter=live(self.manifest.number),
                 limit=k + 4,
                 with_vector=True,
                 with_payload=["id"],
@@ -268,12 +171,11 @@ class QdrantBackend:
         with self.connection.client() as client:
             for name in self._prepared(client, head):
                 for part in servers.batches(gone, AT_ONCE):
-                    client.set_payload(name, {"died": head.number + 1}, points=_live(head.number, _named(part)))
+                    client.set_payload(name, {"died": head.number + 1}, points=live(head.number, named(part)))
             for space, made in changes.upserts.items():
-                columns = {key: column.tolist() for key, column in made.payload.items()}
-                payload = [{key: column[row] for key, column in columns.items()} for row in range(len(made))]
-                rows = list(zip(made.ids.tolist(), made.vectors.tolist(), payload, strict=True))
-                self._insert(client, space, head.number + 1, rows)
+                for start in range(0, len(made), AT_ONCE):
+                    rows = np.arange(start, min(start + AT_ONCE, len(made)))
+                    self._insert(client, space, head.number + 1, _rows(made.take(rows)))
         return ()
 
     def _prepared(self, client: Any, head: Manifest) -> list[str]:
@@ -291,8 +193,8 @@ class QdrantBackend:
                 " collection out, or delete it"
             )
         for name in names:
-            client.delete(name, Filter(must=[_after("born", head.number)]))
-            client.delete_payload(name, ["died"], Filter(must=[_after("died", head.number)]))
+            client.delete(name, Filter(must=[later("born", head.number)]))
+            client.delete_payload(name, ["died"], Filter(must=[later("died", head.number)]))
         return names
 
     def _insert(self, client: Any, space: str, number: int, rows: Sequence[servers.Row]) -> None:
@@ -322,9 +224,9 @@ class QdrantBackend:
         with self.connection.client() as client:
             self._prepared(client, head)
             for space in {**head.spaces, **target.spaces}:
-                alive = now._points(space, _live(head.number), payload=False, vectors=False)
+                alive = now._points(space, live(head.number), payload=False, vectors=False)
                 present = {point.id for point in alive}
-                wanted = then._points(space, _live(target.number))
+                wanted = then._points(space, live(target.number))
                 gone = sorted(present - {point.id for point in wanted})
                 for part in servers.batches(gone, AT_ONCE):
                     client.set_payload(self.connection.name(space), {"died": head.number + 1}, points=part)
@@ -340,7 +242,7 @@ class QdrantBackend:
         """Return the ids whose vectors were written by the commits between two snapshots."""
         from qdrant_client.models import Filter
 
-        span = Filter(should=[_after(key, before.number, until=after.number) for key in ("born", "died")])
+        span = Filter(should=[later(key, before.number, until=after.number) for key in ("born", "died")])
         view = self.view(after)
         return servers.texts(
             sorted(
@@ -356,7 +258,7 @@ class QdrantBackend:
         """Compare counts, ids and lengths in the server with what the manifest says."""
         view, problems, seen = self.view(manifest), list[str](), set[str]()
         for space in manifest.spaces:
-            points = view._points(space, _live(manifest.number), payload=["id"])
+            points = view._points(space, live(manifest.number), payload=["id"])
             if len(points) != manifest.counts.get(space, 0):
                 problems.append(f"space {space}: {len(points)} ids, the manifest says {manifest.counts.get(space, 0)}")
             for point in points:
@@ -366,6 +268,13 @@ class QdrantBackend:
             bad = sum(not abs(float(np.linalg.norm(point.vector)) - 1.0) < 1e-3 for point in points)
             problems += [f"space {space}: {bad} vectors have not unit length"] if bad else []
         return problems
+
+
+def _rows(made: Vectors) -> list[servers.Row]:
+    """Return vectors as rows."""
+    columns = {key: column.tolist() for key, column in made.payload.items()}
+    payload = [{key: column[row] for key, column in columns.items()} for row in range(len(made))]
+    return list(zip(made.ids.tolist(), made.vectors.tolist(), payload, strict=True))
 
 
 def _row(point: Any) -> servers.Row:

@@ -1,8 +1,7 @@
-"""A run on two nodes, one of which is announced to go away and goes: `python -m tests.support.preempted FOLDER HOW`.
+"""A run on two nodes, one of which is evicted: `python -m tests.support.preempted FOLDER`.
 
-HOW is `announced`: somebody tells Ray, waits for checkpoints and ends the node; or `evicted`: the node's `ray start`
-gets SIGTERM, as in a pod that Kubernetes evicts. Both nodes are on this machine. Then the same run follows without Ray
-and undisturbed. Writes what came out as JSON.
+The node's `ray start` gets SIGTERM, as in a pod that Kubernetes evicts; it announces to Ray that it will go, and goes.
+Both nodes are on this machine. Then the same run follows without Ray and undisturbed. Writes what came out as JSON.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
 from graceful import spec
 from graceful.training.driver import TrainingJob, train
@@ -30,7 +27,6 @@ EPOCHS = 20
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
 DRAIN_SECONDS = 60
 """How long an evicted node waits for its workers to leave, below what Kubernetes waits for it."""
-PREEMPTION = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
 
 
 def job(folder: Path, *, workers: Any) -> TrainingJob:
@@ -50,21 +46,10 @@ def job(folder: Path, *, workers: Any) -> TrainingJob:
     return TrainingJob(spec=spec.parse(document), run_dir=folder)
 
 
-def take_away(cluster: Cluster, node: Any, folder: Path) -> None:
-    """Announce the end of a node, wait until both ranks have saved, end it."""
-    gcs = GcsClient(address=cluster.address)
-    gcs.drain_node(node.node_id, PREEMPTION, "test", int(time.time() * 1000) + 60_000)
-    end = time.monotonic() + 300
-    while not any((folder / "ray").rglob("manifest-00001.json")) and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(1.0)  # until Ray knows of the checkpoint
-    cluster.remove_node(node, allow_graceful=False)
-
-
 def start_node(address: str) -> subprocess.Popen[bytes]:
     """Begin to start a node as KubeRay starts a worker's; it leaves when it gets SIGTERM."""
     options = ["--num-cpus", "1", "--object-store-memory", str(NODE["object_store_memory"]), "--block"]
-    command = [Path(sys.executable).with_name("ray"), "start", "--address", address, *options]
+    command: list[str | Path] = [Path(sys.executable).with_name("ray"), "start", "--address", address, *options]
     env = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_SECONDS)}
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -79,16 +64,11 @@ def wait_for_cpus(count: int, address: str) -> None:
     ray.shutdown()
 
 
-def main(root: Path, how: str) -> None:
+def main(root: Path) -> None:
     """Train twice."""
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    if how == "evicted":
-        leaving = threading.Thread(target=start_node(cluster.address).terminate)
-        wait_for_cpus(2, cluster.address)
-    else:
-        node = cluster.add_node(**NODE)
-        cluster.wait_for_nodes()
-        leaving = threading.Thread(target=take_away, args=(cluster, node, root / "moved"))
+    leaving = threading.Thread(target=start_node(cluster.address).terminate)
+    wait_for_cpus(2, cluster.address)
     os.environ["RAY_ADDRESS"] = cluster.address
 
     def progress(row: Mapping[str, object]) -> None:
@@ -104,4 +84,4 @@ def main(root: Path, how: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""Galleries of embeddings that know which model made each vector, and survive an upgrade of it. Driver, NumPy, torch.
+"""Galleries of embeddings that record which model made each vector, so that they outlive that model. Driver.
 
-`Index` is what programs use: build, add, search, roll back. Vectors of several models may lie in one index; each of
-them says which, and none is compared with a query of another model unless the index says that the two may be.
+Programs use `Index` to build, extend, search and roll back a gallery. One index may hold vectors of several models.
+Each vector records its model, and a query is compared with vectors of another model only where the index allows it.
 """
 
 from graceful.index.base import Backend, Hits, View

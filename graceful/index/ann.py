@@ -1,9 +1,9 @@
-"""Approximate search in the files of an index, by faiss: flat, IVF or HNSW over the segments of a space. Driver.
+"""The backend `faiss`: approximate search in the files of an index, by a flat, IVF or HNSW structure. Driver.
 
-The structure that faiss searches is derived: it is built from segments, kept under a digest beside them (of an index in
-a bucket: in the home of this machine), and built again where it is missing or damaged. Rows that were added since are
-searched exactly beside it, and rows that later segments took away are masked, so that commits need not wait for it.
-What it finds is scored again in double precision.
+The structure is built from the segments of a space and stored under a digest beside them; for an index in a bucket, it
+is stored in the home folder of this machine. A structure that is missing or damaged is built again. Rows that were
+added after it was built are searched exactly, and rows that later segments replaced are masked, so a commit does not
+wait for the structure. All results are scored again in double precision.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from graceful.storage import sha256_file, sha256_json, write_bytes, write_json
 
 FOLDER = "derived"
 TAIL = 0.5
-"""Rows beside the structure, as a share of those in it, up to which it is not built again."""
+"""The structure is built again once the rows outside of it exceed this share of the rows in it."""
 SPARSE = 0.2
-"""Share of the rows that still count below which they are searched exactly: a graph of dead ends finds too few."""
+"""A space is searched exactly once fewer than this share of its rows count, because a graph would find too few."""
 SPARE = 16
-"""Candidates beyond twice as many as are wanted, which are scored again."""
+"""Candidates that are scored again in addition to twice the number of results."""
 Structure = Literal["flat", "ivf", "hnsw"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `--option` may say for faiss.
+    """The values of `--option` for faiss.
 
     Attributes:
-        index: flat (all vectors), ivf (some of many lists) or hnsw (a graph).
-        lists: Of ivf, into how many lists vectors are sorted; 0: four times the root of their number.
-        probes: Of ivf, how many lists a query looks into.
-        links: Of hnsw, neighbours of a vector.
-        build: Of hnsw, candidates that are looked at for each vector when the graph is built.
-        beam: Of hnsw, candidates that are looked at for each query.
-        exact_below: Spaces with fewer vectors are searched exactly.
+        index: The structure: `flat` compares all vectors, `ivf` those in some of many lists, `hnsw` follows a graph.
+        lists: The number of lists of ivf; 0 takes four times the square root of the number of vectors.
+        probes: The number of lists that ivf searches for each query.
+        links: The number of neighbours of each vector in the graph of hnsw.
+        build: The number of candidates that hnsw considers for each vector when the graph is built.
+        beam: The number of candidates that hnsw considers for each query.
+        exact_below: Spaces with fewer vectors than this are searched exactly.
     """
 
     index: Structure = "hnsw"
@@ -61,10 +61,10 @@ class Options:
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> Self:
-        """Return options as somebody wrote them.
+        """Parse options as they were written on the command line or in a manifest.
 
         Raises:
-            SpecError: One is unknown, or out of range.
+            SpecError: An option is unknown or out of range.
         """
         known = {name: type(value) for name, value in vars(cls()).items()}
         parsed: dict[str, Any] = {}
@@ -88,13 +88,13 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class ApproximateView(EmbeddedView):
-    """One snapshot in memory, with a structure for each space that is large enough."""
+    """A snapshot in memory, with a structure for each space that is large enough."""
 
     backend: FaissBackend | None = None
     structures: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
     def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = False) -> Hits:
-        """Return the k nearest vectors of a space for each query, or most of them."""
+        """Return most of the k nearest vectors of a space for each query."""
         resolved = self.spaces[space]
         alive = int(resolved.alive.sum())
         assert self.backend is not None
@@ -136,7 +136,7 @@ class ApproximateView(EmbeddedView):
 
 
 def _beside(queries: NDArray[np.float32], resolved: Resolved, covered: int, k: int) -> Hits | None:
-    """Return the nearest of the rows that the structure does not cover, exactly; None: it covers all."""
+    """Search the rows that the structure does not cover exactly; None if it covers all rows."""
     if covered == len(resolved.alive):
         return None
     rest = resolved.vectors
@@ -153,17 +153,17 @@ def _best(first: Hits, second: Hits, k: int) -> Hits:
 
 @dataclass(frozen=True, kw_only=True)
 class FaissBackend(Embedded):
-    """Files of the index and faiss.
+    """The files of the index, searched by faiss.
 
     Attributes:
-        settings: Which structure.
+        settings: The structure and its parameters.
     """
 
     kind: str = "faiss"
     settings: Options = field(default_factory=Options)
 
     def options(self) -> dict[str, Any]:
-        """Return what opens this backend again."""
+        """Return the options that open this backend again."""
         return vars(self.settings).copy()
 
     def view(self, manifest: Manifest) -> ApproximateView:
@@ -172,7 +172,7 @@ class FaissBackend(Embedded):
         return ApproximateView(opened.manifest, opened.contents, opened.last, backend=self)
 
     def structure(self, manifest: Manifest, space: str, resolved: Resolved) -> tuple[Any, int]:
-        """Return a structure over the first rows of a space, and over how many; built where none is near enough."""
+        """Return a structure, built if necessary, and how many rows from the start of the space it covers."""
         faiss = _faiss()
         parts = [part for part in manifest.parts if part.space == space]
         rows = len(resolved.alive)
@@ -198,7 +198,7 @@ class FaissBackend(Embedded):
         return self.place.scratch / FOLDER / f"{sha256_json(content)}.faiss"
 
     def _kept(self, path: Path) -> Any | None:
-        """Return a structure that was built before; None where there is none, or its bytes are not those written."""
+        """Return a structure that was built before; None if there is none or its bytes have another digest."""
         faiss = _faiss()
         record = path.with_suffix(".json")
         if not path.exists() or not record.exists():
@@ -230,7 +230,7 @@ def _built(settings: Options, vectors: NDArray[np.float32]) -> Any:
 
 
 def _parameters(settings: Options, alive: NDArray[np.bool_] | None, count: int) -> Any:
-    """Return how a structure is searched: how widely, and which rows may be found."""
+    """Return the search parameters: the width of the search and a mask of the rows that may be found."""
     faiss = _faiss()
     selector = {} if alive is None else {"sel": faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))}
     if settings.index == "hnsw":
@@ -241,7 +241,7 @@ def _parameters(settings: Options, alive: NDArray[np.bool_] | None, count: int) 
 
 
 def _faiss() -> Any:
-    """Return the package, whose stubs know less than it has."""
+    """Import faiss untyped, because its stubs are incomplete."""
     import faiss
 
     return faiss
@@ -251,7 +251,7 @@ def opened(place: Place, options: Mapping[str, Any]) -> FaissBackend:
     """Return the backend of an index.
 
     Raises:
-        SpecError: faiss is missing, or an option is wrong.
+        SpecError: faiss is not installed, or an option is wrong.
     """
     try:
         _faiss()

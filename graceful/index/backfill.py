@@ -1,8 +1,8 @@
-"""Replace the vectors of an old model by those of a new one, while queries go on. Driver.
+"""Replace the vectors of an old model by those of a new one while queries are answered. Driver.
 
-What is left to do is what the index says: ids whose vector is not in the new space. So there is no second record of
-progress that could disagree with it, a killed backfill loses the batch it was embedding and nothing else, and doing a
-batch twice changes nothing. The alias moves at the end, after a last check, if it is still where it was.
+The index itself records the progress: the ids that are left are those whose vector is not in the new space. A killed
+backfill therefore loses only the batch that it was embedding, and repeating a batch changes nothing. After the last
+batch and a final check, the alias moves to the new space unless somebody has moved it meanwhile.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from graceful.index.manifest import Manifest
 from graceful.index.places import Place
 
 PAUSE = "backfill.pause"
-"""File that asks a backfill to stop."""
+"""The file that asks a backfill to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a backfill is.
+    """The progress of a backfill.
 
     Attributes:
-        state: running, paused, stopped (at the share that was asked for, or this worker's shard is done) or moved.
-        to: Name of the new space.
-        done: Vectors in it.
-        total: All of the index.
-        serving: The alias.
-        snapshot: Number of the newest snapshot.
+        state: `running`; `paused` by request; `stopped` at `stop_at` or because this worker's shard is done; or `moved`
+            once the alias has moved to the new space.
+        to: The name of the new space.
+        done: The number of vectors in the new space.
+        total: The number of vectors in the index.
+        serving: The alias: the name of the space whose queries the index expects.
+        snapshot: The number of the newest snapshot.
     """
 
     state: str
@@ -51,17 +52,17 @@ class Progress:
 
     @classmethod
     def of(cls, head: Manifest, name: str, state: str) -> Progress:
-        """Return how far a snapshot is."""
+        """Return the progress that a snapshot shows."""
         done = head.counts.get(name, 0)
         return cls(state=state, to=name, done=done, total=head.count, serving=head.serving, snapshot=head.number)
 
     @property
     def fraction(self) -> float:
-        """Share of the vectors that are in the new space."""
+        """The share of the vectors that are in the new space, 0 to 1."""
         return self.done / self.total if self.total else 1.0
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the progress as JSON values."""
         return {**asdict(self), "fraction": self.fraction}
 
 
@@ -73,20 +74,20 @@ def run(
     tell: Tell = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Progress:
-    """Replace vectors until all are of the new model, or somebody pauses it, or a share is reached.
+    """Replace vectors until all are of the new model, the backfill is paused, or its share `stop_at` is reached.
 
     Args:
-        index: What is backfilled.
-        reembed: The new model.
-        settings: Order, rate, share.
-        tell: Hears of each batch.
-        sleep: For tests.
+        index: The index whose vectors are replaced.
+        reembed: The function that embeds ids with the new model.
+        settings: The order, the rate and the share at which the backfill stops.
+        tell: A function that is called with the progress after each batch.
+        sleep: The function that waits to keep the rate; tests replace it.
 
     Raises:
-        SpecError: A backfill to another model is under way.
-        InfrastructureError: Another process backfills this index.
-        DataError: Some ids have no items for the new model; all others are done.
-        MovedError: The alias moved, or the backfill was rolled back, meanwhile.
+        SpecError: A backfill to another model has not ended.
+        InfrastructureError: Another process on this machine works on the same shard.
+        DataError: The source has no items for some ids; all other ids are done.
+        MovedError: The alias was moved or the backfill was rolled back meanwhile.
     """
     with _alone(index.place, settings.shard):
         index.place.remove(PAUSE)
@@ -111,7 +112,7 @@ def run(
 
 
 def pause(index: Index) -> None:
-    """Ask a backfill, wherever it runs, to stop after its present batch.
+    """Ask a backfill to stop after its present batch, on whichever machine it runs.
 
     Raises:
         StorageError: The place of the index cannot be written.
@@ -120,14 +121,14 @@ def pause(index: Index) -> None:
 
 
 def is_running(index: Index) -> bool:
-    """Return whether a process of this machine backfills an index."""
+    """Return whether a process on this machine is backfilling an index."""
     folder = index.place.scratch
     with guarded(folder, "read"):
         return any(locks.is_held(path) for path in folder.glob("backfill-*.lock"))
 
 
 def progress(index: Index) -> Progress | None:
-    """Return how far the backfill of an index is; None: there is none."""
+    """Return the progress of the backfill of an index; None if there is none."""
     head = index.head()
     if head.backfill is None:
         return None
@@ -136,12 +137,12 @@ def progress(index: Index) -> Progress | None:
 
 
 def rollback(index: Index, *, reason: str = "", author: str = "") -> Manifest:
-    """Give every id that the backfill moved its old vector again, and the alias to the old model.
+    """Restore the old vector of every id that the backfill moved, and move the alias back to the old model.
 
-    What was written since the backfill began has no old vector, or an outdated one, and stays in the new space.
+    Ids that were added or replaced since the backfill began have no valid old vector and stay in the new space.
 
     Raises:
-        SpecError: There is no backfill.
+        SpecError: No backfill was begun.
     """
 
     def following(head: Manifest) -> tuple[Manifest, Changes]:
@@ -163,7 +164,7 @@ def rollback(index: Index, *, reason: str = "", author: str = "") -> Manifest:
 
 @contextmanager
 def _alone(place: Place, shard: tuple[int, int]) -> Iterator[None]:
-    """Keep a second process out of the same shard on this machine; elsewhere, commits keep it harmless."""
+    """Lock a shard on this machine; a second process on another machine is harmless, because commits are atomic."""
     path = place.scratch / f"backfill-{shard[0]}-of-{shard[1]}.lock"
     try:
         with locks.exclusive(path):

@@ -1,4 +1,4 @@
-"""The steps of a backfill: begin, choose what is next, embed and commit a batch, check, move the alias. Driver."""
+"""The steps of a backfill: begin, order the ids, embed and commit a batch, check, and move the alias. Driver."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from graceful.index.space import Space
 from graceful.index.vectors import Vectors, unit_length
 
 SAMPLE, PAIRS = 512, 2048
-"""Ids that are embedded first, at random, where the order needs to know both models; and most that it looks at."""
+"""Ids that the order `uncertainty` embeds at random first, and the most ids whose pairs of vectors it uses."""
 CHECKED = 32
-"""Ids that are embedded again before the alias moves."""
+"""The number of ids that are embedded again before the alias moves."""
 AGREES = 0.999
-"""Cosine of a vector that is stored and one that is made again, below which they are not of one model and item."""
+"""The least cosine of a stored vector and the same item embedded again; below it, they differ in model or item."""
 Tell = Callable[[Mapping[str, object]], None]
 
 
 class Reembed(Protocol):
-    """Gives the vectors of the new model."""
+    """Embeds ids with the new model."""
 
     @property
     def space(self) -> Space:
-        """Of the vectors."""
+        """The space of the vectors."""
         ...
 
     def __call__(self, ids: NDArray[np.str_]) -> Vectors:
-        """Return vectors for those ids that it has."""
+        """Return the vectors of those ids that the source has."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a backfill goes on.
+    """The settings of a backfill.
 
     Attributes:
-        order: In which the vectors are replaced.
-        seed: Of the order.
-        batch: Vectors of one commit.
-        rate: Most vectors a second; None: as fast as it goes.
-        stop_at: Share of the vectors at which it stops, 0 to 1.
-        shard: Number of this worker from 0 and of how many; each takes the ids that fall to it.
-        traffic: How often each id was found, for that order.
-        reason: Why, for the history.
-        author: Who.
+        order: The order in which vectors are replaced.
+        seed: The seed of the order, and of the sample that is checked at the end.
+        batch: The number of vectors in one commit.
+        rate: The most vectors per second; None sets no limit.
+        stop_at: The share of the vectors at which the backfill stops, 0 to 1.
+        shard: The number of this worker, from 0, and the number of workers; a hash assigns each id to one worker.
+        traffic: How often each id was found, which the order `traffic` needs.
+        reason: The reason for the backfill, which the history records.
+        author: The person or job that started the backfill, which the history records.
     """
 
     order: Order = "random"
@@ -75,13 +75,13 @@ class Work:
     """A backfill that was begun.
 
     Attributes:
-        index: What is backfilled.
-        to: Name of the new space.
-        old: Name of the space that it replaces.
-        reembed: The new model.
-        settings: Order, rate, share.
-        tell: Hears of the sample.
-        missing: Ids that the new model has no items for.
+        index: The index whose vectors are replaced.
+        to: The name of the new space.
+        old: The name of the space that the backfill replaces.
+        reembed: The function that embeds ids with the new model.
+        settings: The order, the rate and the share at which the backfill stops.
+        tell: A function that is called when the sample for the order `uncertainty` is done.
+        missing: The ids for which the source has no items.
     """
 
     index: Index
@@ -94,10 +94,10 @@ class Work:
 
     @classmethod
     def begun(cls, index: Index, reembed: Reembed, settings: Settings, tell: Tell) -> Work:
-        """Record that new vectors must be of the new space from now on, once, and return the work.
+        """Begin the backfill unless it has begun: from then on, the index takes new vectors of the new space only.
 
         Raises:
-            SpecError: A backfill to another model is under way, or there is nothing to replace.
+            SpecError: A backfill to another model has not ended, or another space has the name of the new one.
         """
         space, head = reembed.space, index.head()
         if not _is_open(head) and not _is_done(head, space):
@@ -118,7 +118,7 @@ class Work:
         return cls(index=index, to=to, old=old, reembed=reembed, settings=settings, tell=tell)
 
     def left(self, order: Order | None = None) -> NDArray[np.str_]:
-        """Return the ids that are left to this worker, in an order; None: that of the settings."""
+        """Return the ids that are left to this worker, in the given order or by default that of the settings."""
         order = order or self.settings.order
         pairs = self._pairs() if order == "uncertainty" else None
         head = self.index.head()
@@ -142,7 +142,7 @@ class Work:
         return hashed % workers == number and name not in self.missing
 
     def _pairs(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Return old and new vectors of some ids; where too few have both, a random sample is done first."""
+        """Return old and new vectors of some ids; if too few ids have both, a random sample is replaced first."""
         old, new = pairs_of(self.index.view(), self.old, self.to, most=PAIRS)
         enough = min(SAMPLE, round(self.index.head().count * self.settings.stop_at / 4))
         if len(old) < enough:
@@ -153,11 +153,11 @@ class Work:
         return (old.vectors, new.vectors) if len(old) > 1 else None
 
     def step(self, ids: NDArray[np.str_]) -> None:
-        """Embed a batch and commit those of its ids that still have their old vector by then.
+        """Embed a batch and commit the new vectors of those ids that still have their old vector.
 
         Raises:
-            MovedError: The backfill was taken back meanwhile.
-            DataError: A vector that is not fit to be stored.
+            MovedError: The backfill was rolled back meanwhile.
+            DataError: A vector has length zero or is not finite.
         """
         made = self.reembed(ids)
         self.missing.update(set(ids.tolist()) - set(made.ids.tolist()))
@@ -185,7 +185,7 @@ class Work:
             self.index.commit(following)
 
     def _calibrated(self, view: View, head: Manifest, batch: Vectors) -> Manifest:
-        """Return the next manifest, its scores calibrated again where twice as many ids are done as the last time."""
+        """Return the next manifest, with a new calibration if twice as many ids are done as at the last one."""
         state = dict(head.backfill or {})
         done = head.counts.get(self.to, 0)
         if head.calibrations and done < 2 * int(state.get("calibrated", 0)):
@@ -209,10 +209,10 @@ class Work:
         return calibrated(queries.vectors, vectors.vectors, new.vectors, query=query, gallery=gallery)
 
     def require_complete(self) -> None:
-        """Refuse to go on where ids had no items.
+        """Refuse to move the alias while ids are without a new vector.
 
         Raises:
-            DataError: One line.
+            DataError: The source had no items for some ids.
         """
         if self.missing:
             raise DataError(
@@ -221,11 +221,12 @@ class Work:
             )
 
     def finish(self) -> bool:
-        """Move the alias after a last check; returns False where other workers have ids to do.
+        """Check the new vectors and move the alias; return False if other workers still have ids to replace.
 
         Raises:
-            MovedError: The alias is not where it was, or vectors of another model were added meanwhile.
-            InfrastructureError, DataError: The check failed.
+            MovedError: The alias was moved or vectors of another model were added meanwhile.
+            InfrastructureError: Stored vectors are damaged or missing.
+            DataError: The new model gives other vectors than those that are stored.
         """
         head, place = self.index.head(), self.index.place
         if head.count != head.counts.get(self.to, 0):
@@ -249,7 +250,7 @@ class Work:
         return True
 
     def _check(self, head: Manifest) -> None:
-        """Refuse to move the alias to vectors that are not those of the new model."""
+        """Refuse to move the alias if the stored vectors are damaged or are not those of the new model."""
         place, view = self.index.place, self.index.view(head)
         problems = self.index.backend.verify(head)
         if problems:
@@ -271,13 +272,13 @@ class Work:
 
 
 def pairs_of(view: View, old: str, new: str, *, most: int = MOST) -> tuple[Vectors, Vectors]:
-    """Return vectors of the same ids in both spaces, for some that a backfill has moved.
+    """Return the old and the new vectors of ids that a backfill has moved.
 
     Args:
-        view: A snapshot.
-        old: Name of the space that the ids had a vector in.
-        new: Name of the one that they have a vector in.
-        most: How many.
+        view: The snapshot.
+        old: The name of the space in which the ids had a vector.
+        new: The name of the space in which they have one now.
+        most: The most ids; if more have moved, they are chosen at equal distances.
     """
     ids = view.ids(new)
     if len(ids) > most:
@@ -287,7 +288,7 @@ def pairs_of(view: View, old: str, new: str, *, most: int = MOST) -> tuple[Vecto
 
 
 def written_since(index: Index, head: Manifest) -> set[str]:
-    """Return the ids that others wrote since the backfill of a snapshot began."""
+    """Return the ids that were added or replaced by other writers since the backfill of a snapshot began."""
     ids: set[str] = set()
     if head.backfill is None:
         return ids
@@ -305,13 +306,13 @@ def _is_open(head: Manifest) -> bool:
 
 
 def _is_done(head: Manifest, space: Space) -> bool:
-    """Return whether an index serves a space and has nothing else."""
+    """Return whether an index serves a space and holds no other vectors."""
     name = head.named(space.fingerprint)
     return name is not None and head.serving == name and head.counts.get(name, 0) == head.count
 
 
 def _opened(index: Index, head: Manifest, space: Space, settings: Settings) -> Manifest:
-    """Return the manifest with which a backfill begins."""
+    """Return the manifest that begins a backfill."""
     name = head.named(space.fingerprint) or space.name
     if head.spaces.get(name, space).fingerprint != space.fingerprint:
         raise SpecError(f"{index.place}: has another space called {name}; name the new one differently")

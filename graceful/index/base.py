@@ -1,7 +1,7 @@
-"""The protocol of backends that store and search the vectors of an index. Driver.
+"""The protocol of backends, which store and search the vectors of an index. Driver.
 
-The log of an index (`graceful.index.log`) says which snapshot is current. A backend writes what belongs to the next
-snapshot where no reader of the present one sees it, so that the log's one atomic step makes all of it visible or none.
+The log of an index (`graceful.index.log`) decides which snapshot is current. A backend writes the next snapshot where
+readers of the current one do not see it, so that the atomic commit of the log makes all of it visible or nothing.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from graceful.index.manifest import Manifest, Part
 from graceful.index.vectors import Vectors
 
 NOTHING = ""
-"""Id of a place in the results that nothing fills, because the space has fewer vectors."""
+"""The id in places of the results that stay empty because a space has fewer than k vectors."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Hits:
-    """The nearest vectors of each query, best first; by id where two are equally near.
+    """The nearest vectors of each query, the best first; equally near vectors are ordered by id.
 
     Attributes:
-        ids: [Q, k] texts; empty where there are fewer than k vectors.
-        scores: [Q, k] float64, cosine; -inf there.
+        ids: [Q, k] texts; an empty text where there are fewer than k vectors.
+        scores: [Q, k] float64 cosines; -inf where the id is empty.
     """
 
     ids: NDArray[np.str_]
@@ -35,11 +35,11 @@ class Hits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Changes:
-    """What one commit changes.
+    """The changes of one commit.
 
     Attributes:
-        upserts: Space -> vectors that are added, or replace what their ids had, in whichever space that was.
-        deleted: [N] ids that go.
+        upserts: The vectors of each space that are added; they replace earlier vectors of their ids in any space.
+        deleted: [N] ids that are deleted.
     """
 
     upserts: Mapping[str, Vectors] = field(default_factory=dict)
@@ -48,14 +48,14 @@ class Changes:
 
 @runtime_checkable
 class View(Protocol):
-    """One snapshot, ready to be searched; later commits do not change it."""
+    """A snapshot that is open for reading and searching; later commits do not change it."""
 
     def count(self, space: str) -> int:
         """Return how many ids have their vector in a space."""
         ...
 
     def located(self, ids: NDArray[np.str_]) -> list[str]:
-        """Return the space in which each id has its vector; empty: the index has no such id."""
+        """Return the space in which each id has its vector; an empty text if the index does not have the id."""
         ...
 
     def ids(self, space: str) -> NDArray[np.str_]:
@@ -63,20 +63,22 @@ class View(Protocol):
         ...
 
     def read(self, space: str, ids: NDArray[np.str_] | None = None) -> Vectors:
-        """Return vectors of a space with their payload, sorted by id; ids that are not there are left out.
+        """Return vectors of a space with their payload, sorted by id.
 
         Args:
-            space: Name.
-            ids: Which; None: all.
+            space: The name of the space.
+            ids: The ids to read; those without a vector in the space are left out. None reads all.
         """
         ...
 
     def superseded(self, space: str, ids: NDArray[np.str_]) -> Vectors:
-        """Return the latest vectors that some ids have or had in a space, sorted by id: pairs of old and new vectors.
+        """Return the latest vectors that ids have or had in a space, sorted by id.
+
+        A backfill keeps old vectors, so this returns the old vectors of ids that have moved to a new space.
 
         Args:
-            space: Name.
-            ids: Which; those that are not kept any more are left out.
+            space: The name of the space.
+            ids: The ids to read; those without a stored vector in the space are left out.
         """
         ...
 
@@ -84,10 +86,10 @@ class View(Protocol):
         """Return the k nearest vectors of a space for each query.
 
         Args:
-            queries: [Q, d] of unit length, of a model whose queries may search the space.
-            space: Name.
-            k: How many.
-            exact: All of the nearest, however long it takes; otherwise most of them, where that is faster.
+            queries: [Q, d] vectors of unit length, from a model whose queries may search the space.
+            space: The name of the space.
+            k: The number of results for each query.
+            exact: Whether the search must find all of the nearest vectors; a faster one may miss some of them.
         """
         ...
 
@@ -98,36 +100,36 @@ class Backend(Protocol):
 
     @property
     def kind(self) -> str:
-        """How manifests name it."""
+        """The name of the backend in manifests."""
         ...
 
     def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
-        """Write what the snapshot after `head` has beyond it, and return all parts of that snapshot.
+        """Write the changes that lead from `head` to the next snapshot, and return all parts of that snapshot.
 
-        What a writer staged and never committed is never seen, and is replaced by the next writer.
+        Readers never see changes that were staged and not committed, and the next writer replaces them.
         """
         ...
 
     def revert(self, head: Manifest, target: Manifest) -> tuple[Part, ...]:
-        """Stage the content of an older snapshot as that of the one after `head`, and return its parts."""
+        """Stage the content of an older snapshot as that of the snapshot after `head`, and return its parts."""
         ...
 
     def view(self, manifest: Manifest) -> View:
         """Open a snapshot.
 
         Raises:
-            IntegrityError: What is stored is not what the manifest says.
+            IntegrityError: The stored vectors are not those that the manifest names.
         """
         ...
 
     def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
-        """Return the ids whose vectors were written by the commits between two snapshots, deleted ones included."""
+        """Return the ids that commits between two snapshots have written or deleted."""
         ...
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Return one sentence for each thing that is not as the manifest says; empty: all is."""
+        """Compare the stored vectors with the manifest, and return one sentence for each difference."""
         ...
 
     def options(self) -> dict[str, Any]:
-        """Return as JSON values what opens this backend again."""
+        """Return the options that open this backend again, as JSON values."""
         ...

@@ -1,9 +1,9 @@
-"""Scores of two models in one list: what a cosine of one says about the cosine of the other. Driver, NumPy.
+"""Make the scores of two models comparable, so that one list of results can hold both. Driver, NumPy.
 
-Cosines of two models have different spreads, and the old model is the less reliable one: 0.8 may be a near neighbour
-for one and any pair for the other. For ids that have a vector in both spaces, both scores of every pair are known, and
-a score is replaced by what the new model's score of such a pair is on average. Order within a space is kept. Within a
-space a vector's cosine with itself is 1 and stays 1; between two spaces there is no such point.
+Cosines of two models have different distributions: 0.8 may mean a near neighbour for one model and any pair for the
+other. For ids that have a vector in both spaces, both scores of every pair are known. Calibration replaces a score of
+the old model by the average score that the new model gives to such pairs. It keeps the order of results within a space.
+Within a space, the cosine of a vector with itself is 1 and stays 1; between two spaces there is no such fixed point.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 from graceful.index.manifest import Calibration
 
 FEWEST, MOST = 32, 1024
-"""Pairs of vectors below which scores are not calibrated, and above which only some are used."""
+"""The least number of pairs of vectors for a calibration, and the most that it uses."""
 SHARES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995)
-"""Quantiles of the scores between which they are averaged: close where the best results are."""
+"""Quantiles that divide the scores into parts, each of which is averaged; the parts are small at the highest scores."""
 LEAST = 20
-"""Pairs of scores that an average is made of."""
+"""The least number of pairs of scores in a part."""
 SLOPE = 1e-4
-"""Least slope, so that equal scores come from equal ones only."""
+"""The least slope of the calibration, so that different scores stay different."""
 
 
 def calibrated(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], new: NDArray[np.float32], *, query: str, gallery: str
 ) -> Calibration | None:
-    """Return how scores of queries on vectors compare with scores within the new space; None: too little is known.
+    """Return the map from scores of queries on vectors to scores within the new space; None if there are too few pairs.
 
     Args:
-        queries: [N, d] of some ids in the space of the queries.
-        vectors: [N, d] of the same ids in the space of the vectors.
-        new: [N, e] of the same ids in the new space.
-        query: Name of the space of the queries.
-        gallery: Name of the space of the vectors.
+        queries: [N, d] vectors of some ids in the space of the queries.
+        vectors: [N, d] vectors of the same ids in the space that the queries search.
+        new: [N, e] vectors of the same ids in the new space.
+        query: The name of the space of the queries.
+        gallery: The name of the space that the queries search.
     """
     if len(new) < FEWEST:
         return None
@@ -64,7 +64,7 @@ def calibrated(
 
 
 def applied(calibration: Calibration | None, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return scores as they compare with those of the new space; what is not finite stays."""
+    """Return calibrated scores; infinite scores, which mark empty places, are kept."""
     if calibration is None:
         return scores
     known, expected = np.asarray(calibration.scores), np.asarray(calibration.expected)

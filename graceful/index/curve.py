@@ -1,8 +1,8 @@
-"""What searches are worth at each point of a backfill, computed from vectors of both models. Driver, NumPy.
+"""Recall at each fraction of a backfill, computed from vectors of both models. Driver, NumPy.
 
-At fraction f the first f of an order have their new vector and the others their old one. Queries are those of both
-models, each searching the vectors of its own space with calibrated scores; or those of the new model alone, where
-compatible training has made them comparable with old vectors.
+At fraction f, the first items of an order have their new vectors and the others their old ones. Either each query is
+embedded by both models, and searches the vectors of each space with calibrated scores; or it is embedded by the new
+model alone, which compatible training has made comparable with old vectors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graceful.index.manifest import Calibration
 
 FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 Reading = Literal["both", "new"]
-"""Which queries there are: of both models, or of the new one alone."""
+"""Whether queries are embedded by both models or by the new one alone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,8 +27,8 @@ class Side:
     """Vectors of one model, of unit length.
 
     Attributes:
-        queries: [Q, d]
-        gallery: [G, d]
+        queries: [Q, d] vectors of the queries.
+        gallery: [G, d] vectors of the items.
     """
 
     queries: NDArray[np.float32]
@@ -37,11 +37,11 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
-    """Which results are right.
+    """The relevance of the items for the queries.
 
     Attributes:
-        right: [Q, G] the item answers the query.
-        itself: [Q] column of the query itself in the gallery, which is never a result; -1: it is not there.
+        right: [Q, G] whether the item answers the query.
+        itself: [Q] the column of the query itself in the gallery, which is never a result; -1 if it is not there.
     """
 
     right: NDArray[np.bool_]
@@ -49,7 +49,7 @@ class Judged:
 
     @property
     def asked(self) -> NDArray[np.bool_]:
-        """[Q] whether some item answers the query."""
+        """[Q] Whether any other item answers the query."""
         found = self.right.copy()
         rows = np.flatnonzero(self.itself >= 0)
         found[rows, self.itself[rows]] = False
@@ -61,10 +61,10 @@ class Point:
     """One point of the curve.
 
     Attributes:
-        fraction: Share of the gallery that has its new vector.
-        recall_at_1: Share of the queries whose first result is right.
-        recall_at_10: Share of the queries with a right one among ten.
-        flips: Share of the queries whose first result was right in the old space and is wrong now.
+        fraction: The share of the gallery that has its new vector.
+        recall_at_1: The share of the queries whose first result is right.
+        recall_at_10: The share of the queries with a right result among the first ten.
+        flips: The share of the queries whose first result was right in the old space and is wrong now.
     """
 
     fraction: float
@@ -86,13 +86,13 @@ def curve(
     """Return recall and flips at fractions of a backfill.
 
     Args:
-        old: Of the old model.
-        new: Of the new one, the same queries and items.
-        judged: Which results are right.
-        priority: [G] how early each item is replaced, the largest first.
-        reading: Which queries there are.
-        fractions: At which.
-        calibrate: Whether scores of both spaces are made comparable, from all items that are replaced by then.
+        old: The vectors of the old model.
+        new: The vectors of the new model for the same queries and items.
+        judged: The relevance of the items.
+        priority: [G] the priority of each item; the item with the largest is replaced first.
+        reading: Whether queries are embedded by both models or by the new one alone.
+        fractions: The fractions at which recall is computed.
+        calibrate: Whether scores are calibrated, with all items that are replaced at the fraction.
     """
     asked = np.flatnonzero(judged.asked)
     rows, order = np.arange(len(asked)), np.argsort(-priority, kind="stable")

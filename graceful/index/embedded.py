@@ -1,7 +1,8 @@
-"""Backends whose vectors are files of the index itself: exact search here, approximate search in `graceful.index.ann`.
+"""The backend `exact`, whose vectors are files of the index itself. Driver.
 
-A snapshot is a list of segments. An id that is in several of them has what the last one says, so a segment of the new
-model takes ids away from the old one without touching it, and an older snapshot is the shorter list.
+`graceful.index.ann` adds approximate search to it. A snapshot is a list of segments. If several segments hold an id,
+the last one decides, so a segment of the new model replaces vectors of an older segment without changing its file, and
+an older snapshot is a shorter list of the same files.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from graceful.index.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class Resolved:
-    """All vectors of one space in the segments of a snapshot, and which of them count.
+    """All vectors of one space in the segments of a snapshot, and which of them belong to the snapshot.
 
     Attributes:
-        vectors: In the order of the segments.
-        alive: [N] it is the last word about its id.
+        vectors: The vectors in the order of the segments.
+        alive: [N] whether no later segment replaces or deletes the vector.
     """
 
     vectors: Vectors
@@ -38,12 +39,12 @@ class Resolved:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedView:
-    """One snapshot in memory.
+    """A snapshot in memory.
 
     Attributes:
-        manifest: The snapshot.
-        contents: What its segments hold, in order.
-        last: Id -> number of the last segment that has it.
+        manifest: The manifest of the snapshot.
+        contents: The contents of its segments, in order.
+        last: For each id, the number of the last segment that holds it.
     """
 
     manifest: Manifest
@@ -52,7 +53,7 @@ class EmbeddedView:
 
     @cached_property
     def spaces(self) -> Mapping[str, Resolved]:
-        """What each space has."""
+        """The vectors of each space."""
         found = {}
         for name, space in self.manifest.spaces.items():
             numbers = [number for number, part in enumerate(self.manifest.parts) if part.space == name]
@@ -65,7 +66,7 @@ class EmbeddedView:
         return found
 
     def located(self, ids: NDArray[np.str_]) -> list[str]:
-        """Return the space in which each id has its vector; empty: the index has no such id."""
+        """Return the space in which each id has its vector; an empty text if the index does not have the id."""
         numbers = [self.last.get(name) for name in ids.tolist()]
         return ["" if number is None else self.manifest.parts[number].space for number in numbers]
 
@@ -86,7 +87,7 @@ class EmbeddedView:
         return resolved.vectors.take(rows[np.argsort(resolved.vectors.ids[rows], kind="stable")])
 
     def superseded(self, space: str, ids: NDArray[np.str_]) -> Vectors:
-        """Return the vectors that some ids have or once had in a space, the latest of each, sorted by id."""
+        """Return the latest vectors that ids have or had in a space, sorted by id."""
         resolved = self.spaces[space]
         latest = {name: row for row, name in enumerate(resolved.vectors.ids.tolist())}
         rows = [latest[name] for name in sorted(set(ids.tolist())) if name in latest]
@@ -100,17 +101,18 @@ class EmbeddedView:
 
 @dataclass
 class Cache:
-    """Segments that were read, and who has the last word about each id in the snapshot that was opened last."""
+    """The segments that were read, and the last segment of each id in the snapshot that was opened last."""
 
     segments: dict[str, Vectors] = field(default_factory=dict)
     opened: tuple[Part, ...] = ()
     words: dict[str, int] = field(default_factory=dict)
 
     def contents(self, place: Place, parts: tuple[Part, ...]) -> tuple[Vectors, ...]:
-        """Return what segments hold.
+        """Return the contents of segments.
 
         Raises:
-            IntegrityError, StorageError: As `segments.read`.
+            IntegrityError: The bytes of a segment have another digest.
+            StorageError: A segment cannot be read.
         """
         for part in parts:
             if part.sha256 not in self.segments:
@@ -118,11 +120,11 @@ class Cache:
         return tuple(self.segments[part.sha256] for part in parts)
 
     def last(self, parts: tuple[Part, ...], contents: tuple[Vectors, ...]) -> dict[str, int]:
-        """Return for each id the number of the last segment that has it; what follows a known one is added."""
+        """Return the number of the last segment that holds each id, updated from the snapshot that was opened last."""
         known = len(self.opened)
         if parts[:known] != self.opened:
             known, self.words = 0, {}
-        words = self.words = dict(self.words)  # views of before keep theirs
+        words = self.words = dict(self.words)  # earlier views keep their own
         for number in range(known, len(parts)):
             words.update(dict.fromkeys(contents[number].ids.tolist(), number))
         self.opened = parts
@@ -131,11 +133,12 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """Files of the index and exact search.
+    """The files of an index, searched exactly.
 
     Attributes:
-        place: Of the index.
-        cache: What was read; segments never change.
+        place: The folder or bucket of the index.
+        kind: The name of the backend in manifests.
+        cache: The segments that were read, which never change.
     """
 
     place: Place
@@ -143,11 +146,11 @@ class Embedded:
     cache: Cache = field(default_factory=Cache, repr=False, compare=False)
 
     def options(self) -> dict[str, Any]:
-        """Return what opens this backend again."""
+        """Return the options that open this backend again."""
         return {}
 
     def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
-        """Write segments and return the parts of the next snapshot."""
+        """Write the changes as segments, and return the parts of the next snapshot."""
         parts = list(head.parts)
         if len(changes.deleted):
             nothing = np.zeros((len(changes.deleted), 0), dtype=np.float32)
@@ -158,14 +161,14 @@ class Embedded:
         return tuple(parts)
 
     def compacted(self, head: Manifest) -> tuple[Part, ...]:
-        """Write one segment for each space of what counts in a snapshot, and return these parts."""
+        """Write the vectors of a snapshot as one segment for each space, and return these parts."""
         view = self.view(head)
         return tuple(
             segments.write(self.place, view.read(name), space=name) for name in head.spaces if view.count(name)
         )
 
     def revert(self, head: Manifest, target: Manifest) -> tuple[Part, ...]:
-        """Return the parts of an older snapshot: segments are never changed, so there is nothing to write."""
+        """Return the parts of an older snapshot; its segments still exist, so nothing is written."""
         return target.parts
 
     def view(self, manifest: Manifest) -> EmbeddedView:
@@ -174,12 +177,12 @@ class Embedded:
         return EmbeddedView(manifest, contents, self.cache.last(manifest.parts, contents))
 
     def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
-        """Return the ids whose vectors were written by the commits between two snapshots."""
+        """Return the ids that commits between two snapshots have written or deleted."""
         added = self.cache.contents(self.place, after.parts[len(before.parts) :])
         return np.unique(np.concatenate([np.zeros(0, dtype="U1"), *(content.ids for content in added)]))
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Read every segment again and look at every vector."""
+        """Read every segment again and check the length of every vector and the counts of the manifest."""
         problems = []
         for part in manifest.parts:
             try:

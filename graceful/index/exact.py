@@ -1,8 +1,8 @@
-"""Exact nearest neighbours by cosine: the truth that approximate search is measured by. Driver, torch and NumPy.
+"""Exact nearest neighbours by cosine, the reference for the recall of approximate search. Driver, torch and NumPy.
 
-Candidates are found in single precision with a margin wider than its rounding, then scored in double precision, rounded
-to 2^-24 and ordered by score and id, as `graceful.metrics.retrieval` ranks. The result does not depend on threads or on
-how the work is split.
+Candidates are found in single precision with a margin wider than its rounding errors. They are then scored in double
+precision, rounded to 2^-24 and ordered by score and id, as `graceful.metrics.retrieval` ranks. The result does not
+depend on the number of threads or on how the work is divided.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from graceful.index.base import NOTHING, Hits
 
 MARGIN = 4e-6
-"""Farther than two cosines of unit vectors in float32 are off."""
+"""A bound on the error of the difference of two cosines of unit vectors in float32."""
 CELLS = 16_000_000
-"""Scores that are held at a time."""
+"""The most scores that are in memory at a time."""
 GRID = 2.0**24
 
 
@@ -27,14 +27,14 @@ def search(
     *,
     alive: NDArray[np.bool_] | None = None,
 ) -> Hits:
-    """Return the k nearest of some vectors for each query.
+    """Return the k nearest vectors of each query.
 
     Args:
-        queries: [Q, d] of unit length.
-        vectors: [N, d] of unit length.
-        ids: [N]; where two vectors are equally near, the smaller id comes first.
-        k: How many.
-        alive: [N] may be found; None: all may.
+        queries: [Q, d] vectors of unit length.
+        vectors: [N, d] vectors of unit length.
+        ids: [N] ids of the vectors; of two equally near vectors, the one with the smaller id comes first.
+        k: The number of results for each query.
+        alive: [N] whether a vector may be found; None allows all.
     """
     import torch  # seconds that commands which do not search need not wait
 
@@ -78,13 +78,13 @@ def fill(
     """Score candidates in double precision and write the best of each query, in order.
 
     Args:
-        found_ids: [Q, k] written.
-        found_scores: [Q, k] written.
-        rows: [C] number of the query of each candidate, ascending.
-        columns: [C] number of its vector.
-        queries: [Q, d]
-        vectors: [N, d]
-        ids: [N]
+        found_ids: [Q, k] array into which the ids of the results are written.
+        found_scores: [Q, k] array into which their scores are written.
+        rows: [C] the query of each candidate, ascending.
+        columns: [C] the vector of each candidate.
+        queries: [Q, d] vectors of the queries.
+        vectors: [N, d] vectors that may be candidates.
+        ids: [N] ids of the vectors.
     """
     k = found_ids.shape[1]
     exact = np.empty(len(rows))

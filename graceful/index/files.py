@@ -1,8 +1,8 @@
 """Files of vectors: .npz and .parquet, written by `graceful index embed` or by anybody else. Driver.
 
 An .npz has the arrays `ids` [N] and `vectors` [N, d]; a .parquet the columns `id` and `vector` (a list of numbers).
-Everything else in them is payload. They are read from this machine or from a bucket. A file that graceful wrote says of
-which space it is; others need its name.
+All other arrays and columns are payload. Files are read from this machine or from a bucket. A file that graceful wrote
+names the space of its vectors; for other files, the caller names it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from graceful.storage.arrays import read_header
 from graceful.storage.conditional import look_up
 
 LARGEST = 64 * 2**30
-"""Bytes that the arrays of one file may take."""
+"""The most bytes that the arrays of one file may take."""
 _SPACE = "graceful.space"
 
 
 def read(where: str | Path) -> tuple[Vectors, Space | None]:
-    """Return the vectors of a file, and of which space it says they are.
+    """Return the vectors of a file, and their space if the file names it.
 
     Args:
-        where: Its path, or s3://bucket/key.
+        where: The path of the file, or s3://bucket/key.
 
     Raises:
-        SpecError: Neither .npz nor .parquet.
-        DataError: It is no such file, or has no ids or vectors.
-        StorageError: It cannot be read.
+        SpecError: The name ends in neither .npz nor .parquet.
+        DataError: The file does not exist, is not of that format, or has no ids or vectors.
+        StorageError: The file cannot be read.
     """
     suffix = Path(where).suffix
     if suffix not in (".npz", ".parquet"):
@@ -61,11 +61,11 @@ def read(where: str | Path) -> tuple[Vectors, Space | None]:
 
 
 def write(path: Path, vectors: Vectors, space: Space) -> None:
-    """Write vectors as an .npz or .parquet file that says of which space they are.
+    """Write vectors as an .npz or .parquet file that names their space.
 
     Raises:
-        SpecError: Another suffix.
-        StorageError: The disk is full, or refuses.
+        SpecError: The name ends in neither .npz nor .parquet.
+        StorageError: The disk is full, or the file cannot be written.
     """
     document = json.dumps(space.document())
     if path.suffix not in (".npz", ".parquet"):
@@ -85,10 +85,10 @@ def write(path: Path, vectors: Vectors, space: Space) -> None:
 
 
 def _local(where: str | Path) -> Path:
-    """Return the path of a file, or of the copy on this machine of an object.
+    """Return the path of a file, or of a local copy of an object in a bucket.
 
     Raises:
-        DataError: There is none.
+        DataError: The file or object does not exist.
     """
     if isinstance(where, str) and addresses.is_remote(where):
         stored = look_up(where)
@@ -101,7 +101,7 @@ def _local(where: str | Path) -> Path:
 
 
 def _texts(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return ids as texts where they are whole numbers."""
+    """Convert ids that are whole numbers to texts."""
     return ids.astype(np.str_) if ids.dtype.kind in "iu" else ids
 
 

@@ -1,7 +1,7 @@
-"""An index: build it, add, delete, search, roll back. Driver.
+"""`Index`: build an index, add and delete vectors, search, and roll back. Driver.
 
-Every change is one commit. Whoever reads sees the snapshot before it or the one after it; whoever was killed in between
-has changed nothing.
+Every change is one atomic commit. Readers see the snapshot before or after it, and a writer that is killed before its
+commit has changed nothing.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from graceful.index.space import Space
 from graceful.index.vectors import PAYLOAD_KINDS, Vectors
 
 FEW = 16
-"""Parts of a snapshot that are left as they are."""
+"""Snapshots of up to this many parts are not compacted."""
 ATTEMPTS = 20
-"""Commits of others that a writer waits out before it gives up."""
+"""How often a writer tries to commit while other writers are faster."""
 Next = Callable[[Manifest], tuple[Manifest, Changes | None]]
-"""The newest snapshot -> the one that shall follow, without parts and counts, and what changes; None: no vectors do."""
+"""Makes of the newest snapshot the next one, without parts and counts, and the changes; None if no vector changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """A gallery in a folder or a bucket.
+    """A gallery of vectors in a folder or a bucket.
 
     Attributes:
-        place: Where it lies.
-        log: Its commits.
-        backend: What stores and searches its vectors.
+        place: The folder or bucket.
+        log: The commits of the index.
+        backend: The backend that stores and searches the vectors.
     """
 
     place: Place
@@ -61,11 +61,20 @@ class Index:
         reason: str = "",
         author: str = "",
     ) -> Self:
-        """Make an index of the vectors of one space.
+        """Build an index of the vectors of one space.
+
+        Args:
+            where: The folder, or s3://bucket/prefix.
+            vectors: The vectors with their ids and payload.
+            space: The space of the vectors, which the index serves from then on.
+            backend: The kind of the backend: exact, faiss, pgvector or qdrant.
+            options: The options of the backend.
+            reason: The reason for the change, which the history records.
+            author: The person or job that makes the change, which the history records.
 
         Raises:
-            SpecError: There is an index already, or no such backend.
-            DataError: The vectors are not fit to be stored, see `Vectors.checked`.
+            SpecError: The place holds an index already, or there is no such backend.
+            DataError: The vectors cannot be stored, see `Vectors.checked`.
         """
         place = at(where)
         log = Log(place)
@@ -94,12 +103,12 @@ class Index:
 
     @classmethod
     def open(cls, where: str | Path | Place) -> Self:
-        """Open an index: a folder, or s3://bucket/prefix.
+        """Open the index in a folder or at s3://bucket/prefix.
 
         Raises:
-            SpecError: An address that is neither.
-            DataError: There is none, or it is of a later format.
-            IntegrityError: Its manifest was altered.
+            SpecError: The address is neither a folder nor a prefix of a bucket.
+            DataError: The place holds no index, or one of a later format.
+            IntegrityError: The manifest of the index was altered.
         """
         place = at(where)
         log = Log(place)
@@ -111,19 +120,20 @@ class Index:
         return self.log.head()
 
     def view(self, manifest: Manifest | None = None) -> View:
-        """Open a snapshot for searching; None: the newest."""
+        """Open a snapshot for searching, by default the newest."""
         return self.backend.view(manifest or self.head())
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def commit(self, following: Next) -> Manifest:
-        """Commit what follows from the newest snapshot; where another writer is faster, what follows from theirs.
+        """Commit a change of the newest snapshot; if another writer is faster, make the change again after theirs.
 
         Args:
-            following: Called again with each newer snapshot; raises what refuses the change.
+            following: A function that makes the next snapshot. It is called again with each newer snapshot, and raises
+                an error to refuse the change.
 
         Raises:
-            MovedError: Others were faster every time.
+            MovedError: Other writers were faster at every attempt.
         """
         with registry.writing(self.backend):
             for attempt in range(ATTEMPTS):
@@ -149,19 +159,20 @@ class Index:
         reason: str = "",
         author: str = "",
     ) -> Manifest:
-        """Add vectors.
+        """Add vectors of one space.
 
         Args:
-            vectors: Of one space.
-            space: Which.
-            replacing: Ids that are there get the new vectors; otherwise they are refused.
-            mixed: Vectors of another model than the one that the index takes are stored beside the others.
-            reason: Why, for the history.
-            author: Who.
+            vectors: The vectors with their ids and payload.
+            space: The space of the vectors.
+            replacing: Whether ids that the index has get the new vectors; otherwise such ids are refused.
+            mixed: Whether vectors of another model than the one that the index takes are stored beside the others;
+                otherwise they are refused.
+            reason: The reason for the change, which the history records.
+            author: The person or job that makes the change, which the history records.
 
         Raises:
-            SpecError: Vectors of another model, or ids that are there.
-            DataError: Vectors that are not fit to be stored.
+            SpecError: The vectors are of another model, or the index has some of the ids.
+            DataError: The vectors cannot be stored, see `Vectors.checked`.
         """
         checked = vectors.checked(dimension=space.dimension, where=f"space {space.name}")
 
@@ -180,7 +191,7 @@ class Index:
         return self.commit(following)
 
     def _space(self, head: Manifest, space: Space, *, mixed: bool) -> tuple[str, Mapping[str, Space]]:
-        """Return the name under which vectors of a space are stored, and all spaces with it."""
+        """Return the name under which vectors of a space are stored, and all spaces including it."""
         name = head.named(space.fingerprint)
         expected = head.spaces[head.writes]
         if name != head.writes and not mixed:
@@ -203,7 +214,7 @@ class Index:
         """Delete ids.
 
         Raises:
-            SpecError: The index has not all of them.
+            SpecError: The index does not have all of the ids.
         """
 
         def following(head: Manifest) -> tuple[Manifest, Changes]:
@@ -217,16 +228,16 @@ class Index:
         return self.commit(following)
 
     def accept(self, query: Space, gallery: str, *, reason: str = "", author: str = "") -> Manifest:
-        """Allow queries of one model on vectors of another, e.g. where compatible training has made them comparable.
+        """Allow queries of one model to search vectors of another, for example after compatible training.
 
         Args:
-            query: Space of the queries.
-            gallery: Name of the space of the vectors.
-            reason: Why; the history keeps it.
-            author: Who.
+            query: The space of the queries.
+            gallery: The name of the space of the vectors.
+            reason: The reason for the change, which the history records.
+            author: The person or job that makes the change, which the history records.
 
         Raises:
-            SpecError: There is no such space, or the dimensions differ.
+            SpecError: The index has no space of that name, or the dimensions differ.
         """
 
         def following(head: Manifest) -> tuple[Manifest, None]:
@@ -243,7 +254,7 @@ class Index:
         return self.commit(following)
 
     def compact(self) -> None:
-        """Write the vectors that count as one part for each space, where many commits have left many; or leave it."""
+        """Rewrite a snapshot of many parts as one part for each space, unless another writer commits meanwhile."""
         head = self.head()
         compacted = getattr(self.backend, "compacted", None)
         if compacted is not None and len(head.parts) > FEW:
@@ -251,11 +262,11 @@ class Index:
                 self.log.commit(head.after(action="compact", parts=compacted(head), time=time.time()))
 
     def rollback(self, to: int, *, reason: str = "", author: str = "") -> Manifest:
-        """Make the content of an older snapshot that of a new one: vectors, alias and what a backfill had done.
+        """Restore an older snapshot as a new one, with its vectors, its alias and the state of its backfill.
 
         Raises:
             DataError: There is no such snapshot.
-            IntegrityError: Its vectors are not what was written.
+            IntegrityError: The vectors of the snapshot are not those that were written.
         """
         with registry.writing(self.backend):
             head, target = self.head(), self.log.read(to)
@@ -282,14 +293,14 @@ class Index:
         """Return the k nearest vectors of each query, over all spaces of the index.
 
         Args:
-            queries: Space -> [Q, d], the same queries as each model embeds them. Vectors of a space are searched with
-                its own queries, else with those of a space that the index accepts on it.
-            k: How many.
-            manifest: Which snapshot; None: the newest.
+            queries: For each space, [Q, d] vectors of the same queries. The vectors of a space are searched with its
+                own queries if they are given, else with those of another space that the index accepts.
+            k: The number of results for each query.
+            manifest: The snapshot to search; None takes the newest.
 
         Raises:
-            SpecError: Vectors of a space that none of the queries may search.
-            DataError: Queries of another length, or with NaN or zeros.
+            SpecError: The index holds vectors of a space that none of the queries may search.
+            DataError: A query has another dimension, is not finite or has length zero.
         """
         head = manifest or self.head()
         return searching.search(self.backend.view(head), head, queries, k=k, where=str(self.place))
@@ -306,7 +317,7 @@ def _require_payload(vectors: Vectors, head: Manifest) -> None:
 
 
 def _counts(view: View, head: Manifest, changes: Changes) -> dict[str, int]:
-    """Return how many ids each space has after some changes."""
+    """Return the number of ids in each space after some changes."""
     counts = dict(head.counts)
 
     def leave(ids: NDArray[np.str_]) -> None:

@@ -1,7 +1,7 @@
 """The commits of an index: numbered manifests, each of which can be written once. Driver.
 
-Whoever makes the file of the next number has committed; whoever comes second finds it there. That one step of the place
-(`Place.create`) is the compare-and-set, and needs no lock.
+The writer that creates the manifest of the next number has committed, and a second writer finds that the file exists.
+This single operation of the place (`Place.create`) is the compare-and-set of the index and needs no lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME = re.compile(r"([0-9]{8})\.json")
 
 
 class MovedError(InfrastructureError):
-    """Another writer committed first; what it wrote must be read before trying again."""
+    """Another writer committed first; its snapshot must be read before the next attempt."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,23 @@ class Log:
     """The manifests of an index.
 
     Attributes:
-        place: Where it lies.
+        place: The folder or bucket of the index.
     """
 
     place: Place
     _newest: list[int] = field(default_factory=list, repr=False, compare=False)
-    """Numbers of the newest snapshots that were seen; the last one is asked for first."""
+    """The number of the newest snapshot that was seen, from which a listing starts; empty before the first."""
 
     def numbers(self) -> list[int]:
-        """Return the numbers of all snapshots, ascending; empty: there is no index."""
+        """Return the numbers of all snapshots, ascending; an empty list if there is no index."""
         return _numbers(self.place.names(FOLDER))
 
     def head(self) -> Manifest:
         """Return the newest snapshot.
 
         Raises:
-            DataError: There is no index.
-            IntegrityError: Its manifest was altered.
+            DataError: The place holds no index, or one of a later format.
+            IntegrityError: The manifest was altered.
         """
         numbers = self._since() or self.numbers()
         if not numbers:
@@ -51,9 +51,9 @@ class Log:
         return self.read(numbers[-1])
 
     def _since(self) -> list[int]:
-        """Return the newest number that was seen before and those that follow; empty: it is not there (any more).
+        """Return the newest number that was seen and those that follow; an empty list if it does not exist any more.
 
-        A listing of all manifests takes a request for each thousand of them.
+        This avoids a listing of all manifests, which takes one request for each thousand of them.
         """
         if not self._newest:
             return []
@@ -65,8 +65,8 @@ class Log:
         """Return a snapshot.
 
         Raises:
-            DataError: There is none of that number.
-            IntegrityError: Its manifest was altered.
+            DataError: There is no snapshot of that number.
+            IntegrityError: The manifest was altered.
         """
         name = _name(number)
         try:
@@ -80,11 +80,11 @@ class Log:
         return Manifest.loads(data.decode("utf-8", errors="replace"), where=f"{self.place}/{name}")
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Make a manifest the newest one, if its number is still free.
+        """Write a manifest as the newest one if its number is still free.
 
         Raises:
             MovedError: Another writer was faster.
-            StorageError: The disk is full, or the place refuses.
+            StorageError: The disk is full, or the manifest cannot be written.
         """
         if not self.place.create(_name(manifest.number), manifest.dumps().encode()):
             raise MovedError(

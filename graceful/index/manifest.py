@@ -1,4 +1,4 @@
-"""What one snapshot of an index consists of, as a JSON document with its own digest. Driver."""
+"""The manifest of a snapshot of an index: a JSON document that holds its own digest. Driver."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One immutable piece of a snapshot; where an id is in several, the last one decides.
+    """One immutable segment of a snapshot; if several segments hold an id, the last one decides.
 
     Attributes:
-        file: Below the index's folder; for servers, a name of theirs.
-        sha256: Of its bytes.
-        space: Whose vectors it holds; empty: ids that are deleted.
-        rows: How many.
-        bytes: Size.
+        file: The path of the segment below the place of the index.
+        sha256: The digest of its bytes.
+        space: The name of the space of its vectors; an empty text if it lists deleted ids.
+        rows: The number of ids.
+        bytes: The size of the file in bytes.
     """
 
     file: str
@@ -35,14 +35,14 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How scores of one kind become comparable with those of the space that an index moves to.
+    """A piecewise linear map from the scores between two spaces to the scores within the new space of a backfill.
 
     Attributes:
-        query: Space of the queries.
-        gallery: Space of the vectors.
-        scores: [K] ascending.
-        expected: [K] ascending, what the score of the same pair is expected to be in the new space; linear in between.
-        pairs: From how many pairs of scores it was computed.
+        query: The name of the space of the queries.
+        gallery: The name of the space of the vectors.
+        scores: [K] scores, ascending.
+        expected: [K] the expected scores of the same pairs in the new space, ascending.
+        pairs: The number of pairs of scores from which the map was computed.
     """
 
     query: str
@@ -57,23 +57,23 @@ class Manifest:
     """One snapshot of an index.
 
     Attributes:
-        number: From 1; each commit adds one.
-        time: Seconds since 1970 of its commit.
+        number: The number of the snapshot; the first is 1.
+        time: The time of the commit in seconds since 1970.
         action: build, add, delete, backfill, move, accept, compact or rollback.
-        reason: Why, as somebody wrote it.
-        author: Who.
-        backend: Kind of the backend.
-        options: What opens it.
-        spaces: Name -> space; also those that have no vectors any more.
-        serving: The alias of the index: name of the space whose queries it expects.
-        writes: Name of the space that new vectors must be of.
-        payload: Column -> text, integer, number or boolean.
-        counts: Name of a space -> ids whose vector is in it.
-        parts: What holds the vectors.
-        accepts: Pairs (space of queries, space of vectors) of different models that may be compared all the same.
-        calibrations: How scores between spaces compare with those within `writes`.
-        backfill: What a backfill recorded about itself; None: none was begun since the alias moved last.
-        content: Number of the snapshot that a rollback brought back; 0: none.
+        reason: The reason that was given for the change.
+        author: The person or job that made the change.
+        backend: The kind of the backend.
+        options: The options that open the backend.
+        spaces: The spaces by name, including those without vectors.
+        serving: The alias of the index: the name of the space whose queries it expects.
+        writes: The name of the space to which new vectors must belong.
+        payload: The kind of each payload column: text, integer, number or boolean.
+        counts: The number of ids whose vector is in each space.
+        parts: The segments that hold the vectors; empty if a server holds them.
+        accepts: Pairs of spaces of different models, (queries, vectors), that the index allows to be compared.
+        calibrations: The maps from scores between spaces to scores within the space `writes`.
+        backfill: The state of the last backfill; None if none was begun or it was rolled back.
+        content: The number of the snapshot that a rollback restored; 0 for other actions.
     """
 
     number: int
@@ -96,34 +96,34 @@ class Manifest:
 
     @property
     def count(self) -> int:
-        """How many ids it has."""
+        """The number of ids in the snapshot."""
         return sum(self.counts.values())
 
     def named(self, fingerprint: str) -> str | None:
-        """Return the name of the space with a fingerprint; None: there is none."""
+        """Return the name of the space with a fingerprint; None if there is no such space."""
         return next((name for name, space in self.spaces.items() if space.fingerprint == fingerprint), None)
 
     def calibration(self, query: str, gallery: str) -> Calibration | None:
-        """Return how scores of queries of one space on vectors of another are calibrated; None: not at all."""
+        """Return the calibration of the scores of queries of one space on vectors of another; None if there is none."""
         return next((item for item in self.calibrations if (item.query, item.gallery) == (query, gallery)), None)
 
     def after(self, **changes: Any) -> Self:
-        """Return the manifest that follows, with some attributes changed."""
+        """Return the next manifest, with some attributes changed."""
         return replace(self, number=self.number + 1, **{"reason": "", "author": "", "content": 0, **changes})
 
     def dumps(self) -> str:
-        """Return it as JSON with the digest of its content."""
+        """Return the manifest as JSON with the digest of its content."""
         document = {"format": FORMAT, **asdict(self)}
         document["spaces"] = {name: space.document() for name, space in self.spaces.items()}
         return json.dumps({"sha256": sha256_json(document), **document}, indent=1) + "\n"
 
     @classmethod
     def loads(cls, text: str, *, where: str) -> Self:
-        """Return a manifest that `dumps` wrote.
+        """Read a manifest that `dumps` wrote.
 
         Raises:
-            DataError: It is of a later format, or no manifest.
-            IntegrityError: Its content has another digest.
+            DataError: The manifest is of a later format.
+            IntegrityError: The text is not a manifest, or its content has another digest.
         """
         try:
             document = json.loads(text)

@@ -1,6 +1,6 @@
-"""In which order a backfill replaces vectors. Driver, NumPy.
+"""The orders in which a backfill replaces vectors. Driver, NumPy.
 
-Every order is a function of the ids, their old vectors and a seed, so that an interrupted backfill goes on in it.
+Every order is a function of the ids, their old vectors and a seed, so an interrupted backfill keeps its order.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ def priority(
     pairs: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     traffic: Mapping[str, float] | None = None,
 ) -> NDArray[np.float64]:
-    """Return [N] how early each id is replaced: the largest first.
+    """Return the [N] priorities of ids; the id with the largest is replaced first.
 
     Args:
-        how: random; distance: far from the mean of its label first (from the mean of all, without a column `label`);
-            uncertainty: first where a linear map from the old space to the new one is expected to be most wrong;
-            traffic: what is found most often first.
-        vectors: Ids, with their vectors in the old space.
-        seed: Of the random order, which also decides between equals.
-        pairs: [M, d] and [M, e] old and new vectors of some ids, for uncertainty.
-        traffic: How often each id was found; others count as 0.
+        how: The order. `random` draws it. `distance` begins with vectors far from the mean of their label, or from the
+            mean of all vectors if there is no column `label`. `uncertainty` begins with vectors for which a linear map
+            from the old space to the new one is expected to be most wrong. `traffic` begins with the ids that are found
+            most often.
+        vectors: The ids with their vectors in the old space.
+        seed: The seed of the random order, which also orders ids of equal priority.
+        pairs: [M, d] old and [M, e] new vectors of some ids, which `uncertainty` needs.
+        traffic: How often each id was found, which `traffic` needs; ids that are missing count as 0.
 
     Raises:
-        SpecError: There is no such order, or it lacks what it needs.
+        SpecError: There is no such order, or `pairs` or `traffic` is missing.
     """
     random = _random(vectors.ids, seed)
     if how == "random":
@@ -63,14 +64,14 @@ def priority(
 
 
 def _random(ids: NDArray[np.str_], seed: int) -> NDArray[np.float64]:
-    """Return a number of [0, 1) for each id that depends on it and the seed alone."""
+    """Return a number in [0, 1) for each id that depends only on the id and the seed."""
     salt = str(seed).encode()
     digests = [hashlib.blake2b(name.encode(), digest_size=6, salt=salt[:16]).digest() for name in ids.tolist()]
     return np.asarray([int.from_bytes(digest) for digest in digests], dtype=np.float64) / 2**48
 
 
 def _distance(vectors: Vectors) -> NDArray[np.float64]:
-    """Return how far each vector is from the mean of its label."""
+    """Return the cosine distance of each vector from the mean of its label."""
     labels = vectors.payload.get(LABEL)
     groups = np.zeros(len(vectors), dtype=np.int64)
     if labels is not None:
@@ -84,7 +85,7 @@ def _distance(vectors: Vectors) -> NDArray[np.float64]:
 def _uncertainty(
     vectors: NDArray[np.float32], old: NDArray[np.float32], new: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return how wrong a linear map is expected to be, from how wrong it is for the nearest known pairs."""
+    """Return the expected error of a linear map for each vector: its mean error for the nearest known pairs."""
     wide, target = old.astype(np.float64), new.astype(np.float64)
     ridge = 0.1 * np.eye(wide.shape[1]) * len(wide) / wide.shape[1]
     mapped = wide @ np.linalg.solve(wide.T @ wide + ridge, wide.T @ target)

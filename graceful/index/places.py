@@ -1,8 +1,8 @@
-"""Where an index lies: a folder of this machine, or a prefix of a bucket. Driver.
+"""The places of an index: a folder of this machine, or a prefix of a bucket. Driver.
 
-A commit needs one operation of its place, `create`: make a file unless there is one of that name, in a single step that
-decides between writers. A folder does it by link(2), a bucket by a conditional write. Everything else is named by its
-own digest, or is a mark without content.
+A commit needs one atomic operation of its place, `create`, which writes a file unless one of that name exists, so that
+of two writers one succeeds. A folder uses link(2) for it, a bucket a conditional write. All other files are named by
+their digest or have no content.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _PROBE_TEXT = b"graceful writes this object twice to see that the server refuses
 
 
 class Place(Protocol):
-    """Holds the files of one index; its text is the address that people write."""
+    """The storage of the files of one index; `str` returns its address."""
 
     @property
     def scratch(self) -> Path:
-        """Folder of this machine for locks, and for what can be computed again."""
+        """The folder of this machine for locks and for files that can be computed again."""
         ...
 
     def names(self, folder: str, *, after: str = "") -> list[str]:
-        """Return the names of the files of a folder; empty: there is no such folder.
+        """Return the names of the files of a folder; an empty list if the folder does not exist.
 
         Args:
-            folder: Below the place.
-            after: Name behind which they come in the order of texts; empty: all.
+            folder: The path of the folder below the place.
+            after: A name; only names that sort after it are returned, and an empty text returns all.
         """
         ...
 
@@ -48,17 +48,17 @@ class Place(Protocol):
         """Return a file's bytes.
 
         Args:
-            name: Path below the place.
-            sha256: Digest that its bytes have; a copy on this machine may then be read in its stead.
+            name: The path of the file below the place.
+            sha256: The digest of its bytes; if it is given, a copy on this machine may be read instead.
 
         Raises:
-            StorageError: It is missing or cannot be read.
-            IntegrityError: A bucket's bytes are not those that were written.
+            StorageError: The file is missing or cannot be read.
+            IntegrityError: The bytes in a bucket are not those that were written.
         """
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one; returns whether this call has written it. Of two writers one succeeds.
+        """Write a file unless it exists, and return whether this call has written it; of two writers, one succeeds.
 
         Raises:
             StorageError: The disk is full, the place cannot be reached, or its server cannot decide between writers.
@@ -66,7 +66,7 @@ class Place(Protocol):
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file that is named by its digest; readers see it whole or not at all.
+        """Write a file that is named by its digest; readers never see a part of it.
 
         Raises:
             StorageError: The disk is full, or the place cannot be reached.
@@ -74,7 +74,7 @@ class Place(Protocol):
         ...
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file."""
+        """Return whether a file exists."""
         ...
 
     def remove(self, name: str) -> None:
@@ -86,7 +86,7 @@ def at(where: str | Path | Place) -> Place:
     """Return the place of an address.
 
     Raises:
-        SpecError: It is neither a path nor s3://bucket/prefix.
+        SpecError: The address is neither a path nor s3://bucket/prefix.
     """
     if not isinstance(where, str | Path):
         return where
@@ -106,7 +106,7 @@ class Folder:
     """A folder of this machine, or of a file system that machines share.
 
     Attributes:
-        path: The folder.
+        path: The path of the folder.
     """
 
     path: Path
@@ -128,11 +128,11 @@ class Folder:
                 return []
 
     def read(self, name: str, *, sha256: str | None = None) -> bytes:
-        """Return a file's bytes, always from the folder."""
+        """Return the bytes of a file in the folder."""
         return read_bytes(self.path / name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file beside its place and link it there, which fails if there is one."""
+        """Write a temporary file and link it to the name, which fails if the name exists."""
         path = self.path / name
         with guarded(path, "write"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,13 +153,13 @@ class Folder:
         return True
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file unless it is there with the same length."""
+        """Write a file unless one of the same length exists."""
         path = self.path / name
         if not path.exists() or path.stat().st_size != len(data):
             write_bytes(path, data)
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file."""
+        """Return whether a file exists."""
         return (self.path / name).exists()
 
     def remove(self, name: str) -> None:
@@ -173,7 +173,7 @@ class Bucket:
     """A prefix of a bucket, whose objects are copied to this machine's cache when they are read.
 
     Attributes:
-        uri: s3://bucket/prefix, without a slash at the end.
+        uri: The address s3://bucket/prefix, without a slash at the end.
     """
 
     uri: str
@@ -185,7 +185,7 @@ class Bucket:
 
     @property
     def scratch(self) -> Path:
-        """Return a folder of this machine's home that belongs to the address."""
+        """Return the folder in the home of this machine that belongs to the address."""
         name = hashlib.sha256(self.uri.encode()).hexdigest()[:32]
         folder = homes.folder() / "cache" / "indices" / name
         with guarded(folder, "write"):
@@ -193,7 +193,7 @@ class Bucket:
         return folder
 
     def names(self, folder: str, *, after: str = "") -> list[str]:
-        """Return the names of the objects of a folder; their tags are kept, so that copies of them can be read."""
+        """Return the names of the objects of a folder, and keep their ETags, by which local copies are found."""
         listed = {stored.uri: stored for stored in objects.list_objects(f"{self.uri}/{folder}", after=after)}
         if not after:
             self._listed.clear()
@@ -201,7 +201,7 @@ class Bucket:
         return [uri.removeprefix(f"{self.uri}/{folder}/") for uri in listed]
 
     def read(self, name: str, *, sha256: str | None = None) -> bytes:
-        """Return an object's bytes; a copy of what was listed, or has the digest, is as good."""
+        """Return the bytes of an object, from a local copy if one has the ETag that was listed or the digest."""
         uri = f"{self.uri}/{name}"
         if sha256 is not None:
             return read_by_digest(uri, sha256, object_cache())
@@ -209,15 +209,15 @@ class Bucket:
         return objects.read_object(uri) if stored is None else read_cached(stored, object_cache())
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write an object if the server finds none, after a look whether it is a server that decides this."""
+        """Write an object by a conditional write, after a check that the server obeys the condition."""
         self._require_conditions()
         return create_object(f"{self.uri}/{name}", data)
 
     def _require_conditions(self) -> None:
-        """Refuse a server that overwrites objects in spite of the condition: commits would get lost.
+        """Refuse a server that overwrites objects in spite of the condition, because commits would get lost.
 
         Raises:
-            StorageError: One line.
+            StorageError: The server ignores the condition.
         """
         if self._checked:
             return
@@ -230,12 +230,12 @@ class Bucket:
         self._checked.add(self.uri)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write an object, and keep a copy of it here for whoever reads it next."""
+        """Write an object, and keep a copy on this machine."""
         objects.write_object(f"{self.uri}/{name}", data)
         keep(data, object_cache())
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an object."""
+        """Return whether an object exists."""
         return look_up(f"{self.uri}/{name}") is not None
 
     def remove(self, name: str) -> None:

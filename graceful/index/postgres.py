@@ -1,9 +1,9 @@
-"""Vectors in a PostgreSQL with the extension pgvector. Driver.
+"""The backend `pgvector`: vectors in a PostgreSQL server with the extension pgvector. Driver.
 
-Rows say from which snapshot on they count and until which, so a snapshot is a condition, and an older one comes back as
-rows of a new one. What a writer staged and never committed has a number above the newest snapshot: no reader sees it,
-and the next writer removes it first. One writer at a time stages, which a lock file beside the manifests keeps. The
-server looks at all vectors of a space, or at some along the graph of `graceful.index.postgres_graph`.
+Each row records the first snapshot that it belongs to (`born`) and the first that it does not (`died`), so a snapshot
+is a condition on rows. Rows that were staged and not committed have a number above the newest snapshot: readers do not
+see them, and the next writer removes them. A lock file beside the manifests admits one writer at a time. The server
+compares all vectors of a space, or follows the graph of `graceful.index.postgres_graph`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ AT_ONCE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Where the rows are, and how they are asked for; each question has a connection of its own.
+    """The address of a table; each query opens a connection of its own.
 
     Attributes:
-        address: Of the server.
-        table: Name of the table.
+        address: The address of the server, as libpq reads it.
+        table: The name of the table.
     """
 
     address: str
@@ -46,10 +46,10 @@ class Connection:
 
     @contextmanager
     def cursor(self) -> Iterator[Any]:
-        """Yield a cursor whose changes all count when the block ends, or none.
+        """Yield a cursor in a transaction, which is committed at the end of the block.
 
         Raises:
-            InfrastructureError: The server does not answer, or went away.
+            InfrastructureError: The server does not answer, closed the connection or refused a statement.
         """
         import psycopg2
 
@@ -73,7 +73,7 @@ class Connection:
 
 
 def _live(number: int) -> str:
-    """Return the condition of rows that count in a snapshot."""
+    """Return the SQL condition of the rows of a snapshot."""
     return f"born <= {int(number)} AND (died IS NULL OR died > {int(number)})"
 
 
@@ -83,7 +83,7 @@ def _text(vector: NDArray[np.float32]) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PostgresView:
-    """One snapshot in the server."""
+    """A snapshot in the server."""
 
     connection: Connection
     manifest: Manifest
@@ -100,7 +100,7 @@ class PostgresView:
         return int(self._rows("count(*)", f"space = %s AND {_live(self.manifest.number)}", (space,))[0][0])
 
     def located(self, ids: NDArray[np.str_]) -> list[str]:
-        """Return the space in which each id has its vector; empty: the index has no such id."""
+        """Return the space in which each id has its vector; an empty text if the index does not have the id."""
         found = dict(self._rows("id, space", f"id = ANY(%s) AND {_live(self.manifest.number)}", (ids.tolist(),)))
         return [found.get(name, "") for name in ids.tolist()]
 
@@ -117,7 +117,7 @@ class PostgresView:
         return self._vectors(space, self._rows("id, vector::text, payload", condition, arguments))
 
     def superseded(self, space: str, ids: NDArray[np.str_]) -> Vectors:
-        """Return the latest vectors that some ids have or had in a space, sorted by id."""
+        """Return the latest vectors that ids have or had in a space, sorted by id."""
         condition = f"space = %s AND id = ANY(%s) AND born <= {self.manifest.number}"
         what = "DISTINCT ON (id) id, vector::text, payload"
         rows = self._rows(what, condition, (space, ids.tolist()), "ORDER BY id, born DESC")
@@ -128,13 +128,13 @@ class PostgresView:
         return servers.vectors(read, manifest=self.manifest, space=space)
 
     def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = False) -> Hits:
-        """Return the k nearest vectors of a space, as the server finds them; or exactly, by reading all of it."""
+        """Return the k nearest vectors of a space as the server finds them, or exactly by reading the whole space."""
         if exact:
             known = self.read(space)
             return truth.search(queries, known.vectors, known.ids, k)
         settings = () if self.graph is None else self.graph.settings(k + 4)
         found = self._nearest(queries, range(len(queries)), space=space, wanted=k + 4, settings=settings)
-        if self.graph is not None:  # a graph of many rows that count no more may lead to few of the others
+        if self.graph is not None:  # a graph with many replaced rows may lead to few of the others
             short = [number for number, rows in found.items() if len(rows) < k]
             found |= self._nearest(queries, short, space=space, wanted=k + 4, settings=(postgres_graph.WITHOUT,))
         candidates = [
@@ -151,7 +151,7 @@ class PostgresView:
         wanted: int,
         settings: Sequence[str],
     ) -> dict[int, list[Any]]:
-        """Return ids and vectors that the server finds for some of the queries."""
+        """Return the ids and vectors that the server finds for some of the queries, by the number of the query."""
         dimension, found = self.manifest.spaces[space].dimension, dict[int, list[Any]]()
         if not numbers:
             return found
@@ -174,9 +174,10 @@ class PostgresBackend:
     """A table of vectors.
 
     Attributes:
-        index: Folder of the index, with its manifests.
-        connection: To the server.
-        graph: How it searches approximately; None: it looks at all vectors.
+        index: The folder of the index, which holds its manifests.
+        connection: The address of the server and the table.
+        graph: The parameters of approximate search; None if the server compares all vectors.
+        kind: The name of the backend in manifests.
     """
 
     index: Path
@@ -185,11 +186,11 @@ class PostgresBackend:
     kind: str = field(default="pgvector", init=False)
 
     def options(self) -> dict[str, Any]:
-        """Return what opens this backend again; the address comes from the environment."""
+        """Return the options that open this backend again; the address comes from the environment."""
         return {"table": self.connection.table, **({} if self.graph is None else self.graph.options())}
 
     def writing(self) -> AbstractContextManager[None]:
-        """Keep other writers out until a commit is made or given up."""
+        """Lock the index against other writers until a commit is made or given up."""
         return servers.sole_writer(self.index)
 
     def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
@@ -213,10 +214,10 @@ class PostgresBackend:
         return ()
 
     def _require_own(self, cursor: Any, head: Manifest) -> None:
-        """Refuse a new index in a table that is there: its rows belong to another one.
+        """Refuse to build a new index in a table that exists, because its rows may belong to another index.
 
         Raises:
-            SpecError: One line.
+            SpecError: The table exists.
         """
         cursor.execute("SELECT to_regclass(%s)", (self.connection.table,))
         if head.number == 0 and cursor.fetchone()[0] is not None:
@@ -226,7 +227,7 @@ class PostgresBackend:
             )
 
     def _prepare(self, cursor: Any, head: Manifest) -> None:
-        """Make the table, and remove what a writer staged and never committed."""
+        """Create the table, and remove rows that were staged and not committed."""
         cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")
         self._execute(
             cursor,
@@ -275,7 +276,7 @@ class PostgresBackend:
         return PostgresView(connection=self.connection, manifest=manifest, graph=self.graph)
 
     def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
-        """Return the ids whose vectors were written by the commits between two snapshots."""
+        """Return the ids that commits between two snapshots have written or deleted."""
         view = self.view(after)
         span = f"{before.number} AND {{0}} <= {after.number}"
         conditions = " OR ".join(f"({name} > {span.format(name)})" for name in ("born", "died"))
@@ -283,7 +284,7 @@ class PostgresBackend:
         return servers.texts(sorted(row[0] for row in rows))
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Compare counts, ids and lengths in the server with what the manifest says."""
+        """Compare the counts in the server with the manifest, and check ids and lengths of vectors."""
         view, live = self.view(manifest), _live(manifest.number)
         problems = [
             f"space {name}: {view.count(name)} ids, the manifest says {manifest.counts.get(name, 0)}"
@@ -300,10 +301,11 @@ def opened(folder: Path, options: Mapping[str, Any]) -> PostgresBackend:
     """Return the backend of an index.
 
     Raises:
-        SpecError: The driver or the address is missing, or an option is wrong.
+        SpecError: psycopg2 is not installed, the address is missing, or an option is wrong.
+        DataError: The name of the table is not valid.
     """
     try:
-        import psycopg2  # noqa: F401  a line now rather than a traceback at the first question
+        import psycopg2  # noqa: F401  refuse now, not at the first query
     except ImportError as e:
         raise SpecError("index backend pgvector: needs psycopg2; install graceful-ai[pgvector]") from e
     unknown = set(options) - {"table", "index", *postgres_graph.NAMES}

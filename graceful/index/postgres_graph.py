@@ -1,4 +1,4 @@
-"""The graph by which a PostgreSQL searches approximately: pgvector's HNSW, one for each space of an index. Driver."""
+"""Approximate search in PostgreSQL by an HNSW graph of pgvector, one for each space of an index. Driver."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from graceful.errors import SpecError
 
 NAMES = ("links", "build", "beam")
 LIMITS = {"links": (2, 100), "build": (4, 1000), "beam": (1, 1000)}
-"""Of pgvector; `build` must be twice `links` at least."""
+"""The bounds that pgvector sets; `build` must also be at least twice `links`."""
 LONGEST = 2000
-"""Numbers of a vector that pgvector puts into a graph."""
+"""The largest dimension of a vector for which pgvector builds a graph."""
 WITHOUT = "SET LOCAL enable_indexscan = off"
-"""Prepares a transaction for searches of all vectors."""
+"""The statement that makes a transaction compare all vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """How graphs are built and searched.
+    """The parameters with which graphs are built and searched.
 
     Attributes:
-        links: Neighbours of a vector.
-        build: Candidates that are looked at for each vector when the graph is built.
-        beam: Candidates that are looked at for each query.
+        links: The number of neighbours of each vector (`m` of pgvector).
+        build: The number of candidates for each vector when the graph is built (`ef_construction`).
+        beam: The number of candidates for each query (`ef_search`).
     """
 
     links: int = 16
@@ -34,10 +34,10 @@ class Graph:
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> Self | None:
-        """Return what the options of an index say of a graph; None: it has none.
+        """Return the graph that the options of an index describe; None if they ask for none.
 
         Raises:
-            SpecError: One is out of range, or is of a graph where there is none.
+            SpecError: An option is out of range, or is given without index=hnsw.
         """
         kind = options.get("index", "flat")
         if kind not in ("flat", "hnsw"):
@@ -64,14 +64,14 @@ class Graph:
         return graph
 
     def options(self) -> dict[str, Any]:
-        """Return what `read` reads again."""
+        """Return the options from which `read` makes this graph."""
         return {"index": "hnsw", **asdict(self)}
 
     def statement(self, table: str, space: str, dimension: int) -> str:
-        """Return the SQL that makes the graph of a space where there is none; its parameter is the space's name.
+        """Return the SQL that creates the graph of a space if it is missing; its parameter is the name of the space.
 
         Raises:
-            SpecError: The vectors are too long for one.
+            SpecError: The vectors are too long for a graph.
         """
         if dimension > LONGEST:
             raise SpecError(
@@ -85,9 +85,9 @@ class Graph:
         )
 
     def settings(self, wanted: int) -> tuple[str, ...]:
-        """Return the SQL that prepares a transaction for searches of so many results.
+        """Return the SQL that prepares a transaction for searches with a number of results.
 
-        Rows that do not count any more are passed over, and the scan goes on until there are enough others.
+        The scan passes over rows that do not belong to the snapshot, and goes on until it has found enough others.
         """
         return (
             f"SET LOCAL hnsw.ef_search = {min(max(self.beam, wanted), 1000)}",

@@ -1,8 +1,8 @@
-"""Vectors in a Qdrant, a collection for each space. Driver.
+"""The backend `qdrant`: vectors in a Qdrant server, in one collection for each space. Driver.
 
-Points say from which snapshot on they count and until which, as the rows of `graceful.index.postgres` do: what a writer
-staged and never committed has a number above the newest snapshot, so that no reader sees it although Qdrant has no
-transactions, and the next writer removes it first.
+Each point records the first snapshot that it belongs to (`born`) and the first that it does not (`died`), as the rows
+of `graceful.index.postgres` do. Qdrant has no transactions, but points that were staged and not committed have a number
+above the newest snapshot, so readers do not see them, and the next writer removes them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from graceful.index.vectors import Vectors
 
 COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,50}")
 AT_ONCE, PAGE = 1000, 10_000
-"""Points that are written, or ids that are asked for, with one request; and points that are read with one."""
+"""The number of points that one request writes or ids that it names, and the number of points that one reads."""
 FIELDS = {"id": "keyword", "born": "integer", "died": "integer"}
-"""What points are found by."""
+"""The fields of the payload by which points are filtered, and their kinds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QdrantView:
-    """One snapshot in the server."""
+    """A snapshot in the server."""
 
     connection: Connection
     manifest: Manifest
 
     def _points(self, space: str, wanted: Any, *, payload: Any = True, vectors: bool = True) -> list[Any]:
-        """Return the points of a space that meet a filter; none where it has no collection."""
+        """Return the points of a space that meet a filter; an empty list if the space has no collection."""
         found, place = list[Any](), None
         name = self.connection.name(space)
         with self.connection.client() as client:
@@ -71,7 +71,7 @@ class QdrantView:
             return int(client.count(name, count_filter=live(self.manifest.number), exact=True).count)
 
     def located(self, ids: NDArray[np.str_]) -> list[str]:
-        """Return the space in which each id has its vector; empty: the index has no such id."""
+        """Return the space in which each id has its vector; an empty text if the index does not have the id."""
         found = {
             point.payload["id"]: space
             for space in self.manifest.spaces
@@ -96,7 +96,7 @@ class QdrantView:
         return self._vectors(space, [point for wanted in filters for point in self._points(space, wanted)])
 
     def superseded(self, space: str, ids: NDArray[np.str_]) -> Vectors:
-        """Return the latest vectors that some ids have or had in a space, sorted by id."""
+        """Return the latest vectors that ids have or had in a space, sorted by id."""
         from qdrant_client.models import FieldCondition, Filter, Range
 
         latest: dict[str, Any] = {}
@@ -112,7 +112,7 @@ class QdrantView:
         return servers.vectors([_row(point) for point in points], manifest=self.manifest, space=space)
 
     def search(self, queries: NDArray[np.float32], *, space: str, k: int, exact: bool = False) -> Hits:
-        """Return the k nearest vectors of a space, as the server finds them; or exactly, by reading all of it."""
+        """Return the k nearest vectors of a space as the server finds them, or exactly by reading the whole space."""
         from qdrant_client.models import QueryRequest
 
         if exact:
@@ -149,8 +149,9 @@ class QdrantBackend:
     """Collections of vectors.
 
     Attributes:
-        index: Folder of the index, with its manifests.
-        connection: To the server.
+        index: The folder of the index, which holds its manifests.
+        connection: The address of the server and its collections.
+        kind: The name of the backend in manifests.
     """
 
     index: Path
@@ -158,11 +159,11 @@ class QdrantBackend:
     kind: str = field(default="qdrant", init=False)
 
     def options(self) -> dict[str, Any]:
-        """Return what opens this backend again; the address comes from the environment."""
+        """Return the options that open this backend again; the address comes from the environment."""
         return {"collection": self.connection.collection}
 
     def writing(self) -> AbstractContextManager[None]:
-        """Keep other writers out until a commit is made or given up."""
+        """Lock the index against other writers until a commit is made or given up."""
         return servers.sole_writer(self.index)
 
     def stage(self, head: Manifest, changes: Changes) -> tuple[Part, ...]:
@@ -179,10 +180,10 @@ class QdrantBackend:
         return ()
 
     def _prepared(self, client: Any, head: Manifest) -> list[str]:
-        """Remove what a writer staged and never committed, and return the names of the collections that there are.
+        """Remove points that were staged and not committed, and return the names of the collections of the index.
 
         Raises:
-            SpecError: A new index finds a collection of its name, whose points belong to another one.
+            SpecError: The index is new and a collection of its name exists, which may belong to another index.
         """
         from qdrant_client.models import Filter
 
@@ -198,13 +199,13 @@ class QdrantBackend:
         return names
 
     def _insert(self, client: Any, space: str, number: int, rows: Sequence[servers.Row]) -> None:
-        """Write points that count from a snapshot on; their collection is made if missing."""
+        """Write points that belong to snapshots from a number on; create their collection if it is missing."""
         from qdrant_client.models import Distance, PointStruct, VectorParams
 
         name = self.connection.name(space)
         if rows and not client.collection_exists(name):
             client.create_collection(name, VectorParams(size=len(rows[0][1]), distance=Distance.COSINE))
-            if not self.connection.address.startswith("file:"):  # the local mode has no such indices, and warns
+            if not self.connection.address.startswith("file:"):  # the local mode has no such indices and would warn
                 for key, kind in FIELDS.items():
                     client.create_payload_index(name, key, kind)
         for part in servers.batches(rows, AT_ONCE):
@@ -239,7 +240,7 @@ class QdrantBackend:
         return QdrantView(connection=self.connection, manifest=manifest)
 
     def changed(self, before: Manifest, after: Manifest) -> NDArray[np.str_]:
-        """Return the ids whose vectors were written by the commits between two snapshots."""
+        """Return the ids that commits between two snapshots have written or deleted."""
         from qdrant_client.models import Filter
 
         span = Filter(should=[later(key, before.number, until=after.number) for key in ("born", "died")])
@@ -255,7 +256,7 @@ class QdrantBackend:
         )
 
     def verify(self, manifest: Manifest) -> list[str]:
-        """Compare counts, ids and lengths in the server with what the manifest says."""
+        """Compare the counts in the server with the manifest, and check ids and lengths of vectors."""
         view, problems, seen = self.view(manifest), list[str](), set[str]()
         for space in manifest.spaces:
             points = view._points(space, live(manifest.number), payload=["id"])
@@ -278,7 +279,7 @@ def _rows(made: Vectors) -> list[servers.Row]:
 
 
 def _row(point: Any) -> servers.Row:
-    """Return what a point holds."""
+    """Return the id, the vector and the payload of a point."""
     return point.payload["id"], point.vector, point.payload["payload"]
 
 
@@ -286,10 +287,11 @@ def opened(folder: Path, options: Mapping[str, Any]) -> QdrantBackend:
     """Return the backend of an index.
 
     Raises:
-        SpecError: The client or the address is missing, or an option is wrong.
+        SpecError: qdrant-client is not installed, the address is missing or not valid, or an option is wrong.
+        DataError: The name of the collection is not valid.
     """
     try:
-        import qdrant_client  # noqa: F401  a line now rather than a traceback at the first question
+        import qdrant_client  # noqa: F401  refuse now, not at the first query
     except ImportError as e:
         raise SpecError("index backend qdrant: needs qdrant-client; install graceful-ai[qdrant]") from e
     unknown = set(options) - {"collection"}

@@ -1,7 +1,8 @@
-"""The connection to a Qdrant, and the filters that points are asked for with. Driver.
+"""The connection to Qdrant, and the filters by which points are selected. Driver.
 
-The address is that of a server, or `file:///folder` for the local mode of its client, which searches exactly, serves
-one process at a time and unpickles what it finds there: it is given by the environment and never by an index.
+The address is that of a server, or `file:///folder` for the local mode of its client. The local mode searches exactly,
+serves one process at a time and unpickles the files of its folder, so the address comes from the environment and never
+from an index.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from urllib.parse import unquote, urlsplit
 from graceful.errors import InfrastructureError, one_line
 
 SECONDS = 60
-"""For which an answer is waited for."""
+"""The most seconds that the client waits for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Where the points are.
+    """The address of the collections of an index.
 
     Attributes:
-        address: Of the server, or `file:///folder`.
-        collection: Beginning of the names of its collections.
+        address: The address of the server, or `file:///folder`.
+        collection: The prefix of the names of the collections.
     """
 
     address: str
@@ -37,10 +38,10 @@ class Connection:
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """Yield a client, which processes keep.
+        """Yield the client of the address, which the process keeps open.
 
         Raises:
-            InfrastructureError: The server does not answer or refuses, or the folder is another process's.
+            InfrastructureError: The server does not answer or refuses, or another process uses the folder.
         """
         from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
@@ -58,21 +59,21 @@ class Connection:
             raise InfrastructureError(f"{about}: its folder cannot be used ({one_line(e):.200})") from e
 
     def name(self, space: str) -> str:
-        """Return the name of a space's collection."""
+        """Return the name of the collection of a space."""
         return f"{self.collection}_{hashlib.sha256(space.encode()).hexdigest()[:16]}"
 
     def names(self, client: Any) -> list[str]:
-        """Return the names of the collections that there are."""
+        """Return the names of the collections of the index that exist."""
         own = re.compile(f"{self.collection}_[0-9a-f]{{16}}")
         return [found.name for found in client.get_collections().collections if own.fullmatch(found.name)]
 
 
 @cache
 def _client(address: str) -> Any:
-    """Return the client of an address; the local mode lets a process open a folder once.
+    """Return the client of an address; it is cached because the local mode opens a folder only once in a process.
 
     Raises:
-        InfrastructureError: Another process has the folder open.
+        InfrastructureError: Another process uses the folder.
     """
     from qdrant_client import QdrantClient
 
@@ -92,7 +93,7 @@ def _client(address: str) -> Any:
 
 
 def live(number: int, *conditions: Any) -> Any:
-    """Return the filter of points that count in a snapshot and meet some conditions."""
+    """Return the filter for points that belong to a snapshot and meet further conditions."""
     from qdrant_client.models import FieldCondition, Filter, Range
 
     born, died = (FieldCondition(key=key, range=Range(lte=number)) for key in ("born", "died"))
@@ -100,14 +101,14 @@ def live(number: int, *conditions: Any) -> Any:
 
 
 def later(key: str, number: int, *, until: int | None = None) -> Any:
-    """Return the condition that a field has a later snapshot."""
+    """Return the condition that the number in a field is greater than `number` and at most `until`."""
     from qdrant_client.models import FieldCondition, Range
 
     return FieldCondition(key=key, range=Range(gt=number, lte=until))
 
 
 def named(names: Iterable[str]) -> Any:
-    """Return the condition that a point has one of some ids."""
+    """Return the condition that the id of a point is one of some names."""
     from qdrant_client.models import FieldCondition, MatchAny
 
     return FieldCondition(key="id", match=MatchAny(any=list(names)))

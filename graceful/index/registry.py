@@ -1,4 +1,4 @@
-"""Which backends there are, found by their kind. Driver."""
+"""The backends of an index by their kind. Driver."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def _qdrant(place: Place, options: Mapping[str, Any]) -> Backend:
 
 
 def _folder(place: Place, kind: str) -> Path:
-    """Return the folder of an index whose backend keeps other writers out by a lock file.
+    """Return the folder of an index whose backend locks it against other writers by a file.
 
     Raises:
-        SpecError: It is in a bucket, which has no locks.
+        SpecError: The index is in a bucket, which has no locks.
     """
     if not isinstance(place, Folder):
         raise SpecError(
@@ -64,7 +64,7 @@ def opened(kind: str, place: Place, options: Mapping[str, Any]) -> Backend:
     """Open the backend of an index.
 
     Raises:
-        SpecError: There is none of that kind, an option is wrong, or its package is missing.
+        SpecError: There is no backend of that kind, an option is wrong, or its package is not installed.
     """
     if kind not in KINDS:
         raise SpecError(f"index backend {kind!r}: must be one of {', '.join(KINDS)}")
@@ -73,7 +73,7 @@ def opened(kind: str, place: Place, options: Mapping[str, Any]) -> Backend:
 
 @contextmanager
 def writing(backend: Backend) -> Iterator[None]:
-    """Keep other writers out while a backend that cannot hide half a commit stages one; files need no such lock."""
+    """Lock an index while its backend stages a commit, if the backend needs a lock; files of the index need none."""
     lock = getattr(backend, "writing", None)
     if lock is None:
         yield

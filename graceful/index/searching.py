@@ -1,4 +1,4 @@
-"""Search a snapshot that holds vectors of one model or of several. Driver."""
+"""Search in a snapshot that holds vectors of one or several models. Driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graceful.index.vectors import require_matrix, unit_length
 
 
 def search(view: View, head: Manifest, queries: Mapping[str, NDArray[np.floating[Any]]], *, k: int, where: str) -> Hits:
-    """Search an opened snapshot, see `Index.search`; servers keep the view of theirs."""
+    """Search an open snapshot, as `Index.search` describes; a serving process can keep its view between queries."""
     prepared = {}
     for name, matrix in queries.items():
         space = require_space(head, name, where=where)
@@ -40,7 +40,7 @@ def asking(head: Manifest, gallery: str, queries: Mapping[str, Any], *, where: o
     """Return the space whose queries search the vectors of a space.
 
     Raises:
-        SpecError: None of them may.
+        SpecError: None of the queries may search the space.
     """
     if gallery in queries:
         return gallery
@@ -67,7 +67,7 @@ def require_space(head: Manifest, name: str, *, where: object) -> Space:
     """Return a space by name.
 
     Raises:
-        SpecError: There is none of that name.
+        SpecError: The index has no space of that name.
     """
     if name not in head.spaces:
         raise SpecError(f"{where}: has no space {name!r}; it has {', '.join(sorted(head.spaces))}")

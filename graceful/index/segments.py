@@ -1,7 +1,6 @@
-"""Immutable files of vectors, ids and payload: safetensors named by their own digest. Driver, NumPy.
+"""Segments: immutable safetensors files of vectors, ids and payload, named by their digest. Driver, NumPy.
 
-A segment that is written twice has the same name twice, so that a writer that was killed and starts again leaves no
-second copy.
+The same content has the same name, so a writer that was killed and starts again does not leave a second copy.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ def write(place: Place, vectors: Vectors, *, space: str) -> Part:
     """Write vectors as a segment.
 
     Args:
-        place: Of the index.
-        vectors: Of one space; without columns where ids are deleted.
-        space: Its name; empty: the ids are deleted.
+        place: The folder or bucket of the index.
+        vectors: The vectors of one space; for deleted ids, they have no columns.
+        space: The name of the space; an empty text if the ids are deleted.
 
     Raises:
-        StorageError: The disk is full, or the place refuses.
+        StorageError: The disk is full, or the segment cannot be written.
     """
     arrays: dict[str, NDArray[Any]] = {_VECTORS: np.ascontiguousarray(vectors.vectors), **_packed(_IDS, vectors.ids)}
     for name, column in vectors.payload.items():
@@ -47,16 +46,16 @@ def write(place: Place, vectors: Vectors, *, space: str) -> Part:
 
 
 def read(place: Place, part: Part, *, again: bool = False) -> Vectors:
-    """Return what a segment holds.
+    """Return the vectors of a segment.
 
     Args:
-        place: Of the index.
-        part: Which segment.
-        again: Read the place itself, although this machine may have a copy.
+        place: The folder or bucket of the index.
+        part: The entry of the segment in the manifest.
+        again: Whether to read the place itself even if this machine has a copy.
 
     Raises:
-        IntegrityError: Its bytes have another digest.
-        StorageError: It cannot be read.
+        IntegrityError: The bytes of the segment have another digest.
+        StorageError: The segment cannot be read.
     """
     path, data = f"{place}/{part.file}", place.read(part.file, sha256=None if again else part.sha256)
     digest = hashlib.sha256(data).hexdigest()
@@ -80,7 +79,7 @@ def read(place: Place, part: Part, *, again: bool = False) -> Vectors:
 
 
 def _packed(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
-    """Return texts as their bytes one after the other, and where each of them ends."""
+    """Return texts as one array of UTF-8 bytes and an array of the positions at which they end."""
     encoded = [text.encode() for text in texts.tolist()]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64) if encoded else np.zeros(0, dtype=np.int64)
     return {name + _BYTES: np.frombuffer(b"".join(encoded), dtype=np.uint8), name + _ENDS: ends}

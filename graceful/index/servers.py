@@ -1,4 +1,4 @@
-"""What backends share whose vectors lie in a server: its address, the one writer, rows as vectors and hits. Driver."""
+"""Functions that the backends with a server share: its address, the lock of writers, and conversions. Driver."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ from graceful.index.manifest import Manifest
 from graceful.index.vectors import Vectors
 
 WAITING = 600.0
-"""Seconds for which another writer is waited for."""
+"""The most seconds that a writer waits for another one."""
 TYPES = {"text": np.str_, "integer": np.int64, "number": np.float64, "boolean": np.bool_}
 T = TypeVar("T")
 Row = tuple[str, Sequence[float], Mapping[str, Any]]
-"""Id, vector and payload of one stored vector."""
+"""The id, the vector and the payload of a stored vector."""
 Candidate = tuple[int, str, Sequence[float]]
-"""Number of the query, id and vector of what a server found."""
+"""The number of a query, and the id and the vector of a result from the server."""
 
 
 def address(kind: str, *, example: str) -> str:
-    """Return the address of the server, which is never an option because it may hold a password.
+    """Return the address of the server from the environment; it is no option because it may hold a password.
+
+    Args:
+        kind: The kind of the backend, for the message.
+        example: An address, for the message.
 
     Raises:
         SpecError: The variable is not set.
@@ -43,10 +47,10 @@ def address(kind: str, *, example: str) -> str:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other writers of an index out until a commit is made or given up.
+    """Lock an index against other writers until a commit is made or given up.
 
     Raises:
-        InfrastructureError: Another writer kept on.
+        InfrastructureError: Another writer held the lock for longer than `WAITING`.
     """
     try:
         with locks.exclusive(folder / "write.lock", seconds=WAITING):
@@ -56,7 +60,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def vectors(rows: Sequence[Row], *, manifest: Manifest, space: str) -> Vectors:
-    """Return rows of a space as vectors, sorted by id."""
+    """Convert the rows of a space to vectors, sorted by id."""
     rows = sorted(rows, key=lambda row: row[0])
     payload: dict[str, NDArray[Any]] = {
         name: np.asarray([row[2][name] for row in rows], dtype=TYPES[kind]) for name, kind in manifest.payload.items()
@@ -67,13 +71,13 @@ def vectors(rows: Sequence[Row], *, manifest: Manifest, space: str) -> Vectors:
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield items in parts of a size, of which the last may be shorter."""
+    """Yield batches of `size` items; the last may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def texts(names: Sequence[str]) -> NDArray[np.str_]:
-    """Return texts as an array."""
+    """Convert texts to an array, also if there are none."""
     return np.asarray(names, dtype=np.str_) if len(names) else np.zeros(0, dtype="U1")
 
 
@@ -81,9 +85,9 @@ def best(found: Sequence[Candidate], queries: NDArray[np.float32], *, k: int) ->
     """Return the k best candidates of each query, scored again in double precision.
 
     Args:
-        found: Ordered by the number of the query.
-        queries: [Q, d] of unit length.
-        k: How many.
+        found: The candidates, ordered by the number of the query.
+        queries: [Q, d] vectors of unit length.
+        k: The number of results for each query.
     """
     names = texts([name for _, name, _ in found])
     ids = np.full((len(queries), k), NOTHING, dtype=names.dtype)

@@ -1,4 +1,4 @@
-"""Which model made a vector, and how such vectors are compared. Driver."""
+"""`Space`: the identity of the model that made a vector, and how such vectors are compared. Driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graceful.errors import DataError, SpecError
 from graceful.storage import sha256_json
 
 METRIC = "cosine"
-"""The only metric: embedding contracts say cosine and unit length, and vectors are normalised when they are stored."""
+"""The only metric; embedding contracts require cosine, and vectors are normalised before they are stored."""
 LONGEST_NAME = 200
 
 
@@ -19,13 +19,15 @@ class Space:
     """The vectors of one model.
 
     Attributes:
-        name: As people write it, e.g. `glyphs-v3`; unique in an index.
-        dimension: Length of a vector.
-        model: Digest of the version's bundle; for a model that graceful did not train, what its user calls it.
-        contract: SHA-256 of its embedding contract; empty where there is none.
-        adapter: Digest of the adapter that maps another model's vectors into this space; empty: the model itself.
-        model_id: Identity of the version in the registry; empty where there is none. No part of the fingerprint.
-        metric: How vectors are compared.
+        name: The name of the space, e.g. `glyphs-v3`, which is unique in an index.
+        dimension: The number of components of a vector.
+        model: The digest of the bundle of the version; for a model that graceful did not train, a name from its user.
+        contract: The SHA-256 of the embedding contract of the version; an empty text if there is none.
+        adapter: The digest of the adapter that maps vectors of another model into this space; an empty text if the
+            model makes them itself.
+        model_id: The identity of the version in the registry, which is not part of the fingerprint; an empty text if
+            there is none.
+        metric: The metric by which vectors are compared.
     """
 
     name: str
@@ -54,32 +56,32 @@ class Space:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what determines the vectors: two spaces with the same one may be compared."""
+        """The SHA-256 of the attributes that determine the vectors; vectors of equal fingerprints may be compared."""
         parts = asdict(self)
         return sha256_json({key: parts[key] for key in ("dimension", "model", "contract", "adapter", "metric")})
 
     @classmethod
     def declared(cls, name: str, dimension: int, *, model: str = "", metric: str = METRIC) -> Self:
-        """Return the space of a model that graceful did not train: what its user calls it identifies it.
+        """Return the space of a model that graceful did not train, which a name from its user identifies.
 
         Args:
-            name: Of the space.
-            dimension: Length of a vector.
-            model: Model and revision; empty: the name of the space.
-            metric: How its vectors are compared.
+            name: The name of the space.
+            dimension: The number of components of a vector.
+            model: The model and its revision; an empty text takes the name of the space.
+            metric: The metric by which vectors are compared.
         """
         return cls(name=name, dimension=dimension, model=model or name, metric=metric)
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON values, with its fingerprint."""
+        """Return the space as JSON values, with its fingerprint."""
         return {**asdict(self), "fingerprint": self.fingerprint}
 
     @classmethod
     def read(cls, document: Mapping[str, Any], *, where: str) -> Self:
-        """Return a space that `document` wrote.
+        """Read a space that `document` wrote.
 
         Raises:
-            DataError: It has other parts, or another fingerprint than its parts.
+            DataError: Attributes are missing or unknown, or the fingerprint is not that of the attributes.
         """
         parts = dict(document)
         fingerprint = parts.pop("fingerprint", None)

@@ -1,4 +1,4 @@
-"""Vectors with ids and payload columns: what is stored in an index, checked before it is stored. Driver, NumPy."""
+"""`Vectors` with ids and payload columns, and the checks before they are stored in an index. Driver, NumPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graceful.errors import DataError
 PAYLOAD_KINDS = {"U": "text", "i": "integer", "f": "number", "b": "boolean"}
 LONGEST_ID = 1024
 ROWS = 65536
-"""Rows that are normalised at a time: memory does not grow with them in double precision."""
+"""The number of rows that are normalised at a time in double precision, which bounds the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,9 +22,9 @@ class Vectors:
     """Vectors of one space.
 
     Attributes:
-        ids: [N] texts.
-        vectors: [N, d] float32.
-        payload: Column -> [N] texts, integers, numbers or booleans that belong to the ids.
+        ids: [N] ids, as texts.
+        vectors: [N, d] vectors in float32.
+        payload: For each column, [N] texts, integers, numbers or booleans.
     """
 
     ids: NDArray[np.str_]
@@ -36,17 +36,17 @@ class Vectors:
 
     @property
     def dimension(self) -> int:
-        """Length of a vector."""
+        """The number of components of a vector."""
         return int(self.vectors.shape[1])
 
     def take(self, rows: NDArray[Any]) -> Self:
-        """Return some rows, by position or mask."""
+        """Return the rows at some positions or in a mask."""
         payload = {name: column[rows] for name, column in self.payload.items()}
         return type(self)(ids=self.ids[rows], vectors=self.vectors[rows], payload=payload)
 
     @classmethod
     def joined(cls, parts: Sequence[Vectors], *, dimension: int) -> Self:
-        """Return several one after the other; all have the payload columns of the first."""
+        """Concatenate vectors; all must have the payload columns of the first."""
         if not parts:
             return cls(ids=np.zeros(0, dtype="U1"), vectors=np.zeros((0, dimension), dtype=np.float32))
         payload = {name: np.concatenate([part.payload[name] for part in parts]) for name in parts[0].payload}
@@ -57,15 +57,15 @@ class Vectors:
         )
 
     def checked(self, *, dimension: int, where: str) -> Self:
-        """Return them with unit length, after looking at every one.
+        """Check every vector and id, and return the vectors with unit length.
 
         Args:
-            dimension: That of the space.
-            where: They come from, for messages.
+            dimension: The dimension of the space.
+            where: The origin of the vectors, for messages.
 
         Raises:
-            DataError: Another dimension, ids that repeat or are not names, NaN, infinity, a vector of zeros, or payload
-                columns that an index cannot store.
+            DataError: The dimension differs, an id repeats or is not valid, a vector is not finite or has length zero,
+                or an index cannot store a payload column.
         """
         require_matrix(self.vectors, rows=len(self.ids), dimension=dimension, where=where)
         require_ids(self.ids, where=where)
@@ -75,10 +75,10 @@ class Vectors:
 
 
 def require_matrix(vectors: NDArray[Any], *, rows: int, dimension: int, where: str) -> None:
-    """Refuse what is not a matrix of numbers with a row for each id.
+    """Refuse anything but a matrix of floating-point numbers with one row for each id.
 
     Raises:
-        DataError: One line.
+        DataError: The type or the shape is another.
     """
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != rows:
         raise DataError(
@@ -92,10 +92,10 @@ def require_matrix(vectors: NDArray[Any], *, rows: int, dimension: int, where: s
 
 
 def require_ids(ids: NDArray[Any], *, where: str) -> None:
-    """Refuse ids that are not names, or repeat.
+    """Refuse ids that repeat or are not valid.
 
     Raises:
-        DataError: One line for the first.
+        DataError: The message names the first such id.
     """
     if ids.ndim != 1 or ids.dtype.kind != "U":
         raise DataError(f"{where}: ids must be texts [N], got {ids.dtype} {list(ids.shape)}")
@@ -119,12 +119,12 @@ def unit_length(vectors: NDArray[Any], *, names: NDArray[Any] | None = None, whe
     """Return vectors with unit length in float32.
 
     Args:
-        vectors: [N, d]
-        names: [N] of the rows, for messages; None: their numbers.
-        where: They come from, for messages.
+        vectors: [N, d] vectors of any length.
+        names: [N] names of the rows, for messages; None takes their numbers.
+        where: The origin of the vectors, for messages.
 
     Raises:
-        DataError: One is not finite, or of length zero.
+        DataError: A vector is not finite or has length zero.
     """
     scaled = np.empty(vectors.shape, dtype=np.float32)
     for start in range(0, len(vectors), ROWS):
@@ -142,7 +142,7 @@ def unit_length(vectors: NDArray[Any], *, names: NDArray[Any] | None = None, whe
 
 
 def _column(name: str, column: NDArray[Any], rows: int, where: str) -> NDArray[Any]:
-    """Return a payload column as an index stores it."""
+    """Convert a payload column to a type that an index stores."""
     values = np.asarray(column)
     if values.dtype.hasobject:
         if not all(isinstance(value, str) for value in values.tolist()):

@@ -49,7 +49,7 @@ def read(path: Path, *, where: str | None = None, largest: int = LARGEST) -> Any
     """Return what a YAML file holds: mappings, lists, texts, numbers, truth values and None.
 
     Args:
-        path: Of the file; a pipe will do.
+        path: The path of the file; a pipe will do.
         where: Named in errors; default: the path.
         largest: Bytes that it may hold.
 

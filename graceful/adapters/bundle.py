@@ -77,7 +77,7 @@ class Adapter:
     Attributes:
         described: Description of its file.
         map: From the source's space into the target's.
-        digest: Of the adapter.
+        digest: The digest of the adapter.
     """
 
     described: Described

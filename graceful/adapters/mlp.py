@@ -32,7 +32,7 @@ class Recipe:
         weight_decay: As a share of the learning rate.
         batch_size: Pairs in a step; each is contrasted with the others in it.
         epochs: At most.
-        seed: Of its first weights and the order of pairs.
+        seed: The seed of its first weights and the order of pairs.
     """
 
     hidden: int = 512

@@ -54,12 +54,12 @@ class Tried:
     """One candidate.
 
     Attributes:
-        kind: Of the map.
+        kind: The kind of the map.
         options: What it was fitted with.
-        agreement: Of its neighbours on the validation pairs, see `agreement`.
+        agreement: The agreement of its neighbours on the validation pairs, see `agreement`.
         seconds: That fitting it took.
         map: The map itself.
-        share: Of the angle between old and mapped query; 1: the mapped query alone.
+        share: The share of the angle between old and mapped query; 1: the mapped query alone.
     """
 
     kind: Kind
@@ -117,8 +117,8 @@ def choose(
     Args:
         train: Pairs that maps are fitted on.
         validation: Pairs of other samples, which decide.
-        kinds: Of the maps.
-        seed: Of networks.
+        kinds: The kinds of the maps.
+        seed: The seed of networks.
         side: queries: mapped queries search the target's vectors of the training pairs. gallery: the target's queries
             search mapped vectors, those of the validation pairs, because maps know the training pairs too well.
         old: With side queries, also try points between the target of a query and its mapped source, for searches

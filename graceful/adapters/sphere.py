@@ -20,7 +20,7 @@ def slerp(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]], s
     Args:
         first: [N, d], what share 0 returns, normalised.
         second: [N, d], what share 1 returns, normalised.
-        share: Of the angle, in [0, 1].
+        share: The share of the angle, in [0, 1].
 
     Returns:
         [N, d] of length 1. Vectors that point the same way stay; opposite ones have no one circle, and the nearer of

@@ -67,7 +67,7 @@ class Evaluator:
         sides: What is measured on.
         index: [N, d] embeddings of the gallery side by the gallery model.
         batches: How many recalibrate.
-        batch_size: Of these.
+        batch_size: The batch size of these.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class Searcher:
         method: evolution or random.
         fits: Whether a path is within the budget.
         start: A path within the budget, which is measured first.
-        seed: Of all draws.
+        seed: The seed of all draws.
     """
 
     def __init__(

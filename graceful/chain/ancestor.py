@@ -14,10 +14,10 @@ class Link:
     """One ancestor as this run found it in the registry when it first started.
 
     Attributes:
-        name: Of the version; no two ancestors of a run have the same.
+        name: The name of the version; no two ancestors of a run have the same.
         model_id: Its identity.
         version: Number in the registry.
-        digest: Of its bundle.
+        digest: The digest of its bundle.
         role: What the run has to do with it; empty in older files, where the first one is the champion. `gallery`:
             a gallery model that the new version shall search, the one that it is trained against first; `query`: a
             query model of the new version's index; `baseline`: a model that was trained alone.

@@ -71,7 +71,7 @@ def blended(reference: Tensor, old: Sequence[Tensor], shares: Sequence[Tensor | 
     Args:
         reference: [B, C] log r.
         old: [B, C] log p_k of each old version.
-        shares: Of each old version, w_k: one number, or [B]. They add up to less than 1.
+        shares: The shares of each old version, w_k: one number, or [B]. They add up to less than 1.
     """
     columns = [torch.as_tensor(share, dtype=reference.dtype).reshape(-1, 1) for share in shares]
     total = reference + torch.log1p(-sum(columns, torch.zeros(1, 1, dtype=reference.dtype)))

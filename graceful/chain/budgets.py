@@ -40,7 +40,7 @@ class Standing:
         name: Version name.
         n: Ids whose class it knows.
         error: Its error rate on them.
-        reference_error: Of the unconstrained run on the same ids.
+        reference_error: The error of the unconstrained run on the same ids.
     """
 
     name: str

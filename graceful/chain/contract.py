@@ -19,7 +19,7 @@ class Correctness:
     """What one predecessor gets right on the constraint split.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         right: [N] bool, it is right; False where it does not know the class.
         known: [N] bool, it knows the class.
     """

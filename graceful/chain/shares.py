@@ -27,7 +27,7 @@ class OldAnswers:
     """Outputs of one old version on held-out samples.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         log_p: [N, C] log p_k over the new version's classes, see `blending.completed`.
         right: [N] bool.
         known: [N] bool, it knows the class and has an answer.
@@ -76,7 +76,7 @@ class Predicted:
     """A teacher on held-out samples.
 
     Attributes:
-        shares: Of the old versions, by name.
+        shares: The shares of the old versions, by name.
         error: Its error rate.
         nfr: Its negative flip rate against each of them.
     """

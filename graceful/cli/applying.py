@@ -162,7 +162,7 @@ def apply_there(
     Args:
         location: Which cluster.
         target_profile: Its profile.
-        job: Of the first firing.
+        job: The job of the first firing.
         schedule: What is sent.
         dry_run: Only say what would change.
         prepare: Called before the schedule is sent.

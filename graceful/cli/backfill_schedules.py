@@ -34,9 +34,9 @@ def apply(
 
     Args:
         document: What `graceful.programs backfill` reads.
-        name: Of the schedule.
+        name: The name of the schedule.
         cron: When.
-        time_zone: Of the cron expression.
+        time_zone: The time zone of the cron expression.
         service_account: That submits on a cluster; None: that of the profile's chart.
         dry_run: Only say what would change.
         output: Form of the result.

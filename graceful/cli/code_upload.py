@@ -30,7 +30,7 @@ class Code:
     Attributes:
         content: What the config hash covers besides the spec: the file's text, or the digest of a folder.
         text: Of the file that lies beside the document; None: there is none.
-        address: Of the bundle in the bucket; empty: none is needed.
+        address: The address of the bundle in the bucket; empty: none is needed.
     """
 
     content: str = ""

@@ -134,7 +134,7 @@ def _image_network(images: int | None, target: Path, answers: Answers) -> dict[s
 
     Args:
         images: How many there are; None: not known.
-        target: Of the spec.
+        target: The target of the spec.
         answers: Which checkpoint, if any.
     """
     checkpoint = str(answers.checkpoint or "") or _answer(

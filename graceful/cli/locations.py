@@ -23,7 +23,7 @@ class RunLocation:
 
     Attributes:
         on: Profile (`cluster/NAME.yaml`); None: the kube context's own namespace.
-        context: Of the kubeconfig; wins over the profile's.
+        context: The context of the kubeconfig; wins over the profile's.
         namespace: Wins over the profile's.
     """
 

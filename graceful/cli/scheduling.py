@@ -27,7 +27,7 @@ class ScheduleLocation:
 
     Attributes:
         on: Profile; None or local: this machine, unless a context or a namespace is named.
-        context: Of the kubeconfig; wins over the profile's.
+        context: The context of the kubeconfig; wins over the profile's.
         namespace: Wins over the profile's.
         home: Folder of this machine's schedules.
     """

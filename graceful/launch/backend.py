@@ -193,7 +193,7 @@ class Plan:
         findings: Of lint and validation, errors first.
         parts: Machines needed.
         differences: One per document, against what is there.
-        currency: Of the prices.
+        currency: The currency of the prices.
         notes: One line each: queue, deadline, worst case of retries.
         image: Container image that runs; empty: none.
     """

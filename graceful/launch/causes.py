@@ -34,8 +34,8 @@ def waiting(evidence: Evidence, ray_cluster: str, started: str | None = None) ->
     Pods say it first; where they are gone, events do, which the server keeps for an hour.
 
     Args:
-        evidence: Of the job.
-        ray_cluster: Of the attempt.
+        evidence: The evidence of the job.
+        ray_cluster: The RayCluster of the attempt.
         started: When the attempt started, as the status of a job writes it.
     """
     evidence = evidence.of_attempt(ray_cluster, started)

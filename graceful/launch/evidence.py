@@ -22,7 +22,7 @@ class Evidence:
     """What is known about a job besides its own status.
 
     Attributes:
-        pods: Of the run: those there are, and those a follower has seen and that are gone.
+        pods: The pods of the run: those there are, and those a follower has seen and that are gone.
         events: About job, cluster and pods.
         workload: Kueue's object for the job; None: no queue.
         outcome: What the program said at its end; None: nothing found.
@@ -61,7 +61,7 @@ class Evidence:
         """Return what belongs to one cluster of the job, and to the job since the attempt started.
 
         Args:
-            ray_cluster: Of the attempt; empty: it has none yet.
+            ray_cluster: The RayCluster of the attempt; empty: it has none yet.
             started: When the attempt started, as the status of a job writes it; None: not known.
         """
         start = _moment(started)

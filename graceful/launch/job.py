@@ -38,7 +38,7 @@ class JobSpec:
         run_id: The run that is computed; the same id is the same job, however often it is submitted.
         image: Container image; None: that of the backend.
         workers: Processes that train; 0: the driver does it alone.
-        resources: Of one worker.
+        resources: The resources of one worker.
         queue: Where it waits for its turn; None: that of the backend, if it has one.
         labels: Facts recorded with the job: digest of the spec, commit, user.
         retries: How often a failed job is started again; None: the backend's default.

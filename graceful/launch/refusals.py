@@ -92,7 +92,7 @@ class Request:
     Attributes:
         verb: get, list, watch, create, patch, delete.
         resource: Plural, with its group: `rayjobs.ray.io`.
-        name: Of the object; empty for a collection.
+        name: The name of the object; empty for a collection.
         namespace: Empty for cluster-wide kinds.
         identity: Who asked, as far as the client knows.
     """

@@ -51,7 +51,7 @@ class Learner(Protocol):
         """Return the task's own loss for each sample, [B], in fp32 at least.
 
         Args:
-            outputs: Of the new version, fp32 at least.
+            outputs: The outputs of the new version, fp32 at least.
             batch: What `collate` made, on the device of the outputs.
             labels: [B] int64.
         """

@@ -46,7 +46,7 @@ class SearchLog:
         """Record a trial that ended; those that run, wait or were given up are not recorded.
 
         Args:
-            number: Of the trial.
+            number: The number of the trial.
             point: Its parameters.
             record: Numbers of what came out; `failed`: why nothing did.
             state: complete or failed, else nothing is done.

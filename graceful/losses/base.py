@@ -192,7 +192,7 @@ class Loss(Section):
         """Return the distance [B] from a merged target; only called where `merge` is not None.
 
         Args:
-            outputs: Of the new version, fp32 at least; logits of the classes of the group only.
+            outputs: The outputs of the new version, fp32 at least; logits of the classes of the group only.
             target: [B, S] logits, or [B, d] mean directions.
         """
         raise NotImplementedError(f"{self.kind} has a merge but no compare_merged")

@@ -30,7 +30,7 @@ class Contributions:
     """Of all training samples of a version.
 
     Attributes:
-        ids: Of the samples.
+        ids: The ids of the samples.
         values: [N, C] float64, u.
     """
 

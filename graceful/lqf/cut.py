@@ -33,7 +33,7 @@ class Cut:
         run: Network and batch -> outputs, without the cut.
         skipped: Blocks below.
         kept: The block whose outputs a batch carries.
-        structure: Of these outputs, as `torch.utils` flattens them; tensors are None in it.
+        structure: The structure of these outputs, as `torch.utils` flattens them; tensors are None in it.
     """
 
     network: nn.Module

@@ -98,7 +98,7 @@ class Factors:
 
         Args:
             penalty: l of the problem.
-            dtype: Of the vectors.
+            dtype: The dtype of the vectors.
         """
         alone, scale = self.alone, ((self.diagonal + penalty) ** -0.5).to(dtype)
         blocks = [block.to(dtype) for block in self.blocks]
@@ -153,7 +153,7 @@ def measured(
 
     Args:
         network: At w0, in eval mode.
-        batches: Of this worker.
+        batches: The batches of this worker.
         names: Parameters with a delta, in the order of the flat vector.
         samples: N over all workers.
         run: Network and batch -> outputs.

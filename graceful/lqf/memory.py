@@ -58,7 +58,7 @@ class LowRank:
 
         Args:
             other: Of other samples.
-            shares: Of both.
+            shares: The shares of both.
             rank: How many are kept.
         """
         roots = [
@@ -139,7 +139,7 @@ class Memory:
         """Read it.
 
         Args:
-            content: Of the file.
+            content: The content of the file.
             network: At w0.
             names: Parameters with a delta.
             where: Whose memory, for messages.
@@ -170,7 +170,7 @@ class Remembered:
 
     Attributes:
         curvature: G.
-        share: Of its samples in all samples.
+        share: The share of its samples in all samples.
         penalty: l of the version that keeps it.
         centre: [P] delta of that version.
         multiplier: Of G: above 1 where G is an approximation that is too weak.

@@ -31,7 +31,7 @@ class Batched:
 
     Args:
         tangent: The network.
-        batches: Of this worker, always in the same order.
+        batches: The batches of this worker, always in the same order.
         classes: C.
         sizes: Samples of each batch.
     """

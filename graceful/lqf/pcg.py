@@ -67,7 +67,7 @@ def solve(
         derivative: J of this worker's samples.
         problem: What is minimised.
         parameters: P.
-        tolerance: Of the relative gradient norm.
+        tolerance: The tolerance of the relative gradient norm.
         iterations: At most.
         precondition: Kronecker factors; None: plain from the beginning.
         preconditioned: Iterations with it.

@@ -72,7 +72,7 @@ class Certificate:
         iterations: Of pcg; 0 for exact.
         penalty: l.
         penalty_from: How l was chosen.
-        amplitude: Of the targets.
+        amplitude: The amplitude of the targets.
         samples, parameters: N and P.
         data: Digest of the training samples that does not depend on their order.
         start: Digest of w0.

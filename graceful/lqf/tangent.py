@@ -159,7 +159,7 @@ def require_derivative(tangent: Tangent, batch: Batch, *, seed: int = 0) -> None
     Args:
         tangent: The network.
         batch: A few samples.
-        seed: Of the direction.
+        seed: The seed of the direction.
 
     Raises:
         SpecError: One line with the reason.

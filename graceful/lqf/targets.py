@@ -43,7 +43,7 @@ def relabelled(targets: Tensor, weights: Tensor, pulls: Sequence[Pull]) -> tuple
     Args:
         targets: [N, C] of the labels.
         weights: [N] of the samples.
-        pulls: Of predecessors.
+        pulls: The pulls of predecessors.
     """
     total = weights.double().unsqueeze(1).expand_as(targets).clone()
     pulled = total * targets

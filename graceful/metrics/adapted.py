@@ -28,7 +28,7 @@ def measure_adapter(
         old_old: Of the old search.
         full: After embedding all again.
         draws: Bootstrap draws.
-        seed: Of the draws.
+        seed: The seed of the draws.
 
     Returns:
         `cross_test_*`, `old_old_*`, `cross_test_gain_*` and `retrieval_nfr` as of `compare_retrieval`, with the adapted

@@ -14,10 +14,10 @@ class VersionOutputs:
     """Outputs of one version on the evaluated samples.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         predictions: On the test split.
         queries: Its embeddings of the query split; None: retrieval is not measured.
-        gallery: Of the gallery split.
+        gallery: The gallery of the gallery split.
     """
 
     name: str
@@ -35,7 +35,7 @@ class MetricInputs:
         ancestors: Of its ancestors, latest first: none for a metric about the version, one for a metric about an
             ancestor, all of them for a metric about the chain.
         draws: Bootstrap draws, see `graceful.metrics.intervals.Evidence`.
-        seed: Of the draws.
+        seed: The seed of the draws.
     """
 
     new: VersionOutputs

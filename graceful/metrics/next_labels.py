@@ -132,7 +132,7 @@ def labels_until_decided(
         to_hold: Flips that are missing until the version is held.
         to_pass: Disagreements that must be no flips until it passes; to_hold + to_pass = D + 1.
         draws: How often it is tried.
-        seed: Of the draws.
+        seed: The seed of the draws.
     """
     ranked = -np.sort(-probabilities)
     flips = np.random.default_rng(seed).random((draws, len(ranked))) < ranked

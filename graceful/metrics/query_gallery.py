@@ -36,7 +36,7 @@ def measure_pair(
         gallery: The large one, whose embeddings have the same length.
         baseline: A model that was trained alone; None: gains over it are undefined.
         draws: Bootstrap draws.
-        seed: Of the draws.
+        seed: The seed of the draws.
 
     Returns:
         The metrics of `catalogue.About.PAIR`.

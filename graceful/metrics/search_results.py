@@ -149,7 +149,7 @@ def measured(
         relevance: What answers the queries; None: it is not known.
         groups: [Q] what belongs together; None: independent queries.
         draws: Bootstrap draws.
-        seed: Of the draws.
+        seed: The seed of the draws.
 
     Returns:
         `overlap`, `rank_biased_overlap`, `first_result_changed`; with relevance also `a_*`, `b_*` and `gain_*` (B minus

@@ -60,7 +60,7 @@ def base_names(body: nn.Module, *, prefix: str, absent: Collection[str]) -> froz
 
     Args:
         body: After `adapt`.
-        prefix: Of the body in the network's state, e.g. `body.`.
+        prefix: The prefix of the body in the network's state, e.g. `body.`.
         absent: Parameters of the body, by their names before `adapt`, that the checkpoint has no weights for.
     """
     return frozenset(

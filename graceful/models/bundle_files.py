@@ -99,7 +99,7 @@ def read_verified(folder: Path, expected: str | None, at_least: Completeness) ->
     """Return the verified contents of a bundle; each file is read once.
 
     Args:
-        folder: Of the bundle.
+        folder: The folder of the bundle.
         expected: Its digest, from the registry; None: only the weights are compared.
         at_least: What the bundle must still contain.
 
@@ -138,7 +138,7 @@ def read_beside(folder: Path, files: Mapping[str, str]) -> dict[str, bytes]:
     """Return the content of files beside the weights, each compared with its digest.
 
     Args:
-        folder: Of the bundle.
+        folder: The folder of the bundle.
         files: Name -> SHA-256, from its description.
 
     Raises:

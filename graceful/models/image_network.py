@@ -28,8 +28,8 @@ class ImageNetwork(nn.Module):
         section: Body, projection, head, and whether the body starts from the checkpoint's weights.
         config: The checkpoint's config.json; unused by torchvision.
         classes: C.
-        channels: Of the images.
-        size: Of the images, in pixels.
+        channels: The channels of the images.
+        size: The size of the images, in pixels.
         place: Returns the folder of the weights; called if they are needed.
 
     Attributes:
@@ -112,7 +112,7 @@ class PooledTransformer(nn.Module):
     Args:
         model: With `last_hidden_state` [B, L, d] of class token and patches, or [B, d, H, W] of a convolutional one.
         pooling: mean, cls or map.
-        size: Of the images, in pixels.
+        size: The size of the images, in pixels.
     """
 
     def __init__(self, model: Any, *, pooling: str, size: int) -> None:

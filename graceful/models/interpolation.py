@@ -35,9 +35,9 @@ def inherited_state(
     Args:
         new: State of a network for `classes`; what the old version has no weights for is taken from it.
         old: State of the old version's network.
-        classes: Of the new version, in the order of its logits.
-        old_classes: Of the old one.
-        name: Of the old version, for messages.
+        classes: The classes of the new version, in the order of its logits.
+        old_classes: The classes of the old one.
+        name: The name of the old version, for messages.
         needs: Which `train.start` needs what of it, for messages.
 
     Returns:
@@ -72,9 +72,9 @@ def inherited_head(new: State, old: State, *, classes: Sequence[str], old_classe
     Args:
         new: State of a network for `classes`.
         old: State of the old version's head, or more; names as in `new`.
-        classes: Of the new version, in the order of its logits.
-        old_classes: Of the old one.
-        name: Of the old version, for messages.
+        classes: The classes of the new version, in the order of its logits.
+        old_classes: The classes of the old one.
+        name: The name of the old version, for messages.
 
     Raises:
         SpecError: The heads differ in more than their classes, or there is none.

@@ -19,10 +19,10 @@ class StoredVersion:
     """A bundle and what is needed to open it. Sent to another process it arrives closed: that process opens its own.
 
     Attributes:
-        folder: Of the bundle, absolute.
+        folder: The folder of the bundle, absolute.
         augment_like: Task section of the version in training, see `bundle.load`.
         trusted: Digests of recorded code that may run.
-        digest: Of the bundle, from the registry; None: only the weights are checked.
+        digest: The digest of the bundle, from the registry; None: only the weights are checked.
         model_id: Identity in the registry; None: `<model>-<name>`.
         alias: What a run calls it, where another version may have its name; None: its name.
     """

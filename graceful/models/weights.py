@@ -116,7 +116,7 @@ def fill(network: nn.Module, weights: bytes, *, path: Path, name: str, kind: str
         weights: A safetensors file, verified.
         path: Where they come from, for messages.
         name: Version, for messages.
-        kind: Of its task, for messages.
+        kind: The kind of its task, for messages.
         head_only: They are those of the head; the others become NaN.
 
     Raises:

@@ -104,8 +104,8 @@ def body(kind: str, name: str, *, channels: int, weights: Path | None) -> nn.Mod
 
     Args:
         kind: timm or torchvision.
-        name: Of the model, as the package has it.
-        channels: Of the images.
+        name: The name of the model, as the package has it.
+        channels: The channels of the images.
         weights: Folder of model.safetensors, whose classifier is left out; None: random weights.
 
     Raises:

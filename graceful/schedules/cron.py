@@ -58,7 +58,7 @@ class Cron:
 
     Attributes:
         text: As it was written.
-        zone: Of its fields.
+        zone: The zone of its fields.
         values: What each of the five fields allows.
         either_day: Both kinds of day are restricted, so that either of them fires.
     """

@@ -42,7 +42,7 @@ class Event:
         due: When it should have started.
         at: When this was written.
         outcome: running, passed, held, skipped, failed, interrupted, or missed.
-        exit_code: Of the refresh; None if there was none, or it has not ended.
+        exit_code: The exit code of the refresh; None if there was none, or it has not ended.
         reason: One line for people.
     """
 
@@ -142,7 +142,7 @@ def unfinished(events: Iterable[Event]) -> Event | None:
     """Return the last event that began or interrupted a firing, unless that firing ended since.
 
     Args:
-        events: Of one schedule, oldest first.
+        events: The events of one schedule, oldest first.
     """
     events = tuple(events)
     started = [event for event in events if event.outcome in UNFINISHED]

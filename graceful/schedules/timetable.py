@@ -44,7 +44,7 @@ class Entry:
     Attributes:
         name: Lower case letters, digits and hyphens; versions are named after it.
         cron: As `cron.read` takes it.
-        time_zone: Of the cron expression.
+        time_zone: The time zone of the cron expression.
         document: The resolved spec as JSON values, to which every firing gives a name of its own; or under the key
             `BACKFILL` what a backfill reads.
         since: Firings up to this moment do not count: when it was applied or resumed.

@@ -18,7 +18,7 @@ def require_splits(
     """Refuse files without a training split, and splits that are named twice.
 
     Args:
-        files: Of the task.
+        files: The files of the task.
         key: What may name the split of a sample instead, e.g. `columns.split`.
         named: Whether it does.
         what: A file, for the message.

@@ -24,7 +24,7 @@ class Memory:
     """Bytes of one rank.
 
     Attributes:
-        parameters: Of the network, all of them.
+        parameters: The parameters of the network, all of them.
         weights: On the GPU.
         gradients: On the GPU, with the buckets in which they travel.
         optimizer: On the GPU: moments, and copies of the weights.

@@ -59,7 +59,7 @@ def read_npz(
     """Return the arrays of an `.npz` file by name, each with one axis.
 
     Args:
-        path: Of the file.
+        path: The path of the file.
         kinds: The type that each array must have, as a kind (`U`) or a kind with its bytes (`f4`); others are left out.
         description: The file should hold, for messages.
         largest: Bytes that they may take together.
@@ -104,7 +104,7 @@ def read_header(stream: IO[bytes], *, name: str) -> tuple[tuple[int, ...], np.dt
 
     Args:
         stream: At the file's first byte; afterwards at its first element.
-        name: Of the array, for messages.
+        name: The name of the array, for messages.
 
     Raises:
         ValueError: It is not a header, or announces more than any machine holds.

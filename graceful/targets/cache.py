@@ -69,7 +69,7 @@ class Cache:
         name: The predecessor's version name.
         classes: The predecessor's classes, in the order of the logits.
         ids: [N] UTF-8.
-        ids_digest: Of the ids, see `names.ids_digest`.
+        ids_digest: The digest of the ids, see `names.ids_digest`.
         logits: [V, N, C] fp16, below the row maximum.
         offsets: [V, N] fp32.
         embeddings: [V, N, d] fp16 or fp32.

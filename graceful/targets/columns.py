@@ -32,9 +32,9 @@ def mapped(folder: Path, *, names: Collection[str], classes: int) -> dict[str, N
     """Return the arrays of a cache by file name, memory-mapped: a header that promises too much takes no memory.
 
     Args:
-        folder: Of the cache.
-        names: Of its files, as its description lists them.
-        classes: Of the predecessor.
+        folder: The folder of the cache.
+        names: The names of its files, as its description lists them.
+        classes: The classes of the predecessor.
 
     Raises:
         IntegrityError: A file is missing or unknown, or has another type or shape than the others want.

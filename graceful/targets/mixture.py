@@ -37,7 +37,7 @@ class Member:
     """One predecessor in a mixture.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         cache: Its outputs, aligned with the training ids.
         columns: [S] its label for each class of the mixture, by name; None: the mixture is of embeddings.
         labels: [N] its label of each training sample, -1: a class it does not know.

@@ -25,7 +25,7 @@ class OldSide:
     """One old version of a blend.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         cache: Its outputs, aligned with the training ids.
         known: Which of its classes the new version knows.
     """
@@ -41,7 +41,7 @@ class Teacher:
     Args:
         references: Caches of the reference runs, at least one, all with the same views.
         old: The old versions; those with share 0 are not read.
-        shares: Of each old version, by its name.
+        shares: The shares of each old version, by its name.
         temperature: T.
         device: Where batches go.
         scratch: Folder on a disk with room, for teachers above 1 GiB; None: the system's.

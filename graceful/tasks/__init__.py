@@ -41,7 +41,7 @@ def build(section: spec.Task, *, trusted: Collection[str] | None = None) -> Task
     """Build the task a section describes, with its learner. Opens no data yet beyond what names the classes.
 
     Args:
-        section: Of a spec.
+        section: The section of a spec.
         trusted: Digests of which a user's code must have one, for a section that a registry or a bucket recorded;
             None: the section is the user's own, and what it names is run.
 

@@ -35,7 +35,7 @@ class Source:
     """Code that may be run.
 
     Attributes:
-        path: Of the module that defines `task`.
+        path: The path of the module that defines `task`.
         entry: Its content.
         digest: SHA-256 of the code.
         folder: Whose modules it imports; None: it is a file alone.

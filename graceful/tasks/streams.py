@@ -58,7 +58,7 @@ class Stream:
         classes: Names of the labels.
         digest: What changes when the rows do, such as the revision of a data set.
         id, label: Of a row: a text, and an index into the classes.
-        item: Of a row: what `transform` takes; None: the row itself.
+        item: The item of a row: what `transform` takes; None: the row itself.
         path: The user's file that made it, for messages.
     """
 

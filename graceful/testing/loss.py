@@ -22,7 +22,7 @@ def check(loss: Loss, *, batch: int = 16, seed: int = 0) -> torch.Tensor:
     Args:
         loss: With the options to be checked.
         batch: Samples.
-        seed: Of the random outputs.
+        seed: The seed of the random outputs.
 
     Returns:
         The value, a scalar.

@@ -53,7 +53,7 @@ def inputs(about: About, *, count: int = 60, seed: int = 0, grouped: bool = Fals
     Args:
         about: What the metric is about: none, one or two ancestors.
         count: Samples.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
         grouped: Whether five samples each belong together.
     """
     ancestors = {About.VERSION: 0, About.ANCESTOR: 1, About.CHAIN: 2}[about]

@@ -59,7 +59,7 @@ class Materials:
         merged: Terms that are merged, and their targets; `remix` before the first slice.
         reference: Mean of the reference runs, or the teacher of a blend.
         views: Epochs cycle through so many views; None: every epoch has its own.
-        seed: Of the views.
+        seed: The seed of the views.
         weights: What each sample counts in the task's loss; None: all the same.
         stream: Reads the training rows where they are a stream; None: `train` has all of them.
         device: Where slices go.
@@ -237,9 +237,9 @@ def require_outputs(outputs: Outputs, *, rows: int, classes: int, given: str) ->
     """Refuse outputs of another shape than graceful needs.
 
     Args:
-        outputs: Of a network.
+        outputs: The outputs of a network.
         rows: Samples that it was given.
-        classes: Of its version.
+        classes: The classes of its version.
         given: The samples, for the message.
 
     Raises:

@@ -39,7 +39,7 @@ class BlockOrder:
     """The order of one epoch as a function of places in it.
 
     Args:
-        runs: Of the training samples.
+        runs: The runs of the training samples.
         key: Seed and epoch.
     """
 

@@ -72,9 +72,9 @@ class BudgetMultipliers:
         """Move the multipliers.
 
         Args:
-            counts: Of all ranks together.
+            counts: The counts of all ranks together.
             epoch: From 0.
-            validation_error: Of this checkpoint.
+            validation_error: The validation error of this checkpoint.
 
         Returns:
             Facts for the trace, and whether this is the best checkpoint so far.

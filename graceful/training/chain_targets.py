@@ -31,7 +31,7 @@ class ChainTargets:
         weights: [N, C].
         silent: `<loss>/<version>` of what never weighed a sample.
         base: [N] weights of the labels alone.
-        pulls: Of predecessors, the latest first; empty for some of the samples.
+        pulls: The pulls of predecessors, the latest first; empty for some of the samples.
     """
 
     labels: Tensor
@@ -72,7 +72,7 @@ def chain_targets(
         materials: Data and predecessors.
         batches: All of them.
         amplitude: Target of the right class.
-        strengths: Of predecessors, by name.
+        strengths: The strengths of predecessors, by name.
     """
     rows, device = batches.rows, materials.device
     labels = torch.from_numpy(np.asarray(materials.train.labels[rows])).to(device)

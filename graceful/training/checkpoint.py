@@ -61,7 +61,7 @@ class Part:
 
     Attributes:
         folder: Holds exactly the files this rank wrote.
-        step: Of the checkpoint.
+        step: The step of the checkpoint.
         metrics: What is known of it.
         state: JSON values; the same on all ranks.
         rank: This rank.

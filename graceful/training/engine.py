@@ -99,7 +99,7 @@ def build(train: spec.Train, network: nn.Module, *, device: torch.device, run: R
     Args:
         train: The section of the spec.
         network: What is trained.
-        device: Of this rank.
+        device: The device of this rank.
         run: How a batch goes through the network, a learner's `forward`; None: embed, then classify.
 
     Raises:

@@ -31,7 +31,7 @@ class FixedBatches(Sequence[Batch]):
     Args:
         samples: The split.
         learner: Makes batches.
-        positions: Of each batch.
+        positions: The positions of each batch.
         device: Where batches go.
     """
 
@@ -105,7 +105,7 @@ def data_digest(
     """Return the SHA-256 of ids, labels, weights and inputs, whatever order the data had; every rank must ask.
 
     Args:
-        batches: Of all ranks; this one reads its own.
+        batches: The batches of all ranks; this one reads its own.
         weights: [N] of the samples in order of the batches; None: all the same.
         rank, world_size: This rank, and how many there are.
         labels: false: inputs alone.

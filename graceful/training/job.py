@@ -51,7 +51,7 @@ class TrainingJob:
         seed: Of initial weights, order, augmentation; None: `spec.train.seed`.
         constrained: False trains freely, whatever the spec's compatibility section says.
         contract: Budgets, where the spec's weighting is adaptive.
-        shares: Of the predecessors in the blend's teacher, by name, where the spec has a blend.
+        shares: The shares of the predecessors in the blend's teacher, by name, where the spec has a blend.
         task: The spec's task, if it is built already; used only without Ray.
         data: Digest of the training samples as the driver saw them; workers must see the same. None: not compared.
         base: Digest of the checkpoint's weights that adapters are trained beside, as the driver saw them; workers must

@@ -29,7 +29,7 @@ def remembered(folder: Path, key: Mapping[str, Any], make: Callable[[], dict[str
     """Return tensors from a file, or make and keep them.
 
     Args:
-        folder: Of the files.
+        folder: The folder of the files.
         key: What determines the tensors, as JSON values.
         make: Makes them.
     """

@@ -29,7 +29,7 @@ class Iterations:
         job: What is solved.
         context: The rank.
         reporter: Writes the trace.
-        digest: Of the job's identity; a checkpoint of another one is refused.
+        digest: The digest of the job's identity; a checkpoint of another one is refused.
         most: Iterations at most.
     """
 

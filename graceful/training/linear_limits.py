@@ -28,7 +28,7 @@ class Drifted:
     """What keeps a budget of drift.
 
     Attributes:
-        factor: Of the weights of all losses.
+        factor: The factor of the weights of all losses.
         system: Factorised with these weights.
         note: For the report.
     """
@@ -116,7 +116,7 @@ def with_protection(
         solution: The free minimum.
         system: Factorised.
         kernel: [M, M] of all samples.
-        section: Of the spec.
+        section: The section of the spec.
         rows: What `protected_rows` gave.
         ridge: N x penalty.
 

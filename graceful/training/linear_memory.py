@@ -24,7 +24,7 @@ class Predecessor:
     """A memory that a predecessor keeps, and its delta.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         kept: Its memory.
         delta: [P] float64.
     """
@@ -98,7 +98,7 @@ def kept(
 
     Args:
         linear: What was solved.
-        section: Of the spec.
+        section: The section of the spec.
         before: What the predecessor keeps; None: nothing.
         penalty: l.
         moments: Kronecker factors of its own samples.

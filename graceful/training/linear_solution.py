@@ -66,9 +66,9 @@ def by_iterations(
 
     Args:
         linear: What is solved.
-        problem: Of this rank's samples.
+        problem: The problem of this rank's samples.
         factors: Precondition.
-        state: Of an interrupted run; None: from delta 0.
+        state: The state of an interrupted run; None: from delta 0.
         each: Called after each iteration.
     """
     derivative = linear.derivative(linear.own)

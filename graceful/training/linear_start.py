@@ -58,10 +58,10 @@ def starting_network(
 
     Args:
         method: The section of the spec.
-        task: Of the new version.
+        task: The task of the new version.
         train: Its training samples.
         start: The predecessor whose weights (or whose w0) they are; None: the network as the task builds it.
-        seed: Of what is drawn at random.
+        seed: The seed of what is drawn at random.
 
     Raises:
         SpecError: The head was trained on the same samples, or there is no head to initialise.

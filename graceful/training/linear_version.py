@@ -54,7 +54,7 @@ def write_version(
         linear: What was solved.
         solution: The minimum.
         certificate: Of it.
-        notes: Of the penalty and of limits, for the report.
+        notes: The notes of the penalty and of limits, for the report.
         files: What is kept beside the weights, by name.
         reporter: Gets the row of the epoch.
         seconds: Of the solution.

@@ -52,7 +52,7 @@ def run(job: TrainingJob, context: RankContext, *, digest: str, make: type[Loop]
     Args:
         job: What to train.
         context: The rank, its device and where checkpoints go.
-        digest: Of the job's identity; a checkpoint of another one is refused.
+        digest: The digest of the job's identity; a checkpoint of another one is refused.
         make: The loop; None: that of gradient descent on all weights.
 
     Returns:

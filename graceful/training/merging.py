@@ -50,7 +50,7 @@ class Group:
         """Return `sum_i W_i D_i / B`: what the terms of all its versions add up to, less a constant.
 
         Args:
-            outputs: Of the new version.
+            outputs: The outputs of the new version.
             merged: Outputs of the versions of the group.
             columns: What `some_columns` gave.
         """

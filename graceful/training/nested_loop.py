@@ -46,7 +46,7 @@ def projected(gradients: Sequence[Tensor]) -> list[Tensor]:
     alone: over all of them together, gradients of capacities that share a target were never seen in conflict.
 
     Args:
-        gradients: Of one shape each.
+        gradients: The gradients of one shape each.
     """
     found = []
     for position, own in enumerate(gradients):

@@ -49,7 +49,7 @@ class TorchEngine:
     Args:
         train: The section of the spec.
         network: What is trained.
-        device: Of this rank.
+        device: The device of this rank.
         run: How a batch goes through the network; None: embed, then classify.
         fused: Take a step in one kernel, which the device itself can leave out; None: on GPUs, but not with fp16, whose
             first steps are often left out, and torch's fused SGD then keeps momentum that was never set.

@@ -24,8 +24,8 @@ class ParameterGroup:
 
     Attributes:
         parameters: All that are trained.
-        factor: Of the learning rate.
-        weight_decay: Of these parameters.
+        factor: The factor of the learning rate.
+        weight_decay: The weight decay of these parameters.
     """
 
     parameters: tuple[nn.Parameter, ...]

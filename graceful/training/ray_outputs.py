@@ -40,7 +40,7 @@ class Recipe:
     """What a worker needs to run a predecessor as the driver would.
 
     Attributes:
-        spec: Of the version in training; its task has the samples.
+        spec: The spec of the version in training; its task has the samples.
         stored: The predecessor, which the worker opens itself.
         role: Which of its encoders runs.
         data: Digest of the training samples as the driver saw them.

@@ -26,9 +26,9 @@ class StepReading:
         step: From 0.
         epoch: From 0.
         rate: Learning rate.
-        positions: Of this rank's samples, a slice each.
+        positions: The positions of this rank's samples, a slice each.
         slices: Means over ranks, a mapping for each slice: `total`, each part of the loss, and `correct`.
-        norm: Of the gradient; None: not known.
+        norm: The norm of the gradient; None: not known.
     """
 
     step: int

@@ -16,7 +16,7 @@ class Reporter:
     Args:
         job: What is trained.
         context: Which rank this is, and where.
-        steps: Of the whole run.
+        steps: The number of steps of the whole run.
     """
 
     def __init__(self, job: TrainingJob, context: RankContext, *, steps: int) -> None:
@@ -29,8 +29,8 @@ class Reporter:
 
         Args:
             step: From 0.
-            samples: Of the training split.
-            sampler: Of this run.
+            samples: The number of samples of the training split.
+            sampler: The sampler of this run.
             rates: Learning rates of the parts of the network; None: there is one.
 
         Raises:
@@ -51,7 +51,7 @@ class Reporter:
 
         Args:
             step: From 0.
-            samples: Of the training split.
+            samples: The number of samples of the training split.
             batch: What is computed at once, in words.
             engine: What computes.
             facts: Further columns.
@@ -86,7 +86,7 @@ class Reporter:
             step: From 1.
             epoch: From 0.
             rate: Learning rate.
-            norm: Of the gradient; None: not known.
+            norm: The norm of the gradient; None: not known.
         """
         self._clock.tick()
         pace = self._clock.seconds_per_step

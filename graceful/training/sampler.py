@@ -35,7 +35,7 @@ class Sampler:
         batch_size: Samples per optimiser step over all ranks.
         accumulation: Slices per optimiser step.
         world_size: Ranks.
-        seed: Of the permutations.
+        seed: The seed of the permutations.
         runs: Neighbours that are read together; None: an epoch is one permutation of all samples.
         in_order: Every epoch has the samples in their own order, as a stream gives them.
     """

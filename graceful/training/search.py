@@ -51,7 +51,7 @@ def concurrency(workers: int, *, gpus: bool = False) -> int:
     """Return how many trials of so many Ray Train workers (0: one process) run at a time where Ray is; starts it.
 
     Args:
-        workers: Of a trial.
+        workers: The workers of a trial.
         gpus: Each worker takes a GPU, if there are any.
     """
     connect()  # before ray is imported: it reads the environment once
@@ -73,7 +73,7 @@ def on_ray(
         at_once: Trials at a time.
         workers: Ray Train workers that each trial starts itself, wherever there is room; its own process stays on this
             machine, whose files it shares. 0: it computes in its own process.
-        gpus: Of a trial's own process.
+        gpus: The GPUs of a trial's own process.
     """
     for name, value in _KNOBS.items():
         os.environ.setdefault(name, value)

@@ -43,7 +43,7 @@ class Shares:
     """Seconds by what they were spent on.
 
     Args:
-        device: Of this rank.
+        device: The device of this rank.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -114,7 +114,7 @@ class StepProfiler:
 
     Args:
         path: The file, .json.gz; None: nothing is profiled.
-        device: Of this rank.
+        device: The device of this rank.
     """
 
     def __init__(self, path: Path | None, device: torch.device) -> None:
@@ -145,7 +145,7 @@ class Speedometer:
 
     Args:
         train: The section of the spec.
-        context: Of this rank.
+        context: The context of this rank.
     """
 
     def __init__(self, train: spec.Train, context: RankContext) -> None:
@@ -162,7 +162,7 @@ class Speedometer:
         Args:
             network: Runs the batch in eval mode, without gradients.
             learner: Knows how.
-            batch: Of this rank.
+            batch: The batch of this rank.
         """
         if self._flops is not None:
             return

@@ -23,8 +23,8 @@ def weights_of(
 
     Args:
         start: The predecessor.
-        network: Of this version; its weights stand in for what the predecessor has none for.
-        task: Of this version.
+        network: The network of this version; its weights stand in for what the predecessor has none for.
+        task: The task of this version.
         head: Take the head alone, which must be left of the predecessor; the rest stays this version's own.
         linearised: This version is linearised too, so that the starting weights of a linearised predecessor are meant.
 

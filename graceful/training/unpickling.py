@@ -50,7 +50,7 @@ def load_tensors(path: Path, *, map_location: Any, classes: Sequence[type] = ())
     """Return what `torch.save` wrote, if it is made of tensors, containers and plain values.
 
     Args:
-        path: Of the file.
+        path: The path of the file.
         map_location: Where tensors go, as `torch.load` takes it.
         classes: Further classes whose instances may occur; plain holders of values.
 

@@ -73,7 +73,7 @@ def opened(ancestor: Ancestor, *, task: Task, train: Samples, wanted: frozenset[
 
     Args:
         ancestor: The predecessor; weights that are not needed may be missing, see `programs.availability`.
-        task: Of the new version.
+        task: The task of the new version.
         train: The training split.
         wanted: What `objective.needs` says.
         device: Where outputs go.

@@ -43,9 +43,9 @@ class Schedule:
     """A schedule: what it submits, when, and with which account.
 
     Attributes:
-        name: Of the schedule and of its CronJob; versions are named after it.
+        name: The name of the schedule and of its CronJob; versions are named after it.
         cron: As `cron.read` takes it.
-        time_zone: Of the cron expression.
+        time_zone: The time zone of the cron expression.
         model: Family that is refreshed; `model-firing` is the run id.
         document: The resolved spec as JSON values.
         files: Texts by file name that lie beside it.

@@ -29,7 +29,7 @@ class Removal:
 
     Attributes:
         kind: RayJob, Job or ConfigMap; Checkpoints for a folder in a bucket.
-        name: Of the object; address of the folder.
+        name: The name of the object; address of the folder.
         uid: This very object: a successor of the same name is not touched. Empty for a folder.
         why: For people.
     """

@@ -75,7 +75,7 @@ def lines(
 
     Args:
         kube: The API server.
-        name: Of the RayJob.
+        name: The name of the RayJob.
         follow: Until the job is over.
         since: Only lines of this moment and later.
         patience: Pauses and clock.

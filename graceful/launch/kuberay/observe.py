@@ -39,7 +39,7 @@ class Observer:
 
     Attributes:
         kube: The API server.
-        name: Of the RayJob.
+        name: The name of the RayJob.
         starting: Seconds of a watch while machines come.
         running: Seconds of a watch while the program runs.
     """

@@ -100,7 +100,7 @@ def resume(kube: Kube, name: str, *, patience: Patience | None = None, renew: Re
 
     Args:
         kube: The API server.
-        name: Of the job.
+        name: The name of the job.
         patience: With the deletion of the old job.
         renew: Makes the job to send of the one that was sent.
 

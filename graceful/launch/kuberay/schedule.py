@@ -40,7 +40,7 @@ class Firing:
     """One firing, past or running.
 
     Attributes:
-        name: Of the Job and of the version.
+        name: The name of the Job and of the version.
         at: When it started.
         outcome: running, passed, held, skipped (no new data), or why it failed.
         reason: One line for people; empty if there is nothing to say.
@@ -57,10 +57,10 @@ class ScheduleStatus:
     """The present state of a schedule.
 
     Attributes:
-        name: Of the schedule.
+        name: The name of the schedule.
         cronjob: Of its CronJob.
         cron: As it is written there.
-        time_zone: Of the cron expression.
+        time_zone: The time zone of the cron expression.
         paused: Fires only on demand.
         next: When it fires next; None: paused, or the expression is not one that we read.
         last: Its newest firing; None: none is known.

@@ -141,7 +141,7 @@ class Kube:
 
         Args:
             kind: Key of `KINDS`.
-            name: Of the object.
+            name: The name of the object.
             propagation: Background, Foreground or Orphan.
             uid: Delete this very object, not a successor of the same name (ConflictError then).
             namespace: None: ours.

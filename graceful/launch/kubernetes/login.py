@@ -70,7 +70,7 @@ def login(user: Section, cluster: Section, *, where: str, files: Sequence[Path],
     """Return the identity of a user section: a token, a password, a certificate, a plugin, and whom it impersonates.
 
     Args:
-        user: Of the kubeconfig, with absolute paths.
+        user: The user of the kubeconfig, with absolute paths.
         cluster: The cluster's, which some plugins want to know.
         where: Names the context in messages.
         files: The kubeconfig, where the official client renews a token.

@@ -56,7 +56,7 @@ class Wire:
             url: Where.
             request: For messages.
             body: JSON.
-            form: Of the body: apply, merge, or empty for plain JSON.
+            form: The form of the body: apply, merge, or empty for plain JSON.
 
         Raises:
             ApiError: As `refusals` draws them.

@@ -36,7 +36,7 @@ class State:
 
     Attributes:
         attempt: 1 for the first.
-        pid: Of the supervisor, which leads the process group of the program; 0: it never started.
+        pid: The process id of the supervisor, which leads the process group of the program; 0: it never started.
         offset: Bytes of the log that belong to earlier attempts.
         exit_code: None: not over, or its supervisor was killed.
     """

@@ -51,7 +51,7 @@ class Pair:
     Args:
         version: The old version.
         space: Classes that both know.
-        outputs: Of the new version, fp32 at least; samples that its mask leaves out count as not present.
+        outputs: The outputs of the new version, fp32 at least; samples that its mask leaves out count as not present.
         labels: [B] new labels.
         old: None where no loss reads old outputs; then everything counts as present.
     """

@@ -25,14 +25,14 @@ class Plan:
     """What is fitted, and what it is judged by.
 
     Attributes:
-        folder: Of the adapter's files.
+        folder: The folder of the adapter's files.
         model, name: Of the adapter.
-        kinds: Of maps that are tried.
+        kinds: The kinds of maps that are tried.
         interpolate: Also try points between old and mapped query.
-        constraints: Of the gate.
-        family: Of its intervals.
-        draws: Of the bootstrap.
-        seed: Of networks and of the bootstrap.
+        constraints: The constraints of the gate.
+        family: The family of its intervals.
+        draws: The number of draws of the bootstrap.
+        seed: The seed of networks and of the bootstrap.
     """
 
     folder: Path

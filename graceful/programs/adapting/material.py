@@ -81,7 +81,7 @@ def of_versions(
     """Run both versions on the samples of a task; outputs that are kept of a whole split are read instead.
 
     Args:
-        spec: Of the adapter.
+        spec: The spec of the adapter.
         task: Whose samples; each version sees them through its own transform.
         old: The version whose gallery is there.
         new: The version whose queries come.

@@ -35,11 +35,11 @@ class Wanted:
         old: The version whose gallery is there: MODEL, MODEL:NUMBER, MODEL:NAME or MODEL@ALIAS.
         new: The version whose queries come.
         side: Which side is mapped.
-        kinds: Of the maps that are tried.
+        kinds: The kinds of the maps that are tried.
         interpolate: Also try points between old and mapped query.
         pairs: Samples to fit on, at most.
-        seed: Of networks, and of the bootstrap.
-        name: Of the adapter; None: `<old>-<new>`, for the gallery with `-gallery`.
+        seed: The seed of networks, and of the bootstrap.
+        name: The name of the adapter; None: `<old>-<new>`, for the gallery with `-gallery`.
         bounds: Metric -> bound, for the gate.
         spec: Whose task has the samples; None: the recorded one of the new version.
     """

@@ -40,7 +40,7 @@ class Recipe:
     """What an actor needs to measure paths as the driver would.
 
     Attributes:
-        spec: Of the search.
+        spec: The spec of the search.
         state: Weights of the supernet.
         index: [N, d] embeddings of the gallery side by the gallery model.
         data: Digests of training, query and gallery samples as the driver saw them.

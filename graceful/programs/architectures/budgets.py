@@ -37,8 +37,8 @@ class Prices:
         space: The paths.
         like: Whose embedding, head and normalisation they have.
         input_shape: (channels, height, width) of an image.
-        budget: Of the spec.
-        folder: Of the search, where latencies of this kind of machine are kept; None: nowhere.
+        budget: The budget of the spec.
+        folder: The folder of the search, where latencies of this kind of machine are kept; None: nowhere.
     """
 
     def __init__(

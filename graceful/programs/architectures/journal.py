@@ -23,7 +23,7 @@ class Journal(Generic[T]):
     """Records by the digest of a path. A last line that was cut off is dropped, and so is what is not a record.
 
     Attributes:
-        path: Of the file; made when the first record is added.
+        path: The path of the file; made when the first record is added.
         parse: JSON values -> record; raises TypeError or ValueError for others.
     """
 

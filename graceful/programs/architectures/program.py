@@ -107,7 +107,7 @@ def score(run: Run, networks: Sequence[StagedNetwork], *, ancestors: Sequence[An
 
     Args:
         run: See `run_of`.
-        networks: Of the space.
+        networks: The networks of the space.
         ancestors: As of `conclude`.
 
     Raises:

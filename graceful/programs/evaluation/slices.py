@@ -23,7 +23,7 @@ class Slice:
     Attributes:
         against: Name of the predecessor.
         kind: class or group.
-        name: Of the class or group.
+        name: The name of the class or group.
         nfr: Share of its ids that flipped.
         lower: Lower end of the 95 % interval.
         upper: Upper end. The images of one group hang together, so that a group's interval is too narrow.

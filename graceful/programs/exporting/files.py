@@ -143,7 +143,7 @@ def quantise(source: Path, target: Path, batches: Sequence[Batch]) -> None:
     """Write an ONNX file with weights, and for inputs of numbers also activations, of 8 bits.
 
     Args:
-        source: Of floating-point numbers.
+        source: The source of floating-point numbers.
         target: Where.
         batches: Training samples from which the ranges of activations are read; texts need none.
     """

@@ -38,7 +38,7 @@ class Blended:
     """A blend as it was planned.
 
     Attributes:
-        shares: Of the old versions in the teacher, by name.
+        shares: The shares of the old versions in the teacher, by name.
         evidence: Outputs of versions on the held-out samples; None: some cannot be run, and the shares were given.
         held_out: These samples.
         teacher: What is predicted for it.
@@ -116,7 +116,7 @@ def evidence_of(
         chain: The old versions.
         references: The reference runs.
         held_out: The held-out samples.
-        classes: Of the new version.
+        classes: The classes of the new version.
         batch_size: Samples per forward pass.
     """
     labels = held_out.labels
@@ -163,7 +163,7 @@ def plan(
     Args:
         section: What was asked for.
         evidence: Outputs of versions; None: some cannot be run.
-        names: Of the old versions, latest first.
+        names: The names of the old versions, latest first.
         weighting: How a given total is divided.
         held_out: The held-out samples.
         recorded: Shares with which this run began; it keeps to them.

@@ -59,7 +59,7 @@ def finish(
         spec: What was trained.
         task: Its task.
         weights: What training wrote; stays.
-        folder: Of the bundle.
+        folder: The folder of the bundle.
         start: The version at whose weights training started; None: at random.
         linearised: Measurements of a linearised version from training; None: it is not one.
 

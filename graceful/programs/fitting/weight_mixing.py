@@ -28,7 +28,7 @@ def mix(network: nn.Module, start: StoredVersion, share: float, *, spec: Refresh
     Args:
         network: As it was trained, started at the predecessor's weights.
         start: The predecessor.
-        share: Of the predecessor's weights, in [0, 1); 0 changes nothing.
+        share: The share of the predecessor's weights, in [0, 1); 0 changes nothing.
         spec: What was trained.
         task: Its task.
 

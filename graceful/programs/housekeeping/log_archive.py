@@ -52,7 +52,7 @@ class Archive:
 
         Args:
             storage: s3://bucket/prefix; None: there is none, and nothing is kept.
-            name: Of the run.
+            name: The name of the run.
         """
         if storage is None:
             self._texts.clear()

@@ -22,7 +22,7 @@ def ship(path: Path, storage_uri: str) -> dict[str, Any]:
     """Upload a folder or file unless its content is there already.
 
     Args:
-        path: Of the code.
+        path: The path of the code.
         storage_uri: s3://bucket/prefix.
 
     Returns:

@@ -38,7 +38,7 @@ class Action:
         index: Folder of the index, or s3://bucket/prefix.
         source: The new model.
         order: random, distance, uncertainty or traffic.
-        seed: Of the order.
+        seed: The seed of the order.
         batch: Vectors of one commit.
         rate: Most vectors a second; None: as fast as it goes.
         stop_at: Share at which it stops.
@@ -46,10 +46,10 @@ class Action:
         traffic: File that says how often each id was found.
         sample: Of plan, how many ids are embedded.
         price: Of plan, per hour of the machines of a profile.
-        currency: Of the price.
+        currency: The currency of the price.
         reason: Why.
         author: Who.
-        run_id: Of a job, under which copies of its log are kept; empty: it is none.
+        run_id: The id of the job under which copies of its log are kept; empty: it is none.
     """
 
     action: str

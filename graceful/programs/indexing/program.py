@@ -32,7 +32,7 @@ class Action:
         source: Vectors to store or to search with.
         sources: Of query: files of the same queries by other models.
         backend: Of build.
-        options: Of the backend.
+        options: The options of the backend.
         replace: Of add.
         mixed: Of add.
         ids: Of delete.

@@ -52,8 +52,8 @@ class Embedder:
 
     Attributes:
         version: Opened.
-        samples: Of the split.
-        space: Of its vectors.
+        samples: The samples of the split.
+        space: The space of its vectors.
     """
 
     version: Predecessor

@@ -123,7 +123,7 @@ def tell_action(
         notices: The receivers.
         store: Has the history.
         event: What was recorded now; None: nothing had to be done.
-        kind: Of the event.
+        kind: The kind of the event.
         version: To which it was done.
         champion: Number of the champion now.
     """

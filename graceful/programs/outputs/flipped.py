@@ -35,7 +35,7 @@ class Flip:
     """One sample that an ancestor answers right and the new version wrong.
 
     Attributes:
-        id: Of the sample.
+        id: The id of the sample.
         against: Name of the ancestor.
         label: True class.
         predicted: Prediction of the new version.

@@ -137,7 +137,7 @@ def answers_on_split(
         batch_size: Most samples at a time.
         role: Its encoder for that role is used.
         embeddings: Whether these are kept, too.
-        positions: Of the samples; None: all.
+        positions: The positions of the samples; None: all.
     """
     if positions is None:
         positions = np.arange(len(samples), dtype=np.int64)

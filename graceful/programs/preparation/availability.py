@@ -34,7 +34,7 @@ def require_usable(
     Args:
         chain: The predecessors that the losses see.
         compatibility: What is asked of them.
-        classes: Of the new version.
+        classes: The classes of the new version.
         clean: Their caches hold the clean view.
         live: They run in every step.
 

@@ -33,7 +33,7 @@ def read(store: Store, spec: RefreshSpec, run_dir: Path, *, begun: bool = True, 
 
     Args:
         store: The registry.
-        spec: Of the run.
+        spec: The spec of the run.
         run_dir: Its folder.
         begun: Whether something in the folder was made with the recorded ancestors; else the registry is asked again.
         keep: Whether to record the registry's answer; not for commands that only show it.

@@ -35,7 +35,7 @@ class Run:
     Attributes:
         spec: What is asked.
         home: Folder of runs, caches and the default registry.
-        folder: Of this run's files.
+        folder: The folder of this run's files.
         mirror: Copy of the home folder in a bucket, where there is one.
         versions: By absolute folder, those that were asked for; each is opened once.
     """

@@ -18,7 +18,7 @@ def of(store: Store, record: LineageRecord, given: Mapping[str, Any] | None, *, 
 
     Args:
         store: The registry.
-        record: Of the version.
+        record: The record of the version.
         given: Resolved, as the command line sends it.
         what: Is done with the version, for messages.
 

@@ -37,7 +37,7 @@ class Asked:
         k: Results that are compared.
         worst: Queries that are listed.
         html: Page to write; None: none.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
     """
 
     a: str

@@ -38,7 +38,7 @@ class Asked:
         adapter: Of searches: maps the queries with which `new` is searched.
         count: How many are listed.
         out: File to write all of them to, .csv; None: none.
-        seed: Of the prediction.
+        seed: The seed of the prediction.
     """
 
     old: str

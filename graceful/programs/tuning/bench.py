@@ -34,7 +34,7 @@ class Bench:
     Attributes:
         spec: As written, with its `tune` section.
         task: Built.
-        folder: Of all fits of this search.
+        folder: The folder of all fits of this search.
         home: Folder of the caches that runs share.
         ancestors: The chain, latest first.
         tune: The section, defaults where there is none.

@@ -29,7 +29,7 @@ class Candidate:
     """One of the best trials, trained again.
 
     Attributes:
-        number: Of the trial.
+        number: The number of the trial.
         point: Its parameters.
         promised: Its record in the search.
         held_back: What it kept with fresh seeds; None: a training failed.
@@ -51,7 +51,7 @@ def select(
     The best of many lie close to the limit, where half of them got by luck; a second round is made of what has room.
 
     Args:
-        trials: Of the search.
+        trials: The trials of the search.
         count: How many in a round.
         again: Trains trials again, see `retrain`.
 

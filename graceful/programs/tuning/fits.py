@@ -51,14 +51,14 @@ class Work:
     """The input of a trial as JSON values, because it may run in another process.
 
     Attributes:
-        folder: Of all fits of the search.
+        folder: The folder of all fits of the search.
         home: Folder of the caches that runs share.
         spec: The resolved spec of this fit, seed and weights included; untreated: without losses.
         ancestors: Bundles of the chain, latest first.
         part: On what it is measured.
         keep: Keep the weights, for a later measurement on another part.
         reference: Not the spec's own version but its unconstrained run of that number, which all runs share.
-        shares: Of the predecessor's weights: the same training is measured with each of them too.
+        shares: The shares of the predecessor's weights: the same training is measured with each of them too.
     """
 
     folder: str

@@ -80,7 +80,7 @@ def tune(
     """Search, choose, test. Each finished trial is kept: the same call continues, a finished search is repeated.
 
     Args:
-        run: Of the search, see `run_of`.
+        run: The run of the search, see `run_of`.
         progress: Called with rows of progress.
         watch: Called with what was tried before, once the search is open.
 

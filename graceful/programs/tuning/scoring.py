@@ -40,7 +40,7 @@ class Old:
     """What one predecessor said.
 
     Attributes:
-        name: Of the version.
+        name: The name of the version.
         right: [N]
         known: [N] ids whose class it knows: flips are counted among these.
     """
@@ -149,7 +149,7 @@ def mean_bounds(values: Floats, units: NDArray[np.int64], confidence: float) -> 
     Args:
         values: [S, N] in [-1, 1].
         units: [N] groups.
-        confidence: Of each bound; 0.5: the mean itself.
+        confidence: The confidence of each bound; 0.5: the mean itself.
     """
     seeds, n = values.shape
     by_id = values.mean(axis=0)

@@ -83,7 +83,7 @@ class Study:
         path: The journal.
         tune: What is searched.
         space: Its parameters.
-        seed: Of the sampler; a continued search draws new points.
+        seed: The seed of the sampler; a continued search draws new points.
 
     Raises:
         IntegrityError: A line of the journal is damaged; which.

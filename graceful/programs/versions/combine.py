@@ -28,10 +28,10 @@ class Wanted:
     Attributes:
         model: Model family.
         versions: Name of a version -> its factor.
-        name: Of the new version.
+        name: The name of the new version.
         folded: As an ordinary network.
         dry_run: Only predict.
-        spec: Of the newest of the versions; None: the recorded one.
+        spec: The spec of the newest of the versions; None: the recorded one.
     """
 
     model: str
@@ -47,7 +47,7 @@ class Predicted:
     """What a combination would do on validation samples.
 
     Attributes:
-        factors: Of the versions.
+        factors: The factors of the versions.
         error: Error rate.
         flips: Negative flip rate against each version.
         samples: How many.

@@ -31,7 +31,7 @@ class Flip:
     """A sample that one version answers right and the other wrong.
 
     Attributes:
-        id: Of the sample.
+        id: The id of the sample.
         label: True class.
         old: Prediction of the old version.
         new: Prediction of the new version.

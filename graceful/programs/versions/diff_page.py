@@ -21,7 +21,7 @@ def write(difference: Difference, path: Path, spec: Mapping[str, Any] | None = N
 
     Args:
         difference: What to show.
-        path: Of the HTML file.
+        path: The path of the HTML file.
         spec: Whose task has the samples; None: the recorded one of the new version, unless that names a file of code,
             which a registry is not trusted with.
 

@@ -63,7 +63,7 @@ class Pull:
     """One training sample's term of the margin.
 
     Attributes:
-        id: Of the sample.
+        id: The id of the sample.
         label: Its class.
         term: What it adds, on the scale of the targets.
         before: What it adds in the other version; None: that has no such terms, or not of this sample.
@@ -89,11 +89,11 @@ class Explanation:
     Attributes:
         version, against: Names of the versions.
         sample, split, label: The sample and its class.
-        answer: Of the version.
-        other_answer: Of the other version; None: none was given.
+        answer: The answer of the version.
+        other_answer: The answer of the other version; None: none was given.
         towards, away: The classes whose margin is explained.
         margin, at_start: Of the version and of its starting weights, on the scale of the targets.
-        other_margin: Of the other version, where its terms are known.
+        other_margin: The margin of the other version, where its terms are known.
         terms: Sum over the training samples; that of changes where `other_margin` is known.
         counted, missing: Training samples with a term, and those that the data have no more.
         amplitude: Target of the right class.

@@ -22,7 +22,7 @@ class FetchAhead:
     """Brings runs to the cache of blocks in the background, where two windows of them fit there.
 
     Args:
-        index: Of the shards.
+        index: The index of the shards.
         chosen: [N] samples of the split.
         starts: [R + 1] first position of each run, and N.
     """

@@ -32,7 +32,7 @@ class Member:
     Attributes:
         key: Its path up to the first dot of its name: that of the sample.
         ending: What follows, in lower case.
-        offset: Of its first byte in the shard.
+        offset: The offset of its first byte in the shard.
         data: Its bytes.
     """
 

@@ -55,7 +55,7 @@ class Division:
     """The samples of an index as a section divides them.
 
     Args:
-        index: Of the shards.
+        index: The index of the shards.
         section: Says which samples are in which split, which are trained on, and what the classes are.
     """
 

@@ -77,7 +77,7 @@ class Index:
         shards: The shards.
         starts: [S + 1] first sample of each shard, and the number of samples.
         labels: Names of the labels that occur, sorted.
-        endings: Of the members.
+        endings: The endings of the members.
         first_flaw: Which sample cannot be used, and why; empty where all can be.
     """
 

@@ -76,10 +76,10 @@ class Division:
     """The splits of a table.
 
     Args:
-        index: Of the table.
+        index: The index of the table.
 
     Attributes:
-        index: Of the table.
+        index: The index of the table.
         folder: Where the arrays lie.
         known: Labels of all training rows, whatever share is learned from, sorted.
         names: Splits that there are.
@@ -149,7 +149,7 @@ class _Build:
     """One build of a division.
 
     Args:
-        index: Of the table.
+        index: The index of the table.
         folder: Where the arrays go.
     """
 

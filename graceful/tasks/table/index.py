@@ -48,7 +48,7 @@ class Index:
 
     Attributes:
         table: The rows.
-        section: Of the spec.
+        section: The section of the spec.
         folder: Where the arrays lie.
         labels: Every label that occurs.
         splits: The splits that files or a column name; empty: none is named.
@@ -134,7 +134,7 @@ def open_index(section: TableTask, table: Table, *, split_rows: Sequence[tuple[s
     """Return the index of a table, which is built on the first call on a node.
 
     Args:
-        section: Of the spec.
+        section: The section of the spec.
         table: Its files.
         split_rows: For each part of the files, the split that it is named for and its number of rows.
 

@@ -184,7 +184,7 @@ class _Vocabulary:
         first: The first row of each.
 
     Args:
-        key: Of the column, for messages.
+        key: The key of the column, for messages.
     """
 
     def __init__(self, key: str) -> None:

@@ -180,7 +180,7 @@ def spelled(table: Table, name: str, values: Any) -> Any:
 
     Args:
         table: Which says whether numbers have names (`datasets.ClassLabel`).
-        name: Of the column.
+        name: The name of the column.
         values: A `pyarrow.Array` or chunks of one.
     """
     import pyarrow as pa
@@ -212,7 +212,7 @@ def as_weights(table: Table, name: str, values: Any, *, start: int) -> NDArray[n
 
     Args:
         table: For messages.
-        name: Of the column.
+        name: The name of the column.
         values: A `pyarrow.Array`.
         start: Row of the first.
 

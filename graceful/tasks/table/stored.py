@@ -33,7 +33,7 @@ class Writer:
 
     Args:
         path: The `.npy` file.
-        dtype: Of the array.
+        dtype: The dtype of the array.
         rows: That it will have.
     """
 

@@ -58,6 +58,8 @@ FEWER = {"qdrant": 50}
 """Queries of a backend that takes long for each; a tenth of them from 10^6 vectors on."""
 FEWEST_ADDED = {"qdrant": 100}
 """Vectors that a backend adds instead of 1 % from 10^6 on, because each takes it longer the more there are."""
+READ_SLOWLY = ("pgvector", "qdrant")
+"""Backends of which exact search reads all vectors one by one; the truth comes from the vectors that were added."""
 SERVER = "GRACEFUL_SCALE_SERVER"
 """Holds the process number of a database server."""
 SETTINGS = "-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0"
@@ -177,7 +179,7 @@ def measured(name: str, count: int, folder: Path, step: str) -> list[dict[str, A
         hits = view.search(unit[number : number + 1], space="scale", k=10)
         seconds.append([now - then for now, then in zip(clocks(), begun, strict=True)])
         shared.append(hits.ids[0].tolist())
-    if SERVER in os.environ:  # it would be read row by row
+    if backend in READ_SLOWLY:
         gallery = vectors(count, seed=SEED + 2, prefix="g")
         truth = exact.search(unit, index_queries(gallery.vectors), gallery.ids, 10).ids.tolist()
     else:
